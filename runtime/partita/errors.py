@@ -1,0 +1,50 @@
+"""The errors partita raises on purpose. Apps catch `PartitaError` once and print its one line.
+
+    PartitaError                a user can act on the message
+    ├── SourceError             a model's name leads nowhere: no such path, no network, no space, no access
+    ├── CheckpointError         a file is damaged, truncated or not what it says it is
+    ├── UnsupportedModel        a well-formed model whose mathematics is not implemented
+    ├── TemplateError           a chat template that cannot be rendered
+    ├── ContextError            positions that the cache does not hold, or a context that cannot be
+    ├── MemoryBudgetError       a request that cannot fit; the message carries the numbers and the flags
+    ├── DataError               input text or settings that cannot be used
+    └── BackendUnavailable      the backend or device asked for is not here
+
+Messages name what, where and what to do, in one line.
+"""
+
+
+class PartitaError(Exception):
+    """Root of every error partita raises on purpose."""
+
+
+class SourceError(PartitaError):
+    """A model's name leads nowhere, or its files cannot be fetched."""
+
+
+class CheckpointError(PartitaError):
+    """A checkpoint file is damaged, truncated, or not what it claims to be."""
+
+
+class UnsupportedModel(PartitaError):
+    """The checkpoint is well formed, but its architecture or a field of its config is not implemented."""
+
+
+class TemplateError(PartitaError):
+    """A chat template fails to compile or to render."""
+
+
+class ContextError(PartitaError):
+    """The cache does not hold the positions asked for, or the context cannot be what was asked."""
+
+
+class MemoryBudgetError(PartitaError):
+    """The request cannot fit in memory."""
+
+
+class DataError(PartitaError):
+    """Input text or a setting that cannot be used."""
+
+
+class BackendUnavailable(PartitaError):
+    """The backend or device asked for is not available on this machine."""
