@@ -1,0 +1,254 @@
+"""MLX: Metal on Apple Silicon, MLX's CPU device elsewhere.
+
+On a CPU everything is float32: MLX's products are many times slower there in 16 bits. On Metal the residual stream is
+bfloat16; that path is written from the documentation and has not been measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ml_dtypes
+import mlx.core as mx
+import numpy as np
+from partita.backend import Memory, Sinks
+from partita.errors import BackendUnavailable
+from partita.quantization import Packed
+
+from . import process_memory
+
+Array = mx.array
+
+# On the CPU device a dequantized product wins from here on; Metal's packed product is tiled and always wins.
+PACKED_ROWS = 4
+
+
+class MlxBackend:
+    """See `partita.backend.Backend`."""
+
+    name = "mlx"
+
+    def __init__(self, device: str | None = None, dtype: str = "auto", threads: int | None = None):
+        metal = mx.metal.is_available()
+        if device is None:
+            device = "metal" if metal else "cpu"
+        if device not in ("cpu", "metal"):
+            raise BackendUnavailable(f"the mlx backend has no device {device!r}: give --device cpu or metal")
+        if device == "metal" and not metal:
+            raise BackendUnavailable("MLX finds no Metal device here: leave --device out or give --device cpu")
+        mx.set_default_device(mx.Device(mx.gpu if device == "metal" else mx.cpu))
+        self.device = device
+        self.dtype = dtype if dtype != "auto" else ("bfloat16" if device == "metal" else "float32")
+        self.product_dtype = self.cache_dtype = self.dtype
+        self._float = getattr(mx, self.dtype)
+
+    # Host boundary
+    def array(self, x: np.ndarray, dtype: str | None = None) -> Array:
+        if x.dtype == ml_dtypes.bfloat16:
+            x_mx = mx.array(np.ascontiguousarray(x).view(np.uint16)).view(mx.bfloat16)
+        else:
+            x_mx = mx.array(x)
+        return x_mx.astype(getattr(mx, dtype)) if dtype else x_mx
+
+    def to_numpy(self, x: Array) -> np.ndarray:
+        return np.array(x.astype(mx.float32) if x.dtype == mx.bfloat16 else x)
+
+    def zeros(self, shape: Sequence[int], dtype: str) -> Array:
+        return mx.zeros(tuple(shape), _dtype(dtype))
+
+    def full(self, shape: Sequence[int], value: int | float, dtype: str) -> Array:
+        return mx.full(tuple(shape), value, _dtype(dtype))
+
+    def launch(self, *arrays: Array) -> None:
+        mx.async_eval(*arrays)
+
+    def fetch(self, x: Array) -> Callable[[], np.ndarray]:
+        mx.async_eval(x)
+        return lambda: self.to_numpy(x)
+
+    def sync(self) -> None:
+        mx.synchronize()
+
+    def memory(self) -> Memory:
+        machine = process_memory.read()
+        if self.device == "cpu":
+            return machine
+        limit = int(mx.device_info()["max_recommended_working_set_size"])
+        active = mx.get_active_memory()
+        return Memory(limit, min(machine.free, limit - active), active, mx.get_peak_memory())
+
+    def reset_peak(self) -> None:
+        if self.device == "cpu":
+            process_memory.reset_peak()
+        else:
+            mx.reset_peak_memory()
+
+    # Shape
+    def cast(self, x: Array, dtype: str) -> Array:
+        return x.astype(_dtype(dtype))
+
+    def concat(self, arrays: Sequence[Array], axis: int) -> Array:
+        return mx.concatenate(list(arrays), axis)
+
+    def take(self, x: Array, index: Array, axis: int) -> Array:
+        return mx.take(x, index, axis)
+
+    def where(self, condition: Array, x: Any, y: Any) -> Array:
+        return mx.where(condition, x, y)
+
+    def write(self, buffer: Array, x: Array, index: Array) -> Array:
+        x = x.astype(buffer.dtype)
+        if index.size == 1:
+            return mx.slice_update(buffer, x, index.reshape(1), (2,))
+        wide = mx.broadcast_to(index[:, None, :, None], x.shape)
+        return mx.put_along_axis(buffer, wide, x, 2)
+
+    # Model
+    def prepare(self, weight: np.ndarray | Packed) -> Any:
+        if not isinstance(weight, Packed):
+            return self.array(weight).astype(self._float)
+        # a product whose scales differ from its input's dtype is promoted to float32 on every call: convert them once
+        return Packed(
+            mx.array(weight.weight),
+            self.array(weight.scales).astype(self._float),
+            self.array(weight.biases).astype(self._float),
+            weight.bits,
+            weight.group_size,
+        )
+
+    def prepare_vector(self, x: np.ndarray) -> Array:
+        return self.array(x).astype(self._float)
+
+    def embed(self, weight: Any, tokens: Array) -> Array:
+        if isinstance(weight, Packed):
+            return self.dequantize(weight.map(lambda part: part[tokens])).astype(self._float)
+        return weight[tokens]
+
+    def linear(self, x: Array, weight: Any, bias: Array | None = None) -> Array:
+        if not isinstance(weight, Packed):
+            y = x @ weight.T
+        elif self.device == "cpu" and x.size // x.shape[-1] > PACKED_ROWS:
+            y = x @ self.dequantize(weight).astype(x.dtype).T
+        else:
+            y = mx.quantized_matmul(
+                x, weight.weight, weight.scales, weight.biases, True, weight.group_size, weight.bits
+            )
+        return y if bias is None else y + bias
+
+    def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
+        return mx.fast.rms_norm(x, weight, eps)
+
+    def rope(self, x: Array, cos: Array, sin: Array) -> Array:
+        half = cos.shape[-1]
+        cos, sin = cos[:, None], sin[:, None]  # B 1 T d/2
+        low, high = x[..., :half], x[..., half : 2 * half]
+        parts = [(low * cos - high * sin).astype(x.dtype), (high * cos + low * sin).astype(x.dtype)]
+        if 2 * half < x.shape[-1]:
+            parts.append(x[..., 2 * half :])
+        return mx.concatenate(parts, -1)
+
+    def glu(self, gate: Array, up: Array, activation: str) -> Array:
+        if activation == "silu":
+            return gate * mx.sigmoid(gate) * up
+        inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
+        return 0.5 * gate * (1 + mx.tanh(inner)) * up
+
+    def cached_attention(
+        self, q: Array, k: Any, v: Any, mask: Array, *, scale: float, sinks: Sinks | None, softcap: float | None
+    ) -> Array:
+        b, heads, t, d = q.shape
+        kv_heads = (k.weight if isinstance(k, Packed) else k).shape[1]
+        rep = heads // kv_heads
+        if t > PACKED_ROWS:  # a chunk: packed products would unpack every tile once a row
+            k, v = (self.dequantize(x).astype(q.dtype) if isinstance(x, Packed) else x for x in (k, v))
+
+        def scores(q: Array, k: Any, mask: Array) -> Array:  # B Hkv rep T C, float32
+            grouped = (q * scale).reshape(b, kv_heads, rep * t, d)
+            s = _times(grouped, k, transpose=True).astype(mx.float32).reshape(b, kv_heads, rep, t, -1)
+            if softcap is not None:
+                s = softcap * mx.tanh(s / softcap)
+            return s + mask[:, None, None]
+
+        s = scores(q, k, mask)
+        if sinks is None:
+            p = mx.softmax(s, -1).astype(q.dtype).reshape(b, kv_heads, rep * t, -1)
+            return _times(p, v, transpose=False).reshape(b, heads, t, -1).astype(q.dtype)
+        first = scores(sinks.q, sinks.k, sinks.mask)
+        count = first.shape[-1]
+        p = mx.softmax(mx.concatenate([first, s], -1), -1).astype(q.dtype).reshape(b, kv_heads, rep * t, -1)
+        out = _times(p[..., :count], sinks.v, transpose=False) + _times(p[..., count:], v, transpose=False)
+        return out.reshape(b, heads, t, -1).astype(q.dtype)
+
+    # Quantized keys and values
+    def quantize(self, x: Array, bits: int, group_size: int) -> Packed:
+        *leading, n = x.shape
+        groups = x.astype(mx.float32).reshape(*leading, n // group_size, group_size)
+        low, high = groups.min(-1), groups.max(-1)
+        scales = ((high - low) / (2**bits - 1)).astype(mx.float16)
+        biases = low.astype(mx.float16)
+        step = scales.astype(mx.float32)
+        step = mx.where(step == 0, 1.0, step)
+        integers = mx.round((groups - biases.astype(mx.float32)[..., None]) / step[..., None])
+        integers = mx.clip(integers, 0, 2**bits - 1) * (scales != 0)[..., None]
+        per_word = 32 // bits
+        words = integers.astype(mx.uint32).reshape(*leading, n // per_word, per_word)
+        weight = (words << (mx.arange(per_word, dtype=mx.uint32) * bits)).sum(-1).astype(mx.uint32)
+        return Packed(weight, scales, biases, bits, group_size)
+
+    def dequantize(self, packed: Packed) -> Array:
+        scales, biases = packed.scales.astype(mx.float32), packed.biases.astype(mx.float32)
+        return mx.dequantize(packed.weight, scales, biases, packed.group_size, packed.bits)
+
+    def hadamard(self, x: Array) -> Array:
+        return mx.hadamard_transform(x)
+
+    # Reduce and sample
+    def sum(self, x: Array, axis: int) -> Array:
+        return x.sum(axis)
+
+    def max(self, x: Array, axis: int) -> Array:
+        return x.max(axis)
+
+    def argmax(self, x: Array, axis: int) -> Array:
+        return x.argmax(axis).astype(mx.int32)
+
+    def topk(self, x: Array, k: int) -> tuple[Array, Array]:
+        index = mx.argsort(-x, -1)[..., :k]
+        return mx.take_along_axis(x, index, -1), index.astype(mx.int32)
+
+    def softmax(self, x: Array, axis: int) -> Array:
+        return mx.softmax(x, axis)
+
+    def logsumexp(self, x: Array, axis: int) -> Array:
+        return mx.logsumexp(x, axis)
+
+    def cumsum(self, x: Array, axis: int) -> Array:
+        return mx.cumsum(x, axis)
+
+    def exp(self, x: Array) -> Array:
+        return mx.exp(x)
+
+    def log(self, x: Array) -> Array:
+        return mx.log(x)
+
+    def tanh(self, x: Array) -> Array:
+        return mx.tanh(x)
+
+    def scatter_add(self, x: Array, index: Array, value: float) -> Array:
+        rows = mx.arange(x.shape[0])[:, None]
+        return x.at[rows, index].add(value)
+
+
+def _times(x: Array, y: Any, *, transpose: bool) -> Array:
+    """x times keys (transposed) or values, packed or not."""
+    if isinstance(y, Packed):
+        # scales of keys and values stay in half precision, converted where they are used
+        scales, biases = y.scales.astype(x.dtype), y.biases.astype(x.dtype)
+        return mx.quantized_matmul(x, y.weight, scales, biases, transpose, y.group_size, y.bits)
+    y = y.astype(x.dtype)
+    return x @ (y.swapaxes(2, 3) if transpose else y)
+
+
+def _dtype(name: str) -> mx.Dtype:
+    return mx.bool_ if name == "bool" else getattr(mx, name)

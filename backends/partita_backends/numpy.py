@@ -1,0 +1,191 @@
+"""The oracle: every operation in plain numpy, float32, forward only. Slow and readable on purpose.
+
+The other backends are tested against this one. It holds no tricks: what a formula says is what is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from partita import quantization
+from partita.backend import Memory, Sinks
+from partita.errors import BackendUnavailable
+from partita.quantization import Packed
+
+from . import process_memory
+
+
+class NumpyBackend:
+    """float32 on the CPU, whatever the checkpoint holds."""
+
+    name = "numpy"
+    dtype = "float32"
+    product_dtype = "float32"
+    cache_dtype = "float32"
+
+    def __init__(self, device: str | None = None, dtype: str = "auto", threads: int | None = None):
+        if device not in (None, "cpu"):
+            raise BackendUnavailable(f"the numpy backend has no device {device!r}: leave --device out or give cpu")
+        if dtype not in ("auto", "float32"):
+            raise BackendUnavailable(f"the numpy backend computes in float32 only, not {dtype}: use --dtype float32")
+        self.device = "cpu"
+
+    # Host boundary
+    def array(self, x: np.ndarray, dtype: str | None = None) -> np.ndarray:
+        return np.asarray(x, dtype=_dtype(dtype) if dtype else None)
+
+    def to_numpy(self, x: np.ndarray) -> np.ndarray:
+        return x
+
+    def zeros(self, shape: Sequence[int], dtype: str) -> np.ndarray:
+        return np.zeros(shape, _dtype(dtype))
+
+    def full(self, shape: Sequence[int], value: int | float, dtype: str) -> np.ndarray:
+        return np.full(shape, value, _dtype(dtype))
+
+    def launch(self, *arrays: Any) -> None:
+        pass
+
+    def fetch(self, x: np.ndarray) -> Callable[[], np.ndarray]:
+        return lambda: x
+
+    def sync(self) -> None:
+        pass
+
+    def memory(self) -> Memory:
+        return process_memory.read()
+
+    def reset_peak(self) -> None:
+        process_memory.reset_peak()
+
+    # Shape
+    def cast(self, x: np.ndarray, dtype: str) -> np.ndarray:
+        return x.astype(_dtype(dtype), copy=False)
+
+    def concat(self, arrays: Sequence[np.ndarray], axis: int) -> np.ndarray:
+        return np.concatenate(arrays, axis)
+
+    def take(self, x: np.ndarray, index: np.ndarray, axis: int) -> np.ndarray:
+        return np.take(x, index, axis)
+
+    def where(self, condition: np.ndarray, x: Any, y: Any) -> np.ndarray:
+        chosen = np.where(condition, x, y)
+        return chosen.astype(np.float32) if chosen.dtype == np.float64 else chosen
+
+    def write(self, buffer: np.ndarray, x: np.ndarray, index: np.ndarray) -> np.ndarray:
+        out = buffer.copy()
+        for row in range(buffer.shape[0]):
+            out[row, :, index[row]] = x[row].swapaxes(0, 1)
+        return out
+
+    # Model
+    def prepare(self, weight: np.ndarray | Packed) -> np.ndarray:
+        return quantization.dequantize(weight) if isinstance(weight, Packed) else weight.astype(np.float32)
+
+    def prepare_vector(self, x: np.ndarray) -> np.ndarray:
+        return x.astype(np.float32)
+
+    def embed(self, weight: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        return weight[tokens]
+
+    def linear(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+        y = x @ weight.T
+        return y if bias is None else y + bias
+
+    def rms_norm(self, x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
+        return x / np.sqrt(np.mean(np.square(x), -1, keepdims=True) + np.float32(eps)) * weight
+
+    def rope(self, x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+        half = cos.shape[-1]
+        cos, sin = cos[:, None], sin[:, None]  # B 1 T d/2
+        low, high, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+        return np.concatenate([low * cos - high * sin, high * cos + low * sin, rest], -1)
+
+    def glu(self, gate: np.ndarray, up: np.ndarray, activation: str) -> np.ndarray:
+        if activation == "silu":
+            return gate / (1 + np.exp(-gate)) * up
+        inner = np.float32(np.sqrt(2 / np.pi)) * (gate + np.float32(0.044715) * gate**3)
+        return np.float32(0.5) * gate * (1 + np.tanh(inner)) * up
+
+    def cached_attention(
+        self,
+        q: np.ndarray,
+        k: Any,
+        v: Any,
+        mask: np.ndarray,
+        *,
+        scale: float,
+        sinks: Sinks | None,
+        softcap: float | None,
+    ) -> np.ndarray:
+        k, v = (self.dequantize(x) if isinstance(x, Packed) else x.astype(np.float32) for x in (k, v))
+        heads = q.shape[1] // k.shape[1]
+
+        def scores(q: np.ndarray, k: np.ndarray, mask: np.ndarray) -> np.ndarray:  # B Hq T C
+            s = np.float32(scale) * (q @ np.repeat(k.astype(np.float32), heads, 1).swapaxes(2, 3))
+            if softcap is not None:
+                s = np.float32(softcap) * np.tanh(s / np.float32(softcap))
+            return s + mask[:, None]
+
+        s = scores(q, k, mask)
+        if sinks is not None:
+            s = np.concatenate([scores(sinks.q, sinks.k, sinks.mask), s], -1)
+            v = np.concatenate([sinks.v.astype(np.float32), v], 2)
+        return self.softmax(s, -1) @ np.repeat(v, heads, 1)
+
+    # Quantized keys and values
+    def quantize(self, x: np.ndarray, bits: int, group_size: int) -> Packed:
+        return quantization.quantize_minmax(x, bits, group_size)
+
+    def dequantize(self, packed: Packed) -> np.ndarray:
+        return quantization.dequantize(packed)
+
+    def hadamard(self, x: np.ndarray) -> np.ndarray:
+        return x @ quantization.hadamard_matrix(x.shape[-1])
+
+    # Reduce and sample
+    def sum(self, x: np.ndarray, axis: int) -> np.ndarray:
+        return x.sum(axis)
+
+    def max(self, x: np.ndarray, axis: int) -> np.ndarray:
+        return x.max(axis)
+
+    def argmax(self, x: np.ndarray, axis: int) -> np.ndarray:
+        return x.argmax(axis).astype(np.int32)
+
+    def topk(self, x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        index = np.argsort(-x, -1, kind="stable")[..., :k]
+        return np.take_along_axis(x, index, -1), index.astype(np.int32)
+
+    def softmax(self, x: np.ndarray, axis: int) -> np.ndarray:
+        e = np.exp(x - x.max(axis, keepdims=True))
+        return e / e.sum(axis, keepdims=True)
+
+    def logsumexp(self, x: np.ndarray, axis: int) -> np.ndarray:
+        high = x.max(axis, keepdims=True)
+        return np.squeeze(high, axis) + np.log(np.exp(x - high).sum(axis))
+
+    def cumsum(self, x: np.ndarray, axis: int) -> np.ndarray:
+        return np.cumsum(x, axis, dtype=x.dtype)
+
+    def exp(self, x: np.ndarray) -> np.ndarray:
+        return np.exp(x)
+
+    def log(self, x: np.ndarray) -> np.ndarray:
+        return np.log(x)
+
+    def tanh(self, x: np.ndarray) -> np.ndarray:
+        return np.tanh(x)
+
+    def scatter_add(self, x: np.ndarray, index: np.ndarray, value: float) -> np.ndarray:
+        out = x.copy()
+        for row in range(x.shape[0]):
+            np.add.at(out[row], index[row], np.float32(value))
+        return out
+
+
+def _dtype(name: str) -> Any:
+    return ml_dtypes.bfloat16 if name == "bfloat16" else np.dtype(name)

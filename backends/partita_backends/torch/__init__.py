@@ -1,0 +1,204 @@
+"""torch on CUDA and on the CPU.
+
+On a CPU "auto" keeps the residual stream in float32 and computes products with weights in bfloat16, where torch has an
+int4 kernel and newer processors have instructions; `--dtype float32` computes everything in float32. CUDA runs the same
+code in bfloat16; it is written from the documentation and has not been measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from partita import quantization
+from partita.backend import Memory, Sinks
+from partita.errors import BackendUnavailable
+from partita.quantization import Packed
+
+from .. import process_memory
+from . import attention, weights
+
+Tensor = torch.Tensor
+
+
+class TorchBackend:
+    """See `partita.backend.Backend`."""
+
+    name = "torch"
+
+    def __init__(self, device: str | None = None, dtype: str = "auto", threads: int | None = None):
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device not in ("cpu", "cuda"):
+            raise BackendUnavailable(f"the torch backend has no device {device!r}: give --device cpu or cuda")
+        if device == "cuda" and not torch.cuda.is_available():
+            raise BackendUnavailable("torch finds no CUDA device here: leave --device out, or install a CUDA build")
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.device = device
+        residual, product = ("float32", "bfloat16") if device == "cpu" else ("bfloat16", "bfloat16")
+        self.dtype, self.product_dtype = (residual, product) if dtype == "auto" else (dtype, dtype)
+        self.cache_dtype = self.product_dtype
+        self._device = torch.device(device)
+        self._float = getattr(torch, self.dtype)
+        self._product = getattr(torch, self.product_dtype)
+        self._hadamard: dict[int, Tensor] = {}
+
+    # Host boundary
+    def array(self, x: np.ndarray, dtype: str | None = None) -> Tensor:
+        tensor = weights.from_numpy(x)
+        return tensor.to(device=self._device, dtype=getattr(torch, dtype) if dtype else None)
+
+    def to_numpy(self, x: Tensor) -> np.ndarray:
+        x = x.detach().cpu()
+        return x.float().numpy() if x.dtype == torch.bfloat16 else x.numpy()
+
+    def zeros(self, shape: Sequence[int], dtype: str) -> Tensor:
+        return torch.zeros(tuple(shape), dtype=getattr(torch, dtype), device=self._device)
+
+    def full(self, shape: Sequence[int], value: int | float, dtype: str) -> Tensor:
+        return torch.full(tuple(shape), value, dtype=getattr(torch, dtype), device=self._device)
+
+    def launch(self, *arrays: Tensor) -> None:
+        pass  # torch starts work when an operation is called
+
+    def fetch(self, x: Tensor) -> Callable[[], np.ndarray]:
+        if self.device == "cpu":
+            return lambda: self.to_numpy(x)
+        host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+        host.copy_(x, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record()
+
+        def wait() -> np.ndarray:
+            done.synchronize()
+            return host.numpy()
+
+        return wait
+
+    def sync(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def memory(self) -> Memory:
+        if self.device == "cpu":
+            return process_memory.read()
+        free, total = torch.cuda.mem_get_info()
+        return Memory(total, free, torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated())
+
+    def reset_peak(self) -> None:
+        if self.device == "cpu":
+            process_memory.reset_peak()
+        else:
+            torch.cuda.reset_peak_memory_stats()
+
+    # Shape
+    def cast(self, x: Tensor, dtype: str) -> Tensor:
+        return x.to(getattr(torch, dtype))
+
+    def concat(self, arrays: Sequence[Tensor], axis: int) -> Tensor:
+        return torch.cat(list(arrays), axis)
+
+    def take(self, x: Tensor, index: Tensor, axis: int) -> Tensor:
+        axis = axis % x.ndim
+        taken = x.index_select(axis, index.reshape(-1))
+        return taken.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+
+    def where(self, condition: Tensor, x: Any, y: Any) -> Tensor:
+        return torch.where(condition, x, y)
+
+    def write(self, buffer: Tensor, x: Tensor, index: Tensor) -> Tensor:
+        x = x.to(buffer.dtype)
+        if buffer.shape[0] == 1:
+            return buffer.index_copy_(2, index[0], x)
+        return buffer.scatter_(2, index[:, None, :, None].expand(x.shape).to(torch.int64), x)
+
+    # Model
+    def prepare(self, weight: np.ndarray | Packed) -> Any:
+        if isinstance(weight, Packed):
+            packed = weight.map(lambda part: weights.from_numpy(part).to(self._device))
+            return weights.prepare_packed(packed, self._product)
+        return weights.from_numpy(weight).to(device=self._device, dtype=self._product)
+
+    def prepare_vector(self, x: np.ndarray) -> Tensor:
+        return weights.from_numpy(x).to(device=self._device, dtype=self._float)
+
+    def embed(self, weight: Any, tokens: Tensor) -> Tensor:
+        return weights.rows(weight, tokens).to(self._float)
+
+    def linear(self, x: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
+        y = weights.product(x.to(self._product), weight).to(self._float)
+        return y if bias is None else y + bias
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return torch.nn.functional.rms_norm(x, weight.shape, weight, eps)
+
+    def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        half = cos.shape[-1]
+        cos, sin = cos[:, None], sin[:, None]  # B 1 T d/2
+        wide_cos, signed_sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+        turned = x[..., : 2 * half]
+        swapped = torch.cat([turned[..., half:], turned[..., :half]], -1)
+        turned = torch.addcmul(turned * wide_cos, swapped, signed_sin).to(x.dtype)
+        return turned if 2 * half == x.shape[-1] else torch.cat([turned, x[..., 2 * half :]], -1)
+
+    def glu(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
+        if activation == "silu":
+            return torch.nn.functional.silu(gate) * up
+        return torch.nn.functional.gelu(gate, approximate="tanh") * up
+
+    def cached_attention(
+        self, q: Tensor, k: Any, v: Any, mask: Tensor, *, scale: float, sinks: Sinks | None, softcap: float | None
+    ) -> Tensor:
+        return attention.cached(q, k, v, mask, scale=scale, sinks=sinks, softcap=softcap, product=self._product)
+
+    # Quantized keys and values
+    def quantize(self, x: Tensor, bits: int, group_size: int) -> Packed:
+        return attention.quantize(x, bits, group_size)
+
+    def dequantize(self, packed: Packed) -> Tensor:
+        return weights.dequantize(packed, torch.float32)
+
+    def hadamard(self, x: Tensor) -> Tensor:
+        size = x.shape[-1]
+        if size not in self._hadamard:
+            self._hadamard[size] = self.array(quantization.hadamard_matrix(size))
+        return (x.float() @ self._hadamard[size]).to(x.dtype)
+
+    # Reduce and sample
+    def sum(self, x: Tensor, axis: int) -> Tensor:
+        return x.sum(axis)
+
+    def max(self, x: Tensor, axis: int) -> Tensor:
+        return x.amax(axis)
+
+    def argmax(self, x: Tensor, axis: int) -> Tensor:
+        return x.argmax(axis).to(torch.int32)
+
+    def topk(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        values, index = x.topk(k, -1)
+        return values, index.to(torch.int32)
+
+    def softmax(self, x: Tensor, axis: int) -> Tensor:
+        return x.softmax(axis)
+
+    def logsumexp(self, x: Tensor, axis: int) -> Tensor:
+        return x.logsumexp(axis)
+
+    def cumsum(self, x: Tensor, axis: int) -> Tensor:
+        return x.cumsum(axis)
+
+    def exp(self, x: Tensor) -> Tensor:
+        return x.exp()
+
+    def log(self, x: Tensor) -> Tensor:
+        return x.log()
+
+    def tanh(self, x: Tensor) -> Tensor:
+        return x.tanh()
+
+    def scatter_add(self, x: Tensor, index: Tensor, value: float) -> Tensor:
+        added = torch.full(index.shape, value, dtype=x.dtype, device=x.device)
+        return x.scatter_add(-1, index.to(torch.int64), added)

@@ -1,0 +1,120 @@
+"""Weights on torch: dense tensors, packed ones, and the int4 kernel of torch's CPU build.
+
+`_weight_int4pack_mm_for_cpu` computes x (rows, in) in bfloat16 against (q - 8) * scale + zero, so an affine weight maps by
+zero = bias + 8 * scale, both rounded to bfloat16: a lossy fast path, used only where products are in bfloat16 anyway. An
+8-bit integer is 16 * high + low, so two int4 products give it exactly. Many rows are dequantized and multiplied instead:
+the kernel's cost grows with every row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+from partita.quantization import Packed
+
+Tensor = torch.Tensor
+
+KERNEL_ROWS = 8  # up to here the int4 kernel beats dequantize + matmul (`partita bench decode --rows`)
+KERNEL_GROUPS = (32, 64, 128, 256)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One operand of the int4 kernel: integers in its own layout; (in / group, out, 2) bfloat16 scales and zeros."""
+
+    integers: Tensor
+    scales_zeros: Tensor
+
+    def product(self, x: Tensor, group_size: int) -> Tensor:
+        return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.integers, group_size, self.scales_zeros)
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A packed weight (out, in) and, where the kernel takes it, its operands: one for 4 bits, two for 8."""
+
+    packed: Packed
+    kernels: tuple[Kernel, ...]
+
+
+def from_numpy(x: np.ndarray) -> Tensor:
+    """A tensor over the same numbers; bfloat16 through its bits, read-only memory maps by a copy."""
+    if x.dtype == ml_dtypes.bfloat16:
+        return from_numpy(x.view(np.uint16)).view(torch.bfloat16)
+    x = np.ascontiguousarray(x)
+    return torch.from_numpy(x if x.flags.writeable else x.copy())
+
+
+def prepare_packed(packed: Packed, product: torch.dtype) -> Quantized:
+    """Kernel operands for a weight on the CPU in bfloat16; otherwise the packed form alone."""
+    out, size = packed.shape
+    fits = packed.group_size in KERNEL_GROUPS and out % 16 == 0 and packed.bits in (4, 8)
+    if product != torch.bfloat16 or packed.weight.device.type != "cpu" or not fits:
+        return Quantized(packed, ())
+    q = unpack(packed).view(out, size)
+    scales, biases = packed.scales.float(), packed.biases.float()
+    if packed.bits == 4:
+        return Quantized(packed, (_kernel(q, scales, biases + 8 * scales),))
+    # q = 16 * high + low: the first product takes the coarse part, the second the rest and the whole offset
+    high = _kernel(q >> 4, 16 * scales, torch.zeros_like(scales))
+    low = _kernel(q & 15, scales, biases + 136 * scales)
+    return Quantized(packed, (high, low))
+
+
+def _kernel(q: Tensor, scales: Tensor, zeros: Tensor) -> Kernel:
+    integers = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q.to(torch.int32), 1)
+    both = torch.stack([scales, zeros], -1).transpose(0, 1).contiguous().to(torch.bfloat16)  # groups, out, 2
+    return Kernel(integers, both)
+
+
+def product(x: Tensor, weight: Any) -> Tensor:
+    """x (..., in) times weight (out, in), transposed; in x's dtype."""
+    if not isinstance(weight, Quantized):
+        return torch.nn.functional.linear(x, weight)
+    rows = x.numel() // x.shape[-1]
+    if not weight.kernels or rows > KERNEL_ROWS:
+        return torch.nn.functional.linear(x, dequantize(weight.packed, x.dtype))
+    flat = x.reshape(rows, -1)
+    group_size = weight.packed.group_size
+    y = weight.kernels[0].product(flat, group_size)
+    for kernel in weight.kernels[1:]:
+        y = y.float() + kernel.product(flat, group_size)
+    return y.reshape(*x.shape[:-1], -1)
+
+
+def rows(weight: Any, index: Tensor) -> Tensor:
+    """Rows of a dense or packed weight, for embeddings: (*index.shape, in)."""
+    flat = index.reshape(-1)
+    if isinstance(weight, Quantized):
+        taken = dequantize(weight.packed.map(lambda part: part.index_select(0, flat)), torch.float32)
+    else:
+        taken = weight.index_select(0, flat)
+    return taken.view(*index.shape, -1)
+
+
+def unpack(packed: Packed) -> Tensor:
+    """Integers of a packed tensor, uint8 (..., n / group_size, group_size)."""
+    stream = packed.weight.view(torch.uint8)
+    groups = (*packed.scales.shape, packed.group_size)
+    bits = packed.bits
+    if bits == 8:
+        return stream.view(groups)
+    if bits == 4:
+        return torch.stack([stream & 15, stream >> 4], -1).view(groups)
+    # other widths: read each value from the two bytes it can lie in
+    n = packed.shape[-1]
+    position = torch.arange(n, device=stream.device) * bits
+    wide = torch.nn.functional.pad(stream, (0, 1)).to(torch.int32)
+    pair = wide[..., position // 8] | (wide[..., position // 8 + 1] << 8)
+    return ((pair >> (position % 8)) & (2**bits - 1)).to(torch.uint8).view(groups)
+
+
+def dequantize(packed: Packed, dtype: torch.dtype) -> Tensor:
+    """q * scale + bias in float32, as dtype."""
+    values = unpack(packed).to(torch.float32)
+    values = torch.addcmul(packed.biases[..., None].float(), values, packed.scales[..., None].float())
+    return values.view(packed.shape).to(dtype)

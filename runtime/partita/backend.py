@@ -1,0 +1,163 @@
+"""The seam: what a backend must do for the model, the cache and the sampler that are written once above it.
+
+A backend is an instance handed in as `ops`, never a global, so a test can hold three at once. The operations are
+fused transformer steps rather than a numpy clone. Above the seam only what mlx, torch and numpy arrays share may be
+used: `+ - * / % ** @ & |`, comparison, `.shape`, `.dtype`, `.nbytes`, `.reshape`, `.swapaxes` and basic slicing, and
+never an in-place operator (`x *= s` changes the caller's tensor on torch and not on mlx). A capability is a required
+method: nothing is probed for.
+
+Letters in shapes: B rows of a batch, T new tokens, H heads, D head_dim, C slots, E hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from .quantization import Array, Packed
+
+MASKED = -1e30
+"""Added to a score that must not count. Finite, so that a row that sees nothing gives numbers instead of NaN."""
+
+
+@dataclass(frozen=True)
+class Sinks:
+    """The kept first tokens of a row, which are scored by a query of their own (`cache.py`, rule 4).
+
+    q: (B, Hq, T, D), rotated to the anchored position. k, v: (B, Hkv, S, D), never quantized.
+    mask: float32 (B, T, S), 0 where visible and MASKED elsewhere.
+    """
+
+    q: Array
+    k: Array
+    v: Array
+    mask: Array
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes. `active` and `peak` count what this process allocated on the device (resident memory on a CPU)."""
+
+    total: int
+    free: int
+    active: int
+    peak: int
+
+
+class Backend(Protocol):
+    """One player of the score. dtype names are numpy's, and "bfloat16"."""
+
+    name: str
+    """mlx, torch or numpy."""
+    device: str
+    """metal, cuda or cpu."""
+    dtype: str
+    """dtype of the residual stream: float32, bfloat16 or float16."""
+    product_dtype: str
+    """dtype that products with weights are computed in; differs from `dtype` on CPUs where that is faster."""
+    cache_dtype: str
+    """dtype that 16-bit keys and values are stored in when nothing else is asked for."""
+
+    # Host boundary
+    def array(self, x: np.ndarray, dtype: str | None = None) -> Array: ...
+    def to_numpy(self, x: Array) -> np.ndarray: ...
+    def zeros(self, shape: Sequence[int], dtype: str) -> Array: ...
+    def full(self, shape: Sequence[int], value: int | float, dtype: str) -> Array: ...
+    def launch(self, *arrays: Array) -> None:
+        """Start computing the arrays without waiting for them."""
+        ...
+
+    def fetch(self, x: Array) -> Callable[[], np.ndarray]:
+        """Start copying x to the host; call the result to wait for it."""
+        ...
+
+    def sync(self) -> None: ...
+    def memory(self) -> Memory: ...
+    def reset_peak(self) -> None: ...
+
+    # Shape
+    def cast(self, x: Array, dtype: str) -> Array: ...
+    def concat(self, arrays: Sequence[Array], axis: int) -> Array: ...
+    def take(self, x: Array, index: Array, axis: int) -> Array:
+        """Rows of x chosen by integers of any shape; the index's shape replaces `axis`."""
+        ...
+
+    def where(self, condition: Array, x: Any, y: Any) -> Array: ...
+    def write(self, buffer: Array, x: Array, index: Array) -> Array:
+        """buffer (B, H, C, D) with x (B, H, T, D) at slots index (B, T). The old buffer is dead afterwards."""
+        ...
+
+    # Model
+    def prepare(self, weight: np.ndarray | Packed) -> Any:
+        """A weight (out, in), dense or packed, on the device in the form that `linear` and `embed` are fast with."""
+        ...
+
+    def prepare_vector(self, x: np.ndarray) -> Array:
+        """A norm's weight or a bias, (n,), as float32 or the residual dtype, whichever `rms_norm` wants."""
+        ...
+
+    def embed(self, weight: Any, tokens: Array) -> Array:
+        """Rows (B, T, E) of a prepared weight, in the residual dtype."""
+        ...
+
+    def linear(self, x: Array, weight: Any, bias: Array | None = None) -> Array:
+        """x (..., in) times a prepared weight (out, in), transposed, plus bias: (..., out)."""
+        ...
+
+    def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
+        """x / sqrt(mean(x²) + eps) * weight over the last axis, computed in float32 (arXiv 1910.07467)."""
+        ...
+
+    def rope(self, x: Array, cos: Array, sin: Array) -> Array:
+        """Rotate pairs (i, i + d/2) of the first d = 2 * cos.shape[-1] dims of x (B, H, T, D); cos, sin: (B, T, d/2)
+        float32 (arXiv 2104.09864, in the half-split order of Hugging Face checkpoints)."""
+        ...
+
+    def glu(self, gate: Array, up: Array, activation: str) -> Array:
+        """activation(gate) * up, with "silu" or "gelu_tanh"."""
+        ...
+
+    def cached_attention(
+        self, q: Array, k: Any, v: Any, mask: Array, *, scale: float, sinks: Sinks | None, softcap: float | None
+    ) -> Array:
+        """softmax(scale * q·k + mask) · v with grouped heads: q (B, Hq, T, D) in the residual dtype; k, v (B, Hkv, C, D)
+        arrays or `Packed`; mask float32 (B, T, C), additive. Scores of `sinks` join the same softmax. Soft capping
+        (c * tanh(s / c)) comes before the mask. Softmax in float32; the result is (B, Hq, T, D), residual dtype."""
+        ...
+
+    # Quantized keys and values
+    def quantize(self, x: Array, bits: int, group_size: int) -> Packed:
+        """`quantization.quantize_minmax` in this backend's own operations."""
+        ...
+
+    def dequantize(self, packed: Packed) -> Array:
+        """float32 values of what `quantize` gave."""
+        ...
+
+    def hadamard(self, x: Array) -> Array:
+        """x times the orthonormal Hadamard matrix over the last axis (a power of two); its own inverse."""
+        ...
+
+    # Reduce and sample
+    def sum(self, x: Array, axis: int) -> Array: ...
+    def max(self, x: Array, axis: int) -> Array: ...
+    def argmax(self, x: Array, axis: int) -> Array:
+        """int32; the first of equals."""
+        ...
+
+    def topk(self, x: Array, k: int) -> tuple[Array, Array]:
+        """The k largest along the last axis, descending, with their int32 indices."""
+        ...
+
+    def softmax(self, x: Array, axis: int) -> Array: ...
+    def logsumexp(self, x: Array, axis: int) -> Array: ...
+    def cumsum(self, x: Array, axis: int) -> Array: ...
+    def exp(self, x: Array) -> Array: ...
+    def log(self, x: Array) -> Array: ...
+    def tanh(self, x: Array) -> Array: ...
+    def scatter_add(self, x: Array, index: Array, value: float) -> Array:
+        """x (B, V) with `value` added at index (B, T), once for every occurrence."""
+        ...
