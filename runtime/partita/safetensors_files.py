@@ -1,0 +1,211 @@
+"""safetensors files in: one file or a set with an index, headers checked, tensors mapped without a copy.
+
+Not here: what the names mean. Invariant: a tensor is handed out only if its place was checked against the file's size,
+its shape and its neighbours. The `safetensors` package checks as well, but copies each tensor and has no bfloat16 for
+numpy without a conversion; a map of the file gives the same bytes at no cost.
+
+Format: 8 bytes little-endian header length, a JSON header, the tensors' bytes (offsets count from the header's end).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import mmap
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import CheckpointError
+from .gguf import map_file
+
+MAX_HEADER_BYTES = 25 * 1024 * 1024
+MAX_TENSORS = 100_000
+MAX_DIMENSIONS = 32
+_SAMPLE = 4096  # bytes hashed at each sampled place
+
+_NUMPY = {
+    "BOOL": "?",
+    "U8": "u1",
+    "I8": "i1",
+    "U16": "<u2",
+    "I16": "<i2",
+    "F16": "<f2",
+    "U32": "<u4",
+    "I32": "<i4",
+    "F32": "<f4",
+    "U64": "<u8",
+    "I64": "<i8",
+    "F64": "<f8",
+}
+_WITH_ML_DTYPES = {"BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where one tensor lies: its file, dtype by safetensors' name, shape, first byte in the file, size."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class SafetensorsSet:
+    """The tensors of a folder, over all its files."""
+
+    tensors: Mapping[str, StoredTensor]
+    files: Mapping[str, mmap.mmap]
+    header_ends: Mapping[str, int]
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor as stored, without a copy where it is aligned for its dtype."""
+        tensor = self.tensors[name]
+        data, dtype = self.files[tensor.file], _dtype(tensor.dtype)
+        count = tensor.nbytes // dtype.itemsize
+        if tensor.start % dtype.itemsize:
+            raw = np.frombuffer(data, np.uint8, tensor.nbytes, tensor.start)
+            return raw.copy().view(dtype).reshape(tensor.shape)
+        return np.frombuffer(data, dtype, count, tensor.start).reshape(tensor.shape)
+
+
+def open_folder(folder: Path) -> SafetensorsSet:
+    """All tensors of `model*.safetensors` in a folder, following the index if there is one."""
+    index = folder / "model.safetensors.index.json"
+    expected = _read_index(index) if index.is_file() else None
+    names = sorted(set(expected.values())) if expected is not None else _lone_files(folder)
+    tensors: dict[str, StoredTensor] = {}
+    files: dict[str, mmap.mmap] = {}
+    header_ends: dict[str, int] = {}
+    for name in names:
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{index.name} names {name}, which is not in {folder}; fetch the missing file")
+        files[name] = map_file(folder / name)
+        found, header_ends[name] = read_header(files[name], name)
+        for tensor_name, tensor in found.items():
+            if tensor_name in tensors:
+                raise CheckpointError(f"{name}: tensor {tensor_name!r} is also in {tensors[tensor_name].file}")
+            tensors[tensor_name] = tensor
+    for tensor_name, name in (expected or {}).items():
+        if tensor_name not in tensors or tensors[tensor_name].file != name:
+            raise CheckpointError(f"{index.name}: tensor {tensor_name!r} should be in {name} and is not")
+    return SafetensorsSet(tensors, files, header_ends)
+
+
+def _lone_files(folder: Path) -> list[str]:
+    if (folder / "model.safetensors").is_file():
+        return ["model.safetensors"]
+    names = sorted(path.name for path in folder.glob("model*.safetensors") if path.is_file())
+    if not names:
+        raise CheckpointError(f"{folder}: no model.safetensors and no index; other weight formats are not read")
+    for name in names:
+        shard = re.fullmatch(r"model-(\d+)-of-(\d+)\.safetensors", name)
+        if shard and len(names) != int(shard[2]):
+            raise CheckpointError(f"{folder}: {len(names)} of {int(shard[2])} weight files are there; fetch the others")
+    return names
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    weights = read_json(path).get("weight_map")
+    if not isinstance(weights, dict) or not weights or len(weights) > MAX_TENSORS:
+        raise CheckpointError(f"{path.name}: weight_map is not a table of tensors")
+    for tensor, name in weights.items():
+        plain = isinstance(name, str) and name.endswith(".safetensors") and Path(name).name == name and "\\" not in name
+        if not plain or "\0" in name:
+            raise CheckpointError(f"{path.name}: tensor {tensor!r} points at {name!r}, not a file beside the index")
+    return weights
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; CheckpointError names the file and the place."""
+    try:
+        if path.stat().st_size > 4 * MAX_HEADER_BYTES:
+            raise CheckpointError(f"{path.name}: {path.stat().st_size} bytes are too many for a settings file")
+        return _json_object(path.read_bytes(), path.name)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _json_object(raw: bytes, what: str) -> dict[str, Any]:
+    try:
+        value = json.loads(raw)
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{what}: not JSON: {error.msg} in line {error.lineno}") from None
+    except (UnicodeDecodeError, RecursionError, ValueError):
+        raise CheckpointError(f"{what}: not JSON text") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{what}: not a JSON object")
+    return value
+
+
+def read_header(data: mmap.mmap, file: str) -> tuple[dict[str, StoredTensor], int]:
+    """The tensors of one file and where its header ends, everything checked."""
+    size = len(data)
+    length = int.from_bytes(data[:8], "little") if size >= 8 else 0
+    if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+        raise CheckpointError(f"{file}: a header of {length} bytes in a file of {size}; the file is damaged")
+    header = _json_object(data[8 : 8 + length], f"{file}: header")
+    header.pop("__metadata__", None)
+    if len(header) > MAX_TENSORS:
+        raise CheckpointError(f"{file}: {len(header)} tensors, the limit is {MAX_TENSORS}")
+    base = 8 + length
+    tensors = {name: _stored(file, name, entry, base, size) for name, entry in header.items()}
+    ordered = sorted(tensors.items(), key=lambda item: item[1].start)
+    for (before, first), (after, second) in pairwise(ordered):
+        if first.start + first.nbytes > second.start:
+            raise CheckpointError(f"{file}: tensors {before!r} and {after!r} overlap")
+    return tensors, base
+
+
+def _stored(file: str, name: str, entry: Any, base: int, size: int) -> StoredTensor:
+    where = f"{file}: tensor {name!r}"
+    if not isinstance(entry, dict):
+        raise CheckpointError(f"{where} has no description")
+    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if dtype not in _NUMPY and dtype not in _WITH_ML_DTYPES:
+        raise CheckpointError(f"{where} has the unknown dtype {dtype!r}")
+    if not _naturals(shape) or len(shape) > MAX_DIMENSIONS or not _naturals(offsets) or len(offsets) != 2:
+        raise CheckpointError(f"{where} has shape {shape!r} and offsets {offsets!r}")
+    nbytes = math.prod(shape) * _dtype(dtype).itemsize
+    if offsets[1] - offsets[0] != nbytes:
+        raise CheckpointError(f"{where}: shape {shape} in {dtype} needs {nbytes} bytes, {offsets} are given")
+    if base + offsets[1] > size:
+        raise CheckpointError(f"{where} ends at byte {base + offsets[1]}, the file at {size}; it was cut off")
+    return StoredTensor(file, dtype, tuple(shape), base + offsets[0], nbytes)
+
+
+def _naturals(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 63 for item in value)
+
+
+def _dtype(name: str) -> np.dtype:
+    if name in _NUMPY:
+        return np.dtype(_NUMPY[name])
+    import ml_dtypes
+
+    return np.dtype(getattr(ml_dtypes, _WITH_ML_DTYPES[name]))
+
+
+def fingerprint(files: Mapping[str, mmap.mmap], header_ends: Mapping[str, int]) -> str:
+    """sha256 over each file's name, size, header and 16 blocks of 4 KiB spread evenly over the rest, in hexadecimal.
+
+    Costs milliseconds at any size. It tells checkpoints and truncations apart; it is no proof against forgery.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        data, end = files[name], header_ends[name]
+        digest.update(f"{name}\0{len(data)}\0{end}\0".encode())
+        digest.update(data[:end])
+        rest = len(data) - end
+        for i in range(16):
+            start = end + max(0, rest - _SAMPLE) * i // 15
+            digest.update(data[start : start + _SAMPLE])
+    return digest.hexdigest()
