@@ -21,6 +21,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from .errors import CheckpointError, UnsupportedModel
 
 ROPE_FACTORS = "rope_freqs.weight"  # keeps its name: Hugging Face has no tensor for it
@@ -85,8 +87,8 @@ class _Keys:
     def get(self, key: str, kind: type, default: Any = ...) -> Any:
         """A number or string; an array of equal items (one for each layer) counts as its item."""
         name = f"{self.prefix}.{key}"
-        value = self.metadata.get(name)
-        if isinstance(value, list) and value and kind is not list:
+        value: Any = self.metadata.get(name)
+        if isinstance(value, list) and value:
             if any(item != value[0] for item in value):
                 raise UnsupportedModel(f"{name} differs between layers, which is not implemented for {self.prefix}")
             value = value[0]
@@ -94,20 +96,13 @@ class _Keys:
             if default is ...:
                 raise CheckpointError(f"the GGUF metadata lacks {name}")
             return default
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or value < 0)):
-            raise CheckpointError(f"{name} is {value!r}, not a {kind.__name__}")
-        return clean(value) if kind is float else value
-
-
-def clean(value: float) -> float:
-    """A float32 read from a file as the shortest decimal that rounds to it: 1e-05, not 9.999999747378752e-06."""
-    if not math.isfinite(value):
-        raise CheckpointError(f"a metadata value is {value}, not a finite number")
-    import numpy as np
-
-    return float(str(np.float32(value)))
+        if kind is str and isinstance(value, str):
+            return value
+        if kind is int and type(value) is int and 0 <= value < 1 << 31:
+            return value
+        if kind is float and type(value) in (int, float) and abs(value) < 1e38:  # false for NaN
+            return float(str(np.float32(value)))  # the shortest decimal: 1e-05, not 9.999999747378752e-06
+        raise CheckpointError(f"{name} is {value!r}, which is no usable {kind.__name__}")
 
 
 def architecture(metadata: Mapping[str, Any]) -> Architecture:
@@ -127,9 +122,11 @@ def config_from(metadata: Mapping[str, Any], tensors: Mapping[str, tuple[int, ..
     keys = _Keys(metadata, metadata["general.architecture"], tensors)
     config: dict[str, Any] = {"model_type": row.model_type}
     config |= {field: keys.get(*spec) for field, spec in _COMMON.items()}
-    heads, width = config["num_attention_heads"], config["hidden_size"]
-    if not heads or not width or not config["num_hidden_layers"]:
-        raise CheckpointError("the GGUF metadata gives a model without heads, width or layers")
+    heads, width, layers = config["num_attention_heads"], config["hidden_size"], config["num_hidden_layers"]
+    if not 0 < heads <= width or not 0 < layers <= len(tensors):
+        raise CheckpointError(
+            f"{layers} layers of {heads} heads and width {width} do not go with {len(tensors)} tensors"
+        )
     config["num_key_value_heads"] = config["num_key_value_heads"] or heads
     config["head_dim"] = config["head_dim"] or width // heads
     if (value_length := keys.get("attention.value_length", int, config["head_dim"])) != config["head_dim"]:
@@ -150,7 +147,7 @@ def config_from(metadata: Mapping[str, Any], tensors: Mapping[str, tuple[int, ..
 
 def generation_config_from(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """bos, eos and pad ids. A file that names an end of turn beside its end of text gives both as `eos_token_id`."""
-    ids = {
+    ids: dict[str, Any] = {
         field: value
         for field, key in _TOKEN_IDS.items()
         if isinstance(value := metadata.get(f"tokenizer.ggml.{key}"), int)

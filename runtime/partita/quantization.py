@@ -44,9 +44,7 @@ class Packed:
 
     def map(self, function) -> Packed:
         """The same format with `function` applied to each of the three arrays (a device transfer, a row selection)."""
-        return replace(
-            self, weight=function(self.weight), scales=function(self.scales), biases=function(self.biases)
-        )
+        return replace(self, weight=function(self.weight), scales=function(self.scales), biases=function(self.biases))
 
 
 def check_groups(size: int, bits: int, group_size: int, what: str) -> None:
@@ -65,8 +63,7 @@ def pack(integers: np.ndarray, bits: int) -> np.ndarray:
         for i in range(1, per_byte):
             stream |= parts[..., i] << np.uint8(i * bits)
     else:
-        one_bit = (integers[..., None].astype(np.uint8) >> np.arange(bits, dtype=np.uint8)) & np.uint8(1)
-        stream = np.packbits(one_bit.reshape(*leading, n * bits), axis=-1, bitorder="little")
+        stream = _gather_eights(np.ascontiguousarray(integers, np.uint8), bits).reshape(*leading, n * bits // 8)
     return np.ascontiguousarray(stream).view("<u4")
 
 
@@ -78,8 +75,38 @@ def unpack(words: np.ndarray, bits: int) -> np.ndarray:
         per_byte = 8 // bits
         shifts = np.arange(per_byte, dtype=np.uint8) * np.uint8(bits)
         return ((stream[..., None] >> shifts) & np.uint8(2**bits - 1)).reshape(*leading, w * 4 * per_byte)
-    one_bit = np.unpackbits(stream, axis=-1, bitorder="little").reshape(*leading, w * 32 // bits, bits)
-    return np.packbits(one_bit, axis=-1, bitorder="little")[..., 0]
+    return _spread_eights(stream.reshape(-1, bits)).reshape(*leading, w * 32 // bits)
+
+
+def _gather_eights(integers: np.ndarray, bits: int) -> np.ndarray:
+    """Eight integers below 2**bits are `bits` whole bytes: uint8 (n,) to (n / 8, bits).
+
+    Eight bytes are one 64-bit number; three shifts close the gaps between its lanes, doubling the lanes' width.
+    """
+    x = integers.reshape(-1, 8).view("<u8")
+    for lanes in (4, 2, 1):
+        low = np.uint64(_lane_mask(lanes, 64 // lanes, bits * 4 // lanes))
+        gap = np.uint64(32 // lanes - bits * 4 // lanes)
+        x = (x & low) | ((x >> gap) & np.uint64(_lane_mask(lanes, 64 // lanes, bits * 8 // lanes)) & ~low)
+    return x.view(np.uint8).reshape(-1, 8)[:, :bits]
+
+
+def _spread_eights(stream: np.ndarray) -> np.ndarray:
+    """The inverse of `_gather_eights`: uint8 (m, bits) to (8 * m,)."""
+    bits = stream.shape[1]
+    eights = np.zeros((stream.shape[0], 8), np.uint8)
+    eights[:, :bits] = stream
+    x = eights.view("<u8")
+    for lanes in (1, 2, 4):
+        low = np.uint64(_lane_mask(lanes, 64 // lanes, bits * 4 // lanes))
+        high = np.uint64(_lane_mask(lanes, 64 // lanes, bits * 8 // lanes)) & ~low
+        x = (x & low) | ((x & high) << np.uint64(32 // lanes - bits * 4 // lanes))
+    return x.view(np.uint8).reshape(-1)
+
+
+def _lane_mask(lanes: int, pitch: int, width: int) -> int:
+    """`lanes` runs of `width` ones, `pitch` bits apart."""
+    return sum(((1 << width) - 1) << (lane * pitch) for lane in range(lanes))
 
 
 def dequantize(packed: Packed, dtype: Any = np.float32) -> np.ndarray:
@@ -107,3 +134,46 @@ def quantize_minmax(x: np.ndarray, bits: int, group_size: int) -> Packed:
     integers = np.rint((groups - biases.astype(np.float32)[..., None]) / step[..., None])
     integers = np.clip(integers, 0, 2**bits - 1) * (scales != 0)[..., None]
     return Packed(pack(integers.astype(np.uint8).reshape(*leading, n), bits), scales, biases, bits, group_size)
+
+
+def hadamard_matrix(size: int) -> np.ndarray:
+    """Orthonormal Hadamard matrix (size, size) in float32, Sylvester's order; symmetric, so its own inverse.
+
+    Raises DataError unless size is a power of two.
+    """
+    if size < 1 or size & (size - 1):
+        raise DataError(
+            f"a Hadamard rotation needs a head_dim that is a power of two, not {size}: leave the h out of --kv"
+        )
+    matrix = np.ones((1, 1), np.float32)
+    while matrix.shape[0] < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return (matrix / np.sqrt(np.float32(size))).astype(np.float32)
+
+
+def quantize_weight(x: np.ndarray, bits: int, group_size: int) -> Packed:
+    """Weights: MLX's affine rule (`mx.quantize`), bit for bit for float32 input. x: (*leading, n); scales float32.
+
+    The edge of larger magnitude is a point of the grid exactly, so that zero is nearly one: from the plain step
+    (max - min) / (2**bits - 1), at least 1e-7, take q0 = round(edge / step), then scale = edge / q0 and bias = edge.
+    The scale is negative where the maximum is the edge. Where q0 is 0 the step stays and bias is 0. Ties to even.
+    DataError if n does not divide into groups and words.
+    """
+    *leading, n = x.shape
+    check_groups(n, bits, group_size, "a weight to be quantized")
+    groups = x.astype(np.float32, copy=False).reshape(-1, group_size)
+    low, high = groups.min(-1), groups.max(-1)
+    bins = np.float32(2**bits - 1)
+    below = np.abs(low) > np.abs(high)
+    step = np.maximum((high - low) / bins, np.float32(1e-7))
+    step = np.where(below, step, -step)
+    edge = np.where(below, low, high)
+    q0 = np.rint(edge / step)
+    on_grid = q0 != 0
+    scales = np.where(on_grid, edge / np.where(on_grid, q0, np.float32(1)), step)
+    biases = np.where(on_grid, edge, np.float32(0))
+    integers = np.clip(np.rint((groups - biases[:, None]) / scales[:, None]), 0, bins).astype(np.uint8)
+    shape = (*leading, n // group_size)
+    return Packed(
+        pack(integers.reshape(*leading, n), bits), scales.reshape(shape), biases.reshape(shape), bits, group_size
+    )

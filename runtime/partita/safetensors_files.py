@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -172,7 +172,7 @@ def _stored(file: str, name: str, entry: Any, base: int, size: int) -> StoredTen
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if dtype not in _NUMPY and dtype not in _WITH_ML_DTYPES:
         raise CheckpointError(f"{where} has the unknown dtype {dtype!r}")
-    if not _naturals(shape) or len(shape) > MAX_DIMENSIONS or not _naturals(offsets) or len(offsets) != 2:
+    if not (_naturals(shape) and _naturals(offsets) and len(shape) <= MAX_DIMENSIONS and len(offsets) == 2):
         raise CheckpointError(f"{where} has shape {shape!r} and offsets {offsets!r}")
     nbytes = math.prod(shape) * _dtype(dtype).itemsize
     if offsets[1] - offsets[0] != nbytes:
@@ -182,7 +182,7 @@ def _stored(file: str, name: str, entry: Any, base: int, size: int) -> StoredTen
     return StoredTensor(file, dtype, tuple(shape), base + offsets[0], nbytes)
 
 
-def _naturals(value: Any) -> bool:
+def _naturals(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 63 for item in value)
 
 
