@@ -62,6 +62,10 @@ class Checkpoint(ABC):
         """
 
     @abstractmethod
+    def stored_as(self, name: str) -> str:
+        """How the file keeps a tensor, for reports: a GGUF or safetensors type ("Q4_1", "BF16"), or "4-bit:64"."""
+
+    @abstractmethod
     def fingerprint(self) -> str:
         """A stable identity of the weights in hexadecimal: see `safetensors_files.fingerprint` for what it covers."""
 
@@ -118,6 +122,9 @@ class _GgufCheckpoint(Checkpoint):
             raise CheckpointError(f"{where} has {tensor.shape[0]} rows, which {heads} heads do not divide in pairs")
         order = unpermuted_rows(tensor.shape[0], heads)
         return value.map(lambda part: part[order]) if isinstance(value, Packed) else value[order]
+
+    def stored_as(self, name: str) -> str:
+        return self._tensor(name).type
 
     def fingerprint(self) -> str:
         # not under the file's own name: a renamed file is the same model
@@ -211,6 +218,11 @@ class _FolderCheckpoint(Checkpoint):
         parts = [self.store.read(f"{module}.{part}") for part in ("weight", "scales", "biases")]
         bits, group_size = self._packed[name]
         return Packed(*parts, bits=bits, group_size=group_size)
+
+    def stored_as(self, name: str) -> str:
+        if name not in self._names:
+            raise self.missing(name)
+        return "{}-bit:{}".format(*self._packed[name]) if name in self._packed else self.store.tensors[name].dtype
 
     def fingerprint(self) -> str:
         return safetensors_files.fingerprint(self.store.files, self.store.header_ends)

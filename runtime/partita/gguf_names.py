@@ -84,14 +84,18 @@ class _Keys:
     def __init__(self, metadata: Mapping[str, Any], prefix: str, tensors: Mapping[str, tuple[int, ...]]):
         self.metadata, self.prefix, self.tensors = metadata, prefix, tensors
 
+    def _uniform(self, name: str) -> Any:
+        value = self.metadata.get(name)
+        if not isinstance(value, list) or not value:
+            return value
+        if any(item != value[0] for item in value):
+            raise UnsupportedModel(f"{name} differs between layers, which is not implemented for {self.prefix}")
+        return value[0]
+
     def get(self, key: str, kind: type, default: Any = ...) -> Any:
         """A number or string; an array of equal items (one for each layer) counts as its item."""
         name = f"{self.prefix}.{key}"
-        value: Any = self.metadata.get(name)
-        if isinstance(value, list) and value:
-            if any(item != value[0] for item in value):
-                raise UnsupportedModel(f"{name} differs between layers, which is not implemented for {self.prefix}")
-            value = value[0]
+        value = self._uniform(name)
         if value is None:
             if default is ...:
                 raise CheckpointError(f"the GGUF metadata lacks {name}")
