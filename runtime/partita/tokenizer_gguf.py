@@ -1,0 +1,215 @@
+"""A tokenizer from a GGUF file's metadata. Opens no file: the metadata is a mapping, keys as in the file.
+
+Two kinds exist for the models we run: "gpt2" (byte-level BPE with merges) and "llama" (sentencepiece with scores). Both
+are rebuilt in the library that defines them, so ids are those the model was trained with.
+Invariant: what does not fit together (counts, ids, types) is a CheckpointError, found before the library sees it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .errors import CheckpointError, UnsupportedModel
+from .pretokenizers import Pretokenizer, find
+from .tokenizer import END_TOKENS, Engine, Facts
+from .tokenizer_engines import (
+    SentencePieceEngine,
+    TokenizersEngine,
+    byte_alphabet,
+    byte_level_bytes,
+    is_marker,
+    load_sentencepiece,
+)
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # token types, as in sentencepiece
+_MAX_TOKENS = 4_000_000
+
+
+def read_metadata(metadata: Mapping[str, Any]) -> tuple[Engine, Facts]:
+    """Engine and facts of a GGUF vocabulary."""
+    kind = metadata.get("tokenizer.ggml.model")
+    if kind is None:
+        raise CheckpointError("GGUF: no tokenizer.ggml.model: the file carries no vocabulary")
+    tokens = _tokens(metadata)
+    types = _types(metadata, tokens)
+    if kind == "gpt2":
+        pre = find(str(metadata.get("tokenizer.ggml.pre") or "default"))
+        engine: Engine = _byte_level(metadata, tokens, types, pre)
+        return engine, _facts(metadata, len(tokens), adds_bos=pre.adds_bos)
+    if kind == "llama":
+        engine = _sentencepiece(metadata, tokens, types)
+        return engine, _facts(metadata, len(tokens), adds_bos=True)
+    raise UnsupportedModel(f"tokenizer.ggml.model: a vocabulary of kind {kind!r} is not supported")
+
+
+def _tokens(metadata: Mapping[str, Any]) -> list[str]:
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, Sequence) or not 0 < len(tokens) <= _MAX_TOKENS:
+        raise CheckpointError("tokenizer.ggml.tokens: missing, empty or too long")
+    seen: set[str] = set()
+    result = []
+    for i, token in enumerate(tokens):
+        text = token if isinstance(token, str) else bytes(token).decode("utf-8", "replace")
+        if not text or text in seen:  # a slot that nothing can reach, yet its id counts
+            text = f"[unreachable_{i}]"
+        seen.add(text)
+        result.append(text)
+    return result
+
+
+def _types(metadata: Mapping[str, Any], tokens: list[str]) -> list[int]:
+    """Type of every token; markers count as control tokens whatever the file says of them."""
+    types = metadata.get("tokenizer.ggml.token_type")
+    if types is None:
+        types = [CONTROL if is_marker(token) else NORMAL for token in tokens]
+    if len(types) != len(tokens):
+        raise CheckpointError(f"tokenizer.ggml.token_type: {len(types)} types for {len(tokens)} tokens")
+    result = [int(kind) for kind in types]
+    if not all(NORMAL <= kind <= BYTE for kind in set(result)):
+        raise CheckpointError("tokenizer.ggml.token_type: a type outside 1..6")
+    return result
+
+
+def _id(metadata: Mapping[str, Any], name: str, size: int) -> int | None:
+    value = metadata.get(f"tokenizer.ggml.{name}_token_id")
+    return int(value) if value is not None and 0 <= int(value) < size else None
+
+
+def _facts(metadata: Mapping[str, Any], size: int, *, adds_bos: bool) -> Facts:
+    stops = {_id(metadata, name, size) for name in ("eos", "eot", "eom")} - {None}
+    template = metadata.get("tokenizer.chat_template")
+    return Facts(
+        bos_id=_id(metadata, "bos", size),
+        eos_id=_id(metadata, "eos", size),
+        stop_ids=frozenset(stop for stop in stops if stop is not None),
+        adds_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", adds_bos)),
+        chat_template=template if isinstance(template, str) and template else None,
+    )
+
+
+def _controls(
+    metadata: Mapping[str, Any], tokens: list[str], types: list[int]
+) -> tuple[dict[str, int], frozenset[int]]:
+    """Literals that a user's text must not become, and ids that decoding hides (markers the file calls user-defined,
+    such as `<|tool_call|>`, stay visible: programs look for them in the text)."""
+    named = {_id(metadata, name, len(tokens)) for name in ("bos", "eos", "eot", "eom")}
+    controls, hidden = {}, set()
+    for i, (token, kind) in enumerate(zip(tokens, types, strict=True)):
+        if kind == BYTE or (kind == NORMAL and i not in named and token not in END_TOKENS):
+            continue
+        if kind == CONTROL or i in named or (kind != UNKNOWN and is_marker(token)):
+            controls[token] = i
+        if kind in (CONTROL, UNKNOWN, UNUSED) or i in named or (token in controls and token in END_TOKENS):
+            hidden.add(i)
+    return controls, frozenset(hidden)
+
+
+def _byte_level(
+    metadata: Mapping[str, Any], tokens: list[str], types: list[int], pre: Pretokenizer
+) -> TokenizersEngine:
+    import tokenizers
+    from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
+
+    controls, hidden = _controls(metadata, tokens, types)
+    merges = [tuple(merge.split(" ")) for merge in metadata.get("tokenizer.ggml.merges", ())]
+    if not merges or not all(len(merge) == 2 for merge in merges):
+        raise CheckpointError("tokenizer.ggml.merges: missing, or an entry that is not two tokens")
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    try:
+        model = models.BPE(vocabulary, merges, ignore_merges=pre.whole_words)
+    except Exception as error:  # the library raises bare exceptions: a merge of tokens that are not there
+        raise CheckpointError(f"tokenizer.ggml.merges: {' '.join(str(error).split())}") from error
+    library = tokenizers.Tokenizer(model)
+    if pre.nfc:
+        library.normalizer = normalizers.NFC()
+    splits = [pre_tokenizers.Split(Regex(expression), "isolated") for expression in pre.expressions]
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    library.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
+    own = {i: tokens[i] for i, kind in enumerate(types) if kind == USER_DEFINED and tokens[i] not in controls}
+    library.add_tokens([AddedToken(token, normalized=False) for token in own.values()])
+    library.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in controls])
+    alphabet = byte_alphabet()
+    return TokenizersEngine(
+        library,
+        controls=controls,
+        literals={**own, **{i: token for token, i in controls.items()}},
+        hidden=hidden,
+        to_bytes=lambda text: byte_level_bytes(alphabet, text),
+        space_prefix=False,
+        size=len(tokens),
+    )
+
+
+def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], types: list[int]) -> SentencePieceEngine:
+    scores = metadata.get("tokenizer.ggml.scores")
+    if scores is None or len(scores) != len(tokens):
+        raise CheckpointError("tokenizer.ggml.scores: missing, or not one score for every token")
+    controls, hidden = _controls(metadata, tokens, types)
+    for i in controls.values():
+        types[i] = CONTROL
+    _one_unknown(metadata, tokens, types)
+    # user-defined tokens are written with real spaces in GGUF files, with U+2581 in sentencepiece's
+    pieces = [
+        token.replace(" ", "▁") if kind == USER_DEFINED else token for token, kind in zip(tokens, types, strict=True)
+    ]
+    if len(set(pieces)) != len(pieces):
+        raise CheckpointError("tokenizer.ggml.tokens: two tokens differ only in their spaces")
+    proto = model_proto(pieces, [float(score) for score in scores], types)
+    return SentencePieceEngine(
+        load_sentencepiece(proto, "GGUF vocabulary"),
+        pieces,
+        controls=controls,
+        literals={i: tokens[i] for i, kind in enumerate(types) if kind in (CONTROL, UNKNOWN, USER_DEFINED)},
+        hidden=hidden,
+        space_prefix=bool(metadata.get("tokenizer.ggml.add_space_prefix", True)),
+    )
+
+
+def _one_unknown(metadata: Mapping[str, Any], tokens: list[str], types: list[int]) -> None:
+    """The library wants exactly one unknown token: the one that the file names, else the first of that type."""
+    found = [i for i, kind in enumerate(types) if kind == UNKNOWN]
+    named = _id(metadata, "unknown", len(tokens))
+    chosen = named if named is not None else next(iter(found), None)
+    if chosen is None:
+        raise CheckpointError("tokenizer.ggml.unknown_token_id: a sentencepiece vocabulary needs an unknown token")
+    for i in found:
+        types[i] = UNUSED
+    types[chosen] = UNKNOWN
+
+
+def model_proto(pieces: Sequence[str], scores: Sequence[float], types: Sequence[int]) -> bytes:
+    """A serialized sentencepiece ModelProto (BPE, identity normalization, no added spaces), in protobuf's wire format.
+
+    Field numbers are those of sentencepiece_model.proto. The spaces in front of texts are the engine's affair.
+    """
+    score_bytes = struct.Struct("<f").pack
+    parts = []
+    for piece, score, kind in zip(pieces, scores, types, strict=True):
+        # SentencePiece: piece = 1 (string), score = 2 (float), type = 3 (enum)
+        body = _message(1, piece.encode("utf-8", "replace")) + b"\x15" + score_bytes(score) + b"\x18" + bytes((kind,))
+        parts.append(_message(1, body))
+    fallback = types.count(BYTE) == 256  # the library wants all bytes or none
+    trainer = _integer(3, 2) + _integer(35, int(fallback))  # model_type = BPE, byte_fallback
+    # normalizer: name = 1, add_dummy_prefix = 3, remove_extra_whitespaces = 4, escape_whitespaces = 5
+    normalizer = _message(1, b"identity") + _integer(3, 0) + _integer(4, 0) + _integer(5, 1)
+    return b"".join([*parts, _message(2, trainer), _message(3, normalizer)])
+
+
+def _varint(value: int) -> bytes:
+    if value < 0x80:
+        return bytes((value,))
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def _integer(field: int, value: int) -> bytes:
+    return _varint(field << 3) + _varint(value)
+
+
+def _message(field: int, payload: bytes) -> bytes:
+    return _varint(field << 3 | 2) + _varint(len(payload)) + payload
