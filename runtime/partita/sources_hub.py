@@ -1,0 +1,270 @@
+"""Models of a Hugging Face Hub: `hf:owner/name`, with `@revision`, and `:file.gguf` where a repository holds several.
+
+Files stay in the Hub's own cache, where other tools look too. Only what loading reads is fetched: never a pickle, never
+code. After a fetch a small note in our cache says which files make the model whole, so that a later start needs
+neither the network nor the Hub's library; without a note (another tool downloaded it) the Hub is asked once.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+from .errors import SourceError
+from .sources_cache import (
+    Progress,
+    StoredModel,
+    cache_dir,
+    chain,
+    human,
+    is_no_room,
+    make_folder,
+    need_room,
+    told,
+    write_atomic,
+)
+from .sources_hubfiles import (
+    NAME,
+    SHARD,
+    HubModel,
+    choose,
+    find,
+    find_unnoted,
+    hub_cache,
+    is_whole,
+    listing,
+    located,
+    present,
+    snapshot_of,
+)
+
+POLL = 0.2  # seconds between two looks at the growing files
+
+# ---------------------------------------------------------------- fetching
+
+
+def fetch(model: HubModel, progress: Progress, *, refresh: bool = False) -> Path:
+    """Ask the Hub what the model is, fetch what is missing, and return its folder or GGUF.
+
+    Without a network, a copy that another tool left whole is used, unless the Hub's word is what was asked for
+    (refresh). Raises SourceError.
+    """
+    try:
+        with quiet():
+            folder, files = download(model, progress)
+    except SourceError:
+        raise
+    except Exception as error:  # the library's own errors, its HTTP client's, and the system's
+        failure = explain(model, error)
+        if not refresh and is_unreachable(error) and (found := find(model) or find_unnoted(model)):
+            return found
+        raise failure from error
+    write_atomic(model.note, json.dumps({"name": model.name, "commit": folder.name, "files": files}, indent=1))
+    return located(folder, files)
+
+
+def download(model: HubModel, progress: Progress) -> tuple[Path, list[str]]:
+    """The snapshot's folder and the files that make the model, all of them there."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.utils import tqdm
+
+    class Quiet(tqdm):
+        """The library's bar, never drawn: `progress` is told by watching the files."""
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **{**kwargs, "disable": True})
+
+    with told(progress, None, f"looking for {model.name}"):
+        info = HfApi(library_name="partita").model_info(model.repository, revision=model.revision, files_metadata=True)
+    sizes = {entry.rfilename: entry.size or 0 for entry in info.siblings or []}
+    files = choose(model, sizes)
+    folder = model.storage / "snapshots" / str(info.sha)
+    missing = sum(sizes[file] for file in files if not (folder / file).is_file())
+    need_room(make_folder(hub_cache()), missing, model.name, variable="HF_HOME")
+    with told(progress, missing, f"downloading {model.name}"), watched(model.storage / "blobs", missing, progress):
+        got = snapshot_download(
+            model.repository,
+            revision=model.revision,
+            allow_patterns=[re.sub(r"[*?\[]", r"[\g<0>]", file) for file in files],
+            cache_dir=hub_cache(),
+            library_name="partita",
+            tqdm_class=Quiet,
+        )
+    lost = [file for file in files if not (Path(got) / file).is_file()]
+    if lost:  # the branch moved between the two questions
+        raise SourceError(f"{model.name}: {listing(lost)} did not arrive: try again")
+    return Path(got), files
+
+
+@contextmanager
+def watched(blobs: Path, total: int, progress: Progress) -> Iterator[None]:
+    """Tell `progress` how far `blobs` has grown, up to `total` bytes, from a second thread while the block runs.
+
+    The library's own bars change meaning between its releases; the size of its files does not.
+    """
+    before, ended, seen = held(blobs), threading.Event(), 0
+
+    def look(now: Callable[[], int]) -> None:
+        nonlocal seen
+        grown = min(total, now())
+        if grown > seen:
+            progress.advance(grown - seen)
+            seen = grown
+
+    def loop() -> None:
+        while not ended.wait(POLL):
+            look(lambda: held(blobs) - before)
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    try:
+        yield
+        whole = True
+    except BaseException:
+        whole = False
+        raise
+    finally:
+        ended.set()
+        thread.join()
+    if whole:
+        look(lambda: total)
+
+
+def held(folder: Path) -> int:
+    """Bytes in the files of a folder, which may change meanwhile."""
+    size = 0
+    for path in folder.glob("*"):
+        try:
+            size += path.stat().st_size
+        except OSError:
+            continue
+    return size
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """The library's log lines below errors are not for the user's terminal: what matters becomes one SourceError."""
+    import logging
+
+    from huggingface_hub.utils import logging as library
+
+    before = library.get_verbosity()
+    library.set_verbosity(max(before, logging.ERROR))
+    try:
+        yield
+    finally:
+        library.set_verbosity(before)
+
+
+# ---------------------------------------------------------------- errors
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Whether the network, not the Hub's answer, is the reason."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    errors = list(chain(error))
+    if any(isinstance(e, HfHubHTTPError) and getattr(e.response, "status_code", 0) < 500 for e in errors):
+        return False
+    return any(
+        isinstance(e, (OfflineModeIsEnabled, ConnectionError, TimeoutError, HfHubHTTPError))
+        or type(e).__module__.partition(".")[0].startswith(("httpx", "httpcore"))
+        for e in errors
+    )
+
+
+def explain(model: HubModel, error: Exception) -> SourceError:
+    """What the Hub's library raised, as one line."""
+    from huggingface_hub import errors as hub
+    from huggingface_hub.constants import ENDPOINT
+
+    def first(kind: type) -> BaseException | None:
+        return next((e for e in chain(error) if isinstance(e, kind)), None)
+
+    page = f"{ENDPOINT}/{quote(model.repository)}"
+    if is_no_room(error):
+        return SourceError(f"{model.name}: no space left in {hub_cache()}: free some or point HF_HOME to another disk")
+    if first(hub.GatedRepoError):
+        return SourceError(f"{model.name} is gated: accept its licence on {page}, then set HF_TOKEN to your token")
+    if first(hub.RepositoryNotFoundError):
+        return SourceError(
+            f"{model.name}: neither a folder here nor a repository that {ENDPOINT} shows to you: check the name; a "
+            "private one needs HF_TOKEN"
+        )
+    if first(hub.RevisionNotFoundError):
+        return SourceError(f"hf:{model.repository} has no revision {model.revision!r}: see {page}/tree/main")
+    if first(hub.OfflineModeIsEnabled):
+        return missing_offline(model)
+    if is_unreachable(error):
+        return SourceError(
+            f"{model.name}: {ENDPOINT} cannot be reached or broke off: try again (what has arrived is kept); "
+            "HF_ENDPOINT names another Hub"
+        )
+    answered = first(hub.HfHubHTTPError)
+    if isinstance(answered, hub.HfHubHTTPError):
+        return SourceError(f"{model.name}: {ENDPOINT} answered {answered.response.status_code}: see HF_TOKEN, {page}")
+    said = " ".join(str(error).split())[:300]
+    return SourceError(f"{model.name}: {type(error).__name__}: {said}")
+
+
+def missing_offline(model: HubModel) -> SourceError:
+    return SourceError(
+        f"{model.name} is not whole in {hub_cache()}, and nothing is fetched offline: `partita models pull` when online"
+    )
+
+
+# ---------------------------------------------------------------- list and remove
+
+
+def stored() -> Iterator[StoredModel]:
+    """The whole models in the Hub's cache, whoever put them there, by name."""
+    for storage in sorted(hub_cache().glob("models--*--*")):
+        repository = storage.name.removeprefix("models--").replace("--", "/")
+        refs = storage / "refs"
+        named = sorted(path.relative_to(refs).as_posix() for path in refs.rglob("*") if path.is_file())
+        for revision in named:
+            yield from stored_revision(HubModel(repository, revision))
+
+
+def stored_revision(model: HubModel) -> Iterator[StoredModel]:
+    """The safetensors model of one revision, and each of its GGUF files."""
+    folder = snapshot_of(model)
+    if folder is None or NAME.fullmatch(model.name) is None:
+        return
+    names = present(folder)
+    ggufs = sorted(n for n in names if n.endswith(".gguf") and SHARD.fullmatch(n) is None)
+    try:
+        files = choose(model, [n for n in names if not n.endswith(".gguf")])
+    except SourceError:
+        files = []
+    if files and is_whole(folder, files):
+        yield StoredModel(model.name, folder, sum((folder / f).stat().st_size for f in files), "safetensors")
+    for file in ggufs:
+        name = model.name if len(ggufs) == 1 and not files else f"{model.name}:{file}"
+        yield StoredModel(name, folder / file, (folder / file).stat().st_size, "gguf")
+
+
+def remove(model: HubModel) -> int:
+    """Delete a repository, all its revisions, from the Hub's cache; the bytes that it held. SourceError."""
+    if model.file is not None or model.revision != "main":
+        raise SourceError(
+            f"{model.name}: a repository is removed as a whole: `partita models rm hf:{model.repository}`"
+        )
+    if not model.storage.is_dir():
+        raise SourceError(f"{model.name} is not in {hub_cache()}: `partita models list` shows what is")
+    if model.storage.is_symlink() or model.storage.resolve().parent != hub_cache().resolve():
+        raise SourceError(f"{model.storage} leads outside the cache: not removed")
+    size = sum(path.stat().st_size for path in model.storage.rglob("*") if path.is_file() and not path.is_symlink())
+    for note in (cache_dir() / "hub").glob(f"{model.repository.replace('/', '--')}-????????????????.json"):
+        note.unlink(missing_ok=True)  # first: without its note nothing is taken for whole
+    try:
+        shutil.rmtree(model.storage)
+    except OSError as error:
+        raise SourceError(f"{model.storage} cannot be removed whole ({error.strerror}), {human(size)}") from error
+    return size
