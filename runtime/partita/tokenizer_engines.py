@@ -88,7 +88,7 @@ class TokenizersEngine:
 
 
 class SentencePieceEngine:
-    """A sentencepiece model that adds no space of its own, and control tokens split off by us.
+    """A sentencepiece model, with control tokens split off by us and the space in front of a text written by us.
 
     The library never reads a control piece from text, which is the rule for a user's text; `parse` splits first.
     """
@@ -102,11 +102,13 @@ class SentencePieceEngine:
         literals: Mapping[int, str],
         hidden: frozenset[int],
         space_prefix: bool,
+        writes_space: bool = True,
     ) -> None:
         self.size = len(pieces)
         self.controls = controls
         self.hidden = hidden
         self.space_prefix = space_prefix
+        self._writes_space = space_prefix and writes_space
         self._library = library
         self._pieces = pieces
         self._literals = literals
@@ -131,7 +133,7 @@ class SentencePieceEngine:
     def _plain(self, text: str, first: bool) -> list[int]:
         if not text:
             return []
-        return self._library.encode(" " + text if first and self.space_prefix else text)
+        return self._library.encode(" " + text if first and self._writes_space else text)
 
     def token_text(self, token: int) -> str:
         return self._literals.get(token, self._pieces[token])

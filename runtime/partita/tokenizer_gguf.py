@@ -7,12 +7,12 @@ Invariant: what does not fit together (counts, ids, types) is a CheckpointError,
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .errors import CheckpointError, UnsupportedModel
 from .pretokenizers import Pretokenizer, find
+from .sentencepiece_proto import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Model, bpe_specs, write
 from .tokenizer import END_TOKENS, Engine, Facts
 from .tokenizer_engines import (
     SentencePieceEngine,
@@ -23,7 +23,6 @@ from .tokenizer_engines import (
     load_sentencepiece,
 )
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # token types, as in sentencepiece
 _MAX_TOKENS = 4_000_000
 
 
@@ -156,9 +155,9 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], types: list[i
     ]
     if len(set(pieces)) != len(pieces):
         raise CheckpointError("tokenizer.ggml.tokens: two tokens differ only in their spaces")
-    proto = model_proto(pieces, [float(score) for score in scores], types)
+    model = Model(pieces, [float(score) for score in scores], types, *bpe_specs(types))
     return SentencePieceEngine(
-        load_sentencepiece(proto, "GGUF vocabulary"),
+        load_sentencepiece(write(model, space_prefix=False), "GGUF vocabulary"),  # the engine writes that space
         pieces,
         controls=controls,
         literals={i: tokens[i] for i, kind in enumerate(types) if kind in (CONTROL, UNKNOWN, USER_DEFINED)},
@@ -177,39 +176,3 @@ def _one_unknown(metadata: Mapping[str, Any], tokens: list[str], types: list[int
     for i in found:
         types[i] = UNUSED
     types[chosen] = UNKNOWN
-
-
-def model_proto(pieces: Sequence[str], scores: Sequence[float], types: Sequence[int]) -> bytes:
-    """A serialized sentencepiece ModelProto (BPE, identity normalization, no added spaces), in protobuf's wire format.
-
-    Field numbers are those of sentencepiece_model.proto. The spaces in front of texts are the engine's affair.
-    """
-    score_bytes = struct.Struct("<f").pack
-    parts = []
-    for piece, score, kind in zip(pieces, scores, types, strict=True):
-        # SentencePiece: piece = 1 (string), score = 2 (float), type = 3 (enum)
-        body = _message(1, piece.encode("utf-8", "replace")) + b"\x15" + score_bytes(score) + b"\x18" + bytes((kind,))
-        parts.append(_message(1, body))
-    fallback = types.count(BYTE) == 256  # the library wants all bytes or none
-    trainer = _integer(3, 2) + _integer(35, int(fallback))  # model_type = BPE, byte_fallback
-    # normalizer: name = 1, add_dummy_prefix = 3, remove_extra_whitespaces = 4, escape_whitespaces = 5
-    normalizer = _message(1, b"identity") + _integer(3, 0) + _integer(4, 0) + _integer(5, 1)
-    return b"".join([*parts, _message(2, trainer), _message(3, normalizer)])
-
-
-def _varint(value: int) -> bytes:
-    if value < 0x80:
-        return bytes((value,))
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
-
-
-def _integer(field: int, value: int) -> bytes:
-    return _varint(field << 3) + _varint(value)
-
-
-def _message(field: int, payload: bytes) -> bytes:
-    return _varint(field << 3 | 2) + _varint(len(payload)) + payload

@@ -1,0 +1,219 @@
+"""A tokenizer from a model folder in the layout of the Hub. Runs nothing that the folder brings.
+
+The vocabulary is tokenizer.json, else tokenizer.model; the conventions (BOS, ends of turn, template) are gathered from
+tokenizer_config.json, special_tokens_map.json, generation_config.json, config.json and the template files.
+Invariant: whatever is damaged is named in a CheckpointError; nothing is guessed from a missing file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from . import sentencepiece_proto as proto
+from .errors import CheckpointError
+from .tokenizer import END_TOKENS, Engine, Facts
+from .tokenizer_engines import SentencePieceEngine, TokenizersEngine, decoder_kind, is_marker, load_sentencepiece
+
+_MAX_CONFIG = 64 << 20  # bytes
+_ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+
+
+@dataclass(frozen=True)
+class Configs:
+    """The JSON files beside the vocabulary, {} where one is missing."""
+
+    folder: Path
+    tokenizer: dict[str, Any]
+    specials: dict[str, Any]
+    generation: dict[str, Any]
+    model: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> Configs:
+        names = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "config.json")
+        return cls(folder, *(_json(folder / name) for name in names))
+
+    def role(self, name: str) -> str | None:
+        """Literal of a special token by its role; the tokenizer's own config decides, a null there too."""
+        source = self.tokenizer if name in self.tokenizer else self.specials
+        return _literal(source.get(name))
+
+    def special_literals(self) -> frozenset[str]:
+        """Every token that these files call special."""
+        found = {self.role(name) for name in _ROLES}
+        for source in (self.tokenizer, self.specials):
+            for key in ("additional_special_tokens", "extra_special_tokens"):
+                listed = source.get(key) or ()
+                found |= {_literal(item) for item in (listed.values() if isinstance(listed, dict) else listed)}
+        return frozenset(literal for literal in found if literal)
+
+    def added(self) -> dict[int, tuple[str, bool]]:
+        """Tokens added to the vocabulary: id to (literal, special)."""
+        result = {int(i): (literal, False) for literal, i in _json(self.folder / "added_tokens.json").items()}
+        for i, entry in (self.tokenizer.get("added_tokens_decoder") or {}).items():
+            result[int(i)] = (str(entry["content"]), bool(entry.get("special", False)))
+        return result
+
+    def ids(self, name: str) -> Iterator[int]:
+        """Ids that config.json and generation_config.json give for `eos_token_id` or `bos_token_id`."""
+        for source in (self.generation, self.model, self.model.get("text_config") or {}):
+            value = source.get(name)
+            yield from (int(i) for i in (value if isinstance(value, list) else [value]) if i is not None)
+
+
+def read_folder(folder: Path) -> tuple[Engine, Facts]:
+    """Engine and facts of a model folder."""
+    configs = Configs.read(folder)
+    try:
+        if (folder / "tokenizer.json").is_file():
+            return _from_json(folder / "tokenizer.json", configs)
+        if (folder / "tokenizer.model").is_file():
+            return _from_sentencepiece(folder / "tokenizer.model", configs)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{folder}: a tokenizer config has an unexpected form ({reason})") from error
+    raise CheckpointError(f"{folder}: no tokenizer.json and no tokenizer.model, one of them is needed")
+
+
+def _from_json(path: Path, configs: Configs) -> tuple[Engine, Facts]:
+    library = _load_json(path, configs)
+    controls, hidden = _mark_controls(library, configs.special_literals())
+    added = library.get_added_tokens_decoder()
+    size = max(library.get_vocab_size(), *(i + 1 for i in added), 1)
+    to_bytes, space_prefix = decoder_kind(library)
+    facts = _facts(configs, library.token_to_id, size)
+    # what the file's own post-processor would do, unless the config says it
+    by_itself = facts.bos_id is not None and library.encode("").ids[:1] == [facts.bos_id]
+    engine = TokenizersEngine(
+        library,
+        controls=controls,
+        literals={i: token.content for i, token in added.items()},
+        hidden=hidden,
+        to_bytes=to_bytes,
+        space_prefix=space_prefix,
+        size=size,
+    )
+    return engine, replace(facts, adds_bos=_stated_bos(configs, by_itself))
+
+
+def _load_json(path: Path, configs: Configs) -> Any:
+    import tokenizers
+
+    try:
+        library = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare exceptions
+        raise CheckpointError(f"{path}: {' '.join(str(error).split())[:200]}") from error
+    library.no_truncation()  # a setting of training runs that some files carry: it would cut prompts silently
+    library.no_padding()
+    for i, (literal, special) in sorted(configs.added().items()):
+        if library.token_to_id(literal) is None:
+            library.add_tokens([tokenizers.AddedToken(literal, normalized=False, special=special)])
+            if library.token_to_id(literal) != i:
+                raise CheckpointError(f"{path}: the added token {literal!r} cannot have the id {i} given to it")
+    return library
+
+
+def _mark_controls(library: Any, named: frozenset[str]) -> tuple[dict[str, int], frozenset[int]]:
+    """Controls and hidden ids; tokens that only their form or a config makes control tokens are marked in `library`."""
+    controls, hidden = {}, set()
+    for i, token in library.get_added_tokens_decoder().items():
+        special = token.special or token.content in named
+        if special or is_marker(token.content):
+            controls[token.content] = i
+            if special or token.content in END_TOKENS:
+                hidden.add(i)
+            if not token.special:
+                token.special = True
+                library.add_special_tokens([token])
+    return controls, frozenset(hidden)
+
+
+def _from_sentencepiece(path: Path, configs: Configs) -> tuple[Engine, Facts]:
+    model = proto.read(path.read_bytes(), str(path))
+    added = configs.added()
+    special = configs.special_literals() | {literal for literal, is_special in added.values() if is_special}
+    for i, (literal, is_special) in sorted(added.items()):
+        if i < len(model.pieces):
+            continue
+        if i > len(model.pieces):
+            raise CheckpointError(f"{path}: the added token {literal!r} has the id {i}, {len(model.pieces)} is next")
+        model.add(literal.replace(" ", "▁"), 0.0, proto.CONTROL if is_special else proto.USER_DEFINED)
+    controls, hidden = {}, set()
+    for i, (piece, kind) in enumerate(zip(model.pieces, model.types, strict=True)):
+        marked = kind in (proto.NORMAL, proto.USER_DEFINED) and (piece in special or is_marker(piece))
+        if marked or kind == proto.CONTROL:
+            controls[piece], model.types[i] = i, proto.CONTROL
+        if kind in (proto.CONTROL, proto.UNKNOWN, proto.UNUSED) or (marked and piece in special | END_TOKENS):
+            hidden.add(i)
+    space_prefix, shortens = proto.space_rules(model.normalizer)
+    index = {piece: i for i, piece in enumerate(model.pieces)}
+    engine = SentencePieceEngine(
+        load_sentencepiece(proto.write(model, space_prefix=space_prefix and shortens), str(path)),
+        model.pieces,
+        controls=controls,
+        literals={i: literal for i, (literal, _) in added.items()} | {i: literal for literal, i in controls.items()},
+        hidden=frozenset(hidden),
+        space_prefix=space_prefix,
+        writes_space=not shortens,  # a space of ours would be shortened away: there the library writes it
+    )
+    return engine, replace(_facts(configs, index.get, len(index)), adds_bos=_stated_bos(configs, True))
+
+
+def _stated_bos(configs: Configs, otherwise: bool) -> bool:
+    stated = configs.tokenizer.get("add_bos_token")
+    return stated if isinstance(stated, bool) else otherwise
+
+
+def _facts(configs: Configs, find: Callable[[str], int | None], size: int) -> Facts:
+    """Ids by role. Literals come first for BOS; every source counts for the ends of a turn."""
+    bos, eos = configs.role("bos_token"), configs.role("eos_token")
+    bos_id = find(bos) if bos is not None else None
+    if bos is None and "bos_token" not in configs.tokenizer:
+        bos_id = next((i for i in configs.ids("bos_token_id") if 0 <= i < size), None)
+    stops = [find(eos)] if eos is not None else []
+    stops += [i for i in configs.ids("eos_token_id") if 0 <= i < size]
+    known = [i for i in stops if i is not None]
+    return Facts(
+        bos_id=bos_id,
+        eos_id=next(iter(known), None),
+        stop_ids=frozenset(known),
+        chat_template=_chat_template(configs),
+    )
+
+
+def _chat_template(configs: Configs) -> str | None:
+    file = configs.folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    for source in (configs.tokenizer, _json(configs.folder / "chat_template.json")):
+        template = source.get("chat_template")
+        if isinstance(template, list):  # several by name
+            template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        if isinstance(template, str) and template:
+            return template
+    return None
+
+
+def _literal(value: Any) -> str | None:
+    if isinstance(value, Mapping):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, {} where there is none."""
+    try:
+        if path.stat().st_size > _MAX_CONFIG:
+            raise CheckpointError(f"{path}: more than {_MAX_CONFIG >> 20} MiB of configuration")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({' '.join(str(error).split())})") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: a JSON object is expected")
+    return value
