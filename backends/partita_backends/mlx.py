@@ -28,6 +28,7 @@ class MlxBackend:
     """See `partita.backend.Backend`."""
 
     name = "mlx"
+    asynchronous = True
 
     def __init__(self, device: str | None = None, dtype: str = "auto", threads: int | None = None):
         metal = mx.metal.is_available()

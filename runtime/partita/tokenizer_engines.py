@@ -46,7 +46,19 @@ def sentence_bytes(text: str) -> bytes:
     return text.replace("▁", " ").encode("utf-8", "replace")
 
 
-class TokenizersEngine:
+class _Controls:
+    """What the engines share: where literals of control tokens stand in a text."""
+
+    controls: Mapping[str, int]
+
+    @cached_property
+    def pattern(self) -> re.Pattern[str]:
+        """Matches any control token's literal; longest first, so that one which begins like another is found whole."""
+        names = sorted(self.controls, key=len, reverse=True)
+        return re.compile("(" + "|".join(map(re.escape, names)) + ")" if names else r"((?!))")
+
+
+class TokenizersEngine(_Controls):
     """An instance of the `tokenizers` library.
 
     literals: tokens whose text is taken as it is (added tokens). The library parses control tokens or not by a switch
@@ -87,7 +99,7 @@ class TokenizersEngine:
         return literal.encode("utf-8", "replace") if literal is not None else self._to_bytes(self.token_text(token))
 
 
-class SentencePieceEngine:
+class SentencePieceEngine(_Controls):
     """A sentencepiece model, with control tokens split off by us and the space in front of a text written by us.
 
     The library never reads a control piece from text, which is the rule for a user's text; `parse` splits first.
@@ -113,17 +125,11 @@ class SentencePieceEngine:
         self._pieces = pieces
         self._literals = literals
 
-    @cached_property
-    def _split(self) -> re.Pattern[str]:
-        """Longest literal first, so that a literal which begins like another is found whole."""
-        names = sorted(self.controls, key=len, reverse=True)
-        return re.compile("(" + "|".join(map(re.escape, names)) + ")" if names else r"(?!)()")
-
     def encode(self, text: str, *, parse: bool, first: bool) -> list[int]:
         if not parse:
             return self._plain(text, first)
         ids: list[int] = []
-        for i, part in enumerate(self._split.split(text)):
+        for i, part in enumerate(self.pattern.split(text)):
             if i % 2:
                 ids.append(self.controls[part])
             elif part:  # a control token begins a new text: its first word gets the space again

@@ -41,6 +41,7 @@ class TorchBackend:
         residual, product = ("float32", "bfloat16") if device == "cpu" else ("bfloat16", "bfloat16")
         self.dtype, self.product_dtype = (residual, product) if dtype == "auto" else (dtype, dtype)
         self.cache_dtype = self.product_dtype
+        self.asynchronous = device == "cuda"
         self._device = torch.device(device)
         self._float = getattr(torch, self.dtype)
         self._product = getattr(torch, self.product_dtype)
@@ -49,17 +50,17 @@ class TorchBackend:
     # Host boundary
     def array(self, x: np.ndarray, dtype: str | None = None) -> Tensor:
         tensor = weights.from_numpy(x)
-        return tensor.to(device=self._device, dtype=getattr(torch, dtype) if dtype else None)
+        return tensor.to(device=self._device, dtype=_dtype(dtype) if dtype else None)
 
     def to_numpy(self, x: Tensor) -> np.ndarray:
         x = x.detach().cpu()
         return x.float().numpy() if x.dtype == torch.bfloat16 else x.numpy()
 
     def zeros(self, shape: Sequence[int], dtype: str) -> Tensor:
-        return torch.zeros(tuple(shape), dtype=getattr(torch, dtype), device=self._device)
+        return torch.zeros(tuple(shape), dtype=_dtype(dtype), device=self._device)
 
     def full(self, shape: Sequence[int], value: int | float, dtype: str) -> Tensor:
-        return torch.full(tuple(shape), value, dtype=getattr(torch, dtype), device=self._device)
+        return torch.full(tuple(shape), value, dtype=_dtype(dtype), device=self._device)
 
     def launch(self, *arrays: Tensor) -> None:
         pass  # torch starts work when an operation is called
@@ -96,7 +97,7 @@ class TorchBackend:
 
     # Shape
     def cast(self, x: Tensor, dtype: str) -> Tensor:
-        return x.to(getattr(torch, dtype))
+        return x.to(_dtype(dtype))
 
     def concat(self, arrays: Sequence[Tensor], axis: int) -> Tensor:
         return torch.cat(list(arrays), axis)
@@ -110,10 +111,10 @@ class TorchBackend:
         return torch.where(condition, x, y)
 
     def write(self, buffer: Tensor, x: Tensor, index: Tensor) -> Tensor:
-        x = x.to(buffer.dtype)
+        x, index = x.to(buffer.dtype), index.to(torch.int64)
         if buffer.shape[0] == 1:
             return buffer.index_copy_(2, index[0], x)
-        return buffer.scatter_(2, index[:, None, :, None].expand(x.shape).to(torch.int64), x)
+        return buffer.scatter_(2, index[:, None, :, None].expand(x.shape), x)
 
     # Model
     def prepare(self, weight: np.ndarray | Packed) -> Any:
@@ -202,3 +203,8 @@ class TorchBackend:
     def scatter_add(self, x: Tensor, index: Tensor, value: float) -> Tensor:
         added = torch.full(index.shape, value, dtype=x.dtype, device=x.device)
         return x.scatter_add(-1, index.to(torch.int64), added)
+
+
+def _dtype(name: str) -> torch.dtype:
+    # torch has few operations for unsigned words; packed words are the same bits either way
+    return torch.int32 if name == "uint32" else getattr(torch, name)

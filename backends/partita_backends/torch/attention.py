@@ -66,4 +66,4 @@ def quantize(x: Tensor, bits: int, group_size: int) -> Packed:
     stream = integers.to(torch.uint8).reshape(*leading, n)
     if bits == 4:
         stream = stream[..., 0::2] | (stream[..., 1::2] << 4)
-    return Packed(stream.contiguous().view(torch.int32).view(torch.uint32), scales, biases, bits, group_size)
+    return Packed(stream.contiguous().view(torch.int32), scales, biases, bits, group_size)

@@ -45,6 +45,8 @@ def from_numpy(x: np.ndarray) -> Tensor:
     """A tensor over the same numbers; bfloat16 through its bits, read-only memory maps by a copy."""
     if x.dtype == ml_dtypes.bfloat16:
         return from_numpy(x.view(np.uint16)).view(torch.bfloat16)
+    if x.dtype == np.uint32:  # torch has few operations for unsigned words; the bits are the same
+        x = x.view(np.int32)
     x = np.ascontiguousarray(x)
     return torch.from_numpy(x if x.flags.writeable else x.copy())
 

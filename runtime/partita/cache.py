@@ -1,0 +1,420 @@
+"""The quantized rotating key-value cache: one class, one write path, for every kind of layer.
+
+Slots carry positions. Attention is a sum over slots, so their order never matters: nothing is ever moved, and what a
+query sees is decided by one rule from positions alone:
+
+    a query at q sees the slot at p  iff  0 <= p <= q and (p > q - window or p < sinks)
+
+A window of W is W keys, the query's own included. The first `sinks` tokens of a row are kept for ever, unquantized; the
+others go round a ring of `window + max(slack, chunk - 1)` slots, so that writing first and attending afterwards gives
+every query of a chunk the same keys as any other chunking would. Sinks are scored by a query rotated at
+min(q, sinks + window - 1): they stay where they were just before the ring began to turn, at any length (the rule of
+arXiv 2309.17453, applied to the query, so that stored keys keep their rotation). The last slot of every buffer takes
+what must go nowhere (padding, sinks on their way past the ring); its position is always -1.
+
+Positions and indices are device arrays and buffers grow in blocks, so a decode step has static shapes. The host keeps a
+mirror of each row's length, and never reads the device to know it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .backend import MASKED, Backend, Sinks
+from .config import ModelConfig, RopeConfig
+from .errors import ContextError
+from .kv_format import KVFormat
+from .quantization import Array, Packed, check_groups, hadamard_matrix
+from .rope import RopeTable
+
+BLOCK = 256  # slots; a growing buffer gains this many at a time
+ALIGN = 32  # slots; the size of a full ring is rounded up to this
+DEFAULT_SINKS = 4
+DEFAULT_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Span:
+    """What one kind of layer keeps: the first `sinks` tokens and the last `window`. None: everything."""
+
+    window: int | None
+    sinks: int
+
+    @property
+    def anchor(self) -> int | None:
+        """The last position that a query to the sinks is rotated to."""
+        return None if self.window is None else self.sinks + self.window - 1
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    kv_heads: int
+    head_dim: int
+    span: Span
+    rope: RopeConfig
+    scale: float
+    softcap: float | None
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """Everything that decides a cache's size and behaviour.
+
+    context: tokens that a full-attention layer keeps (None: all). chunk: the longest write. slack: how many tokens
+    `trim` can always take back.
+    """
+
+    layers: tuple[LayerSpec, ...]
+    kv: KVFormat
+    context: int | None
+    sinks: int
+    chunk: int = DEFAULT_CHUNK
+    slack: int = 0
+
+    def ring(self, span: Span) -> int | None:
+        """Slots that a full ring goes round; None where nothing is ever overwritten."""
+        return None if span.window is None else span.window + max(self.slack, self.chunk - 1)
+
+    def slots(self, span: Span, tokens: int) -> int:
+        """Slots allocated once `tokens` have been written, the spare one included."""
+        ring = self.ring(span)
+        needed = -(-(max(tokens - span.sinks, 0) + 1) // BLOCK) * BLOCK
+        return needed if ring is None else min(needed, -(-(ring + 1) // ALIGN) * ALIGN)
+
+
+def plan(
+    config: ModelConfig,
+    kv: KVFormat,
+    *,
+    context: int | None = None,
+    sinks: int | None = None,
+    chunk: int = DEFAULT_CHUNK,
+    slack: int = 0,
+) -> CacheSpec:
+    """The cache of a model. context None: its trained maximum. A sliding layer keeps its own window, without sinks.
+
+    Raises ContextError for a context or sinks that cannot be, DataError for a head_dim that the format does not divide.
+    """
+    context = config.max_positions if context is None else context
+    if context < 1:
+        raise ContextError(f"--context must be at least 1 token, not {context}")
+    if context > config.max_positions:
+        raise ContextError(
+            f"--context {context} is beyond the {config.max_positions} tokens this model was trained on: "
+            f"use --context {config.max_positions} or less (a conversation may still go on without end)"
+        )
+    sinks = min(DEFAULT_SINKS, context - 1) if sinks is None else sinks
+    if not 0 <= sinks < context:
+        raise ContextError(f"--sinks must be from 0 to {context - 1} with --context {context}, not {sinks}")
+    if chunk < 1 or slack < 0:
+        raise ContextError(f"the prefill chunk must be at least 1 and the slack at least 0, not {chunk} and {slack}")
+    for bits in {kv.key_bits, kv.value_bits} - {16, 32}:
+        check_groups(config.head_dim, bits, kv.group_size, f"--kv {kv}")
+    if kv.hadamard:
+        hadamard_matrix(config.head_dim)
+    full = Span(context - sinks, sinks)
+    layers = tuple(
+        LayerSpec(
+            config.num_kv_heads,
+            config.head_dim,
+            full if layer.window is None else Span(layer.window, 0),
+            layer.rope,
+            config.attention_scale,
+            config.attention_softcap,
+        )
+        for layer in config.layers
+    )
+    return CacheSpec(layers, kv, context, sinks, chunk, slack)
+
+
+@dataclass
+class _Buffers:
+    """Keys and values of one layer: the ring (array or Packed) and the sinks (arrays)."""
+
+    k: Array | Packed
+    v: Array | Packed
+    sink_k: Array | None
+    sink_v: Array | None
+
+
+@dataclass
+class _Track:
+    """Positions held by the slots of one kind of layer, shared by its layers: int32 (B, C) and (B, S + 1)."""
+
+    ring: Array
+    sinks: Array | None
+
+
+@dataclass(frozen=True)
+class _View:
+    """Where this step writes and what its queries see, for one kind of layer. None: nothing to write there."""
+
+    ring_index: Array | None
+    sink_index: Array | None
+    ring_mask: Array
+    sink_mask: Array | None
+    anchored: dict[RopeConfig, tuple[Array, Array]]
+    """Angles of the anchored queries; empty while no query is past the anchor."""
+
+
+@dataclass(frozen=True)
+class Slots:
+    """How full a ring is, for people to see. In tokens."""
+
+    sinks: int
+    window: int
+    free: int
+
+
+class Cache:
+    """Keys and values of `batch` rows. See the module's docstring for the rules."""
+
+    def __init__(self, ops: Backend, spec: CacheSpec, batch: int = 1):
+        self.ops, self.spec, self.batch = ops, spec, batch
+        self._ropes = {layer.rope: RopeTable(ops, layer.rope) for layer in spec.layers}
+        self._dense = {32: "float32", 16: "float16" if ops.product_dtype == "float32" else ops.product_dtype}
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything and give the memory back."""
+        self.offsets = [0] * self.batch
+        self._reached = [0] * self.batch  # furthest ever written: what lies a ring behind it is overwritten
+        self._next = self.ops.zeros((self.batch,), "int32")
+        spans = dict.fromkeys(layer.span for layer in self.spec.layers)
+        self._capacity = {span: self.spec.slots(span, 0) for span in spans}
+        self._tracks = {span: self._new_track(span) for span in spans}
+        self._layers = [self._new_buffers(layer) for layer in self.spec.layers]
+        self._views: dict[Span, _View] = {}
+        self._angles: dict[RopeConfig, tuple[Array, Array]] = {}
+
+    # What is held
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of every array held, positions included."""
+        return sum(int(array.nbytes) for array in self.arrays())
+
+    def arrays(self) -> list[Array]:
+        """Every device array of the state."""
+        found = [self._next]
+        for track in self._tracks.values():
+            found += [track.ring, track.sinks]
+        for buffers in self._layers:
+            for side in (buffers.k, buffers.v, buffers.sink_k, buffers.sink_v):
+                found += [side.weight, side.scales, side.biases] if isinstance(side, Packed) else [side]
+        return [array for array in found if array is not None]
+
+    def bytes_per_token(self) -> float:
+        """Bytes that one more token in the ring costs, over all layers."""
+        total = 0.0
+        for layer in self.spec.layers:
+            for bits in (self.spec.kv.key_bits, self.spec.kv.value_bits):
+                overhead = 32 / self.spec.kv.group_size if bits < 16 else 0  # a float16 scale and bias a group
+                total += layer.kv_heads * layer.head_dim * (bits + overhead) / 8
+        return total
+
+    def slots(self, row: int = 0) -> Slots:
+        """Tokens in the sinks and in the window of the full-attention layers (or of the only kind there is)."""
+        span = max(self._tracks, key=lambda s: (s.window is None, s.window or 0))
+        length = self.offsets[row]
+        sinks = min(length, span.sinks)
+        window = length - sinks if span.window is None else min(length - sinks, span.window)
+        total = self.spec.context or length
+        return Slots(sinks, window, max(total - sinks - window, 0))
+
+    # One step: advance, then attend once a layer
+
+    def advance(self, tokens: int, lengths: Sequence[int] | None = None) -> None:
+        """Claim the next positions of every row for a step of `tokens` new ones, and decide what its queries see.
+
+        lengths: how many of them are real in each row (the rest is padding at the end); all, if None.
+        Raises ContextError when the step is longer than the chunk that the ring was made for.
+        """
+        ops = self.ops
+        if tokens > self.spec.chunk:
+            raise ContextError(f"a step of {tokens} tokens is longer than the cache's chunk of {self.spec.chunk}")
+        lengths = [tokens] * self.batch if lengths is None else list(lengths)
+        before, after = self.offsets, [o + n for o, n in zip(self.offsets, lengths, strict=True)]
+        self._grow(max(after))
+        index = ops.array(np.arange(tokens, dtype=np.int32))[None, :]
+        positions = self._next[:, None] + index  # B T
+        if min(lengths) < tokens:
+            real = index < ops.array(np.asarray(lengths, np.int32))[:, None]
+            positions = ops.where(real, positions, -1)
+            self._next = self._next + ops.array(np.asarray(lengths, np.int32))
+        else:
+            self._next = self._next + tokens
+        queries = ops.where(positions < 0, 0, positions) if min(lengths) < tokens else positions
+        self._angles = {}
+        for rope, table in self._ropes.items():
+            table.reserve(max(after))
+            self._angles[rope] = table.angles(queries)
+        self._views = {span: self._view(span, positions, queries, min(before), max(after)) for span in self._tracks}
+        self.offsets = after
+        self._reached = [max(r, a) for r, a in zip(self._reached, after, strict=True)]
+
+    def _view(self, span: Span, positions: Array, queries: Array, first: int, end: int) -> _View:
+        """first, end: the lowest position that this step writes in any row, and one past the highest."""
+        ops, track, ring = self.ops, self._tracks[span], self.spec.ring(span)
+        spare = self._capacity[span] - 1
+        sink_index = ring_index = sink_mask = None
+        q = positions[:, :, None]  # B T 1
+        if track.sinks is not None:
+            if first < span.sinks:
+                kept = (positions >= 0) & (positions < span.sinks)
+                sink_index = ops.where(kept, positions, span.sinks)
+                track.sinks = self._mark(track.sinks, ops.where(kept, positions, -1), sink_index)
+            p = track.sinks[:, None, :]  # B 1 S+1
+            sink_mask = ops.where((p >= 0) & (p <= q), 0.0, MASKED)
+        if end > span.sinks:
+            turning = positions >= span.sinks
+            slot = positions - span.sinks
+            slot = slot if ring is None else slot % ring
+            ring_index = ops.where(turning, slot, spare)
+            track.ring = self._mark(track.ring, ops.where(turning, positions, -1), ring_index)
+        p = track.ring[:, None, :]  # B 1 C
+        seen = (p >= 0) & (p <= q)
+        if span.window is not None:
+            seen = seen & (p > q - span.window)
+        anchored = {}
+        if span.anchor is not None and span.sinks and end - 1 > span.anchor:
+            clamped = ops.where(queries < span.anchor, queries, span.anchor)
+            used = {layer.rope for layer in self.spec.layers if layer.span == span}
+            anchored = {rope: self._ropes[rope].angles(clamped) for rope in used}
+        return _View(ring_index, sink_index, ops.where(seen, 0.0, MASKED), sink_mask, anchored)
+
+    def attend(self, layer: int, q: Array, k: Array, v: Array) -> Array:
+        """Rotate, write, then attend: what this layer's queries see, (B, Hq, T, D).
+
+        q (B, Hq, T, D) and k, v (B, Hkv, T, D) of the step announced by `advance`, before rotation.
+        """
+        ops, spec, buffers = self.ops, self.spec.layers[layer], self._layers[layer]
+        view, angles = self._views[spec.span], self._angles[spec.rope]
+        anchored = ops.rope(q, *view.anchored[spec.rope]) if view.anchored else None
+        q, k = ops.rope(q, *angles), ops.rope(k, *angles)
+        if self.spec.kv.hadamard:  # orthonormal on both sides of every product: scores and sums stay what they were
+            q, k, v = ops.hadamard(q), ops.hadamard(k), ops.hadamard(v)
+            anchored = None if anchored is None else ops.hadamard(anchored)
+        if view.sink_index is not None:
+            buffers.sink_k = ops.write(buffers.sink_k, k, view.sink_index)
+            buffers.sink_v = ops.write(buffers.sink_v, v, view.sink_index)
+        if view.ring_index is not None:
+            buffers.k = self._store(buffers.k, k, view.ring_index)
+            buffers.v = self._store(buffers.v, v, view.ring_index)
+        sinks = None
+        if view.sink_mask is not None:
+            sinks = Sinks(q if anchored is None else anchored, buffers.sink_k, buffers.sink_v, view.sink_mask)
+        out = ops.cached_attention(
+            q, buffers.k, buffers.v, view.ring_mask, scale=spec.scale, sinks=sinks, softcap=spec.softcap
+        )
+        return ops.hadamard(out) if self.spec.kv.hadamard else out
+
+    def _store(self, buffer: Array | Packed, x: Array, index: Array) -> Array | Packed:
+        """The one write path: quantize if the buffer is packed, then put every part at its slots."""
+        if not isinstance(buffer, Packed):
+            return self.ops.write(buffer, x, index)
+        new = self.ops.quantize(x, buffer.bits, buffer.group_size)
+        write = self.ops.write
+        return Packed(
+            write(buffer.weight, new.weight, index),
+            write(buffer.scales, new.scales, index),
+            write(buffer.biases, new.biases, index),
+            buffer.bits,
+            buffer.group_size,
+        )
+
+    def _mark(self, positions: Array, new: Array, index: Array) -> Array:
+        """Positions (B, C) with `new` (B, T) at slots index (B, T), through the same write as keys and values."""
+        written = self.ops.write(positions[:, None, :, None], new[:, None, :, None], index)
+        return written[:, 0, :, 0]
+
+    # Taking back
+
+    def trim(self, tokens: int) -> None:
+        """Take the last `tokens` of every row back, exactly, as if they had never been written.
+
+        Raises ContextError when a position that the new end sees has been overwritten, or the row is shorter.
+        """
+        ends = [offset - tokens for offset in self.offsets]
+        if tokens < 0 or min(ends) < 0:
+            raise ContextError(f"cannot take back {tokens} of {min(self.offsets)} tokens")
+        if not self.can_trim(tokens):
+            raise ContextError(f"cannot take back {tokens} tokens: what the ring held before them is overwritten")
+        ops = self.ops
+        self.offsets = ends
+        self._next = self._next - tokens
+        for track in self._tracks.values():
+            end = self._next[:, None]
+            track.ring = ops.where(track.ring >= end, -1, track.ring)
+            if track.sinks is not None:
+                track.sinks = ops.where(track.sinks >= end, -1, track.sinks)
+
+    def can_trim(self, tokens: int) -> bool:
+        """Whether every position visible after taking `tokens` back is still held."""
+        for span in self._tracks:
+            ring = self.spec.ring(span)
+            if ring is None or span.window is None:
+                continue
+            for offset, reached in zip(self.offsets, self._reached, strict=True):
+                end = offset - tokens
+                oldest_seen = max(span.sinks, end - span.window + 1)
+                if oldest_seen < min(reached - ring, end):
+                    return False
+        return True
+
+    # Memory
+
+    def _grow(self, tokens: int) -> None:
+        for span, capacity in self._capacity.items():
+            wanted = self.spec.slots(span, tokens)
+            if wanted <= capacity:
+                continue
+            more = wanted - capacity
+            track = self._tracks[span]
+            track.ring = self.ops.concat([track.ring, self.ops.full((self.batch, more), -1, "int32")], 1)
+            for layer, buffers in zip(self.spec.layers, self._layers, strict=True):
+                if layer.span == span:
+                    buffers.k = self._extend(buffers.k, self.spec.kv.key_bits, layer, more)
+                    buffers.v = self._extend(buffers.v, self.spec.kv.value_bits, layer, more)
+            self._capacity[span] = wanted
+
+    def _extend(self, buffer: Array | Packed, bits: int, layer: LayerSpec, more: int) -> Array | Packed:
+        new, concat = self._empty(bits, layer, more), self.ops.concat
+        if not isinstance(buffer, Packed):
+            return concat([buffer, new], 2)
+        return Packed(
+            concat([buffer.weight, new.weight], 2),
+            concat([buffer.scales, new.scales], 2),
+            concat([buffer.biases, new.biases], 2),
+            buffer.bits,
+            buffer.group_size,
+        )
+
+    def _empty(self, bits: int, layer: LayerSpec, slots: int) -> Array | Packed:
+        zeros, group = self.ops.zeros, self.spec.kv.group_size
+        lead = (self.batch, layer.kv_heads, slots)
+        if bits >= 16:
+            return zeros((*lead, layer.head_dim), self._dense[bits])
+        scales = (*lead, layer.head_dim // group)
+        weight = zeros((*lead, layer.head_dim * bits // 32), "uint32")
+        return Packed(weight, zeros(scales, "float16"), zeros(scales, "float16"), bits, group)
+
+    def _new_track(self, span: Span) -> _Track:
+        full = self.ops.full
+        sinks = full((self.batch, span.sinks + 1), -1, "int32") if span.sinks else None
+        return _Track(full((self.batch, self._capacity[span]), -1, "int32"), sinks)
+
+    def _new_buffers(self, layer: LayerSpec) -> _Buffers:
+        kv, slots, sinks = self.spec.kv, self._capacity[layer.span], layer.span.sinks
+        sink_k = sink_v = None
+        if sinks:
+            shape = (self.batch, layer.kv_heads, sinks + 1, layer.head_dim)
+            width = min(kv.key_bits, kv.value_bits) if min(kv.key_bits, kv.value_bits) >= 16 else 32
+            dtype = self._dense[width]
+            sink_k, sink_v = self.ops.zeros(shape, dtype), self.ops.zeros(shape, dtype)
+        return _Buffers(
+            self._empty(kv.key_bits, layer, slots), self._empty(kv.value_bits, layer, slots), sink_k, sink_v
+        )

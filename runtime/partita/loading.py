@@ -1,0 +1,172 @@
+"""A checkpoint to a decoder on a device: reads each tensor once, checks its shape, stacks neighbours of one format.
+
+Not here: what the files look like (`checkpoint.py`) or what a config means (`families.py`). One tensor is in host memory
+at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from .backend import Backend
+from .checkpoint import Checkpoint
+from .config import ModelConfig
+from .errors import CheckpointError
+from .families import Names, family, parse
+from .layers import MLP, Linear, RMSNorm, Stack
+from .model import Attention, Block, Decoder
+from .quantization import Packed
+
+
+def read_config(checkpoint: Checkpoint) -> ModelConfig:
+    """The checkpoint's `ModelConfig`, with what only tensors tell: rope factors kept in one, norms that hold the one."""
+    config = dict(checkpoint.config)
+    scaling = config.get("rope_scaling") or {}
+    if "tensor" in scaling:
+        factors = checkpoint.read(scaling["tensor"])
+        assert isinstance(factors, np.ndarray)
+        config["rope_scaling"] = {**scaling, "factors": tuple(float(f) for f in factors)}
+    parsed = parse(config)
+    return replace(parsed, norm_adds_one=False) if checkpoint.norms_include_one else parsed
+
+
+def load_decoder(
+    ops: Backend,
+    checkpoint: Checkpoint,
+    *,
+    stack: bool = True,
+    on_layer: Callable[[int, int], None] | None = None,
+) -> Decoder:
+    """Every weight of the checkpoint, prepared for `ops`.
+
+    stack: store projections of one input as one matrix where their formats allow. on_layer(done, total): progress.
+    Raises CheckpointError for a missing tensor or a shape that the config does not have.
+    """
+    config = read_config(checkpoint)
+    reader = _Reader(ops, checkpoint, config, stack)
+    embedding = reader.matrix(reader.names.embedding, config.vocab_size, config.hidden_size)
+    blocks = []
+    for i in range(config.num_layers):
+        blocks.append(reader.block(i))
+        if on_layer is not None:
+            on_layer(i + 1, config.num_layers)
+    head = Linear(embedding)
+    if not config.tie_embeddings:
+        head = Linear(reader.matrix(reader.names.head, config.vocab_size, config.hidden_size, prefix=""))
+    return Decoder(config, embedding, tuple(blocks), reader.norm(reader.names.norm, config.hidden_size), head)
+
+
+class _Reader:
+    """Tensors by the family's names. Shapes come from the config; a tensor that disagrees is named."""
+
+    def __init__(self, ops: Backend, checkpoint: Checkpoint, config: ModelConfig, stack: bool):
+        self.ops, self.checkpoint, self.config, self.stack = ops, checkpoint, config, stack
+        self.names = family(checkpoint.config).names
+        self.prefix = _prefix(checkpoint, self.names)
+
+    def block(self, i: int) -> Block:
+        c, n = self.config, self.names
+        q, kv, e, f = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim, c.hidden_size, c.intermediate_size
+        attention, mlp = n.attention.format(i=i), n.mlp.format(i=i)
+        projections = [(f"{attention}.q_proj", q), (f"{attention}.k_proj", kv), (f"{attention}.v_proj", kv)]
+        gate_up = [(f"{mlp}.gate_proj", f), (f"{mlp}.up_proj", f)]
+        return Block(
+            self.norm(n.attention_norm.format(i=i), e),
+            Attention(
+                self.projections(projections, e, c.attention_bias),
+                self.linear(f"{attention}.o_proj", e, q, c.attention_bias),
+                self.norm(f"{attention}.q_norm", c.head_dim) if c.qk_norm else None,
+                self.norm(f"{attention}.k_norm", c.head_dim) if c.qk_norm else None,
+                c.head_dim,
+            ),
+            self.norm(n.attention_post_norm.format(i=i), e) if n.attention_post_norm else None,
+            self.norm(n.mlp_norm.format(i=i), e),
+            MLP(
+                self.projections(gate_up, e, c.mlp_bias),
+                self.linear(f"{mlp}.down_proj", e, f, c.mlp_bias),
+                c.activation,
+            ),
+            self.norm(n.mlp_post_norm.format(i=i), e) if n.mlp_post_norm else None,
+        )
+
+    def matrix(self, name: str, out: int, size: int, prefix: str | None = None):
+        return self.ops.prepare(self.read(name, (out, size), prefix))
+
+    def linear(self, name: str, out: int, size: int, bias: bool) -> Linear:
+        vector = self.ops.prepare_vector(self.vector(f"{name}.bias", out)) if bias else None
+        return Linear(self.matrix(name, out, size), vector)
+
+    def norm(self, name: str, size: int) -> RMSNorm:
+        weight = self.vector(f"{name}.weight", size).astype(np.float32)
+        return RMSNorm(self.ops.prepare_vector(weight + 1 if self.config.norm_adds_one else weight), self.config.norm_eps)
+
+    def projections(self, parts: Sequence[tuple[str, int]], size: int, bias: bool) -> Stack:
+        """Matrices (out, size) of one input. Neighbours of equal format become one."""
+        stored: list[Linear] = []
+        sizes: list[tuple[int, ...]] = []
+        run: list[np.ndarray | Packed] = []
+        names: list[tuple[str, int]] = []
+
+        def close() -> None:
+            vectors = [self.vector(f"{name}.bias", out) for name, out in names] if bias else []
+            vector = self.ops.prepare_vector(np.concatenate(vectors)) if bias else None
+            stored.append(Linear(self.ops.prepare(_rows(run)), vector))
+            sizes.append(tuple(out for _, out in names))
+            run.clear()
+            names.clear()
+
+        for name, out in parts:
+            weight = self.read(name, (out, size))
+            if run and not (self.stack and _same_format(run[-1], weight)):
+                close()
+            run.append(weight)
+            names.append((name, out))
+        close()
+        return Stack(tuple(stored), tuple(sizes))
+
+    def vector(self, name: str, size: int) -> np.ndarray:
+        value = self.checkpoint.read(self.prefix + name)
+        if isinstance(value, Packed) or value.shape != (size,):
+            raise CheckpointError(f"{self.checkpoint.path.name}: {name} has shape {value.shape}, the config says ({size},)")
+        return value
+
+    def read(self, name: str, shape: tuple[int, int], prefix: str | None = None) -> np.ndarray | Packed:
+        full = f"{self.prefix if prefix is None else prefix}{name}.weight"
+        value = self.checkpoint.read(full)
+        if tuple(value.shape) != shape:
+            raise CheckpointError(f"{self.checkpoint.path.name}: {full} has shape {value.shape}, the config says {shape}")
+        return value
+
+
+def _prefix(checkpoint: Checkpoint, names: Names) -> str:
+    """Text decoders of multimodal checkpoints keep their tensors under one more name."""
+    present = set(checkpoint.names())
+    for outer in ("", "language_model.", "model.language_model."):
+        prefix = outer + names.prefix if outer != "model.language_model." else outer
+        if f"{prefix}{names.embedding}.weight" in present:
+            return prefix
+    raise checkpoint.missing(f"{names.prefix}{names.embedding}.weight")
+
+
+def _same_format(a: np.ndarray | Packed, b: np.ndarray | Packed) -> bool:
+    if isinstance(a, Packed) and isinstance(b, Packed):
+        return (a.bits, a.group_size, a.scales.dtype) == (b.bits, b.group_size, b.scales.dtype)
+    return not isinstance(a, Packed) and not isinstance(b, Packed) and a.dtype == b.dtype
+
+
+def _rows(parts: list[np.ndarray | Packed]) -> np.ndarray | Packed:
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0]
+    if not isinstance(first, Packed):
+        return np.concatenate(parts)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return Packed(
+        np.concatenate([p.weight for p in parts]),  # pyright: ignore[reportAttributeAccessIssue]
+        np.concatenate([p.scales for p in parts]),  # pyright: ignore[reportAttributeAccessIssue]
+        np.concatenate([p.biases for p in parts]),  # pyright: ignore[reportAttributeAccessIssue]
+        first.bits,
+        first.group_size,
+    )

@@ -1,0 +1,81 @@
+"""One decoder for every family: a transformer whose differences are fields of `ModelConfig`.
+
+Token ids in, logits out. It knows no text, no file format and no array library; keys and values live in the cache, which
+also rotates them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .backend import Backend
+from .cache import Cache
+from .config import ModelConfig
+from .layers import MLP, Linear, RMSNorm, Stack
+from .quantization import Array
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Grouped-query attention over the cache. q_norm, k_norm: over head_dim, before rotation."""
+
+    qkv: Stack
+    out: Linear
+    q_norm: RMSNorm | None
+    k_norm: RMSNorm | None
+    head_dim: int
+
+    def __call__(self, ops: Backend, x: Array, cache: Cache, layer: int) -> Array:
+        b, t, _ = x.shape
+        q, k, v = (y.reshape(b, t, -1, self.head_dim) for y in self.qkv(ops, x))  # B T H D
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(ops, q), self.k_norm(ops, k)
+        out = cache.attend(layer, q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2))
+        return self.out(ops, out.swapaxes(1, 2).reshape(b, t, -1))
+
+
+@dataclass(frozen=True)
+class Block:
+    attention_norm: RMSNorm
+    attention: Attention
+    attention_post_norm: RMSNorm | None
+    mlp_norm: RMSNorm
+    mlp: MLP
+    mlp_post_norm: RMSNorm | None
+
+    def __call__(self, ops: Backend, x: Array, cache: Cache, layer: int) -> Array:
+        y = self.attention(ops, self.attention_norm(ops, x), cache, layer)
+        x = x + (y if self.attention_post_norm is None else self.attention_post_norm(ops, y))
+        y = self.mlp(ops, self.mlp_norm(ops, x))
+        return x + (y if self.mlp_post_norm is None else self.mlp_post_norm(ops, y))
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """embedding: prepared (V, E). head: prepared (V, E), the embedding itself where they are tied."""
+
+    config: ModelConfig
+    embedding: object
+    blocks: tuple[Block, ...]
+    norm: RMSNorm
+    head: Linear
+
+    def __call__(
+        self, ops: Backend, tokens: Array, cache: Cache, *, logits: Literal["last", "all", "none"] = "last"
+    ) -> Array | None:
+        """Feed int32 tokens (B, T) at the cache's next positions.
+
+        Returns float32 logits: (B, V) after the last token, (B, T, V) after each, or None when only the cache matters.
+        """
+        cache.advance(tokens.shape[1])
+        x = ops.embed(self.embedding, tokens)
+        if self.config.embedding_scale is not None:
+            x = x * ops.full((1,), self.config.embedding_scale, ops.dtype)  # rounded to the residual dtype, as trained
+        for i, block in enumerate(self.blocks):
+            x = block(ops, x, cache, i)
+        if logits == "none":
+            return None
+        y = ops.cast(self.head(ops, self.norm(ops, x[:, -1] if logits == "last" else x)), "float32")
+        cap = self.config.logit_softcap
+        return y if cap is None else cap * ops.tanh(y / cap)
