@@ -12,7 +12,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -65,7 +65,8 @@ def fetch(model: HubModel, progress: Progress, *, refresh: bool = False) -> Path
         if not refresh and is_unreachable(error) and (found := find(model) or find_unnoted(model)):
             return found
         raise failure from error
-    write_atomic(model.note, json.dumps({"name": model.name, "commit": folder.name, "files": files}, indent=1))
+    with suppress(OSError, SourceError):  # without the note, the next start only asks the Hub again
+        write_atomic(model.note, json.dumps({"name": model.name, "commit": folder.name, "files": files}, indent=1))
     return located(folder, files)
 
 

@@ -18,7 +18,7 @@ from .sources_cache import Progress, cache_dir, is_no_room, need_room, no_room, 
 
 NEARLY_FULL = 1 << 20  # bytes
 POLL = 0.1  # seconds between two looks at a running pip
-ANNOUNCED = re.compile(r"Downloading \S+\.whl(?:\S*) \(([\d.]+) (bytes|kB|MB|GB)\)")
+ANNOUNCED = re.compile(r"Downloading \S+\.whl(?:[?#]\S*)? \(([\d.]+) (bytes|kB|MB|GB)\)")
 UNITS = {"bytes": 1, "kB": 1_000, "MB": 1_000_000, "GB": 1_000_000_000}
 VERSIONS = re.compile(r"\(from versions: ([^)]*)\)")
 UNREACHABLE = re.compile(

