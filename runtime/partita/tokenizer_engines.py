@@ -51,9 +51,13 @@ class _Controls:
 
     controls: Mapping[str, int]
 
-    @cached_property
+    @property
     def pattern(self) -> re.Pattern[str]:
         """Matches any control token's literal; longest first, so that one which begins like another is found whole."""
+        return self._compiled
+
+    @cached_property  # on demand: thousands of literals take tens of milliseconds
+    def _compiled(self) -> re.Pattern[str]:
         names = sorted(self.controls, key=len, reverse=True)
         return re.compile("(" + "|".join(map(re.escape, names)) + ")" if names else r"((?!))")
 

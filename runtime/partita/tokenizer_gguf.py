@@ -7,7 +7,7 @@ Invariant: what does not fit together (counts, ids, types) is a CheckpointError,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from .errors import CheckpointError, UnsupportedModel
@@ -31,26 +31,30 @@ def read_metadata(metadata: Mapping[str, Any]) -> tuple[Engine, Facts]:
     kind = metadata.get("tokenizer.ggml.model")
     if kind is None:
         raise CheckpointError("GGUF: no tokenizer.ggml.model: the file carries no vocabulary")
-    tokens = _tokens(metadata)
-    types = _types(metadata, tokens)
-    if kind == "gpt2":
-        pre = find(str(metadata.get("tokenizer.ggml.pre") or "default"))
-        engine: Engine = _byte_level(metadata, tokens, types, pre)
-        return engine, _facts(metadata, len(tokens), adds_bos=pre.adds_bos)
-    if kind == "llama":
-        engine = _sentencepiece(metadata, tokens, types)
-        return engine, _facts(metadata, len(tokens), adds_bos=True)
-    raise UnsupportedModel(f"tokenizer.ggml.model: a vocabulary of kind {kind!r} is not supported")
+    if kind not in ("gpt2", "llama"):
+        raise UnsupportedModel(f"tokenizer.ggml.model: a vocabulary of kind {kind!r} is not supported")
+    pre = find(str(metadata.get("tokenizer.ggml.pre") or "default")) if kind == "gpt2" else None
+    try:
+        tokens = _tokens(metadata)
+        types = _types(metadata, tokens)
+        facts = _facts(metadata, len(tokens), adds_bos=pre is None or pre.adds_bos)
+        engine = _byte_level(metadata, tokens, types, pre) if pre else _sentencepiece(metadata, tokens, types)
+    except (AttributeError, OverflowError, TypeError, ValueError) as error:  # a value of another type than its key's
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"tokenizer.ggml: a value has an unexpected form ({reason})") from error
+    return engine, facts
 
 
 def _tokens(metadata: Mapping[str, Any]) -> list[str]:
     tokens = metadata.get("tokenizer.ggml.tokens")
-    if not isinstance(tokens, Sequence) or not 0 < len(tokens) <= _MAX_TOKENS:
+    if tokens is None or not 0 < len(tokens) <= _MAX_TOKENS:
         raise CheckpointError("tokenizer.ggml.tokens: missing, empty or too long")
     seen: set[str] = set()
     result = []
     for i, token in enumerate(tokens):
-        text = token if isinstance(token, str) else bytes(token).decode("utf-8", "replace")
+        text = token.decode("utf-8", "replace") if isinstance(token, bytes) else token
+        if not isinstance(text, str):
+            raise CheckpointError(f"tokenizer.ggml.tokens: entry {i} is not a string")
         if not text or text in seen:  # a slot that nothing can reach, yet its id counts
             text = f"[unreachable_{i}]"
         seen.add(text)

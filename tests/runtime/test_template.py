@@ -1,0 +1,202 @@
+"""Chat templates: the dialect, the sandbox, the limits; and conversations as ids, where user text stays text."""
+
+import json
+import threading
+import time
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from partita.errors import TemplateError
+from partita.template import MAX_SOURCE, ChatTemplate, encode_chat
+from partita.tokenizer import Facts, Tokenizer
+
+CHATML = (
+    "{%- for message in messages %}\n{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}\n"
+    "{%- endfor %}\n{%- if add_generation_prompt %}\n{{- '<|im_start|>assistant\\n' }}\n{%- endif %}"
+)
+CONTROLS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>"]
+HELLO = [{"role": "user", "content": "hello"}]
+CONVERSATION = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": " What's 2+2?\n\n é 🤽 "},
+    {"role": "assistant", "content": "4"},
+    {"role": "user", "content": "世界"},
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    library = tokenizers.Tokenizer(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    options = {"special_tokens": CONTROLS, "initial_alphabet": alphabet, "show_progress": False}
+    library.train_from_iterator([CHATML, "user assistant system hello"], trainers.BpeTrainer(vocab_size=360, **options))
+    library.save(str(path / "tokenizer.json"))
+    config = {"bos_token": "<s>", "eos_token": "<|im_end|>", "add_bos_token": True, "chat_template": CHATML}
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return Tokenizer.from_folder(folder)
+
+
+@pytest.fixture(scope="module")
+def template(tokenizer):
+    return ChatTemplate.of(tokenizer)
+
+
+def rendered(source, messages=HELLO, **variables):
+    return ChatTemplate(source, bos_token="<s>", eos_token="</s>").render(messages, **variables)
+
+
+def test_blocks_leave_no_whitespace_of_their_own():
+    assert (
+        rendered("{% for m in messages %}\n  {% if true %}\n{{ m.content }}\n  {% endif %}\n{% endfor %}\n.")
+        == "hello\n."
+    )
+
+
+def test_the_helpers_that_templates_expect():
+    assert rendered("{{ bos_token }}{{ eos_token }}") == "<s></s>"
+    assert rendered("{{ {'b': '<é>', 'a': 1}|tojson }}") == '{"b": "<é>", "a": 1}'
+    assert rendered("{{ [1]|tojson(indent=2) }}") == "[\n  1\n]"
+    assert rendered("{{ strftime_now('%Y') }}") == time.strftime("%Y")
+    assert rendered("{% generation %}x{% endgeneration %}") == "x"
+    assert rendered("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}") == "01"
+    assert rendered("{{ 'a' ~ 1 ~ none ~ [2] }}{{ tools is none }}{{ add_generation_prompt }}") == "a1None[2]TrueTrue"
+    assert rendered("{{ thinking }}{{ missing }}", thinking=False) == "False"
+    assert rendered("{% set ns = namespace(x=1) %}{% set ns.x = ns.x + 1 %}{{ ns.x * 3 % 4 }}{{ 2 ** 8 }}") == "2256"
+    assert rendered("{{ '%s-%02d' % ('a', 3) }}{{ '-' * 3 }}{{ [1] + [2] }}") == "a-03---[1, 2]"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{% if %}", "line 1"),
+        ("a\n{{ raise_exception('only\n users') }}", "only users"),
+        ("{{ messages[7].content }}", "no element 7"),
+        ("{{ ''.__class__.__mro__ }}", "unsafe"),
+        ("{{ messages.append(1) }}", "unsafe"),
+        ("{{ messages[0].update({'role': 'x'}) }}", "unsafe"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+        ("{{ 'a' * 10**12 }}", "too large"),
+        ("{{ [1] * 10**9 }}", "too large"),
+        ("{{ (10**10) ** 100000 }}", "too large"),
+        ("{{ '%999999999d' % 1 }}", "too large"),
+        ("{{ 'a'.center(10**9) }}", "unsafe"),
+        ("{{ 'a'|center(10**9) }}", "center"),
+        ("{% set n = namespace(x='aa') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}", "too large"),
+        ("{% set n = namespace(x='aa') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}", "too large"),
+        ("{% for i in range(99999) %}{{ 'a' * 9999 }}{% endfor %}", "writes more"),
+        ("{% for i in range(1000000) %}{% endfor %}", "range"),
+        ("{{ messages|tojson(nonsense=1) }}", "nonsense"),
+        ("x" * (MAX_SOURCE + 1), "characters"),
+    ],
+)
+def test_what_a_template_may_not_do_is_one_error_in_one_line(source, message):
+    with pytest.raises(TemplateError, match=message) as caught:
+        rendered(source)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("chat template: ")
+
+
+ENDLESS = [
+    "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3,
+    "{{ ([range(99999)] * 99999)|map('sum')|sum }}",
+]
+
+
+@pytest.mark.parametrize("source", ENDLESS)
+@pytest.mark.parametrize("main_thread", [True, False])
+def test_an_endless_template_ends_and_its_thread_too(source, main_thread):
+    caught = []
+
+    def attempt():
+        try:
+            ChatTemplate(source, seconds=0.3).render(HELLO)
+        except TemplateError as error:
+            caught.append(error)
+
+    begin = time.monotonic()
+    if main_thread:
+        attempt()
+    else:
+        thread = threading.Thread(target=attempt)
+        thread.start()
+        thread.join()
+    assert time.monotonic() - begin < 5
+    assert "did not finish within 0.3 seconds" in str(caught[0])
+    deadline = time.monotonic() + 10
+    while any(thread.name == "partita-template" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_messages_are_left_as_they_were(template):
+    messages = [dict(message) for message in CONVERSATION]
+    template.render(messages)
+    assert messages == CONVERSATION
+
+
+def test_a_base_model_is_sent_to_raw(tokenizer):
+    with pytest.raises(TemplateError, match="--raw"):
+        encode_chat(tokenizer, None, HELLO)
+    base = Tokenizer(tokenizer._engine, Facts())
+    with pytest.raises(TemplateError, match="--raw"):
+        ChatTemplate.of(base)
+
+
+def test_ids_are_those_of_transformers(folder, tokenizer, template):
+    from transformers import AutoTokenizer
+
+    judge = AutoTokenizer.from_pretrained(folder)
+    expected = judge.apply_chat_template(CONVERSATION, tokenize=True, add_generation_prompt=True, return_dict=False)
+    assert encode_chat(tokenizer, template, CONVERSATION) == [tokenizer.bos_id, *expected]
+    expected = judge.apply_chat_template(CONVERSATION, tokenize=True, add_generation_prompt=False, return_dict=False)
+    assert encode_chat(tokenizer, template, CONVERSATION, add_generation_prompt=False)[1:] == expected
+
+
+@pytest.mark.parametrize("source", [CHATML, "{{ bos_token }}" + CHATML, "{{ bos_token }}{{ bos_token }}" + CHATML])
+def test_exactly_one_bos_whoever_writes_it(tokenizer, source):
+    ids = encode_chat(tokenizer, ChatTemplate(source, bos_token="<s>"), HELLO)
+    assert ids[0] == tokenizer.bos_id
+    assert ids.count(tokenizer.bos_id) == 1
+
+
+contents = st.lists(st.sampled_from([*CONTROLS, "<|im_", "end|>", "<", "|>", "a b", " ", "é", "\U000f0000"])).map(
+    "".join
+)
+
+
+@given(content=contents)
+@settings(max_examples=60, deadline=None)
+def test_a_users_literal_is_text_and_nothing_is_lost(tokenizer, template, content):
+    messages = [{"role": "user", "content": content}]
+    ids = encode_chat(tokenizer, template, messages)
+    ends, starts = tokenizer.controls["<|im_end|>"], tokenizer.controls["<|im_start|>"]
+    assert (ids.count(starts), ids.count(ends), ids.count(tokenizer.controls["<|endoftext|>"])) == (2, 1, 0)
+    assert tokenizer.decode(ids[1:], specials=True) == template.render(messages)
+
+
+def test_literals_in_tools_and_in_lists_of_parts_are_text(tokenizer):
+    source = "{{ tools|tojson }}{% for m in messages %}{{ m.content[0].text }}{{ m.content[0]|tojson }}{% endfor %}"
+    template = ChatTemplate(source)
+    messages = [{"role": "user", "content": [{"type": "text", "text": "<|im_end|>"}]}]
+    tools = [{"name": "<|im_start|>", "<s>": 1}]
+    ids = encode_chat(tokenizer, template, messages, tools=tools)
+    assert not set(ids[1:]) & set(tokenizer.controls.values())
+    assert tokenizer.decode(ids) == template.render(messages, tools=tools)
+
+
+def test_a_literal_split_between_two_messages_is_still_text(tokenizer):
+    template = ChatTemplate("{% for m in messages %}{{ m.content|trim }}\n{% endfor %}")
+    ids = encode_chat(tokenizer, template, [{"role": "user", "content": "<|im_<|im_end|>end|>"}])
+    assert not set(ids[1:]) & set(tokenizer.controls.values())
