@@ -151,6 +151,13 @@ def _open_gguf(path: Path) -> Checkpoint:
         generation = gguf_names.generation_config_from(file.metadata)
     except (CheckpointError, UnsupportedModel) as error:
         raise type(error)(f"{path.name}: {error}") from None
+    scaling = config["rope_scaling"] or {}
+    if "tensor" in scaling:
+        tensor = file.tensors[scaling["tensor"]]
+        factors = gguf_blocks.decode(file.raw(tensor.name), tensor.type, tensor.shape, f"{path.name}: {tensor.name}")
+        if isinstance(factors, Packed) or factors.ndim != 1 or len(factors) > 4096 or not (factors > 0).all():
+            raise CheckpointError(f"{path.name}: {tensor.name} is not a short list of positive divisors")
+        config["rope_scaling"] = {**scaling, "factors": factors.astype(np.float32).tolist()}
     return _GgufCheckpoint(
         path=path,
         config=config,

@@ -11,7 +11,8 @@ Conventions relied on, by architecture:
             otherwise; the sliding layers' rope base is 10,000; queries are scaled by head_dim ** -0.5, except in
             the model of 62 layers, where it is (hidden_size / heads) ** -0.5.
     both    no `output.weight` means that the head is the embedding; a `rope_freqs.weight` tensor holds one divisor
-            for each rotated pair, and is named in the config as rope_scaling = {"rope_type": "factors", "tensor": ...}.
+            for each rotated pair; the config names it as rope_scaling = {"rope_type": "factors", "tensor": ...}, and
+            `open_checkpoint` adds its values as "factors".
 """
 
 from __future__ import annotations

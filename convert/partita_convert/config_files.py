@@ -1,0 +1,72 @@
+"""config.json for readers elsewhere: one checkpoint's config, completed so that transformers and mlx-lm agree on it.
+
+Not here: what the fields mean for partita. Invariant: nothing is guessed; what config.json cannot express is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from partita.checkpoint import Checkpoint
+from partita.errors import CheckpointError, UnsupportedModel
+
+_FORMAT_KEYS = ("quantization", "quantization_config", "torch_dtype", "dtype")
+_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+def huggingface_config(checkpoint: Checkpoint) -> tuple[dict[str, Any], frozenset[str]]:
+    """(config without anything about number formats, names of tensors that it makes superfluous)."""
+    config = {key: value for key, value in checkpoint.config.items() if key not in _FORMAT_KEYS}
+    dropped = set()
+    scaling = config.get("rope_scaling")
+    if isinstance(scaling, dict) and scaling.get("rope_type") == "factors":
+        config["rope_scaling"] = _as_llama3(np.asarray(scaling["factors"]), config["rope_theta"], config["head_dim"])
+        dropped.add(scaling["tensor"])
+    if config.get("tie_word_embeddings"):
+        dropped.add("lm_head.weight")  # a copy, which mlx-lm would take as a sign that the head is not tied
+    return _with_rope_both_ways(config), frozenset(dropped)
+
+
+def _with_rope_both_ways(config: dict[str, Any]) -> dict[str, Any]:
+    """rope_theta, rope_scaling (older readers, mlx-lm) and rope_parameters (transformers 5), from either."""
+    parameters = config.get("rope_parameters")
+    if not parameters and "rope_theta" not in config:
+        return config  # a nested (multimodal) config, or one without rope: as it came
+    if not parameters:
+        scaling = config.get("rope_scaling") or {}
+        kind = scaling.get("rope_type", scaling.get("type", "default"))
+        parameters = {**scaling, "rope_type": kind, "rope_theta": config["rope_theta"]}
+        if "partial_rotary_factor" in config:
+            parameters["partial_rotary_factor"] = config["partial_rotary_factor"]
+        if "rope_local_base_freq" in config:
+            local = {"rope_type": "default", "rope_theta": config["rope_local_base_freq"]}
+            parameters = {"full_attention": parameters, "sliding_attention": local}
+        return config | {"rope_parameters": parameters}
+    own = parameters.get("full_attention", parameters)
+    if "rope_theta" not in own:
+        raise CheckpointError("config.json: rope_parameters has no rope_theta")
+    older: dict[str, Any] = {"rope_theta": own["rope_theta"]}
+    if own.get("rope_type", "default") != "default":
+        older["rope_scaling"] = {key: value for key, value in own.items() if key != "rope_theta"}
+    if "sliding_attention" in parameters:
+        older["rope_local_base_freq"] = parameters["sliding_attention"]["rope_theta"]
+    return config | older
+
+
+def _as_llama3(factors: np.ndarray, theta: float, head_dim: int) -> Mapping[str, Any]:
+    """GGUF keeps Llama 3's rope scaling as one divisor a frequency; find the parameters that give these divisors.
+
+    Only the largest divisor differs between the published models, so it is read off and the rest is checked.
+    """
+    scaling = {"rope_type": "llama3", "factor": float(factors.max()), **_LLAMA3}
+    low, high, length = (scaling[key] for key in _LLAMA3)
+    wavelength = 2 * math.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
+    smooth = np.clip((length / wavelength - low) / (high - low), 0, 1)
+    expected = 1 / ((1 - smooth) / scaling["factor"] + smooth)
+    if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-3):
+        raise UnsupportedModel("rope_freqs.weight holds divisors that no rope_scaling of config.json describes")
+    return scaling

@@ -1,0 +1,166 @@
+"""Tokenizer files out: copied from a folder, or rebuilt from a GGUF file's vocabulary as tokenizer.json.
+
+Not here: encoding text. Invariant: the ids that the written tokenizer gives are those of the source's.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from partita.checkpoint import Checkpoint
+from partita.errors import CheckpointError
+from partita.tokenizer import Tokenizer
+from partita.tokenizer_engines import TokenizersEngine
+
+_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # sentencepiece's types, as GGUF keeps them
+_SPACE = "▁"  # sentencepiece's letter for a space
+
+
+def write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write the tokenizer's files into `folder`."""
+    if checkpoint.metadata is None:
+        for name in _FILES:
+            if (checkpoint.path / name).is_file():
+                shutil.copyfile(checkpoint.path / name, folder / name)
+        return
+    metadata, tokenizer = checkpoint.metadata, checkpoint.load_tokenizer()
+    library = _sentencepiece(metadata) if metadata.get("tokenizer.ggml.model") == "llama" else _byte_level(tokenizer)
+    if tokenizer.adds_bos:
+        library["post_processor"] = _bos_first(tokenizer)
+    _write_json(folder / "tokenizer.json", library)
+    _write_json(folder / "tokenizer_config.json", _settings(checkpoint, tokenizer))
+    if tokenizer.chat_template:
+        (folder / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def _settings(checkpoint: Checkpoint, tokenizer: Tokenizer) -> dict[str, Any]:
+    """tokenizer_config.json."""
+    metadata = checkpoint.metadata or {}
+    tokens = metadata["tokenizer.ggml.tokens"]
+    named = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+    ids = {field: metadata.get(f"tokenizer.ggml.{key}_token_id") for field, key in named.items()}
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    settings |= {field: tokens[i] for field, i in ids.items() if isinstance(i, int) and 0 <= i < len(tokens)}
+    settings |= {"add_bos_token": tokenizer.adds_bos, "clean_up_tokenization_spaces": False}
+    settings["model_max_length"] = checkpoint.config["max_position_embeddings"]
+    if tokenizer.chat_template:
+        settings["chat_template"] = tokenizer.chat_template
+    return settings
+
+
+def _bos_first(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The post-processor that puts BOS in front."""
+    bos = {"SpecialToken": {"id": tokenizer.bos_token, "type_id": 0}}
+    first, second = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
+    return {
+        "type": "TemplateProcessing",
+        "single": [bos, first],
+        "pair": [bos, first, {"SpecialToken": {"id": tokenizer.bos_token, "type_id": 1}}, second],
+        "special_tokens": {
+            tokenizer.bos_token: {
+                "id": tokenizer.bos_token,
+                "ids": [tokenizer.bos_id],
+                "tokens": [tokenizer.bos_token],
+            }
+        },
+    }
+
+
+def _byte_level(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The byte-level BPE that the runtime built from the file, with the decoder that the runtime does not need."""
+    engine = tokenizer._engine
+    if not isinstance(engine, TokenizersEngine):
+        raise CheckpointError("the vocabulary has no form as tokenizer.json")
+    library = json.loads(engine._library.to_str())
+    library["decoder"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+    return library
+
+
+def _sentencepiece(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """A sentencepiece BPE vocabulary as the `tokenizers` library reads it: merges in the order of their scores."""
+    tokens, scores = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.scores"]
+    types = metadata.get("tokenizer.ggml.token_type")
+    if types is None:
+        raise CheckpointError("the GGUF metadata lacks tokenizer.ggml.token_type, so its tokenizer cannot be written")
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    added = [
+        _added(i, tokens[i], types[i] != _USER_DEFINED)
+        for i in range(len(tokens))
+        if types[i] in (_CONTROL, _UNKNOWN, _USER_DEFINED)
+    ]
+    prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
+    steps: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}]
+    if prefix:
+        steps.insert(0, {"type": "Prepend", "prepend": _SPACE})
+    decoder = [
+        {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    if prefix:
+        decoder.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    unknown = next((tokens[i] for i, kind in enumerate(types) if kind == _UNKNOWN), None)
+    model = {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": unknown,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": True,
+        "byte_fallback": _BYTE in types,
+        "ignore_merges": False,
+        "vocab": vocabulary,
+        "merges": _merges(tokens, scores, types),
+    }
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": {"type": "Sequence", "normalizers": steps},
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": {"type": "Sequence", "decoders": decoder},
+        "model": model,
+    }
+
+
+def _added(token_id: int, content: str, special: bool) -> dict[str, Any]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": token_id, "content": content, **flags, "special": special}
+
+
+def _merges(tokens: list[str], scores: Sequence[float], types: Sequence[int]) -> list[list[str]]:
+    """Every way of joining two normal pieces into a third, best score of the result first.
+
+    sentencepiece joins, of all neighbours whose join is a piece, the one of highest score; a list of merges in that
+    order, ties broken by the parts' own ids, is the same rule.
+    """
+    ids = {token: i for i, token in enumerate(tokens) if types[i] == _NORMAL}
+    found = []
+    for token, i in ids.items():
+        for cut in range(1, len(token)):
+            left, right = ids.get(token[:cut]), ids.get(token[cut:])
+            if left is not None and right is not None:
+                found.append((-scores[i], left, right))
+    found.sort()
+    return [[tokens[left], tokens[right]] for _, left, right in found]
