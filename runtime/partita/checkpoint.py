@@ -128,7 +128,8 @@ class _GgufCheckpoint(Checkpoint):
 
     def fingerprint(self) -> str:
         # not under the file's own name: a renamed file is the same model
-        return safetensors_files.fingerprint({"gguf": self.file.data}, {"gguf": self.file.header_bytes})
+        places = [("gguf", tensor.start, tensor.nbytes) for tensor in self.file.tensors.values()]
+        return safetensors_files.fingerprint({"gguf": self.file.data}, {"gguf": self.file.header_bytes}, places)
 
 
 def unpermuted_rows(rows: int, heads: int) -> np.ndarray:
@@ -232,7 +233,8 @@ class _FolderCheckpoint(Checkpoint):
         return "{}-bit:{}".format(*self._packed[name]) if name in self._packed else self.store.tensors[name].dtype
 
     def fingerprint(self) -> str:
-        return safetensors_files.fingerprint(self.store.files, self.store.header_ends)
+        places = [(tensor.file, tensor.start, tensor.nbytes) for tensor in self.store.tensors.values()]
+        return safetensors_files.fingerprint(self.store.files, self.store.header_ends, places)
 
 
 def _open_folder(folder: Path) -> Checkpoint:

@@ -1,0 +1,465 @@
+"""GGUF in: every block type against the gguf package's dequantizer, names, rope order, and damaged files."""
+
+import contextlib
+import struct
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from partita.checkpoint import open_checkpoint, unpermuted_rows
+from partita.errors import CheckpointError, PartitaError, UnsupportedModel
+from partita.gguf import open_gguf
+from partita.gguf_blocks import decode
+from partita.quantization import Packed, dequantize
+
+Type = gguf.GGMLQuantizationType
+AFFINE = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K"]
+OTHERS = ["Q6_K", "Q2_K", "Q3_K", "IQ4_NL", "IQ4_XS", "MXFP4"]
+
+
+def random_blocks(name: str, rows: int, columns: int, seed: int = 0) -> np.ndarray:
+    """Random bytes, uint8 (rows, bytes), with every float16 of a block set to a moderate number."""
+    values, size = gguf.GGML_QUANT_SIZES[Type[name]]
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (rows, columns // values, size)).astype(np.uint8)
+    halves = {"Q6_K": [208], "Q2_K": [80, 82], "Q3_K": [108], "MXFP4": []}.get(
+        name, [0, 2] if name.endswith("_1") or name in ("Q4_K", "Q5_K") else [0]
+    )
+    for offset in halves:
+        scale = (rng.standard_normal(blocks.shape[:2]) * 0.1).astype(np.float16)
+        blocks[..., offset : offset + 2] = scale[..., None].view(np.uint8)
+    if name == "MXFP4":
+        blocks[..., 0] = rng.integers(118, 130, blocks.shape[:2])
+    return blocks.reshape(rows, -1)
+
+
+class Llama:
+    """A tiny llama model as a GGUF file."""
+
+    heads, kv_heads, head_dim, width, inner, layers, vocabulary = 4, 2, 8, 32, 64, 2, 32
+    architecture = "llama"
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(1)
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        shapes = {"token_embd": (self.vocabulary, self.width), "output_norm": (self.width,)}
+        for i in range(self.layers):
+            shapes |= {f"blk.{i}.{name}": shape for name, shape in self.layer_shapes(q, kv).items()}
+        self.tensors = {f"{name}.weight": rng.standard_normal(s).astype(np.float32) for name, s in shapes.items()}
+
+    def layer_shapes(self, q: int, kv: int) -> dict[str, tuple[int, ...]]:
+        w, f = self.width, self.inner
+        return {
+            "attn_norm": (w,),
+            "attn_q": (q, w),
+            "attn_k": (kv, w),
+            "attn_v": (kv, w),
+            "attn_output": (w, q),
+            "ffn_norm": (w,),
+            "ffn_gate": (f, w),
+            "ffn_up": (f, w),
+            "ffn_down": (w, f),
+        }
+
+    def keys(self, writer: gguf.GGUFWriter) -> None:
+        writer.add_block_count(self.layers)
+        writer.add_context_length(64)
+        writer.add_embedding_length(self.width)
+        writer.add_feed_forward_length(self.inner)
+        writer.add_head_count(self.heads)
+        writer.add_head_count_kv(self.kv_heads)
+        writer.add_layer_norm_rms_eps(1e-5)
+        writer.add_rope_freq_base(50000.0)
+        writer.add_bos_token_id(1)
+        writer.add_eos_token_id(2)
+        writer.add_token_list(["a", "é", "</s>"])
+
+    def write(self, path: Path, more=None, types=None) -> Path:
+        writer = gguf.GGUFWriter(path, self.architecture)
+        self.keys(writer)
+        if more:
+            more(writer)
+        for name, value in self.tensors.items():
+            kind = (types or {}).get(name)
+            writer.add_tensor(name, gguf.quantize(value, kind) if kind else value, raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+
+class Gemma3(Llama):
+    architecture, layers = "gemma3", 7
+
+    def layer_shapes(self, q: int, kv: int) -> dict[str, tuple[int, ...]]:
+        w, d = self.width, self.head_dim
+        norms = {"attn_q_norm": (d,), "attn_k_norm": (d,), "post_attention_norm": (w,), "post_ffw_norm": (w,)}
+        return super().layer_shapes(q, kv) | norms
+
+    def keys(self, writer: gguf.GGUFWriter) -> None:
+        super().keys(writer)
+        writer.add_key_length(self.head_dim)
+        writer.add_value_length(self.head_dim)
+        writer.add_sliding_window(16)
+
+
+# --- blocks
+
+
+@pytest.mark.parametrize("shape", [(5, 512), (2, 3, 256)])
+@pytest.mark.parametrize("name", AFFINE)
+def test_affine_blocks_keep_their_integers(name, shape):
+    raw = random_blocks(name, int(np.prod(shape[:-1])), shape[-1])
+    packed = decode(raw.reshape(-1), name, shape, "t")
+    assert isinstance(packed, Packed)
+    assert packed.shape == shape
+    assert (packed.bits, packed.group_size) == (int(name[1]), 32)
+    assert packed.scales.dtype == packed.biases.dtype == (np.float32 if name.endswith("_K") else np.float16)
+    expected = gguf.dequantize(raw, Type[name]).reshape(shape)
+    np.testing.assert_array_equal(dequantize(packed), expected)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_blocks_are_dense(name):
+    raw = random_blocks(name, 3, 512)
+    value = decode(raw.reshape(-1), name, (3, 512), "t")
+    assert isinstance(value, np.ndarray)
+    assert value.dtype == np.float32
+    np.testing.assert_array_equal(value, gguf.dequantize(raw, Type[name]))
+
+
+@pytest.mark.parametrize("name", ["F32", "F16", "BF16"])
+def test_dense_types_stay_as_stored(name):
+    x = np.random.default_rng(2).standard_normal((3, 8)).astype(np.float32)
+    raw = gguf.quantize(x, Type[name]).view(np.uint8).reshape(-1)
+    value = decode(raw, name, (3, 8), "t")
+    assert isinstance(value, np.ndarray)
+    assert value.dtype.name == {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[name]
+    np.testing.assert_allclose(value.astype(np.float32), x, rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q5_0", "Q8_0"])
+def test_a_bias_beyond_float16_is_kept_in_float32(name):
+    raw = random_blocks(name, 2, 64)
+    raw[0, :2] = np.array([9000.0], np.float16).view(np.uint8)
+    packed = decode(raw.reshape(-1), name, (2, 64), "t")
+    assert isinstance(packed, Packed)
+    assert packed.scales.dtype == packed.biases.dtype == np.float32
+    np.testing.assert_array_equal(dequantize(packed), gguf.dequantize(raw, Type[name]))
+
+
+@pytest.mark.parametrize("name", AFFINE)
+def test_a_scale_that_is_not_finite_is_refused(name):
+    raw = random_blocks(name, 2, 256)
+    raw[1, :2] = np.array([np.inf], np.float16).view(np.uint8)
+    with np.errstate(invalid="ignore"), pytest.raises(CheckpointError, match=r"t\.weight.*not a finite"):
+        decode(raw.reshape(-1), name, (2, 256), "t.weight")
+
+
+# --- models
+
+
+def test_llama_config_and_names(tmp_path):
+    checkpoint = open_checkpoint(Llama().write(tmp_path / "m.gguf"))
+    expected = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 50000.0,
+        "rope_scaling": None,
+        "max_position_embeddings": 64,
+        "vocab_size": 32,
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "hidden_act": "silu",
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    assert checkpoint.config == expected
+    assert checkpoint.generation_config == {"bos_token_id": 1, "eos_token_id": 2}
+    assert checkpoint.norms_include_one is False
+    assert checkpoint.metadata is not None
+    assert checkpoint.metadata["tokenizer.ggml.tokens"] == ["a", "é", "</s>"]
+    assert len(checkpoint.names()) == 20
+    assert "model.layers.1.self_attn.o_proj.weight" in checkpoint.names()
+    assert checkpoint.shape("model.layers.0.mlp.down_proj.weight") == (32, 64)
+    with pytest.raises(CheckpointError, match=r"m\.gguf.*lm_head"):
+        checkpoint.read("lm_head.weight")
+
+
+@pytest.mark.parametrize("kind", [None, Type.Q4_1, Type.Q8_0])
+def test_llama_rows_are_put_back_in_order(tmp_path, kind):
+    model = Llama()
+    original = {
+        "q_proj": (model.tensors["blk.0.attn_q.weight"], 4),
+        "k_proj": (model.tensors["blk.0.attn_k.weight"], 2),
+    }
+    for part, (value, heads) in original.items():  # GGUF puts the two of a rotated pair side by side
+        permuted = np.empty_like(value)
+        for head in range(heads):
+            for i in range(4):
+                permuted[head * 8 + 2 * i] = value[head * 8 + i]
+                permuted[head * 8 + 2 * i + 1] = value[head * 8 + 4 + i]
+        model.tensors[f"blk.0.attn_{part[0]}.weight"] = permuted
+    types = {"blk.0.attn_q.weight": kind, "blk.0.attn_k.weight": kind} if kind else {}
+    checkpoint = open_checkpoint(model.write(tmp_path / "m.gguf", types=types))
+    for part, (value, _) in original.items():
+        read = checkpoint.read(f"model.layers.0.self_attn.{part}.weight")
+        if kind:
+            assert isinstance(read, Packed)
+            np.testing.assert_array_equal(dequantize(read), gguf.dequantize(gguf.quantize(value, kind), kind))
+            assert checkpoint.stored_as(f"model.layers.0.self_attn.{part}.weight") == kind.name
+        else:
+            np.testing.assert_array_equal(read, value)
+    np.testing.assert_array_equal(
+        checkpoint.read("model.layers.0.self_attn.v_proj.weight"), model.tensors["blk.0.attn_v.weight"]
+    )
+
+
+def test_the_row_order_written_out():
+    assert unpermuted_rows(12, 2).tolist() == [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]
+
+
+def test_gemma3_config_names_and_rows(tmp_path):
+    model = Gemma3()
+    checkpoint = open_checkpoint(model.write(tmp_path / "m.gguf"))
+    config = checkpoint.config
+    assert config["model_type"] == "gemma3_text"
+    assert config["layer_types"] == ["sliding_attention"] * 5 + ["full_attention", "sliding_attention"]
+    assert (config["rope_theta"], config["rope_local_base_freq"]) == (50000.0, 10000.0)
+    assert (config["query_pre_attn_scalar"], config["sliding_window"]) == (8, 16)
+    assert (config["hidden_activation"], config["final_logit_softcapping"]) == ("gelu_pytorch_tanh", None)
+    assert checkpoint.norms_include_one is True
+    for ours, theirs in {
+        "model.layers.3.self_attn.q_proj.weight": "blk.3.attn_q.weight",
+        "model.layers.3.self_attn.k_norm.weight": "blk.3.attn_k_norm.weight",
+        "model.layers.3.post_attention_layernorm.weight": "blk.3.post_attention_norm.weight",
+        "model.layers.3.pre_feedforward_layernorm.weight": "blk.3.ffn_norm.weight",
+        "model.layers.3.post_feedforward_layernorm.weight": "blk.3.post_ffw_norm.weight",
+        "model.norm.weight": "output_norm.weight",
+    }.items():
+        np.testing.assert_array_equal(checkpoint.read(ours), model.tensors[theirs])
+
+
+def test_rope_factors_are_named_and_given(tmp_path):
+    model = Llama()
+    model.tensors["rope_freqs.weight"] = np.array([1, 1, 2, 8], np.float32)
+    model.tensors["output.weight"] = model.tensors["token_embd.weight"]
+    checkpoint = open_checkpoint(model.write(tmp_path / "m.gguf"))
+    scaling = {"rope_type": "factors", "tensor": "rope_freqs.weight", "factors": [1.0, 1.0, 2.0, 8.0]}
+    assert checkpoint.config["rope_scaling"] == scaling
+    assert checkpoint.config["tie_word_embeddings"] is False
+    np.testing.assert_array_equal(checkpoint.read("rope_freqs.weight"), [1, 1, 2, 8])
+
+
+def scaled(kind):
+    def add(writer):
+        writer.add_rope_scaling_type(kind)
+        writer.add_rope_scaling_factor(4.0)
+        writer.add_rope_scaling_orig_ctx_len(16)
+
+    return add
+
+
+def test_rope_scaling(tmp_path):
+    linear = open_checkpoint(Llama().write(tmp_path / "l.gguf", scaled(gguf.RopeScalingType.LINEAR)))
+    assert linear.config["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
+    yarn = open_checkpoint(Llama().write(tmp_path / "y.gguf", scaled(gguf.RopeScalingType.YARN)))
+    assert yarn.config["rope_scaling"]["rope_type"] == "yarn"
+    assert yarn.config["rope_scaling"]["original_max_position_embeddings"] == 16
+    with pytest.raises(UnsupportedModel, match="longrope"):
+        open_checkpoint(Llama().write(tmp_path / "o.gguf", scaled(gguf.RopeScalingType.LONGROPE)))
+
+
+def without(key):
+    class Lacking(Llama):
+        architecture = "gemma3" if key == "rope.freq_base" else "llama"
+
+        def keys(self, writer):
+            super().keys(writer)
+            for table in writer.kv_data:
+                table.pop(f"{self.architecture}.{key}", None)
+
+    return Lacking()
+
+
+@pytest.mark.parametrize("key", ["embedding_length", "block_count", "attention.head_count", "context_length"])
+def test_a_missing_key_is_named(tmp_path, key):
+    with pytest.raises(CheckpointError, match=f"m.gguf.*llama.{key}"):
+        open_checkpoint(without(key).write(tmp_path / "m.gguf"))
+
+
+def test_a_missing_rope_base(tmp_path):
+    class Bare(Gemma3):
+        def keys(self, writer):
+            super().keys(writer)
+            del writer.kv_data[0]["gemma3.rope.freq_base"]
+
+    with pytest.raises(CheckpointError, match=r"gemma3\.rope\.freq_base"):
+        open_checkpoint(Bare().write(tmp_path / "g.gguf"))
+    # llama's converter leaves the key out where the original config had none, which means 10,000
+    lacking = without("no such key")
+    lacking.keys, keys = lambda writer: (keys(writer), writer.kv_data[0].pop("llama.rope.freq_base")), lacking.keys
+    assert open_checkpoint(lacking.write(tmp_path / "l.gguf")).config["rope_theta"] == 10000.0
+
+
+def test_what_is_not_implemented_is_refused_by_name(tmp_path):
+    model = Llama()
+    model.architecture = "mamba"
+    with pytest.raises(UnsupportedModel, match=r"m\.gguf.*'mamba'.*gemma3, llama"):
+        open_checkpoint(model.write(tmp_path / "m.gguf"))
+    model = Llama()
+    model.tensors["blk.0.attn_sinks.weight"] = np.ones(4, np.float32)
+    with pytest.raises(UnsupportedModel, match=r"blk\.0\.attn_sinks\.weight"):
+        open_checkpoint(model.write(tmp_path / "s.gguf"))
+    with pytest.raises(UnsupportedModel, match="experts"):
+        open_checkpoint(Llama().write(tmp_path / "e.gguf", lambda writer: writer.add_expert_count(8)))
+
+
+def test_reading_is_private_to_us(tmp_path):
+    path = Llama().write(tmp_path / "m.gguf")
+    before = path.read_bytes()
+    checkpoint = open_checkpoint(path)
+    value = checkpoint.read("model.norm.weight")
+    assert isinstance(value, np.ndarray)
+    value += 1  # must not raise, warn, or reach the disk
+    assert path.read_bytes() == before
+    assert open_checkpoint(path).fingerprint() == open_checkpoint(path.rename(tmp_path / "n.gguf")).fingerprint()
+
+
+def test_the_fingerprint_tells_weights_apart(tmp_path):
+    model = Llama()
+    first = open_checkpoint(model.write(tmp_path / "a.gguf")).fingerprint()
+    model.tensors["output_norm.weight"] = model.tensors["output_norm.weight"] + 1
+    assert open_checkpoint(model.write(tmp_path / "b.gguf")).fingerprint() != first
+
+
+# --- damage
+
+
+def header(tensors=(), keys=(), version=3, counts=None) -> bytes:
+    """A hand-written file: keys are raw (name, bytes), tensors (name, dims, type, offset); 64 bytes of data."""
+
+    def text(value: bytes) -> bytes:
+        return struct.pack("<Q", len(value)) + value
+
+    counts = counts or (len(tensors), len(keys))
+    out = b"GGUF" + struct.pack("<IQQ", version, *counts)
+    out += b"".join(text(name) + value for name, value in keys)
+    for name, dims, kind, offset in tensors:
+        out += text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, kind, offset)
+    return out + bytes(-len(out) % 32) + bytes(64)
+
+
+def nested(depth: int) -> bytes:
+    return struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * depth + struct.pack("<IQ", 0, 0)
+
+
+DAMAGED = {
+    "empty": (b"", "empty"),
+    "magic": (b"GGML" + bytes(60), "not a GGUF"),
+    "short": (b"GGUF\3\0\0\0", "not a GGUF"),
+    "version": (header(version=9), "version 9"),
+    "old": (header(version=1), "version 1"),
+    "big endian": (header(version=3 << 24), "big-endian"),
+    "many tensors": (header(counts=(1 << 60, 0)), "do not fit"),
+    "many keys": (header(counts=(0, 1 << 60)), "do not fit"),
+    "key length": (header(keys=[(b"", b"")] * 0, counts=(0, 1))[:24] + struct.pack("<Q", 1 << 62) + bytes(90), "limit"),
+    "string length": (header(keys=[(b"k", struct.pack("<IQ", 8, 1 << 63))]), "needs"),
+    "array length": (header(keys=[(b"k", struct.pack("<IIQ", 9, 4, 1 << 23))]), "needs"),
+    "array bomb": (header(keys=[(b"k", struct.pack("<IIQ", 9, 0, 1 << 40))]), "limit"),
+    "string array": (header(keys=[(b"k", struct.pack("<IIQQ", 9, 8, 2, 1 << 62))]), "beyond the end"),
+    "nesting": (header(keys=[(b"k", nested(20))]), "nested"),
+    "value type": (header(keys=[(b"k", struct.pack("<I", 77))]), "value type 77"),
+    "array type": (header(keys=[(b"k", struct.pack("<IIQ", 9, 77, 1))]), "array type 77"),
+    "key twice": (header(keys=[(b"k", struct.pack("<IB", 0, 1))] * 2), "twice"),
+    "not text": (header(keys=[(b"\xff", struct.pack("<IB", 0, 1))]), "UTF-8"),
+    "alignment": (header(keys=[(b"general.alignment", struct.pack("<II", 4, 24))]), "alignment"),
+    "no dimensions": (header([(b"t", (), 0, 0)]), "0 dimensions"),
+    "five dimensions": (header([(b"t", (1,) * 5, 0, 0)]), "5 dimensions"),
+    "zero": (header([(b"t", (0, 4), 0, 0)]), "divide"),
+    "overflow": (header([(b"t", (1 << 32, 1 << 32, 1 << 32), 0, 0)]), "ends at"),
+    "type": (header([(b"t", (4,), 77, 0)]), "unknown type 77"),
+    "block": (header([(b"t", (31,), 2, 0)]), "divide"),
+    "offset": (header([(b"t", (4,), 0, 4)]), "multiple"),
+    "outside": (header([(b"t", (4,), 0, 64)]), "ends at"),
+    "twice": (header([(b"t", (4,), 0, 0), (b"t", (4,), 0, 32)]), "twice"),
+    "overlap": (header([(b"t", (12,), 0, 0), (b"u", (4,), 0, 32)]), "overlap"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_headers_are_refused(tmp_path, name):
+    content, message = DAMAGED[name]
+    path = tmp_path / "bad.gguf"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"bad.gguf.*{message}"):
+        open_gguf(path)
+
+
+def test_a_hand_written_file_is_read(tmp_path):
+    values = [
+        (b"b", struct.pack("<I?", 7, True)),
+        (b"n", struct.pack("<IIQ", 9, 9, 1) + struct.pack("<IQ2h", 3, 2, -1, 5)),
+    ]
+    path = tmp_path / "good.gguf"
+    path.write_bytes(header([(b"t", (4, 2), 0, 0)], values, version=2))
+    file = open_gguf(path)
+    assert dict(file.metadata) == {"b": True, "n": [[-1, 5]]}
+    assert file.tensors["t"].shape == (2, 4)
+
+
+def read_everything(path: Path) -> None:
+    """All that a user can reach, with only typed errors let through."""
+    with contextlib.suppress(PartitaError), np.errstate(all="ignore"):
+        checkpoint = open_checkpoint(path)
+        checkpoint.fingerprint()
+        for name in checkpoint.names():
+            value = checkpoint.read(name)
+            assert tuple(value.shape) == checkpoint.shape(name)
+
+
+@pytest.fixture(scope="module")
+def small_file(tmp_path_factory) -> tuple[Path, bytes]:
+    path = tmp_path_factory.mktemp("gguf") / "m.gguf"
+    model = Llama()
+    model.layers = 1
+    model.tensors = {name: value for name, value in model.tensors.items() if "blk.1" not in name}
+    model.write(path, types={"blk.0.attn_q.weight": Type.Q4_0, "blk.0.ffn_up.weight": Type.Q5_1})
+    return path, path.read_bytes()
+
+
+def test_a_file_cut_anywhere_is_refused(small_file):
+    path, content = small_file
+    cut = path.with_name("cut.gguf")
+    end = open_gguf(path).header_bytes
+    for length in [*range(0, end, 5), *range(end, len(content), 997)]:
+        cut.write_bytes(content[:length])
+        with pytest.raises(CheckpointError):
+            open_checkpoint(cut)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_mutated_headers_raise_typed_errors_only(small_file, data):
+    path, content = small_file
+    mutated = bytearray(content)
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, 2200))
+        patch = data.draw(st.one_of(st.binary(min_size=1, max_size=1), st.sampled_from([b"\xff" * 8, bytes(8)])))
+        mutated[place : place + len(patch)] = patch
+    target = path.with_name("mutated.gguf")
+    target.write_bytes(bytes(mutated))
+    read_everything(target)
