@@ -8,7 +8,6 @@ neither the network nor the Hub's library; without a note (another tool download
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -71,36 +70,30 @@ def fetch(model: HubModel, progress: Progress, *, refresh: bool = False) -> Path
 
 
 def download(model: HubModel, progress: Progress) -> tuple[Path, list[str]]:
-    """The snapshot's folder and the files that make the model, all of them there."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.utils import tqdm
+    """The snapshot's folder and the files that make the model, all of them there.
 
-    class Quiet(tqdm):
-        """The library's bar, never drawn: `progress` is told by watching the files."""
-
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **{**kwargs, "disable": True})
+    One file after the other, in this thread: the library's pool of threads would finish its files before it lets
+    Ctrl-C through. Its transfer of large files is parallel by itself.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
 
     with told(progress, None, f"looking for {model.name}"):
         info = HfApi(library_name="partita").model_info(model.repository, revision=model.revision, files_metadata=True)
     sizes = {entry.rfilename: entry.size or 0 for entry in info.siblings or []}
     files = choose(model, sizes)
-    folder = model.storage / "snapshots" / str(info.sha)
+    commit = str(info.sha)
+    folder = model.storage / "snapshots" / commit
     missing = sum(sizes[file] for file in files if not (folder / file).is_file())
     need_room(make_folder(hub_cache()), missing, model.name, variable="HF_HOME")
     with told(progress, missing, f"downloading {model.name}"), watched(model.storage / "blobs", missing, progress):
-        got = snapshot_download(
-            model.repository,
-            revision=model.revision,
-            allow_patterns=[re.sub(r"[*?\[]", r"[\g<0>]", file) for file in files],
-            cache_dir=hub_cache(),
-            library_name="partita",
-            tqdm_class=Quiet,
-        )
-    lost = [file for file in files if not (Path(got) / file).is_file()]
+        for i, file in enumerate(files):
+            # asked by its name once, so that the library notes where the branch stands; then by its commit
+            revision = model.revision if i == 0 else commit
+            hf_hub_download(model.repository, file, revision=revision, cache_dir=hub_cache(), library_name="partita")
+    lost = [file for file in files if not (folder / file).is_file()]
     if lost:  # the branch moved between the two questions
-        raise SourceError(f"{model.name}: {listing(lost)} did not arrive: try again")
-    return Path(got), files
+        raise SourceError(f"{model.name} changed while it was fetched, {listing(lost)} did not arrive: try again")
+    return folder, files
 
 
 @contextmanager
@@ -150,17 +143,21 @@ def held(folder: Path) -> int:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """The library's log lines below errors are not for the user's terminal: what matters becomes one SourceError."""
+    """Keep the library's bars and its log lines below errors off the terminal: `progress` and one SourceError speak."""
     import logging
 
-    from huggingface_hub.utils import logging as library
+    from huggingface_hub import utils
 
-    before = library.get_verbosity()
-    library.set_verbosity(max(before, logging.ERROR))
+    level, bars = utils.logging.get_verbosity(), not utils.are_progress_bars_disabled()
+    utils.logging.set_verbosity(max(level, logging.ERROR))
+    if bars:
+        utils.disable_progress_bars()
     try:
         yield
     finally:
-        library.set_verbosity(before)
+        utils.logging.set_verbosity(level)
+        if bars:
+            utils.enable_progress_bars()
 
 
 # ---------------------------------------------------------------- errors

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -383,8 +384,8 @@ def test_an_index_that_is_not_there_is_told_soon(monkeypatch):
     assert time.monotonic() - began < 20
 
 
-def simple_index(wheel: Path, slow: threading.Event | None = None, asked: threading.Event | None = None):
-    """An index of one wheel. With `slow`, the first transfer stops in the middle until the event is set."""
+def simple_index(wheel: Path, asked: threading.Event, go_on: threading.Event, *, finish: bool):
+    """An index of one wheel, whose first transfer stops midway until `go_on`, and then goes on or breaks off."""
     first = [True]
 
     def answer(request):
@@ -392,16 +393,17 @@ def simple_index(wheel: Path, slow: threading.Event | None = None, asked: thread
             link = f'<a href="/{wheel.name}">{wheel.name}</a>'.encode()
             return send(request, 200, link, Content_Type="text/html")
         body = wheel.read_bytes()
-        if slow is None or not first[0]:
+        if not first:
             return send(request, 200, body)
-        first[0] = False
+        first.clear()
         request.send_response(200)
         request.send_header("Content-Length", str(len(body)))
         request.end_headers()
         request.wfile.write(body[: len(body) // 2])
         request.wfile.flush()
         asked.set()
-        return slow.wait(30)
+        go_on.wait(30)
+        return request.wfile.write(body[len(body) // 2 :]) if finish else None
 
     return answer
 
@@ -409,12 +411,23 @@ def simple_index(wheel: Path, slow: threading.Event | None = None, asked: thread
 def test_download_progress_over_http(tmp_path, monkeypatch):
     body = os.urandom(3_000_000)
     wheel = make_wheel(tmp_path / "w", {"demo_model/tiny.gguf": body})
-    progress = Recorder()
-    with serving(simple_index(wheel)) as url:
+    go_on, progress = threading.Event(), Recorder()
+    advance = progress.advance
+
+    def seen(n):
+        advance(n)
+        go_on.set()  # the second half is sent once the first has been told
+
+    progress.advance = seen
+    with serving(simple_index(wheel, threading.Event(), go_on, finish=True)) as url:
         monkeypatch.setenv("PIP_INDEX_URL", f"{url}/simple")
         assert sources.resolve(NAME, progress=progress).read_bytes() == body
-    downloads = [piece for piece in progress.pieces if piece["what"].startswith("downloading")]
-    assert all(piece["count"] == piece["total"] and abs(piece["total"] - 3_000_000) < 60_000 for piece in downloads)
+    looking, downloading, unpacking = progress.pieces
+    assert looking["total"] is None
+    assert downloading["what"] == "downloading demo-model==1.0"
+    assert abs(downloading["total"] - wheel.stat().st_size) < 100_000  # pip rounds
+    assert downloading["count"] == downloading["total"]
+    assert unpacking["count"] == len(body)
 
 
 RUN = """
@@ -448,7 +461,7 @@ def elsewhere(name: str, **options) -> dict:
 def test_killed_in_the_middle_leaves_nothing_that_counts(tmp_path, monkeypatch):
     wheel = make_wheel(tmp_path / "w", {"demo_model/tiny.gguf": os.urandom(1_000_000)})
     go_on, asked = threading.Event(), threading.Event()
-    with serving(simple_index(wheel, go_on, asked)) as url:
+    with serving(simple_index(wheel, asked, go_on, finish=False)) as url:
         monkeypatch.setenv("PIP_INDEX_URL", f"{url}/simple")
         process = start(NAME)
         assert asked.wait(30)
@@ -707,6 +720,44 @@ def test_an_interrupted_fetch_is_not_whole(monkeypatch):
         hub.drops = 0
         folder = Path(elsewhere("owner/name")["path"])
         assert {p.name: p.read_bytes() for p in folder.iterdir()} == FOLDER
+
+
+def test_an_interrupt_does_not_wait_for_the_file(monkeypatch):
+    go_on, asked = threading.Event(), threading.Event()
+
+    class Stuck(Hub):
+        def file(self, request, name):
+            if request.command == "GET" and len(self.files[name]) > 60_000:
+                asked.set()
+                go_on.wait(30)
+            return super().file(request, name)
+
+    with hub_at(Stuck(FOLDER), monkeypatch):
+        process = start("owner/name")
+        assert asked.wait(30)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=10)
+        go_on.set()
+    assert process.returncode != 0
+    assert "KeyboardInterrupt" in err
+    assert sources.find("owner/name") is None
+
+
+LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))" + RUN
+
+
+def test_a_disk_that_refuses_more_bytes(monkeypatch, shelf):
+    """A limit on file sizes refuses a write as a full disk does, in the Hub's library and in pip alike."""
+    monkeypatch.setitem(globals(), "RUN", LIMITED)
+    make_wheel(shelf, {"demo_model/tiny.gguf": GGUF})
+    message = elsewhere(NAME)["error"]
+    assert "no space left" in message
+    assert "PARTITA_CACHE" in message
+    with hub_at(Hub(FOLDER), monkeypatch):
+        message = elsewhere("owner/name")["error"]
+    assert "no space left" in message
+    assert "HF_HOME" in message
+    assert sources.list_models() == []
 
 
 def test_no_room_in_the_hubs_cache(monkeypatch):
