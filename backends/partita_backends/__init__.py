@@ -42,9 +42,7 @@ def names() -> tuple[str, ...]:
     return tuple(CLASSES)
 
 
-def load(
-    name: str = "auto", *, device: str | None = None, dtype: str = "auto", threads: int | None = None
-) -> Backend:
+def load(name: str = "auto", *, device: str | None = None, dtype: str = "auto", threads: int | None = None) -> Backend:
     """A backend by name, or the one that `auto` picks.
 
     Raises BackendUnavailable when its library or the device is missing, DataError for a name that does not exist.
@@ -89,7 +87,7 @@ def status() -> list[Status]:
         except (BackendUnavailable, ImportError, RuntimeError) as error:
             found.append(Status(name, False, None, version, str(error)))
             continue
-        products = "" if backend.product_dtype == backend.dtype else f", products in {backend.product_dtype}"
+        products = "" if backend.decode_dtype == backend.dtype else f", decoding products in {backend.decode_dtype}"
         found.append(Status(name, True, backend.device, version, f"{backend.dtype}{products}"))
     return found
 

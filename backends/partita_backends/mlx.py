@@ -12,6 +12,7 @@ from typing import Any
 import ml_dtypes
 import mlx.core as mx
 import numpy as np
+
 from partita.backend import Memory, Sinks
 from partita.errors import BackendUnavailable
 from partita.quantization import Packed
@@ -41,7 +42,7 @@ class MlxBackend:
         mx.set_default_device(mx.Device(mx.gpu if device == "metal" else mx.cpu))
         self.device = device
         self.dtype = dtype if dtype != "auto" else ("bfloat16" if device == "metal" else "float32")
-        self.product_dtype = self.cache_dtype = self.dtype
+        self.decode_dtype = self.dtype
         self._float = getattr(mx, self.dtype)
 
     # Host boundary

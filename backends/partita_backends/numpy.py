@@ -10,6 +10,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+
 from partita import quantization
 from partita.backend import Memory, Sinks
 from partita.errors import BackendUnavailable
@@ -23,8 +24,7 @@ class NumpyBackend:
 
     name = "numpy"
     dtype = "float32"
-    product_dtype = "float32"
-    cache_dtype = "float32"
+    decode_dtype = "float32"
     asynchronous = False
 
     def __init__(self, device: str | None = None, dtype: str = "auto", threads: int | None = None):

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import psutil
+
 from partita.backend import Memory
 
 

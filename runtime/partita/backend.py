@@ -55,12 +55,9 @@ class Backend(Protocol):
     device: str
     """metal, cuda or cpu."""
     dtype: str
-    """dtype of the residual stream: float32, bfloat16 or float16."""
-    product_dtype: str
-    """dtype that products with weights are computed in; differs from `dtype` on CPUs where that is faster."""
-    cache_dtype: str
-    """dtype that 16-bit keys and values are stored in when nothing else is asked for."""
-
+    """dtype of the residual stream and of products with many rows: float32, bfloat16 or float16."""
+    decode_dtype: str
+    """dtype of products with a few rows; differs from `dtype` on CPUs, where 16-bit kernels read weights faster."""
     asynchronous: bool
     """Whether an operation returns before it has been computed, so that work can be launched ahead of a read."""
 

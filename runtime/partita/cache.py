@@ -175,7 +175,7 @@ class Cache:
     def __init__(self, ops: Backend, spec: CacheSpec, batch: int = 1):
         self.ops, self.spec, self.batch = ops, spec, batch
         self._ropes = {layer.rope: RopeTable(ops, layer.rope) for layer in spec.layers}
-        self._dense = {32: "float32", 16: "float16" if ops.product_dtype == "float32" else ops.product_dtype}
+        self._dense = {32: "float32", 16: "float16" if ops.decode_dtype == "float32" else ops.decode_dtype}
         self.reset()
 
     def reset(self) -> None:

@@ -93,7 +93,9 @@ def _llama(config: Config) -> ModelConfig:
 def _gemma3(config: Config) -> ModelConfig:
     """Gemma3ForCausalLM: text decoder of Gemma 3, five sliding layers to each global one."""
     if config.get("use_bidirectional_attention"):
-        raise UnsupportedModel("config.json: use_bidirectional_attention is not supported: partita plays causal decoders")
+        raise UnsupportedModel(
+            "config.json: use_bidirectional_attention is not supported: partita plays causal decoders"
+        )
     if config.get("attention_bias"):
         raise UnsupportedModel("config.json: attention_bias is not supported for gemma3_text")
     hidden, head_dim = _int(config, "hidden_size"), _int(config, "head_dim")

@@ -101,7 +101,9 @@ class _Reader:
 
     def norm(self, name: str, size: int) -> RMSNorm:
         weight = self.vector(f"{name}.weight", size).astype(np.float32)
-        return RMSNorm(self.ops.prepare_vector(weight + 1 if self.config.norm_adds_one else weight), self.config.norm_eps)
+        return RMSNorm(
+            self.ops.prepare_vector(weight + 1 if self.config.norm_adds_one else weight), self.config.norm_eps
+        )
 
     def projections(self, parts: Sequence[tuple[str, int]], size: int, bias: bool) -> Stack:
         """Matrices (out, size) of one input. Neighbours of equal format become one."""
@@ -130,14 +132,18 @@ class _Reader:
     def vector(self, name: str, size: int) -> np.ndarray:
         value = self.checkpoint.read(self.prefix + name)
         if isinstance(value, Packed) or value.shape != (size,):
-            raise CheckpointError(f"{self.checkpoint.path.name}: {name} has shape {value.shape}, the config says ({size},)")
+            raise CheckpointError(
+                f"{self.checkpoint.path.name}: {name} has shape {value.shape}, the config says ({size},)"
+            )
         return value
 
     def read(self, name: str, shape: tuple[int, int], prefix: str | None = None) -> np.ndarray | Packed:
         full = f"{self.prefix if prefix is None else prefix}{name}.weight"
         value = self.checkpoint.read(full)
         if tuple(value.shape) != shape:
-            raise CheckpointError(f"{self.checkpoint.path.name}: {full} has shape {value.shape}, the config says {shape}")
+            raise CheckpointError(
+                f"{self.checkpoint.path.name}: {full} has shape {value.shape}, the config says {shape}"
+            )
         return value
 
 

@@ -1,8 +1,8 @@
 """torch on CUDA and on the CPU.
 
-On a CPU "auto" keeps the residual stream in float32 and computes products with weights in bfloat16, where torch has an
-int4 kernel and newer processors have instructions; `--dtype float32` computes everything in float32. CUDA runs the same
-code in bfloat16; it is written from the documentation and has not been measured.
+On a CPU "auto" computes in float32, except that products of a few rows (decoding) run in bfloat16, for which torch has
+an int4 kernel; `--dtype float32` computes everything in float32. CUDA runs the same code in bfloat16; it is written from
+the documentation and has not been measured.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from partita import quantization
 from partita.backend import Memory, Sinks
 from partita.errors import BackendUnavailable
@@ -38,13 +39,13 @@ class TorchBackend:
         if threads is not None:
             torch.set_num_threads(threads)
         self.device = device
-        residual, product = ("float32", "bfloat16") if device == "cpu" else ("bfloat16", "bfloat16")
-        self.dtype, self.product_dtype = (residual, product) if dtype == "auto" else (dtype, dtype)
-        self.cache_dtype = self.product_dtype
+        default = "float32" if device == "cpu" else "bfloat16"
+        self.dtype = default if dtype == "auto" else dtype
+        self.decode_dtype = "bfloat16" if dtype == "auto" else dtype
         self.asynchronous = device == "cuda"
         self._device = torch.device(device)
         self._float = getattr(torch, self.dtype)
-        self._product = getattr(torch, self.product_dtype)
+        self._decode = getattr(torch, self.decode_dtype)
         self._hadamard: dict[int, Tensor] = {}
 
     # Host boundary
@@ -120,8 +121,8 @@ class TorchBackend:
     def prepare(self, weight: np.ndarray | Packed) -> Any:
         if isinstance(weight, Packed):
             packed = weight.map(lambda part: weights.from_numpy(part).to(self._device))
-            return weights.prepare_packed(packed, self._product)
-        return weights.from_numpy(weight).to(device=self._device, dtype=self._product)
+            return weights.prepare_packed(packed, self._decode)
+        return weights.from_numpy(weight).to(device=self._device, dtype=self._decode)
 
     def prepare_vector(self, x: np.ndarray) -> Tensor:
         return weights.from_numpy(x).to(device=self._device, dtype=self._float)
@@ -130,7 +131,7 @@ class TorchBackend:
         return weights.rows(weight, tokens).to(self._float)
 
     def linear(self, x: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
-        y = weights.product(x.to(self._product), weight).to(self._float)
+        y = weights.product(x, weight, self._decode)
         return y if bias is None else y + bias
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -153,7 +154,7 @@ class TorchBackend:
     def cached_attention(
         self, q: Tensor, k: Any, v: Any, mask: Tensor, *, scale: float, sinks: Sinks | None, softcap: float | None
     ) -> Tensor:
-        return attention.cached(q, k, v, mask, scale=scale, sinks=sinks, softcap=softcap, product=self._product)
+        return attention.cached(q, k, v, mask, scale=scale, sinks=sinks, softcap=softcap, decode=self._decode)
 
     # Quantized keys and values
     def quantize(self, x: Tensor, bits: int, group_size: int) -> Packed:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+
 from partita.backend import Sinks
 from partita.quantization import Packed
 
-from .weights import dequantize
+from .weights import KERNEL_ROWS, dequantize
 
 Tensor = torch.Tensor
 
@@ -26,10 +27,11 @@ def cached(
     scale: float,
     sinks: Sinks | None,
     softcap: float | None,
-    product: torch.dtype,
+    decode: torch.dtype,
 ) -> Tensor:
-    """See `Backend.cached_attention`. Products in `product`, softmax in float32."""
+    """See `Backend.cached_attention`. A few rows are computed in `decode`; softmax in float32."""
     b, heads, t, d = q.shape
+    product = decode if t <= KERNEL_ROWS else q.dtype
     k, v = (dequantize(x, product) if isinstance(x, Packed) else x.to(product) for x in (k, v))
     kv_heads = k.shape[1]
     shape = (b, kv_heads, heads // kv_heads, t)

