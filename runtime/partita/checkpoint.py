@@ -282,7 +282,7 @@ def _quantized_as(block: Mapping[str, Any], module: str) -> tuple[int, int]:
         raise CheckpointError(f"config.json: {module} is packed, but its quantization entry is {own!r}")
     merged = {**block, **(own if isinstance(own, dict) else {})}
     bits, group_size = merged.get("bits"), merged.get("group_size")
-    if bits not in BITS or group_size not in GROUP_SIZES:
+    if type(bits) is not int or bits not in BITS or type(group_size) is not int or group_size not in GROUP_SIZES:
         raise CheckpointError(
             f"config.json: {module} is packed, but its bits and group are {bits!r} and {group_size!r}"
         )

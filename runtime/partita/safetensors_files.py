@@ -138,14 +138,28 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _json_object(raw: bytes, what: str) -> dict[str, Any]:
     try:
-        value = json.loads(raw)
+        value = json.loads(raw, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{what}: not JSON: {error.msg} in line {error.lineno}") from None
+    except _Twice as error:
+        raise CheckpointError(f"{what}: the key {error.args[0]!r} appears twice") from None
     except (UnicodeDecodeError, RecursionError, ValueError):
         raise CheckpointError(f"{what}: not JSON text") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{what}: not a JSON object")
     return value
+
+
+class _Twice(Exception):
+    """A key that a JSON object holds twice: two readers would see two different files."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _Twice(next(key for key in keys if keys.count(key) > 1))
+    return table
 
 
 def read_header(data: mmap.mmap, file: str) -> tuple[dict[str, StoredTensor], int]:
@@ -172,7 +186,7 @@ def _stored(file: str, name: str, entry: Any, base: int, size: int) -> StoredTen
     if not isinstance(entry, dict):
         raise CheckpointError(f"{where} has no description")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if dtype not in _NUMPY and dtype not in _WITH_ML_DTYPES:
+    if not isinstance(dtype, str) or (dtype not in _NUMPY and dtype not in _WITH_ML_DTYPES):
         raise CheckpointError(f"{where} has the unknown dtype {dtype!r}")
     if not (_naturals(shape) and _naturals(offsets) and len(shape) <= MAX_DIMENSIONS and len(offsets) == 2):
         raise CheckpointError(f"{where} has shape {shape!r} and offsets {offsets!r}")
