@@ -155,10 +155,11 @@ class _Twice(Exception):
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _Twice(next(key for key in keys if keys.count(key) > 1))
+    table: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in table:
+            raise _Twice(key)
+        table[key] = value
     return table
 
 

@@ -1,0 +1,236 @@
+"""The cache on every backend against attention computed from the whole history, one visible key after another.
+
+The reference knows nothing of slots, rings or chunks: it keeps every key and value ever written and applies the rule
+`0 <= p <= q and (p > q - window or p < sinks)`, with sinks scored by a query rotated at min(q, sinks + window - 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from partita.backend import Backend
+from partita.cache import ALIGN, Cache, CacheSpec, LayerSpec, Span
+from partita.config import RopeConfig
+from partita.errors import ContextError
+from partita.kv_format import KVFormat
+from partita.quantization import dequantize, quantize_minmax
+from partita.rope import RopeTable, inverse_frequencies
+
+D, HEADS, KV_HEADS, SCALE = 32, 4, 2, 0.3
+ROPE = RopeConfig(10_000.0, D)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One random life of a cache: what it keeps, and how its tokens come and go."""
+
+    window: int | None
+    sinks: int
+    slack: int
+    chunk: int
+    batch: int
+    kv: str
+    steps: list[tuple[str, int]]
+    seed: int
+
+
+@st.composite
+def plans(draw: st.DrawFn, kv: st.SearchStrategy[str]) -> Plan:
+    chunk = draw(st.integers(1, 9))
+    step = st.tuples(st.sampled_from(["write", "write", "write", "trim"]), st.integers(1, chunk))
+    return Plan(
+        window=draw(st.one_of(st.none(), st.integers(1, 20))),
+        sinks=draw(st.integers(0, 5)),
+        slack=draw(st.integers(0, 8)),
+        chunk=chunk,
+        batch=draw(st.integers(1, 3)),
+        kv=draw(kv),
+        steps=draw(st.lists(step, min_size=1, max_size=14)),
+        seed=draw(st.integers(0, 2**16)),
+    )
+
+
+def spec_of(plan: Plan) -> CacheSpec:
+    layer = LayerSpec(KV_HEADS, D, Span(plan.window, plan.sinks), ROPE, SCALE, None)
+    return CacheSpec((layer,), KVFormat.parse(plan.kv), None, plan.sinks, plan.chunk, plan.slack)
+
+
+def rotated(x: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """x (H, T, D) at positions (T,), angles in float64."""
+    angle = positions[:, None] * inverse_frequencies(ROPE)
+    cos, sin = np.cos(angle), np.sin(angle)
+    low, high = x[..., : D // 2], x[..., D // 2 :]
+    return np.concatenate([low * cos - high * sin, high * cos + low * sin], -1)
+
+
+@dataclass
+class Row:
+    """Every rotated key and every value of one row, as they would be read back from storage."""
+
+    keys: list[np.ndarray] = field(default_factory=list)  # each (KV_HEADS, D)
+    sink_keys: list[np.ndarray] = field(default_factory=list)
+    values: list[np.ndarray] = field(default_factory=list)
+    sink_values: list[np.ndarray] = field(default_factory=list)
+
+    def trim(self, count: int) -> None:
+        for part in (self.keys, self.sink_keys, self.values, self.sink_values):
+            del part[len(part) - count :]
+
+    def attend(self, q: np.ndarray, position: int, plan: Plan) -> np.ndarray:
+        """q (HEADS, D) before rotation to (HEADS, D)."""
+        own = rotated(q[:, None], np.array([position]))[:, 0]
+        anchor = position if plan.window is None else min(position, plan.sinks + plan.window - 1)
+        to_sinks = rotated(q[:, None], np.array([anchor]))[:, 0]
+        scores, values = [], []
+        for p in range(position + 1):
+            if p < plan.sinks:
+                scores.append(SCALE * np.einsum("hd,hd->h", to_sinks, grouped(self.sink_keys[p])))
+                values.append(grouped(self.sink_values[p]))
+            elif plan.window is None or p > position - plan.window:
+                scores.append(SCALE * np.einsum("hd,hd->h", own, grouped(self.keys[p])))
+                values.append(grouped(self.values[p]))
+        weights = np.exp(np.array(scores) - np.max(scores, 0))
+        weights /= weights.sum(0)
+        return np.einsum("ph,phd->hd", weights, np.array(values))
+
+
+def grouped(x: np.ndarray) -> np.ndarray:
+    return np.repeat(x, HEADS // KV_HEADS, 0)
+
+
+def stored(x: np.ndarray, bits: int, group_size: int) -> np.ndarray:
+    if bits == 32:
+        return x
+    if bits == 16:
+        return x.astype(np.float16).astype(np.float32)
+    return dequantize(quantize_minmax(x, bits, group_size))
+
+
+def live(ops: Backend, plan: Plan, tolerance: float) -> None:
+    """Run the plan on a cache and on the reference, and compare every output of every step."""
+    rng, spec = np.random.default_rng(plan.seed), spec_of(plan)
+    cache, rows = Cache(ops, spec, plan.batch), [Row() for _ in range(plan.batch)]
+    table = RopeTable(ops, ROPE)
+    table.reserve(1024)
+    for kind, count in plan.steps:
+        if kind == "trim":
+            if count <= min(cache.offsets) and cache.can_trim(count):
+                cache.trim(count)
+                for row in rows:
+                    row.trim(count)
+            continue
+        lengths = [count, *rng.integers(0, count + 1, plan.batch - 1).tolist()]
+        q, k, v = (
+            rng.standard_normal((plan.batch, h, count, D)).astype(np.float32) for h in (HEADS, KV_HEADS, KV_HEADS)
+        )
+        starts = list(cache.offsets)
+        positions = np.array([[s + i for i in range(count)] for s in starts], np.int32)
+        cache.advance(count, lengths)
+        out = ops.to_numpy(cache.attend(0, ops.array(q), ops.array(k), ops.array(v)))
+        turned = ops.to_numpy(ops.rope(ops.array(k), *table.angles(ops.array(positions))))
+        for b, row in enumerate(rows):
+            for i in range(lengths[b]):
+                row.sink_keys.append(turned[b, :, i])
+                row.sink_values.append(v[b, :, i])
+                row.keys.append(stored(turned[b, :, i], spec.kv.key_bits, spec.kv.group_size))
+                row.values.append(stored(v[b, :, i], spec.kv.value_bits, spec.kv.group_size))
+            for i in range(lengths[b]):
+                expected = row.attend(q[b, :, i], starts[b] + i, plan)
+                np.testing.assert_allclose(out[b, :, i], expected, atol=tolerance, rtol=0)
+    assert cache.offsets == [len(row.keys) for row in rows]
+
+
+RELAXED = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+
+
+@RELAXED
+@given(plan=plans(st.just("32")))
+def test_equals_attention_over_the_whole_history(ops: Backend, plan: Plan) -> None:
+    live(ops, plan, 1e-5)
+
+
+@RELAXED
+@given(plan=plans(st.sampled_from(["k8v8", "k8v4", "k4v4", "k4v8"])))
+def test_equals_attention_over_the_quantized_history(ops: Backend, plan: Plan) -> None:
+    live(ops, plan, 2e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+@pytest.mark.parametrize("kv", ["32", "k8v4"])
+@pytest.mark.parametrize(("window", "sinks"), [(16, 0), (16, 4), (None, 0)])
+def test_chunking_does_not_matter(ops: Backend, chunk: int, kv: str, window: int | None, sinks: int) -> None:
+    """Lengths around the window and beyond the ring; sinks stay visible to chunks after it has turned."""
+    for length in (15, 16, 17, 35, 150):
+        steps = [("write", min(chunk, length - start)) for start in range(0, length, chunk)]
+        live(ops, Plan(window, sinks, 0, chunk, 1, kv, steps, length), 2e-5)
+
+
+def test_hadamard_leaves_dense_attention_as_it_is(ops: Backend) -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (ops.array(rng.standard_normal((1, h, 6, D)).astype(np.float32)) for h in (HEADS, KV_HEADS, KV_HEADS))
+    found = []
+    for kv in ("k32v32", "k32v32h"):
+        cache = Cache(ops, spec_of(Plan(4, 2, 0, 6, 1, kv, [], 0)))
+        cache.advance(6)
+        found.append(ops.to_numpy(cache.attend(0, q, k, v)))
+    np.testing.assert_allclose(found[0], found[1], atol=1e-5)
+
+
+def test_trim_across_the_wrap_equals_never_having_written(ops: Backend) -> None:
+    """What the ring still holds can be taken back; what it has overwritten is refused, and nothing changes then."""
+    plan = Plan(8, 2, 6, 4, 1, "32", [("write", 4)] * 7 + [("trim", 3), ("write", 2), ("trim", 3), ("write", 4)], 1)
+    live(ops, plan, 1e-5)
+    cache = Cache(ops, spec_of(plan))
+    for _ in range(7):
+        cache.advance(4)
+        zeros = [ops.zeros((1, h, 4, D), "float32") for h in (HEADS, KV_HEADS, KV_HEADS)]
+        cache.attend(0, *zeros)
+    assert cache.can_trim(7)  # the ring holds 14: the 7 before the new end, and the 7 taken back
+    assert not cache.can_trim(8)
+    with pytest.raises(ContextError, match="overwritten"):
+        cache.trim(8)
+    assert cache.offsets == [28]
+    with pytest.raises(ContextError, match="29 of 28"):
+        cache.trim(29)
+
+
+def test_a_chunk_longer_than_the_ring_was_made_for_is_refused(ops: Backend) -> None:
+    cache = Cache(ops, spec_of(Plan(8, 0, 0, 4, 1, "32", [], 0)))
+    with pytest.raises(ContextError, match="chunk of 4"):
+        cache.advance(5)
+
+
+@pytest.mark.parametrize("kv", ["32", "16", "k8v8", "k8v4", "k4v4"])
+def test_memory_stops_growing_at_the_ring(ops: Backend, kv: str) -> None:
+    """Buffers grow in blocks up to the ring and stay; nbytes is what the arrays hold."""
+    cache = Cache(ops, spec_of(Plan(300, 4, 0, 64, 1, kv, [], 0)))
+    sizes = []
+    for _ in range(12):
+        cache.advance(64)
+        cache.attend(0, *(ops.zeros((1, h, 64, D), "float32") for h in (HEADS, KV_HEADS, KV_HEADS)))
+        sizes.append(cache.nbytes)
+    assert sizes == sorted(sizes)
+    assert len(set(sizes)) == 2  # one block of 256, then the ring
+    slots = -(-(300 + 63 + 1) // ALIGN) * ALIGN
+    bits = {"32": 64, "16": 32, "k8v8": 18, "k8v4": 14, "k4v4": 10}[
+        kv
+    ]  # keys and values; a float16 pair is 1 bit a value
+    sinks = 2 * 5 * KV_HEADS * D * (2 if kv == "16" else 4)
+    assert sizes[-1] == KV_HEADS * D * bits * slots // 8 + 4 * slots + sinks + 4 * 5 + 4
+
+
+def test_far_positions_are_exact(ops: Backend) -> None:
+    """Angles at position 5,000,000 are as exact as near ones; float32 products would be off by 0.3 rad."""
+    table = RopeTable(ops, ROPE)
+    table.reserve(5_000_003)
+    positions = np.array([[0, 1023, 1024, 999_999, 5_000_000]], np.int32)
+    cos, sin = (ops.to_numpy(x)[0] for x in table.angles(ops.array(positions)))
+    exact = positions[0][:, None].astype(np.float64) * inverse_frequencies(ROPE)
+    np.testing.assert_allclose(cos, np.cos(exact), atol=1e-6)
+    np.testing.assert_allclose(sin, np.sin(exact), atol=1e-6)

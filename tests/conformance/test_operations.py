@@ -1,0 +1,276 @@
+"""Every operation of the seam on every backend, against the numpy oracle.
+
+A case is a function of the backend alone that returns host arrays; it runs on both and the results are compared. The
+table is complete: a method added to the protocol without a case fails `test_the_table_is_the_protocol`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import ml_dtypes
+import numpy as np
+import pytest
+from partita.backend import MASKED, Backend, Sinks
+from partita.quantization import Packed, quantize_minmax, quantize_weight
+
+Case = Callable[[Backend], list[np.ndarray]]
+
+
+def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> np.ndarray:
+    return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(np.float32)
+
+
+def integers(high: int, *shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, high, shape).astype(np.int32)
+
+
+def unary(name: str, x: np.ndarray) -> Case:
+    return lambda ops: [ops.to_numpy(getattr(ops, name)(ops.array(x)))]
+
+
+def along(name: str, x: np.ndarray) -> Case:
+    return lambda ops: [ops.to_numpy(getattr(ops, name)(ops.array(x), axis)) for axis in (0, -1)]
+
+
+def parts(ops: Backend, packed: Packed) -> list[np.ndarray]:
+    words = ops.to_numpy(packed.weight).view(np.uint32)  # torch holds the same bits as signed words
+    return [words, ops.to_numpy(packed.scales), ops.to_numpy(packed.biases)]
+
+
+def array(ops: Backend) -> list[np.ndarray]:
+    bfloat = normal(3, 5).astype(ml_dtypes.bfloat16)
+    half, words = normal(4).astype(np.float16), integers(2**31 - 1, 4).astype(np.uint32)
+    kept = [ops.to_numpy(ops.array(x)) for x in (normal(2, 3), half, integers(9, 4), words.view(np.int32))]
+    return [*kept, ops.to_numpy(ops.array(bfloat)).astype(np.float32), ops.to_numpy(ops.array(half, "float32"))]
+
+
+def fetch(ops: Backend) -> list[np.ndarray]:
+    x = ops.array(normal(4, 4))
+    waiting = [ops.fetch(x + i) for i in range(3)]
+    ops.sync()
+    return [np.array(wait()) for wait in waiting]
+
+
+def launch(ops: Backend) -> list[np.ndarray]:
+    x = ops.array(normal(4, 4)) @ ops.array(normal(4, 4, seed=1))
+    ops.launch(x, x + 1)
+    ops.sync()
+    return [ops.to_numpy(x)]
+
+
+def write(ops: Backend) -> list[np.ndarray]:
+    found = []
+    for batch, tokens, slots in ((1, 1, [[3]]), (1, 3, [[5, 0, 1]]), (2, 2, [[4, 5], [0, 5]])):
+        for dtype in ("float32", "float16"):
+            buffer = ops.cast(ops.array(normal(batch, 2, 6, 4)), dtype)
+            index = ops.array(np.array(slots, np.int32))
+            written = ops.write(buffer, ops.array(normal(batch, 2, tokens, 4, seed=1)), index)
+            found.append(ops.to_numpy(ops.cast(written, "float32")))
+    return found
+
+
+WEIGHT = normal(32, 64, scale=0.3)
+
+
+def weights() -> list[np.ndarray | Packed]:
+    packed = [quantize_weight(WEIGHT, bits, group) for bits in (2, 3, 4, 5, 6, 8) for group in (32, 64)]
+    return [WEIGHT, WEIGHT.astype(np.float16), WEIGHT.astype(ml_dtypes.bfloat16), *packed]
+
+
+def linear(ops: Backend) -> list[np.ndarray]:
+    bias = ops.prepare_vector(normal(32, seed=2))
+    found = []
+    for weight in weights():
+        prepared = ops.prepare(weight)
+        for rows in (1, 7, 40):
+            x = ops.array(normal(1, rows, 64, seed=rows))
+            found += [ops.to_numpy(ops.linear(x, prepared)), ops.to_numpy(ops.linear(x, prepared, bias))]
+    return found
+
+
+def embed(ops: Backend) -> list[np.ndarray]:
+    tokens = ops.array(integers(32, 2, 5))
+    return [ops.to_numpy(ops.embed(ops.prepare(weight), tokens)) for weight in weights()]
+
+
+def rope(ops: Backend) -> list[np.ndarray]:
+    found = []
+    for half in (8, 6):  # all dims, and some that are not rotated
+        angle = normal(2, 5, half, seed=1)
+        cos, sin = ops.array(np.cos(angle)), ops.array(np.sin(angle))
+        found.append(ops.to_numpy(ops.rope(ops.array(normal(2, 3, 5, 16)), cos, sin)))
+    return found
+
+
+def glu(ops: Backend) -> list[np.ndarray]:
+    gate, up = ops.array(normal(3, 9, scale=3)), ops.array(normal(3, 9, seed=1))
+    return [ops.to_numpy(ops.glu(gate, up, name)) for name in ("silu", "gelu_tanh")]
+
+
+def cached_attention(ops: Backend) -> list[np.ndarray]:
+    found = []
+    for batch, tokens, slots in ((1, 1, 9), (2, 1, 40), (2, 12, 40)):
+        q = ops.array(normal(batch, 6, tokens, 64))
+        k, v = normal(batch, 2, slots, 64, seed=1), normal(batch, 2, slots, 64, seed=2)
+        seen = np.random.default_rng(3).random((batch, tokens, slots)) < 0.6
+        mask = ops.array(np.where(seen, 0, MASKED).astype(np.float32))
+        sinks = Sinks(
+            ops.array(normal(batch, 6, tokens, 64, seed=4)),
+            ops.array(normal(batch, 2, 3, 64, seed=5)),
+            ops.array(normal(batch, 2, 3, 64, seed=6)),
+            ops.array(np.array([0, 0, MASKED], np.float32) * np.ones((batch, tokens, 1), np.float32)),
+        )
+        dense = (ops.array(k), ops.array(v))
+        packed = (ops.quantize(dense[0], 8, 32), ops.quantize(dense[1], 4, 64))
+        for keys, values in (dense, packed, (ops.cast(dense[0], "float16"), packed[1])):
+            for kept, softcap in ((None, None), (sinks, None), (sinks, 2.0)):
+                out = ops.cached_attention(q, keys, values, mask, scale=0.2, sinks=kept, softcap=softcap)
+                found.append(ops.to_numpy(out))
+    return found
+
+
+def quantize(ops: Backend) -> list[np.ndarray]:
+    x = normal(2, 3, 5, 64, scale=4)
+    x[0, 0, 0, :32] = 0.5  # a constant group: scale 0
+    x[0, 0, 1] *= 1e-7  # a scale below float16's normal range
+    x[0, 0, 2, 0] = 300  # an outlier, as keys have
+    return [
+        part for bits in (4, 8) for group in (32, 64) for part in parts(ops, ops.quantize(ops.array(x), bits, group))
+    ]
+
+
+def dequantize(ops: Backend) -> list[np.ndarray]:
+    found = []
+    for bits, group in ((4, 32), (8, 64)):
+        packed = quantize_minmax(normal(2, 3, 5, 64), bits, group)
+        found.append(ops.to_numpy(ops.dequantize(packed.map(ops.array))))
+    return found
+
+
+def topk(ops: Backend) -> list[np.ndarray]:
+    values, index = ops.topk(ops.array(normal(3, 50)), 7)
+    return [ops.to_numpy(values), ops.to_numpy(index)]
+
+
+def memory(ops: Backend) -> list[np.ndarray]:
+    found = ops.memory()
+    assert 0 < found.free <= found.total
+    assert 0 < found.active <= found.total
+    assert found.peak >= 0
+    return []
+
+
+def reset_peak(ops: Backend) -> list[np.ndarray]:
+    ops.reset_peak()
+    return memory(ops)
+
+
+CASES: dict[str, Case] = {
+    "array": array,
+    "to_numpy": lambda ops: [ops.to_numpy(ops.array(normal(2, 2)))],
+    "zeros": lambda ops: [ops.to_numpy(ops.zeros((2, 3), name)) for name in ("float32", "float16", "int32")],
+    "full": lambda ops: [ops.to_numpy(ops.full((2, 3), -1, name)) for name in ("float32", "int32")],
+    "launch": launch,
+    "fetch": fetch,
+    "sync": launch,
+    "memory": memory,
+    "reset_peak": reset_peak,
+    "cast": lambda ops: [
+        ops.to_numpy(ops.cast(ops.cast(ops.array(normal(3, 4)), name), "float32"))
+        for name in ("float16", "bfloat16", "float32")
+    ],
+    "concat": lambda ops: [
+        ops.to_numpy(ops.concat([ops.array(normal(2, 3)), ops.array(normal(2, 3, seed=1))], axis)) for axis in (0, 1)
+    ],
+    "take": lambda ops: [
+        ops.to_numpy(ops.take(ops.array(normal(6, 7)), ops.array(integers(6, 2, 3)), axis)) for axis in (0, 1, -1)
+    ],
+    "where": lambda ops: [
+        ops.to_numpy(ops.where(ops.array(normal(3, 4)) > 0, ops.array(normal(3, 4, seed=1)), other))
+        for other in (0.0, MASKED, ops.array(normal(3, 4, seed=2)))
+    ],
+    "write": write,
+    "prepare": linear,
+    "prepare_vector": lambda ops: [
+        ops.to_numpy(ops.prepare_vector(normal(8).astype(dtype))) for dtype in (np.float32, ml_dtypes.bfloat16)
+    ],
+    "embed": embed,
+    "linear": linear,
+    "rms_norm": lambda ops: [
+        ops.to_numpy(ops.rms_norm(ops.array(normal(2, 5, 16, scale=s)), ops.array(normal(16, seed=1)), 1e-5))
+        for s in (1e-3, 1.0, 1e3)
+    ],
+    "rope": rope,
+    "glu": glu,
+    "cached_attention": cached_attention,
+    "quantize": quantize,
+    "dequantize": dequantize,
+    "hadamard": lambda ops: [ops.to_numpy(ops.hadamard(ops.array(normal(2, 3, n)))) for n in (1, 2, 64, 256)],
+    "sum": along("sum", normal(4, 5, 6)),
+    "max": along("max", normal(4, 5, 6)),
+    "argmax": along("argmax", normal(4, 5, 6)),
+    "topk": topk,
+    "softmax": along("softmax", normal(4, 5, 6, scale=30)),
+    "logsumexp": along("logsumexp", normal(4, 5, 6, scale=30)),
+    "cumsum": along("cumsum", normal(4, 5, 6)),
+    "exp": unary("exp", normal(5, 5)),
+    "log": unary("log", np.abs(normal(5, 5)) + 1e-3),
+    "tanh": unary("tanh", normal(5, 5)),
+    "scatter_add": lambda ops: [
+        ops.to_numpy(
+            ops.scatter_add(ops.array(normal(2, 9)), ops.array(np.array([[1, 1, 8], [0, 3, 3]], np.int32)), 0.5)
+        )
+    ],
+}
+EXACT = {"array", "to_numpy", "zeros", "full", "cast", "concat", "take", "where", "write", "argmax", "quantize"}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_operation_equals_the_oracle(ops: Backend, oracle: Backend, name: str) -> None:
+    found, expected = CASES[name](ops), CASES[name](oracle)
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.shape == theirs.shape
+        if name in EXACT:
+            np.testing.assert_array_equal(ours, theirs)
+        else:
+            np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-5)
+
+
+def test_the_table_is_the_protocol() -> None:
+    methods = {name for name, value in vars(Backend).items() if callable(value) and not name.startswith("_")}
+    assert methods == set(CASES)
+
+
+def test_attributes(ops: Backend) -> None:
+    assert ops.name in ("mlx", "torch", "numpy")
+    assert ops.device in ("metal", "cuda", "cpu")
+    assert ops.dtype == ops.decode_dtype == "float32"
+    assert ops.asynchronous in (True, False)
+
+
+def test_argmax_takes_the_first_of_equals(ops: Backend) -> None:
+    x = np.zeros((2, 70), np.float32)
+    x[0, [5, 6, 69]] = 1
+    assert ops.to_numpy(ops.argmax(ops.array(x), -1)).tolist() == [5, 0]
+
+
+def test_a_row_that_sees_nothing_gives_numbers(ops: Backend) -> None:
+    q, k = ops.array(normal(1, 2, 1, 32)), ops.array(normal(1, 1, 4, 32))
+    mask = ops.full((1, 1, 4), MASKED, "float32")
+    out = ops.to_numpy(ops.cached_attention(q, k, k, mask, scale=1.0, sinks=None, softcap=None))
+    assert np.isfinite(out).all()
+
+
+def test_the_caller_keeps_its_arrays(ops: Backend) -> None:
+    """Only `write` may reuse memory, and only its buffer's."""
+    x, w = ops.array(normal(1, 2, 4, 16)), ops.array(normal(16))
+    before = ops.to_numpy(x).copy()
+    ops.rms_norm(x, w, 1e-6)
+    ops.rope(x, ops.array(normal(1, 4, 8)), ops.array(normal(1, 4, 8)))
+    ops.softmax(x, -1)
+    ops.hadamard(x)
+    ops.quantize(ops.array(normal(1, 1, 1, 32)), 4, 32)
+    ops.scatter_add(x[0, 0], ops.array(np.zeros((4, 1), np.int32)), 1.0)
+    np.testing.assert_array_equal(ops.to_numpy(x), before)
