@@ -103,6 +103,7 @@ def _write(checkpoint: Checkpoint, folder: Path, transform: Transform, form: str
                 continue
             value = transform(name, _without_one(checkpoint, name, checkpoint.read(name)))
             if isinstance(value, Packed):
+                value = _wide_enough(config, name, value)
                 formats[name.removesuffix(".weight")] = (value.bits, value.group_size)
             written.append(_describe(name, value))
             shards.add(name, value)
@@ -119,6 +120,14 @@ def _without_one(checkpoint: Checkpoint, name: str, value: Value) -> Value:
     if checkpoint.norms_include_one and name.endswith("norm.weight") and isinstance(value, np.ndarray):
         return value.astype(np.float32) - np.float32(1)
     return value
+
+
+def _wide_enough(config: dict[str, Any], name: str, value: Packed) -> Packed:
+    """mlx-lm computes in the dtype of the embedding's scales, and Gemma's activations need more than float16 holds:
+    measured on Gemma 3 270M, logits up to 40 away from the float32 ones, and 0.1 with these scales widened."""
+    if not str(config.get("model_type")).startswith("gemma") or not name.endswith("embed_tokens.weight"):
+        return value
+    return replace(value, scales=value.scales.astype(np.float32), biases=value.biases.astype(np.float32))
 
 
 def _describe(name: str, value: Value) -> WrittenTensor:

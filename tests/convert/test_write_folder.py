@@ -138,6 +138,15 @@ def test_scales_and_biases_are_stored_in_one_dtype(llama, tmp_path):
     assert {arrays[name].dtype.name for name in arrays if name.endswith((".scales", ".biases"))} == {"float32"}
 
 
+def test_gemma_is_not_left_to_float16(gemma, tmp_path):
+    write_mlx(gemma, tmp_path / "out")
+    arrays = load_file(tmp_path / "out" / "model.safetensors")
+    assert arrays["model.embed_tokens.scales"].dtype == np.float32  # mlx-lm takes its compute dtype from here
+    assert arrays["model.layers.0.mlp.up_proj.scales"].dtype == np.float16
+    again = open_checkpoint(tmp_path / "out")
+    np.testing.assert_array_equal(dense(again, "model.embed_tokens.weight"), dense(gemma, "model.embed_tokens.weight"))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_huggingface_is_dense(llama, tmp_path, dtype):
     written = write_huggingface(llama, tmp_path / "out", dtype=dtype)
