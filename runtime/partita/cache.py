@@ -343,14 +343,10 @@ class Cache:
             raise ContextError(f"cannot take back {tokens} of {min(self.offsets)} tokens")
         if not self.can_trim(tokens):
             raise ContextError(f"cannot take back {tokens} tokens: what the ring held before them is overwritten")
-        ops = self.ops
+        # Slots are left as they are: a position past the end is seen by no query (p <= q) until it is written again,
+        # and it is written to the very slot that holds it now.
         self.offsets = ends
         self._next = self._next - tokens
-        for track in self._tracks.values():
-            end = self._next[:, None]
-            track.ring = ops.where(track.ring >= end, -1, track.ring)
-            if track.sinks is not None:
-                track.sinks = ops.where(track.sinks >= end, -1, track.sinks)
 
     def can_trim(self, tokens: int) -> bool:
         """Whether every position visible after taking `tokens` back is still held."""

@@ -107,7 +107,8 @@ def unpack(packed: Packed) -> Tensor:
     if bits == 8:
         return stream.view(groups)
     if bits == 4:
-        return torch.stack([stream & 15, stream >> 4], -1).view(groups)
+        wide = stream.to(torch.int16)  # a byte's two values to the two bytes of a word, in three passes
+        return torch.bitwise_or(wide, wide << 4).bitwise_and_(0x0F0F).view(torch.uint8).view(groups)
     # other widths: read each value from the two bytes it can lie in
     n = packed.shape[-1]
     position = torch.arange(n, device=stream.device) * bits
@@ -118,6 +119,6 @@ def unpack(packed: Packed) -> Tensor:
 
 def dequantize(packed: Packed, dtype: torch.dtype) -> Tensor:
     """q * scale + bias in float32, as dtype."""
-    values = unpack(packed).to(torch.float32)
-    values = torch.addcmul(packed.biases[..., None].float(), values, packed.scales[..., None].float())
+    values = unpack(packed).to(torch.float32)  # in place from here: torch.addcmul is ten times slower when it broadcasts
+    values = values.mul_(packed.scales[..., None].float()).add_(packed.biases[..., None].float())
     return values.view(packed.shape).to(dtype)

@@ -1,0 +1,91 @@
+"""`partita bench`: speed and memory measured here, beside a peer in the same run where one is named.
+
+A figure is the median of several runs, taken in turns with the peer's, on one thread unless told otherwise: ratios of
+one run are what counts. Every report carries commit, device and versions, and `--json` ends in one document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from ..options import model_options
+from .report import finish
+
+Rows = list[dict[str, Any]]
+
+
+@click.group("bench")
+def bench() -> None:
+    """Measure decode, prefill, cache or startup on this machine."""
+
+
+def measured(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that every benchmark takes."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output."),
+        click.option("--runs", type=click.IntRange(1, 50), default=3, show_default=True, help="Runs; the median counts."),
+        click.option("--model", default=None, help="Model to measure; the default model if left out."),
+        model_options,
+    ):
+        function = option(function)
+    return function
+
+
+def against(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of benchmarks that a peer can run too."""
+    from .peers import NAMES
+
+    for option in (
+        click.option("--against", type=click.Choice(NAMES), default=None, help="Measure this peer in the same run."),
+        click.option("--peer-python", default=None, help="Python that has the peer installed; this one if left out."),
+    ):
+        function = option(function)
+    return function
+
+
+@bench.command()
+@measured
+@against
+@click.option("--prompt", type=click.IntRange(1), default=128, show_default=True, help="Tokens before the first.")
+@click.option("--tokens", type=click.IntRange(2), default=64, show_default=True, help="Tokens to decode.")
+def decode(as_json: bool, **options: Any) -> None:
+    """Tokens per second one at a time, after a prompt."""
+    from .speed import run
+
+    finish(run("decode", **options), as_json)
+
+
+@bench.command()
+@measured
+@against
+@click.option("--prompt", type=click.IntRange(1), default=512, show_default=True, help="Tokens of the prompt.")
+def prefill(as_json: bool, **options: Any) -> None:
+    """Tokens per second of a prompt."""
+    from .speed import run
+
+    finish(run("prefill", tokens=2, **options), as_json)
+
+
+@bench.command()
+@measured
+@click.option("--tokens", type=click.IntRange(8), default=200, show_default=True, help="Tokens with and without cache.")
+@click.option("--context", type=click.IntRange(64), default=1024, show_default=True, help="Size of the ring.")
+@click.option("--plot", default="cache.png", show_default=True, help="Where the picture of both curves goes.")
+def cache(as_json: bool, **options: Any) -> None:
+    """Time of each token with the cache and by recomputing the sequence; time far beyond the ring."""
+    from .cache import run
+
+    finish(run(**options), as_json)
+
+
+@bench.command()
+@measured
+@click.option("--peer-python", default=None, help="Python that has mlx-lm installed, to measure it in the same run.")
+def startup(as_json: bool, **options: Any) -> None:
+    """Seconds to the help text, and from the command to the first token."""
+    from .startup import run
+
+    finish(run(**options), as_json)

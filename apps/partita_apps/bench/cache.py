@@ -1,0 +1,98 @@
+"""What the cache is worth: each token's time with it and without it, and far beyond the ring."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+
+from ..options import load_model
+from .report import row
+
+
+def run(
+    *, model: str | None, tokens: int, context: int, plot: str, runs: int, threads: int | None, **backend: Any
+) -> list[dict[str, Any]]:
+    language_model = load_model(model, threads=threads or 1, **backend)
+    prompt = language_model.tokenizer.encode("The history of bread begins with")
+    cached, with_cache = decode_cached(language_model, prompt, tokens)
+    recomputed, without = decode_recomputed(language_model, prompt, tokens)
+    draw(plot, with_cache, without)
+    same = next((i for i, (a, b) in enumerate(zip(cached, recomputed, strict=True)) if a != b), tokens)
+    near, far = beyond_the_ring(language_model, context, runs)
+    last = slice(-max(tokens // 10, 1), None)
+    name = f"{language_model.ops.name}, "
+    return [
+        row(f"{name}token {tokens}, cached / recomputed", ms(with_cache[last]), ms(without[last]), "ms"),
+        row(f"{name}all {tokens} tokens, cached / recomputed", sum(with_cache), sum(without), "s", same_tokens=same),
+        row(f"{name}token at 5,000 / at 1,100, context {context}", far, near, "ms"),
+    ]
+
+
+def ms(seconds: list[float]) -> float:
+    return statistics.median(seconds) * 1000
+
+
+def decode_cached(model: Any, prompt: list[int], count: int) -> tuple[list[int], list[float]]:
+    """Greedy tokens and the seconds each took."""
+    ops, session = model.ops, model.session()
+    feed, tokens, seconds = prompt, [], []
+    for _ in range(count):
+        begun = time.perf_counter()
+        logits = model.decoder(ops, ops.array(np.array([feed], np.int32)), session.cache)
+        tokens.append(int(ops.to_numpy(ops.argmax(logits, -1))[0]))
+        seconds.append(time.perf_counter() - begun)
+        feed = tokens[-1:]
+    return tokens, seconds
+
+
+def decode_recomputed(model: Any, prompt: list[int], count: int) -> tuple[list[int], list[float]]:
+    """The same by feeding the whole sequence to an empty cache for every token."""
+    from partita.generate import prefill
+
+    ops, tokens, seconds = model.ops, [], []
+    for _ in range(count):
+        begun = time.perf_counter()
+        logits = prefill(ops, model.decoder, model.session().cache, prompt + tokens)
+        tokens.append(int(ops.to_numpy(ops.argmax(logits, -1))[0]))
+        seconds.append(time.perf_counter() - begun)
+    return tokens, seconds
+
+
+def beyond_the_ring(model: Any, context: int, runs: int) -> tuple[float, float]:
+    """Milliseconds of one token at position 1,100 and at 5,000, medians of 16 tokens in `runs` rounds taken in turns."""
+    from partita.generate import prefill
+
+    ops, text = model.ops, [(i * 7) % 4000 + 100 for i in range(5000)]
+    sessions = []
+    for length in (1100, 5000):
+        session = model.session(context=min(context, model.config.max_positions))
+        sessions.append((session, prefill(ops, model.decoder, session.cache, text[:length])))
+    seconds: list[list[float]] = [[], []]
+    for _ in range(runs):
+        for i, (session, logits) in enumerate(sessions):
+            token = ops.argmax(logits, -1)[:, None]
+            for _ in range(16):
+                begun = time.perf_counter()
+                ops.to_numpy(model.decoder(ops, token, session.cache))
+                seconds[i].append(time.perf_counter() - begun)
+    return ms(seconds[0]), ms(seconds[1])
+
+
+def draw(path: str, cached: list[float], recomputed: list[float]) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    axes.plot([s * 1000 for s in recomputed], label="recomputing the whole sequence", color="#c44e52")
+    axes.plot([s * 1000 for s in cached], label="with the cache", color="#4c72b0")
+    axes.set(xlabel="token", ylabel="milliseconds", ylim=(0, None), title="Time of each new token")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
