@@ -1,4 +1,4 @@
-"""`partita eval`: perplexity of a text file, overall and by segment, for any backend, context, sinks and key-value format."""
+"""`partita eval`: perplexity of a text file, overall and by segment, through a cache of any size and format."""
 
 from __future__ import annotations
 

@@ -123,9 +123,11 @@ class Backend(Protocol):
     def cached_attention(
         self, q: Array, k: Any, v: Any, mask: Array, *, scale: float, sinks: Sinks | None, softcap: float | None
     ) -> Array:
-        """softmax(scale * q·k + mask) · v with grouped heads: q (B, Hq, T, D) in the residual dtype; k, v (B, Hkv, C, D)
-        arrays or `Packed`; mask float32 (B, T, C), additive. Scores of `sinks` join the same softmax. Soft capping
-        (c * tanh(s / c)) comes before the mask. Softmax in float32; the result is (B, Hq, T, D), residual dtype."""
+        """softmax(scale * q·k + mask) · v with grouped heads, softmax in float32; (B, Hq, T, D), residual dtype.
+
+        q: (B, Hq, T, D), residual dtype. k, v: (B, Hkv, C, D) arrays or `Packed`. mask: float32 (B, T, C), additive.
+        Scores of `sinks` join the same softmax. Soft capping (c * tanh(s / c)) comes before the mask.
+        """
         ...
 
     # Quantized keys and values

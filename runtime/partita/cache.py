@@ -262,12 +262,12 @@ class Cache:
         spare = self._capacity[span] - 1
         sink_index = ring_index = sink_mask = None
         q = positions[:, :, None]  # B T 1
-        if track.sinks is not None:
+        if (held := track.sinks) is not None:
             if first < span.sinks:
                 kept = (positions >= 0) & (positions < span.sinks)
                 sink_index = ops.where(kept, positions, span.sinks)
-                track.sinks = self._mark(track.sinks, ops.where(kept, positions, -1), sink_index)
-            p = track.sinks[:, None, :]  # B 1 S+1
+                held = track.sinks = self._mark(held, ops.where(kept, positions, -1), sink_index)
+            p = held[:, None]  # B 1 S+1
             sink_mask = ops.where((p >= 0) & (p <= q), 0.0, MASKED)
         if end > span.sinks:
             turning = positions >= span.sinks

@@ -42,7 +42,7 @@ class Family:
 def family(config: Config) -> Family:
     """The family that a config's `model_type` names. Raises UnsupportedModel, listing those there are."""
     model_type = config.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
         raise UnsupportedModel(f"model_type {model_type!r} is not supported: this version plays {known}")
     return FAMILIES[model_type]

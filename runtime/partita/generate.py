@@ -49,14 +49,18 @@ def prefill(
     if not prompt:
         raise DataError("the prompt is empty: give at least one token")
     tokens, chunk, total = np.asarray(prompt, np.int32)[None], cache.spec.chunk, len(prompt)
-    logits = None
-    for start in range(0, total, chunk):
-        last = start + chunk >= total
-        logits = model(ops, ops.array(tokens[:, start : start + chunk]), cache, logits="last" if last else "none")
-        ops.launch(*cache.arrays()) if logits is None else ops.launch(logits)
+    last = (total - 1) // chunk * chunk
+    for start in range(0, last, chunk):
+        model.feed(ops, ops.array(tokens[:, start : start + chunk]), cache)
+        ops.launch(*cache.arrays())
         if on_progress is not None:
             ops.sync()
-            on_progress(min(start + chunk, total), total)
+            on_progress(start + chunk, total)
+    logits = model(ops, ops.array(tokens[:, last:]), cache)
+    ops.launch(logits)
+    if on_progress is not None:
+        ops.sync()
+        on_progress(total, total)
     return logits
 
 

@@ -87,7 +87,7 @@ class LanguageModel:
 class Piece:
     """One step of a reply: the text that became certain, the token behind it, and at the end why it ended.
 
-    token is None only in a last piece that releases held-back text. finish_reason: "stop" or "length" in the last piece.
+    token is None only in a last piece that releases held-back text. finish_reason: "stop" or "length" in the last one.
     """
 
     text: str
@@ -145,9 +145,7 @@ class Session:
             on_progress=on_progress,
             on_fed=self.tokens.extend,
         )
-        count = 0
         for generated in tokens:
-            count += 1
             if generated.id in model.tokenizer.stop_ids:
                 yield Piece(stops.push(text.finish()) + stops.finish(), generated, "stop")
                 return

@@ -1,7 +1,7 @@
 """A checkpoint to a decoder on a device: reads each tensor once, checks its shape, stacks neighbours of one format.
 
-Not here: what the files look like (`checkpoint.py`) or what a config means (`families.py`). One tensor is in host memory
-at a time.
+Not here: what the files look like (`checkpoint.py`) or what a config means (`families.py`). Host memory holds the
+tensors of one projection at a time.
 """
 
 from __future__ import annotations
@@ -22,14 +22,8 @@ from .quantization import Packed
 
 
 def read_config(checkpoint: Checkpoint) -> ModelConfig:
-    """The checkpoint's `ModelConfig`, with what only tensors tell: rope factors kept in one, norms that hold the one."""
-    config = dict(checkpoint.config)
-    scaling = config.get("rope_scaling") or {}
-    if "tensor" in scaling:
-        factors = checkpoint.read(scaling["tensor"])
-        assert isinstance(factors, np.ndarray)
-        config["rope_scaling"] = {**scaling, "factors": tuple(float(f) for f in factors)}
-    parsed = parse(config)
+    """The checkpoint's `ModelConfig`; norms that hold the one already do not get it twice."""
+    parsed = parse(checkpoint.config)
     return replace(parsed, norm_adds_one=False) if checkpoint.norms_include_one else parsed
 
 

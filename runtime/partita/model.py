@@ -1,13 +1,12 @@
 """One decoder for every family: a transformer whose differences are fields of `ModelConfig`.
 
-Token ids in, logits out. It knows no text, no file format and no array library; keys and values live in the cache, which
-also rotates them.
+Token ids in, logits out. It knows no text, no file format and no array library; keys and values live in the cache,
+which also rotates them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from .backend import Backend
 from .cache import Cache
@@ -61,21 +60,25 @@ class Decoder:
     norm: RMSNorm
     head: Linear
 
-    def __call__(
-        self, ops: Backend, tokens: Array, cache: Cache, *, logits: Literal["last", "all", "none"] = "last"
-    ) -> Array | None:
+    def __call__(self, ops: Backend, tokens: Array, cache: Cache, *, every: bool = False) -> Array:
         """Feed int32 tokens (B, T) at the cache's next positions.
 
-        Returns float32 logits: (B, V) after the last token, (B, T, V) after each, or None when only the cache matters.
+        Returns float32 logits (B, V) after the last token, or (B, T, V) after every one.
         """
+        x = self._hidden(ops, tokens, cache)
+        y = ops.cast(self.head(ops, self.norm(ops, x if every else x[:, -1])), "float32")
+        cap = self.config.logit_softcap
+        return y if cap is None else cap * ops.tanh(y / cap)
+
+    def feed(self, ops: Backend, tokens: Array, cache: Cache) -> None:
+        """The same for the cache alone, without the cost of logits."""
+        self._hidden(ops, tokens, cache)
+
+    def _hidden(self, ops: Backend, tokens: Array, cache: Cache) -> Array:
         cache.advance(tokens.shape[1])
-        x = ops.embed(self.embedding, tokens)
+        x = ops.embed(self.embedding, tokens)  # B T E
         if self.config.embedding_scale is not None:
             x = x * ops.full((1,), self.config.embedding_scale, ops.dtype)  # rounded to the residual dtype, as trained
         for i, block in enumerate(self.blocks):
             x = block(ops, x, cache, i)
-        if logits == "none":
-            return None
-        y = ops.cast(self.head(ops, self.norm(ops, x[:, -1] if logits == "last" else x)), "float32")
-        cap = self.config.logit_softcap
-        return y if cap is None else cap * ops.tanh(y / cap)
+        return x

@@ -42,7 +42,7 @@ def token_losses(
     losses = []
     for start in range(0, len(inputs), cache.spec.chunk):
         part = slice(start, start + cache.spec.chunk)
-        logits = model(ops, ops.array(inputs[None, part]), cache, logits="all")[0]  # T V
+        logits = model(ops, ops.array(inputs[None, part]), cache, every=True)[0]  # T V
         vocabulary = logits.shape[-1]
         place = np.arange(len(targets[part]), dtype=np.int64) * vocabulary + targets[part]
         chosen = ops.take(logits.reshape(-1), ops.array(place), 0)

@@ -1,9 +1,9 @@
 """Rotary angles for any position, as exact at position 10,000,000 as at 10.
 
 An angle computed in float32 as position * frequency is off by 0.06 rad at a million. Here a position is split as
-1024 * high + low; cosines and sines of both parts come from small tables computed in float64 on the host, and the angle
-sum is formed on the device: cos(a + b) = cos a cos b - sin a sin b. Positions stay device arrays, so a decode step has a
-static shape. The tables grow with the conversation: 1/1024 of a plain table's size.
+1024 * high + low; cosines and sines of both parts come from small tables computed in float64 on the host, and the
+angle sum is formed on the device: cos(a + b) = cos a cos b - sin a sin b. Positions stay device arrays, so a decode
+step has a static shape. The tables grow with the conversation: 1/1024 of a plain table's size.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ SPLIT = 1024
 def inverse_frequencies(rope: RopeConfig) -> np.ndarray:
     """Radians per position, float64 (dims / 2,): theta ** (-2i / dims), scaled (arXiv 2104.09864).
 
-    linear: positions divided by a factor (arXiv 2306.15595). llama3: long wavelengths divided, short ones kept, a smooth
-    step between (Llama 3.1's published configuration). factors: one divisor a frequency, from the file.
+    linear: positions divided by a factor (arXiv 2306.15595). llama3: long wavelengths divided, short ones kept, a
+    smooth step between (Llama 3.1's published configuration). factors: one divisor a frequency, from the file.
     """
     frequencies = rope.theta ** (-np.arange(0, rope.dims, 2, dtype=np.float64) / rope.dims)
     if rope.scaling == "linear":

@@ -23,8 +23,8 @@ class Sampling:
     temperature: 0 takes the most probable token. top_k: keep the k most probable (0: all). top_p: keep the smallest set
     whose probabilities reach p (1: all; arXiv 1904.09751). min_p: keep what has at least min_p of the best token's
     probability (arXiv 2407.01082). repetition_penalty: logits of tokens already in the context are divided by it if
-    positive, else multiplied (arXiv 1909.05858). presence_penalty, frequency_penalty: subtracted from logits of generated
-    tokens, once and once for every occurrence. seed: None draws one.
+    positive, else multiplied (arXiv 1909.05858). presence_penalty, frequency_penalty: subtracted from logits of
+    generated tokens, once and once for every occurrence. seed: None draws one.
     """
 
     temperature: float = 0.0

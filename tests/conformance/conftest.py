@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 
-import partita_backends
 import pytest
+
+import partita_backends
 from partita.backend import Backend
 
 NAMES = os.environ.get("PARTITA_BACKENDS", ",".join(partita_backends.names())).split(",")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from partita.backend import Backend
 from partita.cache import ALIGN, Cache, CacheSpec, LayerSpec, Span
 from partita.config import RopeConfig

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import ml_dtypes
 import numpy as np
 import pytest
+
 from partita.backend import MASKED, Backend, Sinks
 from partita.quantization import Packed, quantize_minmax, quantize_weight
 

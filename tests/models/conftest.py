@@ -13,8 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import partita
 import pytest
+
+import partita
 from partita.checkpoint import open_checkpoint
 from partita.language_model import LanguageModel
 from partita.sources import Silent, cache_dir, resolve

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import partita_backends
 import pytest
+
+import partita_backends
 from partita.cache import Cache
 from partita.language_model import LanguageModel
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
-import partita_backends
 import pytest
+
+import partita_backends
 from partita.cache import Cache
 from partita.language_model import LanguageModel
 
@@ -20,13 +22,13 @@ def logits(model: LanguageModel, tokens: list[int], *, last: int | None = None, 
     ops, cache, found = model.ops, Cache(model.ops, model.cache_spec(chunk=chunk)), []
     first = 0 if last is None else len(tokens) - last
     edges = sorted({*range(0, first, chunk), *range(first, len(tokens), chunk), len(tokens)})
-    for start, end in zip(edges, edges[1:], strict=False):
-        wanted = "all" if start >= first else "none"
-        out = model.decoder(ops, ops.array(np.array([tokens[start:end]], np.int32)), cache, logits=wanted)
-        if out is None:
+    for start, end in pairwise(edges):
+        part = ops.array(np.array([tokens[start:end]], np.int32))
+        if start < first:
+            model.decoder.feed(ops, part, cache)
             ops.launch(*cache.arrays())
         else:
-            found.append(ops.to_numpy(out)[0])
+            found.append(ops.to_numpy(model.decoder(ops, part, cache, every=True))[0])
     return np.concatenate(found)
 
 

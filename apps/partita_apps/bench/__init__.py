@@ -26,7 +26,7 @@ def measured(function: Callable[..., Any]) -> Callable[..., Any]:
     """Options that every benchmark takes."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output."),
-        click.option("--runs", type=click.IntRange(1, 50), default=3, show_default=True, help="Runs; the median counts."),
+        click.option("--runs", type=click.IntRange(1, 50), default=3, show_default=True, help="The median counts."),
         click.option("--model", default=None, help="Model to measure; the default model if left out."),
         model_options,
     ):

@@ -62,7 +62,7 @@ def decode_recomputed(model: Any, prompt: list[int], count: int) -> tuple[list[i
 
 
 def beyond_the_ring(model: Any, context: int, runs: int) -> tuple[float, float]:
-    """Milliseconds of one token at position 1,100 and at 5,000, medians of 16 tokens in `runs` rounds taken in turns."""
+    """Milliseconds of one token at position 1,100 and at 5,000: medians of `runs` rounds of 16, taken in turns."""
     from partita.generate import prefill
 
     ops, text = model.ops, [(i * 7) % 4000 + 100 for i in range(5000)]

@@ -1,9 +1,9 @@
 """Weights on torch: dense tensors, packed ones, and the int4 kernel of torch's CPU build.
 
-`_weight_int4pack_mm_for_cpu` computes x (rows, in) in bfloat16 against (q - 8) * scale + zero, so an affine weight maps by
-zero = bias + 8 * scale, both rounded to bfloat16: a lossy fast path, used only where products are in bfloat16 anyway. An
-8-bit integer is 16 * high + low, so two int4 products give it exactly. Many rows are dequantized and multiplied instead:
-the kernel's cost grows with every row.
+`_weight_int4pack_mm_for_cpu` computes x (rows, in) in bfloat16 against (q - 8) * scale + zero, so an affine weight maps
+by zero = bias + 8 * scale, both rounded to bfloat16: a lossy fast path, used only where products are in bfloat16
+anyway. An 8-bit integer is 16 * high + low, so two int4 products give it exactly. Many rows are dequantized and
+multiplied instead: the kernel's cost grows with every row.
 """
 
 from __future__ import annotations
@@ -119,6 +119,6 @@ def unpack(packed: Packed) -> Tensor:
 
 def dequantize(packed: Packed, dtype: torch.dtype) -> Tensor:
     """q * scale + bias in float32, as dtype."""
-    values = unpack(packed).to(torch.float32)  # in place from here: torch.addcmul is ten times slower when it broadcasts
+    values = unpack(packed).to(torch.float32)  # in place from here: a broadcasting addcmul is ten times slower
     values = values.mul_(packed.scales[..., None].float()).add_(packed.biases[..., None].float())
     return values.view(packed.shape).to(dtype)

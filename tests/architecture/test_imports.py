@@ -1,0 +1,103 @@
+"""The arrows between the four packages, read from their imports; and what starting must not import."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import partita
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = {
+    "partita": ROOT / "runtime/partita",
+    "partita_backends": ROOT / "backends/partita_backends",
+    "partita_convert": ROOT / "convert/partita_convert",
+    "partita_apps": ROOT / "apps/partita_apps",
+}
+MAY_IMPORT = {
+    "partita": set(),
+    "partita_backends": {"partita"},
+    "partita_convert": {"partita"},
+    "partita_apps": {"partita", "partita_backends", "partita_convert"},
+}
+COMPOSITION = PACKAGES["partita"] / "language_model.py"  # where the runtime reaches for a player, lazily
+BACKENDS_NEED = {"backend", "errors", "quantization"}  # of the runtime: the protocol, the format, the errors
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """(absolute module, at module level?) for every import of a file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    top = set(tree.body)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node in top) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module, node in top
+            yield from ((f"{node.module}.{alias.name}", node in top) for alias in node.names)
+
+
+def files() -> list[tuple[str, Path]]:
+    return [(package, path) for package, folder in PACKAGES.items() for path in sorted(folder.rglob("*.py"))]
+
+
+@pytest.mark.parametrize(("package", "path"), files(), ids=lambda value: getattr(value, "name", value))
+def test_arrows(package: str, path: Path) -> None:
+    for module, at_top in imports(path):
+        root = module.split(".")[0]
+        if root in PACKAGES and root != package:
+            lazily = path == COMPOSITION and not at_top
+            assert root in MAY_IMPORT[package] or lazily, f"{path.name} imports {module}"
+        if package in ("partita", "partita_convert"):
+            assert root not in ("mlx", "torch"), f"{path.name} imports {module}"
+        if package == "partita_backends" and root == "partita" and module != "partita":
+            assert module.split(".")[1] in BACKENDS_NEED, f"{path.name} imports {module}"
+
+
+def test_backends_do_not_know_each_other() -> None:
+    folder = PACKAGES["partita_backends"]
+    for path in [folder / "mlx.py", folder / "numpy.py", *(folder / "torch").glob("*.py")]:
+        own = "torch" if path.parent.name == "torch" else path.stem
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                named = {(node.module or "").split(".")[0], *(alias.name for alias in node.names)}
+                assert not named & ({"mlx", "torch", "numpy"} - {own}), path
+
+
+def loaded_by(code: str) -> set[str]:
+    program = f"{code}\nimport sys; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_importing_partita_is_light() -> None:
+    heavy = {"mlx", "torch", "tokenizers", "sentencepiece", "jinja2", "huggingface_hub", "transformers", "rich"}
+    assert not heavy & loaded_by("import partita, partita_backends")
+
+
+def test_help_is_light() -> None:
+    code = "import partita_apps.cli as cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass"
+    program = f"{code}\nimport sys; print(*sorted({{name.split('.')[0] for name in sys.modules}}), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "chat" in done.stdout
+    heavy = {"mlx", "torch", "numpy", "tokenizers", "jinja2", "huggingface_hub", "rich", "prompt_toolkit"}
+    assert not heavy & set(done.stderr.split())
+
+
+def test_the_public_surface() -> None:
+    assert partita.__all__ == sorted(partita.__all__)
+    assert set(partita.__all__) == {"Cache", "__version__", "generate", "load"}
+    assert all(getattr(partita, name) is not None for name in partita.__all__)
+    with pytest.raises(AttributeError, match="nothing"):
+        partita.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(("package", "path"), files(), ids=lambda value: getattr(value, "name", value))
+def test_every_module_says_what_it_is_for(package: str, path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    if text.strip():
+        assert ast.get_docstring(ast.parse(text)), path
