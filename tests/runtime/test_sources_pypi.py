@@ -15,6 +15,7 @@ import pytest
 from partita import sources, sources_cache, sources_pip, sources_pypi
 from partita.errors import SourceError
 
+from . import loopback
 from .loopback import (
     GGUF,
     NAME,
@@ -29,7 +30,8 @@ from .loopback import (
     start,
 )
 
-pytestmark = pytest.mark.usefixtures("isolated")
+isolated = loopback.isolated  # each test of this module has its own caches and settings
+shelf = loopback.shelf
 
 
 def test_a_wheels_gguf_arrives_whole_and_once(shelf, monkeypatch):
