@@ -6,7 +6,10 @@ Writes nothing to standard output, and imports rich only when there is something
 from __future__ import annotations
 
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 
@@ -75,3 +78,60 @@ def size(count: int) -> str:
             return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"
+
+
+@contextmanager
+def bar(what: str, *, stream: TextIO | None = None, delay: float = 0.5) -> Iterator[Callable[[int, int], None]]:
+    """A bar for work that counts steps: call what it gives with (done, total). Gone when the work is.
+
+    Only on a terminal, and only for work that takes longer than `delay` seconds: short work shows nothing.
+    """
+    stream = sys.stderr if stream is None else stream
+    if not stream.isatty():
+        yield lambda done, total: None
+        return
+    steps = _Steps(what, stream)
+    timer = threading.Timer(delay, steps.show)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield steps.advance
+    finally:
+        timer.cancel()
+        steps.hide()
+
+
+class _Steps:
+    """The bar behind `bar`. Shown from a timer's thread while the work goes on in its own: hence the lock."""
+
+    def __init__(self, what: str, stream: TextIO):
+        self.what, self.stream = what, stream
+        self.lock = threading.Lock()
+        self.done, self.total = 0, 0
+        self.over = False
+        self.shown: Any = None
+
+    def show(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        with self.lock:
+            if self.over:
+                return
+            words = TextColumn("{task.description}", markup=False)
+            console = Console(file=self.stream)
+            self.shown = Progress(words, BarColumn(), TimeRemainingColumn(), console=console, transient=True)
+            self.shown.add_task(self.what, total=self.total or None, completed=self.done)
+            self.shown.start()
+
+    def advance(self, done: int, total: int) -> None:
+        with self.lock:
+            self.done, self.total = done, total
+            if self.shown is not None:
+                self.shown.update(self.shown.task_ids[0], completed=done, total=total)
+
+    def hide(self) -> None:
+        with self.lock:
+            self.over = True
+            if self.shown is not None:
+                self.shown.stop()

@@ -1,0 +1,126 @@
+"""The command `partita`: a table of subcommands, and the one place where errors become a line and an exit status.
+
+A subcommand's module is imported when that subcommand runs, never before, so that help costs no library.
+Exit status: 0 done, 2 a mistake the user can act on (one line on standard error), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import io
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from partita import __version__
+from partita.errors import PartitaError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a subcommand lives, and the line that the help shows for it."""
+
+    module: str
+    attribute: str
+    summary: str
+
+
+COMMANDS = {
+    "chat": Entry("partita_apps.chat.command", "chat", "Talk with a model, or answer one prompt."),
+    "eval": Entry("partita_apps.evaluate", "evaluate", "Measure the perplexity of a text."),
+    "bench": Entry("partita_apps.bench", "bench", "Measure speed and memory on this machine."),
+    "models": Entry("partita_apps.models", "models", "List, fetch and remove models."),
+    "info": Entry("partita_apps.info", "info", "Show backends, devices, versions and memory."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its subcommands' names and summaries without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = COMMANDS.get(cmd_name)
+        return None if entry is None else getattr(importlib.import_module(entry.module), entry.attribute)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="partita", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Run language models on this machine: one model and one cache, played by MLX, torch or numpy."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: run and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without UTF-8 shows "?" rather than nothing
+            stream.reconfigure(errors="replace")
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Exit status of `partita` with these arguments. Whatever a user can act on has become one line by then."""
+    try:
+        with cli.make_context("partita", list(arguments)) as context:
+            cli.invoke(context)
+        sys.stdout.flush()
+        return 0
+    except click.exceptions.Exit as request:
+        return request.exit_code
+    except click.UsageError as error:
+        return usage(error)
+    except PartitaError as error:
+        return complain(str(error))
+    except click.ClickException as error:
+        return complain(error.format_message())
+    except (KeyboardInterrupt, click.Abort):
+        return 130
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # the reader of a pipe has left: nothing to say, and nobody to say it to
+            silence(sys.stdout)
+            return 128 + 13
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+            silence(sys.stdout)
+            return complain(f"cannot write: {error.strerror}: free some space")
+        raise
+
+
+def complain(message: str) -> int:
+    """The one line; status 2."""
+    click.echo(f"partita: {' '.join(message.split())}", err=True)
+    return 2
+
+
+def usage(error: click.UsageError) -> int:
+    """A mistake in the arguments, said in one line with where help is."""
+    path = "partita" if error.ctx is None else error.ctx.command_path
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return complain(f"{path} needs a subcommand (see {path} --help)")
+    message = " ".join(error.format_message().split()).rstrip(".")
+    where = path.removeprefix("partita").strip()
+    return complain(f"{where}{': ' if where else ''}{message[:1].lower()}{message[1:]} (see {path} --help)")
+
+
+def silence(stream: Any) -> None:
+    """What is still buffered goes nowhere, so that the interpreter does not fail on it while it exits."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except (OSError, ValueError):
+        return
+
+
+if __name__ == "__main__":
+    main()

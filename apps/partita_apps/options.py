@@ -1,0 +1,133 @@
+"""Options that commands share, and a model loaded from them with its progress shown. Judges no value: the runtime does.
+
+Nothing here imports the runtime's heavy modules before a model is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from partita.language_model import LanguageModel
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Sinks(click.ParamType):
+    """A number of tokens, or `system` where there is a system prompt to pin."""
+
+    name = "sinks"
+
+    def __init__(self, system: bool):
+        self.system = system
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, int) or (value == "system" and self.system):
+            return value
+        if value == "system":
+            self.fail("'system' pins the system prompt, which only chat has: give a number", param, ctx)
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number{' nor system' if self.system else ''}", param, ctx)
+
+
+def _stacked(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    """The options as one decorator, in the order in which help shows them."""
+
+    def decorate(function: Command) -> Command:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+model_options = _stacked(
+    click.option("--backend", default="auto", metavar="NAME", help="auto, mlx, torch or numpy.  [default: auto]"),
+    click.option(
+        "--device", default=None, metavar="NAME", help="Where the backend computes, such as cpu, gpu, cuda:0."
+    ),
+    click.option(
+        "--dtype", default="auto", metavar="NAME", help="auto, float32, bfloat16 or float16.  [default: auto]"
+    ),
+    click.option("--threads", type=int, default=None, metavar="N", help="CPU threads."),
+)
+"""Keywords: backend, device, dtype, threads. What `load_model` takes."""
+
+
+def _cache_options(system: bool) -> Callable[[Command], Command]:
+    sinks = "first tokens that are kept for ever" + (", or system for the whole system prompt" if system else "")
+    return _stacked(
+        click.option(
+            "--context", type=int, default=None, metavar="N", help="Tokens that are seen.  [default: the model's]"
+        ),
+        click.option(
+            "--sinks",
+            type=Sinks(system),
+            default=None,
+            metavar="N|system" if system else "N",
+            help=f"Of these, {sinks}.  [default: 4]",
+        ),
+        click.option(
+            "--kv",
+            default="auto",
+            metavar="FORMAT",
+            help="Bits of cached keys and values: auto, 16, k8v8, k8v4, k4v4; h rotates, :64 sets the group size.",
+        ),
+    )
+
+
+cache_options = _cache_options(system=False)
+"""Keywords: context, sinks, kv. What `LanguageModel.cache_spec` takes."""
+chat_cache_options = _cache_options(system=True)
+"""The same; sinks may be "system"."""
+
+
+sampling_options = _stacked(
+    click.option(
+        "--temperature", type=float, default=0.0, metavar="F", help="0 always takes the likeliest token.  [default: 0]"
+    ),
+    click.option("--top-k", type=int, default=0, metavar="N", help="Draw from the N likeliest tokens; 0: all."),
+    click.option("--top-p", type=float, default=1.0, metavar="F", help="Draw from the likeliest that make up F."),
+    click.option("--min-p", type=float, default=0.0, metavar="F", help="Leave out what is below F of the likeliest."),
+    click.option(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="F",
+        help="Divide what has occurred by F.  [default: 1]",
+    ),
+    click.option("--presence-penalty", type=float, default=0.0, metavar="F", help="Subtract F from what was said."),
+    click.option("--frequency-penalty", type=float, default=0.0, metavar="F", help="Subtract F for every time."),
+    click.option("--seed", type=int, default=None, metavar="N", help="Make draws repeatable."),
+    click.option(
+        "--stop", multiple=True, metavar="TEXT", help="End the reply before TEXT; may be given several times."
+    ),
+    click.option(
+        "-n", "--max-tokens", type=int, default=512, metavar="N", help="Most tokens of a reply.  [default: 512]"
+    ),
+)
+"""Keywords: the fields of `Sampling`, stop (a tuple), max_tokens."""
+
+
+def load_model(
+    model: str | None,
+    *,
+    backend: str = "auto",
+    device: str | None = None,
+    dtype: str = "auto",
+    threads: int | None = None,
+) -> LanguageModel:
+    """The model that a user named, or the default one. A fetch and a long load are shown on standard error."""
+    from partita.language_model import load
+    from partita.sources import resolve
+
+    from .progress import TerminalProgress, bar
+
+    resolve(model, progress=TerminalProgress())  # first by itself: two bars at a time would fight for the line
+    with bar("loading the model") as advance:
+        return load(model, backend=backend, device=device, dtype=dtype, threads=threads, on_layer=advance)
