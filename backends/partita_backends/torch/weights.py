@@ -19,7 +19,7 @@ from partita.quantization import Packed
 
 Tensor = torch.Tensor
 
-KERNEL_ROWS = 8  # up to here the int4 kernel beats dequantize + matmul (`partita bench decode --rows`)
+KERNEL_ROWS = 8  # up to here the int4 kernel beats dequantize + matmul (docs/experiments.md)
 KERNEL_GROUPS = (32, 64, 128, 256)
 
 
@@ -34,12 +34,26 @@ class Kernel:
         return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.integers, group_size, self.scales_zeros)
 
 
-@dataclass(frozen=True)
 class Quantized:
-    """A packed weight (out, in) and, where the kernel takes it, its operands: one for 4 bits, two for 8."""
+    """A packed weight (out, in) and, where the kernel takes it, its operands: one for 4 bits, two for 8.
 
-    packed: Packed
-    kernels: tuple[Kernel, ...]
+    Operands are made for the second product of few rows: the first belongs to the first token, which need not wait
+    for the conversion of every weight.
+    """
+
+    def __init__(self, packed: Packed, decode: torch.dtype):
+        self.packed = packed
+        out = packed.shape[0]
+        fits = packed.group_size in KERNEL_GROUPS and out % 16 == 0 and packed.bits in (4, 8)
+        self._fits = fits and decode == torch.bfloat16 and packed.weight.device.type == "cpu"
+        self._asked = False
+        self._kernels: tuple[Kernel, ...] = ()
+
+    def kernels(self) -> tuple[Kernel, ...]:
+        if self._fits and self._asked and not self._kernels:
+            self._kernels = _kernels(self.packed)
+        self._asked = True
+        return self._kernels
 
 
 def from_numpy(x: np.ndarray) -> Tensor:
@@ -52,20 +66,15 @@ def from_numpy(x: np.ndarray) -> Tensor:
     return torch.from_numpy(x if x.flags.writeable else x.copy())
 
 
-def prepare_packed(packed: Packed, decode: torch.dtype) -> Quantized:
-    """Kernel operands for a weight on the CPU that is decoded in bfloat16; otherwise the packed form alone."""
-    out, size = packed.shape
-    fits = packed.group_size in KERNEL_GROUPS and out % 16 == 0 and packed.bits in (4, 8)
-    if decode != torch.bfloat16 or packed.weight.device.type != "cpu" or not fits:
-        return Quantized(packed, ())
-    q = unpack(packed).view(out, size)
+def _kernels(packed: Packed) -> tuple[Kernel, ...]:
+    q = unpack(packed).view(packed.shape)
     scales, biases = packed.scales.float(), packed.biases.float()
     if packed.bits == 4:
-        return Quantized(packed, (_kernel(q, scales, biases + 8 * scales),))
+        return (_kernel(q, scales, biases + 8 * scales),)
     # q = 16 * high + low: the first product takes the coarse part, the second the rest and the whole offset
     high = _kernel(q >> 4, 16 * scales, torch.zeros_like(scales))
     low = _kernel(q & 15, scales, biases + 136 * scales)
-    return Quantized(packed, (high, low))
+    return (high, low)
 
 
 def _kernel(q: Tensor, scales: Tensor, zeros: Tensor) -> Kernel:
@@ -80,11 +89,12 @@ def product(x: Tensor, weight: Any, decode: torch.dtype) -> Tensor:
     dtype = decode if count <= KERNEL_ROWS else x.dtype
     if not isinstance(weight, Quantized):
         return torch.nn.functional.linear(x.to(dtype), weight.to(dtype)).to(x.dtype)
-    if not weight.kernels or count > KERNEL_ROWS:
-        return torch.nn.functional.linear(x.to(dtype), dequantize(weight.packed, dtype)).to(x.dtype)
+    kernels = weight.kernels() if count <= KERNEL_ROWS else ()
+    if not kernels:
+        return torch.nn.functional.linear(x, dequantize(weight.packed, x.dtype))
     flat = x.reshape(count, -1).to(dtype)
-    y = weight.kernels[0].product(flat, weight.packed.group_size).to(x.dtype)
-    for kernel in weight.kernels[1:]:
+    y = kernels[0].product(flat, weight.packed.group_size).to(x.dtype)
+    for kernel in kernels[1:]:
         y = y + kernel.product(flat, weight.packed.group_size)
     return y.view(*x.shape[:-1], -1)
 
