@@ -41,10 +41,11 @@ def prefill(
     prompt: Sequence[int],
     *,
     on_progress: Callable[[int, int], None] | None = None,
+    on_fed: Callable[[Sequence[int]], None] | None = None,
 ) -> Array:
     """Feed the prompt in chunks; logits (1, V) after its last token. on_progress(done, total) after each chunk.
 
-    Interrupted between chunks, the cache holds exactly the chunks that were fed.
+    Interrupted between chunks, the cache holds exactly the chunks that were fed, which is what on_fed(ids) was told.
     """
     if not prompt:
         raise DataError("the prompt is empty: give at least one token")
@@ -83,9 +84,7 @@ def generate(
     iterating early.
     """
     begun = time.perf_counter()
-    logits = prefill(ops, model, cache, prompt, on_progress=on_progress)
-    if on_fed is not None:
-        on_fed(prompt)
+    logits = prefill(ops, model, cache, prompt, on_progress=on_progress, on_fed=on_fed)
     step = _Step(ops, logits, sampler, alternatives)
     for count in range(1, max_tokens + 1):
         following = None

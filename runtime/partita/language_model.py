@@ -124,15 +124,20 @@ class Session:
         max_tokens: int = DEFAULT_MAX_TOKENS,
         stop: Sequence[str] = (),
         alternatives: int = 0,
+        continues: bool = False,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Iterator[Piece]:
-        """Pieces of a reply. Closing the iterator stops it between two tokens; what was fed stays in the cache."""
+        """Pieces of a reply. Closing the iterator stops it between two tokens; what was fed stays in the cache.
+
+        continues: the text goes on in the middle of a sentence (plain completion), so a leading space is part of it.
+        Raising from on_progress stops a prompt between two chunks; the chunks that were fed stay in the cache.
+        """
         if max_tokens < 1:
             raise DataError(f"the number of new tokens must be at least 1, not {max_tokens}")
         model, stops = self.model, StopStrings(stop)
         sampler = Sampler(model.ops, sampling or Sampling(), model.config.vocab_size, prompt)
         new = self._align(prompt)
-        text = model.tokenizer.stream()
+        text = model.tokenizer.stream(continues=continues)
         tokens = generate(
             model.ops,
             model.decoder,
@@ -160,6 +165,8 @@ class Session:
         """Make the cache hold a beginning of prompt, and return the rest (never nothing: logits follow a token)."""
         if not prompt:
             raise DataError("the prompt is empty: give at least one token")
+        if self.cache.offsets[0] != len(self.tokens):  # interrupted in the middle of a step: what it holds is unknown
+            self.reset()
         same = 0
         for held, wanted in zip(self.tokens, prompt[:-1], strict=False):
             if held != wanted:

@@ -88,6 +88,19 @@ def encode_chat(
     one private character while the template runs, and is encoded apart afterwards. Without such literals the ids are
     those of the rendered text as a whole.
     """
+    parts = chat_parts(tokenizer, template, messages, add_generation_prompt=add_generation_prompt, **variables)
+    return one_bos(tokenizer, tokenizer.encode_parts(parts))
+
+
+def chat_parts(
+    tokenizer: Tokenizer,
+    template: ChatTemplate | None,
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool = True,
+    **variables: Any,
+) -> list[tuple[str, bool]]:
+    """The rendered text of a conversation as (text, may control tokens be read from it?) parts."""
     if template is None:
         raise TemplateError(_NO_TEMPLATE)
     data = {"messages": list(messages), **variables}
@@ -97,14 +110,14 @@ def encode_chat(
     if marks:
         data = _replaced(data, lambda text: literals.sub(lambda match: marks[match[0]], text))
     text = template.render(data.pop("messages"), add_generation_prompt=add_generation_prompt, **data)
-    ids = tokenizer.encode_parts(_parts(text, {mark: name for name, mark in marks.items()}))
-    return _one_bos(tokenizer, ids)
+    return _parts(text, {mark: name for name, mark in marks.items()})
 
 
 _NO_TEMPLATE = "this model has no chat template (a base model): use --raw to complete plain text"
 
 
-def _one_bos(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+def one_bos(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    """A conversation's ids with exactly one BOS in front, where the model was trained with one."""
     bos = tokenizer.bos_id
     if bos is None:
         return ids

@@ -137,12 +137,15 @@ class Tokenizer:
             ids.insert(0, self.bos_id)
         return ids
 
-    def encode_parts(self, parts: Iterable[tuple[str, bool]]) -> list[int]:
-        """Ids of consecutive (text, specials) parts of one text, without a BOS of our own."""
+    def encode_parts(self, parts: Iterable[tuple[str, bool]], *, continues: bool = False) -> list[int]:
+        """Ids of consecutive (text, specials) parts of one text, without a BOS of our own.
+
+        continues: the parts go on after other text.
+        """
         ids: list[int] = []
         for text, specials in parts:
             if text:
-                ids += self._engine.encode(_valid(text), parse=specials, first=not ids)
+                ids += self._engine.encode(_valid(text), parse=specials, first=not (ids or continues))
         return ids
 
     def decode(self, ids: Iterable[int], *, specials: bool = False, continues: bool = False) -> str:
