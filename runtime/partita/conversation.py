@@ -9,7 +9,6 @@ Invariant: the ids given for a conversation decode to its rendered text, whateve
 
 from __future__ import annotations
 
-import os.path
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,7 +75,9 @@ def _flat(parts: Parts) -> tuple[str, str]:
 
 def _common(a: str, b: str) -> int:
     """Length of the common beginning."""
-    return len(a) if b.startswith(a) else len(os.path.commonprefix([a, b]))
+    if b.startswith(a):
+        return len(a)
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _after(parts: Parts, characters: int) -> Parts:

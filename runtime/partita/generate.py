@@ -54,6 +54,8 @@ def prefill(
     for start in range(0, last, chunk):
         model.feed(ops, ops.array(tokens[:, start : start + chunk]), cache)
         ops.launch(*cache.arrays())
+        if on_fed is not None:
+            on_fed(prompt[start : start + chunk])
         if on_progress is not None:
             ops.sync()
             on_progress(start + chunk, total)
