@@ -61,6 +61,8 @@ def prefill(
             on_progress(start + chunk, total)
     logits = model(ops, ops.array(tokens[:, last:]), cache)
     ops.launch(logits)
+    if on_fed is not None:
+        on_fed(prompt[last:])
     if on_progress is not None:
         ops.sync()
         on_progress(total, total)
