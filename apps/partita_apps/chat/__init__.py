@@ -1,0 +1,1 @@
+"""`partita chat`: one answer, or a conversation in the terminal."""

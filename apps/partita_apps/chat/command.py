@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,20 +11,77 @@ from partita.errors import DataError
 
 from ..options import chat_cache_options, load_model, model_options, sampling_options
 
+if TYPE_CHECKING:
+    from .talk import Talk
+
+MODEL_OPTIONS = ("backend", "device", "dtype", "threads")
+CACHE_OPTIONS = ("context", "sinks", "kv")
+
 
 @click.command("chat")
 @click.argument("model", required=False)
 @click.option("-p", "--prompt", default=None, metavar="TEXT", help="Answer TEXT and leave; - reads standard input.")
-@model_options
-@chat_cache_options
+@click.option("--raw", is_flag=True, help="Leave the chat template out: complete plain text.")
+@click.option("--system", default=None, metavar="TEXT", help="Instructions that come before the conversation.")
+@click.option("--trace", is_flag=True, help="A row for every token: probability, what else could have come, the cache.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output; needs one prompt.")
 @sampling_options
-def chat(model: str | None, prompt: str | None, **options: Any) -> None:
-    lm = load_model(model, **{k: options[k] for k in ("backend", "device", "dtype", "threads")})
-    if prompt is None:
-        raise DataError("no prompt")
-    for piece in lm.session(context=options["context"], kv=options["kv"]).generate(
-        lm.encode(prompt), max_tokens=options["max_tokens"]
-    ):
-        sys.stdout.write(piece.text)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
+@chat_cache_options
+@model_options
+def chat(model: str | None, prompt: str | None, raw: bool, trace: bool, as_json: bool, **options: Any) -> None:
+    """Talk with MODEL in the terminal, or answer one prompt.
+
+    MODEL is a folder, a .gguf file, hf:owner/name or pypi:distribution==version; without it, the default model.
+    Without -p, text piped into standard input is the prompt; with -p TEXT standard input is left alone.
+    """
+    text = given_prompt(prompt, as_json)
+    if text is not None and not text.strip():
+        raise DataError("the prompt is empty: give some text")
+    talk = begin(model, raw, options)
+    if text is not None:
+        from .once import answer
+
+        answer(talk, text, trace=trace, as_json=as_json)
+    else:
+        from .interactive import converse
+
+        converse(talk, trace=trace)
+
+
+def given_prompt(prompt: str | None, as_json: bool) -> str | None:
+    """The one prompt to answer, or None for a conversation in the terminal."""
+    if prompt is not None and prompt != "-":
+        return prompt
+    if prompt == "-" or not sys.stdin.isatty():
+        text = read_input()
+        if text is None and prompt is None:
+            raise DataError("there is no prompt: give -p TEXT, pipe text in, or run `partita chat` in a terminal")
+        return text or ""
+    if as_json:
+        raise DataError("--json answers one prompt: give -p TEXT or pipe text in")
+    if not sys.stdout.isatty():
+        raise DataError("standard output is no terminal to talk in: give -p TEXT or pipe text in")
+    return None
+
+
+def read_input() -> str | None:
+    """All of standard input without its last line end, None if there is nothing. DataError for what is not UTF-8."""
+    data = sys.stdin.buffer.read()
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"standard input is not UTF-8 text (byte {error.start}): convert it first") from None
+    return text.removesuffix("\n").removesuffix("\r") if text else None
+
+
+def begin(model: str | None, raw: bool, options: dict[str, Any]) -> Talk:
+    """An empty conversation. Settings are judged before the model is loaded: a mistake should not take seconds."""
+    from partita.kv_format import KVFormat
+
+    from .settings import NAMES, Settings
+    from .talk import CacheOptions, Talk
+
+    settings = Settings.of({name: options[name] for name in NAMES})
+    cache = CacheOptions(**{name: options[name] for name in CACHE_OPTIONS})
+    KVFormat.parse(cache.kv)
+    return Talk(load_model(model, **{name: options[name] for name in MODEL_OPTIONS}), settings, cache, raw=raw)

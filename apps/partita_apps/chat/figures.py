@@ -1,0 +1,88 @@
+"""What a reply cost: counted while its pieces pass, told as a line for people and as fields of a document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from partita.language_model import Piece
+
+from ..progress import size
+from .talk import Talk
+
+
+class Figures:
+    """Give every piece to `add`. seconds of a token: since the one before, of the first: since the prompt began."""
+
+    def __init__(self, talk: Talk):
+        self._talk = talk
+        self.tokens: list[int] = []
+        """Generated ids without the token that ended the reply."""
+        self.text = ""
+        self.finish_reason: str | None = None
+        self.trace: list[dict[str, Any]] = []
+        self._seconds: list[float] = []
+
+    def add(self, piece: Piece) -> None:
+        tokenizer = self._talk.model.tokenizer
+        self.text += piece.text
+        self.finish_reason = piece.finish_reason
+        token = piece.token
+        if token is None:
+            return
+        self._seconds.append(token.seconds)
+        if token.id not in tokenizer.stop_ids:
+            self.tokens.append(token.id)
+        if token.alternatives:
+            others = [{"id": i, "text": tokenizer.token_text(i), "probability": p} for i, p in token.alternatives]
+            row = {"id": token.id, "text": tokenizer.token_text(token.id), "probability": token.probability}
+            self.trace.append({**row, "alternatives": others, "milliseconds": token.seconds * 1000})
+
+    @property
+    def first_token_seconds(self) -> float | None:
+        return self._seconds[0] if self._seconds else None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Of decoding alone, the first token left out. None with fewer than two."""
+        later = self._seconds[1:]
+        return len(later) / sum(later) if later and sum(later) > 0 else None
+
+    def line(self) -> str:
+        """For people, under the reply."""
+        session = self._talk.session
+        slots, spec = session.cache.slots(), session.cache.spec
+        count = len(self.tokens)
+        parts = [f"{count} token{'s' * (count != 1)}"]
+        if self.tokens_per_second is not None:
+            parts.append(f"{self.tokens_per_second:.1f} tokens/s")
+        if self.first_token_seconds is not None:
+            parts.append(f"first token {self.first_token_seconds:.2f} s")
+        parts.append(f"context {slots.sinks + slots.window}/{spec.context}")
+        parts.append(f"cache {size(session.cache.nbytes)}")
+        if session.forgotten > 0:
+            parts.append(f"{session.forgotten} forgotten")
+        return " · ".join(parts)
+
+    def document(self, seed: int | None, trace: bool) -> dict[str, Any]:
+        """Everything, for programs. sizes in bytes, times in seconds, the trace's in milliseconds."""
+        model, session = self._talk.model, self._talk.session
+        spec = session.cache.spec
+        found = {
+            "text": self.text,
+            "tokens": self.tokens,
+            "prompt_tokens": self._talk.prompt_tokens,
+            "finish_reason": self.finish_reason,
+            "model": model.name,
+            "backend": model.ops.name,
+            "device": model.ops.device,
+            "dtype": model.ops.dtype,
+            "kv": str(spec.kv),
+            "context": spec.context,
+            "sinks": spec.sinks,
+            "cache_bytes": session.cache.nbytes,
+            "first_token_seconds": self.first_token_seconds,
+            "tokens_per_second": self.tokens_per_second,
+            "seed": seed,
+            "forgotten_tokens": max(session.forgotten, 0),
+        }
+        return {**found, "trace": self.trace} if trace else found

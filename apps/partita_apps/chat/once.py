@@ -1,0 +1,35 @@
+"""One prompt, one answer: streamed, traced, or as one JSON document."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+from .figures import Figures
+from .show import Screen, longer_than_context, no_longer_seen, pieces
+from .talk import Talk
+from .trace import ALTERNATIVES
+
+
+def answer(talk: Talk, text: str, *, trace: bool, as_json: bool) -> None:
+    """The reply on standard output; notes, and figures for people, on standard error."""
+    sampling = talk.settings.seeded()
+    talk.change(talk.settings.set("seed", sampling.seed))
+    figures, screen = Figures(talk), None if as_json else Screen(talk, trace)
+    long = longer_than_context(talk, talk.encode(text))
+    if long:
+        click.echo(f"partita: {long}", err=True)
+    for piece in pieces(talk, text, alternatives=ALTERNATIVES if trace else 0):
+        figures.add(piece)
+        if screen is not None:
+            screen.show(piece)
+    if screen is None:
+        click.echo(json.dumps(figures.document(sampling.seed, trace), ensure_ascii=False))
+    else:
+        screen.end(figures)
+    if talk.session.forgotten > 0 and not long:
+        click.echo(f"partita: {no_longer_seen(talk)}", err=True)
+    if screen is not None and sys.stderr.isatty():
+        click.secho(figures.line(), dim=True, err=True)

@@ -1,0 +1,92 @@
+"""What `/set` can change, as one value. Which values make sense is the runtime's business; here text becomes values."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from partita.errors import DataError
+from partita.language_model import DEFAULT_MAX_TOKENS
+from partita.sampling import Sampling
+from partita.stopping import StopStrings
+
+SAMPLING = tuple(field.name for field in fields(Sampling))
+NAMES = (*SAMPLING, "max_tokens", "system", "stop")
+INTEGERS = ("top_k", "seed", "max_tokens")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How replies are made. Raises DataError for a value that the runtime does not take."""
+
+    sampling: Sampling = Sampling()
+    max_tokens: int = DEFAULT_MAX_TOKENS
+    stop: tuple[str, ...] = ()
+    system: str | None = None
+
+    def __post_init__(self) -> None:
+        StopStrings(self.stop)
+        if self.max_tokens < 1:
+            raise DataError(f"the number of new tokens must be at least 1, not {self.max_tokens}")
+
+    def get(self, name: str) -> Any:
+        return getattr(self.sampling if name in SAMPLING else self, name)
+
+    def set(self, name: str, value: Any) -> Settings:
+        """These settings with one changed; value: of the setting's own type."""
+        if name in SAMPLING:
+            return replace(self, sampling=replace(self.sampling, **{name: value}))
+        return replace(self, **{name: value})
+
+    def set_text(self, name: str, text: str) -> Settings:
+        """These settings with one changed to what a person typed. Nothing, or "none", takes away what may be absent."""
+        if name not in NAMES:
+            raise DataError(f"no setting is called {name!r}: there are {', '.join(NAMES)}")
+        absent = text in ("", "none")
+        if name == "system":
+            return self.set(name, None if absent else text)
+        if name == "stop":
+            return self.set(name, () if absent else (unescaped(text),))
+        if name == "seed" and absent:
+            return self.set(name, None)
+        try:
+            value = int(text) if name in INTEGERS else float(text)
+        except ValueError:
+            raise DataError(f"{name} is a{' whole' * (name in INTEGERS)} number, not {text!r}") from None
+        return self.set(name, value)
+
+    def seeded(self) -> Sampling:
+        """The sampling of one reply. Where chance plays a part and no seed is given one is drawn, so it can be told."""
+        if self.sampling.temperature == 0 or self.sampling.seed is not None:
+            return self.sampling
+        return replace(self.sampling, seed=secrets.randbelow(2**32))
+
+    def document(self) -> dict[str, Any]:
+        return {**asdict(self.sampling), "max_tokens": self.max_tokens, "stop": list(self.stop), "system": self.system}
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Settings:
+        """From option values or a saved document. Raises DataError for what is not a setting or of the wrong type."""
+        settings = cls()
+        for name, value in values.items():
+            if name not in NAMES or not _fits(name, value):
+                raise DataError(f"{name} cannot be {value!r}")
+            settings = settings.set(name, tuple(value) if name == "stop" else value)
+        return settings
+
+
+def _fits(name: str, value: Any) -> bool:
+    if name == "stop":
+        return isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)
+    if name == "system":
+        return value is None or isinstance(value, str)
+    if name in INTEGERS:
+        return (value is None and name == "seed") or (isinstance(value, int) and not isinstance(value, bool))
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def unescaped(text: str) -> str:
+    r"""`\n` and `\t` as typed by a person who has one line for it."""
+    return text.replace("\\n", "\n").replace("\\t", "\t")

@@ -1,0 +1,98 @@
+"""A reply on its way to a person: the bar while the prompt is read, text or trace rows after it, and the notes."""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+
+import click
+
+from partita.language_model import Piece
+
+from ..progress import bar
+from .figures import Figures
+from .talk import Talk
+from .trace import Trace
+
+
+def pieces(talk: Talk, text: str, *, alternatives: int = 0, check: Callable[[], None] | None = None) -> Iterator[Piece]:
+    """The pieces of a reply; a bar while a long prompt is read. check(): called between its chunks, may raise."""
+    with ExitStack() as stack:
+        advance = stack.enter_context(bar("reading the prompt"))
+
+        def progress(done: int, total: int) -> None:
+            advance(done, total)
+            if check is not None:
+                check()
+
+        with closing(talk.reply(text, alternatives=alternatives, on_progress=progress)) as reply:
+            for piece in reply:
+                stack.close()
+                yield piece
+
+
+class Screen:
+    """Standard output: the text as it comes, or a row a token and the text at the end."""
+
+    def __init__(self, talk: Talk, trace: bool):
+        self._talk = talk
+        self._trace = Trace(talk.model.tokenizer) if trace else None
+        self._terminal = sys.stdout.isatty()
+        self._begun = False
+
+    def show(self, piece: Piece) -> None:
+        if self._trace is None:
+            self._write(piece.text)
+            return
+        if not self._begun:
+            click.echo(self._trace.header())
+            self._begun = True
+        if piece.token is not None:
+            click.echo(self._trace.row(piece.token, self._talk.session.cache.slots()))
+
+    def end(self, figures: Figures) -> None:
+        """The end of the line; after a trace, the whole text."""
+        if self._trace is not None:
+            self._write(f"\n{figures.text}")
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+
+    def _write(self, text: str) -> None:
+        if text:
+            sys.stdout.write(harmless(text) if self._terminal else text)
+            sys.stdout.flush()
+
+
+def harmless(text: str) -> str:
+    """The text without what would control a terminal: a model can write escape sequences too."""
+    if text.isprintable():
+        return text
+    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\ufffd" for c in text)
+
+
+def longer_than_context(talk: Talk, prompt: Sequence[int]) -> str | None:
+    """What a person should know before a prompt that does not fit is read."""
+    spec = talk.session.cache.spec
+    if spec.context is None or len(prompt) <= spec.context:
+        return None
+    lost = len(prompt) - spec.context
+    return (
+        f"the prompt has {len(prompt)} tokens and the context {spec.context}: {lost} of them are no longer seen "
+        f"when the reply begins ({_kept(talk)})"
+    )
+
+
+def no_longer_seen(talk: Talk) -> str:
+    """What a person should know once a conversation is longer than the context."""
+    count, spec = talk.session.forgotten, talk.session.cache.spec
+    return (
+        f"longer than the context of {spec.context} tokens: {count} token{'s are' if count != 1 else ' is'} "
+        f"no longer seen ({_kept(talk)})"
+    )
+
+
+def _kept(talk: Talk) -> str:
+    sinks = talk.session.cache.spec.sinks
+    return f"the first {sinks} and the latest stay" if sinks else "the latest stay"

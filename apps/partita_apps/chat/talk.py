@@ -1,0 +1,116 @@
+"""A conversation with a model: messages, the cache that holds them, and settings. Writes and reads no terminal.
+
+Invariant: messages hold whole turns only, a user's text followed by what the model said to it, however it ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from partita.conversation import Transcript
+from partita.errors import DataError
+from partita.language_model import LanguageModel, Piece
+
+from .settings import Settings
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """As on the command line. sinks: a number, "system", or None for the default."""
+
+    context: int | None = None
+    sinks: int | str | None = None
+    kv: str = "auto"
+
+
+class Talk:
+    """raw: no template and no memory; each text is completed by itself."""
+
+    def __init__(self, model: LanguageModel, settings: Settings, cache: CacheOptions, *, raw: bool = False):
+        if raw and cache.sinks == "system":
+            raise DataError("--sinks system pins the system prompt, which --raw leaves out: give a number")
+        if raw and settings.system is not None:
+            raise DataError("--system needs the chat template, which --raw leaves out: put it into the text")
+        self.model, self.raw, self.cache = model, raw, cache
+        self.settings = settings
+        self.messages: list[dict[str, Any]] = []
+        self.transcript = None if raw else Transcript(model.tokenizer, model.template)
+        self.session = self._new_session()
+        self.prompt_tokens = 0
+        """Tokens of the last prompt, the whole conversation included."""
+
+    def clear(self) -> None:
+        """A new conversation with the same settings."""
+        self.messages = []
+        self.session = self._new_session()
+
+    def change(self, settings: Settings) -> None:
+        """Other settings from now on. Another system prompt is read at the next turn, with all that follows it."""
+        before, self.settings = self.settings, settings
+        if settings.system != before.system and self.cache.sinks == "system":
+            self.session = self._new_session()
+
+    def take(self, messages: list[dict[str, Any]], settings: Settings) -> None:
+        """Go on with another conversation."""
+        self.messages = messages
+        self.change(settings)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the conversation with `text` as its next turn. Raises DataError for an empty text."""
+        if not text.strip():
+            raise DataError("the prompt is empty: give some text")
+        if self.transcript is None:
+            return self.model.encode(text, raw=True)
+        return self.transcript.encode([*self._system(), *self.messages, {"role": "user", "content": text}])
+
+    def reply(
+        self,
+        text: str,
+        *,
+        alternatives: int = 0,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Iterator[Piece]:
+        """The model's answer, piece by piece. Closed early, what was said so far stays in the conversation.
+
+        Raising from on_progress stops the reading of the prompt.
+        """
+        prompt = self.encode(text)
+        self.prompt_tokens = len(prompt)
+        said: list[str] = []
+        ids: list[int] = []
+        try:
+            for piece in self.session.generate(
+                prompt,
+                sampling=self.settings.seeded(),
+                max_tokens=self.settings.max_tokens,
+                stop=self.settings.stop,
+                alternatives=alternatives,
+                continues=self.raw,
+                on_progress=on_progress,
+            ):
+                said.append(piece.text)
+                if piece.token is not None and piece.token.id not in self.model.tokenizer.stop_ids:
+                    ids.append(piece.token.id)
+                yield piece
+        finally:
+            if said and self.transcript is not None:
+                self.transcript.add_reply(ids)
+                answer = {"role": "assistant", "content": "".join(said)}
+                self.messages = [*self.messages, {"role": "user", "content": text}, answer]
+
+    def _system(self) -> list[Mapping[str, Any]]:
+        return [] if self.settings.system is None else [{"role": "system", "content": self.settings.system}]
+
+    def _new_session(self) -> Any:
+        sinks = self.cache.sinks
+        if isinstance(sinks, str):
+            sinks = self._pinned()
+        return self.model.session(context=self.cache.context, sinks=sinks, kv=self.cache.kv)
+
+    def _pinned(self) -> int:
+        """Tokens before a user's first word, the system prompt among them: what all conversations with it share."""
+        first, second = (self.model.encode([*self._system(), {"role": "user", "content": word}]) for word in ("A", "B"))
+        same = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), len(first))
+        return same
