@@ -72,6 +72,9 @@ class NumpyBackend:
     def take(self, x: np.ndarray, index: np.ndarray, axis: int) -> np.ndarray:
         return np.take(x, index, axis)
 
+    def copy(self, x: np.ndarray) -> np.ndarray:
+        return x.copy()
+
     def where(self, condition: np.ndarray, x: Any, y: Any) -> np.ndarray:
         chosen = np.where(condition, x, y)
         return chosen.astype(np.float32) if chosen.dtype == np.float64 else chosen

@@ -85,6 +85,10 @@ class Backend(Protocol):
         """Rows of x chosen by integers of any shape; the index's shape replaces `axis`."""
         ...
 
+    def copy(self, x: Array) -> Array:
+        """The same numbers in memory of their own, which no later `write` changes."""
+        ...
+
     def where(self, condition: Array, x: Any, y: Any) -> Array: ...
     def write(self, buffer: Array, x: Array, index: Array) -> Array:
         """buffer (B, H, C, D) with x (B, H, T, D) at slots index (B, T). The old buffer is dead afterwards."""

@@ -18,116 +18,17 @@ mirror of each row's length, and never reads the device to know it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from .backend import MASKED, Backend, Sinks
-from .config import ModelConfig, RopeConfig
+from .cache_spec import CacheSpec, LayerSpec, Span, bytes_per_token
+from .config import RopeConfig
 from .errors import ContextError
-from .kv_format import KVFormat
-from .quantization import Array, Packed, check_groups, hadamard_matrix
+from .quantization import Array, Packed
 from .rope import RopeTable
-
-BLOCK = 256  # slots; a growing buffer gains this many at a time
-ALIGN = 32  # slots; the size of a full ring is rounded up to this
-DEFAULT_SINKS = 4
-DEFAULT_CHUNK = 256
-
-
-@dataclass(frozen=True)
-class Span:
-    """What one kind of layer keeps: the first `sinks` tokens and the last `window`. None: everything."""
-
-    window: int | None
-    sinks: int
-
-    @property
-    def anchor(self) -> int | None:
-        """The last position that a query to the sinks is rotated to."""
-        return None if self.window is None else self.sinks + self.window - 1
-
-
-@dataclass(frozen=True)
-class LayerSpec:
-    kv_heads: int
-    head_dim: int
-    span: Span
-    rope: RopeConfig
-    scale: float
-    softcap: float | None
-
-
-@dataclass(frozen=True)
-class CacheSpec:
-    """Everything that decides a cache's size and behaviour.
-
-    context: tokens that a full-attention layer keeps (None: all). chunk: the longest write. slack: how many tokens
-    `trim` can always take back.
-    """
-
-    layers: tuple[LayerSpec, ...]
-    kv: KVFormat
-    context: int | None
-    sinks: int
-    chunk: int = DEFAULT_CHUNK
-    slack: int = 0
-
-    def ring(self, span: Span) -> int | None:
-        """Slots that a full ring goes round; None where nothing is ever overwritten."""
-        return None if span.window is None else span.window + max(self.slack, self.chunk - 1)
-
-    def slots(self, span: Span, tokens: int) -> int:
-        """Slots allocated once `tokens` have been written, the spare one included."""
-        ring = self.ring(span)
-        needed = -(-(max(tokens - span.sinks, 0) + 1) // BLOCK) * BLOCK
-        return needed if ring is None else min(needed, -(-(ring + 1) // ALIGN) * ALIGN)
-
-
-def plan(
-    config: ModelConfig,
-    kv: KVFormat,
-    *,
-    context: int | None = None,
-    sinks: int | None = None,
-    chunk: int = DEFAULT_CHUNK,
-    slack: int = 0,
-) -> CacheSpec:
-    """The cache of a model. context None: its trained maximum. A sliding layer keeps its own window, without sinks.
-
-    Raises ContextError for a context or sinks that cannot be, DataError for a head_dim that the format does not divide.
-    """
-    context = config.max_positions if context is None else context
-    if context < 1:
-        raise ContextError(f"--context must be at least 1 token, not {context}")
-    if context > config.max_positions:
-        raise ContextError(
-            f"--context {context} is beyond the {config.max_positions} tokens this model was trained on: "
-            f"use --context {config.max_positions} or less (a conversation may still go on without end)"
-        )
-    sinks = min(DEFAULT_SINKS, context - 1) if sinks is None else sinks
-    if not 0 <= sinks < context:
-        raise ContextError(f"--sinks must be from 0 to {context - 1} with --context {context}, not {sinks}")
-    if chunk < 1 or slack < 0:
-        raise ContextError(f"the prefill chunk must be at least 1 and the slack at least 0, not {chunk} and {slack}")
-    for bits in {kv.key_bits, kv.value_bits} - {16, 32}:
-        check_groups(config.head_dim, bits, kv.group_size, f"--kv {kv}")
-    if kv.hadamard:
-        hadamard_matrix(config.head_dim)
-    full = Span(context - sinks, sinks)
-    layers = tuple(
-        LayerSpec(
-            config.num_kv_heads,
-            config.head_dim,
-            full if layer.window is None else Span(layer.window, 0),
-            layer.rope,
-            config.attention_scale,
-            config.attention_softcap,
-        )
-        for layer in config.layers
-    )
-    return CacheSpec(layers, kv, context, sinks, chunk, slack)
 
 
 @dataclass
@@ -169,6 +70,20 @@ class Slots:
     free: int
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """State of a cache as data. arrays: in the order of `Cache.arrays`. offsets, reached: tokens, a row each."""
+
+    spec: CacheSpec
+    offsets: tuple[int, ...]
+    reached: tuple[int, ...]
+    arrays: list[Array]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(int(array.nbytes) for array in self.arrays)
+
+
 class Cache:
     """Keys and values of `batch` rows. See the module's docstring for the rules."""
 
@@ -199,22 +114,28 @@ class Cache:
 
     def arrays(self) -> list[Array]:
         """Every device array of the state."""
-        found = [self._next]
+        found: list[Array] = []
+        self._each(lambda array: found.append(array) or array)
+        return found
+
+    def _each(self, change: Callable[[Array], Array]) -> None:
+        """Replace every device array of the state by what `change` makes of it, always in the same order."""
+
+        def part(side: Array | Packed | None) -> Array | Packed | None:
+            if side is None:
+                return None
+            return side.map(change) if isinstance(side, Packed) else change(side)
+
+        self._next = change(self._next)
         for track in self._tracks.values():
-            found += [track.ring, track.sinks]
+            track.ring, track.sinks = change(track.ring), part(track.sinks)
         for buffers in self._layers:
-            for side in (buffers.k, buffers.v, buffers.sink_k, buffers.sink_v):
-                found += [side.weight, side.scales, side.biases] if isinstance(side, Packed) else [side]
-        return [array for array in found if array is not None]
+            buffers.k, buffers.v = part(buffers.k), part(buffers.v)
+            buffers.sink_k, buffers.sink_v = part(buffers.sink_k), part(buffers.sink_v)
 
     def bytes_per_token(self) -> float:
         """Bytes that one more token in the ring costs, over all layers."""
-        total = 0.0
-        for layer in self.spec.layers:
-            for bits in (self.spec.kv.key_bits, self.spec.kv.value_bits):
-                overhead = 32 / self.spec.kv.group_size if bits < 16 else 0  # a float16 scale and bias a group
-                total += layer.kv_heads * layer.head_dim * (bits + overhead) / 8
-        return total
+        return bytes_per_token(self.spec)
 
     def slots(self, row: int = 0) -> Slots:
         """Tokens in the sinks and in the window of the full-attention layers (or of the only kind there is)."""
@@ -318,12 +239,11 @@ class Cache:
             return self.ops.write(buffer, x, index)
         new = self.ops.quantize(x, buffer.bits, buffer.group_size)
         write = self.ops.write
-        return Packed(
-            write(buffer.weight, new.weight, index),
-            write(buffer.scales, new.scales, index),
-            write(buffer.biases, new.biases, index),
-            buffer.bits,
-            buffer.group_size,
+        return replace(
+            buffer,
+            weight=write(buffer.weight, new.weight, index),
+            scales=write(buffer.scales, new.scales, index),
+            biases=write(buffer.biases, new.biases, index),
         )
 
     def _mark(self, positions: Array, new: Array, index: Array) -> Array:
@@ -361,6 +281,46 @@ class Cache:
                     return False
         return True
 
+    # State as data
+
+    def snapshot(self) -> Snapshot:
+        """What the cache holds now, in memory of its own: later writes do not change it."""
+        return Snapshot(
+            self.spec, tuple(self.offsets), tuple(self._reached), [self.ops.copy(array) for array in self.arrays()]
+        )
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Hold what a snapshot holds. Raises ContextError for one of another layout."""
+        if snapshot.spec != self.spec or len(snapshot.offsets) != self.batch:
+            raise ContextError("this snapshot was taken from a cache of another layout")
+        self.offsets, self._reached = list(snapshot.offsets), list(snapshot.reached)
+        arrays = iter(snapshot.arrays)
+        self._each(lambda _: self.ops.copy(next(arrays)))
+        self._capacity = {span: track.ring.shape[1] for span, track in self._tracks.items()}
+
+    # Rows
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Hold these rows only, in this order."""
+        index = self.ops.array(np.asarray(rows, np.int32))
+        self._each(lambda array: self.ops.take(array, index, 0))
+        self.offsets = [self.offsets[row] for row in rows]
+        self._reached = [self._reached[row] for row in rows]
+        self.batch = len(rows)
+
+    def join(self, other: Cache) -> None:
+        """Take in the rows of another cache of the same layout, behind this one's. The other is used up."""
+        if other.spec != self.spec:
+            raise ContextError("rows join a cache of their own layout only")
+        furthest = max(*self._reached, *other._reached)
+        self._grow(furthest)
+        other._grow(furthest)
+        theirs = iter(other.arrays())
+        self._each(lambda array: self.ops.concat([array, next(theirs)], 0))
+        self.offsets += other.offsets
+        self._reached += other._reached
+        self.batch += other.batch
+
     # Memory
 
     def _grow(self, tokens: int) -> None:
@@ -381,12 +341,11 @@ class Cache:
         new, concat = self._empty(bits, layer, more), self.ops.concat
         if not isinstance(buffer, Packed):
             return concat([buffer, new], 2)
-        return Packed(
-            concat([buffer.weight, new.weight], 2),
-            concat([buffer.scales, new.scales], 2),
-            concat([buffer.biases, new.biases], 2),
-            buffer.bits,
-            buffer.group_size,
+        return replace(
+            buffer,
+            weight=concat([buffer.weight, new.weight], 2),
+            scales=concat([buffer.scales, new.scales], 2),
+            biases=concat([buffer.biases, new.biases], 2),
         )
 
     def _empty(self, bits: int, layer: LayerSpec, slots: int) -> Array | Packed:
@@ -408,8 +367,7 @@ class Cache:
         sink_k = sink_v = None
         if sinks:
             shape = (self.batch, layer.kv_heads, sinks + 1, layer.head_dim)
-            width = min(kv.key_bits, kv.value_bits) if min(kv.key_bits, kv.value_bits) >= 16 else 32
-            dtype = self._dense[width]
+            dtype = self._dense[kv.sink_bits]
             sink_k, sink_v = self.ops.zeros(shape, dtype), self.ops.zeros(shape, dtype)
         return _Buffers(
             self._empty(kv.key_bits, layer, slots), self._empty(kv.value_bits, layer, slots), sink_k, sink_v

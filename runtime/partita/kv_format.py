@@ -46,6 +46,11 @@ class KVFormat:
             raise DataError(f"unknown --kv {name!r}: the group size is 32 or 64, not {group}")
         return cls(int(key), int(value), group, bool(hadamard))
 
+    @property
+    def sink_bits(self) -> int:
+        """Sinks are never quantized: they are stored as the denser side is, in full where both are packed."""
+        return max(self.key_bits, self.value_bits) if min(self.key_bits, self.value_bits) >= 16 else 32
+
     def __str__(self) -> str:
         if self.key_bits == self.value_bits and self.key_bits >= 16 and not self.hadamard:
             return str(self.key_bits)

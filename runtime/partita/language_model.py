@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from .backend import Backend
-from .cache import DEFAULT_CHUNK, Cache, CacheSpec, plan
+from .cache import Cache
+from .cache_spec import DEFAULT_CHUNK, CacheSpec, plan
 from .checkpoint import open_checkpoint
 from .config import ModelConfig
 from .errors import DataError

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from partita.backend import Backend
-from partita.cache import ALIGN, Cache, CacheSpec, LayerSpec, Span
+from partita.cache import Cache
+from partita.cache_spec import ALIGN, CacheSpec, LayerSpec, Span, cache_bytes
 from partita.config import RopeConfig
 from partita.errors import ContextError
 from partita.kv_format import KVFormat
@@ -114,7 +115,7 @@ def stored(x: np.ndarray, bits: int, group_size: int) -> np.ndarray:
 def live(ops: Backend, plan: Plan, tolerance: float) -> None:
     """Run the plan on a cache and on the reference, and compare every output of every step."""
     rng, spec = np.random.default_rng(plan.seed), spec_of(plan)
-    cache, rows = Cache(ops, spec, plan.batch), [Row() for _ in range(plan.batch)]
+    cache, rows, reached = Cache(ops, spec, plan.batch), [Row() for _ in range(plan.batch)], [0]
     table = RopeTable(ops, ROPE)
     table.reserve(1024)
     for kind, count in plan.steps:
@@ -131,6 +132,7 @@ def live(ops: Backend, plan: Plan, tolerance: float) -> None:
         starts = list(cache.offsets)
         positions = np.array([[s + i for i in range(count)] for s in starts], np.int32)
         cache.advance(count, lengths)
+        reached += cache.offsets
         out = ops.to_numpy(cache.attend(0, ops.array(q), ops.array(k), ops.array(v)))
         turned = ops.to_numpy(ops.rope(ops.array(k), *table.angles(ops.array(positions))))
         for b, row in enumerate(rows):
@@ -143,6 +145,7 @@ def live(ops: Backend, plan: Plan, tolerance: float) -> None:
                 expected = row.attend(q[b, :, i], starts[b] + i, plan)
                 np.testing.assert_allclose(out[b, :, i], expected, atol=tolerance, rtol=0)
     assert cache.offsets == [len(row.keys) for row in rows]
+    assert cache.nbytes == cache_bytes(spec, max(reached), plan.batch)
 
 
 RELAXED = settings(
@@ -235,3 +238,66 @@ def test_far_positions_are_exact(ops: Backend) -> None:
     exact = positions[0][:, None].astype(np.float64) * inverse_frequencies(ROPE)
     np.testing.assert_allclose(cos, np.cos(exact), atol=1e-6)
     np.testing.assert_allclose(sin, np.sin(exact), atol=1e-6)
+
+
+def step(cache: Cache, seed: int, tokens: int, rows: slice = slice(None)) -> np.ndarray:
+    """Feed `tokens` random tokens to every row (each row its own numbers), and return what they see."""
+    rng = np.random.default_rng(seed)
+    q, k, v = (rng.standard_normal((4, h, tokens, D)).astype(np.float32) for h in (HEADS, KV_HEADS, KV_HEADS))
+    cache.advance(tokens)
+    return cache.ops.to_numpy(cache.attend(0, *(cache.ops.array(x[rows]) for x in (q, k, v))))
+
+
+@pytest.mark.parametrize("kv", ["32", "16", "k8v4"])
+def test_a_snapshot_is_restored_exactly(ops: Backend, kv: str) -> None:
+    """Before the wrap, across it, and into another cache; writing on does not change what was taken."""
+    plan = Plan(8, 2, 3, 4, 1, kv, [], 0)
+    for before in (1, 3, 9):
+        cache, fresh = Cache(ops, spec_of(plan)), Cache(ops, spec_of(plan))
+        for i in range(before):
+            step(cache, i, 4, slice(0, 1))
+        snapshot = cache.snapshot()
+        assert snapshot.nbytes == cache.nbytes
+        expected = [step(cache, 100 + i, 3, slice(0, 1)) for i in range(6)]
+        for restored in (cache, fresh):
+            restored.restore(snapshot)
+            assert restored.offsets == [4 * before]
+            found = [step(restored, 100 + i, 3, slice(0, 1)) for i in range(6)]
+            np.testing.assert_array_equal(found, expected)
+    with pytest.raises(ContextError, match="another layout"):
+        Cache(ops, spec_of(Plan(9, 2, 3, 4, 1, kv, [], 0))).restore(snapshot)
+
+
+@pytest.mark.parametrize("kv", ["32", "k8v4"])
+def test_rows_join_and_leave_at_any_step(ops: Backend, kv: str) -> None:
+    """A row of a batch sees what it would see alone, whoever joins or leaves, at whatever positions they are."""
+    spec = spec_of(Plan(8, 2, 3, 4, 1, kv, [], 0))
+    alone = [Cache(ops, spec) for _ in range(3)]
+    batch = Cache(ops, spec)
+    joining = [Cache(ops, spec) for _ in range(2)]
+    for row, count in ((0, 7), (1, 2), (2, 5)):  # rows begin at positions 28, 8 and 20
+        for i in range(count):
+            for cache in (alone[row], [batch, *joining][row]):
+                step(cache, i, 4, slice(row, row + 1))
+    for other in joining:
+        batch.join(other)
+    assert batch.offsets == [28, 8, 20]
+    members = [0, 1, 2]
+    for i in range(5):
+        if i == 2:
+            batch.keep([2, 0])
+            members = [2, 0]
+        found = []
+        rng = np.random.default_rng(i)
+        q, k, v = (rng.standard_normal((3, h, 2, D)).astype(np.float32) for h in (HEADS, KV_HEADS, KV_HEADS))
+        batch.advance(2)
+        found = ops.to_numpy(batch.attend(0, *(ops.array(x[members]) for x in (q, k, v))))
+        for place, row in enumerate(members):
+            alone[row].advance(2)
+            expected = ops.to_numpy(alone[row].attend(0, *(ops.array(x[row : row + 1]) for x in (q, k, v))))
+            np.testing.assert_allclose(found[place], expected[0], atol=1e-5)
+        for row in {0, 1, 2} - set(members):
+            alone[row].advance(2)
+            alone[row].attend(0, *(ops.array(x[row : row + 1]) for x in (q, k, v)))
+    with pytest.raises(ContextError, match="own layout"):
+        batch.join(Cache(ops, spec_of(Plan(9, 2, 3, 4, 1, kv, [], 0))))

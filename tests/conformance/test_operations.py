@@ -71,6 +71,13 @@ def write(ops: Backend) -> list[np.ndarray]:
     return found
 
 
+def copy(ops: Backend) -> list[np.ndarray]:
+    x = ops.zeros((1, 1, 4, 2), "float32")
+    kept = ops.copy(x)
+    written = ops.write(x, ops.array(normal(1, 1, 1, 2)), ops.array(np.array([[1]], np.int32)))
+    return [ops.to_numpy(kept), ops.to_numpy(written)]
+
+
 WEIGHT = normal(32, 64, scale=0.3)
 
 
@@ -187,6 +194,7 @@ CASES: dict[str, Case] = {
     "take": lambda ops: [
         ops.to_numpy(ops.take(ops.array(normal(6, 7)), ops.array(integers(6, 2, 3)), axis)) for axis in (0, 1, -1)
     ],
+    "copy": copy,
     "where": lambda ops: [
         ops.to_numpy(ops.where(ops.array(normal(3, 4)) > 0, ops.array(normal(3, 4, seed=1)), other))
         for other in (0.0, MASKED, ops.array(normal(3, 4, seed=2)))
@@ -224,7 +232,7 @@ CASES: dict[str, Case] = {
         )
     ],
 }
-EXACT = {"array", "to_numpy", "zeros", "full", "cast", "concat", "take", "where", "write", "argmax", "quantize"}
+EXACT = {"array", "to_numpy", "zeros", "full", "cast", "concat", "take", "copy", "where", "write", "argmax", "quantize"}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import partita_backends
 import pytest
 
+import partita_backends
 from partita.quantization import dequantize, quantize_weight
 
 

@@ -108,6 +108,9 @@ class TorchBackend:
         taken = x.index_select(axis, index.reshape(-1))
         return taken.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
 
+    def copy(self, x: Tensor) -> Tensor:
+        return x.clone()
+
     def where(self, condition: Tensor, x: Any, y: Any) -> Tensor:
         return torch.where(condition, x, y)
 
