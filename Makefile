@@ -1,49 +1,51 @@
 # One place for every command: each target sets up what it needs, and a second run is fast.
-SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup chat test test-long bench lint format clean
 
-PYTHON ?= python3
-STAMP := .venv/.installed
-RUN := .venv/bin
+PYTHON_IN_VENV := .venv/bin/python
+export PYTHON
 
-help:            ## this list
-	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
-
-setup: $(STAMP)  ## create .venv and install partita with its development tools
-
-$(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "partita needs Python 3.11 or newer: make setup PYTHON=python3.11"; exit 2; }
-	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,mlx,torch]'
-	@touch $(STAMP)
-
-chat: setup      ## fetch the default model and chat with it; PROMPT="…" answers once, MODEL=… picks another
-ifdef PROMPT
-	@PROMPT_TEXT="$$PROMPT" && .venv/bin/python -m partita_apps.cli chat $(MODEL) -p "$$PROMPT_TEXT"
-else
-	@.venv/bin/python -m partita_apps.cli chat $(MODEL)
+# What is typed as PROMPT="…" and MODEL=… reaches the program through the environment, character by character: `value`
+# keeps make from reading a $ in it, and the shell sees only the variable's name. A PROMPT that is merely exported is
+# not meant for us: it is how some shells keep their own.
+CHAT :=
+ifeq ($(origin MODEL),command line)
+override MODEL := $(value MODEL)
+export MODEL
+CHAT += "$$MODEL"
+endif
+ifeq ($(origin PROMPT),command line)
+override PROMPT := $(value PROMPT)
+export PROMPT
+CHAT += --prompt="$$PROMPT"
 endif
 
-export PROMPT
+help:            ## this list
+	@awk -F ' *## ' '/^[a-z-]+: .*## /{split($$1, name, ":"); printf "  make %-10s %s\n", name[1], $$2}' Makefile
 
-lint: setup      ## format check, lint, types
-	@.venv/bin/python -m ruff format --check .
-	@.venv/bin/python -m ruff check .
-	@.venv/bin/python -m pyright
+setup:           ## make .venv and install partita with its development tools
+	@.ci/setup
 
-format: setup    ## rewrite the sources in the project's format
-	@.venv/bin/python -m ruff format .
-	@.venv/bin/python -m ruff check --fix .
+chat: setup      ## talk with the default model; PROMPT="…" answers once, MODEL=… picks another
+	@$(PYTHON_IN_VENV) -m partita_apps.cli chat $(CHAT)
 
 test: lint       ## what CI runs: format, lint, types and the suite
-	@.venv/bin/python -m pytest -m "not slow"
+	@$(PYTHON_IN_VENV) -m pytest -m "not slow"
 
 test-long: setup ## the tests that take minutes
-	@.venv/bin/python -m pytest -m slow
+	@$(PYTHON_IN_VENV) -m pytest -m slow
 
-bench: setup     ## measure decode, prefill, cache and start-up here
-	@for what in decode prefill cache startup; do .venv/bin/python -m partita_apps.cli bench $$what; done
+bench: setup     ## measure decode, prefill, cache and start-up on this machine
+	@for what in decode prefill cache startup; do $(PYTHON_IN_VENV) -m partita_apps.cli bench $$what || exit; done
 
-clean:           ## remove the environment and caches
+lint: setup      ## check format, lint and types
+	@$(PYTHON_IN_VENV) -m ruff format --check .
+	@$(PYTHON_IN_VENV) -m ruff check .
+	@$(PYTHON_IN_VENV) -m pyright
+
+format: setup    ## rewrite the sources in the project's format
+	@$(PYTHON_IN_VENV) -m ruff format .
+	@$(PYTHON_IN_VENV) -m ruff check --fix .
+
+clean:           ## remove .venv and what tools have cached here
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
