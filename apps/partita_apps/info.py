@@ -97,8 +97,8 @@ def show(found: dict[str, Any]) -> None:
         else:
             backends.add_row(name, "–", row["version"] or "–", Text(row["reason"], style="yellow"), style="dim")
     console.print(backends)
-    facts = Table.grid(padding=(0, 3))
-    facts.add_column(style="dim", no_wrap=True)
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    facts.add_column(style="dim", no_wrap=True, width=14)
     facts.add_column(overflow="fold")
     memory = found["memory"]
     libraries = ", ".join(f"{name} {number}" for name, number in found["libraries"].items() if number)

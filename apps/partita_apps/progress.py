@@ -86,11 +86,11 @@ def bar(what: str, *, stream: TextIO | None = None, delay: float = 0.5) -> Itera
 
     Only on a terminal, and only for work that takes longer than `delay` seconds: short work shows nothing.
     """
-    stream = sys.stderr if stream is None else stream
-    if not stream.isatty():
+    out = sys.stderr if stream is None else stream
+    if not out.isatty():
         yield lambda done, total: None
         return
-    steps = _Steps(what, stream)
+    steps = _Steps(what, out)
     timer = threading.Timer(delay, steps.show)
     timer.daemon = True
     timer.start()

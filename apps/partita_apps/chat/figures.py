@@ -54,9 +54,9 @@ class Figures:
         count = len(self.tokens)
         parts = [f"{count} token{'s' * (count != 1)}"]
         if self.tokens_per_second is not None:
-            parts.append(f"{self.tokens_per_second:.1f} tokens/s")
+            parts.append(f"{self.tokens_per_second:.1f}/s")
         if self.first_token_seconds is not None:
-            parts.append(f"first token {self.first_token_seconds:.2f} s")
+            parts.append(f"first {self.first_token_seconds:.2f} s")
         parts.append(f"context {slots.sinks + slots.window}/{spec.context}")
         parts.append(f"cache {size(session.cache.nbytes)}")
         if session.forgotten > 0:

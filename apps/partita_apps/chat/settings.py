@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from partita.errors import DataError
@@ -12,7 +12,7 @@ from partita.language_model import DEFAULT_MAX_TOKENS
 from partita.sampling import Sampling
 from partita.stopping import StopStrings
 
-SAMPLING = tuple(field.name for field in fields(Sampling))
+SAMPLING = tuple(each.name for each in fields(Sampling))
 NAMES = (*SAMPLING, "max_tokens", "system", "stop")
 INTEGERS = ("top_k", "seed", "max_tokens")
 
@@ -21,7 +21,7 @@ INTEGERS = ("top_k", "seed", "max_tokens")
 class Settings:
     """How replies are made. Raises DataError for a value that the runtime does not take."""
 
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int = DEFAULT_MAX_TOKENS
     stop: tuple[str, ...] = ()
     system: str | None = None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
 
 import click
@@ -14,10 +16,12 @@ from partita.language_model import Piece
 from ..progress import bar
 from .figures import Figures
 from .talk import Talk
-from .trace import Trace
+from .trace import Trace, cells
 
 
-def pieces(talk: Talk, text: str, *, alternatives: int = 0, check: Callable[[], None] | None = None) -> Iterator[Piece]:
+def pieces(
+    talk: Talk, text: str, *, alternatives: int = 0, check: Callable[[], None] | None = None
+) -> Generator[Piece, None, None]:
     """The pieces of a reply; a bar while a long prompt is read. check(): called between its chunks, may raise."""
     with ExitStack() as stack:
         advance = stack.enter_context(bar("reading the prompt"))
@@ -39,7 +43,7 @@ class Screen:
     def __init__(self, talk: Talk, trace: bool):
         self._talk = talk
         self._trace = Trace(talk.model.tokenizer) if trace else None
-        self._terminal = sys.stdout.isatty()
+        self._lines = Lines() if sys.stdout.isatty() else None
         self._begun = False
 
     def show(self, piece: Piece) -> None:
@@ -56,13 +60,53 @@ class Screen:
         """The end of the line; after a trace, the whole text."""
         if self._trace is not None:
             self._write(f"\n{figures.text}")
-        sys.stdout.write("\n")
+        sys.stdout.write("\n" if self._lines is None else self._lines.finish() + "\n")
         sys.stdout.flush()
 
     def _write(self, text: str) -> None:
+        text = text if self._lines is None else self._lines.push(harmless(text))
         if text:
-            sys.stdout.write(harmless(text) if self._terminal else text)
+            sys.stdout.write(text)
             sys.stdout.flush()
+
+
+class Lines:
+    """Breaks lines between words as text streams through. Waits with a word until it has ended, never with a line."""
+
+    def __init__(self, width: int | None = None):
+        self._width = width
+        self._column = 0
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        """What can be shown now."""
+        words = re.split(r"(\s)", self._held + text)
+        self._held = words.pop()
+        shown = "".join(map(self._placed, words))
+        if self._held and cells(self._held) > len(self._held):  # wide scripts have no spaces: let the terminal break
+            shown += self.finish()
+        return shown
+
+    def finish(self) -> str:
+        word, self._held = self._held, ""
+        return self._placed(word)
+
+    def _placed(self, word: str) -> str:
+        """One word or one white space, with a line end in front or in its place where the line is full."""
+        width = shutil.get_terminal_size().columns if self._width is None else self._width
+        if word == "\n":
+            self._column = 0
+            return word
+        size = cells(word) if word != "\t" else 8 - self._column % 8
+        fits = self._column + size <= width
+        if fits or size > width:
+            self._column = self._column + size if fits else (self._column + size) % width
+            return word
+        if word.isspace():
+            self._column = 0
+            return "\n"
+        self._column = size
+        return f"\n{word}"
 
 
 def harmless(text: str) -> str:

@@ -5,7 +5,7 @@ Invariant: messages hold whole turns only, a user's text followed by what the mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +71,7 @@ class Talk:
         *,
         alternatives: int = 0,
         on_progress: Callable[[int, int], None] | None = None,
-    ) -> Iterator[Piece]:
+    ) -> Generator[Piece, None, None]:
         """The model's answer, piece by piece. Closed early, what was said so far stays in the conversation.
 
         Raising from on_progress stops the reading of the prompt.
@@ -112,5 +112,4 @@ class Talk:
     def _pinned(self) -> int:
         """Tokens before a user's first word, the system prompt among them: what all conversations with it share."""
         first, second = (self.model.encode([*self._system(), {"role": "user", "content": word}]) for word in ("A", "B"))
-        same = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), len(first))
-        return same
+        return next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), len(first))

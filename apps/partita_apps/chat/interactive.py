@@ -1,0 +1,113 @@
+"""The conversation in the terminal: ask, answer, and go on, whatever went wrong with one turn.
+
+Ctrl-C during a reply asks it to stop between two tokens, so that the cache stays whole; a second one does not wait.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+
+import click
+
+from partita.errors import PartitaError
+
+from ..progress import size
+from .ask import Ask
+from .commands import COMMANDS, Leave, perform
+from .figures import Figures
+from .settings import NAMES
+from .show import Screen, no_longer_seen, pieces
+from .talk import Talk
+from .trace import ALTERNATIVES
+
+
+class Stopped(Exception):
+    """Ctrl-C while the prompt was being read."""
+
+
+def converse(talk: Talk, *, trace: bool) -> None:
+    """Until the person leaves."""
+    ask = Ask(list(COMMANDS), NAMES)
+    greet(talk)
+    told = False
+    while True:
+        try:
+            line = ask.ask()
+        except EOFError:
+            return
+        if not line.strip():
+            continue
+        try:
+            if line.startswith("/") and not line.startswith("//"):
+                click.echo(perform(talk, line.strip()) + "\n")
+            else:
+                turn(talk, line[1:] if line.startswith("//") else line, trace)
+                told = tell_forgotten(talk, told)
+        except Leave:
+            return
+        except PartitaError as error:
+            click.echo(f"{click.style('partita:', fg='red')} {' '.join(str(error).split())}\n")
+
+
+def greet(talk: Talk) -> None:
+    model, spec = talk.model, talk.session.cache.spec
+    per_token = size(round(talk.session.cache.bytes_per_token()))
+    click.secho(model.name, bold=True)
+    click.secho(
+        f"{model.ops.name} on {model.ops.device} · context {spec.context} · kv {spec.kv}, {per_token} a token · /help",
+        dim=True,
+    )
+    click.secho("each text is completed by itself (--raw)\n" if talk.raw else "", dim=True)
+
+
+def turn(talk: Talk, text: str, trace: bool) -> None:
+    """One text and its reply, with what it cost below."""
+    figures, screen = Figures(talk), Screen(talk, trace)
+    note = ""
+    with stoppable() as stopped:
+
+        def check() -> None:
+            if stopped():
+                raise Stopped
+
+        try:
+            with closing(pieces(talk, text, alternatives=ALTERNATIVES if trace else 0, check=check)) as reply:
+                for piece in reply:
+                    figures.add(piece)
+                    screen.show(piece)
+                    if stopped() and piece.finish_reason is None:
+                        note = " · stopped"
+                        break
+        except Stopped:
+            click.secho("stopped before the reply began; your text is not part of the conversation\n", dim=True)
+            return
+    screen.end(figures)
+    click.secho(f"{figures.line()}{note}\n", dim=True)
+
+
+def tell_forgotten(talk: Talk, told: bool) -> bool:
+    """Say once when a conversation outgrows its context; the line under each reply counts on."""
+    forgets = talk.session.forgotten > 0
+    if forgets and not told:
+        click.secho(f"{no_longer_seen(talk)}\n", fg="yellow")
+    return forgets
+
+
+@contextmanager
+def stoppable() -> Iterator[Callable[[], bool]]:
+    """Gives a function that says whether Ctrl-C was pressed. The second time it is KeyboardInterrupt, at once."""
+    pressed = False
+
+    def handle(number: int, frame: object) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
