@@ -6,6 +6,7 @@ Ctrl-C during a reply asks it to stop between two tokens, so that the cache stay
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
@@ -18,7 +19,7 @@ from .ask import Ask
 from .commands import COMMANDS, Leave, perform
 from .figures import Figures
 from .settings import NAMES
-from .show import Screen, no_longer_seen, pieces
+from .show import Screen, no_longer_seen, pieces, wrapped
 from .talk import Talk
 from .trace import ALTERNATIVES
 
@@ -41,14 +42,16 @@ def converse(talk: Talk, *, trace: bool) -> None:
             continue
         try:
             if line.startswith("/") and not line.startswith("//"):
-                click.echo(perform(talk, line.strip()) + "\n")
+                click.echo(wrapped(perform(talk, line.strip())) + "\n")
             else:
                 turn(talk, line[1:] if line.startswith("//") else line, trace)
                 told = tell_forgotten(talk, told)
+                click.echo()
         except Leave:
             return
         except PartitaError as error:
-            click.echo(f"{click.style('partita:', fg='red')} {' '.join(str(error).split())}\n")
+            said = wrapped(f"partita: {' '.join(str(error).split())}")
+            click.echo(f"{click.style('partita:', fg='red')}{said.removeprefix('partita:')}\n")
 
 
 def greet(talk: Talk) -> None:
@@ -81,17 +84,17 @@ def turn(talk: Talk, text: str, trace: bool) -> None:
                         note = " · stopped"
                         break
         except Stopped:
-            click.secho("stopped before the reply began; your text is not part of the conversation\n", dim=True)
+            click.secho("stopped before the reply began; your text is not part of the conversation", dim=True)
             return
     screen.end(figures)
-    click.secho(f"{figures.line()}{note}\n", dim=True)
+    click.secho(wrapped(f"{figures.line()}{note}"), dim=True)
 
 
 def tell_forgotten(talk: Talk, told: bool) -> bool:
     """Say once when a conversation outgrows its context; the line under each reply counts on."""
     forgets = talk.session.forgotten > 0
     if forgets and not told:
-        click.secho(f"{no_longer_seen(talk)}\n", fg="yellow")
+        click.secho(wrapped(no_longer_seen(talk)), fg="yellow")
     return forgets
 
 
@@ -108,6 +111,26 @@ def stoppable() -> Iterator[Callable[[], bool]]:
 
     before = signal.signal(signal.SIGINT, handle)
     try:
-        yield lambda: pressed
+        with unechoed():
+            yield lambda: pressed
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def unechoed() -> Iterator[None]:
+    """Keys typed during a reply wait for the next prompt and are not written into the reply."""
+    try:
+        import termios
+    except ImportError:  # not a Unix terminal
+        yield
+        return
+    file = sys.stdin.fileno()
+    before = termios.tcgetattr(file)
+    quiet = list(before)
+    quiet[3] &= ~termios.ECHO
+    termios.tcsetattr(file, termios.TCSADRAIN, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(file, termios.TCSADRAIN, before)

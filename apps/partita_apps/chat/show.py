@@ -109,6 +109,12 @@ class Lines:
         return f"\n{word}"
 
 
+def wrapped(text: str) -> str:
+    """A note for a person, broken between words at the width of the terminal."""
+    lines = Lines()
+    return lines.push(text) + lines.finish()
+
+
 def harmless(text: str) -> str:
     """The text without what would control a terminal: a model can write escape sequences too."""
     if text.isprintable():

@@ -27,7 +27,7 @@ class Trace:
     def header(self) -> str:
         left = f"{'#':>4} {'token':<{_TOKEN}} {'probability':<{_BAR + 7}}"
         right = f"{'ms':>6} {'sinks':>5} {'window':>6} {'free':>6}"
-        return click.style(f"{left} {fitted('instead', self._room)} {right}", dim=True)
+        return click.style(f"{left} {fitted('instead, %', self._room)} {right}", dim=True)
 
     @property
     def _room(self) -> int:
