@@ -20,6 +20,7 @@ NEARLY_FULL = 1 << 20  # bytes
 POLL = 0.1  # seconds between two looks at a running pip
 ANNOUNCED = re.compile(r"Downloading \S+\.whl(?:[?#]\S*)? \(([\d.]+) (bytes|kB|MB|GB)\)")
 UNITS = {"bytes": 1, "kB": 1_000, "MB": 1_000_000, "GB": 1_000_000_000}
+STEADY = {"PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore", "LC_ALL": "C.UTF-8"}
 VERSIONS = re.compile(r"\(from versions: ([^)]*)\)")
 UNREACHABLE = re.compile(
     r"Retrying \(Retry|Failed to establish a new connection|Connection refused|Connection reset|"
@@ -68,9 +69,10 @@ def command(requirement: str, wheels: Path) -> list[str]:
 
 
 def environment(scratch: Path) -> dict[str, str]:
-    """The user's own, with temporary files inside the cache, English messages, and few retries unless asked for."""
+    """The user's own, with temporary files inside the cache, English messages, few retries unless asked for, and pip's
+    own warnings kept warnings."""
     temporary = {name: str(scratch) for name in ("TMPDIR", "TEMP", "TMP")}
-    return {"PIP_RETRIES": "2", **os.environ, **temporary, "PYTHONUNBUFFERED": "1", "LC_ALL": "C.UTF-8"}
+    return {"PIP_RETRIES": "2", **os.environ, **temporary, **STEADY}
 
 
 def watch(pip: subprocess.Popen, requirement: str, place: Path, progress: Progress) -> int:
@@ -149,6 +151,8 @@ def explain(requirement: str, log: str, place: Path) -> SourceError:
             f"the package index in use has no wheel of {requirement}: check the name, and pip's settings "
             "(`pip config list`)"
         )
-    errors = [line for line in log.splitlines() if line.startswith("ERROR")] or log.strip().splitlines()[-1:]
+    crashed = "ERROR: Exception:" in log  # a traceback follows, and its last line says what happened
+    errors = [] if crashed else [line for line in log.splitlines() if line.startswith("ERROR")]
+    errors = errors or log.strip().splitlines()[-1:]
     said = errors[0].removeprefix("ERROR:").strip() if errors else "nothing"
     return SourceError(f"{requirement}: pip could not download it: {said[:300]}")

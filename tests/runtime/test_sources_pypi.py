@@ -156,6 +156,7 @@ def test_a_disk_that_fills_while_writing(shelf, monkeypatch, code):
         ("SSLError(SSLCertVerificationError(1, 'CERTIFICATE_VERIFY_FAILED'))", "certificate"),
         ("WARNING: Retrying (Retry(total=1, ...)) after connection broken by ...", "cannot be reached"),
         ("WARNING: x\nERROR: Something else.\nhint", "could not download it: Something else."),
+        ("ERROR: Exception:\nTraceback (most recent call last):\n  File x\nOddError: no luck", "it: OddError: no luck"),
         ("", "could not download it"),
     ],
 )
