@@ -1,0 +1,106 @@
+"""Models for tests: a tiny one made here, and the default one, fetched once into the cache folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+WORDS = "the quick brown fox jumps over the lazy dog and then the other fox thinks that this is the end of the day"
+HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, MLP = 64, 2, 4, 2, 32, 96
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama folder of random weights, the same in every run. Its greedy replies never end by themselves."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    folder.mkdir()
+    vocab_size = write_tokenizer(folder)
+    write_config(folder, vocab_size)
+    write_weights(folder, vocab_size)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def default_model() -> Path:
+    """The file of the default model. Required: a test that asks for it fails where it cannot be fetched."""
+    from partita.sources import resolve
+
+    return resolve(None)
+
+
+def write_tokenizer(folder: Path) -> int:
+    """Byte-level BPE with a few merges and a chat template; the size of its vocabulary."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([WORDS], trainer)
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in SPECIALS])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"bos_token": None, "eos_token": "<|im_end|>", "add_bos_token": False, "chat_template": TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return tokenizer.get_vocab_size()
+
+
+def write_config(folder: Path, vocab_size: int) -> None:
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": HIDDEN,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "head_dim": HEAD_DIM,
+        "intermediate_size": MLP,
+        "vocab_size": vocab_size,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+        "eos_token_id": vocab_size - 1,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def write_weights(folder: Path, vocab_size: int) -> None:
+    from safetensors.numpy import save_file
+
+    random = np.random.default_rng(20)
+
+    def matrix(rows: int, columns: int) -> np.ndarray:
+        return random.normal(0, columns**-0.5, (rows, columns)).astype(np.float32)
+
+    head = matrix(vocab_size, HIDDEN) * 4
+    head[-len(SPECIALS) :] = 0  # control tokens are never the likeliest
+    tensors = {
+        "model.embed_tokens.weight": matrix(vocab_size, HIDDEN),
+        "model.norm.weight": np.ones(HIDDEN, np.float32),
+        "lm_head.weight": head,
+    }
+    for i in range(LAYERS):
+        prefix = f"model.layers.{i}"
+        tensors |= {
+            f"{prefix}.input_layernorm.weight": np.ones(HIDDEN, np.float32),
+            f"{prefix}.post_attention_layernorm.weight": np.ones(HIDDEN, np.float32),
+            f"{prefix}.self_attn.q_proj.weight": matrix(HEADS * HEAD_DIM, HIDDEN),
+            f"{prefix}.self_attn.k_proj.weight": matrix(KV_HEADS * HEAD_DIM, HIDDEN),
+            f"{prefix}.self_attn.v_proj.weight": matrix(KV_HEADS * HEAD_DIM, HIDDEN),
+            f"{prefix}.self_attn.o_proj.weight": matrix(HIDDEN, HEADS * HEAD_DIM),
+            f"{prefix}.mlp.gate_proj.weight": matrix(MLP, HIDDEN),
+            f"{prefix}.mlp.up_proj.weight": matrix(MLP, HIDDEN),
+            f"{prefix}.mlp.down_proj.weight": matrix(HIDDEN, MLP),
+        }
+    save_file(tensors, folder / "model.safetensors")
