@@ -19,7 +19,7 @@ Rows = list[dict[str, Any]]
 
 @click.group("bench")
 def bench() -> None:
-    """Measure decode, prefill, cache or startup on this machine."""
+    """Measure speed and memory on this machine."""
 
 
 def measured(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -87,5 +87,17 @@ def cache(as_json: bool, **options: Any) -> None:
 def startup(as_json: bool, **options: Any) -> None:
     """Seconds to the help text, and from the command to the first token."""
     from .startup import run
+
+    finish(run(**options), as_json)
+
+
+@bench.command()
+@measured
+@click.option("--tokens", type=click.IntRange(1), default=8192, show_default=True, help="Length of the prompt.")
+@click.option("--layers", type=click.IntRange(1), default=None, help="Cut the decoder to its first layers.")
+@click.option("--kv", default="k8v4,k4v4:64", show_default=True, help="Formats to compare with 16 bits, by commas.")
+def memory(as_json: bool, **options: Any) -> None:
+    """MiB above the weights at the peak of a long prompt, beside a 16-bit cache; each in a process of its own."""
+    from .memory import run
 
     finish(run(**options), as_json)

@@ -1,0 +1,93 @@
+"""What a long prompt costs in memory above the weights, by format of the cache, each in a process of its own.
+
+A process keeps pages that it has freed, so a second format measured in the same one would be told the first one's peak.
+Only keys and values are computed, never logits. Layers can be cut and positions extended beyond what the model was
+trained on: memory is measured here, not sense.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from partita.errors import DataError, PartitaError
+
+from .report import row
+
+MIB = 2**20
+
+
+def run(
+    *, model: str | None, tokens: int, layers: int | None, kv: str, runs: int, **backend: Any
+) -> list[dict[str, Any]]:
+    """Rows of peak above weights, ours: the format named, peer: 16 bits in the same run. Lowest of `runs`."""
+    if backend["threads"] is None:
+        backend["threads"] = 1
+    formats = [name.strip() for name in kv.split(",")]
+    wanted = {"model": model, "tokens": tokens, "layers": layers, **backend}
+    measured = {name: _lowest(name, wanted, runs) for name in dict.fromkeys(["16", *formats])}
+    dense = measured["16"]
+    cut = f", {dense['layers']} layers"
+    return [
+        row(
+            f"{dense['backend']}, --kv {name}, {tokens} tokens{cut}",
+            measured[name]["peak"] / MIB,
+            dense["peak"] / MIB,
+            "MiB",
+            cache_mib=measured[name]["cache"] / MIB,
+            seconds=measured[name]["seconds"],
+        )
+        for name in formats
+    ]
+
+
+def _lowest(kv: str, wanted: dict[str, Any], runs: int) -> dict[str, Any]:
+    """Noise only adds to a high-water mark, so the lowest of several counts."""
+    return min((_child({**wanted, "kv": kv}) for _ in range(runs)), key=lambda found: found["peak"])
+
+
+def _child(wanted: dict[str, Any]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "partita_apps.bench.memory", json.dumps(wanted)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    if found.returncode:
+        last = (found.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise DataError(f"measuring --kv {wanted['kv']} in a process of its own failed: {last}")
+    return json.loads(found.stdout.splitlines()[-1])
+
+
+def measure(*, model: str | None, tokens: int, layers: int | None, kv: str, **backend: Any) -> dict[str, Any]:
+    """Bytes above the loaded weights at the peak of a prefill of `tokens`, and bytes of its cache. In this process."""
+    from partita.cache import Cache
+    from partita.cache_spec import plan
+    from partita.language_model import load
+
+    language_model = load(model, **backend)
+    ops, decoder = language_model.ops, language_model.decoder
+    kept = decoder.config.layers[:layers]
+    config = replace(decoder.config, layers=kept, max_positions=max(tokens, decoder.config.max_positions))
+    decoder = replace(decoder, config=config, blocks=decoder.blocks[: len(kept)])
+    cache = Cache(ops, plan(config, language_model.kv_format(kv), context=tokens))
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, (1, tokens)).astype(np.int32)
+    weights = ops.memory().active
+    ops.reset_peak()
+    begun = time.perf_counter()
+    for start in range(0, tokens, cache.spec.chunk):
+        decoder.feed(ops, ops.array(ids[:, start : start + cache.spec.chunk]), cache)
+        ops.launch(*cache.arrays())
+        ops.sync()
+    seconds = time.perf_counter() - begun
+    peak = max(ops.memory().peak - weights, 0)
+    return {"peak": peak, "cache": cache.nbytes, "seconds": seconds, "layers": len(kept), "backend": ops.name}
+
+
+if __name__ == "__main__":
+    try:
+        print(json.dumps(measure(**json.loads(sys.argv[1]))))
+    except PartitaError as error:
+        sys.exit(str(error))
