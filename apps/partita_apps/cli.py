@@ -92,9 +92,9 @@ def run(arguments: Sequence[str]) -> int:
         if error.errno == errno.EPIPE:  # the reader of a pipe has left: nothing to say, and nobody to say it to
             silence(sys.stdout)
             return 128 + 13
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.filename is None:
             silence(sys.stdout)
-            return complain(f"cannot write: {error.strerror}: free some space")
+            return complain(f"cannot write ({error.strerror}): free some space")
         raise
 
 

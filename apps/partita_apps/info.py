@@ -7,6 +7,7 @@ import os
 import platform
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from textwrap import wrap
 from typing import Any
 
 import click
@@ -97,12 +98,9 @@ def show(found: dict[str, Any]) -> None:
         else:
             backends.add_row(name, "–", row["version"] or "–", Text(row["reason"], style="yellow"), style="dim")
     console.print(backends)
-    facts = Table.grid(padding=(0, 2, 0, 0))
-    facts.add_column(style="dim", no_wrap=True, width=14)
-    facts.add_column(overflow="fold")
     memory = found["memory"]
     libraries = ", ".join(f"{name} {number}" for name, number in found["libraries"].items() if number)
-    for name, value in (
+    facts = (
         ("auto", f"{found['auto']}: {found['auto_reason']}"),
         ("memory", f"{memory['free'] / 2**30:.1f} GiB free of {memory['total'] / 2**30:.1f} GiB"),
         ("cores", str(found["cpu"])),
@@ -111,6 +109,8 @@ def show(found: dict[str, Any]) -> None:
         ("cache", found["cache_dir"]),
         ("partita", found["partita"]),
         ("libraries", libraries),
-    ):
-        facts.add_row(name, Text(value))
-    console.print(facts)
+    )
+    for name, value in facts:
+        words = wrap(value, max(console.width - 15, 20), break_long_words=False, break_on_hyphens=False)
+        for i, line in enumerate(words):
+            click.echo(click.style(f"{'' if i else name:<15}", dim=True) + line)

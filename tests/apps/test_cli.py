@@ -1,0 +1,131 @@
+"""The command as a user starts it: help at once, mistakes in one line, quiet when it is interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+
+from partita import __version__
+from partita_apps.cli import COMMANDS, cli
+
+PARTITA = [str(Path(sys.executable).with_name("partita"))]
+HEAVY = {"mlx", "torch", "tokenizers", "sentencepiece", "jinja2", "huggingface_hub", "gguf", "rich", "prompt_toolkit"}
+
+
+def run(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*PARTITA, *arguments], input=text, capture_output=True, text=True, timeout=60)
+
+
+def assert_one_line(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    assert result.stderr.startswith("partita: ")
+    assert result.stderr.count("\n") == 1
+    for word in words:
+        assert word in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_help_lists_every_command(arguments):
+    result = run(*arguments)
+    assert result.returncode == 0
+    for name, entry in COMMANDS.items():
+        assert f"  {name}" in result.stdout
+        assert entry.summary in result.stdout
+
+
+def test_help_imports_nothing_heavy_and_is_quick():
+    code = "import sys; from partita_apps.cli import run; run(['--help']); print(*sys.modules, file=sys.stderr)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert not HEAVY & set(result.stderr.split())
+    seconds = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        run("--help")
+        seconds.append(time.perf_counter() - begun)
+    assert min(seconds) < 0.3
+
+
+def test_the_version():
+    assert run("--version").stdout == f"partita {__version__}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_entry_leads_to_a_command(name):
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    assert command.name == name
+    assert command.help
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["sing"], ["no such command 'sing'", "(see partita --help)"]),
+        (["--sing"], ["--sing", "(see partita --help)"]),
+        (["chat", "--foo"], ["chat: no such option '--foo'", "(see partita chat --help)"]),
+        (["chat", "--threads", "many"], ["--threads", "many"]),
+        (["chat", "a", "b"], ["unexpected extra argument"]),
+        (["eval"], ["eval: missing argument 'MODEL'", "(see partita eval --help)"]),
+        (["models"], ["partita models needs a subcommand", "--help"]),
+        (["models", "sing"], ["models: no such command"]),
+        (["chat", "./nothing", "-p", "x"], ["./nothing does not exist"]),
+        (["chat", "./nothing", "-p", "x", "--json"], ["./nothing does not exist"]),
+        (["eval", "x", "y", "--sinks", "system"], ["--sinks", "only chat"]),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(arguments, words):
+    assert_one_line(run(*arguments), *words)
+
+
+def test_an_interrupted_answer_leaves_with_130_and_no_traceback(tiny_model):
+    command = [*PARTITA, "chat", str(tiny_model), "--backend", "numpy", "-p", "Hello", "-n", "1000000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.read(50)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert error == b""
+
+
+def test_a_reader_that_leaves_is_no_error(tiny_model):
+    command = [*PARTITA, "chat", str(tiny_model), "--backend", "numpy", "-p", "Hello", "-n", "1000000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.read(50)
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+        assert process.wait(30) == 141
+
+
+def test_a_full_disk_is_one_line(tiny_model, tmp_path):
+    limit = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))"
+    limited = f"{limit}; os.execv(sys.argv[1], sys.argv[1:])"
+    command = [*PARTITA, "chat", str(tiny_model), "--backend", "numpy", "-p", "Hello", "-n", "40"]
+    with (tmp_path / "out").open("wb") as out:
+        result = subprocess.run(
+            [sys.executable, "-c", limited, *command], stdout=out, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert result.returncode == 2
+    assert result.stderr.startswith("partita: cannot write")
+    assert result.stderr.count("\n") == 1
+
+
+def test_an_ascii_terminal_shows_something_for_every_character(tiny_model):
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    command = [*PARTITA, "chat", str(tiny_model), "--backend", "numpy", "-p", "Hello", "-n", "40"]
+    result = subprocess.run(command, capture_output=True, env=environment, timeout=60)
+    assert result.returncode == 0
+    assert result.stdout.isascii()
+    as_json = subprocess.run([*command, "--json"], capture_output=True, env=environment, timeout=60)
+    assert len(json.loads(as_json.stdout)["tokens"]) == 40

@@ -1,0 +1,82 @@
+"""A growing conversation: the ids say what the rendered text says, and what was generated is kept."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from partita.conversation import Transcript
+from partita.template import ChatTemplate, encode_chat
+from partita.tokenizer import Tokenizer
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TRIMS = CHATML.replace("m.content", "m.content | trim")
+THINKS = CHATML.replace("{{ m.content }}", "{{ m.content.split('the')[-1] if m.role == 'assistant' else m.content }}")
+PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}"
+texts = st.text(st.sampled_from("the q<|im_end|>\n 日🎉ab"), min_size=1, max_size=12) | st.sampled_from(
+    ["<|im_end|>", "the <|im_start|>fox", "x<|endoftext|>"]
+)
+replies = st.lists(st.integers(0, 302), max_size=12)
+
+
+@cache
+def tokenizer_of(folder: Path) -> Tokenizer:
+    return Tokenizer.from_folder(folder)
+
+
+@pytest.mark.parametrize("source", [CHATML, TRIMS, THINKS, PLAIN])
+@given(turns=st.lists(st.tuples(texts, replies), min_size=1, max_size=4))
+@settings(max_examples=60, deadline=None)
+def test_ids_decode_to_the_rendered_text(tiny_model, source, turns):
+    tokenizer, template = tokenizer_of(tiny_model), ChatTemplate(source)
+    transcript, messages = Transcript(tokenizer, template), []
+    controls = set(tokenizer.controls.values())
+    for text, reply in turns:
+        messages.append({"role": "user", "content": text})
+        ids = transcript.encode(messages)
+        assert tokenizer.decode(ids, specials=True) == template.render(messages)
+        placed = [token for token in ids if token in controls]
+        assert placed == [token for token in encode_chat(tokenizer, template, messages) if token in controls]
+        transcript.add_reply(reply)
+        messages.append({"role": "assistant", "content": tokenizer.decode(reply)})
+
+
+@given(turns=st.lists(st.tuples(texts, st.lists(st.integers(0, 255), max_size=12)), min_size=2, max_size=4))
+@settings(max_examples=60, deadline=None)
+def test_a_turn_begins_with_the_ids_of_the_last_one_and_its_reply(tiny_model, turns):
+    tokenizer = tokenizer_of(tiny_model)
+    transcript, messages, before = Transcript(tokenizer, ChatTemplate(CHATML)), [], []
+    for text, reply in turns:
+        messages.append({"role": "user", "content": text})
+        ids = transcript.encode(messages)
+        assert ids[: len(before)] == before
+        transcript.add_reply(reply)
+        messages.append({"role": "assistant", "content": tokenizer.decode(reply)})
+        before = [*ids, *reply]
+
+
+def test_another_conversation_may_follow(tiny_model):
+    tokenizer, template = tokenizer_of(tiny_model), ChatTemplate(CHATML)
+    transcript = Transcript(tokenizer, template)
+    first = [{"role": "user", "content": "the fox"}]
+    transcript.encode(first)
+    transcript.add_reply(tokenizer.encode("a dog"))
+    other = [{"role": "system", "content": "be brief"}, *first]
+    assert transcript.encode(other) == encode_chat(tokenizer, template, other)
+    assert transcript.encode(first) == encode_chat(tokenizer, template, first)
+
+
+def test_a_reply_cut_by_a_stop_string_is_encoded_as_it_was_shown(tiny_model):
+    tokenizer, template = tokenizer_of(tiny_model), ChatTemplate(CHATML)
+    transcript, messages = Transcript(tokenizer, template), [{"role": "user", "content": "the fox"}]
+    transcript.encode(messages)
+    transcript.add_reply(tokenizer.encode("the dog STOP"))
+    messages += [{"role": "assistant", "content": "the dog "}, {"role": "user", "content": "and then"}]
+    assert transcript.encode(messages) == encode_chat(tokenizer, template, messages)
