@@ -83,6 +83,19 @@ class Snapshot:
     def nbytes(self) -> int:
         return sum(int(array.nbytes) for array in self.arrays)
 
+    def can_trim(self, tokens: int) -> bool:
+        """Whether every position visible after taking `tokens` back is still held."""
+        for span in {layer.span for layer in self.spec.layers}:
+            ring = self.spec.ring(span)
+            if ring is None or span.window is None:
+                continue
+            for offset, reached in zip(self.offsets, self.reached, strict=True):
+                end = offset - tokens
+                oldest_seen = max(span.sinks, end - span.window + 1)
+                if oldest_seen < min(reached - ring, end):
+                    return False
+        return True
+
 
 class Cache:
     """Keys and values of `batch` rows. See the module's docstring for the rules."""
@@ -90,7 +103,8 @@ class Cache:
     def __init__(self, ops: Backend, spec: CacheSpec, batch: int = 1):
         self.ops, self.spec, self.batch = ops, spec, batch
         self._ropes = {layer.rope: RopeTable(ops, layer.rope) for layer in spec.layers}
-        self._dense = {32: "float32", 16: "float16" if ops.decode_dtype == "float32" else ops.decode_dtype}
+        self.dense = {32: "float32", 16: "float16" if ops.decode_dtype == "float32" else ops.decode_dtype}
+        """dtype of what is stored in 32 and in 16 bits."""
         self.reset()
 
     def reset(self) -> None:
@@ -270,24 +284,17 @@ class Cache:
 
     def can_trim(self, tokens: int) -> bool:
         """Whether every position visible after taking `tokens` back is still held."""
-        for span in self._tracks:
-            ring = self.spec.ring(span)
-            if ring is None or span.window is None:
-                continue
-            for offset, reached in zip(self.offsets, self._reached, strict=True):
-                end = offset - tokens
-                oldest_seen = max(span.sinks, end - span.window + 1)
-                if oldest_seen < min(reached - ring, end):
-                    return False
-        return True
+        return self.state().can_trim(tokens)
 
     # State as data
 
+    def state(self) -> Snapshot:
+        """What the cache holds now, in the cache's own memory: to be read before the next write."""
+        return Snapshot(self.spec, tuple(self.offsets), tuple(self._reached), self.arrays())
+
     def snapshot(self) -> Snapshot:
         """What the cache holds now, in memory of its own: later writes do not change it."""
-        return Snapshot(
-            self.spec, tuple(self.offsets), tuple(self._reached), [self.ops.copy(array) for array in self.arrays()]
-        )
+        return replace(self.state(), arrays=[self.ops.copy(array) for array in self.arrays()])
 
     def restore(self, snapshot: Snapshot) -> None:
         """Hold what a snapshot holds. Raises ContextError for one of another layout."""
@@ -352,7 +359,7 @@ class Cache:
         zeros, group = self.ops.zeros, self.spec.kv.group_size
         lead = (self.batch, layer.kv_heads, slots)
         if bits >= 16:
-            return zeros((*lead, layer.head_dim), self._dense[bits])
+            return zeros((*lead, layer.head_dim), self.dense[bits])
         scales = (*lead, layer.head_dim // group)
         weight = zeros((*lead, layer.head_dim * bits // 32), "uint32")
         return Packed(weight, zeros(scales, "float16"), zeros(scales, "float16"), bits, group)
@@ -367,7 +374,7 @@ class Cache:
         sink_k = sink_v = None
         if sinks:
             shape = (self.batch, layer.kv_heads, sinks + 1, layer.head_dim)
-            dtype = self._dense[kv.sink_bits]
+            dtype = self.dense[kv.sink_bits]
             sink_k, sink_v = self.ops.zeros(shape, dtype), self.ops.zeros(shape, dtype)
         return _Buffers(
             self._empty(kv.key_bits, layer, slots), self._empty(kv.value_bits, layer, slots), sink_k, sink_v

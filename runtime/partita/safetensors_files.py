@@ -182,6 +182,17 @@ def read_header(data: mmap.mmap, file: str) -> tuple[dict[str, StoredTensor], in
     return tensors, base
 
 
+def read_metadata(data: mmap.mmap, file: str) -> dict[str, str]:
+    """The strings that one file carries beside its tensors."""
+    length = int.from_bytes(data[:8], "little") if len(data) >= 8 else 0
+    if not 2 <= length <= min(MAX_HEADER_BYTES, len(data) - 8):
+        raise CheckpointError(f"{file}: a header of {length} bytes in a file of {len(data)}; the file is damaged")
+    metadata = _json_object(data[8 : 8 + length], f"{file}: header").get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"{file}: header: __metadata__ is not a table of strings")
+    return metadata
+
+
 def _stored(file: str, name: str, entry: Any, base: int, size: int) -> StoredTensor:
     where = f"{file}: tensor {name!r}"
     if not isinstance(entry, dict):
