@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from partita.errors import DataError
+
 from .options import cache_options, load_model, model_options
 
 
@@ -35,6 +37,8 @@ def evaluate(
 
     --kv takes several formats, separated by commas, for a table.
     """
+    if max_tokens is not None and max_tokens < 2:
+        raise DataError(f"--max-tokens must be at least 2, one token to predict the next from, not {max_tokens}")
     text = read_text(textfile)
     language_model = load_model(model, **backend)
     formats = [name.strip() for name in kv.split(",")]
@@ -48,8 +52,6 @@ def evaluate(
 
 
 def read_text(path: Path) -> str:
-    from partita.errors import DataError
-
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -72,9 +72,12 @@ class Checkpoint(ABC):
     def load_tokenizer(self) -> Tokenizer:
         from .tokenizer import Tokenizer
 
-        if self.metadata is not None:
+        if self.metadata is None:
+            return Tokenizer.from_folder(self.path)
+        try:
             return Tokenizer.from_gguf(self.metadata)
-        return Tokenizer.from_folder(self.path)
+        except (CheckpointError, UnsupportedModel) as error:
+            raise type(error)(f"{self.path.name}: {error}") from error
 
     def missing(self, name: str) -> CheckpointError:
         return CheckpointError(f"{self.path.name}: there is no tensor {name!r}")

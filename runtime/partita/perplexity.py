@@ -37,7 +37,7 @@ def token_losses(
 ) -> np.ndarray:
     """Negative log likelihood in nats of tokens[1:], float64 (n - 1,), through an empty cache of one row."""
     if len(tokens) < 2:
-        raise DataError(f"a text of {len(tokens)} tokens predicts nothing: at least 2 are needed")
+        raise DataError(f"the text is too short, {len(tokens)} of the 2 tokens that it takes to predict one: give more")
     inputs, targets = np.asarray(tokens[:-1], np.int32), np.asarray(tokens[1:], np.int32)
     losses = []
     for start in range(0, len(inputs), cache.spec.chunk):

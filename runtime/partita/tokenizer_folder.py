@@ -106,7 +106,7 @@ def _load_json(path: Path, configs: Configs) -> Any:
     try:
         library = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare exceptions
-        raise CheckpointError(f"{path}: {' '.join(str(error).split())[:200]}") from error
+        raise CheckpointError(f"{path}: not a tokenizer's JSON ({' '.join(str(error).split())[:200]})") from error
     library.no_truncation()  # a setting of training runs that some files carry: it would cut prompts silently
     library.no_padding()
     for i, (literal, special) in sorted(configs.added().items()):
