@@ -14,6 +14,7 @@ ALTERNATIVES = 5
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _BAR = 8  # cells
 _TOKEN = 16  # cells
+_NARROWEST = 80  # cells of a row
 
 
 class Trace:
@@ -21,7 +22,7 @@ class Trace:
 
     def __init__(self, tokenizer: Tokenizer, width: int | None = None):
         self._tokenizer = tokenizer
-        self._width = max(shutil.get_terminal_size().columns if width is None else width, 60)
+        self._width = max(shutil.get_terminal_size().columns if width is None else width, _NARROWEST)
         self._count = 0
 
     def header(self) -> str:
