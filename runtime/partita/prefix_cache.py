@@ -13,14 +13,15 @@ trimmed to says nothing new and is dropped. For one thread.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from .cache import Snapshot
 from .cache_spec import CacheSpec
 from .errors import DataError
+from .quantization import Array
 
 TOKEN_BYTES = 4  # int32
 
@@ -66,14 +67,18 @@ class PrefixCache:
     def clear(self) -> None:
         self._roots, self._used, self.nbytes = {}, OrderedDict(), 0
 
-    def fits(self, nbytes: int, tokens: int) -> bool:
-        """Whether a snapshot of so many bytes and tokens would be kept at all."""
-        return nbytes + TOKEN_BYTES * tokens <= self.max_bytes
-
-    def put(self, tokens: Sequence[int], snapshot: Snapshot, *, model: str = "") -> bool:
+    def put(
+        self,
+        tokens: Sequence[int],
+        snapshot: Snapshot,
+        *,
+        model: str = "",
+        copy: Callable[[Array], Array] | None = None,
+    ) -> bool:
         """Keep a snapshot of one row that holds `tokens`. False if it is larger than everything together may be.
 
-        model: whose keys and values they are, adapter included. The snapshot must never change.
+        model: whose keys and values they are, adapter included. The snapshot must never change; copy: given for a
+        cache's state in place, makes its arrays' memory their own, once there is room and if they are kept at all.
         """
         ids = np.asarray(tokens, np.int32)
         if snapshot.offsets != (len(ids),) or not len(ids):
@@ -92,7 +97,7 @@ class PrefixCache:
             self._remove(next(iter(self._used)))
             self._count(dropped=1)
         node = self._insert(self._roots.setdefault((model, snapshot.spec), _root()), ids)
-        node.snapshot = snapshot
+        node.snapshot = snapshot if copy is None else replace(snapshot, arrays=[copy(x) for x in snapshot.arrays])
         self._used[node] = nbytes
         self.nbytes += nbytes
         return True
@@ -112,6 +117,12 @@ class PrefixCache:
         self._count(hits=1, tokens=count)
         assert node.snapshot is not None
         return count, node.snapshot
+
+    def covered(self, tokens: Sequence[int], spec: CacheSpec, *, model: str = "") -> int:
+        """How many first tokens `longest` would serve. Counts as no use."""
+        root = self._roots.get((model, spec))
+        found = _best(root, np.asarray(tokens, np.int32)) if root is not None else None
+        return 0 if found is None else found[0]
 
     def shared(self, tokens: Sequence[int], spec: CacheSpec, *, model: str = "") -> int:
         """How many first tokens some snapshot holds too, whether or not it can be trimmed to them."""
@@ -157,6 +168,17 @@ class PrefixCache:
         self.statistics = Statistics(s.hits + hits, s.misses + misses, s.tokens + tokens, s.dropped + dropped)
 
 
+def nearest(snapshot: Snapshot, tokens: int) -> int:
+    """The longest beginning, of at most `tokens`, that a snapshot of one row can be trimmed to; 0: none.
+
+    A ring can be taken back a little, and always into its sinks, which nothing overwrites.
+    """
+    (held,) = snapshot.offsets
+    sinks = {layer.span.sinks for layer in snapshot.spec.layers}
+    ends = (min(tokens, held), *sorted((end for end in sinks if end < min(tokens, held)), reverse=True))
+    return next((end for end in ends if snapshot.can_trim(held - end)), 0)
+
+
 def _root() -> _Node:
     return _Node(np.empty(0, np.int32), 0, None)
 
@@ -177,12 +199,16 @@ def _walk(root: _Node, ids: np.ndarray) -> list[tuple[int, _Node]]:
 
 def _best(root: _Node, ids: np.ndarray) -> tuple[int, _Node] | None:
     """The longest beginning of ids that a snapshot holds or can be trimmed to."""
+    count, best = 0, None
     for depth, node in reversed(_walk(root, ids)):
-        for candidate in _below(node) if depth else ():
+        if depth <= count:
+            break
+        for candidate in _below(node):
             assert candidate.snapshot is not None
-            if candidate.snapshot.can_trim(candidate.depth - depth):
-                return depth, candidate
-    return None
+            usable = nearest(candidate.snapshot, depth)
+            if usable > count:
+                count, best = usable, candidate
+    return None if best is None else (count, best)
 
 
 def _below(node: _Node) -> Iterator[_Node]:
