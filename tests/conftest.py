@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+
+# Where cores are shared, a second thread costs more in waiting than it does in work. Read when a library is loaded, so
+# this stands before the imports; child processes inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest

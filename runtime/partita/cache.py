@@ -62,6 +62,27 @@ class _View:
 
 
 @dataclass(frozen=True)
+class Kind:
+    """What a step does to one kind of layer, as far as it decides which operations run."""
+
+    writes_sinks: bool
+    writes_ring: bool
+    anchored: bool
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the host knows of a step: equal steps on equal shapes run the same operations.
+
+    lengths: real tokens of each row, None where all are. kinds: in the order of the cache's spans.
+    """
+
+    tokens: int
+    lengths: tuple[int, ...] | None
+    kinds: tuple[Kind, ...]
+
+
+@dataclass(frozen=True)
 class Slots:
     """How full a ring is, for people to see. In tokens."""
 
@@ -168,43 +189,60 @@ class Cache:
         lengths: how many of them are real in each row (the rest is padding at the end); all, if None.
         Raises ContextError when the step is longer than the chunk that the ring was made for.
         """
-        ops = self.ops
+        self.see(self.claim(tokens, lengths))
+
+    def claim(self, tokens: int, lengths: Sequence[int] | None = None) -> Step:
+        """The host's half of `advance`: grow, move the mirror on, and say which kind of step this is."""
         if tokens > self.spec.chunk:
             raise ContextError(f"a step of {tokens} tokens is longer than the cache's chunk of {self.spec.chunk}")
-        lengths = [tokens] * self.batch if lengths is None else list(lengths)
-        before, after = self.offsets, [o + n for o, n in zip(self.offsets, lengths, strict=True)]
-        self._grow(max(after))
-        index = ops.array(np.arange(tokens, dtype=np.int32))[None, :]
-        positions = self._next[:, None] + index  # B T
-        if min(lengths) < tokens:
-            real = index < ops.array(np.asarray(lengths, np.int32))[:, None]
-            positions = ops.where(real, positions, -1)
-            self._next = self._next + ops.array(np.asarray(lengths, np.int32))
-        else:
-            self._next = self._next + tokens
-        queries = ops.where(positions < 0, 0, positions) if min(lengths) < tokens else positions
-        self._angles = {}
-        for rope, table in self._ropes.items():
-            table.reserve(max(after))
-            self._angles[rope] = table.angles(queries)
-        self._views = {span: self._view(span, positions, queries, min(before), max(after)) for span in self._tracks}
+        counts = [tokens] * self.batch if lengths is None else list(lengths)
+        first, after = min(self.offsets), [o + n for o, n in zip(self.offsets, counts, strict=True)]
+        end = max(after)
+        self._grow(end)
+        for table in self._ropes.values():
+            table.reserve(end + tokens)  # padding is rotated too, past the end
         self.offsets = after
         self._reached = [max(r, a) for r, a in zip(self._reached, after, strict=True)]
+        kinds = tuple(
+            Kind(
+                writes_sinks=first < span.sinks,
+                writes_ring=end > span.sinks,
+                anchored=span.anchor is not None and span.sinks > 0 and end - 1 > span.anchor,
+            )
+            for span in self._tracks
+        )
+        return Step(tokens, None if min(counts) == tokens else tuple(counts), kinds)
 
-    def _view(self, span: Span, positions: Array, queries: Array, first: int, end: int) -> _View:
-        """first, end: the lowest position that this step writes in any row, and one past the highest."""
+    def see(self, step: Step) -> None:
+        """The device's half: positions, where to write, and masks. Depends on `step` and device arrays alone."""
+        ops, tokens = self.ops, step.tokens
+        index = ops.array(np.arange(tokens, dtype=np.int32))[None, :]
+        positions = queries = self._next[:, None] + index  # B T
+        if step.lengths is None:
+            self._next = self._next + tokens
+        else:
+            lengths = ops.array(np.asarray(step.lengths, np.int32))
+            positions = ops.where(index < lengths[:, None], positions, -1)
+            self._next = self._next + lengths
+        self._angles = {rope: table.angles(queries) for rope, table in self._ropes.items()}
+        self._views = {
+            span: self._view(span, kind, positions, queries)
+            for span, kind in zip(self._tracks, step.kinds, strict=True)
+        }
+
+    def _view(self, span: Span, kind: Kind, positions: Array, queries: Array) -> _View:
         ops, track, ring = self.ops, self._tracks[span], self.spec.ring(span)
         spare = self._capacity[span] - 1
         sink_index = ring_index = sink_mask = None
         q = positions[:, :, None]  # B T 1
         if (held := track.sinks) is not None:
-            if first < span.sinks:
+            if kind.writes_sinks:
                 kept = (positions >= 0) & (positions < span.sinks)
                 sink_index = ops.where(kept, positions, span.sinks)
                 held = track.sinks = self._mark(held, ops.where(kept, positions, -1), sink_index)
             p = held[:, None]  # B 1 S+1
             sink_mask = ops.where((p >= 0) & (p <= q), 0.0, MASKED)
-        if end > span.sinks:
+        if kind.writes_ring:
             turning = positions >= span.sinks
             slot = positions - span.sinks
             slot = slot if ring is None else slot % ring
@@ -215,7 +253,7 @@ class Cache:
         if span.window is not None:
             seen = seen & (p > q - span.window)
         anchored = {}
-        if span.anchor is not None and span.sinks and end - 1 > span.anchor:
+        if kind.anchored:
             clamped = ops.where(queries < span.anchor, queries, span.anchor)
             used = {layer.rope for layer in self.spec.layers if layer.span == span}
             anchored = {rope: self._ropes[rope].angles(clamped) for rope in used}
