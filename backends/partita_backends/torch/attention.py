@@ -17,6 +17,8 @@ from .weights import KERNEL_ROWS, dequantize
 
 Tensor = torch.Tensor
 
+TILE = 2**21  # scores, or values of unpacked keys, that are alive at once: 8 MiB in float32
+
 
 def cached(
     q: Tensor,
@@ -29,28 +31,70 @@ def cached(
     softcap: float | None,
     decode: torch.dtype,
 ) -> Tensor:
-    """See `Backend.cached_attention`. A few rows are computed in `decode`; softmax in float32."""
+    """See `Backend.cached_attention`. A few rows are computed in `decode`; softmax in float32.
+
+    What is alive at once is bounded: one group of heads that read the same keys, and as many queries of it as make
+    TILE scores. So a packed cache is never unpacked as a whole, and scores of a chunk cost little beside the cache.
+    """
     b, heads, t, d = q.shape
+    kv_heads, slots = k.shape[1:3]
     product = decode if t <= KERNEL_ROWS else q.dtype
-    k, v = (dequantize(x, product) if isinstance(x, Packed) else x.to(product) for x in (k, v))
+    unpacked = 0 if all(isinstance(x, Tensor) and x.dtype == product for x in (k, v)) else kv_heads * d
+    if max(heads * t, unpacked) * b * slots <= TILE:
+        return _attend(q, k, v, mask, scale, sinks, softcap, product)
+    rep = heads // kv_heads
+    rows = max(TILE // (b * rep * slots), 1)
+    out = torch.empty_like(q)
+    for h in range(kv_heads):
+        group, one = slice(h * rep, (h + 1) * rep), slice(h, h + 1)
+        key, value = _part(k, one, product), _part(v, one, product)
+        for start in range(0, t, rows):
+            part = slice(start, start + rows)
+            first = sinks and Sinks(sinks.q[:, group, part], sinks.k[:, one], sinks.v[:, one], sinks.mask[:, part])
+            tile = _attend(q[:, group, part], key, value, mask[:, part], scale, first, softcap, product)
+            out[:, group, part] = tile
+    return out
+
+
+def _part(x: Any, heads: slice, dtype: torch.dtype) -> Tensor:
+    """Keys or values of some heads, dense."""
+    return _dense(x.map(lambda a: a[:, heads].contiguous()) if isinstance(x, Packed) else x[:, heads], dtype)
+
+
+def _dense(x: Any, dtype: torch.dtype) -> Tensor:
+    return dequantize(x, dtype) if isinstance(x, Packed) else x.to(dtype)
+
+
+def _attend(
+    q: Tensor,
+    k: Any,
+    v: Any,
+    mask: Tensor,
+    scale: float,
+    sinks: Sinks | None,
+    softcap: float | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    b, heads, t, d = q.shape
+    k, v = _dense(k, dtype), _dense(v, dtype)
     kv_heads = k.shape[1]
     shape = (b, kv_heads, heads // kv_heads, t)
 
     def scores(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:  # B Hkv rep T C, float32
-        grouped = (q * scale).to(product).reshape(b, kv_heads, -1, d)
+        grouped = (q * scale).to(dtype).reshape(b, kv_heads, -1, d)
         s = (grouped @ k.transpose(2, 3)).float().view(*shape, -1)
         if softcap is not None:
             s = softcap * torch.tanh(s / softcap)
-        return s + mask[:, None, None]
+        return s.add_(mask[:, None, None])  # the product is nobody else's
 
     s = scores(q, k, mask)
     if sinks is None:
-        p = s.softmax(-1).to(product).view(b, kv_heads, -1, s.shape[-1])
+        p = s.softmax(-1).to(dtype).view(b, kv_heads, -1, s.shape[-1])
         return (p @ v).view(b, heads, t, -1).to(q.dtype)
-    first = scores(sinks.q, sinks.k.to(product), sinks.mask)
+    first = scores(sinks.q, sinks.k.to(dtype), sinks.mask)
     count = first.shape[-1]
-    p = torch.cat([first, s], -1).softmax(-1).to(product).view(b, kv_heads, shape[2] * t, -1)
-    out = p[..., :count] @ sinks.v.to(product) + p[..., count:] @ v
+    p = torch.cat([first, s], -1).softmax(-1).to(dtype).view(b, kv_heads, shape[2] * t, -1)
+    out = p[..., :count] @ sinks.v.to(dtype) + p[..., count:] @ v
     return out.view(b, heads, t, -1).to(q.dtype)
 
 
