@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from . import cache_file
 from .backend import Backend
 from .cache import Cache
 from .cache_spec import DEFAULT_CHUNK, CacheSpec, plan
@@ -21,8 +22,11 @@ from .generate import Generated, generate
 from .kv_format import KVFormat
 from .loading import load_decoder
 from .model import Decoder
+from .prefix_cache import PrefixCache
+from .reuse import Reuse, default_bytes
 from .sampling import Sampler, Sampling
 from .sources import Progress, resolve
+from .speculative import Drafter, speculate
 from .stopping import StopStrings
 from .template import ChatTemplate, encode_chat
 from .tokenizer import Tokenizer
@@ -33,13 +37,14 @@ DEFAULT_MAX_TOKENS = 512
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """name: what the user asked for. path: the folder or file it was found at."""
+    """name: what the user asked for. path: the folder or file it was found at. fingerprint: its weights' identity."""
 
     name: str
     path: Path
     ops: Backend
     decoder: Decoder
     tokenizer: Tokenizer
+    fingerprint: str
 
     @property
     def config(self) -> ModelConfig:
@@ -79,9 +84,17 @@ class LanguageModel:
     ) -> CacheSpec:
         return plan(self.config, self.kv_format(kv), context=context, sinks=sinks, chunk=chunk, slack=slack)
 
-    def session(self, **cache: Any) -> Session:
-        """A conversation of its own; keywords as in `cache_spec`."""
-        return Session(self, self.cache_spec(**cache))
+    @cached_property
+    def prefixes(self) -> PrefixCache:
+        """What this model's sessions have read, for others to begin from: 512 MiB at most, or 1/8 of free memory."""
+        return PrefixCache(default_bytes(self.ops))
+
+    def session(self, *, prefixes: PrefixCache | Literal["shared"] | None = "shared", **cache: Any) -> Session:
+        """A conversation of its own; keywords as in `cache_spec`.
+
+        prefixes: where beginnings of prompts are kept and found; the model's own by default, None for nowhere.
+        """
+        return Session(self, self.cache_spec(**cache), self.prefixes if prefixes == "shared" else prefixes)
 
 
 @dataclass(frozen=True)
@@ -99,8 +112,9 @@ class Piece:
 class Session:
     """One row of cache and the tokens it holds. A new prompt that begins like them is fed from where they part."""
 
-    def __init__(self, model: LanguageModel, spec: CacheSpec):
+    def __init__(self, model: LanguageModel, spec: CacheSpec, prefixes: PrefixCache | None = None):
         self.model = model
+        self._reuse = Reuse(prefixes, model.fingerprint)
         self.cache = Cache(model.ops, spec)
         self.tokens: list[int] = []
         """Ids whose keys and values are in the cache, oldest first."""
@@ -117,6 +131,29 @@ class Session:
         self.cache.reset()
         self.tokens = []
 
+    def save(self, path: Path | str, extra: Mapping[str, Any] | None = None) -> None:
+        """Write the tokens and their keys and values to a file, whole or not at all, and `extra` (JSON) beside them.
+
+        Raises DataError where that cannot be done.
+        """
+        self._settle()
+        cache_file.save(Path(path), self.cache, self.tokens, self._identity, extra)
+
+    def restore(self, path: Path | str) -> dict[str, Any]:
+        """Go on from a file that `save` wrote, on any backend; gives back its `extra`.
+
+        Raises ContextError for another model or other cache options, CheckpointError for a damaged file; the session
+        is then as it was.
+        """
+        saved = cache_file.load(Path(path), self.cache, self._identity)
+        self.cache.restore(saved.snapshot)
+        self.tokens = saved.tokens
+        return saved.extra
+
+    @property
+    def _identity(self) -> cache_file.Identity:
+        return cache_file.Identity(self.model.name, self.model.fingerprint)
+
     def generate(
         self,
         prompt: Sequence[int],
@@ -126,20 +163,26 @@ class Session:
         stop: Sequence[str] = (),
         alternatives: int = 0,
         continues: bool = False,
+        draft: Drafter | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Iterator[Piece]:
         """Pieces of a reply. Closing the iterator stops it between two tokens; what was fed stays in the cache.
 
         continues: the text goes on in the middle of a sentence (plain completion), so a leading space is part of it.
+        draft: proposes tokens, so that several may come of one pass; they are the same tokens without it.
         Raising from on_progress stops a prompt between two chunks; the chunks that were fed stay in the cache.
         """
         if max_tokens < 1:
             raise DataError(f"the number of new tokens must be at least 1, not {max_tokens}")
         model, stops = self.model, StopStrings(stop)
         sampler = Sampler(model.ops, sampling or Sampling(), model.config.vocab_size, prompt)
-        new = self._align(prompt)
+        new = self.align(prompt)
         text = model.tokenizer.stream(continues=continues)
-        tokens = generate(
+        decode = generate
+        if draft is not None:
+            draft.begin(model, prompt)
+            decode = partial(speculate, drafter=draft)
+        tokens = decode(
             model.ops,
             model.decoder,
             self.cache,
@@ -149,8 +192,9 @@ class Session:
             stop_ids=model.tokenizer.stop_ids,
             alternatives=alternatives,
             on_progress=on_progress,
-            on_fed=self.tokens.extend,
+            on_fed=self._fed,
         )
+        first = True
         for generated in tokens:
             if generated.id in model.tokenizer.stop_ids:
                 yield Piece(stops.push(text.finish()) + stops.finish(), generated, "stop")
@@ -160,27 +204,27 @@ class Session:
                 yield Piece(shown, generated, "stop")
                 return
             yield Piece(shown, generated)
+            if first:  # behind the first token, which need not wait for a copy of the cache
+                first = False
+                self._reuse.read(self.cache, self.tokens, max_tokens)
         yield Piece(stops.push(text.finish()) + stops.finish(), None, "stop" if stops.found else "length")
 
-    def _align(self, prompt: Sequence[int]) -> list[int]:
+    def align(self, prompt: Sequence[int]) -> list[int]:
         """Make the cache hold a beginning of prompt, and return the rest (never nothing: logits follow a token)."""
         if not prompt:
             raise DataError("the prompt is empty: give at least one token")
+        self._settle()
+        self.reused = self._reuse.align(self.cache, self.tokens, prompt)
+        self.tokens = list(prompt[: self.reused])
+        return list(prompt[self.reused :])
+
+    def _settle(self) -> None:
         if self.cache.offsets[0] != len(self.tokens):  # interrupted in the middle of a step: what it holds is unknown
             self.reset()
-        same = 0
-        for held, wanted in zip(self.tokens, prompt[:-1], strict=False):
-            if held != wanted:
-                break
-            same += 1
-        surplus = len(self.tokens) - same
-        if surplus and self.cache.can_trim(surplus):
-            self.cache.trim(surplus)
-            self.tokens = self.tokens[:same]
-        elif surplus:
-            self.reset()
-        self.reused = len(self.tokens)
-        return list(prompt[self.reused :])
+
+    def _fed(self, ids: Sequence[int]) -> None:
+        self.tokens.extend(ids)
+        self._reuse.fed(self.cache, self.tokens)
 
 
 def load(
@@ -205,4 +249,5 @@ def load(
         backend = partita_backends.load(backend, device=device, dtype=dtype, threads=threads)
     decoder = load_decoder(backend, checkpoint, on_layer=on_layer)
     tokenizer = checkpoint.load_tokenizer()
-    return LanguageModel(str(name) if name is not None else path.stem, path, backend, decoder, tokenizer)
+    called = str(name) if name is not None else path.stem
+    return LanguageModel(called, path, backend, decoder, tokenizer, checkpoint.fingerprint())

@@ -65,6 +65,7 @@ class Sampler:
     ) -> None:
         self._ops, self._sampling, self._batch = ops, sampling, batch
         self._random = np.random.default_rng(sampling.seed)
+        self._waiting: list[np.ndarray] = []  # uniform numbers (B,) drawn ahead, for the next tokens in order
         self._generated = self._seen = None
         if sampling.counts:
             self._generated = ops.zeros((batch, vocab_size), "float32")
@@ -76,24 +77,54 @@ class Sampler:
     def __call__(self, logits: Array) -> Array:
         """float32 logits (B, V) to int32 tokens (B,)."""
         s = self._sampling
-        logits = self._penalized(logits)
-        token = self._ops.argmax(logits, -1) if s.temperature == 0 else self._draw(logits / s.temperature)
+        logits = self._penalized(logits, self._generated)
+        token = self._ops.argmax(logits, -1) if s.temperature == 0 else self._draw(logits / s.temperature, self._next())
         if self._generated is not None:
             self._generated = self._ops.scatter_add(self._generated, token[:, None], 1.0)
         return token
 
-    def _penalized(self, logits: Array) -> Array:
-        if self._generated is None or self._seen is None:
+    def ahead(self, logits: Array, drafts: Array | None) -> Array:
+        """What `__call__` would choose after each draft, were those before it chosen: int32 tokens (T,).
+
+        logits: float32 (T, V), before the first draft and after each of them. drafts: int32 (T - 1,), or None. For a
+        batch of one. Nothing is remembered until `settle` is told which of these positions came to be.
+        """
+        s, ops, count = self._sampling, self._ops, logits.shape[0]
+        generated = self._generated
+        if generated is not None and drafts is not None:
+            one = ops.scatter_add(ops.zeros((count - 1, logits.shape[-1]), "float32"), drafts[:, None], 1.0)
+            generated = ops.concat([generated, generated + ops.cumsum(one, 0)], 0)  # T V
+        logits = self._penalized(logits, generated)
+        if s.temperature == 0:
+            return ops.argmax(logits, -1)
+        while len(self._waiting) < count:
+            self._waiting.append(self._random.random(self._batch, dtype=np.float32))
+        return self._draw(logits / s.temperature, np.concatenate(self._waiting[:count]))
+
+    def settle(self, tokens: Sequence[int]) -> None:
+        """Remember the tokens that came to be after `ahead`, as if `__call__` had chosen them one by one."""
+        del self._waiting[: len(tokens)]
+        if self._generated is not None:
+            index = self._ops.array(np.asarray([tokens], np.int32))
+            self._generated = self._ops.scatter_add(self._generated, index, 1.0)
+
+    def _next(self) -> np.ndarray:
+        """One uniform number in [0, 1) a row."""
+        return self._waiting.pop(0) if self._waiting else self._random.random(self._batch, dtype=np.float32)
+
+    def _penalized(self, logits: Array, generated: Array | None) -> Array:
+        """generated: how often each token was generated before, (B, V) as the logits."""
+        if generated is None or self._seen is None:
             return logits
         s, ops = self._sampling, self._ops
         if s.repetition_penalty != 1:
             stretched = ops.where(logits > 0, logits / s.repetition_penalty, logits * s.repetition_penalty)
-            logits = ops.where(self._seen + self._generated > 0, stretched, logits)
-        once = ops.where(self._generated > 0, s.presence_penalty, 0.0)
-        return logits - once - self._generated * s.frequency_penalty
+            logits = ops.where(self._seen + generated > 0, stretched, logits)
+        once = ops.where(generated > 0, s.presence_penalty, 0.0)
+        return logits - once - generated * s.frequency_penalty
 
-    def _draw(self, logits: Array) -> Array:
-        """Invert the cumulative distribution at one uniform number a row."""
+    def _draw(self, logits: Array, uniform: np.ndarray) -> Array:
+        """Invert the cumulative distribution at one uniform number in [0, 1) a row."""
         ops, s = self._ops, self._sampling
         index = None
         if s.top_k or s.top_p < 1:  # only these need an order
@@ -105,7 +136,7 @@ class Sampler:
         if s.min_p:
             p = ops.where(p >= ops.max(p, -1)[:, None] * s.min_p, p, 0.0)
         total = ops.cumsum(p, -1)
-        u = ops.array(self._random.random(self._batch, dtype=np.float32))[:, None]  # [0, 1)
+        u = ops.array(uniform)[:, None]
         # the first place whose cumulated mass exceeds u times the whole; argmax finds the first of equals
         place = ops.argmax(ops.cast(total > u * total[:, -1:], "int32"), -1)
         if index is None:
