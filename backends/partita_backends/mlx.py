@@ -24,6 +24,8 @@ Array = mx.array
 # On the CPU device a dequantized product wins from here on; Metal's packed product is tiled and always wins.
 PACKED_ROWS = 4
 
+TILE = 2**21  # scores, or values of unpacked keys, that are alive at once: 8 MiB in float32
+
 
 class MlxBackend:
     """See `partita.backend.Backend`."""
@@ -43,6 +45,7 @@ class MlxBackend:
         self.device = device
         self.dtype = dtype if dtype != "auto" else ("bfloat16" if device == "metal" else "float32")
         self.decode_dtype = self.dtype
+        self.compiles = device == "metal"  # on a CPU it calls a C++ compiler, and gains nothing over the products
         self._float = getattr(mx, self.dtype)
 
     # Host boundary
@@ -163,10 +166,36 @@ class MlxBackend:
         self, q: Array, k: Any, v: Any, mask: Array, *, scale: float, sinks: Sinks | None, softcap: float | None
     ) -> Array:
         b, heads, t, d = q.shape
-        kv_heads = (k.weight if isinstance(k, Packed) else k).shape[1]
+        kv_heads, slots = k.shape[1:3]
+        if t <= PACKED_ROWS or max(heads * t, kv_heads * d) * b * slots <= TILE:
+            return self._attend(q, k, v, mask, scale, sinks, softcap)
+        # a chunk over many slots: one group of heads that read the same keys, and so many queries of it, at a time
         rep = heads // kv_heads
-        if t > PACKED_ROWS:  # a chunk: packed products would unpack every tile once a row
-            k, v = (self.dequantize(x).astype(q.dtype) if isinstance(x, Packed) else x for x in (k, v))
+        rows = max(TILE // (b * rep * slots), 1)
+        groups = []
+        for h in range(kv_heads):
+            group, one = slice(h * rep, (h + 1) * rep), slice(h, h + 1)
+            key, value = (x.map(lambda a: a[:, one]) if isinstance(x, Packed) else x[:, one] for x in (k, v))
+            key, value = self._dense(key, q.dtype), self._dense(value, q.dtype)
+            tiles = []
+            for start in range(0, t, rows):
+                part = slice(start, start + rows)
+                first = sinks and Sinks(sinks.q[:, group, part], sinks.k[:, one], sinks.v[:, one], sinks.mask[:, part])
+                tiles.append(self._attend(q[:, group, part], key, value, mask[:, part], scale, first, softcap))
+            groups.append(mx.concatenate(tiles, 2))
+        return mx.concatenate(groups, 1)
+
+    def _dense(self, x: Any, dtype: mx.Dtype) -> Array:
+        return (self.dequantize(x) if isinstance(x, Packed) else x).astype(dtype)
+
+    def _attend(
+        self, q: Array, k: Any, v: Any, mask: Array, scale: float, sinks: Sinks | None, softcap: float | None
+    ) -> Array:
+        b, heads, t, d = q.shape
+        kv_heads = k.shape[1]
+        rep = heads // kv_heads
+        if t > PACKED_ROWS:  # packed products would unpack every tile once a row
+            k, v = self._dense(k, q.dtype), self._dense(v, q.dtype)
 
         def scores(q: Array, k: Any, mask: Array) -> Array:  # B Hkv rep T C, float32
             grouped = (q * scale).reshape(b, kv_heads, rep * t, d)
@@ -239,6 +268,9 @@ class MlxBackend:
 
     def tanh(self, x: Array) -> Array:
         return mx.tanh(x)
+
+    def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return mx.compile(function)
 
     def scatter_add(self, x: Array, index: Array, value: float) -> Array:
         rows = mx.arange(x.shape[0])[:, None]

@@ -26,6 +26,7 @@ class NumpyBackend:
     dtype = "float32"
     decode_dtype = "float32"
     asynchronous = False
+    compiles = False
 
     def __init__(self, device: str | None = None, dtype: str = "auto", threads: int | None = None):
         if device not in (None, "cpu"):
@@ -183,6 +184,9 @@ class NumpyBackend:
 
     def tanh(self, x: np.ndarray) -> np.ndarray:
         return np.tanh(x)
+
+    def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return function
 
     def scatter_add(self, x: np.ndarray, index: np.ndarray, value: float) -> np.ndarray:
         out = x.copy()

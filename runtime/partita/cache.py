@@ -153,6 +153,16 @@ class Cache:
         self._each(lambda array: found.append(array) or array)
         return found
 
+    @property
+    def rope_size(self) -> tuple[int, ...]:
+        """Blocks of the rotary tables, which grow with the longest row."""
+        return tuple(table.blocks for table in self._ropes.values())
+
+    def hold(self, arrays: Sequence[Array]) -> None:
+        """Take these arrays, in the order of `arrays()`, as the state."""
+        following = iter(arrays)
+        self._each(lambda _: next(following))
+
     def _each(self, change: Callable[[Array], Array]) -> None:
         """Replace every device array of the state by what `change` makes of it, always in the same order."""
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from .backend import Backend
 from .cache import Cache
+from .compiled import DecodeStep
 from .errors import DataError
 from .model import Decoder
 from .quantization import Array
@@ -90,10 +91,11 @@ def generate(
     begun = time.perf_counter()
     logits = prefill(ops, model, cache, prompt, on_progress=on_progress, on_fed=on_fed)
     step = _Step(ops, logits, sampler, alternatives)
+    decode = DecodeStep(ops, model, cache) if ops.compiles else lambda tokens: model(ops, tokens, cache)
     for count in range(1, max_tokens + 1):
         following = None
         if ops.asynchronous and count < max_tokens:  # launched before the last token is read
-            following = _Step(ops, model(ops, step.token[:, None], cache), sampler, alternatives)
+            following = _Step(ops, decode(step.token[:, None]), sampler, alternatives)
         generated = step.read(begun)
         begun = time.perf_counter()
         if following is not None and on_fed is not None:
@@ -102,7 +104,7 @@ def generate(
         if generated.id in stop_ids or count == max_tokens:
             return
         if following is None:
-            following = _Step(ops, model(ops, step.token[:, None], cache), sampler, alternatives)
+            following = _Step(ops, decode(step.token[:, None]), sampler, alternatives)
             if on_fed is not None:
                 on_fed([generated.id])
         step = following

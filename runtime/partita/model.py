@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .backend import Backend
-from .cache import Cache
+from .cache import Cache, Step
 from .config import ModelConfig
 from .layers import MLP, Linear, RMSNorm, Stack
 from .quantization import Array
@@ -60,12 +60,14 @@ class Decoder:
     norm: RMSNorm
     head: Linear
 
-    def __call__(self, ops: Backend, tokens: Array, cache: Cache, *, every: bool = False) -> Array:
-        """Feed int32 tokens (B, T) at the cache's next positions.
+    def __call__(
+        self, ops: Backend, tokens: Array, cache: Cache, *, every: bool = False, step: Step | None = None
+    ) -> Array:
+        """Feed int32 tokens (B, T) at the cache's next positions; step: the cache's claim on them, if made already.
 
         Returns float32 logits (B, V) after the last token, or (B, T, V) after every one.
         """
-        x = self._hidden(ops, tokens, cache)
+        x = self._hidden(ops, tokens, cache, step)
         y = ops.cast(self.head(ops, self.norm(ops, x if every else x[:, -1])), "float32")
         cap = self.config.logit_softcap
         return y if cap is None else cap * ops.tanh(y / cap)
@@ -74,8 +76,8 @@ class Decoder:
         """The same for the cache alone, without the cost of logits."""
         self._hidden(ops, tokens, cache)
 
-    def _hidden(self, ops: Backend, tokens: Array, cache: Cache) -> Array:
-        cache.advance(tokens.shape[1])
+    def _hidden(self, ops: Backend, tokens: Array, cache: Cache, step: Step | None = None) -> Array:
+        cache.see(cache.claim(tokens.shape[1]) if step is None else step)
         x = ops.embed(self.embedding, tokens)  # B T E
         if self.config.embedding_scale is not None:
             x = x * ops.full((1,), self.config.embedding_scale, ops.dtype)  # rounded to the residual dtype, as trained

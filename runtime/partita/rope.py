@@ -45,15 +45,15 @@ class RopeTable:
         self._ops = ops
         self._frequencies = inverse_frequencies(rope)
         self._low = self._table(np.arange(SPLIT))
-        self._blocks = 0
+        self.blocks = 0
         self._high = self._low
 
     def reserve(self, positions: int) -> None:
         """Make positions 0 … positions - 1 available. Called before a step; tables double, so shapes rarely change."""
         blocks = positions // SPLIT + 1
-        if blocks > self._blocks:
-            self._blocks = max(8, 1 << (blocks - 1).bit_length())
-            self._high = self._table(np.arange(self._blocks) * SPLIT)
+        if blocks > self.blocks:
+            self.blocks = max(8, 1 << (blocks - 1).bit_length())
+            self._high = self._table(np.arange(self.blocks) * SPLIT)
 
     def angles(self, positions: Array) -> tuple[Array, Array]:
         """cos, sin: float32 (B, T, dims / 2), of int32 positions (B, T), each at least 0 and reserved."""

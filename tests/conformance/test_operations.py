@@ -174,6 +174,12 @@ def reset_peak(ops: Backend) -> list[np.ndarray]:
     return memory(ops)
 
 
+def compiled(ops: Backend) -> list[np.ndarray]:
+    function = ops.compile(lambda x, y: (ops.softmax(x * 2 + y, -1), y))
+    inputs = ops.array(normal(3, 4)), ops.array(normal(3, 4, seed=1))
+    return [ops.to_numpy(x) for _ in range(2) for x in function(*inputs)]
+
+
 CASES: dict[str, Case] = {
     "array": array,
     "to_numpy": lambda ops: [ops.to_numpy(ops.array(normal(2, 2)))],
@@ -226,6 +232,7 @@ CASES: dict[str, Case] = {
     "exp": unary("exp", normal(5, 5)),
     "log": unary("log", np.abs(normal(5, 5)) + 1e-3),
     "tanh": unary("tanh", normal(5, 5)),
+    "compile": compiled,
     "scatter_add": lambda ops: [
         ops.to_numpy(
             ops.scatter_add(ops.array(normal(2, 9)), ops.array(np.array([[1, 1, 8], [0, 3, 3]], np.int32)), 0.5)
@@ -257,6 +264,7 @@ def test_attributes(ops: Backend) -> None:
     assert ops.device in ("metal", "cuda", "cpu")
     assert ops.dtype == ops.decode_dtype == "float32"
     assert ops.asynchronous in (True, False)
+    assert ops.compiles in (True, False)
 
 
 def test_argmax_takes_the_first_of_equals(ops: Backend) -> None:
