@@ -1,0 +1,122 @@
+"""The Makefile and `.ci/setup`, in a copy whose Python is a stand-in that notes what it is asked to do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# make itself drops spaces that lead a value
+PROMPTS = ['What\'s "this"?', "costs $5, $(HOME) or `id`?", "a \\ b # c % d", "two\n  lines  ", "-n 3", ""]
+STAND_IN = """#!/bin/sh
+printf '%s\\0' "$@" >>"$NOTES"
+printf '\\n' >>"$NOTES"
+case "$*" in
+    *"-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+    *"import partita_apps.cli"*) test -e .venv/works ;;
+    *"pip install"*) if [ -n "$PIP_SAYS" ]; then echo "$PIP_SAYS" >&2; exit 1; fi; touch .venv/works ;;
+esac
+"""
+
+
+class Copy:
+    """A checkout in a path with spaces, as far as make sees one."""
+
+    def __init__(self, place: Path):
+        self.place, self.notes, self.python = place, place.parent / "notes", place.parent / "python 3"
+        place.mkdir()
+        shutil.copytree(ROOT / ".ci", place / ".ci")
+        for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+            shutil.copy(ROOT / name, place)
+        self.python.write_text(STAND_IN)
+        self.python.chmod(0o755)
+
+    def make(self, *arguments: str, status: int = 0, **settings: str) -> str:
+        """Standard error, after a run of make."""
+        self.notes.write_text("")
+        environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
+        environment |= {"PYTHON": str(self.python), "NOTES": str(self.notes), "PIP_SAYS": ""}
+        done = subprocess.run(
+            ["make", *arguments], cwd=self.place, env=environment | settings, capture_output=True, text=True
+        )
+        assert done.returncode == status, done.stderr
+        return done.stderr
+
+    def calls(self, words: str) -> list[list[str]]:
+        """Arguments of the stand-in's calls that contain these words."""
+        found = [line.split("\0") for line in self.notes.read_text().split("\0\n")]
+        return [arguments for arguments in found if words in " ".join(arguments)]
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Copy:
+    return Copy(tmp_path / "a b")
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_a_prompt_arrives_as_it_was_typed(copy: Copy, prompt: str) -> None:
+    copy.make("chat", f"PROMPT={prompt}", "MODEL=./my $model's folder")
+    (call,) = copy.calls("cli chat")
+    assert call == ["-m", "partita_apps.cli", "chat", "./my $model's folder", f"--prompt={prompt}"]
+
+
+def test_without_a_prompt_there_is_a_conversation(copy: Copy) -> None:
+    copy.make("chat", PROMPT="%n@%m %# ", MODEL="a shell's own")  # merely exported
+    assert copy.calls("cli chat") == [["-m", "partita_apps.cli", "chat"]]
+
+
+def test_a_second_run_installs_nothing(copy: Copy) -> None:
+    copy.make("setup")
+    assert len(copy.calls("-m venv")) == len(copy.calls("pip install")) == 1
+    copy.make("setup")
+    assert copy.calls("-m") == []
+
+
+def test_new_requirements_are_installed_into_what_is_there(copy: Copy) -> None:
+    copy.make("setup")
+    (copy.place / "constraints.txt").write_text("numpy==2.0\n")
+    copy.make("setup")
+    assert (len(copy.calls("-m venv")), len(copy.calls("pip install"))) == (0, 1)
+
+
+def test_a_broken_or_moved_environment_is_made_again(copy: Copy) -> None:
+    copy.make("setup")
+    (copy.place / ".venv/bin/python").unlink()
+    copy.make("setup")
+    assert len(copy.calls("-m venv")) == 1
+    copy.place = copy.place.rename(copy.place.with_name("c d"))
+    copy.make("setup")
+    assert len(copy.calls("-m venv")) == 1
+
+
+def test_an_interrupted_installation_goes_on(copy: Copy) -> None:
+    copy.make("setup")
+    (copy.place / ".venv/.installed").unlink()
+    copy.make("setup")
+    assert (len(copy.calls("-m venv")), len(copy.calls("pip install"))) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("WARNING: x\nERROR: No matching distribution found for y", "No matching distribution found for y"),
+        ("WARNING: Retrying (Retry(total=0))\nERROR: No matching distribution", "the package index cannot be reached"),
+        ("Killed", "Killed"),
+    ],
+)
+def test_what_pip_says_is_one_line(copy: Copy, said: str, words: str) -> None:
+    lines = copy.make("setup", status=2, PIP_SAYS=said).splitlines()
+    ours = [line for line in lines if line.startswith("partita: ") and "installing" not in line]
+    assert len(ours) == 1
+    assert words in ours[0]
+    assert ".venv/pip.log" in ours[0]
+    assert [line for line in lines if not line.startswith(("partita: ", "make: "))] == []
+
+
+def test_no_python(copy: Copy) -> None:
+    error = copy.make("setup", status=2, PYTHON="/bin/false")
+    assert "partita: PYTHON=/bin/false is not Python 3.11 or newer" in error
