@@ -175,8 +175,7 @@ class MlxBackend:
         groups = []
         for h in range(kv_heads):
             group, one = slice(h * rep, (h + 1) * rep), slice(h, h + 1)
-            key, value = (x.map(lambda a: a[:, one]) if isinstance(x, Packed) else x[:, one] for x in (k, v))
-            key, value = self._dense(key, q.dtype), self._dense(value, q.dtype)
+            key, value = self._dense(k, q.dtype, one), self._dense(v, q.dtype, one)
             tiles = []
             for start in range(0, t, rows):
                 part = slice(start, start + rows)
@@ -185,8 +184,8 @@ class MlxBackend:
             groups.append(mx.concatenate(tiles, 2))
         return mx.concatenate(groups, 1)
 
-    def _dense(self, x: Any, dtype: mx.Dtype) -> Array:
-        return (self.dequantize(x) if isinstance(x, Packed) else x).astype(dtype)
+    def _dense(self, x: Any, dtype: mx.Dtype, heads: slice = slice(None)) -> Array:
+        return (self.dequantize(x.map(lambda a: a[:, heads])) if isinstance(x, Packed) else x[:, heads]).astype(dtype)
 
     def _attend(
         self, q: Array, k: Any, v: Any, mask: Array, scale: float, sinks: Sinks | None, softcap: float | None

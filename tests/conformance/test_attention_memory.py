@@ -1,0 +1,47 @@
+"""Attention over many slots works in tiles, so scores and unpacked keys cost little: the numbers stay."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from partita.backend import MASKED, Backend, Sinks
+from partita.quantization import Packed, quantize_minmax
+
+HEADS, KV_HEADS, D, SLOTS = 4, 2, 32, 5000
+
+
+def on_device(ops: Backend, x: np.ndarray, bits: int):
+    if bits == 16:
+        return ops.cast(ops.array(x), "float16")
+    packed = quantize_minmax(x, bits, 32)
+    return Packed(
+        ops.quantize(ops.array(x), bits, 32).weight, *map(ops.array, (packed.scales, packed.biases)), bits, 32
+    )
+
+
+@pytest.mark.parametrize("bits", [16, 4])
+@pytest.mark.parametrize("with_sinks", [False, True])
+@pytest.mark.parametrize(("batch", "tokens"), [(1, 256), (2, 70), (1, 7)])
+def test_a_chunk_over_many_slots_equals_the_oracle(
+    ops: Backend, oracle: Backend, bits: int, with_sinks: bool, batch: int, tokens: int
+) -> None:
+    rng = np.random.default_rng(tokens + bits)
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(np.float32)
+
+    q, k, v = normal(batch, HEADS, tokens, D), normal(batch, KV_HEADS, SLOTS, D), normal(batch, KV_HEADS, SLOTS, D)
+    mask = np.where(rng.random((batch, tokens, SLOTS)) < 0.7, 0, MASKED).astype(np.float32)
+    first = (normal(batch, HEADS, tokens, D), normal(batch, KV_HEADS, 3, D), normal(batch, KV_HEADS, 3, D))
+    seen = np.zeros((batch, tokens, 3), np.float32)
+
+    def run(player: Backend) -> np.ndarray:
+        sinks = Sinks(*map(player.array, (*first, seen))) if with_sinks else None
+        keys, values = on_device(player, k, bits), on_device(player, v, bits)
+        out = player.cached_attention(
+            player.array(q), keys, values, player.array(mask), scale=0.3, sinks=sinks, softcap=20.0
+        )
+        return player.to_numpy(out)
+
+    np.testing.assert_allclose(run(ops), run(oracle), atol=2e-5)
