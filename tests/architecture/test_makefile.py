@@ -120,3 +120,15 @@ def test_what_pip_says_is_one_line(copy: Copy, said: str, words: str) -> None:
 def test_no_python(copy: Copy) -> None:
     error = copy.make("setup", status=2, PYTHON="/bin/false")
     assert "partita: PYTHON=/bin/false is not Python 3.11 or newer" in error
+
+
+def test_a_newer_python_is_found_beside_an_old_one(copy: Copy) -> None:
+    folder = copy.place.parent / "bin"
+    folder.mkdir()
+    for name in ("python3", "python3.13"):
+        (folder / name).write_text("#!/bin/sh\nexit 1\n")
+    (folder / "python3.12").write_text(STAND_IN)
+    for path in folder.iterdir():
+        path.chmod(0o755)
+    copy.make("setup", PYTHON="", PATH=f"{folder}{os.pathsep}{os.environ['PATH']}")
+    assert len(copy.calls("-m venv")) == len(copy.calls("pip install")) == 1
