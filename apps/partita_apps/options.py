@@ -35,6 +35,20 @@ class Sinks(click.ParamType):
             self.fail(f"{value!r} is neither a number{' nor system' if self.system else ''}", param, ctx)
 
 
+class Context(click.ParamType):
+    """A number of tokens, or `auto` for as many as fit into memory."""
+
+    name = "context"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, int) or value == "auto":
+            return value
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor auto", param, ctx)
+
+
 def _stacked(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
     """The options as one decorator, in the order in which help shows them."""
 
@@ -63,7 +77,11 @@ def _cache_options(system: bool) -> Callable[[Command], Command]:
     sinks = "first tokens that are kept for ever" + (", or system for the whole system prompt" if system else "")
     return _stacked(
         click.option(
-            "--context", type=int, default=None, metavar="N", help="Tokens that are seen.  [default: the model's]"
+            "--context",
+            type=Context(),
+            default=None,
+            metavar="N|auto",
+            help="Tokens that are seen; auto: as many as memory allows.  [default: the model's]",
         ),
         click.option(
             "--sinks",
@@ -76,7 +94,7 @@ def _cache_options(system: bool) -> Callable[[Command], Command]:
             "--kv",
             default="auto",
             metavar="FORMAT",
-            help="Bits of cached keys and values: auto, 16, k8v8, k8v4, k4v4; h rotates, :64 sets the group size.",
+            help="Bits of cached keys and values: auto (16 if it fits), 16, k8v8, k8v4, k4v4; h rotates, :64 groups.",
         ),
     )
 
@@ -131,3 +149,10 @@ def load_model(
     resolve(model, progress=TerminalProgress())  # first by itself: two bars at a time would fight for the line
     with bar("loading the model") as advance:
         return load(model, backend=backend, device=device, dtype=dtype, threads=threads, on_layer=advance)
+
+
+def tell(*lines: str | None) -> None:
+    """What a person should know though nothing failed, on standard error. None is nothing to tell."""
+    for line in lines:
+        if line is not None:
+            click.echo(line, err=True)

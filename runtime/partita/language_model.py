@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from . import cache_file
+from .admission import Choice, choose
 from .backend import Backend
 from .cache import Cache
-from .cache_spec import DEFAULT_CHUNK, CacheSpec, plan
+from .cache_spec import DEFAULT_CHUNK, CacheSpec
 from .checkpoint import open_checkpoint
 from .config import ModelConfig
 from .errors import DataError
 from .generate import Generated, generate
 from .kv_format import KVFormat
+from .kv_quality import kv_warning
 from .loading import load_decoder
 from .model import Decoder
 from .prefix_cache import PrefixCache
@@ -76,13 +78,35 @@ class LanguageModel:
     def cache_spec(
         self,
         *,
-        context: int | None = None,
+        context: int | str | None = None,
         sinks: int | None = None,
         kv: str = "auto",
         chunk: int = DEFAULT_CHUNK,
         slack: int = 0,
     ) -> CacheSpec:
-        return plan(self.config, self.kv_format(kv), context=context, sinks=sinks, chunk=chunk, slack=slack)
+        return self.choose_cache(context=context, sinks=sinks, kv=kv, chunk=chunk, slack=slack).spec
+
+    def choose_cache(
+        self,
+        *,
+        context: int | str | None = None,
+        sinks: int | None = None,
+        kv: str = "auto",
+        chunk: int = DEFAULT_CHUNK,
+        slack: int = 0,
+        batch: int = 1,
+    ) -> Choice:
+        """The cache that will be allocated, and in words what `auto` decided. context: tokens, "auto" or None (all).
+
+        Raises MemoryBudgetError for one that cannot fit, ContextError and DataError for one that cannot be.
+        """
+        free, dense = self.ops.memory().free, self.kv_format()
+        layout = {"sinks": sinks, "chunk": chunk, "slack": slack}
+        return choose(self.config, kv, dense, free, context=context, batch=batch, **layout)
+
+    def kv_warning(self, kv: KVFormat) -> str | None:
+        """Why this model's keys are unsafe at so few bits, in a line; None where nothing is known against it."""
+        return kv_warning(self.ops, self.decoder, kv)
 
     @cached_property
     def prefixes(self) -> PrefixCache:

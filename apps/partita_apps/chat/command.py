@@ -9,7 +9,7 @@ import click
 
 from partita.errors import DataError
 
-from ..options import chat_cache_options, load_model, model_options, sampling_options
+from ..options import chat_cache_options, load_model, model_options, sampling_options, tell
 
 if TYPE_CHECKING:
     from .talk import Talk
@@ -84,4 +84,6 @@ def begin(model: str | None, raw: bool, options: dict[str, Any]) -> Talk:
     settings = Settings.of({name: options[name] for name in NAMES})
     cache = CacheOptions(**{name: options[name] for name in CACHE_OPTIONS})
     KVFormat.parse(cache.kv)
-    return Talk(load_model(model, **{name: options[name] for name in MODEL_OPTIONS}), settings, cache, raw=raw)
+    talk = Talk(load_model(model, **{name: options[name] for name in MODEL_OPTIONS}), settings, cache, raw=raw)
+    tell(*talk.notes)
+    return talk

@@ -20,7 +20,7 @@ from .settings import Settings
 class CacheOptions:
     """As on the command line. sinks: a number, "system", or None for the default."""
 
-    context: int | None = None
+    context: int | str | None = None
     sinks: int | str | None = None
     kv: str = "auto"
 
@@ -107,7 +107,10 @@ class Talk:
         sinks = self.cache.sinks
         if isinstance(sinks, str):
             sinks = self._pinned()
-        return self.model.session(context=self.cache.context, sinks=sinks, kv=self.cache.kv)
+        choice = self.model.choose_cache(context=self.cache.context, sinks=sinks, kv=self.cache.kv)
+        self.notes = [text for text in (choice.text, self.model.kv_warning(choice.spec.kv)) if text is not None]
+        kv, context = str(choice.spec.kv), choice.spec.context  # decided once: free memory changes by the moment
+        return self.model.session(context=context, sinks=sinks, kv=kv)
 
     def _pinned(self) -> int:
         """Tokens before a user's first word, the system prompt among them: what all conversations with it share."""
