@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .backend import Backend
 from .cache import Cache
+from .compiled import DecodeStep
 from .errors import ContextError, DataError
 from .generate import Generated, prefill
 from .model import Decoder
@@ -157,6 +158,7 @@ class ModelDraft(Drafter):
             self._vocabulary = min(target.config.vocab_size, self.model.config.vocab_size)
         self._knows = max(prompt) < self._vocabulary
         self._rest = self.session.align(prompt)
+        _recount(self.session.cache)
 
     def _propose(self, limit: int) -> Sequence[int] | Array:
         if not self._knows:
@@ -237,13 +239,14 @@ def speculate(
     """
     if drafter.count >= cache.spec.chunk:  # a ring has at least chunk - 1 slots to spare, so trim never fails below
         raise ContextError(_too_long(drafter.count, cache))
+    _recount(cache)
     begun = time.perf_counter()
     logits = prefill(ops, model, cache, prompt, on_progress=on_progress, on_fed=on_fed)
-    drafts, left = None, max_tokens
+    single = DecodeStep(ops, model, cache) if ops.compiles else lambda tokens: model(ops, tokens, cache)
+    drafts, proposed, left = None, 0, max_tokens
     while True:
         run = _verify(ops, logits, drafts, sampler, alternatives, begun)
         accepted = len(run) - 1
-        proposed = 0 if drafts is None else drafts.shape[0]
         if proposed > accepted:
             cache.trim(proposed - accepted)
         emitted = [generated.id for generated in run]
@@ -263,13 +266,14 @@ def speculate(
             if unsaid:
                 cache.trim(unsaid)
         begun = time.perf_counter()
-        last, proposal = ops.array(np.asarray(emitted[-1:], np.int32)), drafter.propose(left - 1)
-        drafts = None
-        if len(proposal):
-            host = isinstance(proposal, (list, tuple))
-            drafts = ops.array(np.asarray(proposal, np.int32)) if host else proposal
-        fed = last if drafts is None else ops.concat([last, drafts], 0)
-        logits = model(ops, fed[None, :], cache, every=True)[0]
+        proposal = drafter.propose(left - 1)
+        proposed, host = len(proposal), isinstance(proposal, (list, tuple))
+        drafts = None if not proposed else ops.array(np.asarray(proposal, np.int32)) if host else proposal
+        last = ops.array(np.asarray(emitted[-1:], np.int32))
+        if drafts is None:
+            logits = single(last[None, :])
+        else:
+            logits = model(ops, ops.concat([last, drafts], 0)[None, :], cache, every=True)[0]
         if on_fed is not None:
             on_fed(emitted[-1:])
 
@@ -307,6 +311,18 @@ def _verify(
         pairs = tuple((int(j), float(p)) for j, p in zip(index[i], best[i], strict=True))
         run.append(Generated(token, took, float(chosen[i]), pairs))
     return run
+
+
+def _recount(cache: Cache) -> None:
+    """Let a cache that was taken back into its sinks count from there.
+
+    Its rings hold nothing then, yet what they held before still counts as overwritten, and little of what is written
+    next could be taken back.
+    """
+    now = cache.state()
+    rings = {layer.span for layer in cache.spec.layers if layer.span.window is not None}
+    if rings and now.offsets != now.reached and all(now.offsets[0] <= span.sinks for span in rings):
+        cache.restore(replace(now, reached=now.offsets))
 
 
 def _too_long(count: int, cache: Cache) -> str:
