@@ -1,4 +1,4 @@
-"""`partita eval`: perplexity of a text file, overall and by segment, through a cache of any size and format."""
+"""`partita eval`: perplexity of a text file through a cache of any size and format, and what the format loses."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from partita.errors import DataError
+from partita.errors import DataError, MemoryBudgetError
 
-from .options import cache_options, load_model, model_options
+from .options import cache_options, load_model, model_options, tell
 
 
 @click.command("eval")
@@ -19,6 +19,11 @@ from .options import cache_options, load_model, model_options
 @click.argument("textfile", type=click.Path(path_type=Path))
 @click.option("--max-tokens", type=int, default=None, help="Use the first N tokens of the text only.")
 @click.option("--segment", type=int, default=2048, show_default=True, help="Tokens a segment of the report covers.")
+@click.option(
+    "--compare/--no-compare",
+    default=None,
+    help="KL and top-1 against a cache of full width.  [default: with several --kv]",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 @model_options
 @cache_options
@@ -27,24 +32,34 @@ def evaluate(
     textfile: Path,
     max_tokens: int | None,
     segment: int,
+    compare: bool | None,
     as_json: bool,
-    context: int | None,
+    context: int | str | None,
     sinks: int | None,
     kv: str,
     **backend: Any,
 ) -> None:
     """Perplexity of TEXTFILE (UTF-8) under MODEL, streamed once through the cache.
 
-    --kv takes several formats, separated by commas, for a table.
+    --kv takes several formats, separated by commas, for a table, in which each is then read once more beside a cache of
+    full width: KL is the mean divergence of the next token's probabilities, top-1 how often the likeliest agrees.
     """
     if max_tokens is not None and max_tokens < 2:
         raise DataError(f"--max-tokens must be at least 2, one token to predict the next from, not {max_tokens}")
     text = read_text(textfile)
     language_model = load_model(model, **backend)
     formats = [name.strip() for name in kv.split(",")]
-    specs = [language_model.cache_spec(context=context, sinks=sinks, kv=name) for name in formats]
+    choices = [language_model.choose_cache(context=context, sinks=sinks, kv=name) for name in formats]
+    tell(*(choice.text for choice in choices), *(language_model.kv_warning(choice.spec.kv) for choice in choices))
     tokens = language_model.tokenizer.encode(text)[:max_tokens]
-    rows = [measure(language_model, spec, tokens, segment) for spec in specs]
+    specs = [choice.spec for choice in choices]
+    compared = len(specs) > 1 if compare is None else compare
+    reference = reference_spec(language_model, specs[0], compare) if compared else None
+    rows = [
+        measure(language_model, spec, tokens, segment) for spec in specs
+    ]  # peaks first: a comparison holds two caches
+    for row, spec in zip(rows, specs, strict=True):
+        row.update(losses_of_format(language_model, spec, reference, tokens))
     if as_json:
         click.echo(json.dumps(rows[0] if len(rows) == 1 else {"rows": rows}))
     else:
@@ -90,6 +105,37 @@ def measure(language_model: Any, spec: Any, tokens: list[int], segment: int) -> 
     }
 
 
+def reference_spec(language_model: Any, like: Any, asked: bool | None) -> Any:
+    """A cache of full width with the same layout; None, and a line that says so, where memory has no room for it."""
+    layout = {"context": like.context, "sinks": like.sinks, "kv": str(language_model.kv_format())}
+    try:
+        return language_model.choose_cache(**layout).spec
+    except MemoryBudgetError as error:
+        if asked:
+            raise
+        tell(f"KL and top-1 are left out, as they need a cache of full width too: {error}")
+        return None
+
+
+def losses_of_format(language_model: Any, spec: Any, reference: Any, tokens: list[int]) -> dict[str, Any]:
+    """Mean KL in nats and share of equal likeliest tokens against the reference; None where there is none."""
+    from partita.cache import Cache
+    from partita.perplexity import compare
+
+    from .progress import bar
+
+    if reference is None:
+        return {"kl": None, "top1": None, "reference_kv": None}
+    if spec == reference:
+        return {"kl": 0.0, "top1": 1.0, "reference_kv": str(reference.kv)}
+    ops = language_model.ops
+    with bar(f"comparing --kv {spec.kv} with {reference.kv}") as advance:
+        found = compare(
+            ops, language_model.decoder, Cache(ops, reference), Cache(ops, spec), tokens, on_progress=advance
+        )
+    return {"kl": found.kl, "top1": found.top1, "reference_kv": str(reference.kv)}
+
+
 def show(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -105,6 +151,9 @@ def show(rows: list[dict[str, Any]]) -> None:
         table.add_row(label, *(f"{row['segments'][i]['perplexity']:.2f}" for row in rows))
     table.add_section()
     table.add_row("all", *(f"{row['perplexity']:.2f}" for row in rows))
+    if first["reference_kv"] is not None:
+        table.add_row(f"KL against {first['reference_kv']}, nats", *(f"{row['kl']:.5f}" for row in rows))
+        table.add_row("top-1 agreement", *(f"{row['top1']:.2%}" for row in rows))
     table.add_row("bytes a token", *(f"{row['bytes_per_token']:,.0f}" for row in rows))
     table.add_row("cache", *(f"{row['cache_bytes'] / 2**20:.1f} MiB" for row in rows))
     Console().print(table)

@@ -7,7 +7,7 @@ cache still shows of the tokens before it. So a bounded or quantized cache is me
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from .backend import Backend
 from .cache import Cache
 from .errors import DataError
 from .model import Decoder
+from .quantization import Array
 
 
 @dataclass(frozen=True)
@@ -36,20 +37,81 @@ def token_losses(
     on_progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """Negative log likelihood in nats of tokens[1:], float64 (n - 1,), through an empty cache of one row."""
-    if len(tokens) < 2:
-        raise DataError(f"the text is too short, {len(tokens)} of the 2 tokens that it takes to predict one: give more")
-    inputs, targets = np.asarray(tokens[:-1], np.int32), np.asarray(tokens[1:], np.int32)
     losses = []
-    for start in range(0, len(inputs), cache.spec.chunk):
-        part = slice(start, start + cache.spec.chunk)
-        logits = model(ops, ops.array(inputs[None, part]), cache, every=True)[0]  # T V
-        vocabulary = logits.shape[-1]
-        place = np.arange(len(targets[part]), dtype=np.int64) * vocabulary + targets[part]
-        chosen = ops.take(logits.reshape(-1), ops.array(place), 0)
-        losses.append(ops.to_numpy(ops.logsumexp(logits, -1) - chosen).astype(np.float64))
+    for inputs, targets, done, total in _chunks(tokens, cache.spec.chunk):
+        logits = model(ops, ops.array(inputs[None]), cache, every=True)[0]  # T V
+        losses.append(ops.to_numpy(_losses(ops, logits, targets)).astype(np.float64))
         if on_progress is not None:
-            on_progress(min(part.stop, len(inputs)), len(inputs))
+            on_progress(done, total)
     return np.concatenate(losses)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a cache loses against a reference cache, token by token. Arrays float64 (n - 1,), bool for agrees.
+
+    losses: nats, through the cache under test. divergence: KL(reference || tested) of the next token, nats. agrees:
+    whether both find the same token likeliest.
+    """
+
+    losses: np.ndarray
+    divergence: np.ndarray
+    agrees: np.ndarray
+
+    @property
+    def kl(self) -> float:
+        return float(self.divergence.mean())
+
+    @property
+    def top1(self) -> float:
+        return float(self.agrees.mean())
+
+
+def compare(
+    ops: Backend,
+    model: Decoder,
+    reference: Cache,
+    tested: Cache,
+    tokens: Sequence[int],
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Comparison:
+    """Both caches, empty and of one row, read the text side by side, so that logits of one chunk only are ever kept.
+
+    Raises DataError for a text that predicts nothing, or caches that take chunks of different lengths.
+    """
+    if reference.spec.chunk != tested.spec.chunk:
+        raise DataError(f"caches with chunks of {reference.spec.chunk} and {tested.spec.chunk} cannot be compared")
+    found = []
+    for inputs, targets, done, total in _chunks(tokens, tested.spec.chunk):
+        fed = ops.array(inputs[None])
+        p, q = (model(ops, fed, cache, every=True)[0] for cache in (reference, tested))  # T V
+        log_p, log_q = (x - ops.logsumexp(x, -1)[:, None] for x in (p, q))
+        divergence = ops.sum(ops.exp(log_p) * (log_p - log_q), -1)
+        agrees = ops.argmax(p, -1) == ops.argmax(q, -1)
+        found.append([ops.to_numpy(x) for x in (_losses(ops, q, targets), divergence, agrees)])
+        if on_progress is not None:
+            on_progress(done, total)
+    losses, divergence, agrees = (np.concatenate(part) for part in zip(*found, strict=True))
+    # below zero is float32's noise: a divergence cannot be
+    return Comparison(losses.astype(np.float64), np.maximum(divergence.astype(np.float64), 0), agrees)
+
+
+def _chunks(tokens: Sequence[int], size: int) -> Iterator[tuple[np.ndarray, np.ndarray, int, int]]:
+    """Inputs and targets of each chunk, int32, and how many tokens are read once it is, of how many."""
+    if len(tokens) < 2:
+        raise DataError(f"a text of {len(tokens)} tokens predicts nothing: at least 2 are needed")
+    ids = np.asarray(tokens, np.int32)
+    total = len(ids) - 1
+    for start in range(0, total, size):
+        end = min(start + size, total)
+        yield ids[start:end], ids[start + 1 : end + 1], end, total
+
+
+def _losses(ops: Backend, logits: Array, targets: np.ndarray) -> Array:
+    """Negative log likelihood in nats (T,) of targets (T,) under logits (T, V)."""
+    place = np.arange(len(targets), dtype=np.int64) * logits.shape[-1] + targets
+    return ops.logsumexp(logits, -1) - ops.take(logits.reshape(-1), ops.array(place), 0)
 
 
 def perplexity(losses: np.ndarray) -> float:
