@@ -15,9 +15,8 @@ def on_device(ops: Backend, x: np.ndarray, bits: int):
     if bits == 16:
         return ops.cast(ops.array(x), "float16")
     packed = quantize_minmax(x, bits, 32)
-    return Packed(
-        ops.quantize(ops.array(x), bits, 32).weight, *map(ops.array, (packed.scales, packed.biases)), bits, 32
-    )
+    weight = ops.quantize(ops.array(x), bits, 32).weight
+    return Packed(weight, ops.array(packed.scales), ops.array(packed.biases), bits, 32)
 
 
 @pytest.mark.parametrize("bits", [16, 4])

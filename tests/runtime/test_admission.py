@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from partita.admission import RESERVE, choose, full_bytes
+from partita.backend import Memory
 from partita.cache_spec import plan
 from partita.config import LayerConfig, ModelConfig, RopeConfig
 from partita.errors import ContextError, MemoryBudgetError
 from partita.kv_format import KVFormat
+from partita.language_model import load
 
 DENSE = KVFormat(16, 16)
 
@@ -119,3 +122,14 @@ def test_sinks_take_their_part_of_an_automatic_context() -> None:
     assert choose(config(), "k4v4h", DENSE, full_bytes(spec) + RESERVE, context="auto", sinks=2000).spec == spec
     small = replace(config(), max_positions=500)
     assert choose(small, "16", DENSE, 2**40, context="auto").spec.context == 500
+
+
+def test_a_model_is_judged_by_its_devices_memory(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(tiny_model, backend="numpy")
+    full = model.choose_cache()
+    assert (str(full.spec.kv), full.spec.context, full.text) == ("32", 512, None)
+    free = RESERVE + full.bytes - 1
+    monkeypatch.setattr(type(model.ops), "memory", lambda _: Memory(2**40, free, 0, 0))
+    assert str(model.cache_spec().kv) == "16"
+    with pytest.raises(MemoryBudgetError, match=r"try --kv 16$"):
+        model.session(kv="32")

@@ -1,0 +1,55 @@
+"""`partita eval` through the real command: figures, the comparison of formats, what is said on standard error."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PARTITA = str(Path(sys.executable).with_name("partita"))
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("the quick brown fox jumps over the lazy dog and then the other fox thinks " * 3)
+    return path
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [PARTITA, "eval", *map(str, arguments), "--backend", "numpy"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_several_formats_are_compared_with_full_width(tiny_model: Path, text: Path) -> None:
+    result = run(tiny_model, text, "--kv", "32,k8v4,k4v4", "--json")
+    assert result.returncode == 0, result.stderr
+    dense, mixed, low = json.loads(result.stdout)["rows"]
+    assert (dense["kl"], dense["top1"]) == (0.0, 1.0)
+    assert {row["reference_kv"] for row in (dense, mixed, low)} == {"32"}
+    assert 0 < mixed["kl"] < low["kl"] < 1
+    assert 0 <= low["top1"] <= 1
+    assert low["bytes_per_token"] < mixed["bytes_per_token"] < dense["bytes_per_token"]
+
+
+def test_one_format_is_compared_when_asked(tiny_model: Path, text: Path) -> None:
+    alone = json.loads(run(tiny_model, text, "--kv", "k8v4", "--json").stdout)
+    assert alone["kl"] is None
+    asked = json.loads(run(tiny_model, text, "--kv", "k8v4", "--compare", "--json").stdout)
+    assert asked["kl"] > 0
+    assert asked["perplexity"] == alone["perplexity"]
+
+
+def test_the_table_has_a_row_for_each_figure(tiny_model: Path, text: Path) -> None:
+    shown = run(tiny_model, text, "--kv", "32,k4v4").stdout
+    assert all(label in shown for label in ("KL against 32, nats", "top-1 agreement", "bytes a token"))
+
+
+def test_an_automatic_context_is_the_trained_maximum_where_it_fits(tiny_model: Path, text: Path) -> None:
+    assert json.loads(run(tiny_model, text, "--context", "auto", "--json").stdout)["context"] == 512
+    refused = run(tiny_model, text, "--context", "much")
+    assert refused.returncode == 2
+    assert "'much' is neither a number nor auto" in refused.stderr
