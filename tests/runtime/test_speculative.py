@@ -93,8 +93,8 @@ def check(model: LanguageModel, session: Any, text: list[int]) -> None:
     for start in range(0, len(session.tokens), 8):
         model.decoder.feed(model.ops, model.ops.array(np.array([session.tokens[start : start + 8]])), fresh.cache)
     fed = model.ops.array(np.array([[3]], np.int32))
-    logits = [model.ops.to_numpy(model.decoder(model.ops, fed, s.cache)) for s in (session, fresh)]
-    np.testing.assert_allclose(*logits, atol=2e-4)
+    ours, theirs = (model.ops.to_numpy(model.decoder(model.ops, fed, s.cache)) for s in (session, fresh))
+    np.testing.assert_allclose(ours, theirs, atol=2e-4)
     session.cache.trim(1)
 
 
@@ -187,7 +187,7 @@ def test_closed_inside_an_accepted_run(model: LanguageModel, place: int) -> None
         assert piece.token is not None
         found.append(piece.token.id)
         if len(found) == place:
-            pieces.close()
+            pieces.close()  # pyright: ignore[reportAttributeAccessIssue]  # a generator
     check(model, session, PROMPT + plain[:place])
     rest = session.generate(PROMPT + found, max_tokens=40 - place, draft=Scripted(plain[place:], lambda i: i % 3 > 0))
     assert found + [piece.token.id for piece in rest if piece.token is not None] == plain

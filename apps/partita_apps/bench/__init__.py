@@ -101,3 +101,14 @@ def memory(as_json: bool, **options: Any) -> None:
     from .memory import run
 
     finish(run(**options), as_json)
+
+
+@bench.command()
+@measured
+@click.option("--tokens", type=click.IntRange(2), default=128, show_default=True, help="Tokens of the reply.")
+@click.option("--count", type=click.IntRange(1), default=None, help="Most tokens drafted at once.")
+def speculative(as_json: bool, **options: Any) -> None:
+    """Tokens per second of a repeating text, with drafts looked up in it and without."""
+    from .speculative import run
+
+    finish(run(**options), as_json)

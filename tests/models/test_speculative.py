@@ -1,0 +1,54 @@
+"""Prompt lookup and a draft model on real weights: fewer passes, the same tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from partita.language_model import LanguageModel
+from partita.sampling import Sampling
+from partita.speculative import Drafter, ModelDraft, PromptLookup
+
+Load = Callable[..., LanguageModel]
+PARAGRAPH = (
+    "The lighthouse keeper climbed the narrow stairs each evening, trimmed the wick, and wrote the weather in a heavy "
+    "green book. Nobody read the book, but he kept it with care.\n\n"
+)
+
+
+def tokens(model: LanguageModel, ids: list[int], draft: Drafter | None, count: int, **sampling: float) -> list[int]:
+    session = model.session(slack=8)
+    pieces = session.generate(ids, max_tokens=count, draft=draft, sampling=Sampling(**sampling))  # pyright: ignore
+    found = [piece.token.id for piece in pieces if piece.token is not None]
+    assert session.cache.offsets == [len(session.tokens)]
+    assert session.tokens == (ids + found)[: len(session.tokens)]
+    return found
+
+
+def test_lookup_in_a_text_that_repeats(load: Load) -> None:
+    model = load("smollm2", "torch")
+    ids = model.encode(PARAGRAPH * 3, raw=True)
+    for sampling in ({}, {"temperature": 0.6, "seed": 4, "frequency_penalty": 0.1}):
+        lookup = PromptLookup()
+        plain = tokens(model, ids, None, 40, **sampling)
+        assert tokens(model, ids, lookup, 40, **sampling) == plain
+        if not sampling:
+            assert lookup.acceptance.rate > 0.5
+            assert lookup.acceptance.steps < 24
+
+
+def test_a_model_drafts_for_itself(load: Load) -> None:
+    model = load("smollm2", "torch")
+    ids, assistant = model.encode("Write a short story about a dragon."), ModelDraft(model)
+    assert tokens(model, ids, assistant, 25) == tokens(model, ids, None, 25)
+    assert assistant.acceptance.rate == 1
+    assert assistant.acceptance.steps == 4
+
+
+def test_lookup_beyond_sliding_windows(load: Load, speeches: str) -> None:
+    """Gemma's sliding layers keep 512 tokens: drafts are taken back from rings that have turned."""
+    model = load("gemma3", "torch")
+    ids = model.encode(speeches[:1500] + speeches[:1500] + speeches[:700], raw=True)
+    assert len(ids) > 600
+    lookup = PromptLookup(min_ngram=1)
+    assert tokens(model, ids, lookup, 48) == tokens(model, ids, None, 48)
+    assert 0 < lookup.acceptance.accepted < lookup.acceptance.proposed
