@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from partita.language_model import LanguageModel
 from partita.sampling import Sampling
@@ -13,6 +13,14 @@ PARAGRAPH = (
     "The lighthouse keeper climbed the narrow stairs each evening, trimmed the wick, and wrote the weather in a heavy "
     "green book. Nobody read the book, but he kept it with care.\n\n"
 )
+
+
+class Spoiled(PromptLookup):
+    """Its last token is always wrong, or nearly: something is taken back at every step."""
+
+    def _propose(self, limit: int) -> Sequence[int]:
+        found = super()._propose(limit)
+        return [*found[:-1], 5] if found else found
 
 
 def tokens(model: LanguageModel, ids: list[int], draft: Drafter | None, count: int, **sampling: float) -> list[int]:
@@ -49,6 +57,6 @@ def test_lookup_beyond_sliding_windows(load: Load, speeches: str) -> None:
     model = load("gemma3", "torch")
     ids = model.encode(speeches[:1500] + speeches[:1500] + speeches[:700], raw=True)
     assert len(ids) > 600
-    lookup = PromptLookup(min_ngram=1)
-    assert tokens(model, ids, lookup, 48) == tokens(model, ids, None, 48)
+    lookup = Spoiled(min_ngram=1)
+    assert tokens(model, ids, lookup, 24) == tokens(model, ids, None, 24)
     assert 0 < lookup.acceptance.accepted < lookup.acceptance.proposed
