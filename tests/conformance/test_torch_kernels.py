@@ -9,7 +9,7 @@ import partita_backends
 from partita.quantization import dequantize, quantize_weight
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 @pytest.mark.parametrize("group_size", [32, 64, 128])
 @pytest.mark.parametrize("rows", [1, 5, 8])
 def test_the_kernel_equals_the_dequantized_product(bits: int, group_size: int, rows: int) -> None:

@@ -125,8 +125,8 @@ class TorchBackend:
     # Model
     def prepare(self, weight: np.ndarray | Packed) -> Any:
         if isinstance(weight, Packed):
-            packed = weight.map(lambda part: weights.from_numpy(part).to(self._device))
-            return weights.Quantized(packed, self._decode)
+            packed = weights.widened(weight).map(lambda part: weights.from_numpy(part).to(self._device))
+            return weights.Quantized(packed, weight.bits, self._decode)
         return weights.from_numpy(weight).to(device=self._device, dtype=self._decode)
 
     def prepare_vector(self, x: np.ndarray) -> Tensor:

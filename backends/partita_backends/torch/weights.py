@@ -2,13 +2,14 @@
 
 `_weight_int4pack_mm_for_cpu` computes x (rows, in) in bfloat16 against (q - 8) * scale + zero, so an affine weight maps
 by zero = bias + 8 * scale, both rounded to bfloat16: a lossy fast path, used only where products are in bfloat16
-anyway. An 8-bit integer is 16 * high + low, so two int4 products give it exactly. Many rows are dequantized and
-multiplied instead: the kernel's cost grows with every row.
+anyway. A wider integer is 16 * high + low, so two int4 products give it exactly. Many rows are dequantized and
+multiplied instead: the kernel's cost grows with every row. Integers of 2, 3, 5 and 6 bits are kept as bytes: taking
+them out of a bit stream costs more than any product.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 
 from partita.quantization import Packed
+from partita.quantization import unpack as unpack_words
 
 Tensor = torch.Tensor
 
@@ -35,23 +37,22 @@ class Kernel:
 
 
 class Quantized:
-    """A packed weight (out, in) and, where the kernel takes it, its operands: one for 4 bits, two for 8.
+    """A packed weight (out, in) and, where the kernel takes it, its operands: one up to 4 bits, two up to 8.
 
-    Operands are made for the second product of few rows: the first belongs to the first token, which need not wait
-    for the conversion of every weight.
+    packed: 4 or 8 bits as stored; bits: of the integers in it. Operands are made for the second product of few rows:
+    the first belongs to the first token, which need not wait for the conversion of every weight.
     """
 
-    def __init__(self, packed: Packed, decode: torch.dtype):
-        self.packed = packed
-        out = packed.shape[0]
-        fits = packed.group_size in KERNEL_GROUPS and out % 16 == 0 and packed.bits in (4, 8)
+    def __init__(self, packed: Packed, bits: int, decode: torch.dtype):
+        self.packed, self.bits = packed, bits
+        fits = packed.group_size in KERNEL_GROUPS and packed.shape[0] % 16 == 0
         self._fits = fits and decode == torch.bfloat16 and packed.weight.device.type == "cpu"
         self._asked = False
         self._kernels: tuple[Kernel, ...] = ()
 
     def kernels(self) -> tuple[Kernel, ...]:
         if self._fits and self._asked and not self._kernels:
-            self._kernels = _kernels(self.packed)
+            self._kernels = _kernels(self.packed, self.bits)
         self._asked = True
         return self._kernels
 
@@ -66,14 +67,25 @@ def from_numpy(x: np.ndarray) -> Tensor:
     return torch.from_numpy(x if x.flags.writeable else x.copy())
 
 
-def _kernels(packed: Packed) -> tuple[Kernel, ...]:
+def widened(packed: Packed) -> Packed:
+    """The same numbers, integers of odd widths as bytes. On the host."""
+    if packed.bits in (4, 8):
+        return packed
+    return replace(packed, weight=unpack_words(packed.weight, packed.bits).view(np.uint32), bits=8)
+
+
+def _kernels(packed: Packed, bits: int) -> tuple[Kernel, ...]:
     q = unpack(packed).view(packed.shape)
     scales, biases = packed.scales.float(), packed.biases.float()
-    if packed.bits == 4:
-        return (_kernel(q, scales, biases + 8 * scales),)
-    # q = 16 * high + low: the first product takes the coarse part, the second the rest and the whole offset
-    high = _kernel(q >> 4, 16 * scales, torch.zeros_like(scales))
-    low = _kernel(q & 15, scales, biases + 136 * scales)
+    # the kernel subtracts 8: integers are moved so that this is their middle, which keeps zeros small and their
+    # rounding to bfloat16 cheap
+    if bits <= 4:
+        middle = 2 ** (bits - 1)
+        return (_kernel(q + (8 - middle), scales, biases + middle * scales),)
+    # q = 16 * high + low: the first product takes 16 * (high - middle), the second the rest and the whole offset
+    middle = 2 ** (bits - 5)
+    high = _kernel((q >> 4) + (8 - middle), 16 * scales, torch.zeros_like(scales))
+    low = _kernel(q & 15, scales, biases + (8 + 16 * middle) * scales)
     return (high, low)
 
 
@@ -110,21 +122,13 @@ def rows(weight: Any, index: Tensor) -> Tensor:
 
 
 def unpack(packed: Packed) -> Tensor:
-    """Integers of a packed tensor, uint8 (..., n / group_size, group_size)."""
+    """Integers of a tensor packed at 4 or 8 bits, uint8 (..., n / group_size, group_size)."""
     stream = packed.weight.view(torch.uint8)
     groups = (*packed.scales.shape, packed.group_size)
-    bits = packed.bits
-    if bits == 8:
+    if packed.bits == 8:
         return stream.view(groups)
-    if bits == 4:
-        wide = stream.to(torch.int16)  # a byte's two values to the two bytes of a word, in three passes
-        return torch.bitwise_or(wide, wide << 4).bitwise_and_(0x0F0F).view(torch.uint8).view(groups)
-    # other widths: read each value from the two bytes it can lie in
-    n = packed.shape[-1]
-    position = torch.arange(n, device=stream.device) * bits
-    wide = torch.nn.functional.pad(stream, (0, 1)).to(torch.int32)
-    pair = wide[..., position // 8] | (wide[..., position // 8 + 1] << 8)
-    return ((pair >> (position % 8)) & (2**bits - 1)).to(torch.uint8).view(groups)
+    wide = stream.to(torch.int16)  # a byte's two values to the two bytes of a word, in three passes
+    return torch.bitwise_or(wide, wide << 4).bitwise_and_(0x0F0F).view(torch.uint8).view(groups)
 
 
 def dequantize(packed: Packed, dtype: torch.dtype) -> Tensor:
