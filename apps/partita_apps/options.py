@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from partita.backend import Backend
     from partita.language_model import LanguageModel
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -62,9 +63,7 @@ def _stacked(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
 
 model_options = _stacked(
     click.option("--backend", default="auto", metavar="NAME", help="auto, mlx, torch or numpy.  [default: auto]"),
-    click.option(
-        "--device", default=None, metavar="NAME", help="Where the backend computes, such as cpu, gpu, cuda:0."
-    ),
+    click.option("--device", default=None, metavar="NAME", help="Where the backend computes: cpu, metal or cuda."),
     click.option(
         "--dtype", default="auto", metavar="NAME", help="auto, float32, bfloat16 or float16.  [default: auto]"
     ),
@@ -135,19 +134,23 @@ sampling_options = _stacked(
 def load_model(
     model: str | None,
     *,
-    backend: str = "auto",
+    backend: str | Backend = "auto",
     device: str | None = None,
     dtype: str = "auto",
     threads: int | None = None,
+    what: str = "the model",
 ) -> LanguageModel:
-    """The model that a user named, or the default one. A fetch and a long load are shown on standard error."""
+    """The model that a user named, or the default one. A fetch and a long load are shown on standard error.
+
+    backend: a name, or an instance that another model is on already (the other options are then its own).
+    """
     from partita.language_model import load
     from partita.sources import resolve
 
     from .progress import TerminalProgress, bar
 
     resolve(model, progress=TerminalProgress())  # first by itself: two bars at a time would fight for the line
-    with bar("loading the model") as advance:
+    with bar(f"loading {what}") as advance:
         return load(model, backend=backend, device=device, dtype=dtype, threads=threads, on_layer=advance)
 
 

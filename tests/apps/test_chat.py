@@ -41,6 +41,8 @@ FIELDS = {
     "tokens_per_second",
     "seed",
     "forgotten_tokens",
+    "reused_tokens",
+    "draft",
 }
 
 
@@ -91,6 +93,7 @@ def test_the_document(ask, tiny):
     assert 0 < found["first_token_seconds"] < 10
     assert found["tokens_per_second"] > 1
     assert (found["seed"], found["forgotten_tokens"]) == (None, 0)
+    assert (found["reused_tokens"], found["draft"]) == (0, None)
     assert ask("-p", "the fox", "-n", 1)["tokens_per_second"] is None
 
 
@@ -130,6 +133,11 @@ def test_where_the_prompt_comes_from(ask):
         (["-p", "x", "--raw", "--system", "Be brief."], "", "--raw leaves out"),
         (["-p", "x", "--dtype", "int3"], "", "unknown dtype"),
         (["-p", "x", "--threads", "0"], "", "--threads must be"),
+        (["-p", "x", "--raw", "--session", "talk.st"], "", "--raw has none"),
+        (["-p", "x", "--session", "no/where.st"], "", "no folder no"),
+        (["-p", "x", "--session", "."], "", "Is a directory"),
+        (["-p", "x", "--draft", "tiny", "--lookup"], "", "--draft and --lookup exclude each other"),
+        (["-p", "x", "--draft", "./nowhere.gguf"], "", "nowhere.gguf"),
         (["-p", "x", "--backend", "abacus"], "", "unknown backend"),
     ],
 )

@@ -188,6 +188,27 @@ def test_keys_typed_during_a_reply_wait_for_the_prompt(start, tmp_path):
     assert "max_tokens: 2" in answer(child)
 
 
+def test_a_conversation_goes_on_in_another_run(start, tmp_path):
+    child = start("-n", 1_000_000, "--session", "talk.st", "--lookup")
+    child.send("the fox" + ENTER)
+    child.expect("\r\n")
+    child.expect(r"[^\r\n]{40}")
+    child.send(CTRL_C)
+    assert re.search(r"drafts \d+/\d+ accepted · stopped", " ".join(answer(child).split()))
+    child.sendeof()
+    assert leave(child) == 0
+    child = start("-n", 4, "--session", "talk.st")
+    shown = " ".join(child.before.split())
+    assert "> the fox" in shown
+    assert "2 messages so far" in shown
+    assert STATUS.search(say(child, "and the dog")) is not None
+    kept = saved(child, tmp_path / "talk.json")["messages"]
+    assert [message["content"] for message in kept[::2]] == ["the fox", "and the dog"]
+    assert len(kept[1]["content"]) > 20
+    child.send("/exit" + ENTER)
+    assert leave(child) == 0
+
+
 def test_a_chat_needs_a_terminal_for_json(tiny_model):
     command = str(Path(sys.executable).with_name("partita"))
     child = pexpect.spawn(command, ["chat", str(tiny_model), "--json"], encoding="utf-8", timeout=30)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +13,10 @@ from partita.errors import DataError
 from ..options import chat_cache_options, load_model, model_options, sampling_options, tell
 
 if TYPE_CHECKING:
+    from partita.language_model import LanguageModel
+    from partita.speculative import Drafter
+
+    from .kept import Keeper
     from .talk import Talk
 
 MODEL_OPTIONS = ("backend", "device", "dtype", "threads")
@@ -25,6 +30,15 @@ CACHE_OPTIONS = ("context", "sinks", "kv")
 @click.option("--system", default=None, metavar="TEXT", help="Instructions that come before the conversation.")
 @click.option("--trace", is_flag=True, help="A row for every token: probability, what else could have come, the cache.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output; needs one prompt.")
+@click.option(
+    "--session",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="Go on with the conversation in FILE, or begin it there; saved after every reply.",
+)
+@click.option("--draft", default=None, metavar="MODEL", help="A smaller model drafts: the same text in less time.")
+@click.option("--lookup", is_flag=True, help="Draft what followed before; for replies that repeat their prompt.")
 @sampling_options
 @chat_cache_options
 @model_options
@@ -37,15 +51,18 @@ def chat(model: str | None, prompt: str | None, raw: bool, trace: bool, as_json:
     text = given_prompt(prompt, as_json)
     if text is not None and not text.strip():
         raise DataError("the prompt is empty: give some text")
-    talk = begin(model, raw, options)
-    if text is not None:
-        from .once import answer
+    talk, keeper = begin(model, raw, text is not None, options)
+    try:
+        if text is not None:
+            from .once import answer
 
-        answer(talk, text, trace=trace, as_json=as_json)
-    else:
-        from .interactive import converse
+            answer(talk, text, trace=trace, as_json=as_json)
+        else:
+            from .interactive import converse
 
-        converse(talk, trace=trace)
+            converse(talk, keeper, trace=trace)
+    finally:  # whatever ended it, Ctrl-C too
+        keeper.save()
 
 
 def given_prompt(prompt: str | None, as_json: bool) -> str | None:
@@ -74,16 +91,41 @@ def read_input() -> str | None:
     return text.removesuffix("\n").removesuffix("\r") if text else None
 
 
-def begin(model: str | None, raw: bool, options: dict[str, Any]) -> Talk:
-    """An empty conversation. Settings are judged before the model is loaded: a mistake should not take seconds."""
+def begin(model: str | None, raw: bool, once: bool, options: dict[str, Any]) -> tuple[Talk, Keeper]:
+    """A conversation at its beginning, or where its file left it, and who keeps it.
+
+    Options and file are judged before the model is loaded: a mistake should not take seconds.
+    """
     from partita.kv_format import KVFormat
 
+    from .kept import Keeper, find
     from .settings import NAMES, Settings
     from .talk import CacheOptions, Talk
 
+    file = options["session"]
+    if file is not None and raw:
+        raise DataError("--session keeps a conversation, and --raw has none: leave one of them out")
+    if options["draft"] is not None and options["lookup"]:
+        raise DataError("--draft and --lookup exclude each other: choose one of them")
     settings = Settings.of({name: options[name] for name in NAMES})
     cache = CacheOptions(**{name: options[name] for name in CACHE_OPTIONS})
     KVFormat.parse(cache.kv)
-    talk = Talk(load_model(model, **{name: options[name] for name in MODEL_OPTIONS}), settings, cache, raw=raw)
+    found = None if file is None else find(file)
+    if found is not None and settings.system is None:
+        settings = settings.set("system", found.system)
+    target = load_model(model, **{name: options[name] for name in MODEL_OPTIONS})
+    draft = drafter_for(target, options["draft"], options["lookup"])
+    talk = Talk(target, settings, cache, raw=raw, once=once, draft=draft)
+    keeper = Keeper(talk, file)
+    if found is not None:
+        keeper.resume(found)
     tell(*talk.notes)
-    return talk
+    return talk, keeper
+
+
+def drafter_for(target: LanguageModel, draft: str | None, lookup: bool) -> Drafter | None:
+    """Who drafts for this model. A draft model computes where the model does, so that drafts stay on its device."""
+    from partita.speculative import drafter
+
+    model = None if draft is None else load_model(draft, backend=target.ops, what="the draft model")
+    return drafter(target, draft=model, lookup=lookup)

@@ -61,6 +61,9 @@ class Figures:
         parts.append(f"cache {size(session.cache.nbytes)}")
         if session.forgotten > 0:
             parts.append(f"{session.forgotten} forgotten")
+        if self._talk.draft is not None:
+            found = self._talk.draft.acceptance
+            parts.append(f"drafts {found.accepted}/{found.proposed} accepted")
         return " · ".join(parts)
 
     def document(self, seed: int | None, trace: bool) -> dict[str, Any]:
@@ -84,5 +87,14 @@ class Figures:
             "tokens_per_second": self.tokens_per_second,
             "seed": seed,
             "forgotten_tokens": max(session.forgotten, 0),
+            "reused_tokens": session.reused,
+            "draft": self._draft(),
         }
         return {**found, "trace": self.trace} if trace else found
+
+    def _draft(self) -> dict[str, Any] | None:
+        if self._talk.draft is None:
+            return None
+        found = self._talk.draft.acceptance
+        counts = {"proposed": found.proposed, "accepted": found.accepted, "steps": found.steps}
+        return {**counts, "acceptance_rate": found.rate}

@@ -16,10 +16,11 @@ from partita.errors import PartitaError
 
 from ..progress import size
 from .ask import Ask
-from .commands import COMMANDS, Leave, perform
+from .commands import COMMANDS, Leave, counted, perform
 from .figures import Figures
+from .kept import Keeper
 from .settings import NAMES
-from .show import Screen, no_longer_seen, pieces, wrapped
+from .show import Screen, last_turn, no_longer_seen, pieces, wrapped
 from .talk import Talk
 from .trace import ALTERNATIVES
 
@@ -28,11 +29,11 @@ class Stopped(Exception):
     """Ctrl-C while the prompt was being read."""
 
 
-def converse(talk: Talk, *, trace: bool) -> None:
-    """Until the person leaves."""
+def converse(talk: Talk, keeper: Keeper, *, trace: bool) -> None:
+    """Until the person leaves. Every turn is kept, in its file if there is one."""
     ask = Ask(list(COMMANDS), NAMES)
     greet(talk)
-    told = False
+    told = talk.session.forgotten > 0
     while True:
         try:
             line = ask.ask()
@@ -47,6 +48,7 @@ def converse(talk: Talk, *, trace: bool) -> None:
                 turn(talk, line[1:] if line.startswith("//") else line, trace)
                 told = tell_forgotten(talk, told)
                 click.echo()
+                keeper.save()
         except Leave:
             return
         except PartitaError as error:
@@ -63,6 +65,10 @@ def greet(talk: Talk) -> None:
         dim=True,
     )
     click.secho("each text is completed by itself (--raw)\n" if talk.raw else "", dim=True)
+    if talk.messages:
+        click.echo(wrapped(last_turn(talk)))
+        held = len(talk.session.tokens)
+        click.secho(f"{counted(len(talk.messages))} so far, {held} tokens in the cache\n", dim=True)
 
 
 def turn(talk: Talk, text: str, trace: bool) -> None:

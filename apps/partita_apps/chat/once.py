@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import closing
 
 import click
 
@@ -21,10 +22,11 @@ def answer(talk: Talk, text: str, *, trace: bool, as_json: bool) -> None:
     long = longer_than_context(talk, talk.encode(text))
     if long:
         click.echo(f"partita: {long}", err=True)
-    for piece in pieces(talk, text, alternatives=ALTERNATIVES if trace else 0):
-        figures.add(piece)
-        if screen is not None:
-            screen.show(piece)
+    with closing(pieces(talk, text, alternatives=ALTERNATIVES if trace else 0)) as reply:
+        for piece in reply:
+            figures.add(piece)
+            if screen is not None:
+                screen.show(piece)
     if screen is None:
         click.echo(json.dumps(figures.document(sampling.seed, trace), ensure_ascii=False))
     else:

@@ -67,13 +67,14 @@ def load(path: Path) -> Saved:
     if document[_KEY] != VERSION:
         raise DataError(f"{path} is a conversation of format {document[_KEY]!r}, and this partita reads {VERSION}")
     try:
-        return Saved(str(document["model"]), Settings.of(document["settings"]), _messages(document["messages"]))
+        return Saved(str(document["model"]), Settings.of(document["settings"]), checked(document["messages"]))
     except (KeyError, TypeError, AttributeError, DataError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else error
         raise DataError(f"{path} is a damaged conversation: {what}") from None
 
 
-def _messages(found: Any) -> list[dict[str, Any]]:
+def checked(found: Any) -> list[dict[str, Any]]:
+    """Messages as they were read from a file. Raises DataError, KeyError or TypeError for what is no conversation."""
     messages = [{"role": message["role"], "content": message["content"]} for message in found]
     for i, message in enumerate(messages):
         if message["role"] != _ROLES[i % 2] or not isinstance(message["content"], str):

@@ -18,6 +18,8 @@ from .figures import Figures
 from .talk import Talk
 from .trace import Trace, cells
 
+_ASKED, _ANSWERED = 240, 600  # characters of the last turn that are shown when a conversation goes on
+
 
 def pieces(
     talk: Talk, text: str, *, alternatives: int = 0, check: Callable[[], None] | None = None
@@ -113,6 +115,16 @@ def wrapped(text: str) -> str:
     """A note for a person, broken between words at the width of the terminal."""
     lines = Lines()
     return lines.push(text) + lines.finish()
+
+
+def last_turn(talk: Talk) -> str:
+    """How a conversation that goes on left off: what was asked, and the end of the answer."""
+    asked, answered = (harmless(message["content"]).strip() for message in talk.messages[-2:])
+    if len(asked) > _ASKED:
+        asked = asked[:_ASKED] + "…"
+    if len(answered) > _ANSWERED:
+        answered = "…" + answered[-_ANSWERED:]
+    return f"> {asked}\n{answered}"
 
 
 def harmless(text: str) -> str:

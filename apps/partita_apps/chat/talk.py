@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from partita.conversation import Transcript
 from partita.errors import DataError
 from partita.language_model import LanguageModel, Piece
+from partita.speculative import Drafter
 
 from .settings import Settings
 
@@ -26,16 +27,32 @@ class CacheOptions:
 
 
 class Talk:
-    """raw: no template and no memory; each text is completed by itself."""
+    """raw: no template and no memory; each text is completed by itself. once: there will be a single reply.
 
-    def __init__(self, model: LanguageModel, settings: Settings, cache: CacheOptions, *, raw: bool = False):
+    draft: proposes the tokens of replies (`speculative.drafter`); it changes how fast they come.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        settings: Settings,
+        cache: CacheOptions,
+        *,
+        raw: bool = False,
+        once: bool = False,
+        draft: Drafter | None = None,
+    ):
         if raw and cache.sinks == "system":
             raise DataError("--sinks system pins the system prompt, which --raw leaves out: give a number")
         if raw and settings.system is not None:
             raise DataError("--system needs the chat template, which --raw leaves out: put it into the text")
-        self.model, self.raw, self.cache = model, raw, cache
+        self.model, self.raw, self.cache, self.draft = model, raw, cache, draft
+        self._prefixes: Literal["shared"] | None = None if once else "shared"  # one reply has no other to begin from
         self.settings = settings
         self.messages: list[dict[str, Any]] = []
+        self.replies: list[list[int] | None] = []
+        """Ids of each answer as generated; None where they stand no longer as they did, so its text counts."""
+        self._read: str | None = settings.system  # the system prompt that the answers were given under
         self.transcript = None if raw else Transcript(model.tokenizer, model.template)
         self.session = self._new_session()
         self.prompt_tokens = 0
@@ -43,7 +60,7 @@ class Talk:
 
     def clear(self) -> None:
         """A new conversation with the same settings."""
-        self.messages = []
+        self.messages, self.replies = [], []
         self.session = self._new_session()
 
     def change(self, settings: Settings) -> None:
@@ -54,8 +71,22 @@ class Talk:
 
     def take(self, messages: list[dict[str, Any]], settings: Settings) -> None:
         """Go on with another conversation."""
-        self.messages = messages
+        self.messages, self.replies = messages, [None] * (len(messages) // 2)
         self.change(settings)
+
+    def resume(self, messages: list[dict[str, Any]], replies: list[list[int] | None], system: str | None) -> None:
+        """Go on with a conversation whose tokens the session holds already, held under the prompt `system`.
+
+        The transcript learns the ids turn by turn, as it did when they were generated.
+        """
+        if self.transcript is None:
+            raise DataError("--raw has no conversation to go on with: leave it out")
+        front = system_message(system)
+        for i, ids in enumerate(replies):
+            if ids is not None:
+                self.transcript.encode([*front, *messages[: 2 * i + 1]])
+                self.transcript.add_reply(ids)
+        self.messages, self.replies, self._read = messages, replies, system
 
     def encode(self, text: str) -> list[int]:
         """Ids of the conversation with `text` as its next turn. Raises DataError for an empty text."""
@@ -88,6 +119,7 @@ class Talk:
                 stop=self.settings.stop,
                 alternatives=alternatives,
                 continues=self.raw,
+                draft=self.draft,
                 on_progress=on_progress,
             ):
                 said.append(piece.text)
@@ -97,11 +129,14 @@ class Talk:
         finally:
             if said and self.transcript is not None:
                 self.transcript.add_reply(ids)
+                if self.settings.system != self._read:  # everything was read anew, and the earlier answers as text
+                    self.replies, self._read = [None] * len(self.replies), self.settings.system
+                self.replies = [*self.replies, ids]
                 answer = {"role": "assistant", "content": "".join(said)}
                 self.messages = [*self.messages, {"role": "user", "content": text}, answer]
 
     def _system(self) -> list[Mapping[str, Any]]:
-        return [] if self.settings.system is None else [{"role": "system", "content": self.settings.system}]
+        return system_message(self.settings.system)
 
     def _new_session(self) -> Any:
         sinks = self.cache.sinks
@@ -110,9 +145,14 @@ class Talk:
         choice = self.model.choose_cache(context=self.cache.context, sinks=sinks, kv=self.cache.kv)
         self.notes = [text for text in (choice.text, self.model.kv_warning(choice.spec.kv)) if text is not None]
         kv, context = str(choice.spec.kv), choice.spec.context  # decided once: free memory changes by the moment
-        return self.model.session(context=context, sinks=sinks, kv=kv)
+        return self.model.session(prefixes=self._prefixes, context=context, sinks=sinks, kv=kv)
 
     def _pinned(self) -> int:
         """Tokens before a user's first word, the system prompt among them: what all conversations with it share."""
         first, second = (self.model.encode([*self._system(), {"role": "user", "content": word}]) for word in ("A", "B"))
         return next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), len(first))
+
+
+def system_message(system: str | None) -> list[Mapping[str, Any]]:
+    """What stands in front of a conversation: nothing, or the instructions."""
+    return [] if system is None else [{"role": "system", "content": system}]

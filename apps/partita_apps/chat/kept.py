@@ -1,0 +1,85 @@
+"""The file of `--session`: a conversation with its keys and values, which another run goes on with and does not reread.
+
+The runtime writes the file and judges whether it suits this model and cache; here is only what the chat puts beside
+the tokens: messages, the system prompt they were given under, and the ids of the answers. Options of a reply
+(temperature, length, ...) are each run's own and are not kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from partita.cache_file import read_extra
+from partita.errors import CheckpointError, DataError
+
+from .saved import checked
+from .talk import Talk
+
+_KEY = "conversation"
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """messages: user and assistant in turn. replies: the ids of each answer, or None where its text counts."""
+
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    replies: list[list[int] | None] = field(default_factory=list)
+    system: str | None = None
+
+
+def find(path: Path) -> Conversation | None:
+    """What was said in the conversation of a file; None where there is no file yet.
+
+    Raises CheckpointError for a file that is no saved conversation, DataError where none can be put.
+    """
+    if not path.exists():
+        if not path.parent.is_dir():
+            raise DataError(f"{path} cannot be written: there is no folder {path.parent}: choose another place")
+        return None
+    extra = read_extra(path)[1].get(_KEY)
+    if extra is None:
+        raise CheckpointError(f"{path.name}: a saved session without a conversation: give a file of `chat --session`")
+    try:
+        messages, replies, system = checked(extra["messages"]), extra["replies"], extra["system"]
+    except (KeyError, TypeError, DataError):
+        raise CheckpointError(f"{path.name}: its conversation is damaged; begin another file") from None
+    whole = isinstance(replies, list) and len(replies) * 2 == len(messages) and all(map(_ids, replies))
+    if not whole or not isinstance(system, str | None):
+        raise CheckpointError(f"{path.name}: its conversation is damaged; begin another file")
+    return Conversation(messages, replies, system)
+
+
+def _ids(reply: Any) -> bool:
+    return reply is None or (isinstance(reply, list) and all(type(token) is int and token >= 0 for token in reply))
+
+
+class Keeper:
+    """One conversation and the file it is kept in. path None: it is kept nowhere."""
+
+    def __init__(self, talk: Talk, path: Path | None):
+        self._talk, self._path = talk, path
+        self._kept: Conversation | None = None  # as the file has it
+
+    def resume(self, found: Conversation) -> None:
+        """Go on from the file, which `found` was read from.
+
+        Raises ContextError where it was saved for another model or cache; talk and file are then as they were.
+        """
+        if self._path is not None:
+            self._talk.session.restore(self._path)
+            self._talk.resume(found.messages, found.replies, found.system)
+            self._kept = self._now()
+
+    def save(self) -> None:
+        """Write the file, where anything was said since. Raises DataError where that cannot be done."""
+        now = self._now()
+        if self._path is None or now == (self._kept or Conversation(system=now.system)):
+            return
+        said = {"messages": now.messages, "replies": now.replies, "system": now.system}
+        self._talk.session.save(self._path, {_KEY: said})
+        self._kept = now
+
+    def _now(self) -> Conversation:
+        return Conversation(self._talk.messages, self._talk.replies, self._talk.settings.system)

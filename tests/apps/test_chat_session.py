@@ -1,0 +1,261 @@
+"""`partita chat --session`: conversations that go on in another run. `--draft` and `--lookup`: the same text sooner."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import partita
+from partita.errors import CheckpointError, DataError
+from partita.speculative import ModelDraft, PromptLookup
+from partita_apps.chat import kept
+from partita_apps.chat.settings import Settings
+from partita_apps.chat.show import last_turn
+from partita_apps.chat.talk import CacheOptions, Talk
+
+PARTITA = str(Path(sys.executable).with_name("partita"))
+PROMPT = "the fox and the dog and the fox and the dog"
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_model):
+    return partita.load(tiny_model, backend="numpy")
+
+
+@pytest.fixture
+def run(tiny_model, tmp_path):
+    """run(*options, model=) is a finished `partita chat` in tmp_path."""
+
+    def command(*options: object, model: Path = tiny_model) -> subprocess.CompletedProcess[str]:
+        line = [PARTITA, "chat", model, "--backend", "numpy", "--dtype", "float32", *options]
+        return subprocess.run(list(map(str, line)), cwd=tmp_path, input="", capture_output=True, text=True, timeout=60)
+
+    return command
+
+
+@pytest.fixture
+def ask(run):
+    """ask(*options) is the JSON document of one reply."""
+
+    def answer(*options: object) -> dict:
+        result = run("--json", *options)
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout)
+
+    return answer
+
+
+def talk_with(model, draft=None, **settings) -> Talk:
+    return Talk(model, Settings.of({"max_tokens": 8, **settings}), CacheOptions(), draft=draft)
+
+
+def altered(folder: Path, to: Path, **values: object) -> Path:
+    """A copy of a model with other values in its config."""
+    to.mkdir()
+    for file in folder.iterdir():
+        (to / file.name).write_bytes(file.read_bytes())
+    config = json.loads((to / "config.json").read_text())
+    (to / "config.json").write_text(json.dumps({**config, **values}))
+    return to
+
+
+# Drafts
+
+
+def test_a_text_is_the_same_with_lookup_and_the_acceptance_is_told(ask):
+    plain = ask("-p", PROMPT, "-n", 40)
+    found = ask("-p", PROMPT, "-n", 40, "--lookup")
+    assert (found["tokens"], found["text"]) == (plain["tokens"], plain["text"])
+    draft = found["draft"]
+    assert set(draft) == {"proposed", "accepted", "steps", "acceptance_rate"}
+    assert 0 < draft["accepted"] <= draft["proposed"]
+    assert draft["steps"] == 40 - draft["accepted"]
+    assert draft["acceptance_rate"] == draft["accepted"] / draft["proposed"]
+
+
+def test_a_model_that_drafts_for_itself_is_believed(ask, tiny_model):
+    plain = ask("-p", PROMPT, "-n", 24)
+    found = ask("-p", PROMPT, "-n", 24, "--draft", tiny_model)
+    assert found["tokens"] == plain["tokens"]
+    assert found["draft"]["accepted"] == found["draft"]["proposed"] > 0
+    assert found["draft"]["steps"] < 10
+
+
+def test_chance_and_trace_are_the_same_with_drafts(ask):
+    options = ["-p", PROMPT, "-n", 30, "--temperature", 0.5, "--seed", 3, "--trace"]
+    plain, found = ask(*options), ask(*options, "--lookup")
+    assert found["tokens"] == plain["tokens"]
+    for a, b in zip(found["trace"], plain["trace"], strict=True):
+        assert (a["id"], a["text"]) == (b["id"], b["text"])
+        assert a["probability"] == pytest.approx(b["probability"], rel=1e-3)
+
+
+def test_a_draft_of_another_vocabulary_is_one_line(run, default_model):
+    result = run("-p", "x", "--draft", default_model)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "a draft needs the same tokenizer" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("drafter", [lambda model: PromptLookup(), ModelDraft], ids=["lookup", "model"])
+def test_turns_and_replies_that_are_stopped_are_the_same_with_drafts(tiny, drafter):
+    plain, drafted = talk_with(tiny), talk_with(tiny, drafter(tiny))
+    for talk in (plain, drafted):
+        list(talk.reply(PROMPT))
+        reply = talk.reply("and the dog and the fox")
+        for _ in range(3):
+            next(reply)
+        reply.close()
+        list(talk.reply("the end"))
+    assert drafted.messages == plain.messages
+    assert drafted.session.tokens == plain.session.tokens
+    assert drafted.session.reused - plain.session.reused in (0, 1)  # an accepted draft has been read when it is said
+
+
+# Conversations that are kept
+
+
+def test_a_second_command_goes_on_and_reads_only_what_is_new(ask, tiny):
+    talk = talk_with(tiny)
+    first = ask("--session", "talk.st", "-n", 8, "-p", "the fox")
+    list(talk.reply("the fox"))
+    held = len(talk.session.tokens)
+    second = ask("--session", "talk.st", "-n", 8, "-p", "and the dog", "--lookup")
+    list(talk.reply("and the dog"))
+    assert [first["text"], second["text"]] == [message["content"] for message in talk.messages[1::2]]
+    assert (first["reused_tokens"], second["reused_tokens"]) == (0, held)
+    assert second["prompt_tokens"] == talk.prompt_tokens
+
+
+def test_a_conversation_keeps_its_system_prompt_but_takes_another_one(ask):
+    first = ask("--session", "talk.st", "-n", 4, "-p", "the fox", "--system", "the lazy dog", "--sinks", "system")
+    second = ask("--session", "talk.st", "-n", 4, "-p", "and", "--sinks", "system")
+    assert second["sinks"] == first["sinks"]
+    assert second["reused_tokens"] == first["prompt_tokens"] + 3
+    third = ask("--session", "talk.st", "-n", 4, "-p", "and", "--system", "a quick fox", "--sinks", first["sinks"])
+    assert 0 < third["reused_tokens"] < first["sinks"]
+    assert third["prompt_tokens"] > second["prompt_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--kv", "k8v8"], "saved with --kv 32, now --kv k8v8 is asked"),
+        (["--sinks", "7"], "saved with --sinks 4, now --sinks 7 is asked"),
+        (["--context", "64"], "saved with --context 512, now --context 64 is asked"),
+    ],
+)
+def test_a_file_of_another_cache_is_one_line_and_left_alone(run, tmp_path, options, words):
+    run("--session", "talk.st", "-n", 2, "-p", "the fox")
+    before = (tmp_path / "talk.st").read_bytes()
+    result = run("--session", "talk.st", "-n", 2, "-p", "the fox", *options)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert words in result.stderr
+    assert (tmp_path / "talk.st").read_bytes() == before
+
+
+def test_a_file_of_another_model_is_one_line_and_left_alone(run, tmp_path, tiny_model):
+    run("--session", "talk.st", "-n", 2, "-p", "the fox")
+    before = (tmp_path / "talk.st").read_bytes()
+    other = altered(tiny_model, tmp_path / "other", rope_theta=5000.0)
+    result = run("--session", "talk.st", "-n", 2, "-p", "the fox", model=other)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert "the session was saved with" in result.stderr
+    assert (tmp_path / "talk.st").read_bytes() == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["other", "talk.st"]
+
+
+def test_a_file_that_is_no_conversation_is_one_line(run, tmp_path, tiny, tiny_model):
+    (tmp_path / "text").write_text("hello, hello, hello")
+    tiny.session().save(tmp_path / "bare.st")
+    weights = next(tiny_model.glob("*.safetensors"))
+    for file, words in [("text", "damaged"), ("bare.st", "without a conversation"), (weights, "not a saved session")]:
+        result = run("--session", file, "-p", "x")
+        assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+        assert words in result.stderr
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"messages": 3},
+        {"messages": [{"role": "user"}] * 2},
+        {"replies": []},
+        {"replies": [[-1]]},
+        {"replies": ["abc"]},
+        {"system": 3},
+    ],
+)
+def test_a_damaged_conversation_is_told_before_a_model_is_loaded(tiny, tmp_path, change):
+    path, session = tmp_path / "talk.st", tiny.session()
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    good = {"messages": messages, "replies": [[1]], "system": None}
+    session.save(path, {"conversation": good})
+    assert kept.find(path) == kept.Conversation(messages, [[1]], None)
+    session.save(path, {"conversation": {**good, **change}})
+    with pytest.raises(CheckpointError, match=r"talk\.st: its conversation is damaged"):
+        kept.find(path)
+
+
+def test_a_file_is_written_when_something_was_said_and_only_then(tiny, tmp_path):
+    path, talk = tmp_path / "talk.st", talk_with(tiny)
+    keeper = kept.Keeper(talk, path)
+    keeper.save()
+    assert not path.exists()
+    list(talk.reply("the fox"))
+    keeper.save()
+    written = path.stat().st_ino
+    keeper.save()
+    assert path.stat().st_ino == written
+    talk.clear()
+    keeper.save()
+    assert kept.find(path) == kept.Conversation()
+    kept.Keeper(talk, None).save()
+
+
+def test_answers_after_another_system_prompt_come_back_as_they_stand(tiny, tmp_path):
+    path, talk = tmp_path / "talk.st", talk_with(tiny)
+    list(talk.reply("the fox"))
+    talk.change(talk.settings.set("system", "the lazy dog"))
+    list(talk.reply("and"))
+    assert talk.replies[0] is None
+    assert talk.replies[1]
+    kept.Keeper(talk, path).save()
+    again = talk_with(tiny, system="the lazy dog")
+    found = kept.find(path)
+    assert found is not None
+    kept.Keeper(again, path).resume(found)
+    held = list(talk.session.tokens)
+    assert again.session.tokens == held
+    list(again.reply("the end"))
+    list(talk.reply("the end"))
+    assert again.session.reused == len(held)
+    assert again.messages == talk.messages
+
+
+def test_the_last_turn_is_shown_in_brief(tiny):
+    talk = talk_with(tiny)
+    talk.take(
+        [{"role": "user", "content": "a" * 999}, {"role": "assistant", "content": "b" * 999 + "\x1b"}], Settings()
+    )
+    lines = last_turn(talk).split("\n")
+    assert [len(line) for line in lines] == [243, 601]
+    assert lines[0].endswith("…")
+    assert lines[1].endswith("\ufffd")
+
+
+def test_raw_text_has_no_conversation_to_resume(tiny):
+    with pytest.raises(DataError, match="--raw"):
+        Talk(tiny, Settings(), CacheOptions(), raw=True).resume([], [], None)
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_one_reply_alone_copies_no_cache_for_others(tiny_model, once):
+    model = partita.load(tiny_model, backend="numpy")
+    talk = Talk(model, Settings.of({"max_tokens": 2}), CacheOptions(), once=once)
+    list(talk.reply("the fox " * 40))
+    assert (len(model.prefixes) == 0) is once
