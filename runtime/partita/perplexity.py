@@ -100,7 +100,7 @@ def compare(
 def _chunks(tokens: Sequence[int], size: int) -> Iterator[tuple[np.ndarray, np.ndarray, int, int]]:
     """Inputs and targets of each chunk, int32, and how many tokens are read once it is, of how many."""
     if len(tokens) < 2:
-        raise DataError(f"a text of {len(tokens)} tokens predicts nothing: at least 2 are needed")
+        raise DataError(f"the text is too short, {len(tokens)} of the 2 tokens that are needed: give more of it")
     ids = np.asarray(tokens, np.int32)
     total = len(ids) - 1
     for start in range(0, total, size):

@@ -421,8 +421,8 @@ def test_a_template_that_does_not_render(mistake: Mistake, tmp_path: Path) -> No
     [
         (None, [], ["text.txt", "name a text file"]),
         (b"caf\xe9", [], ["text.txt is not UTF-8", "byte 3"]),
-        (b"", [], ["too short, 0 of the 2 tokens", "give more"]),
-        (b"x", [], ["too short, 1 of the 2 tokens", "give more"]),
+        (b"", [], ["too short, 0 of the 2 tokens", "give more of it"]),
+        (b"x", [], ["too short, 1 of the 2 tokens", "give more of it"]),
         (b"some text", ["--max-tokens", "1"], ["--max-tokens", "at least 2"]),
         (b"some text", ["--max-tokens", "0"], ["--max-tokens", "at least 2"]),
         (b"some text", ["--max-tokens", "-4"], ["--max-tokens", "at least 2"]),
