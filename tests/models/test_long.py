@@ -1,0 +1,45 @@
+"""Minutes rather than seconds, run by `make test-long`: texts without end, and MLX's slow CPU device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from partita.cache import Cache
+from partita.language_model import LanguageModel
+from partita.perplexity import perplexity, segments, token_losses
+
+Load = Callable[..., LanguageModel]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+@pytest.mark.parametrize(("kv", "sinks", "bound"), [("16", 4, 26.0), ("k8v4", 4, 27.0)])
+def test_an_endless_text_stays_readable(load: Load, speeches: str, kv: str, sinks: int, bound: float) -> None:
+    """20,480 tokens through a cache of 1,024: perplexity of the last 2,048, and memory that stops growing."""
+    model = load("smollm2", "torch", "auto")
+    tokens = model.tokenizer.encode(speeches)[:20_480]
+    cache, sizes = Cache(model.ops, model.cache_spec(context=1024, sinks=sinks, kv=kv)), []
+    losses = token_losses(
+        model.ops, model.decoder, cache, tokens, on_progress=lambda done, _: sizes.append((done, cache.nbytes))
+    )
+    assert len(tokens) == 20_480
+    assert segments(losses, 2048)[-1].perplexity <= bound
+    assert perplexity(losses) <= 20
+    assert len({size for done, size in sizes if done > 2048}) == 1
+
+
+def test_mlx_decodes_the_same_with_and_without_the_cache(load: Load) -> None:
+    """64 greedy tokens in float32, each also by feeding the whole sequence to an empty cache."""
+    model = load("smollm2", "mlx")
+    ops, tokens = model.ops, model.encode("Write a short story about a dragon.")
+    held, feed = Cache(ops, model.cache_spec(chunk=512)), tokens
+    for _ in range(64):
+        cached = ops.to_numpy(model.decoder(ops, ops.array(np.array([feed], np.int32)), held))[0]
+        fresh = Cache(ops, model.cache_spec(chunk=512))
+        whole = ops.to_numpy(model.decoder(ops, ops.array(np.array([tokens], np.int32)), fresh))[0]
+        second, best = np.sort(whole)[-2:]
+        assert cached.argmax() == whole.argmax() or best - second <= 1e-3
+        feed = [int(whole.argmax())]
+        tokens = tokens + feed
