@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 
 # Where cores are shared, a second thread costs more in waiting than it does in work. Read when a library is loaded, so
@@ -12,6 +13,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+
+for name in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS"):  # `make test` runs this: a make in a test is not a part of that one
+    os.environ.pop(name, None)
+# a shell starts background jobs with Ctrl-C ignored, and child processes would inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"

@@ -50,6 +50,9 @@ def evaluate(
     language_model = load_model(model, **backend)
     formats = [name.strip() for name in kv.split(",")]
     choices = [language_model.choose_cache(context=context, sinks=sinks, kv=name) for name in formats]
+    if context == "auto":  # one context for all formats, or they could not be compared
+        least = min(choice.spec.context or 0 for choice in choices)
+        choices = [language_model.choose_cache(context=least, sinks=sinks, kv=name) for name in formats]
     tell(*(choice.text for choice in choices), *(language_model.kv_warning(choice.spec.kv) for choice in choices))
     tokens = language_model.tokenizer.encode(text)[:max_tokens]
     specs = [choice.spec for choice in choices]

@@ -67,7 +67,13 @@ model_options = _stacked(
     click.option(
         "--dtype", default="auto", metavar="NAME", help="auto, float32, bfloat16 or float16.  [default: auto]"
     ),
-    click.option("--threads", type=int, default=None, metavar="N", help="CPU threads."),
+    click.option(
+        "--threads",
+        type=int,
+        default=None,
+        metavar="N",
+        help="CPU threads of torch (the others decide for themselves).",
+    ),
 )
 """Keywords: backend, device, dtype, threads. What `load_model` takes."""
 

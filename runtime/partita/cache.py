@@ -329,6 +329,20 @@ class Cache:
         # and it is written to the very slot that holds it now.
         self.offsets = ends
         self._next = self._next - tokens
+        if all(max(ends) <= span.sinks for span in self._tracks):
+            self._empty_rings()
+
+    def _empty_rings(self) -> None:
+        """Rows that were taken back into their sinks: nothing is overwritten any more, and rings give memory back."""
+        end, where = self._next[:, None], self.ops.where
+        for span, track in self._tracks.items():
+            self._capacity[span] = self.spec.slots(span, max(self.offsets))
+            track.ring = self._new_track(span).ring
+            track.sinks = None if track.sinks is None else where(track.sinks < end, track.sinks, -1)
+        for layer, buffers in zip(self.spec.layers, self._layers, strict=True):
+            empty = self._new_buffers(layer)
+            buffers.k, buffers.v = empty.k, empty.v
+        self._reached = list(self.offsets)
 
     def can_trim(self, tokens: int) -> bool:
         """Whether every position visible after taking `tokens` back is still held."""

@@ -7,7 +7,7 @@ there. A field whose value changes the mathematics and is not implemented is an 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from .config import LayerConfig, ModelConfig, RopeConfig
 from .errors import CheckpointError, UnsupportedModel
 
 Config = Mapping[str, Any]
+MAX_LAYERS = 4096
 
 
 @dataclass(frozen=True)
@@ -54,20 +55,17 @@ def parse(config: Config) -> ModelConfig:
     Raises UnsupportedModel for mathematics that is not implemented, CheckpointError for a missing or malformed field.
     """
     parsed = family(config).parse(config)
-    for name in ("vocab_size", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim"):
-        if getattr(parsed, name) < 1:
-            raise CheckpointError(f"config.json: {name} must be at least 1, not {getattr(parsed, name)}")
     if parsed.num_heads % parsed.num_kv_heads:
         raise CheckpointError(
             f"config.json: {parsed.num_heads} attention heads do not divide over {parsed.num_kv_heads} key-value heads"
         )
-    if not parsed.layers:
-        raise CheckpointError("config.json: num_hidden_layers must be at least 1")
     return parsed
 
 
 def _llama(config: Config) -> ModelConfig:
     """LlamaForCausalLM: Llama 2 and 3.x, SmolLM2, TinyLlama."""
+    _refuse(config, ("attention_multiplier", "residual_multiplier", "embedding_multiplier", "logits_scaling"))
+    _refuse(config, ("attn_logit_softcapping", "final_logit_softcapping", "sliding_window", "num_local_experts"))
     hidden, heads = _int(config, "hidden_size"), _int(config, "num_attention_heads")
     head_dim = _optional_int(config, "head_dim") or hidden // heads
     rope = _rope(config, head_dim)
@@ -79,7 +77,7 @@ def _llama(config: Config) -> ModelConfig:
         num_heads=heads,
         num_kv_heads=_optional_int(config, "num_key_value_heads") or heads,
         head_dim=head_dim,
-        layers=(LayerConfig(window=None, rope=rope),) * _int(config, "num_hidden_layers"),
+        layers=(LayerConfig(window=None, rope=rope),) * _layers(config),
         max_positions=_int(config, "max_position_embeddings"),
         norm_eps=_float(config, "rms_norm_eps"),
         attention_scale=head_dim**-0.5,
@@ -99,7 +97,7 @@ def _gemma3(config: Config) -> ModelConfig:
     if config.get("attention_bias"):
         raise UnsupportedModel("config.json: attention_bias is not supported for gemma3_text")
     hidden, head_dim = _int(config, "hidden_size"), _int(config, "head_dim")
-    count = _int(config, "num_hidden_layers")
+    count = _layers(config)
     rope = _rope(config, head_dim, "full_attention")
     local = _rope(config, head_dim, "sliding_attention")
     kinds = {
@@ -168,14 +166,17 @@ FAMILIES: Mapping[str, Family] = {
 def _layer_types(config: Config, count: int, kinds: Mapping[str, LayerConfig]) -> list[str]:
     types = config.get("layer_types")
     if types is None:
-        pattern = config.get("sliding_window_pattern", config.get("_sliding_window_pattern"))
-        if pattern is None:
+        key = "sliding_window_pattern" if "sliding_window_pattern" in config else "_sliding_window_pattern"
+        if config.get(key) is None:
             raise CheckpointError("config.json: neither layer_types nor sliding_window_pattern says which layers slide")
-        types = ["full_attention" if (i + 1) % int(pattern) == 0 else "sliding_attention" for i in range(count)]
+        pattern = _int(config, key)
+        types = ["full_attention" if (i + 1) % pattern == 0 else "sliding_attention" for i in range(count)]
+    if not isinstance(types, list):
+        raise CheckpointError(f"config.json: layer_types must be a list, not {types!r}")
     if len(types) != count:
         raise CheckpointError(f"config.json: layer_types names {len(types)} layers, num_hidden_layers says {count}")
     for name in types:
-        if name not in kinds:
+        if not isinstance(name, str) or name not in kinds:
             raise UnsupportedModel(f"config.json: layer type {name!r} is not supported")
     return list(types)
 
@@ -185,28 +186,27 @@ def _rope(config: Config, head_dim: int, layer_type: str | None = None) -> RopeC
 
     A missing base is an error: a wrong one reads well for thousands of tokens and then collapses.
     """
-    parameters = config.get("rope_parameters") or {}
+    parameters = _table(config, "rope_parameters")
     if layer_type is not None and layer_type in parameters:
-        parameters = parameters[layer_type]
+        parameters = _table(parameters, layer_type)
     elif layer_type is not None and "rope_theta" not in config:
         raise CheckpointError(f"config.json: rope_parameters has no {layer_type!r}")
     if "rope_theta" not in parameters:
         local = layer_type == "sliding_attention"
-        scaling = {} if local else (config.get("rope_scaling") or {})  # scaling belongs to the global layers only
+        scaling = {} if local else _table(config, "rope_scaling")  # scaling belongs to the global layers only
         parameters = {**scaling, "rope_theta": config.get("rope_local_base_freq" if local else "rope_theta")}
-    theta = parameters.get("rope_theta")
-    if not isinstance(theta, int | float) or isinstance(theta, bool) or theta <= 0:
-        raise CheckpointError(f"config.json: rope_theta is missing or not a positive number ({theta!r})")
-    dims = int(head_dim * float(parameters.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))))
+    theta = _float(parameters, "rope_theta")
+    partial = {"partial_rotary_factor": config.get("partial_rotary_factor", 1.0), **parameters}
+    dims = int(head_dim * min(_float(partial, "partial_rotary_factor"), 1.0)) // 2 * 2
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     match kind:
         case "default":
-            return RopeConfig(float(theta), dims)
+            return RopeConfig(theta, dims)
         case "linear":
-            return RopeConfig(float(theta), dims, "linear", _float(parameters, "factor"))
+            return RopeConfig(theta, dims, "linear", _float(parameters, "factor"))
         case "llama3":
             return RopeConfig(
-                float(theta),
+                theta,
                 dims,
                 "llama3",
                 _float(parameters, "factor"),
@@ -215,7 +215,7 @@ def _rope(config: Config, head_dim: int, layer_type: str | None = None) -> RopeC
                 _int(parameters, "original_max_position_embeddings"),
             )
         case "factors":
-            return RopeConfig(float(theta), dims, "factors", factors=tuple(parameters["factors"]))
+            return RopeConfig(theta, dims, "factors", factors=tuple(parameters["factors"]))
         case _:
             raise UnsupportedModel(f"config.json: rope_type {kind!r} is not supported")
 
@@ -225,23 +225,49 @@ _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh
 
 def _activation(config: Config, key: str) -> str:
     name = config.get(key)
-    if name not in _ACTIVATIONS:
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
         raise UnsupportedModel(f"config.json: {key} {name!r} is not supported")
     return _ACTIVATIONS[name]
 
 
 def _int(config: Config, key: str) -> int:
+    """Every integer of a config is a size or a count."""
     value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise CheckpointError(f"config.json: {key} must be an integer, not {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
+        raise CheckpointError(f"config.json: {key} must be an integer of at least 1, not {value!r}")
     return value
 
 
+def _layers(config: Config) -> int:
+    count = _int(config, "num_hidden_layers")
+    if count > MAX_LAYERS:
+        raise CheckpointError(f"config.json: num_hidden_layers must be at most {MAX_LAYERS}, not {count}")
+    return count
+
+
 def _float(config: Config, key: str) -> float:
+    """Every number of a config is a scale, a base or a small addend: finite and above 0."""
     value = config.get(key)
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise CheckpointError(f"config.json: {key} must be a number, not {value!r}")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise CheckpointError(f"config.json: {key} must be a number above 0, not {value!r}")
     return float(value)
+
+
+def _table(config: Config, key: str) -> Config:
+    """A table within a config; an empty one where there is none."""
+    value = config.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise CheckpointError(f"config.json: {key} must be a table, not {value!r}")
+    return value
+
+
+def _refuse(config: Config, keys: Iterable[str]) -> None:
+    """Raise UnsupportedModel for a field that would change the mathematics of this family."""
+    for key in keys:
+        if config.get(key):
+            raise UnsupportedModel(
+                f"config.json: {key} {config[key]!r} is not supported for {config.get('model_type')}"
+            )
 
 
 def _optional_int(config: Config, key: str) -> int | None:

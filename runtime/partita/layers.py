@@ -1,6 +1,6 @@
 """The layers a decoder is made of: frozen dataclasses that hold prepared weights and are called with the backend.
 
-A layer knows no family and no cache. `tree.py` can walk and rewrite them, since they are plain trees of dataclasses.
+A layer knows no family and no cache.
 """
 
 from __future__ import annotations

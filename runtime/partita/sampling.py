@@ -38,7 +38,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         checks = (
-            ("temperature", 0 <= self.temperature <= 100, "from 0 to 100"),
+            ("temperature", self.temperature == 0 or 1e-3 <= self.temperature <= 100, "0, or from 0.001 to 100"),
             ("top_k", self.top_k >= 0, "at least 0"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -143,7 +143,7 @@ class ModelDraft(Drafter):
 
     def __init__(self, model: LanguageModel, count: int = DEFAULT_COUNT, **cache: Any):
         super().__init__(count)
-        self.model, self.session = model, model.session(**cache)
+        self.model, self.session = model, model.session(prefixes=None, **cache)
         if count >= self.session.cache.spec.chunk:
             raise ContextError(_too_long(count, self.session.cache))
         self._target: LanguageModel | None = None
@@ -158,7 +158,6 @@ class ModelDraft(Drafter):
             self._vocabulary = min(target.config.vocab_size, self.model.config.vocab_size)
         self._knows = max(prompt) < self._vocabulary
         self._rest = self.session.align(prompt)
-        _recount(self.session.cache)
 
     def _propose(self, limit: int) -> Sequence[int] | Array:
         if not self._knows:
@@ -186,9 +185,14 @@ class ModelDraft(Drafter):
 
 
 def drafter(
-    target: LanguageModel, *, draft: LanguageModel | None = None, lookup: bool = False, count: int = DEFAULT_COUNT
+    target: LanguageModel,
+    *,
+    draft: LanguageModel | None = None,
+    lookup: bool = False,
+    count: int = DEFAULT_COUNT,
+    **cache: Any,
 ) -> Drafter | None:
-    """The drafter that a user asked for: a draft model, or the text itself, or none.
+    """The drafter that a user asked for: a draft model, or the text itself, or none. cache: the draft model's.
 
     Raises DataError for both at once, and for a draft model whose vocabulary is not the target's.
     """
@@ -197,7 +201,7 @@ def drafter(
     if lookup:
         raise DataError("a draft model and prompt lookup exclude each other: choose one of --draft and --lookup")
     check_same_vocabulary(target.tokenizer, draft.tokenizer)
-    return ModelDraft(draft, count)
+    return ModelDraft(draft, count, **cache)
 
 
 def check_same_vocabulary(target: Tokenizer, draft: Tokenizer) -> None:
@@ -239,7 +243,6 @@ def speculate(
     """
     if drafter.count >= cache.spec.chunk:  # a ring has at least chunk - 1 slots to spare, so trim never fails below
         raise ContextError(_too_long(drafter.count, cache))
-    _recount(cache)
     begun = time.perf_counter()
     logits = prefill(ops, model, cache, prompt, on_progress=on_progress, on_fed=on_fed)
     single = DecodeStep(ops, model, cache) if ops.compiles else lambda tokens: model(ops, tokens, cache)
@@ -311,18 +314,6 @@ def _verify(
         pairs = tuple((int(j), float(p)) for j, p in zip(index[i], best[i], strict=True))
         run.append(Generated(token, took, float(chosen[i]), pairs))
     return run
-
-
-def _recount(cache: Cache) -> None:
-    """Let a cache that was taken back into its sinks count from there.
-
-    Its rings hold nothing then, yet what they held before still counts as overwritten, and little of what is written
-    next could be taken back.
-    """
-    now = cache.state()
-    rings = {layer.span for layer in cache.spec.layers if layer.span.window is not None}
-    if rings and now.offsets != now.reached and all(now.offsets[0] <= span.sinks for span in rings):
-        cache.restore(replace(now, reached=now.offsets))
 
 
 def _too_long(count: int, cache: Cache) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from partita.config import RopeConfig
 from partita.errors import CheckpointError, PartitaError, UnsupportedModel
@@ -87,6 +89,16 @@ def test_rope_is_read_from_either_place() -> None:
         ({"num_hidden_layers": 0}, CheckpointError, "num_hidden_layers"),
         ({"hidden_size": "64"}, CheckpointError, "hidden_size"),
         ({"vocab_size": 0}, CheckpointError, "vocab_size"),
+        ({"num_attention_heads": 0}, CheckpointError, "num_attention_heads"),
+        ({"max_position_embeddings": 0}, CheckpointError, "max_position_embeddings"),
+        ({"rope_theta": float("inf")}, CheckpointError, "rope_theta"),
+        ({"rope_scaling": "x"}, CheckpointError, "rope_scaling"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, CheckpointError, "factor"),
+        ({"partial_rotary_factor": "a"}, CheckpointError, "partial_rotary_factor"),
+        ({"logits_scaling": 8.0}, UnsupportedModel, "logits_scaling"),
+        ({"sliding_window": 64}, UnsupportedModel, "sliding_window"),
+        ({**GEMMA, "sliding_window_pattern": 0}, CheckpointError, "sliding_window_pattern"),
+        ({**GEMMA, "layer_types": 7}, CheckpointError, "layer_types"),
         ({"rms_norm_eps": None}, CheckpointError, "rms_norm_eps"),
         ({**GEMMA, "layer_types": ["full_attention"] * 3}, CheckpointError, "layer_types names 3"),
         ({**GEMMA, "layer_types": ["chunked_attention"] * 7}, UnsupportedModel, "chunked_attention"),
@@ -100,6 +112,23 @@ def test_what_changes_the_mathematics_is_refused_by_name(
 ) -> None:
     with pytest.raises(error, match=named):
         parse({**LLAMA, **change})
+
+
+JUNK = st.sampled_from(
+    [None, True, -1, 0, 0.5, float("nan"), float("inf"), 2**70, "x", "", [], [1], {}, {"rope_type": 1}]
+)
+
+
+@settings(max_examples=300)
+@given(base=st.sampled_from([LLAMA, GEMMA]), data=st.data())
+def test_any_config_is_parsed_or_refused(base: dict[str, Any], data: st.DataObject) -> None:
+    keys = [*base, "rope_scaling", "rope_parameters", "layer_types", "partial_rotary_factor", "head_dim"]
+    changed = data.draw(st.dictionaries(st.sampled_from(keys), JUNK, min_size=1, max_size=3))
+    try:
+        parsed = parse({**base, **changed})
+    except PartitaError:
+        return
+    assert np.isfinite(inverse_frequencies(parsed.layers[0].rope)).all()
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,7 @@ def test_the_default_is_pinned():
 def test_the_cache_follows_the_variable_else_the_platform(monkeypatch, tmp_path):
     assert sources.cache_dir() == tmp_path / "cache"
     monkeypatch.delenv("PARTITA_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     assert sources.cache_dir().name == "partita"
     assert tmp_path in sources.cache_dir().parents
 

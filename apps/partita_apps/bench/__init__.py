@@ -1,7 +1,7 @@
 """`partita bench`: speed and memory measured here, beside a peer in the same run where one is named.
 
-A figure is the median of several runs, taken in turns with the peer's, on one thread unless told otherwise: ratios of
-one run are what counts. Every report carries commit, device and versions, and `--json` ends in one document.
+A figure is the median of several runs, the peer's in the same command, on one thread unless told otherwise: ratios of
+one command are what counts. Every report carries commit, device and versions, and `--json` ends in one document.
 """
 
 from __future__ import annotations
@@ -110,5 +110,16 @@ def memory(as_json: bool, **options: Any) -> None:
 def speculative(as_json: bool, **options: Any) -> None:
     """Tokens per second of a repeating text, with drafts looked up in it and without."""
     from .speculative import run
+
+    finish(run(**options), as_json)
+
+
+@bench.command()
+@measured
+@click.option("--prompt", type=click.IntRange(1), default=4000, show_default=True, help="Tokens of the first turn.")
+@click.option("--tokens", type=click.IntRange(1), default=64, show_default=True, help="Tokens of the reply to it.")
+def reuse(as_json: bool, **options: Any) -> None:
+    """Seconds to the first token of a second turn, which feeds only what is new, beside the first turn's."""
+    from .reuse import run
 
     finish(run(**options), as_json)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from partita.speculative import Drafter
 
     from .kept import Keeper
-    from .talk import Talk
+    from .talk import CacheOptions, Talk
 
 MODEL_OPTIONS = ("backend", "device", "dtype", "threads")
 CACHE_OPTIONS = ("context", "sinks", "kv")
@@ -114,7 +114,7 @@ def begin(model: str | None, raw: bool, once: bool, options: dict[str, Any]) -> 
     if found is not None and settings.system is None:
         settings = settings.set("system", found.system)
     target = load_model(model, **{name: options[name] for name in MODEL_OPTIONS})
-    draft = drafter_for(target, options["draft"], options["lookup"])
+    draft = drafter_for(target, options["draft"], options["lookup"], cache)
     talk = Talk(target, settings, cache, raw=raw, once=once, draft=draft)
     keeper = Keeper(talk, file)
     if found is not None:
@@ -123,9 +123,18 @@ def begin(model: str | None, raw: bool, once: bool, options: dict[str, Any]) -> 
     return talk, keeper
 
 
-def drafter_for(target: LanguageModel, draft: str | None, lookup: bool) -> Drafter | None:
-    """Who drafts for this model. A draft model computes where the model does, so that drafts stay on its device."""
+def drafter_for(target: LanguageModel, draft: str | None, lookup: bool, cache: CacheOptions) -> Drafter | None:
+    """Who drafts for this model. A draft model computes where the model does, so that drafts stay on its device.
+
+    Its cache follows the same options, as far as it was trained to.
+    """
     from partita.speculative import drafter
 
     model = None if draft is None else load_model(draft, backend=target.ops, what="the draft model")
-    return drafter(target, draft=model, lookup=lookup)
+    if model is None:
+        return drafter(target, lookup=lookup)
+    context = cache.context
+    if isinstance(context, int):
+        context = min(context, model.config.max_positions)
+    sinks = cache.sinks if isinstance(cache.sinks, int) else None
+    return drafter(target, draft=model, lookup=lookup, context=context, sinks=sinks, kv=cache.kv)
