@@ -1,7 +1,8 @@
 """Families of models as data: a Hugging Face config to `ModelConfig`, and where each weight lives in a checkpoint.
 
 A family is one small function and one table of names over the one decoder in `model.py`; no family has code of its own
-there. A field whose value changes the mathematics and is not implemented is an error naming it, never ignored.
+there. A value of a field read here that is not implemented is an error naming it, and so is a field that is known to
+change a family's mathematics and is not read.
 """
 
 from __future__ import annotations

@@ -7,12 +7,14 @@ The reference knows nothing of slots, rings or chunks: it keeps every key and va
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from partita import cache_file
 from partita.backend import Backend
 from partita.cache import Cache
 from partita.cache_spec import ALIGN, CacheSpec, LayerSpec, Span, cache_bytes
@@ -301,3 +303,21 @@ def test_rows_join_and_leave_at_any_step(ops: Backend, kv: str) -> None:
             alone[row].attend(0, *(ops.array(x[row : row + 1]) for x in (q, k, v)))
     with pytest.raises(ContextError, match="own layout"):
         batch.join(Cache(ops, spec_of(Plan(9, 2, 3, 4, 1, kv, [], 0))))
+
+
+def test_taken_back_into_the_sinks_the_rings_are_empty(ops: Backend, tmp_path: Path) -> None:
+    """As if only the sinks had been written: bytes, what can be taken back next, what is seen, and the file."""
+    spec = spec_of(Plan(300, 4, 0, 4, 1, "k8v4", [], 0))
+    cache, fresh = Cache(ops, spec), Cache(ops, spec)
+    for i in range(100):
+        step(cache, i, 4, slice(0, 1))
+    cache.trim(397)
+    step(fresh, 0, 4, slice(0, 1))
+    fresh.trim(1)
+    assert cache.offsets == fresh.offsets == [3]
+    assert cache.nbytes == fresh.nbytes == cache_bytes(spec, 3)
+    cache_file.save(tmp_path / "kept", cache, [1, 2, 3], cache_file.Identity("tiny", "f"))
+    assert cache_file.load(tmp_path / "kept", cache, cache_file.Identity("tiny", "f")).tokens == [1, 2, 3]
+    for i in range(100):
+        np.testing.assert_array_equal(step(cache, i, 3, slice(0, 1)), step(fresh, i, 3, slice(0, 1)))
+    assert cache.can_trim(3)
