@@ -73,6 +73,7 @@ def prefill(as_json: bool, **options: Any) -> None:
 @measured
 @click.option("--tokens", type=click.IntRange(8), default=200, show_default=True, help="Tokens with and without cache.")
 @click.option("--context", type=click.IntRange(64), default=1024, show_default=True, help="Size of the ring.")
+@click.option("--far/--no-far", default=True, show_default=True, help="Also measure at positions 1,100 and 5,000.")
 @click.option("--plot", default="cache.png", show_default=True, help="Where the picture of both curves goes.")
 def cache(as_json: bool, **options: Any) -> None:
     """Time of each token with the cache and by recomputing the sequence; time far beyond the ring."""
