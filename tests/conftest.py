@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 # Where cores are shared, a second thread costs more in waiting than it does in work. Read when a library is loaded, so
@@ -37,6 +38,15 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_config(folder, vocab_size)
     write_weights(folder, vocab_size)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny model by its name in tiny_models.NAMES, made once a session."""
+    from . import tiny_models
+
+    folder = tmp_path_factory.mktemp("families")
+    return lambda name: tiny_models.write(name, folder)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,207 @@
+"""Tiny random float32 models of every family, written as transformers writes them, and transformers' logits of them.
+
+Everything that training would set is random here, norms and biases too, so that a part that is left out or applied
+twice shows. Windows are shorter than the 96 tokens that tests feed. A name is a family, or one of its variants.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .conftest import write_tokenizer
+
+TOKENS = 96
+WINDOW = 40
+
+# heads of 32 either way: four and two of them said by head_dim, or by a hidden size of 128 where a config has no such
+# field. Key and value heads are two, so that an order of heads that is wrong shows.
+_SAID = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+_DIVIDED = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+_COMMON = {
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "tie_word_embeddings": False,
+}
+_DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "beta_fast": 16.0,
+    "beta_slow": 1.0,
+    "original_max_position_embeddings": 64,
+}
+_SLIDING_AND_FULL = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"] * 2}
+
+
+def _longrope(dims: int) -> dict[str, Any]:
+    return {
+        "rope_type": "longrope",
+        "rope_theta": 10_000.0,
+        "short_factor": [1.0 + 0.02 * i for i in range(dims // 2)],
+        "long_factor": [1.0 + 0.5 * i for i in range(dims // 2)],
+    }
+
+
+def _phi(rope: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """Phi-3's heads of 96."""
+    return {"hidden_size": 192, "num_attention_heads": 2, "num_key_value_heads": 2, "rope_parameters": rope, **more}
+
+
+DENSE: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama", **_SAID, "rope_parameters": _LLAMA3, "tie_word_embeddings": True},
+    "llama-biased": {
+        "model_type": "llama",
+        **_SAID,
+        "rope_parameters": {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0},
+        "attention_bias": True,
+        "mlp_bias": True,
+    },
+    "llama-yarn": {"model_type": "llama", **_SAID, "rope_parameters": _YARN},
+    "mistral": {"model_type": "mistral", **_SAID, "rope_parameters": _DEFAULT_ROPE, "sliding_window": WINDOW},
+    "mistral-full": {"model_type": "mistral", **_SAID, "rope_parameters": _DEFAULT_ROPE, "sliding_window": None},
+    "smollm3": {
+        "model_type": "smollm3",
+        **_DIVIDED,
+        "rope_parameters": _DEFAULT_ROPE,
+        "no_rope_layer_interval": 2,
+        "tie_word_embeddings": True,
+    },
+    "qwen2": {"model_type": "qwen2", **_DIVIDED, "rope_parameters": _DEFAULT_ROPE, "tie_word_embeddings": True},
+    "qwen2-sliding": {
+        "model_type": "qwen2",
+        **_DIVIDED,
+        "rope_parameters": _DEFAULT_ROPE,
+        "use_sliding_window": True,
+        "sliding_window": WINDOW,
+        "max_window_layers": 2,
+    },
+    "qwen3": {"model_type": "qwen3", **_SAID, "rope_parameters": _DEFAULT_ROPE, "tie_word_embeddings": True},
+    "gemma2": {
+        "model_type": "gemma2",
+        **_SAID,
+        "rope_parameters": _DEFAULT_ROPE,
+        "sliding_window": WINDOW,
+        "query_pre_attn_scalar": 24,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 5.0,
+        "tie_word_embeddings": True,
+    },
+    "gemma3": {
+        "model_type": "gemma3_text",
+        **_SAID,
+        **_SLIDING_AND_FULL,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "rope_theta": 100_000.0, "factor": 8.0},
+            "sliding_attention": _DEFAULT_ROPE,
+        },
+        "query_pre_attn_scalar": 24,
+        "tie_word_embeddings": True,
+    },
+    "phi3": {"model_type": "phi3", **_phi(_DEFAULT_ROPE, sliding_window=WINDOW)},
+    # transformers takes the factors by the length of the call: 96 tokens are longer than the original 64, so one call
+    # of 96 uses the long ones at every position, and calls of up to 64 tokens the short ones.
+    "phi3-longrope": {"model_type": "phi3", **_phi(_longrope(96), original_max_position_embeddings=64)},
+    "phi4-mini": {
+        "model_type": "phi3",
+        **_phi(
+            {**_longrope(72), "partial_rotary_factor": 0.75},
+            original_max_position_embeddings=64,
+            tie_word_embeddings=True,
+        ),
+    },
+    "olmo2": {"model_type": "olmo2", **_DIVIDED, "rope_parameters": _DEFAULT_ROPE},
+    "olmo3": {
+        "model_type": "olmo3",
+        **_DIVIDED,
+        **_SLIDING_AND_FULL,
+        "rope_parameters": {"full_attention": _YARN, "sliding_attention": _DEFAULT_ROPE},
+    },
+    "granite": {
+        "model_type": "granite",
+        **_DIVIDED,
+        "rope_parameters": _DEFAULT_ROPE,
+        "attention_multiplier": 0.3,
+        "residual_multiplier": 0.4,
+        "embedding_multiplier": 6.0,
+        "logits_scaling": 3.0,
+        "tie_word_embeddings": True,
+    },
+}
+EXPERTS: dict[str, dict[str, Any]] = {}
+FAMILIES = {**DENSE, **EXPERTS}
+NAMES = tuple(FAMILIES)
+
+
+def write(name: str, folder: Path) -> Path:
+    """`folder / name`: config.json, model.safetensors and a small tokenizer, the same in every run.
+
+    A folder that is there already is taken as it is: one folder a session makes each model once.
+    """
+    path = folder / name
+    if (path / "tokenizer.json").exists():
+        return path
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    path.mkdir(parents=True)
+    vocab_size = write_tokenizer(path)
+    values = {**_COMMON, "vocab_size": vocab_size, "eos_token_id": vocab_size - 1, **FAMILIES[name]}
+    values = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
+    config = AutoConfig.for_model(values.pop("model_type"), **values)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    random = np.random.default_rng(zlib.crc32(name.encode()))
+    with torch.no_grad():
+        for key, parameter in sorted(model.named_parameters()):
+            value = _random(key, tuple(parameter.shape), random, "gemma" in config.model_type)
+            parameter.copy_(torch.from_numpy(value))
+    model.save_pretrained(path)
+    return path
+
+
+def reference_logits(folder: Path, tokens: Sequence[int]) -> np.ndarray:
+    """transformers' logits of one call over all tokens, in float32 with eager attention: (T, V)."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    with torch.no_grad():
+        return model(torch.tensor([list(tokens)]), use_cache=False).logits[0].numpy()
+
+
+def tokens(folder: Path, count: int = TOKENS) -> list[int]:
+    """Ids drawn at random from the model's vocabulary, the same in every run."""
+    import json
+
+    size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    return np.random.default_rng(7).integers(0, size, count).tolist()
+
+
+def _random(name: str, shape: tuple[int, ...], random: np.random.Generator, around_zero: bool) -> np.ndarray:
+    """A matrix keeps the size of what it multiplies; norms scatter about the one (Gemma's, which add it, about 0)."""
+    value = random.standard_normal(shape, np.float32)
+    if "norm" in name:
+        return value * 0.2 if around_zero else 1 + value * 0.2
+    if len(shape) == 1 or "bias" in name:
+        return value * 0.5
+    if "embed" in name or "lm_head" in name:
+        value[-3:] = 0  # control tokens are never the likeliest
+        return value * 2 * shape[-1] ** -0.5
+    return value * shape[-1] ** -0.5
