@@ -1,9 +1,9 @@
 # One place for every command: each target sets up what it needs, and a second run is fast.
 .DEFAULT_GOAL := help
-.PHONY: help setup chat test test-long bench lint format clean
+.PHONY: help setup chat test test-long interop bench lint format clean
 
 PYTHON_IN_VENV := .venv/bin/python
-export PYTHON
+export PYTHON PEERS
 
 # What is typed as PROMPT="…" and MODEL=… reaches the program through the environment, character by character: `value`
 # keeps make from reading a $ in it, and the shell sees only the variable's name. A PROMPT that is merely exported is
@@ -30,10 +30,13 @@ chat: setup      ## talk with the default model; PROMPT="…" answers once, MODE
 	@$(PYTHON_IN_VENV) -m partita_apps.cli chat $(CHAT)
 
 test: lint       ## what CI runs: format, lint, types and the suite
-	@$(PYTHON_IN_VENV) -m pytest -m "not slow"
+	@$(PYTHON_IN_VENV) -m pytest -m "not slow and not interop"
 
 test-long: setup ## the tests that take minutes
 	@$(PYTHON_IN_VENV) -m pytest -m slow
+
+interop: setup   ## judge our GGUF files with llama.cpp, which is built for ten minutes; PEERS=… is a Python that has it
+	@PARTITA_PEER_PYTHON="$$(.ci/peers)" && export PARTITA_PEER_PYTHON && $(PYTHON_IN_VENV) -m pytest -m interop
 
 bench: setup     ## measure decode, prefill, cache and start-up on this machine
 	@for what in decode prefill cache startup; do $(PYTHON_IN_VENV) -m partita_apps.cli bench $$what || exit; done
@@ -48,4 +51,4 @@ format: setup    ## rewrite the sources in the project's format
 	@$(PYTHON_IN_VENV) -m ruff check --fix .
 
 clean:           ## remove .venv and what tools have cached here
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-peers .pytest_cache .ruff_cache .hypothesis
