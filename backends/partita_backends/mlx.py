@@ -24,6 +24,9 @@ Array = mx.array
 # On the CPU device a dequantized product wins from here on; Metal's packed product is tiled and always wins.
 PACKED_ROWS = 4
 
+# From here on it pays on Metal to bring the rows of one expert together: its weights are then read once.
+SORTED_ROWS = 64
+
 TILE = 2**21  # scores, or values of unpacked keys, that are alive at once: 8 MiB in float32
 
 
@@ -144,6 +147,35 @@ class MlxBackend:
             )
         return y if bias is None else y + bias
 
+    def moe_linear(self, x: Array, weight: Any, index: Array, bias: Array | None = None) -> Array:
+        if self.device == "cpu" and index.shape[1] > PACKED_ROWS:
+            y = self._expert_by_expert(x, weight, index)
+        elif self.device == "cpu" and not isinstance(weight, Packed) and weight.dtype != mx.float32:
+            y = (x[..., None, :] @ weight[index].swapaxes(-1, -2))[..., 0, :]  # gather_mm is float32 only on a CPU
+        elif self.device != "cpu" and index.size >= SORTED_ROWS:
+            y = self._sorted_experts(x, weight, index)
+        else:
+            y = _gathered(x[..., None, :], weight, index)[..., 0, :]
+        return y if bias is None else y + bias[index]
+
+    def _expert_by_expert(self, x: Array, weight: Any, index: Array) -> Array:
+        """Many rows on a CPU: one product for every expert that is present. Reads the index on the host."""
+        experts = np.array(index).reshape(-1)
+        order = np.argsort(experts, kind="stable")
+        rows = _rows_of(x, index, mx.array(order))
+        present, starts = np.unique(experts[order], return_index=True)
+        products = []
+        for expert, start, end in zip(present, starts, [*starts[1:], len(order)], strict=True):
+            one = weight.map(lambda part, e=int(expert): part[e]) if isinstance(weight, Packed) else weight[int(expert)]
+            products.append(self.linear(rows[int(start) : int(end)], one))
+        return mx.concatenate(products)[mx.array(np.argsort(order))].reshape(*index.shape, -1)
+
+    def _sorted_experts(self, x: Array, weight: Any, index: Array) -> Array:
+        experts = index.reshape(-1)
+        order = mx.argsort(experts)
+        rows = _rows_of(x, index, order)[:, None]
+        return _gathered(rows, weight, experts[order], in_order=True)[mx.argsort(order)].reshape(*index.shape, -1)
+
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
         return mx.fast.rms_norm(x, weight, eps)
 
@@ -159,16 +191,28 @@ class MlxBackend:
     def glu(self, gate: Array, up: Array, activation: str) -> Array:
         if activation == "silu":
             return gate * mx.sigmoid(gate) * up
+        if activation == "swiglu_clamped":
+            gate, up = mx.minimum(gate, 7.0), mx.clip(up, -7.0, 7.0)
+            return gate * mx.sigmoid(1.702 * gate) * (up + 1)
         inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
         return 0.5 * gate * (1 + mx.tanh(inner)) * up
 
     def cached_attention(
-        self, q: Array, k: Any, v: Any, mask: Array, *, scale: float, sinks: Sinks | None, softcap: float | None
+        self,
+        q: Array,
+        k: Any,
+        v: Any,
+        mask: Array,
+        *,
+        scale: float,
+        sinks: Sinks | None,
+        softcap: float | None,
+        sink_logits: Array | None = None,
     ) -> Array:
         b, heads, t, d = q.shape
         kv_heads, slots = k.shape[1:3]
         if t <= PACKED_ROWS or max(heads * t, kv_heads * d) * b * slots <= TILE:
-            return self._attend(q, k, v, mask, scale, sinks, softcap)
+            return self._attend(q, k, v, mask, scale, sinks, softcap, sink_logits)
         # a chunk over many slots: one group of heads that read the same keys, and so many queries of it, at a time
         rep = heads // kv_heads
         rows = max(TILE // (b * rep * slots), 1)
@@ -176,11 +220,12 @@ class MlxBackend:
         for h in range(kv_heads):
             group, one = slice(h * rep, (h + 1) * rep), slice(h, h + 1)
             key, value = self._dense(k, q.dtype, one), self._dense(v, q.dtype, one)
+            extra = None if sink_logits is None else sink_logits[group]
             tiles = []
             for start in range(0, t, rows):
                 part = slice(start, start + rows)
                 first = sinks and Sinks(sinks.q[:, group, part], sinks.k[:, one], sinks.v[:, one], sinks.mask[:, part])
-                tiles.append(self._attend(q[:, group, part], key, value, mask[:, part], scale, first, softcap))
+                tiles.append(self._attend(q[:, group, part], key, value, mask[:, part], scale, first, softcap, extra))
             groups.append(mx.concatenate(tiles, 2))
         return mx.concatenate(groups, 1)
 
@@ -188,7 +233,15 @@ class MlxBackend:
         return (self.dequantize(x.map(lambda a: a[:, heads])) if isinstance(x, Packed) else x[:, heads]).astype(dtype)
 
     def _attend(
-        self, q: Array, k: Any, v: Any, mask: Array, scale: float, sinks: Sinks | None, softcap: float | None
+        self,
+        q: Array,
+        k: Any,
+        v: Any,
+        mask: Array,
+        scale: float,
+        sinks: Sinks | None,
+        softcap: float | None,
+        sink_logits: Array | None,
     ) -> Array:
         b, heads, t, d = q.shape
         kv_heads = k.shape[1]
@@ -203,15 +256,19 @@ class MlxBackend:
                 s = softcap * mx.tanh(s / softcap)
             return s + mask[:, None, None]
 
-        s = scores(q, k, mask)
-        if sinks is None:
-            p = mx.softmax(s, -1).astype(q.dtype).reshape(b, kv_heads, rep * t, -1)
-            return _times(p, v, transpose=False).reshape(b, heads, t, -1).astype(q.dtype)
-        first = scores(sinks.q, sinks.k, sinks.mask)
-        count = first.shape[-1]
-        p = mx.softmax(mx.concatenate([first, s], -1), -1).astype(q.dtype).reshape(b, kv_heads, rep * t, -1)
-        out = _times(p[..., :count], sinks.v, transpose=False) + _times(p[..., count:], v, transpose=False)
-        return out.reshape(b, heads, t, -1).astype(q.dtype)
+        s, count = scores(q, k, mask), 0
+        if sinks is not None:
+            first = scores(sinks.q, sinks.k, sinks.mask)
+            s, count = mx.concatenate([first, s], -1), first.shape[-1]
+        p = mx.softmax(s, -1).astype(q.dtype).reshape(b, kv_heads, rep * t, -1)
+        out = _times(p[..., count:] if count else p, v, transpose=False)
+        if sinks is not None:
+            out = _times(p[..., :count], sinks.v, transpose=False) + out
+        out = out.reshape(b, heads, t, -1)
+        if sink_logits is not None:  # a column without a value only scales the others: no need to append it
+            share = mx.sigmoid(mx.logsumexp(s, -1) - sink_logits.reshape(kv_heads, rep, 1))
+            out = out * share.reshape(b, heads, t, 1)
+        return out.astype(q.dtype)
 
     # Quantized keys and values
     def quantize(self, x: Array, bits: int, group_size: int) -> Packed:
@@ -284,6 +341,28 @@ def _times(x: Array, y: Any, *, transpose: bool) -> Array:
         return mx.quantized_matmul(x, y.weight, scales, biases, transpose, y.group_size, y.bits)
     y = y.astype(x.dtype)
     return x @ (y.swapaxes(2, 3) if transpose else y)
+
+
+def _gathered(x: Array, weight: Any, index: Array, *, in_order: bool = False) -> Array:
+    """x (..., 1, in) times the matrices of the experts that index (...) names, transposed."""
+    if not isinstance(weight, Packed):
+        return mx.gather_mm(x, weight.swapaxes(-1, -2), rhs_indices=index, sorted_indices=in_order)
+    return mx.gather_qmm(
+        x,
+        weight.weight,
+        weight.scales,
+        weight.biases,
+        rhs_indices=index,
+        transpose=True,
+        group_size=weight.group_size,
+        bits=weight.bits,
+        sorted_indices=in_order,
+    )
+
+
+def _rows_of(x: Array, index: Array, order: Array) -> Array:
+    """Rows (n, in) of x (B, T, K or 1, in) that belong to the entries `order` of the flat index (B, T, K)."""
+    return x.reshape(-1, x.shape[-1])[order // (index.shape[2] // x.shape[2])]
 
 
 def _dtype(name: str) -> mx.Dtype:

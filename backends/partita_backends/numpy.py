@@ -100,6 +100,16 @@ class NumpyBackend:
         y = x @ weight.T
         return y if bias is None else y + bias
 
+    def moe_linear(
+        self, x: np.ndarray, weight: np.ndarray, index: np.ndarray, bias: np.ndarray | None = None
+    ) -> np.ndarray:
+        x = np.broadcast_to(x, (*index.shape, x.shape[-1]))
+        y = np.zeros((*index.shape, weight.shape[1]), np.float32)
+        for expert in np.unique(index):
+            chosen = index == expert
+            y[chosen] = x[chosen] @ weight[expert].T
+        return y if bias is None else y + bias[index]
+
     def rms_norm(self, x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
         return x / np.sqrt(np.mean(np.square(x), -1, keepdims=True) + np.float32(eps)) * weight
 
@@ -112,6 +122,9 @@ class NumpyBackend:
     def glu(self, gate: np.ndarray, up: np.ndarray, activation: str) -> np.ndarray:
         if activation == "silu":
             return gate / (1 + np.exp(-gate)) * up
+        if activation == "swiglu_clamped":
+            gate, up = np.minimum(gate, np.float32(7)), np.clip(up, np.float32(-7), np.float32(7))
+            return gate / (1 + np.exp(np.float32(-1.702) * gate)) * (up + 1)
         inner = np.float32(np.sqrt(2 / np.pi)) * (gate + np.float32(0.044715) * gate**3)
         return np.float32(0.5) * gate * (1 + np.tanh(inner)) * up
 
@@ -125,6 +138,7 @@ class NumpyBackend:
         scale: float,
         sinks: Sinks | None,
         softcap: float | None,
+        sink_logits: np.ndarray | None = None,
     ) -> np.ndarray:
         k, v = (self.dequantize(x) if isinstance(x, Packed) else x.astype(np.float32) for x in (k, v))
         heads = q.shape[1] // k.shape[1]
@@ -139,7 +153,10 @@ class NumpyBackend:
         if sinks is not None:
             s = np.concatenate([scores(sinks.q, sinks.k, sinks.mask), s], -1)
             v = np.concatenate([sinks.v.astype(np.float32), v], 2)
-        return self.softmax(s, -1) @ np.repeat(v, heads, 1)
+        if sink_logits is None:
+            return self.softmax(s, -1) @ np.repeat(v, heads, 1)
+        column = np.broadcast_to(sink_logits[:, None, None], (*s.shape[:-1], 1))
+        return self.softmax(np.concatenate([s, column], -1), -1)[..., :-1] @ np.repeat(v, heads, 1)
 
     # Quantized keys and values
     def quantize(self, x: np.ndarray, bits: int, group_size: int) -> Packed:

@@ -99,11 +99,13 @@ class Backend(Protocol):
 
     # Model
     def prepare(self, weight: np.ndarray | Packed) -> Any:
-        """A weight (out, in), dense or packed, on the device in the form that `linear` and `embed` are fast with."""
+        """A weight (out, in), dense or packed, on the device in the form that `linear` and `embed` are fast with; or
+        one matrix an expert, (experts, out, in), in the form that `moe_linear` is fast with."""
         ...
 
     def prepare_vector(self, x: np.ndarray) -> Array:
-        """A norm's weight or a bias, (n,), as float32 or the residual dtype, whichever `rms_norm` wants."""
+        """A norm's weight or a bias, (n,), as float32 or the residual dtype, whichever `rms_norm` wants; or one bias an
+        expert, (experts, n)."""
         ...
 
     def embed(self, weight: Any, tokens: Array) -> Array:
@@ -112,6 +114,14 @@ class Backend(Protocol):
 
     def linear(self, x: Array, weight: Any, bias: Array | None = None) -> Array:
         """x (..., in) times a prepared weight (out, in), transposed, plus bias: (..., out)."""
+        ...
+
+    def moe_linear(self, x: Array, weight: Any, index: Array, bias: Array | None = None) -> Array:
+        """Every token through the matrices of its own experts: (B, T, K, out).
+
+        x: (B, T, K, in), or (B, T, 1, in) where the K experts of a token read the same. weight: prepared (experts, out,
+        in). index: int32 (B, T, K). bias: (experts, out).
+        """
         ...
 
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
@@ -124,16 +134,27 @@ class Backend(Protocol):
         ...
 
     def glu(self, gate: Array, up: Array, activation: str) -> Array:
-        """activation(gate) * up, with "silu" or "gelu_tanh"."""
+        """activation(gate) * up, with "silu" or "gelu_tanh"; "swiglu_clamped" (gpt-oss): with gate at most 7 and up
+        from -7 to 7, gate * sigmoid(1.702 * gate) * (up + 1)."""
         ...
 
     def cached_attention(
-        self, q: Array, k: Any, v: Any, mask: Array, *, scale: float, sinks: Sinks | None, softcap: float | None
+        self,
+        q: Array,
+        k: Any,
+        v: Any,
+        mask: Array,
+        *,
+        scale: float,
+        sinks: Sinks | None,
+        softcap: float | None,
+        sink_logits: Array | None = None,
     ) -> Array:
         """softmax(scale * q·k + mask) · v with grouped heads, softmax in float32; (B, Hq, T, D), residual dtype.
 
         q: (B, Hq, T, D), residual dtype. k, v: (B, Hkv, C, D) arrays or `Packed`. mask: float32 (B, T, C), additive.
-        Scores of `sinks` join the same softmax. Soft capping (c * tanh(s / c)) comes before the mask.
+        Scores of `sinks` join the same softmax. Soft capping (c * tanh(s / c)) comes before the mask. sink_logits:
+        float32 (Hq,), one score a query head that takes its share of the softmax and has no value (gpt-oss).
         """
         ...
 

@@ -97,6 +97,19 @@ def linear(ops: Backend) -> list[np.ndarray]:
     return found
 
 
+def moe_linear(ops: Backend) -> list[np.ndarray]:
+    dense = normal(5, 32, 64, scale=0.3)
+    bias = ops.prepare_vector(normal(5, 32, seed=2))
+    found = []
+    for weight in (dense, dense.astype(ml_dtypes.bfloat16), *(quantize_weight(dense, bits, 32) for bits in (4, 5, 8))):
+        prepared = ops.prepare(weight)
+        for batch, tokens, shared in ((1, 1, True), (2, 1, False), (2, 40, True), (1, 40, False)):
+            x = ops.array(normal(batch, tokens, 1 if shared else 3, 64, seed=tokens))
+            index = ops.array(integers(4, batch, tokens, 3, seed=tokens))  # the last expert is never chosen
+            found += [ops.to_numpy(ops.moe_linear(x, prepared, index, b)) for b in (None, bias)]
+    return found
+
+
 def embed(ops: Backend) -> list[np.ndarray]:
     tokens = ops.array(integers(32, 2, 5))
     return [ops.to_numpy(ops.embed(ops.prepare(weight), tokens)) for weight in weights()]
@@ -112,8 +125,8 @@ def rope(ops: Backend) -> list[np.ndarray]:
 
 
 def glu(ops: Backend) -> list[np.ndarray]:
-    gate, up = ops.array(normal(3, 9, scale=3)), ops.array(normal(3, 9, seed=1))
-    return [ops.to_numpy(ops.glu(gate, up, name)) for name in ("silu", "gelu_tanh")]
+    gate, up = ops.array(normal(3, 9, scale=4)), ops.array(normal(3, 9, seed=1, scale=4))
+    return [ops.to_numpy(ops.glu(gate, up, name)) for name in ("silu", "gelu_tanh", "swiglu_clamped")]
 
 
 def cached_attention(ops: Backend) -> list[np.ndarray]:
@@ -133,8 +146,11 @@ def cached_attention(ops: Backend) -> list[np.ndarray]:
         packed = (ops.quantize(dense[0], 8, 32), ops.quantize(dense[1], 4, 64))
         for keys, values in (dense, packed, (ops.cast(dense[0], "float16"), packed[1])):
             for kept, softcap in ((None, None), (sinks, None), (sinks, 2.0)):
-                out = ops.cached_attention(q, keys, values, mask, scale=0.2, sinks=kept, softcap=softcap)
-                found.append(ops.to_numpy(out))
+                for logits in (None, ops.array(normal(6, seed=7, scale=3))):
+                    out = ops.cached_attention(
+                        q, keys, values, mask, scale=0.2, sinks=kept, softcap=softcap, sink_logits=logits
+                    )
+                    found.append(ops.to_numpy(out))
     return found
 
 
@@ -206,12 +222,13 @@ CASES: dict[str, Case] = {
         for other in (0.0, MASKED, ops.array(normal(3, 4, seed=2)))
     ],
     "write": write,
-    "prepare": linear,
+    "prepare": lambda ops: linear(ops) + moe_linear(ops),
     "prepare_vector": lambda ops: [
         ops.to_numpy(ops.prepare_vector(normal(8).astype(dtype))) for dtype in (np.float32, ml_dtypes.bfloat16)
     ],
     "embed": embed,
     "linear": linear,
+    "moe_linear": moe_linear,
     "rms_norm": lambda ops: [
         ops.to_numpy(ops.rms_norm(ops.array(normal(2, 5, 16, scale=s)), ops.array(normal(16, seed=1)), 1e-5))
         for s in (1e-3, 1.0, 1e3)

@@ -21,7 +21,7 @@ from partita.errors import BackendUnavailable
 from partita.quantization import Packed
 
 from .. import process_memory
-from . import attention, weights
+from . import attention, experts, weights
 
 Tensor = torch.Tensor
 
@@ -124,6 +124,8 @@ class TorchBackend:
 
     # Model
     def prepare(self, weight: np.ndarray | Packed) -> Any:
+        if len(weight.shape) == 3:
+            return experts.prepare(weight, self._device, self._decode)
         if isinstance(weight, Packed):
             packed = weights.widened(weight).map(lambda part: weights.from_numpy(part).to(self._device))
             return weights.Quantized(packed, weight.bits, self._decode)
@@ -138,6 +140,10 @@ class TorchBackend:
     def linear(self, x: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
         y = weights.product(x, weight, self._decode)
         return y if bias is None else y + bias
+
+    def moe_linear(self, x: Tensor, weight: Any, index: Tensor, bias: Tensor | None = None) -> Tensor:
+        y = experts.product(x, weight, index, self._decode)
+        return y if bias is None else y + bias[index]
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return torch.nn.functional.rms_norm(x, weight.shape, weight, eps)
@@ -154,12 +160,34 @@ class TorchBackend:
     def glu(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
         if activation == "silu":
             return torch.nn.functional.silu(gate) * up
+        if activation == "swiglu_clamped":
+            gate, up = gate.clamp(max=7), up.clamp(-7, 7)
+            return gate * torch.sigmoid(1.702 * gate) * (up + 1)
         return torch.nn.functional.gelu(gate, approximate="tanh") * up
 
     def cached_attention(
-        self, q: Tensor, k: Any, v: Any, mask: Tensor, *, scale: float, sinks: Sinks | None, softcap: float | None
+        self,
+        q: Tensor,
+        k: Any,
+        v: Any,
+        mask: Tensor,
+        *,
+        scale: float,
+        sinks: Sinks | None,
+        softcap: float | None,
+        sink_logits: Tensor | None = None,
     ) -> Tensor:
-        return attention.cached(q, k, v, mask, scale=scale, sinks=sinks, softcap=softcap, decode=self._decode)
+        return attention.cached(
+            q,
+            k,
+            v,
+            mask,
+            scale=scale,
+            sinks=sinks,
+            softcap=softcap,
+            sink_logits=sink_logits,
+            decode=self._decode,
+        )
 
     # Quantized keys and values
     def quantize(self, x: Tensor, bits: int, group_size: int) -> Packed:

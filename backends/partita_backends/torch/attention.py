@@ -29,6 +29,7 @@ def cached(
     scale: float,
     sinks: Sinks | None,
     softcap: float | None,
+    sink_logits: Tensor | None,
     decode: torch.dtype,
 ) -> Tensor:
     """See `Backend.cached_attention`. A few rows are computed in `decode`; softmax in float32.
@@ -41,17 +42,18 @@ def cached(
     product = decode if t <= KERNEL_ROWS else q.dtype
     unpacked = 0 if all(isinstance(x, Tensor) and x.dtype == product for x in (k, v)) else kv_heads * d
     if max(heads * t, unpacked) * b * slots <= TILE:
-        return _attend(q, k, v, mask, scale, sinks, softcap, product)
+        return _attend(q, k, v, mask, scale, sinks, softcap, sink_logits, product)
     rep = heads // kv_heads
     rows = max(TILE // (b * rep * slots), 1)
     out = torch.empty_like(q)
     for h in range(kv_heads):
         group, one = slice(h * rep, (h + 1) * rep), slice(h, h + 1)
         key, value = _part(k, one, product), _part(v, one, product)
+        extra = None if sink_logits is None else sink_logits[group]
         for start in range(0, t, rows):
             part = slice(start, start + rows)
             first = sinks and Sinks(sinks.q[:, group, part], sinks.k[:, one], sinks.v[:, one], sinks.mask[:, part])
-            tile = _attend(q[:, group, part], key, value, mask[:, part], scale, first, softcap, product)
+            tile = _attend(q[:, group, part], key, value, mask[:, part], scale, first, softcap, extra, product)
             out[:, group, part] = tile
     return out
 
@@ -73,6 +75,7 @@ def _attend(
     scale: float,
     sinks: Sinks | None,
     softcap: float | None,
+    sink_logits: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
     b, heads, t, d = q.shape
@@ -87,15 +90,19 @@ def _attend(
             s = softcap * torch.tanh(s / softcap)
         return s.add_(mask[:, None, None])  # the product is nobody else's
 
-    s = scores(q, k, mask)
-    if sinks is None:
-        p = s.softmax(-1).to(dtype).view(b, kv_heads, -1, s.shape[-1])
-        return (p @ v).view(b, heads, t, -1).to(q.dtype)
-    first = scores(sinks.q, sinks.k.to(dtype), sinks.mask)
-    count = first.shape[-1]
-    p = torch.cat([first, s], -1).softmax(-1).to(dtype).view(b, kv_heads, shape[2] * t, -1)
-    out = p[..., :count] @ sinks.v.to(dtype) + p[..., count:] @ v
-    return out.view(b, heads, t, -1).to(q.dtype)
+    s, count = scores(q, k, mask), 0
+    if sinks is not None:
+        first = scores(sinks.q, sinks.k.to(dtype), sinks.mask)
+        s, count = torch.cat([first, s], -1), first.shape[-1]
+    p = s.softmax(-1).to(dtype).view(b, kv_heads, shape[2] * t, -1)
+    out = p[..., count:] @ v
+    if sinks is not None:
+        out = p[..., :count] @ sinks.v.to(dtype) + out
+    out = out.view(b, heads, t, -1)
+    if sink_logits is not None:  # a column without a value only scales the others: no need to append it
+        share = torch.sigmoid(s.logsumexp(-1) - sink_logits.view(kv_heads, shape[2], 1))
+        out = out * share.view(b, heads, t, 1)
+    return out.to(q.dtype)
 
 
 def quantize(x: Tensor, bits: int, group_size: int) -> Packed:

@@ -1,0 +1,73 @@
+"""Products with the matrices of experts: the rows of each expert brought together, one product for every one present.
+
+An expert is an ordinary weight (`weights.py`), so it has the same kernels; it is a view of the stack, not a copy. On
+CUDA the few rows of a decode step gather their experts' weights instead, so that the host reads no index.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from partita.quantization import Packed
+
+from . import weights
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Experts:
+    """stacked: (experts, out, in), dense or packed. each: its slices, as `weights.product` takes them."""
+
+    stacked: Tensor | Packed
+    each: tuple[Any, ...]
+
+
+def prepare(weight: np.ndarray | Packed, device: torch.device, decode: torch.dtype) -> Experts:
+    """Expert matrices (experts, out, in) on the device."""
+    if isinstance(weight, Packed):
+        bits = weight.bits
+        packed = weights.widened(weight).map(lambda part: weights.from_numpy(part).to(device))
+        parts = [packed.map(lambda part, e=e: part[e]) for e in range(packed.shape[0])]
+        return Experts(packed, tuple(weights.Quantized(part, bits, decode) for part in parts))
+    stacked = weights.from_numpy(weight).to(device=device, dtype=decode)
+    return Experts(stacked, stacked.unbind(0))
+
+
+def product(x: Tensor, experts: Experts, index: Tensor, decode: torch.dtype) -> Tensor:
+    """See `Backend.moe_linear`; without the bias."""
+    if x.is_cuda and index.numel() <= weights.KERNEL_ROWS:
+        return gathered(x, experts, index, decode)
+    flat = index.reshape(-1)
+    order = torch.argsort(flat, stable=True)
+    rows = x.reshape(-1, x.shape[-1]).index_select(0, _source(x, index, order))
+    counts = torch.bincount(flat, minlength=len(experts.each)).tolist()
+    products, start = [], 0
+    for expert, count in zip(experts.each, counts, strict=True):
+        if count:
+            products.append(weights.product(rows[start : start + count], expert, decode))
+            start += count
+    y = torch.cat(products).index_select(0, torch.argsort(order))
+    return y.view(*index.shape, -1)
+
+
+def gathered(x: Tensor, experts: Experts, index: Tensor, decode: torch.dtype) -> Tensor:
+    """The same with a copy of every chosen matrix: for few rows, without a look at the index on the host."""
+    flat = index.reshape(-1)
+    source = _source(x, index, torch.arange(len(flat), device=x.device))
+    rows = x.reshape(-1, x.shape[-1]).index_select(0, source).to(decode)
+    if isinstance(experts.stacked, Packed):
+        chosen = weights.dequantize(experts.stacked.map(lambda part: part.index_select(0, flat)), decode)
+    else:
+        chosen = experts.stacked.index_select(0, flat)
+    y = torch.bmm(chosen, rows[:, :, None])[:, :, 0]
+    return y.to(x.dtype).view(*index.shape, -1)
+
+
+def _source(x: Tensor, index: Tensor, entries: Tensor) -> Tensor:
+    """Rows of x (B, T, K or 1, in), flattened, that belong to entries of the flat index (B, T, K)."""
+    return torch.div(entries, index.shape[2] // x.shape[2], rounding_mode="floor")
