@@ -1,20 +1,16 @@
 """Checkpoints out, in the layout of the Hub: packed weights in MLX's affine layout, or dense for transformers.
 
 Not here: deciding how a weight is quantized (a `transform` passed in does that) and writing GGUF. Invariants: a folder
-is there whole or not at all (a temporary sibling is written, flushed to disk and renamed); the source is never touched;
-memory holds one shard at a time. config.json names the rope base both ways, `rope_theta` for mlx-lm and
-`rope_parameters` for transformers 5, since a reader that misses it is fluent for a while and then is not.
+is there whole or not at all; the source is never touched; the same source gives the same bytes; memory holds one tensor
+at a time. config.json names the rope base both ways, `rope_theta` for mlx-lm and `rope_parameters` for transformers 5,
+since a reader that misses it is fluent for a while and then is not.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import uuid
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,11 +21,13 @@ from partita.checkpoint import Checkpoint
 from partita.errors import DataError
 from partita.quantization import Packed, dequantize
 
+from .atomic import new_folder
 from .config_files import huggingface_config
+from .shards import SHARD_BYTES, Shards, header_room, write_json
 from .tokenizer_files import write_tokenizer
 
-SHARD_BYTES = 5 * 1000**3
 DTYPES = ("float32", "float16", "bfloat16")
+_CHUNK = 1 << 22  # values compared at a time
 
 Value = np.ndarray | Packed
 Transform = Callable[[str, Value], Value]
@@ -37,54 +35,113 @@ Transform = Callable[[str, Value], Value]
 
 @dataclass(frozen=True)
 class WrittenTensor:
-    """name: of the weight. target: a dtype's name, or "4-bit:32". nbytes: scales and biases included."""
+    """name: of the weight. source, target: how it is stored, "BF16" or "4-bit:64" there, "bfloat16" or "4-bit:64" here.
+
+    nbytes: scales and biases included. error: root mean square of what was written less what was read, over that of
+    what was read; 0.0 where it is exact, None where that was not asked for.
+    """
 
     name: str
     shape: tuple[int, ...]
+    source: str
     target: str
     nbytes: int
+    error: float | None
+
+
+OnTensor = Callable[[WrittenTensor], None]
 
 
 @dataclass(frozen=True)
 class WrittenFolder:
     path: Path
-    nbytes: int  # of the weight files
+    nbytes: int  # of the weights
     tensors: tuple[WrittenTensor, ...]
 
 
+Card = Callable[[WrittenFolder], str]
+"""The text of the folder's README.md."""
+
+
 def write_mlx(
-    checkpoint: Checkpoint, folder: Path, *, transform: Transform | None = None, shard_bytes: int = SHARD_BYTES
+    checkpoint: Checkpoint,
+    folder: Path,
+    *,
+    transform: Transform | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    on_tensor: OnTensor | None = None,
+    card: Card | None = None,
 ) -> WrittenFolder:
     """Write a folder that mlx-lm loads: packed tensors keep their integers, dense ones their dtype.
 
     transform(name, value) may replace each value first (quantize, cast). DataError: the folder exists or cannot be
     written. UnsupportedModel: something of the source that config.json cannot say.
     """
-    return _write(checkpoint, Path(folder), transform or _same, "mlx", shard_bytes)
+    return _write(checkpoint, Path(folder), transform or _same, "mlx", shard_bytes, on_tensor, card)
 
 
 def write_huggingface(
-    checkpoint: Checkpoint, folder: Path, *, dtype: str = "float32", shard_bytes: int = SHARD_BYTES
+    checkpoint: Checkpoint,
+    folder: Path,
+    *,
+    dtype: str | None = "float32",
+    shard_bytes: int = SHARD_BYTES,
+    on_tensor: OnTensor | None = None,
+    card: Card | None = None,
 ) -> WrittenFolder:
-    """Write a folder that transformers loads: every floating tensor dense in `dtype`. Errors as for `write_mlx`."""
-    if dtype not in DTYPES:
-        raise DataError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-    target = _numpy_dtype(dtype)
+    """Write a folder that transformers loads: every floating tensor dense in `dtype`. Errors as for `write_mlx`.
+
+    dtype None: dense tensors as they are stored, bit for bit; where any is packed all become float32, which holds
+    every packed value exactly.
+    """
+    return _write(checkpoint, Path(folder), _dense(checkpoint, dtype), "pt", shard_bytes, on_tensor, card)
+
+
+def _dense(checkpoint: Checkpoint, dtype: str | None) -> Transform:
+    if dtype is None and not is_packed(checkpoint):
+        return _same
+    target = numpy_dtype(dtype or "float32")
 
     def dense(name: str, value: Value) -> Value:
         if isinstance(value, Packed):
-            return dequantize(value, target)
-        floating = value.dtype.kind == "f" or value.dtype.name == "bfloat16"
-        return value.astype(target, copy=False) if floating else value
+            return cast(name, dequantize(value), target)
+        return cast(name, value, target) if is_floating(value) else value
 
-    return _write(checkpoint, Path(folder), dense, "pt", shard_bytes)
+    return dense
+
+
+def cast(name: str, value: np.ndarray, target: Any) -> np.ndarray:
+    """A floating array in another dtype; DataError if a finite number is too large for it."""
+    if value.dtype == target:
+        return value
+    with np.errstate(over="ignore"):
+        changed = value.astype(target)
+    if target.itemsize < value.dtype.itemsize or target == np.float16:
+        lost = np.isinf(changed) & np.isfinite(value)
+        if lost.any():
+            raise DataError(
+                f"{name}: {int(lost.sum())} of its numbers are too large for {target}; try --dtype bfloat16"
+            )
+    return changed
+
+
+def is_packed(checkpoint: Checkpoint) -> bool:
+    """Whether any tensor is kept as integers with scales, in a folder or in GGUF's blocks."""
+    return any("-bit:" in stored or stored[:1] == "Q" for stored in map(checkpoint.stored_as, checkpoint.names()))
+
+
+def is_floating(value: Value) -> bool:
+    return isinstance(value, np.ndarray) and (value.dtype.kind == "f" or value.dtype.name == "bfloat16")
 
 
 def _same(name: str, value: Value) -> Value:
     return value
 
 
-def _numpy_dtype(name: str) -> Any:
+def numpy_dtype(name: str) -> Any:
+    """One of DTYPES; DataError for another name."""
+    if name not in DTYPES:
+        raise DataError(f"dtype {name!r} is not one of {', '.join(DTYPES)}")
     if name != "bfloat16":
         return np.dtype(name)
     import ml_dtypes
@@ -92,27 +149,44 @@ def _numpy_dtype(name: str) -> Any:
     return np.dtype(ml_dtypes.bfloat16)
 
 
-def _write(checkpoint: Checkpoint, folder: Path, transform: Transform, form: str, shard_bytes: int) -> WrittenFolder:
+def _write(
+    checkpoint: Checkpoint,
+    folder: Path,
+    transform: Transform,
+    form: str,
+    shard_bytes: int,
+    on_tensor: OnTensor | None,
+    card: Card | None,
+) -> WrittenFolder:
     config, dropped = huggingface_config(checkpoint)
+    names = [name for name in checkpoint.names() if name not in dropped]
     with new_folder(folder) as partial:
-        shards = _Shards(partial, form, shard_bytes)
+        room = header_room(part for name in names for part in part_names(name))
+        shards = Shards(partial, form, room, shard_bytes)
         formats: dict[str, tuple[int, int]] = {}
         written = []
-        for name in checkpoint.names():
-            if name in dropped:
-                continue
-            value = transform(name, _without_one(checkpoint, name, checkpoint.read(name)))
-            if isinstance(value, Packed):
-                value = _wide_enough(config, name, value)
-                formats[name.removesuffix(".weight")] = (value.bits, value.group_size)
-            written.append(_describe(name, value))
-            shards.add(name, value)
-        nbytes = shards.finish()
-        _write_json(partial / "config.json", _with_formats(config, formats, written))
+        try:
+            for name in names:
+                source = _without_one(checkpoint, name, checkpoint.read(name))
+                value = transform(name, source)
+                if isinstance(value, Packed):
+                    value = _wide_enough(config, name, value)
+                    formats[name.removesuffix(".weight")] = (value.bits, value.group_size)
+                shards.add(_arrays(name, value))
+                written.append(_describe(name, checkpoint.stored_as(name), source, value))
+                if on_tensor is not None:
+                    on_tensor(written[-1])
+            nbytes = shards.finish()
+        finally:
+            shards.close()
+        write_json(partial / "config.json", _with_formats(config, formats, written))
         if checkpoint.generation_config:
-            _write_json(partial / "generation_config.json", checkpoint.generation_config)
+            write_json(partial / "generation_config.json", checkpoint.generation_config)
         write_tokenizer(checkpoint, partial)
-    return WrittenFolder(folder, nbytes, tuple(written))
+        result = WrittenFolder(folder, nbytes, tuple(written))
+        if card is not None:
+            (partial / "README.md").write_text(card(result), encoding="utf-8")
+    return result
 
 
 def _without_one(checkpoint: Checkpoint, name: str, value: Value) -> Value:
@@ -130,9 +204,43 @@ def _wide_enough(config: dict[str, Any], name: str, value: Packed) -> Packed:
     return replace(value, scales=value.scales.astype(np.float32), biases=value.biases.astype(np.float32))
 
 
-def _describe(name: str, value: Value) -> WrittenTensor:
+def _describe(name: str, stored: str, source: Value, value: Value) -> WrittenTensor:
     target = f"{value.bits}-bit:{value.group_size}" if isinstance(value, Packed) else value.dtype.name
-    return WrittenTensor(name, tuple(value.shape), target, int(value.nbytes))
+    return WrittenTensor(name, tuple(value.shape), stored, target, int(value.nbytes), relative_error(source, value))
+
+
+def relative_error(source: Value, value: Value) -> float:
+    """Root mean square of value - source over that of source, in float64 by pieces; 0.0 if they are equal.
+
+    What is not finite in the source is left out.
+    """
+    if source is value or (isinstance(value, np.ndarray) and not is_floating(value)):
+        return 0.0
+    squares = difference = 0.0
+    for before, after in zip(_pieces(source), _pieces(value), strict=True):
+        finite = np.isfinite(before)
+        if not finite.all():
+            before, after = before[finite], after[finite]
+        squares += float(np.dot(before, before))
+        before -= after
+        difference += float(np.dot(before, before))
+    if difference == 0:
+        return 0.0
+    return math.sqrt(difference / squares) if squares else math.inf
+
+
+def _pieces(value: Value) -> Iterator[np.ndarray]:
+    """The values in order, float64, some rows at a time."""
+    width = max(value.shape[-1] if value.shape else 1, 1)
+    step = max(_CHUNK // width, 1)
+    if isinstance(value, Packed):
+        flat = value.map(lambda part: part.reshape(-1, part.shape[-1]))
+        for start in range(0, flat.scales.shape[0], step):
+            yield dequantize(flat.map(lambda part, a=start: part[a : a + step])).reshape(-1).astype(np.float64)
+        return
+    rows = value.reshape(-1, width)
+    for start in range(0, rows.shape[0], step):
+        yield rows[start : start + step].reshape(-1).astype(np.float64)
 
 
 def _with_formats(
@@ -150,51 +258,10 @@ def _with_formats(
     return config | {"quantization": block, "quantization_config": block}
 
 
-class _Shards:
-    """Tensors in, safetensors files out: a file is written whenever the next tensor would make it too large."""
-
-    def __init__(self, folder: Path, form: str, limit: int):
-        self.folder, self.form, self.limit = folder, form, limit
-        self.pending: dict[str, np.ndarray] = {}
-        self.places: list[list[str]] = []
-        self.total = 0
-
-    def add(self, name: str, value: Value) -> None:
-        arrays = _arrays(name, value)
-        size = sum(array.nbytes for array in arrays.values())
-        if self.pending and size + sum(array.nbytes for array in self.pending.values()) > self.limit:
-            self._flush()
-        self.pending |= arrays
-
-    def _flush(self) -> None:
-        from safetensors.numpy import save_file
-
-        path = self._path(len(self.places))
-        path.touch()  # for the user's usual permissions: the library makes files for the owner alone
-        mode = path.stat().st_mode
-        save_file(self.pending, path, metadata={"format": self.form})
-        path.chmod(mode)
-        self.places.append(list(self.pending))
-        self.total += sum(array.nbytes for array in self.pending.values())
-        self.pending = {}
-
-    def _path(self, number: int) -> Path:
-        return self.folder / f"shard-{number}"
-
-    def finish(self) -> int:
-        """Give the files their names, which hold their count, and write the index. Returns the weights' bytes."""
-        if self.pending:
-            self._flush()
-        count = len(self.places)
-        index: dict[str, str] = {}
-        for number, names in enumerate(self.places):
-            file = "model.safetensors" if count == 1 else f"model-{number + 1:05}-of-{count:05}.safetensors"
-            self._path(number).rename(self.folder / file)
-            index |= dict.fromkeys(names, file)
-        if count > 1:
-            table = {"metadata": {"total_size": self.total}, "weight_map": index}
-            _write_json(self.folder / "model.safetensors.index.json", table)
-        return self.total
+def part_names(name: str) -> tuple[str, ...]:
+    """The tensors that `name` may become: itself, and its scales and biases if it is packed."""
+    module = name.removesuffix(".weight")
+    return (name,) if module == name else (name, f"{module}.scales", f"{module}.biases")
 
 
 def _arrays(name: str, value: Value) -> dict[str, np.ndarray]:
@@ -206,45 +273,3 @@ def _arrays(name: str, value: Value) -> dict[str, np.ndarray]:
     module = name.removesuffix(".weight")
     parts = {"weight": value.weight, "scales": value.scales, "biases": value.biases}
     return {f"{module}.{part}": np.ascontiguousarray(array) for part, array in parts.items()}
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary sibling that becomes `folder` when the block ends well, and vanishes when it does not.
-
-    DataError: `folder` exists, or the disk refuses.
-    """
-    from safetensors import SafetensorError
-
-    if os.path.lexists(folder):
-        raise DataError(f"{folder} exists already; choose another name or remove it")
-    partial = folder.absolute().parent / f".{folder.absolute().name}.partial-{uuid.uuid4().hex[:8]}"
-    try:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-        yield partial
-        for path in (*partial.rglob("*"), partial):
-            _flush_to_disk(path)
-        os.rename(partial, folder.absolute())
-        _flush_to_disk(partial.parent)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be written: {error.strerror or error}") from error
-    except SafetensorError as error:
-        raise DataError(f"{folder}: cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _flush_to_disk(path: Path) -> None:
-    """fsync, for files and, where the system can, for folders."""
-    if path.is_dir() and os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
