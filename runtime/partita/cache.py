@@ -269,10 +269,11 @@ class Cache:
             anchored = {rope: self._ropes[rope].angles(clamped) for rope in used}
         return _View(ring_index, sink_index, ops.where(seen, 0.0, MASKED), sink_mask, anchored)
 
-    def attend(self, layer: int, q: Array, k: Array, v: Array) -> Array:
+    def attend(self, layer: int, q: Array, k: Array, v: Array, sink_logits: Array | None = None) -> Array:
         """Rotate, write, then attend: what this layer's queries see, (B, Hq, T, D).
 
-        q (B, Hq, T, D) and k, v (B, Hkv, T, D) of the step announced by `advance`, before rotation.
+        q (B, Hq, T, D) and k, v (B, Hkv, T, D) of the step announced by `advance`, before rotation. sink_logits: the
+        layer's learned ones, float32 (Hq,).
         """
         ops, spec, buffers = self.ops, self.spec.layers[layer], self._layers[layer]
         view, angles = self._views[spec.span], self._angles[spec.rope]
@@ -291,7 +292,14 @@ class Cache:
         if view.sink_mask is not None:
             sinks = Sinks(q if anchored is None else anchored, buffers.sink_k, buffers.sink_v, view.sink_mask)
         out = ops.cached_attention(
-            q, buffers.k, buffers.v, view.ring_mask, scale=spec.scale, sinks=sinks, softcap=spec.softcap
+            q,
+            buffers.k,
+            buffers.v,
+            view.ring_mask,
+            scale=spec.scale,
+            sinks=sinks,
+            softcap=spec.softcap,
+            sink_logits=sink_logits,
         )
         return ops.hadamard(out) if self.spec.kv.hadamard else out
 

@@ -26,6 +26,7 @@ from partita.rope import RopeTable, inverse_frequencies
 
 D, HEADS, KV_HEADS, SCALE = 32, 4, 2, 0.3
 ROPE = RopeConfig(10_000.0, D)
+SINK_LOGITS = np.array([-2.0, 0.5, 1.0, 3.0], np.float32)
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Plan:
     kv: str
     steps: list[tuple[str, int]]
     seed: int
+    sink_logits: bool = False
 
 
 @st.composite
@@ -55,6 +57,7 @@ def plans(draw: st.DrawFn, kv: st.SearchStrategy[str]) -> Plan:
         kv=draw(kv),
         steps=draw(st.lists(step, min_size=1, max_size=14)),
         seed=draw(st.integers(0, 2**16)),
+        sink_logits=draw(st.booleans()),
     )
 
 
@@ -85,7 +88,7 @@ class Row:
             del part[len(part) - count :]
 
     def attend(self, q: np.ndarray, position: int, plan: Plan) -> np.ndarray:
-        """q (HEADS, D) before rotation to (HEADS, D)."""
+        """q (HEADS, D) before rotation to (HEADS, D). A sink logit is one more score, whose value is nothing."""
         own = rotated(q[:, None], np.array([position]))[:, 0]
         anchor = position if plan.window is None else min(position, plan.sinks + plan.window - 1)
         to_sinks = rotated(q[:, None], np.array([anchor]))[:, 0]
@@ -97,6 +100,9 @@ class Row:
             elif plan.window is None or p > position - plan.window:
                 scores.append(SCALE * np.einsum("hd,hd->h", own, grouped(self.keys[p])))
                 values.append(grouped(self.values[p]))
+        if plan.sink_logits:
+            scores.append(SINK_LOGITS)
+            values.append(np.zeros((HEADS, D)))
         weights = np.exp(np.array(scores) - np.max(scores, 0))
         weights /= weights.sum(0)
         return np.einsum("ph,phd->hd", weights, np.array(values))
@@ -135,7 +141,8 @@ def live(ops: Backend, plan: Plan, tolerance: float) -> None:
         positions = np.array([[s + i for i in range(count)] for s in starts], np.int32)
         cache.advance(count, lengths)
         reached += cache.offsets
-        out = ops.to_numpy(cache.attend(0, ops.array(q), ops.array(k), ops.array(v)))
+        logits = ops.array(SINK_LOGITS) if plan.sink_logits else None
+        out = ops.to_numpy(cache.attend(0, ops.array(q), ops.array(k), ops.array(v), logits))
         turned = ops.to_numpy(ops.rope(ops.array(k), *table.angles(ops.array(positions))))
         for b, row in enumerate(rows):
             for i in range(lengths[b]):
