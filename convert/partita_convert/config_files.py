@@ -28,7 +28,7 @@ def huggingface_config(checkpoint: Checkpoint) -> tuple[dict[str, Any], frozense
         dropped.add(scaling["tensor"])
     if config.get("tie_word_embeddings"):
         dropped.add("lm_head.weight")  # a copy, which mlx-lm would take as a sign that the head is not tied
-    return _with_rope_both_ways(config), frozenset(dropped)
+    return _with_period(_with_rope_both_ways(config)), frozenset(dropped)
 
 
 def _with_rope_both_ways(config: dict[str, Any]) -> dict[str, Any]:
@@ -51,10 +51,24 @@ def _with_rope_both_ways(config: dict[str, Any]) -> dict[str, Any]:
         raise CheckpointError("config.json: rope_parameters has no rope_theta")
     older: dict[str, Any] = {"rope_theta": own["rope_theta"]}
     if own.get("rope_type", "default") != "default":
-        older["rope_scaling"] = {key: value for key, value in own.items() if key != "rope_theta"}
+        scaling = {key: value for key, value in own.items() if key != "rope_theta"}
+        older["rope_scaling"] = {"type": own["rope_type"], **scaling}
+    if "partial_rotary_factor" in own:
+        older["partial_rotary_factor"] = own["partial_rotary_factor"]
     if "sliding_attention" in parameters:
         older["rope_local_base_freq"] = parameters["sliding_attention"]["rope_theta"]
     return config | older
+
+
+def _with_period(config: dict[str, Any]) -> dict[str, Any]:
+    """Gemma 3's layer_types said as a period too, which is what mlx-lm reads."""
+    types = config.get("layer_types")
+    if config.get("model_type") != "gemma3_text" or "sliding_window_pattern" in config or not types:
+        return config
+    period = (types + ["full_attention"]).index("full_attention") + 1
+    if types != ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(len(types))]:
+        return config
+    return config | {"sliding_window_pattern": period}
 
 
 def _as_llama3(factors: np.ndarray, theta: float, head_dim: int) -> Mapping[str, Any]:

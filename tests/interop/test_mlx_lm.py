@@ -1,0 +1,72 @@
+"""What `write_mlx` wrote, judged by mlx-lm: it loads, and gives transformers' logits and our greedy tokens.
+
+mlx-lm gives every layer of Mistral, Qwen2, Gemma 2 and Phi-3 full attention, whatever the config says of a sliding
+window, so these are compared within the window. It always takes LongRoPE's long factors, as transformers does beyond
+the original length: those are compared there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import partita
+from partita.checkpoint import open_checkpoint
+from partita.quantization import Packed, quantize_weight
+from partita_convert.write_folder import write_mlx
+
+from .. import tiny_models
+
+WITHIN_THE_WINDOW = {"mistral", "qwen2-sliding", "gemma2", "phi3"}
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("judged-by-mlx-lm")
+
+
+def loaded(path: Path) -> Any:
+    from mlx_lm.utils import load_model
+
+    return load_model(path)[0]
+
+
+def logits_of(model: Any, tokens: list[int]) -> np.ndarray:
+    import mlx.core as mx
+
+    return np.array(model(mx.array([tokens]))[0].astype(mx.float32))
+
+
+@pytest.mark.parametrize("name", tiny_models.NAMES)
+def test_dense_weights_give_the_logits_of_transformers(name: str, folder: Path, tmp_path: Path) -> None:
+    source = tiny_models.write(name, folder)
+    tokens = tiny_models.tokens(source, 32 if name in WITHIN_THE_WINDOW else tiny_models.TOKENS)
+    write_mlx(open_checkpoint(source), tmp_path / "out")
+    found = logits_of(loaded(tmp_path / "out"), tokens)
+    np.testing.assert_allclose(found, tiny_models.reference_logits(source, tokens), atol=2e-4)
+
+
+@pytest.mark.parametrize("name", tiny_models.NAMES)
+def test_packed_weights_give_our_greedy_tokens(name: str, folder: Path, tmp_path: Path) -> None:
+    from mlx_lm.generate import generate_step
+
+    source = tiny_models.write(name, folder)
+    write_mlx(open_checkpoint(source), tmp_path / "out", transform=four_bits)
+    prompt = tiny_models.tokens(source, 12)
+    ours = partita.load(str(tmp_path / "out"), backend="mlx", dtype="float32")
+    session = ours.session(kv="32")
+    wanted = [piece.token.id for piece in session.generate(prompt, max_tokens=16) if piece.token is not None]
+    import mlx.core as mx
+
+    model = loaded(tmp_path / "out")
+    found = [int(token) for token, _ in generate_step(mx.array(prompt), model, max_tokens=len(wanted))]
+    assert len(wanted) == 16
+    assert found == wanted
+
+
+def four_bits(name: str, value: np.ndarray | Packed) -> np.ndarray | Packed:
+    """Matrices packed in groups of 32 with float32 scales, so that both compute in float32."""
+    return quantize_weight(value, 4, 32) if value.ndim >= 2 and isinstance(value, np.ndarray) else value
