@@ -10,12 +10,29 @@
     ├── DataError               input text or settings that cannot be used
     └── BackendUnavailable      the backend or device asked for is not here
 
-Messages name what, where and what to do, in one line.
+Messages name what, where and what to do, in one line. They quote files that nobody has vetted, so the root keeps
+control characters and texts without end out of them.
 """
+
+MAX_MESSAGE = 1000  # characters
 
 
 class PartitaError(Exception):
     """Root of every error partita raises on purpose."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """`text` as one line that is safe on a terminal: escapes for what moves its cursor, and the middle of a text of
+    more than MAX_MESSAGE characters left out."""
+    if len(text) > MAX_MESSAGE:
+        half = MAX_MESSAGE // 2 - 2
+        text = f"{text[:half]} … {text[-half:]}"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class SourceError(PartitaError):

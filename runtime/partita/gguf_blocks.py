@@ -39,7 +39,8 @@ def decode(raw: np.ndarray, type_name: str, shape: tuple[int, ...], what: str) -
     import gguf  # 0.1 s, and it knows every format that is not affine
 
     try:
-        values = gguf.dequantize(raw.reshape(*shape[:-1], -1), gguf.GGMLQuantizationType[type_name])
+        with np.errstate(all="ignore"):
+            values = gguf.dequantize(raw.reshape(*shape[:-1], -1), gguf.GGMLQuantizationType[type_name])
     except NotImplementedError:
         raise UnsupportedModel(f"{what}: GGUF type {type_name} cannot be read") from None
     return np.ascontiguousarray(values.reshape(shape), np.float32)
@@ -55,7 +56,8 @@ def _dense(raw: np.ndarray, type_name: str) -> np.ndarray:
 
 def _affine(raw: np.ndarray, type_name: str, shape: tuple[int, ...], what: str) -> Packed:
     bits = int(type_name[1])
-    words, scales, biases = (_superblocks if type_name.endswith("_K") else _blocks)(raw, type_name)
+    with np.errstate(all="ignore"):  # what overflows is told below, as an error and not as a warning
+        words, scales, biases = (_superblocks if type_name.endswith("_K") else _blocks)(raw, type_name)
     if not (np.isfinite(scales).all() and np.isfinite(biases).all()):
         raise CheckpointError(f"{what}: a block's scale is not a finite number; the file is damaged, fetch it again")
     *leading, n = shape

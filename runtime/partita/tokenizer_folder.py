@@ -73,7 +73,7 @@ def read_folder(folder: Path) -> tuple[Engine, Facts]:
             return _from_json(folder / "tokenizer.json", configs)
         if (folder / "tokenizer.model").is_file():
             return _from_sentencepiece(folder / "tokenizer.model", configs)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{folder}: a tokenizer config has an unexpected form ({reason})") from error
     raise CheckpointError(f"{folder}: no tokenizer.json and no tokenizer.model, one of them is needed")

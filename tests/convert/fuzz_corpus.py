@@ -1,0 +1,304 @@
+"""Small valid models of every form that is read, to be damaged: built from bytes, so that any number can be wrong.
+
+`write_all` makes the forms; `gguf_bytes` and `safetensors_bytes` write any header, a valid one or not.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
+_LAYOUT = {U8: "B", I8: "b", U16: "H", I16: "h", U32: "I", I32: "i", F32: "f", BOOL: "?", U64: "Q", I64: "q", F64: "d"}
+# id: (values, bytes) of a block
+BLOCKS = {
+    0: (1, 4),
+    1: (1, 2),
+    2: (32, 18),
+    3: (32, 20),
+    6: (32, 22),
+    7: (32, 24),
+    8: (32, 34),
+    10: (256, 84),
+    11: (256, 110),
+    12: (256, 144),
+    13: (256, 176),
+    14: (256, 210),
+    20: (32, 18),
+    30: (1, 2),
+}
+WIDTH, INNER, HEADS, KV_HEADS, VOCABULARY = 256, 256, 4, 2, 32
+
+Key = tuple[str, int, Any]  # name, type, value; an array's value is (item type, items)
+Tensor = tuple[str, tuple[int, ...], int, int]  # name, dimensions in the file's order, type, offset
+
+
+def gguf_value(kind: int, value: Any) -> bytes:
+    if kind == STRING:
+        raw = value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass")
+        return struct.pack("<Q", len(raw)) + raw
+    if kind == ARRAY:
+        item, items = value
+        return struct.pack("<IQ", item, len(items)) + b"".join(gguf_value(item, one) for one in items)
+    return struct.pack("<" + _LAYOUT[kind], value)
+
+
+def gguf_bytes(keys: Iterable[Key], tensors: Iterable[Tensor], data: bytes, version: int = 3) -> bytes:
+    """A whole file; nothing is checked."""
+    keys, tensors = list(keys), list(tensors)
+    parts = [b"GGUF", struct.pack("<IQQ", version, len(tensors), len(keys))]
+    for name, kind, value in keys:
+        parts += [gguf_value(STRING, name), struct.pack("<I", kind), gguf_value(kind, value)]
+    for name, dimensions, kind, offset in tensors:
+        sizes = struct.pack(f"<{len(dimensions)}Q", *dimensions)
+        parts += [gguf_value(STRING, name), struct.pack("<I", len(dimensions)), sizes, struct.pack("<IQ", kind, offset)]
+    header = b"".join(parts)
+    return header + bytes(-len(header) % 32) + data
+
+
+def place(shapes: Iterable[tuple[str, tuple[int, ...], int]], seed: int = 0) -> tuple[list[Tensor], bytes]:
+    """Tensors one after the other with random contents whose float16 fields are moderate numbers."""
+    rng, tensors, data = np.random.default_rng(seed), [], b""
+    for name, dimensions, kind in shapes:
+        values, size = BLOCKS[kind]
+        count = int(np.prod(dimensions)) // values
+        if kind == 0:
+            raw = rng.uniform(0.5, 2, count).astype(np.float32).tobytes()
+        else:  # bytes below 0x40 in every place: no float16 of any block is infinite
+            raw = rng.integers(0, 0x40, count * size).astype(np.uint8).tobytes()
+        tensors.append((name, dimensions, kind, len(data)))
+        data += raw + bytes(-len(raw) % 32)
+    return tensors, data
+
+
+# ---------------------------------------------------------------- GGUF
+
+
+def byte_level_keys() -> list[Key]:
+    tokens = [*"abcdefgh", "ab", "cd", "abcd", "Ġ", "Ċ", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokens += [f"[unused{i}]" for i in range(VOCABULARY - len(tokens))]
+    types = [3 if token.startswith("<|") else 1 for token in tokens]
+    return [
+        ("tokenizer.ggml.model", STRING, "gpt2"),
+        ("tokenizer.ggml.pre", STRING, "smollm"),
+        ("tokenizer.ggml.tokens", ARRAY, (STRING, tokens)),
+        ("tokenizer.ggml.token_type", ARRAY, (I32, types)),
+        ("tokenizer.ggml.merges", ARRAY, (STRING, ["a b", "c d", "ab cd"])),
+        ("tokenizer.ggml.bos_token_id", U32, 13),
+        ("tokenizer.ggml.eos_token_id", U32, 15),
+        ("tokenizer.ggml.add_bos_token", BOOL, False),
+        ("tokenizer.chat_template", STRING, "{% for m in messages %}{{ m.content }}{% endfor %}"),
+    ]
+
+
+def sentence_keys(*, with_bytes: bool = False) -> list[Key]:
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", *"abcdefgh", "▁", "▁a", "ab", "cd", "abcd", "<start_of_turn>"]
+    tokens += [f"<0x{i:02X}>" for i in range(256)] if with_bytes else [f"x{i}" for i in range(VOCABULARY - len(tokens))]
+    types = [3, 3, 3, 2] + [6 if token.startswith("<0x") else 1 for token in tokens[4:]]
+    return [
+        ("tokenizer.ggml.model", STRING, "llama"),
+        ("tokenizer.ggml.tokens", ARRAY, (STRING, tokens)),
+        ("tokenizer.ggml.scores", ARRAY, (F32, [-float(i) for i in range(len(tokens))])),
+        ("tokenizer.ggml.token_type", ARRAY, (I32, types)),
+        ("tokenizer.ggml.bos_token_id", U32, 2),
+        ("tokenizer.ggml.eos_token_id", U32, 1),
+        ("tokenizer.ggml.unknown_token_id", U32, 3),
+        ("tokenizer.ggml.add_space_prefix", BOOL, False),
+    ]
+
+
+def model_keys(architecture: str, layers: int) -> list[Key]:
+    return [
+        ("general.architecture", STRING, architecture),
+        ("general.alignment", U32, 32),
+        (f"{architecture}.block_count", U32, layers),
+        (f"{architecture}.context_length", U32, 64),
+        (f"{architecture}.embedding_length", U32, WIDTH),
+        (f"{architecture}.feed_forward_length", U32, INNER),
+        (f"{architecture}.attention.head_count", U32, HEADS),
+        (f"{architecture}.attention.head_count_kv", ARRAY, (I32, [KV_HEADS] * layers)),
+        (f"{architecture}.attention.layer_norm_rms_epsilon", F32, 1e-5),
+        (f"{architecture}.attention.sliding_window", U32, 16),
+        (f"{architecture}.attention.key_length", U32, WIDTH // HEADS),
+        (f"{architecture}.rope.freq_base", F32, 50000.0),
+    ]
+
+
+def model_shapes(layers: int, types: list[int], more: Iterable[str] = ()) -> list[tuple[str, tuple[int, ...], int]]:
+    """Every tensor of a small llama; the matrices take `types` in turn."""
+    kv = WIDTH // HEADS * KV_HEADS
+    matrices = {"attn_q": WIDTH, "attn_k": kv, "attn_v": kv, "attn_output": WIDTH, "ffn_gate": INNER, "ffn_up": INNER}
+    found = [("token_embd.weight", (WIDTH, VOCABULARY), 8), ("output_norm.weight", (WIDTH,), 0)]
+    for layer in range(layers):
+        found += [(f"blk.{layer}.{name}.weight", (WIDTH,), 0) for name in ("attn_norm", "ffn_norm", *more)]
+        for i, (name, rows) in enumerate((matrices | {"ffn_down": WIDTH}).items()):
+            found.append((f"blk.{layer}.{name}.weight", (WIDTH, rows // 16), types[(i + layer) % len(types)]))
+    return found
+
+
+def gguf_forms() -> dict[str, tuple[list[Key], list[Tensor], bytes]]:
+    llama = place(model_shapes(1, [2, 3, 6, 7, 8, 1, 30]))
+    kinds = place(model_shapes(2, [12, 13, 14, 10, 11, 20, 0]))
+    gemma = place(model_shapes(1, [2, 12, 30], ["post_attention_norm", "post_ffw_norm"]))
+    factors = ([*model_shapes(1, [8]), ("rope_freqs.weight", (WIDTH // HEADS // 2,), 0)],)
+    return {
+        "llama": ([*model_keys("llama", 1), *byte_level_keys()], *llama),
+        "kinds": ([*model_keys("llama", 2), *sentence_keys()], *kinds),
+        "gemma": ([*model_keys("gemma3", 1), *sentence_keys(with_bytes=True)], *gemma),
+        "factors": ([*model_keys("llama", 1), *byte_level_keys()], *place(*factors)),
+    }
+
+
+# ---------------------------------------------------------------- folders
+
+
+def safetensors_bytes(header: Any, data: bytes) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode("utf-8", "surrogatepass")
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def stored(tensors: dict[str, tuple[str, tuple[int, ...]]], seed: int = 0) -> bytes:
+    """A safetensors file. tensors: name to (dtype by safetensors' name, shape)."""
+    sizes = {"BOOL": 1, "U8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F16": 2, "BF16": 2, "I64": 8, "U32": 4, "F32": 4}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        start, end = end, end + int(np.prod(shape)) * sizes[dtype]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    data = np.random.default_rng(seed).integers(0, 0x40, end).astype(np.uint8).tobytes()
+    return safetensors_bytes(header, data)
+
+
+CONFIG: dict[str, Any] = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 64,
+    "vocab_size": 32,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 128,
+    },
+    "hidden_act": "silu",
+    "tie_word_embeddings": True,
+    "eos_token_id": [5, 7],
+}
+GEMMA: dict[str, Any] = CONFIG | {
+    "model_type": "gemma3_text",
+    "architectures": ["Gemma3ForCausalLM"],
+    "head_dim": 16,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": 16,
+    "sliding_window": 16,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "rope_scaling": None,
+    "rope_local_base_freq": 10000.0,
+}
+
+
+def tokenizer_json() -> dict[str, Any]:
+    keys = {name: value for name, _, value in byte_level_keys()}
+    tokens = keys["tokenizer.ggml.tokens"][1]
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added = [{"id": i, "content": token, **flags, "special": True} for i, token in enumerate(tokens) if "|" in token]
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    model = {"type": "BPE", "vocab": {token: i for i, token in enumerate(tokens)}, "merges": [["a", "b"], ["c", "d"]]}
+    return {
+        "version": "1.0",
+        "added_tokens": added,
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": level,
+        "post_processor": level,
+        "decoder": level,
+        "model": model,
+    }
+
+
+def sentencepiece_bytes() -> bytes:
+    from partita import sentencepiece_proto as proto
+
+    keys = {name: value for name, _, value in sentence_keys()}
+    pieces, types = keys["tokenizer.ggml.tokens"][1], keys["tokenizer.ggml.token_type"][1]
+    specs = proto.bpe_specs(types)
+    return proto.write(proto.Model(pieces, keys["tokenizer.ggml.scores"][1], types, *specs), space_prefix=False)
+
+
+def layer(i: int, dtype: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+    prefix, names = f"model.layers.{i}", ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj", "mlp.down_proj")
+    return {f"{prefix}.{name}.weight": (dtype, (16, 64)) for name in names} | {
+        f"{prefix}.input_layernorm.weight": ("F32", (64,))
+    }
+
+
+def packed(name: str, rows: int, columns: int, bits: int, group: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    scales = ("F16", (rows, columns // group))
+    return {f"{name}.weight": ("U32", (rows, columns * bits // 32)), f"{name}.scales": scales, f"{name}.biases": scales}
+
+
+def _single(folder: Path) -> None:
+    more = {"lm_head.weight": ("BF16", (32, 64)), "flag": ("BOOL", (3,)), "odd": ("I64", (2, 3)), "none": ("F32", (0,))}
+    (folder / "model.safetensors").write_bytes(stored(layer(0, "BF16") | layer(1, "F16") | more))
+    _json(folder, "config.json", CONFIG)
+    _json(folder, "tokenizer.json", tokenizer_json())
+    settings = {"eos_token": "<|im_end|>", "bos_token": {"content": "<|endoftext|>"}, "add_bos_token": False}
+    settings["added_tokens_decoder"] = {"13": {"content": "<|endoftext|>", "special": True}}
+    _json(folder, "tokenizer_config.json", settings)
+    _json(folder, "generation_config.json", {"eos_token_id": [13, 15], "do_sample": True})
+
+
+def _sharded(folder: Path) -> None:
+    table = {}
+    for i in range(2):
+        file, tensors = f"model-0000{i + 1}-of-00002.safetensors", layer(i, "F32")
+        (folder / file).write_bytes(stored(tensors, i))
+        table |= dict.fromkeys(tensors, file)
+    _json(folder, "model.safetensors.index.json", {"metadata": {"total_size": 1}, "weight_map": table})
+    _json(folder, "config.json", GEMMA)
+    (folder / "tokenizer.model").write_bytes(sentencepiece_bytes())
+    _json(folder, "special_tokens_map.json", {"bos_token": "<bos>", "additional_special_tokens": ["<start_of_turn>"]})
+    _json(folder, "added_tokens.json", {"<extra>": VOCABULARY})
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+
+
+def _quantized(folder: Path) -> None:
+    tensors = packed("model.a", 4, 128, 4, 64) | packed("model.b", 4, 64, 6, 32) | packed("model.c", 2, 64, 3, 64)
+    (folder / "model.safetensors").write_bytes(stored(tensors | {"model.norm.weight": ("BF16", (64,))}))
+    block = {"group_size": 64, "bits": 4, "mode": "affine", "model.b": {"bits": 6, "group_size": 32}}
+    block["model.c"] = {"bits": 3, "group_size": 64}
+    _json(folder, "config.json", CONFIG | {"quantization": block, "quantization_config": block})
+    _json(folder, "tokenizer.json", tokenizer_json())
+
+
+FOLDERS: dict[str, Callable[[Path], None]] = {"single": _single, "sharded": _sharded, "quantized": _quantized}
+
+
+def _json(folder: Path, name: str, value: Any) -> None:
+    (folder / name).write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+
+
+def write_all(root: Path) -> list[Path]:
+    """Every form under `root`: .gguf files and folders."""
+    made = []
+    for name, form in gguf_forms().items():
+        path = root / f"{name}.gguf"
+        path.write_bytes(gguf_bytes(*form))
+        made.append(path)
+    for name, make in FOLDERS.items():
+        (root / name).mkdir()
+        make(root / name)
+        made.append(root / name)
+    return made
