@@ -65,7 +65,7 @@ def _with_period(config: dict[str, Any]) -> dict[str, Any]:
     types = config.get("layer_types")
     if config.get("model_type") != "gemma3_text" or "sliding_window_pattern" in config or not types:
         return config
-    period = (types + ["full_attention"]).index("full_attention") + 1
+    period = [*types, "full_attention"].index("full_attention") + 1
     if types != ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(len(types))]:
         return config
     return config | {"sliding_window_pattern": period}
