@@ -123,7 +123,7 @@ class Cache:
 
     def __init__(self, ops: Backend, spec: CacheSpec, batch: int = 1):
         self.ops, self.spec, self.batch = ops, spec, batch
-        self._ropes = {layer.rope: RopeTable(ops, layer.rope) for layer in spec.layers}
+        self._ropes = {rope: RopeTable(ops, rope) for rope in dict.fromkeys(x.rope for x in spec.layers) if rope}
         self.dense = {32: "float32", 16: "float16" if ops.decode_dtype == "float32" else ops.decode_dtype}
         """dtype of what is stored in 32 and in 16 bits."""
         self.reset()
@@ -266,7 +266,7 @@ class Cache:
         if kind.anchored:
             clamped = ops.where(queries < span.anchor, queries, span.anchor)
             used = {layer.rope for layer in self.spec.layers if layer.span == span}
-            anchored = {rope: self._ropes[rope].angles(clamped) for rope in used}
+            anchored = {rope: self._ropes[rope].angles(clamped) for rope in used if rope}
         return _View(ring_index, sink_index, ops.where(seen, 0.0, MASKED), sink_mask, anchored)
 
     def attend(self, layer: int, q: Array, k: Array, v: Array, sink_logits: Array | None = None) -> Array:
@@ -276,9 +276,11 @@ class Cache:
         layer's learned ones, float32 (Hq,).
         """
         ops, spec, buffers = self.ops, self.spec.layers[layer], self._layers[layer]
-        view, angles = self._views[spec.span], self._angles[spec.rope]
-        anchored = ops.rope(q, *view.anchored[spec.rope]) if view.anchored else None
-        q, k = ops.rope(q, *angles), ops.rope(k, *angles)
+        view, anchored = self._views[spec.span], None
+        if spec.rope is not None:  # else scores do not depend on distance, and there is nothing to anchor
+            angles = self._angles[spec.rope]
+            anchored = ops.rope(q, *view.anchored[spec.rope]) if view.anchored else None
+            q, k = ops.rope(q, *angles), ops.rope(k, *angles)
         if self.spec.kv.hadamard:  # orthonormal on both sides of every product: scores and sums stay what they were
             q, k, v = ops.hadamard(q), ops.hadamard(k), ops.hadamard(v)
             anchored = None if anchored is None else ops.hadamard(anchored)

@@ -36,7 +36,7 @@ class LayerSpec:
     kv_heads: int
     head_dim: int
     span: Span
-    rope: RopeConfig
+    rope: RopeConfig | None
     scale: float
     softcap: float | None
 
@@ -77,6 +77,7 @@ def plan(
     slack: int = 0,
 ) -> CacheSpec:
     """The cache of a model. context None: its trained maximum. A sliding layer keeps its own window, without sinks.
+    Longrope's factors are the long ones where the context is beyond the original one, from the first token on.
 
     Raises ContextError for a context or sinks that cannot be, DataError for a head_dim that the format does not divide.
     """
@@ -103,7 +104,7 @@ def plan(
             config.num_kv_heads,
             config.head_dim,
             full if layer.window is None else Span(layer.window, 0),
-            layer.rope,
+            layer.rope.for_context(context) if layer.rope else None,
             config.attention_scale,
             config.attention_softcap,
         )

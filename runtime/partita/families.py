@@ -1,22 +1,35 @@
 """Families of models as data: a Hugging Face config to `ModelConfig`, and where each weight lives in a checkpoint.
 
 A family is one small function and one table of names over the one decoder in `model.py`; no family has code of its own
-there. A value of a field read here that is not implemented is an error naming it, and so is a field that is known to
-change a family's mathematics and is not read.
+there. How a field is read and when it is refused is `config_fields.py`'s; families with experts are in
+`families_moe.py`. Invariant: a field that changes a family's mathematics is read, or refused by name.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .config import LayerConfig, ModelConfig, RopeConfig
+from .config import LayerConfig, ModelConfig
+from .config_fields import (
+    FULL,
+    SLIDING,
+    Config,
+    decoder,
+    flag,
+    integer,
+    layer_count,
+    layer_types,
+    layers_by_type,
+    number,
+    optional_number,
+    refuse,
+    rope,
+    window,
+)
 from .errors import CheckpointError, UnsupportedModel
-
-Config = Mapping[str, Any]
-MAX_LAYERS = 4096
 
 
 @dataclass(frozen=True)
@@ -27,12 +40,17 @@ class Names:
     embedding: str = "embed_tokens"
     norm: str = "norm"
     head: str = "lm_head"
-    attention_norm: str = "layers.{i}.input_layernorm"
+    attention_norm: str | None = "layers.{i}.input_layernorm"
     attention_post_norm: str | None = None
-    mlp_norm: str = "layers.{i}.post_attention_layernorm"
+    """After attention, before the residual sum."""
+    mlp_norm: str | None = "layers.{i}.post_attention_layernorm"
     mlp_post_norm: str | None = None
     attention: str = "layers.{i}.self_attn"
     mlp: str = "layers.{i}.mlp"
+    qkv: str | None = None
+    """Of one matrix that holds queries, keys and values, in this order, within `attention`."""
+    gate_up: str | None = None
+    """Of one matrix that holds gate and up, within `mlp`."""
 
 
 @dataclass(frozen=True)
@@ -60,71 +78,120 @@ def parse(config: Config) -> ModelConfig:
         raise CheckpointError(
             f"config.json: {parsed.num_heads} attention heads do not divide over {parsed.num_kv_heads} key-value heads"
         )
+    if parsed.head_dim < 1:
+        raise CheckpointError(
+            f"config.json: hidden_size {parsed.hidden_size} is less than num_attention_heads {parsed.num_heads}"
+        )
     return parsed
 
 
 def _llama(config: Config) -> ModelConfig:
     """LlamaForCausalLM: Llama 2 and 3.x, SmolLM2, TinyLlama."""
-    _refuse(config, ("attention_multiplier", "residual_multiplier", "embedding_multiplier", "logits_scaling"))
-    _refuse(config, ("attn_logit_softcapping", "final_logit_softcapping", "sliding_window", "num_local_experts"))
-    hidden, heads = _int(config, "hidden_size"), _int(config, "num_attention_heads")
-    head_dim = _optional_int(config, "head_dim") or hidden // heads
-    rope = _rope(config, head_dim)
-    return ModelConfig(
-        model_type="llama",
-        vocab_size=_int(config, "vocab_size"),
-        hidden_size=hidden,
-        intermediate_size=_int(config, "intermediate_size"),
-        num_heads=heads,
-        num_kv_heads=_optional_int(config, "num_key_value_heads") or heads,
-        head_dim=head_dim,
-        layers=(LayerConfig(window=None, rope=rope),) * _layers(config),
-        max_positions=_int(config, "max_position_embeddings"),
-        norm_eps=_float(config, "rms_norm_eps"),
-        attention_scale=head_dim**-0.5,
-        activation=_activation(config, "hidden_act"),
-        tie_embeddings=bool(config.get("tie_word_embeddings", False)),
-        attention_bias=bool(config.get("attention_bias", False)),
-        mlp_bias=bool(config.get("mlp_bias", False)),
+    if set(layer_types(config, [FULL] * layer_count(config))) != {FULL}:
+        raise UnsupportedModel("config.json: layer_types with sliding layers is not supported for llama")
+    layers = (LayerConfig(None, rope(config)),) * layer_count(config)
+    return decoder(config, "llama", layers, **_biases(config))
+
+
+def _mistral(config: Config) -> ModelConfig:
+    """MistralForCausalLM and MinistralForCausalLM: every layer slides, or those that layer_types names, or none."""
+    types = layer_types(config, [FULL if config.get("sliding_window") is None else SLIDING] * layer_count(config))
+    layers = layers_by_type(config, types, rope(config))
+    return decoder(config, "mistral", layers, reads=("sliding_window",), **_biases(config))
+
+
+def _smollm3(config: Config) -> ModelConfig:
+    """SmolLM3ForCausalLM: one layer in four does not rotate (NoPE)."""
+    count, turned = layer_count(config), rope(config)
+    rotates = config.get("no_rope_layers")
+    if rotates is None:  # the name says the opposite of the value: 1 is a layer with rope
+        interval = integer(config, "no_rope_layer_interval")
+        rotates = [int((i + 1) % interval != 0) for i in range(count)]
+    if not isinstance(rotates, list) or len(rotates) < count or any(value not in (0, 1) for value in rotates):
+        raise CheckpointError(f"config.json: no_rope_layers must say 0 or 1 for each of {count} layers")
+    slides = flag(config, "use_sliding_window")
+    types = [SLIDING if slides and config.get("sliding_window") and not rotates[i] else FULL for i in range(count)]
+    types = layer_types(config, types)
+    if SLIDING in types and not slides:
+        raise CheckpointError("config.json: layer_types names sliding layers and use_sliding_window is not true")
+    layers = tuple(
+        LayerConfig(layer.window, turned if rotates[i] else None)
+        for i, layer in enumerate(layers_by_type(config, types, turned))
     )
+    reads = ("no_rope_layers", "sliding_window", "use_sliding_window")
+    return decoder(config, "smollm3", layers, reads=reads, tied=True, **_biases(config))
+
+
+def qwen_layers(config: Config) -> tuple[LayerConfig, ...]:
+    """Qwen2's and Qwen3's: layers from max_window_layers on slide, where use_sliding_window says so."""
+    count = layer_count(config)
+    types = [FULL] * count
+    if flag(config, "use_sliding_window") and config.get("sliding_window") is not None:
+        first = config.get("max_window_layers")
+        if "layer_types" not in config and (not isinstance(first, int) or isinstance(first, bool) or first < 0):
+            raise CheckpointError(f"config.json: max_window_layers must be an integer of at least 0, not {first!r}")
+        types = [SLIDING if isinstance(first, int) and i >= first else FULL for i in range(count)]
+    types = layer_types(config, types)
+    if SLIDING in types and not flag(config, "use_sliding_window"):
+        raise CheckpointError("config.json: layer_types names sliding layers and use_sliding_window is not true")
+    return layers_by_type(config, types, rope(config))
+
+
+QWEN_READS = ("sliding_window", "use_sliding_window")
+
+
+def _qwen2(config: Config) -> ModelConfig:
+    """Qwen2ForCausalLM: Qwen2 and 2.5. Queries, keys and values have biases, whatever the config says."""
+    return decoder(config, "qwen2", qwen_layers(config), reads=QWEN_READS, attention_bias=True)
+
+
+def _qwen3(config: Config) -> ModelConfig:
+    """Qwen3ForCausalLM."""
+    integer(config, "head_dim")  # not hidden_size / heads in this family
+    return decoder(config, "qwen3", qwen_layers(config), reads=QWEN_READS, qk_norm="head", **_biases(config))
+
+
+def _gemma2(config: Config) -> ModelConfig:
+    """Gemma2ForCausalLM: every other layer slides; scores and logits are soft-capped."""
+    types = layer_types(config, [SLIDING if i % 2 == 0 else FULL for i in range(layer_count(config))])
+    return _gemma(config, "gemma2", layers_by_type(config, types, rope(config)), qk_norm="none")
 
 
 def _gemma3(config: Config) -> ModelConfig:
     """Gemma3ForCausalLM: text decoder of Gemma 3, five sliding layers to each global one."""
+    types = None
+    if config.get("layer_types") is None:
+        key = "sliding_window_pattern" if "sliding_window_pattern" in config else "_sliding_window_pattern"
+        if config.get(key) is None:
+            raise CheckpointError("config.json: neither layer_types nor sliding_window_pattern says which layers slide")
+        pattern = integer(config, key)
+        types = [FULL if (i + 1) % pattern == 0 else SLIDING for i in range(layer_count(config))]
+    local = rope(config, layer_type=SLIDING, theta="rope_local_base_freq", scaled=False)
+    layers = layers_by_type(config, layer_types(config, types), rope(config, layer_type=FULL), local)
+    return _gemma(config, "gemma3_text", layers, qk_norm="head")
+
+
+def _gemma(config: Config, model_type: str, layers: tuple[LayerConfig, ...], **fields: Any) -> ModelConfig:
+    """What the Gemmas share."""
     if config.get("use_bidirectional_attention"):
         raise UnsupportedModel(
             "config.json: use_bidirectional_attention is not supported: partita plays causal decoders"
         )
-    if config.get("attention_bias"):
-        raise UnsupportedModel("config.json: attention_bias is not supported for gemma3_text")
-    hidden, head_dim = _int(config, "hidden_size"), _int(config, "head_dim")
-    count = _layers(config)
-    rope = _rope(config, head_dim, "full_attention")
-    local = _rope(config, head_dim, "sliding_attention")
-    kinds = {
-        "full_attention": LayerConfig(window=None, rope=rope),
-        "sliding_attention": LayerConfig(window=_int(config, "sliding_window"), rope=local),
-    }
-    return ModelConfig(
-        model_type="gemma3_text",
-        vocab_size=_int(config, "vocab_size"),
-        hidden_size=hidden,
-        intermediate_size=_int(config, "intermediate_size"),
-        num_heads=_int(config, "num_attention_heads"),
-        num_kv_heads=_int(config, "num_key_value_heads"),
-        head_dim=head_dim,
-        layers=tuple(kinds[name] for name in _layer_types(config, count, kinds)),
-        max_positions=_int(config, "max_position_embeddings"),
-        norm_eps=_float(config, "rms_norm_eps"),
-        attention_scale=_float(config, "query_pre_attn_scalar") ** -0.5,
-        activation=_activation(config, "hidden_activation"),
-        tie_embeddings=bool(config.get("tie_word_embeddings", True)),  # the family's default, which its files leave out
+    integer(config, "head_dim")  # not hidden_size / heads in this family
+    reads = ("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar")
+    return decoder(
+        config,
+        model_type,
+        layers,
+        reads=(*reads, "sliding_window", "rope_local_base_freq"),
+        activation_key="hidden_activation",
+        tied=True,  # the family's default, which its files leave out
+        attention_scale=number(config, "query_pre_attn_scalar") ** -0.5,
         norm_adds_one=True,
-        embedding_scale=math.sqrt(hidden),
-        qk_norm=True,
-        post_norms=True,
-        attention_softcap=_optional_float(config, "attn_logit_softcapping"),
-        logit_softcap=_optional_float(config, "final_logit_softcapping"),
+        embedding_scale=math.sqrt(integer(config, "hidden_size")),
+        attention_softcap=optional_number(config, "attn_logit_softcapping"),
+        logit_softcap=optional_number(config, "final_logit_softcapping"),
+        **{**_biases(config), **fields},
     )
 
 
@@ -134,6 +201,50 @@ def _gemma3_multimodal(config: Config) -> ModelConfig:
     if not isinstance(text, Mapping):
         raise CheckpointError("config.json: model_type gemma3 has no text_config")
     return _gemma3({**_GEMMA3_TEXT_DEFAULTS, **text})
+
+
+def _phi3(config: Config) -> ModelConfig:
+    """Phi3ForCausalLM: Phi-3, 3.5, 4 and 4-mini. Projections of one input come as one matrix."""
+    refuse(config, ("attention_bias", "mlp_bias"))
+    layers = (LayerConfig(window(config), rope(config)),) * layer_count(config)
+    return decoder(config, "phi3", layers, reads=("sliding_window",))
+
+
+def _olmo2(config: Config) -> ModelConfig:
+    """Olmo2ForCausalLM: norms after attention and MLP only, and over all heads of queries and of keys at once."""
+    layers = (LayerConfig(None, rope(config)),) * layer_count(config)
+    return decoder(config, "olmo2", layers, qk_norm="full", **_biases(config))
+
+
+def _olmo3(config: Config) -> ModelConfig:
+    """Olmo3ForCausalLM: Olmo 2 with three sliding layers to each global one; scaled rope in the global ones only."""
+    types = layer_types(config, [FULL if (i + 1) % 4 == 0 else SLIDING for i in range(layer_count(config))])
+    local = rope(config, layer_type=SLIDING, scaled=False)
+    layers = layers_by_type(config, types, rope(config, layer_type=FULL), local)
+    return decoder(config, "olmo3", layers, reads=("sliding_window",), qk_norm="full", **_biases(config))
+
+
+def _granite(config: Config) -> ModelConfig:
+    """GraniteForCausalLM: Granite 3.x, a Llama with four multipliers."""
+    multipliers = ("attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling")
+    attention, embedding, residual, logits = (number(config, key) for key in multipliers)
+    return decoder(
+        config,
+        "granite",
+        (LayerConfig(None, rope(config)),) * layer_count(config),
+        reads=multipliers,
+        attention_scale=attention,
+        embedding_scale=embedding,
+        residual_scale=residual,
+        logit_scale=1 / logits,
+        **_biases(config),
+    )
+
+
+def _biases(config: Config) -> dict[str, bool]:
+    """The fields of Llama and most others: attention_bias means all four projections."""
+    attention = flag(config, "attention_bias")
+    return {"attention_bias": attention, "attention_out_bias": attention, "mlp_bias": flag(config, "mlp_bias")}
 
 
 # Gemma 3's published multimodal configs leave out what equals transformers' Gemma3TextConfig defaults.
@@ -151,129 +262,30 @@ _GEMMA3_TEXT_DEFAULTS = {
     "sliding_window_pattern": 6,
 }
 
-_GEMMA3_NAMES = Names(
+_GEMMA_NAMES = Names(
     attention_post_norm="layers.{i}.post_attention_layernorm",
     mlp_norm="layers.{i}.pre_feedforward_layernorm",
+    mlp_post_norm="layers.{i}.post_feedforward_layernorm",
+)
+_OLMO_NAMES = Names(
+    attention_norm=None,
+    attention_post_norm="layers.{i}.post_attention_layernorm",
+    mlp_norm=None,
     mlp_post_norm="layers.{i}.post_feedforward_layernorm",
 )
 
 FAMILIES: Mapping[str, Family] = {
     "llama": Family(_llama),
-    "gemma3_text": Family(_gemma3, _GEMMA3_NAMES),
-    "gemma3": Family(_gemma3_multimodal, _GEMMA3_NAMES),
+    "mistral": Family(_mistral),
+    "ministral": Family(_mistral),
+    "smollm3": Family(_smollm3),
+    "qwen2": Family(_qwen2),
+    "qwen3": Family(_qwen3),
+    "gemma2": Family(_gemma2, _GEMMA_NAMES),
+    "gemma3_text": Family(_gemma3, _GEMMA_NAMES),
+    "gemma3": Family(_gemma3_multimodal, _GEMMA_NAMES),
+    "phi3": Family(_phi3, Names(qkv="qkv_proj", gate_up="gate_up_proj")),
+    "olmo2": Family(_olmo2, _OLMO_NAMES),
+    "olmo3": Family(_olmo3, _OLMO_NAMES),
+    "granite": Family(_granite),
 }
-
-
-def _layer_types(config: Config, count: int, kinds: Mapping[str, LayerConfig]) -> list[str]:
-    types = config.get("layer_types")
-    if types is None:
-        key = "sliding_window_pattern" if "sliding_window_pattern" in config else "_sliding_window_pattern"
-        if config.get(key) is None:
-            raise CheckpointError("config.json: neither layer_types nor sliding_window_pattern says which layers slide")
-        pattern = _int(config, key)
-        types = ["full_attention" if (i + 1) % pattern == 0 else "sliding_attention" for i in range(count)]
-    if not isinstance(types, list):
-        raise CheckpointError(f"config.json: layer_types must be a list, not {types!r}")
-    if len(types) != count:
-        raise CheckpointError(f"config.json: layer_types names {len(types)} layers, num_hidden_layers says {count}")
-    for name in types:
-        if not isinstance(name, str) or name not in kinds:
-            raise UnsupportedModel(f"config.json: layer type {name!r} is not supported")
-    return list(types)
-
-
-def _rope(config: Config, head_dim: int, layer_type: str | None = None) -> RopeConfig:
-    """Rope parameters, from `rope_parameters` (transformers 5; per layer type in some) or `rope_theta`/`rope_scaling`.
-
-    A missing base is an error: a wrong one reads well for thousands of tokens and then collapses.
-    """
-    parameters = _table(config, "rope_parameters")
-    if layer_type is not None and layer_type in parameters:
-        parameters = _table(parameters, layer_type)
-    elif layer_type is not None and "rope_theta" not in config:
-        raise CheckpointError(f"config.json: rope_parameters has no {layer_type!r}")
-    if "rope_theta" not in parameters:
-        local = layer_type == "sliding_attention"
-        scaling = {} if local else _table(config, "rope_scaling")  # scaling belongs to the global layers only
-        parameters = {**scaling, "rope_theta": config.get("rope_local_base_freq" if local else "rope_theta")}
-    theta = _float(parameters, "rope_theta")
-    partial = {"partial_rotary_factor": config.get("partial_rotary_factor", 1.0), **parameters}
-    dims = int(head_dim * min(_float(partial, "partial_rotary_factor"), 1.0)) // 2 * 2
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
-    match kind:
-        case "default":
-            return RopeConfig(theta, dims)
-        case "linear":
-            return RopeConfig(theta, dims, "linear", _float(parameters, "factor"))
-        case "llama3":
-            return RopeConfig(
-                theta,
-                dims,
-                "llama3",
-                _float(parameters, "factor"),
-                _float(parameters, "low_freq_factor"),
-                _float(parameters, "high_freq_factor"),
-                _int(parameters, "original_max_position_embeddings"),
-            )
-        case "factors":
-            return RopeConfig(theta, dims, "factors", factors=tuple(parameters["factors"]))
-        case _:
-            raise UnsupportedModel(f"config.json: rope_type {kind!r} is not supported")
-
-
-_ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
-
-
-def _activation(config: Config, key: str) -> str:
-    name = config.get(key)
-    if not isinstance(name, str) or name not in _ACTIVATIONS:
-        raise UnsupportedModel(f"config.json: {key} {name!r} is not supported")
-    return _ACTIVATIONS[name]
-
-
-def _int(config: Config, key: str) -> int:
-    """Every integer of a config is a size or a count."""
-    value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
-        raise CheckpointError(f"config.json: {key} must be an integer of at least 1, not {value!r}")
-    return value
-
-
-def _layers(config: Config) -> int:
-    count = _int(config, "num_hidden_layers")
-    if count > MAX_LAYERS:
-        raise CheckpointError(f"config.json: num_hidden_layers must be at most {MAX_LAYERS}, not {count}")
-    return count
-
-
-def _float(config: Config, key: str) -> float:
-    """Every number of a config is a scale, a base or a small addend: finite and above 0."""
-    value = config.get(key)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise CheckpointError(f"config.json: {key} must be a number above 0, not {value!r}")
-    return float(value)
-
-
-def _table(config: Config, key: str) -> Config:
-    """A table within a config; an empty one where there is none."""
-    value = config.get(key) or {}
-    if not isinstance(value, Mapping):
-        raise CheckpointError(f"config.json: {key} must be a table, not {value!r}")
-    return value
-
-
-def _refuse(config: Config, keys: Iterable[str]) -> None:
-    """Raise UnsupportedModel for a field that would change the mathematics of this family."""
-    for key in keys:
-        if config.get(key):
-            raise UnsupportedModel(
-                f"config.json: {key} {config[key]!r} is not supported for {config.get('model_type')}"
-            )
-
-
-def _optional_int(config: Config, key: str) -> int | None:
-    return None if config.get(key) is None else _int(config, key)
-
-
-def _optional_float(config: Config, key: str) -> float | None:
-    return None if config.get(key) is None else _float(config, key)

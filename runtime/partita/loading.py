@@ -67,23 +67,30 @@ class _Reader:
         attention, mlp = n.attention.format(i=i), n.mlp.format(i=i)
         projections = [(f"{attention}.q_proj", q), (f"{attention}.k_proj", kv), (f"{attention}.v_proj", kv)]
         gate_up = [(f"{mlp}.gate_proj", f), (f"{mlp}.up_proj", f)]
+        q_size, k_size = (q, kv) if c.qk_norm == "full" else (c.head_dim, c.head_dim)
         return Block(
-            self.norm(n.attention_norm.format(i=i), e),
+            self.layer_norm(n.attention_norm, i),
             Attention(
-                self.projections(projections, e, c.attention_bias),
-                self.linear(f"{attention}.o_proj", e, q, c.attention_bias),
-                self.norm(f"{attention}.q_norm", c.head_dim) if c.qk_norm else None,
-                self.norm(f"{attention}.k_norm", c.head_dim) if c.qk_norm else None,
+                self.fused(f"{attention}.{n.qkv}", (q, kv, kv), e, c.attention_bias)
+                if n.qkv
+                else self.projections(projections, e, c.attention_bias),
+                self.linear(f"{attention}.o_proj", e, q, c.attention_out_bias),
+                self.norm(f"{attention}.q_norm", q_size) if c.qk_norm != "none" else None,
+                self.norm(f"{attention}.k_norm", k_size) if c.qk_norm != "none" else None,
                 c.head_dim,
+                c.qk_norm == "full",
             ),
-            self.norm(n.attention_post_norm.format(i=i), e) if n.attention_post_norm else None,
-            self.norm(n.mlp_norm.format(i=i), e),
+            self.layer_norm(n.attention_post_norm, i),
+            self.layer_norm(n.mlp_norm, i),
             MLP(
-                self.projections(gate_up, e, c.mlp_bias),
+                self.fused(f"{mlp}.{n.gate_up}", (f, f), e, c.mlp_bias)
+                if n.gate_up
+                else self.projections(gate_up, e, c.mlp_bias),
                 self.linear(f"{mlp}.down_proj", e, f, c.mlp_bias),
                 c.activation,
             ),
-            self.norm(n.mlp_post_norm.format(i=i), e) if n.mlp_post_norm else None,
+            self.layer_norm(n.mlp_post_norm, i),
+            c.residual_scale,
         )
 
     def matrix(self, name: str, out: int, size: int, prefix: str | None = None):
@@ -98,6 +105,13 @@ class _Reader:
         return RMSNorm(
             self.ops.prepare_vector(weight + 1 if self.config.norm_adds_one else weight), self.config.norm_eps
         )
+
+    def layer_norm(self, name: str | None, i: int) -> RMSNorm | None:
+        return None if name is None else self.norm(name.format(i=i), self.config.hidden_size)
+
+    def fused(self, name: str, sizes: tuple[int, ...], size: int, bias: bool) -> Stack:
+        """A matrix that the checkpoint stores as one."""
+        return Stack((self.linear(name, sum(sizes), size, bias),), (sizes,))
 
     def projections(self, parts: Sequence[tuple[str, int]], size: int, bias: bool) -> Stack:
         """Matrices (out, size) of one input. Neighbours of equal format become one."""

@@ -17,37 +17,59 @@ from .quantization import Array
 
 @dataclass(frozen=True)
 class Attention:
-    """Grouped-query attention over the cache. q_norm, k_norm: over head_dim, before rotation."""
+    """Grouped-query attention over the cache. q_norm, k_norm: before rotation, over each head or over all at once."""
 
     qkv: Stack
     out: Linear
     q_norm: RMSNorm | None
     k_norm: RMSNorm | None
     head_dim: int
+    full_norms: bool = False
 
     def __call__(self, ops: Backend, x: Array, cache: Cache, layer: int) -> Array:
         b, t, _ = x.shape
-        q, k, v = (y.reshape(b, t, -1, self.head_dim) for y in self.qkv(ops, x))  # B T H D
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(ops, q), self.k_norm(ops, k)
+        q, k, v = self.qkv(ops, x)  # B T H*D
+        if self.full_norms:
+            q, k = self._normed(ops, q, k)
+        q, k, v = (y.reshape(b, t, -1, self.head_dim) for y in (q, k, v))  # B T H D
+        if not self.full_norms:
+            q, k = self._normed(ops, q, k)
         out = cache.attend(layer, q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2))
         return self.out(ops, out.swapaxes(1, 2).reshape(b, t, -1))
+
+    def _normed(self, ops: Backend, q: Array, k: Array) -> tuple[Array, Array]:
+        if self.q_norm is None or self.k_norm is None:
+            return q, k
+        return self.q_norm(ops, q), self.k_norm(ops, k)
 
 
 @dataclass(frozen=True)
 class Block:
-    attention_norm: RMSNorm
+    """Norms before attention and MLP, after them, or both: None where the family has none.
+
+    residual_scale: multiplies what is added to the stream; a number, so that it takes the stream's dtype.
+    """
+
+    attention_norm: RMSNorm | None
     attention: Attention
     attention_post_norm: RMSNorm | None
-    mlp_norm: RMSNorm
+    mlp_norm: RMSNorm | None
     mlp: MLP
     mlp_post_norm: RMSNorm | None
+    residual_scale: float | None = None
 
     def __call__(self, ops: Backend, x: Array, cache: Cache, layer: int) -> Array:
-        y = self.attention(ops, self.attention_norm(ops, x), cache, layer)
-        x = x + (y if self.attention_post_norm is None else self.attention_post_norm(ops, y))
-        y = self.mlp(ops, self.mlp_norm(ops, x))
-        return x + (y if self.mlp_post_norm is None else self.mlp_post_norm(ops, y))
+        y = self.attention(ops, _normed(ops, self.attention_norm, x), cache, layer)
+        x = self._added(x, _normed(ops, self.attention_post_norm, y))
+        y = self.mlp(ops, _normed(ops, self.mlp_norm, x))
+        return self._added(x, _normed(ops, self.mlp_post_norm, y))
+
+    def _added(self, x: Array, y: Array) -> Array:
+        return x + (y if self.residual_scale is None else y * self.residual_scale)
+
+
+def _normed(ops: Backend, norm: RMSNorm | None, x: Array) -> Array:
+    return x if norm is None else norm(ops, x)
 
 
 @dataclass(frozen=True)
@@ -69,7 +91,8 @@ class Decoder:
         """
         x = self._hidden(ops, tokens, cache, step)
         y = ops.cast(self.head(ops, self.norm(ops, x if every else x[:, -1])), "float32")
-        cap = self.config.logit_softcap
+        scale, cap = self.config.logit_scale, self.config.logit_softcap
+        y = y if scale is None else y * scale
         return y if cap is None else cap * ops.tanh(y / cap)
 
     def feed(self, ops: Backend, tokens: Array, cache: Cache) -> None:

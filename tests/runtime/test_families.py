@@ -82,7 +82,7 @@ def test_rope_is_read_from_either_place() -> None:
         ({"model_type": None}, UnsupportedModel, "None"),
         ({"rope_theta": None}, CheckpointError, "rope_theta"),
         ({"rope_theta": -1}, CheckpointError, "rope_theta"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, UnsupportedModel, "yarn"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "attn_factor": 2.0}}, UnsupportedModel, "attn_factor"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, UnsupportedModel, "dynamic"),
         ({"hidden_act": "relu2"}, UnsupportedModel, "relu2"),
         ({"num_key_value_heads": 3}, CheckpointError, "3 key-value heads"),
