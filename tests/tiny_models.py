@@ -145,7 +145,40 @@ DENSE: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
 }
-EXPERTS: dict[str, dict[str, Any]] = {}
+EXPERTS: dict[str, dict[str, Any]] = {
+    "qwen3_moe": {
+        "model_type": "qwen3_moe",
+        **_SAID,
+        "rope_parameters": _DEFAULT_ROPE,
+        "moe_intermediate_size": 32,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [2],
+    },
+    "qwen3_moe-period": {
+        "model_type": "qwen3_moe",
+        **_SAID,
+        "rope_parameters": _DEFAULT_ROPE,
+        "moe_intermediate_size": 32,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": False,
+        "decoder_sparse_step": 2,
+        "use_sliding_window": True,
+        "sliding_window": WINDOW,
+    },
+    "gpt_oss": {
+        "model_type": "gpt_oss",
+        **_SAID,
+        **_SLIDING_AND_FULL,
+        "intermediate_size": 64,
+        "rope_parameters": {**_YARN, "truncate": False},
+        "num_local_experts": 6,
+        "num_experts_per_tok": 2,
+    },
+}
 FAMILIES = {**DENSE, **EXPERTS}
 NAMES = tuple(FAMILIES)
 

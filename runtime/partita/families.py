@@ -30,6 +30,7 @@ from .config_fields import (
     window,
 )
 from .errors import CheckpointError, UnsupportedModel
+from .families_moe import gpt_oss, qwen3_moe
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Names:
     """Of one matrix that holds queries, keys and values, in this order, within `attention`."""
     gate_up: str | None = None
     """Of one matrix that holds gate and up, within `mlp`."""
+    router: str = "gate"
+    """Of the matrix that scores experts, within `mlp`."""
 
 
 @dataclass(frozen=True)
@@ -288,4 +291,6 @@ FAMILIES: Mapping[str, Family] = {
     "olmo2": Family(_olmo2, _OLMO_NAMES),
     "olmo3": Family(_olmo3, _OLMO_NAMES),
     "granite": Family(_granite),
+    "qwen3_moe": Family(qwen3_moe),
+    "gpt_oss": Family(gpt_oss, Names(router="router")),
 }

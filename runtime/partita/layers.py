@@ -44,6 +44,17 @@ class Stack:
 
 
 @dataclass(frozen=True)
+class ExpertLinear:
+    """One projection of every expert. weight: prepared (experts, out, in). bias: (experts, out) or None."""
+
+    weight: Any
+    bias: Array | None = None
+
+    def __call__(self, ops: Backend, x: Array, index: Array) -> Array:
+        return ops.moe_linear(x, self.weight, index, self.bias)
+
+
+@dataclass(frozen=True)
 class RMSNorm:
     weight: Array
     eps: float
@@ -63,3 +74,36 @@ class MLP:
     def __call__(self, ops: Backend, x: Array) -> Array:
         gate, up = self.gate_up(ops, x)
         return self.down(ops, ops.glu(gate, up, self.activation))
+
+
+@dataclass(frozen=True)
+class MoE:
+    """A weighted sum of the MLPs of the `active` experts that score highest with a token (arXiv 1701.06538).
+
+    The weights are the chosen part of a softmax over all scores, divided by its sum with `normalize`; with
+    softmax_after_topk, a softmax over the chosen scores. Both in float32.
+    """
+
+    router: Linear
+    gate: ExpertLinear
+    up: ExpertLinear
+    down: ExpertLinear
+    activation: str
+    active: int
+    normalize: bool
+    softmax_after_topk: bool
+
+    def __call__(self, ops: Backend, x: Array) -> Array:
+        weights, index = self._route(ops, x)  # B T K
+        x = x[:, :, None]  # B T 1 E: every chosen expert reads the same
+        hidden = ops.glu(self.gate(ops, x, index), self.up(ops, x, index), self.activation)
+        y = ops.cast(self.down(ops, hidden, index), "float32") * weights[..., None]
+        return ops.cast(ops.sum(y, 2), ops.dtype)
+
+    def _route(self, ops: Backend, x: Array) -> tuple[Array, Array]:
+        scores = ops.cast(self.router(ops, x), "float32")
+        if self.softmax_after_topk:
+            chosen, index = ops.topk(scores, self.active)
+            return ops.softmax(chosen, -1), index
+        weights, index = ops.topk(ops.softmax(scores, -1), self.active)
+        return (weights / ops.sum(weights, -1)[..., None] if self.normalize else weights), index

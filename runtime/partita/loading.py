@@ -11,12 +11,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from . import experts
 from .backend import Backend
 from .checkpoint import Checkpoint
 from .config import ModelConfig
 from .errors import CheckpointError
 from .families import Names, family, parse
-from .layers import MLP, Linear, RMSNorm, Stack
+from .layers import MLP, ExpertLinear, Linear, MoE, RMSNorm, Stack
 from .model import Attention, Block, Decoder
 from .quantization import Packed
 
@@ -60,13 +61,13 @@ class _Reader:
         self.ops, self.checkpoint, self.config, self.stack = ops, checkpoint, config, stack
         self.names = family(checkpoint.config).names
         self.prefix = _prefix(checkpoint, self.names)
+        self.experts = experts.find(checkpoint) if config.experts else {}
 
     def block(self, i: int) -> Block:
         c, n = self.config, self.names
-        q, kv, e, f = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim, c.hidden_size, c.intermediate_size
+        q, kv, e = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim, c.hidden_size
         attention, mlp = n.attention.format(i=i), n.mlp.format(i=i)
         projections = [(f"{attention}.q_proj", q), (f"{attention}.k_proj", kv), (f"{attention}.v_proj", kv)]
-        gate_up = [(f"{mlp}.gate_proj", f), (f"{mlp}.up_proj", f)]
         q_size, k_size = (q, kv) if c.qk_norm == "full" else (c.head_dim, c.head_dim)
         return Block(
             self.layer_norm(n.attention_norm, i),
@@ -79,19 +80,54 @@ class _Reader:
                 self.norm(f"{attention}.k_norm", k_size) if c.qk_norm != "none" else None,
                 c.head_dim,
                 c.qk_norm == "full",
+                self.ops.array(self.vector(f"{attention}.sinks", c.num_heads), "float32") if c.sink_logits else None,
             ),
             self.layer_norm(n.attention_post_norm, i),
             self.layer_norm(n.mlp_norm, i),
-            MLP(
-                self.fused(f"{mlp}.{n.gate_up}", (f, f), e, c.mlp_bias)
-                if n.gate_up
-                else self.projections(gate_up, e, c.mlp_bias),
-                self.linear(f"{mlp}.down_proj", e, f, c.mlp_bias),
-                c.activation,
-            ),
+            self.moe(mlp) if c.layers[i].experts else self.mlp(mlp),
             self.layer_norm(n.mlp_post_norm, i),
             c.residual_scale,
         )
+
+    def mlp(self, name: str) -> MLP:
+        c, e, f = self.config, self.config.hidden_size, self.config.intermediate_size
+        if self.names.gate_up:
+            gate_up = self.fused(f"{name}.{self.names.gate_up}", (f, f), e, c.mlp_bias)
+        else:
+            gate_up = self.projections([(f"{name}.gate_proj", f), (f"{name}.up_proj", f)], e, c.mlp_bias)
+        return MLP(gate_up, self.linear(f"{name}.down_proj", e, f, c.mlp_bias), c.activation)
+
+    def moe(self, name: str) -> MoE:
+        c, e = self.config.experts, self.config.hidden_size
+        stored = self.experts.get(self.prefix + name)
+        if c is None or stored is None:
+            raise CheckpointError(f"{self.checkpoint.path.name}: {self.prefix}{name} has no experts")
+        f = c.intermediate_size
+        return MoE(
+            self.linear(f"{name}.{self.names.router}", c.count, e, c.bias),
+            self.expert_linear(stored, "gate_proj", (c.count, f, e), c.bias),
+            self.expert_linear(stored, "up_proj", (c.count, f, e), c.bias),
+            self.expert_linear(stored, "down_proj", (c.count, e, f), c.bias),
+            self.config.activation,
+            c.active,
+            c.normalize,
+            c.softmax_after_topk,
+        )
+
+    def expert_linear(
+        self, stored: experts.StoredExperts, projection: str, shape: tuple[int, ...], bias: bool
+    ) -> ExpertLinear:
+        found = stored.shape(projection)
+        if found == shape:
+            weight = self.ops.prepare(stored.weight(projection))
+            if not bias:
+                return ExpertLinear(weight)
+            vectors = stored.bias(projection)
+            if vectors.shape == shape[:2]:
+                return ExpertLinear(weight, self.ops.prepare_vector(vectors))
+            found, shape = vectors.shape, shape[:2]
+        where = f"{self.checkpoint.path.name}: {projection} of the experts of {stored.module}"
+        raise CheckpointError(f"{where} has shape {found}, the config says {shape}")
 
     def matrix(self, name: str, out: int, size: int, prefix: str | None = None):
         return self.ops.prepare(self.read(name, (out, size), prefix))

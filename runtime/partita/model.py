@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from .backend import Backend
 from .cache import Cache, Step
 from .config import ModelConfig
-from .layers import MLP, Linear, RMSNorm, Stack
+from .layers import MLP, Linear, MoE, RMSNorm, Stack
 from .quantization import Array
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Grouped-query attention over the cache. q_norm, k_norm: before rotation, over each head or over all at once."""
+    """Grouped-query attention over the cache. q_norm, k_norm: before rotation, over each head or over all at once.
+
+    sink_logits: float32 (heads,), learned scores without values, or None.
+    """
 
     qkv: Stack
     out: Linear
@@ -25,6 +28,7 @@ class Attention:
     k_norm: RMSNorm | None
     head_dim: int
     full_norms: bool = False
+    sink_logits: Array | None = None
 
     def __call__(self, ops: Backend, x: Array, cache: Cache, layer: int) -> Array:
         b, t, _ = x.shape
@@ -34,7 +38,7 @@ class Attention:
         q, k, v = (y.reshape(b, t, -1, self.head_dim) for y in (q, k, v))  # B T H D
         if not self.full_norms:
             q, k = self._normed(ops, q, k)
-        out = cache.attend(layer, q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2))
+        out = cache.attend(layer, q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2), self.sink_logits)
         return self.out(ops, out.swapaxes(1, 2).reshape(b, t, -1))
 
     def _normed(self, ops: Backend, q: Array, k: Array) -> tuple[Array, Array]:
@@ -54,7 +58,7 @@ class Block:
     attention: Attention
     attention_post_norm: RMSNorm | None
     mlp_norm: RMSNorm | None
-    mlp: MLP
+    mlp: MLP | MoE
     mlp_post_norm: RMSNorm | None
     residual_scale: float | None = None
 
