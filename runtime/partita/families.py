@@ -244,7 +244,7 @@ def _granite(config: Config) -> ModelConfig:
     )
 
 
-def _biases(config: Config) -> dict[str, bool]:
+def _biases(config: Config) -> dict[str, Any]:
     """The fields of Llama and most others: attention_bias means all four projections."""
     attention = flag(config, "attention_bias")
     return {"attention_bias": attention, "attention_out_bias": attention, "mlp_bias": flag(config, "mlp_bias")}
