@@ -27,6 +27,64 @@ CONVERSATION = [
     {"role": "user", "content": "世界"},
 ]
 
+# what the templates of Qwen, SmolLM3, gpt-oss, Granite, Llama, Gemma and Phi are made of, in one of our own
+DIALECT = r"""
+{%- macro kind(p) -%}
+  {%- if p.type == "array" -%}{{ p['items']['type'] + "[]" }}
+  {%- elif p.type is iterable and p.type is not string -%}
+    {%- for one in p.type -%}{{ one }}{{ " | " if not loop.last }}{%- endfor -%}
+  {%- else -%}{{ p.type }}{%- endif -%}
+{%- endmacro -%}
+{%- set ns = namespace(open=true, last=messages|length - 1) -%}
+{%- for message in messages[::-1] -%}
+  {%- set index = (messages|length - 1) - loop.index0 -%}
+  {%- if ns.open and message.role == "user" and message.content is string
+     and not (message.content.startswith('<tool>') and message.content.endswith('</tool>')) -%}
+    {%- set ns.open = false -%}{%- set ns.last = index -%}
+  {%- endif -%}
+{%- endfor -%}
+{{ bos_token }}{{ ns.last }} {{ strftime_now("%Y") | length }}
+{%- if tools is not none %}
+{% for tool in tools -%}
+  {%- set f = tool.function -%}
+  {{ f.name }}({%- for name, p in f.parameters.properties.items() -%}
+  {{ name + "?: " if name not in f.parameters.required else name + ": " }}{{ kind(p) }}, {% endfor -%})
+{{ tool | tojson(indent=4) }}
+{% endfor -%}
+{%- endif %}
+{%- for message in messages -%}
+  {%- if loop.previtem is defined and loop.previtem.role == message.role -%}
+    {{ raise_exception("roles must alternate") }}
+  {%- endif -%}
+  {%- set content, thought = message.content, '' -%}
+  {%- if '</think>' in content -%}
+    {%- set thought = content.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') -%}
+    {%- set content = content.split('</think>')[-1].lstrip('\n') -%}
+  {%- endif -%}
+  [{{ message['role'] | upper }}] {% generation %}{{ content | trim }}{% endgeneration -%}
+  {{ ' ' + thought | default('-', true) }}
+  {%- if message.tool_calls is defined and message.tool_calls -%}
+    {{ message.tool_calls | map(attribute='name') | join(',') }}
+  {%- endif %}
+{% endfor -%}
+{{ messages | selectattr('role', 'equalto', 'user') | list | length }} {{ reasoning_effort | default('medium') }}
+{%- if add_generation_prompt %}<reply>{% if enable_thinking is defined and enable_thinking is false %}<no>{% endif %}
+{%- endif %}"""
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "look_up",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "words": {"type": "array", "items": {"type": "string"}},
+                "most": {"type": ["integer", "null"]},
+            },
+            "required": ["words"],
+        },
+    },
+}
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -200,3 +258,20 @@ def test_a_literal_split_between_two_messages_is_still_text(tokenizer):
     template = ChatTemplate("{% for m in messages %}{{ m.content|trim }}\n{% endfor %}")
     ids = encode_chat(tokenizer, template, [{"role": "user", "content": "<|im_<|im_end|>end|>"}])
     assert not set(ids[1:]) & set(tokenizer.controls.values())
+
+
+@pytest.mark.parametrize("tools", [None, [TOOL]])
+@pytest.mark.parametrize("prompt", [True, False])
+def test_what_published_templates_use_renders_as_in_transformers(tools, prompt):
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    messages = [
+        *CONVERSATION[:2],
+        {"role": "assistant", "content": "<think>\ntwo and two\n</think>\n\n4", "tool_calls": [{"name": "look_up"}]},
+        CONVERSATION[3],
+    ]
+    given = {"tools": tools, "add_generation_prompt": prompt, "enable_thinking": False}
+    ours = ChatTemplate(DIALECT, bos_token="<s>").render(messages, **given)
+    theirs, _ = render_jinja_template([messages], chat_template=DIALECT, bos_token="<s>", **given)
+    assert ours == theirs[0]
+    assert "[ASSISTANT] 4 two and twolook_up" in ours
