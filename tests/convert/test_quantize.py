@@ -1,0 +1,173 @@
+"""Searched scales: never worse than MLX's rule, exact where that is possible, the same bytes every time."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from partita.checkpoint import BITS
+from partita.errors import DataError
+from partita.quantization import Packed, dequantize, quantize_minmax, quantize_weight, unpack
+from partita_convert.quantize import quantize
+
+FORMATS = [(bits, group) for bits in BITS for group in (32, 64, 128)]
+
+
+def squares(x: np.ndarray, packed: Packed) -> np.ndarray:
+    """Squared error of every group, float64."""
+    groups = x.astype(np.float64).reshape(-1, packed.group_size)
+    *_, scales, biases = packed.weight, packed.scales.reshape(-1, 1), packed.biases.reshape(-1, 1)
+    integers = unpack(packed.weight, packed.bits).reshape(groups.shape).astype(np.float64)
+    return ((integers * scales.astype(np.float64) + biases.astype(np.float64) - groups) ** 2).sum(-1)
+
+
+def mlx_in(packed: Packed, x: np.ndarray) -> Packed:
+    """MLX's rule with its scales in the dtype that `packed` has them in; the integers as MLX chose them."""
+    with np.errstate(over="ignore"):
+        plain = quantize_weight(x.astype(np.float32), packed.bits, packed.group_size)
+        return Packed(
+            plain.weight,
+            plain.scales.astype(packed.scales.dtype),
+            plain.biases.astype(packed.scales.dtype),
+            plain.bits,
+            plain.group_size,
+        )
+
+
+def random(kind: str, shape: tuple[int, ...]) -> np.ndarray:
+    rng = np.random.default_rng(3)
+    values = {
+        "normal": rng.standard_normal(shape),
+        "heavy": rng.standard_t(3, shape),
+        "even": rng.uniform(-1, 1, shape),
+    }
+    return (values[kind] * 0.02).astype(np.float32)
+
+
+@pytest.mark.parametrize(("bits", "group"), FORMATS)
+@pytest.mark.parametrize("kind", ["normal", "heavy", "even"])
+def test_less_error_than_both_plain_rules(kind, bits, group):
+    x = random(kind, (24, 384))
+    packed = quantize(x, bits, group)
+    ours, mlx, minmax = (
+        squares(x, p) for p in (packed, quantize_weight(x, bits, group), quantize_minmax(x, bits, group))
+    )
+    assert packed.scales.dtype == packed.biases.dtype == np.float16
+    assert (packed.bits, packed.group_size, packed.shape) == (bits, group, x.shape)
+    assert ours.sum() < 0.93 * min(mlx.sum(), minmax.sum())
+    assert (ours <= minmax * (1 + 1e-5)).all()
+    assert (ours <= squares(x, mlx_in(packed, x)) * (1 + 1e-5)).all()
+    if bits <= 4:
+        assert (ours <= mlx * (1 + 1e-5)).all()  # though its scales have twice the bits
+
+
+floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
+rows = st.one_of(
+    arrays.arrays(np.float32, (2, 64), elements=st.floats(-2, 2, width=32)),
+    arrays.arrays(np.float32, (2, 64), elements=st.floats(-(2.0**-10), 2.0**-10, width=32)),
+    arrays.arrays(np.float32, (2, 64), elements=st.sampled_from([0.0, 1.0, -3.5, 1e-6, 1e-30, 1e5])),
+    arrays.arrays(np.float32, (2, 64), elements=floats.filter(lambda value: abs(value) < 1e30)),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows, st.sampled_from(BITS), st.sampled_from([32, 64]))
+def test_never_worse_whatever_the_numbers(x, bits, group):
+    packed = quantize(x, bits, group)
+    ours, same, exact = (squares(x, p) for p in (packed, mlx_in(packed, x), quantize_weight(x, bits, group)))
+    tiny = np.square(1e-6 * np.abs(x.astype(np.float64)).reshape(-1, group).max(-1)) * group  # float32's own noise
+    assert (ours <= same + tiny).all() or not np.isfinite(same).all()
+    assert ours.sum() <= exact.sum() * (1 + 1e-4) + tiny.sum()
+
+
+@settings(max_examples=60, deadline=None)
+@given(floats, st.sampled_from(BITS))
+def test_a_constant_group_is_exact(value, bits):
+    x = np.full((1, 64), value, np.float32)
+    np.testing.assert_array_equal(dequantize(quantize(x, bits, 64)), x)
+
+
+def test_one_odd_group_costs_nothing_elsewhere():
+    x = random("normal", (16, 128))
+    x[3, :64] = np.float32(0.1)
+    packed = quantize(x, 4, 64)
+    assert packed.scales.dtype == np.float16
+    np.testing.assert_allclose(dequantize(packed)[3, :64], x[3, :64], rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e-6, 1e8, 1e25])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_sizes_that_float16_has_not_get_float32(size, bits):
+    x = random("normal", (4, 128)) * np.float32(size)
+    packed = quantize(x, bits, 64)
+    assert packed.scales.dtype == np.float32
+    assert (squares(x, packed) <= squares(x, quantize_weight(x, bits, 64)) * (1 + 1e-5)).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_is_refused_by_name(bad):
+    x = random("normal", (300, 256))
+    x[299, 255] = bad
+    with pytest.raises(DataError, match=r"^model\.x\.weight holds NaN or infinity"):
+        quantize(x, 4, 64, name="model.x.weight")
+    with pytest.raises(DataError, match="holds NaN"):
+        quantize(np.full((1, 64), 1e300), 4, 64)
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(DataError, match="a size of 96 does not divide into groups of 64"):
+        quantize(np.zeros((2, 96), np.float32), 4, 64)
+    with pytest.raises(DataError, match="7 bits are not one of 2, 3, 4, 5, 6, 8"):
+        quantize(np.zeros((2, 64), np.float32), 7, 64)
+    with pytest.raises(DataError, match="groups of 16 are not one of"):
+        quantize(np.zeros((2, 64), np.float32), 4, 16)
+    with pytest.raises(DataError, match="importance must be 64 numbers"):
+        quantize(np.zeros((2, 64), np.float32), 4, 64, importance=np.ones(32))
+
+
+@pytest.mark.parametrize("shape", [(64,), (3, 5, 64), (700, 128), (0, 64)])
+def test_any_shape_and_any_source(shape):
+    x = random("normal", shape)
+    packed = quantize(x, 4, 32)
+    assert packed.shape == shape
+    whole = [quantize(x[i : i + 1], 4, 32) for i in range(shape[0])] if len(shape) > 1 else []
+    if whole:  # pieces do not depend on their neighbours
+        np.testing.assert_array_equal(packed.weight, np.concatenate([part.weight for part in whole]))
+    for dtype in (np.float16, ml_dtypes.bfloat16, np.float64):
+        as_stored = x.astype(dtype)
+        again = quantize(as_stored, 4, 32)
+        np.testing.assert_array_equal(again.weight, quantize(as_stored.astype(np.float32), 4, 32).weight)
+    eight = quantize(x, 8, 32)
+    np.testing.assert_array_equal(quantize(eight, 4, 32).weight, quantize(dequantize(eight), 4, 32).weight)
+
+
+def test_the_same_bytes_every_time():
+    x = random("heavy", (300, 256))
+    first, second = quantize(x, 3, 64), quantize(x.copy(), 3, 64)
+    assert [part.tobytes() for part in (first.weight, first.scales, first.biases)] == [
+        part.tobytes() for part in (second.weight, second.scales, second.biases)
+    ]
+
+
+def test_importance_moves_the_error_where_it_matters_less():
+    x = random("normal", (64, 256))
+    importance = np.where(np.arange(256) % 8 == 0, 50.0, 1.0)
+    plain, weighted = quantize(x, 3, 64), quantize(x, 3, 64, importance=importance)
+    error = [np.square(dequantize(p) - x) * importance for p in (plain, weighted)]
+    assert error[1].sum() < 0.9 * error[0].sum()
+    np.testing.assert_array_equal(quantize(x, 3, 64, importance=np.ones(256)).weight, plain.weight)
+
+
+def test_mlx_reads_the_same_numbers():
+    import mlx.core as mx
+
+    x = random("heavy", (8, 256))
+    for bits, group in FORMATS:
+        packed = quantize(x, bits, group)
+        parts = [mx.array(packed.weight), *(mx.array(p.astype(np.float32)) for p in (packed.scales, packed.biases))]
+        value = mx.dequantize(*parts, group_size=group, bits=bits, stream=mx.cpu)
+        np.testing.assert_allclose(np.array(value), dequantize(packed), atol=1e-6)
