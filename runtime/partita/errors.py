@@ -27,12 +27,15 @@ class PartitaError(Exception):
 def printable(text: str) -> str:
     """`text` as one line that is safe on a terminal: escapes for what moves its cursor, and the middle of a text of
     more than MAX_MESSAGE characters left out."""
-    if len(text) > MAX_MESSAGE:
-        half = MAX_MESSAGE // 2 - 2
-        text = f"{text[:half]} … {text[-half:]}"
+    text = _shortened(text)
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return _shortened("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
+
+
+def _shortened(text: str) -> str:
+    half = MAX_MESSAGE // 2 - 2
+    return text if len(text) <= MAX_MESSAGE else f"{text[:half]} … {text[-half:]}"
 
 
 class SourceError(PartitaError):

@@ -69,6 +69,7 @@ def read(data: bytes, where: str) -> Model:
                 model.trainer += _raw(value)
             elif number == 3:
                 model.normalizer += _raw(value)
+        space_rules(model.normalizer)  # asked for later: damaged there is damaged here
     except (IndexError, KeyError, ValueError, struct.error) as error:
         raise CheckpointError(f"{where}: not a sentencepiece model, or a damaged one") from error
     if not model.pieces or not all(NORMAL <= kind <= BYTE for kind in set(model.types)):

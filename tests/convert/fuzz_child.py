@@ -206,7 +206,7 @@ class Cases:
             target.write_bytes(whole)
             return target
         names = sorted(path.name for path in valid.iterdir())
-        victim = rng.choice(names)
+        victim = rng.choice([name for name in names if "token" in name] if rng.random() < 0.3 else names)
         for name in names:
             (case / name).write_bytes(self.contents[valid / name])
         if rng.random() < 0.03:

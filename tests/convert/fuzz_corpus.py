@@ -228,6 +228,23 @@ def tokenizer_json() -> dict[str, Any]:
     }
 
 
+def sentence_json() -> dict[str, Any]:
+    """The kind that Llama 2 and Gemma have: spaces become a letter, unknown characters their bytes."""
+    tokens = {name: value for name, _, value in sentence_keys(with_bytes=True)}["tokenizer.ggml.tokens"][1]
+    replace = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    steps = [replace, {"type": "ByteFallback"}, {"type": "Fuse"}]
+    model = {"type": "BPE", "unk_token": "<unk>", "byte_fallback": True, "fuse_unk": True}
+    model |= {"vocab": {token: i for i, token in enumerate(tokens)}, "merges": ["▁ a", "a b", "c d", "ab cd"]}
+    return tokenizer_json() | {
+        "added_tokens": [],
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}]},
+        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "a+"}, "behavior": "Isolated", "invert": False},
+        "post_processor": None,
+        "decoder": {"type": "Sequence", "decoders": [*steps, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": model,
+    }
+
+
 def sentencepiece_bytes() -> bytes:
     from partita import sentencepiece_proto as proto
 
@@ -280,7 +297,7 @@ def _quantized(folder: Path) -> None:
     block = {"group_size": 64, "bits": 4, "mode": "affine", "model.b": {"bits": 6, "group_size": 32}}
     block["model.c"] = {"bits": 3, "group_size": 64}
     _json(folder, "config.json", CONFIG | {"quantization": block, "quantization_config": block})
-    _json(folder, "tokenizer.json", tokenizer_json())
+    _json(folder, "tokenizer.json", sentence_json())
 
 
 FOLDERS: dict[str, Callable[[Path], None]] = {"single": _single, "sharded": _sharded, "quantized": _quantized}

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from partita.checkpoint import open_checkpoint
-from partita.errors import PartitaError
+from partita.errors import MAX_MESSAGE, PartitaError
 from partita.families import parse
 from partita.quantization import Packed, dequantize
 from partita.tokenizer import Tokenizer
@@ -55,5 +55,5 @@ def told(error: PartitaError) -> str:
     """A message for a person: one line, of a length that fits a screen."""
     text = str(error)
     assert text.isprintable(), repr(text[:2000])
-    assert 0 < len(text) < 1500, repr(text[:2000])
+    assert 0 < len(text) <= MAX_MESSAGE, repr(text[:2000])
     return type(error).__name__
