@@ -14,10 +14,14 @@ from .quantization import Array
 
 @dataclass(frozen=True)
 class Linear:
-    """weight: prepared (out, in), dense or packed. bias: (out,) or None."""
+    """weight: prepared (out, in), dense or packed. bias: (out,) or None.
+
+    name: the module's in the checkpoint, "model.layers.0.self_attn.q_proj"; "" for several stored as one.
+    """
 
     weight: Any
     bias: Array | None = None
+    name: str = ""
 
     def __call__(self, ops: Backend, x: Array) -> Array:
         return ops.linear(x, self.weight, self.bias)
@@ -56,8 +60,11 @@ class ExpertLinear:
 
 @dataclass(frozen=True)
 class RMSNorm:
+    """weight: what is multiplied, the one of a `1 + w` family included. name: the module's in the checkpoint."""
+
     weight: Array
     eps: float
+    name: str = ""
 
     def __call__(self, ops: Backend, x: Array) -> Array:
         return ops.rms_norm(x, self.weight, self.eps)

@@ -48,10 +48,12 @@ def load_decoder(
         blocks.append(reader.block(i))
         if on_layer is not None:
             on_layer(i + 1, config.num_layers)
-    head = Linear(embedding)
+    name = reader.prefix + reader.names.embedding
+    head = Linear(embedding, name=name)
     if not config.tie_embeddings:
-        head = Linear(reader.matrix(reader.names.head, config.vocab_size, config.hidden_size, prefix=""))
-    return Decoder(config, embedding, tuple(blocks), reader.norm(reader.names.norm, config.hidden_size), head)
+        weight = reader.matrix(reader.names.head, config.vocab_size, config.hidden_size, prefix="")
+        head = Linear(weight, name=reader.names.head)
+    return Decoder(config, embedding, tuple(blocks), reader.norm(reader.names.norm, config.hidden_size), head, name)
 
 
 class _Reader:
@@ -134,13 +136,12 @@ class _Reader:
 
     def linear(self, name: str, out: int, size: int, bias: bool) -> Linear:
         vector = self.ops.prepare_vector(self.vector(f"{name}.bias", out)) if bias else None
-        return Linear(self.matrix(name, out, size), vector)
+        return Linear(self.matrix(name, out, size), vector, self.prefix + name)
 
     def norm(self, name: str, size: int) -> RMSNorm:
         weight = self.vector(f"{name}.weight", size).astype(np.float32)
-        return RMSNorm(
-            self.ops.prepare_vector(weight + 1 if self.config.norm_adds_one else weight), self.config.norm_eps
-        )
+        weight = self.ops.prepare_vector(weight + 1 if self.config.norm_adds_one else weight)
+        return RMSNorm(weight, self.config.norm_eps, self.prefix + name)
 
     def layer_norm(self, name: str | None, i: int) -> RMSNorm | None:
         return None if name is None else self.norm(name.format(i=i), self.config.hidden_size)
@@ -159,7 +160,8 @@ class _Reader:
         def close() -> None:
             vectors = [self.vector(f"{name}.bias", out) for name, out in names] if bias else []
             vector = self.ops.prepare_vector(np.concatenate(vectors)) if bias else None
-            stored.append(Linear(self.ops.prepare(_rows(run)), vector))
+            name = self.prefix + names[0][0] if len(names) == 1 else ""
+            stored.append(Linear(self.ops.prepare(_rows(run)), vector, name))
             sizes.append(tuple(out for _, out in names))
             run.clear()
             names.clear()

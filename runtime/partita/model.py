@@ -78,13 +78,17 @@ def _normed(ops: Backend, norm: RMSNorm | None, x: Array) -> Array:
 
 @dataclass(frozen=True)
 class Decoder:
-    """embedding: prepared (V, E). head: prepared (V, E), the embedding itself where they are tied."""
+    """embedding: prepared (V, E). head: prepared (V, E), the embedding itself where they are tied.
+
+    embedding_name: the module's in the checkpoint.
+    """
 
     config: ModelConfig
     embedding: object
     blocks: tuple[Block, ...]
     norm: RMSNorm
     head: Linear
+    embedding_name: str = ""
 
     def __call__(
         self, ops: Backend, tokens: Array, cache: Cache, *, every: bool = False, step: Step | None = None
@@ -94,7 +98,11 @@ class Decoder:
         Returns float32 logits (B, V) after the last token, or (B, T, V) after every one.
         """
         x = self._hidden(ops, tokens, cache, step)
-        y = ops.cast(self.head(ops, self.norm(ops, x if every else x[:, -1])), "float32")
+        return self.logits(ops, self.norm(ops, x if every else x[:, -1]))
+
+    def logits(self, ops: Backend, x: Array) -> Array:
+        """float32 (..., V) of what the last norm gave, (..., E)."""
+        y = ops.cast(self.head(ops, x), "float32")
         scale, cap = self.config.logit_scale, self.config.logit_softcap
         y = y if scale is None else y * scale
         return y if cap is None else cap * ops.tanh(y / cap)
@@ -105,9 +113,14 @@ class Decoder:
 
     def _hidden(self, ops: Backend, tokens: Array, cache: Cache, step: Step | None = None) -> Array:
         cache.see(cache.claim(tokens.shape[1]) if step is None else step)
-        x = ops.embed(self.embedding, tokens)  # B T E
-        if self.config.embedding_scale is not None:
-            x = x * ops.full((1,), self.config.embedding_scale, ops.dtype)  # rounded to the residual dtype, as trained
+        x = self.embedded(ops, tokens)
         for i, block in enumerate(self.blocks):
             x = block(ops, x, cache, i)
         return x
+
+    def embedded(self, ops: Backend, tokens: Array) -> Array:
+        """The stream (B, T, E) that enters the first block."""
+        x = ops.embed(self.embedding, tokens)
+        if self.config.embedding_scale is None:
+            return x
+        return x * ops.full((1,), self.config.embedding_scale, ops.dtype)  # rounded to the residual dtype, as trained
