@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from .config import LayerConfig, ModelConfig, RopeConfig
@@ -128,9 +129,13 @@ def refuse(config: Config, keys: Iterable[str]) -> None:
 
 def head_dim(config: Config) -> int:
     """The config's own, or the hidden size over the heads."""
-    return optional_integer(config, "head_dim") or integer(config, "hidden_size") // integer(
-        config, "num_attention_heads"
-    )
+    said = optional_integer(config, "head_dim")
+    if said is not None:
+        return said
+    hidden, heads = integer(config, "hidden_size"), integer(config, "num_attention_heads")
+    if hidden < heads:
+        raise CheckpointError(f"config.json: hidden_size {hidden} is less than num_attention_heads {heads}")
+    return hidden // heads
 
 
 def decoder(
@@ -149,6 +154,7 @@ def decoder(
     files mean where they leave tie_word_embeddings out. fields: of `ModelConfig`, overriding the common ones.
     """
     refuse(config, sorted(set(_MATHEMATICS) - set(reads)))
+    longest = _trained_maximum(config, layers)
     heads = integer(config, "num_attention_heads")
     common = {
         "model_type": model_type,
@@ -158,14 +164,24 @@ def decoder(
         "num_heads": heads,
         "num_kv_heads": optional_integer(config, "num_key_value_heads") or heads,
         "head_dim": head_dim(config),
-        "layers": layers,
-        "max_positions": integer(config, "max_position_embeddings"),
+        "layers": tuple(
+            replace(layer, window=None) if layer.window is not None and layer.window >= longest else layer
+            for layer in layers
+        ),
+        "max_positions": longest,
         "norm_eps": number(config, "rms_norm_eps"),
         "attention_scale": head_dim(config) ** -0.5,
         "activation": "" if "activation" in fields else activation(config, activation_key),
         "tie_embeddings": flag(config, "tie_word_embeddings", tied),
     }
     return ModelConfig(**{**common, **fields})
+
+
+def _trained_maximum(config: Config, layers: Sequence[LayerConfig]) -> int:
+    """max_position_embeddings; where yarn was switched on by hand, that is often still the length before."""
+    yarn = {layer.rope for layer in layers if layer.rope is not None and layer.rope.scaling == "yarn"}
+    extended = (int(min(rope.factor * rope.original_max_positions, 2**31 - 1)) for rope in yarn)
+    return max(integer(config, "max_position_embeddings"), *extended, 1)
 
 
 def layer_count(config: Config) -> int:
@@ -193,9 +209,8 @@ def layer_types(config: Config, default: Sequence[str] | None = None) -> list[st
 
 
 def window(config: Config) -> int | None:
-    """sliding_window; None for full attention. A window as long as the trained maximum never slides."""
-    size = optional_integer(config, "sliding_window")
-    return None if size is None or size >= integer(config, "max_position_embeddings") else size
+    """sliding_window; None for full attention, which `decoder` makes of a window as long as the trained maximum."""
+    return optional_integer(config, "sliding_window")
 
 
 def layers_by_type(

@@ -81,10 +81,6 @@ def parse(config: Config) -> ModelConfig:
         raise CheckpointError(
             f"config.json: {parsed.num_heads} attention heads do not divide over {parsed.num_kv_heads} key-value heads"
         )
-    if parsed.head_dim < 1:
-        raise CheckpointError(
-            f"config.json: hidden_size {parsed.hidden_size} is less than num_attention_heads {parsed.num_heads}"
-        )
     return parsed
 
 
