@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import gguf, gguf_blocks, gguf_names, safetensors_files
+from . import gguf, gguf_blocks, gguf_names, mxfp4, safetensors_files
 from .errors import CheckpointError, UnsupportedModel
-from .quantization import Packed
+from .quantization import Packed, dequantize
 
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
@@ -147,21 +147,20 @@ def unpermuted_rows(rows: int, heads: int) -> np.ndarray:
 
 def _open_gguf(path: Path) -> Checkpoint:
     file = gguf.open_gguf(path)
+
+    def dense(name: str) -> np.ndarray:
+        tensor = file.tensors[name]
+        value = gguf_blocks.decode(file.raw(name), tensor.type, tensor.shape, name)
+        return dequantize(value) if isinstance(value, Packed) else value
+
     try:
         shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
         row = gguf_names.architecture(file.metadata)
-        config = gguf_names.config_from(file.metadata, shapes)
+        config = gguf_names.with_rope_tensors(gguf_names.config_from(file.metadata, shapes), dense)
         names = gguf_names.tensor_names(file.metadata, tuple(shapes))
         generation = gguf_names.generation_config_from(file.metadata)
     except (CheckpointError, UnsupportedModel) as error:
         raise type(error)(f"{path.name}: {error}") from None
-    scaling = config["rope_scaling"] or {}
-    if "tensor" in scaling:
-        tensor = file.tensors[scaling["tensor"]]
-        factors = gguf_blocks.decode(file.raw(tensor.name), tensor.type, tensor.shape, f"{path.name}: {tensor.name}")
-        if isinstance(factors, Packed) or factors.ndim != 1 or len(factors) > 4096 or not (factors > 0).all():
-            raise CheckpointError(f"{path.name}: {tensor.name} is not a short list of positive divisors")
-        config["rope_scaling"] = {**scaling, "factors": factors.astype(np.float32).tolist()}
     return _GgufCheckpoint(
         path=path,
         config=config,
@@ -184,10 +183,36 @@ class _FolderCheckpoint(Checkpoint):
         found = {}
         for name, tensor in self.store.tensors.items():
             module = name.removesuffix(".weight")
+            if name in self._mxfp4:
+                continue
             if module != name and tensor.dtype == "U32" and f"{module}.scales" in self.store.tensors:
                 found[name] = _quantized_as(block, module)
                 self._check_packed(module, *found[name])
         return found
+
+    @cached_property
+    def _mxfp4(self) -> frozenset[str]:
+        """Weight names that MLX's block gives the mode "mxfp4": 4-bit floats in words, exponents as scales."""
+        block = self.config.get("quantization") or {}
+        found = set()
+        for name, tensor in self.store.tensors.items():
+            module = name.removesuffix(".weight")
+            own = block.get(module)
+            mode = own.get("mode", "affine") if isinstance(own, dict) else block.get("mode", "affine")
+            if mode != "mxfp4" or module == name or f"{module}.scales" not in self.store.tensors:
+                continue
+            scales = self.store.tensors[f"{module}.scales"]
+            *lead, words = tensor.shape or (0,)
+            if (tensor.dtype, scales.dtype) != ("U32", "U8") or (*lead, words * 8) != (
+                *scales.shape[:-1],
+                scales.shape[-1] * mxfp4.GROUP,
+            ):
+                raise CheckpointError(
+                    f"{tensor.file}: {module}: MXFP4 weight {tensor.shape} of {tensor.dtype} does not go with scales "
+                    f"{scales.shape} of {scales.dtype}"
+                )
+            found.add(name)
+        return frozenset(found)
 
     def _check_packed(self, module: str, bits: int, group_size: int) -> None:
         parts = [self.store.tensors.get(f"{module}.{part}") for part in ("weight", "scales", "biases")]
@@ -208,7 +233,8 @@ class _FolderCheckpoint(Checkpoint):
 
     @cached_property
     def _names(self) -> tuple[str, ...]:
-        folded = {f"{name.removesuffix('.weight')}.{part}" for name in self._packed for part in ("scales", "biases")}
+        modules = [name.removesuffix(".weight") for name in (*self._packed, *self._mxfp4)]
+        folded = {f"{module}.{part}" for module in modules for part in ("scales", "biases")}
         return tuple(name for name in self.store.tensors if name not in folded)
 
     def names(self) -> tuple[str, ...]:
@@ -218,11 +244,17 @@ class _FolderCheckpoint(Checkpoint):
         if name not in self._names:
             raise self.missing(name)
         shape = self.store.tensors[name].shape
+        if name in self._mxfp4:
+            return (*shape[:-1], shape[-1] * 8)
         return (*shape[:-1], shape[-1] * 32 // self._packed[name][0]) if name in self._packed else shape
 
     def read(self, name: str) -> np.ndarray | Packed:
         if name not in self._names:
             raise self.missing(name)
+        if name in self._mxfp4:
+            words, scales = self.store.read(name), self.store.read(f"{name.removesuffix('.weight')}.scales")
+            blocks = words.view(np.uint8).reshape(*scales.shape, -1)
+            return mxfp4.repack(blocks, scales, what=f"{self.path.name}: {name}")
         if name not in self._packed:
             return self.store.read(name)
         module = name.removesuffix(".weight")
@@ -233,6 +265,8 @@ class _FolderCheckpoint(Checkpoint):
     def stored_as(self, name: str) -> str:
         if name not in self._names:
             raise self.missing(name)
+        if name in self._mxfp4:
+            return "MXFP4"
         return "{}-bit:{}".format(*self._packed[name]) if name in self._packed else self.store.tensors[name].dtype
 
     def fingerprint(self) -> str:
@@ -250,6 +284,8 @@ def _open_folder(folder: Path) -> Checkpoint:
     extra = safetensors_files.read_json(generation) if generation.is_file() else {}
     store = safetensors_files.open_folder(folder)
     checkpoint = _FolderCheckpoint(path=folder, config=config, generation_config=extra, store=store)
+    if _is_mxfp4(config) and not any(name.endswith("_blocks") for name in store.tensors):
+        raise CheckpointError(f"{folder.name}: config.json says mxfp4, and no tensor holds such blocks")
     checkpoint.names()  # a packed tensor that does not fit its block is told now, not in the middle of loading
     return checkpoint
 
@@ -263,18 +299,27 @@ def _refuse_code(config: Mapping[str, Any]) -> None:
             )
 
 
+def _is_mxfp4(config: Mapping[str, Any]) -> bool:
+    """gpt-oss as published: blocks of 4-bit floats, which `experts.py` reads. The name alone is enough: the other
+    fields say which modules are left dense, and the tensors say that too."""
+    other = config.get("quantization_config")
+    return isinstance(other, dict) and other.get("quant_method") == "mxfp4"
+
+
 def _check_quantization(config: Mapping[str, Any]) -> None:
-    """Refuse what is not MLX's affine layout. mlx-lm writes its block twice, the second time as quantization_config."""
+    """Refuse what is neither MLX's layout nor MXFP4. mlx-lm writes its block twice, also as quantization_config."""
     block, other = config.get("quantization"), config.get("quantization_config")
     for value, key in ((block, "quantization"), (other, "quantization_config")):
         if value is not None and not isinstance(value, dict):
             raise CheckpointError(f"config.json: {key} is not a table")
+    if _is_mxfp4(config):
+        return
     if other and other.get("quant_method"):
         raise UnsupportedModel(f"config.json: weights quantized with {other['quant_method']!r} are not read")
     if other and not block:
         raise UnsupportedModel("config.json: quantization_config without quant_method or MLX's quantization block")
     for where, entry in {"quantization": block or {}, **(block or {})}.items():
-        if isinstance(entry, dict) and entry.get("mode", "affine") != "affine":
+        if isinstance(entry, dict) and entry.get("mode", "affine") not in ("affine", "mxfp4"):
             raise UnsupportedModel(f"config.json: quantization mode {entry['mode']!r} in {where!r} is not read")
 
 

@@ -1,58 +1,32 @@
-"""GGUF's keys and tensor names said in Hugging Face's words, as tables.
+"""GGUF's keys and tensor names said in Hugging Face's words.
 
-Not here: reading files, or what a config means for the mathematics (that is `families`' work). Invariant: a field that
-GGUF leaves out is filled in only where the architecture's GGUF convention fixes its value, and an architecture, a
-tensor or a rope scaling that has no row here is refused by name.
+Not here: reading files, the table of architectures (`gguf_architectures`), or what a config means for the mathematics
+(that is `families`' work). Invariant: an architecture, a tensor or a rope scaling that has no row is refused by name.
 
-Conventions relied on, by architecture:
-    llama   rows of q and k are permuted (rotation by neighbouring pairs); `rope.freq_base` is written only where the
-            original config had one, and 10,000 stands for its absence; norms are stored as they are.
-    gemma3  q and k are not permuted; norms already hold 1 + w; every sixth layer is global unless a pattern key says
-            otherwise; the sliding layers' rope base is 10,000; queries are scaled by head_dim ** -0.5, except in
-            the model of 62 layers, where it is (hidden_size / heads) ** -0.5.
-    both    no `output.weight` means that the head is the embedding; a `rope_freqs.weight` tensor holds one divisor
-            for each rotated pair; the config names it as rope_scaling = {"rope_type": "factors", "tensor": ...}, and
-            `open_checkpoint` adds its values as "factors".
+Every architecture: no `output.weight` means that the head is the embedding. `rope_freqs.weight` holds one divisor for
+each rotated pair; the config names it as rope_scaling = {"rope_type": "factors", "tensor": ...}, and
+`with_rope_tensors` adds its values as "factors". `rope_factors_short.weight` and `_long` are longrope's.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .errors import CheckpointError, UnsupportedModel
-
-ROPE_FACTORS = "rope_freqs.weight"  # keeps its name: Hugging Face has no tensor for it
-
-_OUTER = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-    ROPE_FACTORS: ROPE_FACTORS,
-}
-_PROJECTIONS = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "attn_norm": "input_layernorm",
-}
-_LLAMA = {**_PROJECTIONS, "ffn_norm": "post_attention_layernorm"}
-_GEMMA3 = {
-    **_PROJECTIONS,
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
+from .gguf_architectures import (
+    ARCHITECTURES,
+    BARE_NAMES,
+    LONG_FACTORS,
+    OUTER_NAMES,
+    ROPE_FACTORS,
+    SHORT_FACTORS,
+    Architecture,
+)
+from .gguf_keys import Keys, shortest
 
 # config field: (key after "<architecture>.", type, default; ... means that the key must be there)
 _COMMON: dict[str, tuple[str, type, Any]] = {
@@ -66,48 +40,20 @@ _COMMON: dict[str, tuple[str, type, Any]] = {
     "max_position_embeddings": ("context_length", int, ...),
 }
 _TOKEN_IDS = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_token_id": "padding_token_id"}
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """One row: how a GGUF architecture is called and stored, and the fields its config has beyond the common ones."""
-
-    model_type: str
-    layer_names: Mapping[str, str]
-    permuted: bool  # rows of q and k
-    norms_include_one: bool
-    extend: Callable[[_Keys, dict[str, Any]], dict[str, Any]]
-
-
-class _Keys:
-    """The metadata of one file, read under the architecture's prefix."""
-
-    def __init__(self, metadata: Mapping[str, Any], prefix: str, tensors: Mapping[str, tuple[int, ...]]):
-        self.metadata, self.prefix, self.tensors = metadata, prefix, tensors
-
-    def _uniform(self, name: str) -> Any:
-        value = self.metadata.get(name)
-        if not isinstance(value, list) or not value:
-            return value
-        if any(item != value[0] for item in value):
-            raise UnsupportedModel(f"{name} differs between layers, which is not implemented for {self.prefix}")
-        return value[0]
-
-    def get(self, key: str, kind: type, default: Any = ...) -> Any:
-        """A number or string; an array of equal items (one for each layer) counts as its item."""
-        name = f"{self.prefix}.{key}"
-        value = self._uniform(name)
-        if value is None:
-            if default is ...:
-                raise CheckpointError(f"the GGUF metadata lacks {name}")
-            return default
-        if kind is str and isinstance(value, str):
-            return value
-        if kind is int and type(value) is int and 0 <= value < 1 << 31:
-            return value
-        if kind is float and type(value) in (int, float) and abs(value) < 1e38:  # false for NaN
-            return float(str(np.float32(value)))  # the shortest decimal: 1e-05, not 9.999999747378752e-06
-        raise CheckpointError(f"{name} is {value!r}, which is no usable {kind.__name__}")
+# keys that change the mathematics of some architecture: each one reads its own, and refuses the others
+_MATHEMATICS = (
+    "attention.clamp_kqv",
+    "attention.max_alibi_bias",
+    "attention.scale",
+    "attention.temperature_scale",
+    "attn_logit_softcapping",
+    "embedding_scale",
+    "expert_count",
+    "final_logit_softcapping",
+    "logit_scale",
+    "residual_scale",
+    "rope.scaling.yarn_log_multiplier",
+)
 
 
 def architecture(metadata: Mapping[str, Any]) -> Architecture:
@@ -124,13 +70,32 @@ def architecture(metadata: Mapping[str, Any]) -> Architecture:
 def config_from(metadata: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """A Hugging Face config.json as a dict. tensors: GGUF name to shape in numpy's order."""
     row = architecture(metadata)
-    keys = _Keys(metadata, metadata["general.architecture"], tensors)
-    config: dict[str, Any] = {"model_type": row.model_type}
-    config |= {field: keys.get(*spec) for field, spec in _COMMON.items()}
+    keys = Keys(metadata, metadata["general.architecture"], tensors)
+    config: dict[str, Any] = {"model_type": row.model_type, "architectures": [row.class_name]}
+    config |= {name: keys.get(*spec) for name, spec in {**_COMMON, **row.fields}.items()}
+    _refuse(keys, row)
+    _complete_heads(keys, config)
+    if "token_embd.weight" not in tensors:
+        raise CheckpointError("the file lacks the tensor token_embd.weight")
+    config["vocab_size"] = tensors["token_embd.weight"][0]
+    config["tie_word_embeddings"] = "output.weight" not in tensors
+    config |= {**row.constants, **_rope(keys, row, config)}
+    return row.extend(keys, config | generation_config_from(metadata))
+
+
+def _refuse(keys: Keys, row: Architecture) -> None:
+    read = {key for key, _, _ in row.fields.values()}
+    for key in _MATHEMATICS:
+        if key not in read and keys.get(key, float, 0.0):
+            what = "experts in this architecture are" if key == "expert_count" else f"{keys.prefix}.{key} is"
+            raise UnsupportedModel(f"{keys.prefix}: {what} not implemented in GGUF form; use the model's folder")
+
+
+def _complete_heads(keys: Keys, config: dict[str, Any]) -> None:
     heads, width, layers = config["num_attention_heads"], config["hidden_size"], config["num_hidden_layers"]
-    if not 0 < heads <= width or not 0 < layers <= len(tensors):
+    if not 0 < heads <= width or not 0 < layers <= len(keys.tensors):
         raise CheckpointError(
-            f"{layers} layers of {heads} heads and width {width} do not go with {len(tensors)} tensors"
+            f"{layers} layers of {heads} heads and width {width} do not go with {len(keys.tensors)} tensors"
         )
     config["num_key_value_heads"] = config["num_key_value_heads"] or heads
     config["head_dim"] = config["head_dim"] or width // heads
@@ -138,16 +103,6 @@ def config_from(metadata: Mapping[str, Any], tensors: Mapping[str, tuple[int, ..
         raise UnsupportedModel(
             f"values of {value_length} and keys of {config['head_dim']} dimensions are not implemented"
         )
-    if keys.get("expert_count", int, 0):
-        raise UnsupportedModel(f"{keys.prefix} with experts is not implemented in GGUF form; use the model's folder")
-    if "token_embd.weight" not in tensors:
-        raise CheckpointError("the file lacks the tensor token_embd.weight")
-    config["vocab_size"] = tensors["token_embd.weight"][0]
-    config["tie_word_embeddings"] = "output.weight" not in tensors
-    config["attention_bias"] = "blk.0.attn_q.bias" in tensors
-    config["rope_scaling"] = _rope_scaling(keys)
-    config |= generation_config_from(metadata)
-    return row.extend(keys, config)
 
 
 def generation_config_from(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,21 +118,50 @@ def generation_config_from(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return ids
 
 
-def _rope_scaling(keys: _Keys) -> dict[str, Any] | None:
+def _rope(keys: Keys, row: Architecture, config: Mapping[str, Any]) -> dict[str, Any]:
+    """rope_theta and rope_scaling, and what they need beside them."""
+    fields = {"rope_theta": keys.get("rope.freq_base", float, row.theta), "rope_scaling": _rope_scaling(keys)}
+    rotated = keys.get("rope.dimension_count", int, config["head_dim"])
+    if rotated != config["head_dim"]:
+        if row.permuted:  # the permutation pairs dims half a head apart, the rotation those half of its dims apart
+            raise UnsupportedModel(
+                f"{keys.prefix}: rotation of {rotated} of {config['head_dim']} dims is not implemented"
+            )
+        fields["partial_rotary_factor"] = rotated / config["head_dim"]
+    if (fields["rope_scaling"] or {}).get("rope_type") == "longrope":
+        length = keys.get("rope.scaling.original_context_length", int, config["max_position_embeddings"])
+        fields["original_max_position_embeddings"] = length
+    return fields
+
+
+def _rope_scaling(keys: Keys) -> dict[str, Any] | None:
     kind = keys.get("rope.scaling.type", str, "none")
     factor = keys.get("rope.scaling.factor", float, None) or keys.get("rope.scale_linear", float, None)
+    unscaled = kind == "none" or (kind == "linear" and factor in (None, 1.0))
+    if LONG_FACTORS in keys.tensors or SHORT_FACTORS in keys.tensors:
+        if not (unscaled or kind == "longrope"):
+            raise UnsupportedModel(f"rope scaling {kind!r} together with {LONG_FACTORS} is not implemented")
+        for name in (LONG_FACTORS, SHORT_FACTORS):
+            if name not in keys.tensors:
+                raise CheckpointError(f"the file lacks the tensor {name}")
+        attention = keys.get("rope.scaling.attn_factor", float, 1.0)
+        return {"rope_type": "longrope", "type": "longrope", "attention_factor": attention}
     if ROPE_FACTORS in keys.tensors:
-        if kind not in ("none", "linear") or (kind == "linear" and factor not in (None, 1.0)):
+        if not unscaled:
             raise UnsupportedModel(f"rope scaling {kind!r} together with {ROPE_FACTORS} is not implemented")
         return {"rope_type": "factors", "tensor": ROPE_FACTORS}
-    if kind == "none" or (kind == "linear" and factor in (None, 1.0)):
+    if unscaled:
         return None
     if kind == "linear":
         return {"rope_type": "linear", "factor": factor}
     if kind != "yarn":
-        raise UnsupportedModel(f"rope scaling {kind!r} is not implemented for GGUF files")
+        raise UnsupportedModel(f"rope scaling {kind!r} is not implemented for GGUF files without its factors")
     if factor is None:
         raise CheckpointError(f"the GGUF metadata lacks {keys.prefix}.rope.scaling.factor")
+    return _yarn(keys, factor)
+
+
+def _yarn(keys: Keys, factor: float) -> dict[str, Any]:
     scaling = {
         "rope_type": "yarn",
         "factor": factor,
@@ -187,50 +171,31 @@ def _rope_scaling(keys: _Keys) -> dict[str, Any] | None:
     }
     # GGUF's factor multiplies the usual attention factor, Hugging Face's replaces it
     if (extra := keys.get("rope.scaling.attn_factor", float, 1.0)) != 1.0:
-        scaling["attention_factor"] = extra * (0.1 * math.log(factor) + 1.0)
+        scaling["attention_factor"] = extra * usual_attention_factor(factor)
     return scaling
 
 
-def _extend_llama(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
-    rotated = keys.get("rope.dimension_count", int, config["head_dim"])
-    if rotated != config["head_dim"]:
-        config["partial_rotary_factor"] = rotated / config["head_dim"]
-    return config | {
-        "architectures": ["LlamaForCausalLM"],
-        "hidden_act": "silu",
-        "mlp_bias": "blk.0.ffn_up.bias" in keys.tensors,
-        "rope_theta": keys.get("rope.freq_base", float, 10000.0),
-    }
+def usual_attention_factor(factor: float) -> float:
+    """Of yarn where nothing else is said."""
+    return 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def _extend_gemma3(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
-    layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
-    scalar = config["hidden_size"] / heads if layers == 62 else config["head_dim"]
-    return config | {
-        "architectures": ["Gemma3ForCausalLM"],
-        "hidden_activation": "gelu_pytorch_tanh",
-        "query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar,
-        "sliding_window": keys.get("attention.sliding_window", int),
-        "layer_types": _layer_types(keys, layers),
-        "rope_theta": keys.get("rope.freq_base", float),
-        "rope_local_base_freq": keys.get("rope.freq_base_swa", float, 10000.0),
-        "attn_logit_softcapping": keys.get("attn_logit_softcapping", float, None),
-        "final_logit_softcapping": keys.get("final_logit_softcapping", float, None),
-    }
+def with_rope_tensors(config: dict[str, Any], read: Callable[[str], np.ndarray]) -> dict[str, Any]:
+    """The config with the values of the tensors that hold rope factors. read: a dense tensor by its GGUF name."""
+    scaling = config.get("rope_scaling") or {}
+    if "tensor" in scaling:
+        return config | {"rope_scaling": {**scaling, "factors": _factors(read, scaling["tensor"])}}
+    if scaling.get("rope_type") != "longrope" or "short_factor" in scaling:
+        return config
+    names = {"short_factor": SHORT_FACTORS, "long_factor": LONG_FACTORS}
+    return config | {"rope_scaling": {**scaling, **{field: _factors(read, name) for field, name in names.items()}}}
 
 
-def _layer_types(keys: _Keys, layers: int) -> list[str]:
-    """A pattern is a period (the last of each period is global) or one truth value a layer (true: sliding)."""
-    pattern = keys.metadata.get(f"{keys.prefix}.attention.sliding_window_pattern", 6)
-    if isinstance(pattern, list):
-        if len(pattern) != layers:
-            raise CheckpointError(f"the sliding window pattern has {len(pattern)} items for {layers} layers")
-        sliding = [bool(item) for item in pattern]
-    elif isinstance(pattern, int) and pattern > 0:
-        sliding = [(layer + 1) % pattern != 0 for layer in range(layers)]
-    else:
-        raise CheckpointError(f"the sliding window pattern is {pattern!r}")
-    return ["sliding_attention" if item else "full_attention" for item in sliding]
+def _factors(read: Callable[[str], np.ndarray], name: str) -> list[float]:
+    factors = read(name)
+    if not isinstance(factors, np.ndarray) or factors.ndim != 1 or len(factors) > 4096 or not (factors > 0).all():
+        raise CheckpointError(f"{name} is not a short list of positive divisors")
+    return [shortest(factor) for factor in factors]
 
 
 def tensor_names(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, str]:
@@ -241,14 +206,21 @@ def tensor_names(metadata: Mapping[str, Any], names: Collection[str]) -> dict[st
         prefix, _, rest = name.partition(".")
         number, _, rest = rest.partition(".")
         part, _, kind = rest.partition(".")
-        if name in _OUTER:
-            found[_OUTER[name]] = name
-        elif prefix == "blk" and number.isdecimal() and part in row.layer_names and kind in ("weight", "bias"):
-            found[f"model.layers.{int(number)}.{row.layer_names[part]}.{kind}"] = name
+        if name in OUTER_NAMES:
+            found[OUTER_NAMES[name]] = name
+        elif name in (LONG_FACTORS, SHORT_FACTORS):
+            continue  # in the config
+        elif prefix == "blk" and number.isdecimal() and part in row.layer_names and _may_be(row, part, kind):
+            suffix = "" if part in BARE_NAMES else f".{kind}"
+            found[f"model.layers.{int(number)}.{row.layer_names[part]}{suffix}"] = name
         else:
             architecture_name = metadata["general.architecture"]
             raise UnsupportedModel(f"tensor {name!r} has no place in the {architecture_name} architecture")
     return found
+
+
+def _may_be(row: Architecture, part: str, kind: str) -> bool:
+    return kind == "weight" or (kind == "bias" and part in row.biased)
 
 
 def permuted_heads(row: Architecture, config: Mapping[str, Any], gguf_name: str) -> int:
@@ -258,9 +230,3 @@ def permuted_heads(row: Architecture, config: Mapping[str, Any], gguf_name: str)
     fields = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
     part = gguf_name.split(".")[-2] if "." in gguf_name else ""
     return config[fields[part]] if part in fields else 0
-
-
-ARCHITECTURES: Mapping[str, Architecture] = {
-    "llama": Architecture("llama", _LLAMA, True, False, _extend_llama),
-    "gemma3": Architecture("gemma3_text", _GEMMA3, False, True, _extend_gemma3),
-}
