@@ -42,6 +42,7 @@ class Plan:
     steps: list[tuple[str, int]]
     seed: int
     sink_logits: bool = False
+    rotates: bool = True
 
 
 @st.composite
@@ -58,11 +59,12 @@ def plans(draw: st.DrawFn, kv: st.SearchStrategy[str]) -> Plan:
         steps=draw(st.lists(step, min_size=1, max_size=14)),
         seed=draw(st.integers(0, 2**16)),
         sink_logits=draw(st.booleans()),
+        rotates=draw(st.booleans()),
     )
 
 
 def spec_of(plan: Plan) -> CacheSpec:
-    layer = LayerSpec(KV_HEADS, D, Span(plan.window, plan.sinks), ROPE, SCALE, None)
+    layer = LayerSpec(KV_HEADS, D, Span(plan.window, plan.sinks), ROPE if plan.rotates else None, SCALE, None)
     return CacheSpec((layer,), KVFormat.parse(plan.kv), None, plan.sinks, plan.chunk, plan.slack)
 
 
@@ -89,9 +91,9 @@ class Row:
 
     def attend(self, q: np.ndarray, position: int, plan: Plan) -> np.ndarray:
         """q (HEADS, D) before rotation to (HEADS, D). A sink logit is one more score, whose value is nothing."""
-        own = rotated(q[:, None], np.array([position]))[:, 0]
+        own = rotated(q[:, None], np.array([position]))[:, 0] if plan.rotates else q
         anchor = position if plan.window is None else min(position, plan.sinks + plan.window - 1)
-        to_sinks = rotated(q[:, None], np.array([anchor]))[:, 0]
+        to_sinks = rotated(q[:, None], np.array([anchor]))[:, 0] if plan.rotates else q
         scores, values = [], []
         for p in range(position + 1):
             if p < plan.sinks:
@@ -143,7 +145,7 @@ def live(ops: Backend, plan: Plan, tolerance: float) -> None:
         reached += cache.offsets
         logits = ops.array(SINK_LOGITS) if plan.sink_logits else None
         out = ops.to_numpy(cache.attend(0, ops.array(q), ops.array(k), ops.array(v), logits))
-        turned = ops.to_numpy(ops.rope(ops.array(k), *table.angles(ops.array(positions))))
+        turned = ops.to_numpy(ops.rope(ops.array(k), *table.angles(ops.array(positions)))) if plan.rotates else k
         for b, row in enumerate(rows):
             for i in range(lengths[b]):
                 row.sink_keys.append(turned[b, :, i])
