@@ -101,18 +101,46 @@ def chat_parts(
     **variables: Any,
 ) -> list[tuple[str, bool]]:
     """The rendered text of a conversation as (text, may control tokens be read from it?) parts."""
-    if template is None:
-        raise TemplateError(_NO_TEMPLATE)
-    data = {"messages": list(messages), **variables}
-    literals = tokenizer.control_pattern
-    found = sorted({name for text in _strings(data) for name in literals.findall(text)})
-    marks = _private_characters(found, [template.source, *_strings(data)])
-    if marks:
-        data = _replaced(data, lambda text: literals.sub(lambda match: marks[match[0]], text))
-    text = template.render(data.pop("messages"), add_generation_prompt=add_generation_prompt, **data)
-    return _parts(text, {mark: name for name, mark in marks.items()})
+    chat = MarkedChat(tokenizer, template, messages, **variables)
+    return chat.parts(chat.render(add_generation_prompt=add_generation_prompt))
 
 
+class MarkedChat:
+    """A conversation to be rendered several times, with each literal of a control token that its messages, tools or
+    variables hold as one private character.
+
+    The characters are the same in every rendering, so that renderings can be compared and cut anywhere before `parts`
+    says what may be read as control tokens. begin, end: the characters around what `{% generation %}` marks, ""
+    where the template has no such marks.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, template: ChatTemplate | None, messages: Sequence[Message], **variables: Any
+    ) -> None:
+        if template is None:
+            raise TemplateError(_NO_TEMPLATE)
+        data = {"messages": list(messages), **variables}
+        literals = tokenizer.control_pattern
+        found = {name for text in _strings(data) for name in literals.findall(text)}
+        around = [_BEGIN, _END] if "endgeneration" in template.source else []
+        marks = _private_characters([*sorted(found), *around], [template.source, *_strings(data)])
+        self.begin, self.end = marks.pop(_BEGIN, ""), marks.pop(_END, "")
+        if marks:
+            data = _replaced(data, lambda text: literals.sub(lambda match: marks[match[0]], text))
+        self._names = {mark: name for name, mark in marks.items()}
+        self._template, self._messages, self._variables = template, data.pop("messages"), data
+
+    def render(self, count: int | None = None, *, add_generation_prompt: bool, marks: bool = False) -> str:
+        """Text of the first `count` messages (None: all); marks: with `begin` and `end` around what is marked."""
+        given = {**self._variables, _BEGIN: self.begin, _END: self.end} if marks else self._variables
+        return self._template.render(self._messages[:count], add_generation_prompt=add_generation_prompt, **given)
+
+    def parts(self, text: str) -> list[tuple[str, bool]]:
+        """Any piece of a rendering without marks, as (text, may control tokens be read from it?) parts."""
+        return _parts(text, self._names)
+
+
+_BEGIN, _END = "partita_generation_begin", "partita_generation_end"
 _NO_TEMPLATE = "this model has no chat template (a base model): use --raw to complete plain text"
 
 
@@ -182,14 +210,16 @@ def _environment() -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """`{% generation %}...{% endgeneration %}` marks the reply for training masks; here it is its contents."""
+        """`{% generation %}...{% endgeneration %}` marks a reply for training: its contents, between two variables
+        that are empty unless a MarkedChat gives them."""
 
         tags = {"generation"}  # noqa: RUF012 - jinja's own interface
 
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=line)
+            begin, end = (nodes.Output([nodes.Name(name, "load")], lineno=line) for name in (_BEGIN, _END))
+            return nodes.Scope([begin, *body, end], lineno=line)
 
     class Sandbox(ImmutableSandboxedEnvironment):
         intercepted_binops = frozenset({"+", "*", "**", "%"})
