@@ -115,7 +115,7 @@ def test_sink_logits_of_every_tile(
     ops: Backend, oracle: Backend, packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Heads are attended group by group once scores would be large; each group has its own logits."""
-    place = {"mlx": "partita_backends.mlx", "torch": "partita_backends.torch.attention"}
+    place = {"mlx": "partita_backends.mlx_attention", "torch": "partita_backends.torch.attention"}
     if ops.name in place:
         monkeypatch.setattr(importlib.import_module(place[ops.name]), "TILE", 100)
     found = attended(ops, 20, "float32", packed=packed)
