@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import ml_dtypes
+import mlx.core as mx
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -145,7 +146,7 @@ def test_code_from_a_folder_is_refused(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "bitsandbytes", "mxfp4", "compressed-tensors"])
+@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "bitsandbytes", "compressed-tensors"])
 def test_other_quantizations_are_named(tmp_path, method):
     path = folder(tmp_path / "m", quantization_config={"quant_method": method})
     with pytest.raises(UnsupportedModel, match=method):
@@ -154,12 +155,50 @@ def test_other_quantizations_are_named(tmp_path, method):
 
 def test_mlx_modes_other_than_affine_are_named(tmp_path):
     for block in (
-        {"group_size": 32, "bits": 4, "mode": "mxfp4"},
-        {"group_size": 64, "bits": 4, "model.v": {"group_size": 32, "bits": 4, "mode": "mxfp4"}},
+        {"group_size": 16, "bits": 4, "mode": "nvfp4"},
+        {"group_size": 64, "bits": 4, "model.v": {"group_size": 16, "bits": 4, "mode": "nvfp4"}},
     ):
         path, _ = packed_folder(tmp_path / "m", block)
-        with pytest.raises(UnsupportedModel, match="mxfp4"):
+        with pytest.raises(UnsupportedModel, match="nvfp4"):
             open_checkpoint(path)
+
+
+def test_mxfp4_needs_its_blocks(tmp_path):
+    path = folder(tmp_path / "m", quantization_config={"quant_method": "mxfp4", "modules_to_not_convert": ["x"]})
+    with pytest.raises(CheckpointError, match="says mxfp4, and no tensor holds such blocks"):
+        open_checkpoint(path)
+    blocks = {"m.w_blocks": np.ones((2, 4, 3, 16), np.uint8), "m.w_scales": np.ones((2, 4, 3), np.uint8)}
+    checkpoint = open_checkpoint(folder(tmp_path / "m", blocks, quantization_config={"quant_method": "mxfp4"}))
+    np.testing.assert_array_equal(checkpoint.read("m.w_blocks"), blocks["m.w_blocks"])
+
+
+def mxfp4_folder(path: Path, scales: np.ndarray) -> tuple[Path, np.ndarray]:
+    """One packed module in 4-bit floats beside an affine one, as mlx-lm writes gpt-oss, and the floats' words."""
+    q = quantize_weight(RNG.standard_normal((4, 64)).astype(np.float32), 4, 64)
+    words = RNG.integers(0, 2**32, (3, 4, 8), np.uint32)
+    tensors = parts("model.q", q) | {"model.e.weight": words, "model.e.scales": scales}
+    own = {"group_size": 64, "bits": 4, "mode": "affine"}
+    return folder(path, tensors, quantization={"group_size": 32, "bits": 4, "mode": "mxfp4", "model.q": own}), words
+
+
+def test_mlx_mode_mxfp4_is_read_as_5_bits(tmp_path):
+    scales = RNG.integers(110, 130, (3, 4, 2), np.uint8)
+    path, words = mxfp4_folder(tmp_path / "m", scales)
+    checkpoint = open_checkpoint(path)
+    assert set(checkpoint.names()) == {"model.q.weight", "model.e.weight"}
+    assert checkpoint.shape("model.e.weight") == (3, 4, 64)
+    assert (checkpoint.stored_as("model.e.weight"), checkpoint.stored_as("model.q.weight")) == ("MXFP4", "4-bit:64")
+    value = checkpoint.read("model.e.weight")
+    assert isinstance(value, Packed)
+    expected = mx.dequantize(mx.array(words), mx.array(scales), None, 32, 4, mode="mxfp4")
+    np.testing.assert_array_equal(dequantize(value), np.array(expected.astype(mx.float32)))
+
+
+@pytest.mark.parametrize("scales", [np.ones((3, 4, 3), np.uint8), np.ones((3, 4, 2), np.float16)])
+def test_mxfp4_scales_that_do_not_fit_are_refused(tmp_path, scales):
+    path, _ = mxfp4_folder(tmp_path / "m", scales)
+    with pytest.raises(CheckpointError, match=r"model\.e: MXFP4 weight .* does not go with scales"):
+        open_checkpoint(path)
 
 
 @pytest.mark.parametrize(
