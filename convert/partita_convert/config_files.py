@@ -28,7 +28,7 @@ def huggingface_config(checkpoint: Checkpoint) -> tuple[dict[str, Any], frozense
         dropped.add(scaling["tensor"])
     if config.get("tie_word_embeddings"):
         dropped.add("lm_head.weight")  # a copy, which mlx-lm would take as a sign that the head is not tied
-    return _with_period(_with_rope_both_ways(config)), frozenset(dropped)
+    return _with_experts(_with_period(_with_rope_both_ways(config))), frozenset(dropped)
 
 
 def _with_rope_both_ways(config: dict[str, Any]) -> dict[str, Any]:
@@ -69,6 +69,17 @@ def _with_period(config: dict[str, Any]) -> dict[str, Any]:
     if types != ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(len(types))]:
         return config
     return config | {"sliding_window_pattern": period}
+
+
+def _with_experts(config: dict[str, Any]) -> dict[str, Any]:
+    """Qwen3-MoE's number of experts under both its names (transformers 5 writes the second, mlx-lm reads the first),
+    and the fields that mlx-lm wants said where they have the family's default."""
+    if config.get("model_type") != "qwen3_moe":
+        return config
+    count = config.get("num_experts", config.get("num_local_experts"))
+    defaults = {"decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": False}
+    said = {key: value for key, value in config.items() if value is not None}
+    return config | {**defaults, **said, "num_experts": count, "num_local_experts": count}
 
 
 def _as_llama3(factors: np.ndarray, theta: float, head_dim: int) -> Mapping[str, Any]:

@@ -23,6 +23,7 @@ from partita.quantization import Packed, dequantize
 
 from .atomic import new_folder
 from .config_files import huggingface_config
+from .layouts import as_huggingface, as_mlx
 from .shards import SHARD_BYTES, Shards, header_room, write_json
 from .tokenizer_files import write_tokenizer
 
@@ -77,7 +78,7 @@ def write_mlx(
     transform(name, value) may replace each value first (quantize, cast). DataError: the folder exists or cannot be
     written. UnsupportedModel: something of the source that config.json cannot say.
     """
-    return _write(checkpoint, Path(folder), transform or _same, "mlx", shard_bytes, on_tensor, card)
+    return _write(as_mlx(checkpoint), Path(folder), transform or _same, "mlx", shard_bytes, on_tensor, card)
 
 
 def write_huggingface(
@@ -92,14 +93,15 @@ def write_huggingface(
     """Write a folder that transformers loads: every floating tensor dense in `dtype`. Errors as for `write_mlx`.
 
     dtype None: dense tensors as they are stored, bit for bit; where any is packed all become float32, which holds
-    every packed value exactly.
+    every packed value exactly. MXFP4 counts as dense: bfloat16 holds it exactly, and that is what becomes of it.
     """
+    checkpoint = as_huggingface(checkpoint)
     return _write(checkpoint, Path(folder), _dense(checkpoint, dtype), "pt", shard_bytes, on_tensor, card)
 
 
 def _dense(checkpoint: Checkpoint, dtype: str | None) -> Transform:
     if dtype is None and not is_packed(checkpoint):
-        return _same
+        return _unpacked
     target = numpy_dtype(dtype or "float32")
 
     def dense(name: str, value: Value) -> Value:
@@ -136,6 +138,11 @@ def is_floating(value: Value) -> bool:
 
 def _same(name: str, value: Value) -> Value:
     return value
+
+
+def _unpacked(name: str, value: Value) -> Value:
+    """What is not packed, as it is; 4-bit floats in bfloat16."""
+    return dequantize(value, numpy_dtype("bfloat16")) if isinstance(value, Packed) else value
 
 
 def numpy_dtype(name: str) -> Any:
