@@ -89,8 +89,8 @@ class Architecture:
     permuted: rows of q and k.
     fields: config field to (key after "<architecture>.", type, default); ... where the key must be there.
     constants: fields that every file of the architecture means. theta: the rope base where the key is missing; ... if
-    it must be there. period: of the layers, the last of each is global; None: no layer slides. frequencies: whether
-    its readers take `rope_freqs.weight`. own_output: whether they need `output.weight`. extend: fields that take more
+    it must be there. period: of the layers, the last of each is global; None: no layer slides. factors: tensors of
+    rope factors that its readers take. own_output: whether they need `output.weight`. extend: fields that take more
     than a key.
     """
 
@@ -105,7 +105,7 @@ class Architecture:
     constants: Mapping[str, Any] = field(default_factory=dict)
     theta: Any = ...
     period: int | None = None
-    frequencies: bool = False
+    factors: frozenset[str] = frozenset()
     own_output: bool = False
     extend: Callable[[Keys, Config], Config] = lambda keys, config: config
 
@@ -211,7 +211,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         permuted=True,
         constants=_SILU,
         theta=10000.0,
-        frequencies=True,
+        factors=frozenset({ROPE_FACTORS}),
         extend=_llama,
     ),
     "smollm3": Architecture(
@@ -239,7 +239,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         },
         constants=_SILU,
         theta=10000.0,
-        frequencies=True,
+        factors=frozenset({ROPE_FACTORS}),
         extend=_granite,
     ),
     "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", _LLAMA, written=("qwen2",), biased=_QKV, constants=_QWEN),
@@ -308,6 +308,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         fields={"sliding_window": ("attention.sliding_window", int, 0)},
         constants=_SILU,
         theta=10000.0,
+        factors=frozenset({LONG_FACTORS, SHORT_FACTORS}),
         extend=_phi3,
     ),
     "olmo2": Architecture(

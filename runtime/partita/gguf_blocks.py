@@ -1,4 +1,4 @@
-"""What the bytes of a GGUF block mean: seven affine formats repacked into `Packed`, the rest made dense.
+"""What the bytes of a GGUF block mean: eight affine formats repacked into `Packed`, the rest made dense.
 
 Not here: files, names, devices. Invariant: `dequantize(repack(...))` equals ggml's own dequantization bit for bit in
 float32, since the integers are kept and every scale and bias is stored in a type that holds it exactly.
@@ -11,6 +11,7 @@ Layouts (ggml's, little-endian; d, m, dmin are float16; a group is 32 values):
     Q8_0  d q[32] signed           q d
     Q4_K  d dmin sm[12] qs[128]    q d s - dmin m    8 groups; 32 bytes hold group 2j (low) and group 2j + 1 (high)
     Q5_K  d dmin sm[12] qh[32] qs[128]               bit g of qh[j] is bit 4 of value j of group g
+    MXFP4 e qs[16]                 `mxfp4.py`; the sign of a zero is lost
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from . import mxfp4
 from .errors import CheckpointError, UnsupportedModel
 from .quantization import Packed, pack
 
@@ -36,6 +38,9 @@ def decode(raw: np.ndarray, type_name: str, shape: tuple[int, ...], what: str) -
         return _dense(raw, type_name).reshape(shape)
     if type_name in AFFINE:
         return _affine(raw, type_name, shape, what)
+    if type_name == "MXFP4":
+        blocks = raw.reshape(*shape[:-1], shape[-1] // mxfp4.GROUP, 1 + mxfp4.GROUP // 2)
+        return mxfp4.repack(blocks[..., 1:], blocks[..., 0], halves=True, what=what)
     import gguf  # 0.1 s, and it knows every format that is not affine
 
     try:

@@ -106,15 +106,17 @@ def _complete_heads(keys: Keys, config: dict[str, Any]) -> None:
 
 
 def generation_config_from(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """bos, eos and pad ids. A file that names an end of turn beside its end of text gives both as `eos_token_id`."""
+    """bos, eos and pad ids. A file that names ends of a turn or message beside its end of text gives all of them as
+    `eos_token_id`."""
     ids: dict[str, Any] = {
         field: value
         for field, key in _TOKEN_IDS.items()
         if isinstance(value := metadata.get(f"tokenizer.ggml.{key}"), int)
     }
-    turn = metadata.get("tokenizer.ggml.eot_token_id")
-    if isinstance(turn, int) and "eos_token_id" in ids and turn != ids["eos_token_id"]:
-        ids["eos_token_id"] = [ids["eos_token_id"], turn]
+    ends = [ids.get("eos_token_id"), *(metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eot", "eom"))]
+    ends = list(dict.fromkeys(end for end in ends if isinstance(end, int)))
+    if len(ends) > 1 and "eos_token_id" in ids:
+        ids["eos_token_id"] = ends
     return ids
 
 

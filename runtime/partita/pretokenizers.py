@@ -118,6 +118,23 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(name for group, _ in _GROUPS for name in group.split()))
 
 
+def name_of(pretokenizer: Pretokenizer) -> str | None:
+    """The best-known name of one with these expressions; None if there is none. Its `adds_bos` does not count."""
+    wanted = _essence(pretokenizer)
+    return next((group.split()[0] for group, known in _GROUPS if _essence(known) == wanted), None)
+
+
+def _essence(pretokenizer: Pretokenizer) -> tuple[tuple[str, ...], bool, bool]:
+    """What splits text: a last choice of space only takes what would be a gap, which is kept as it is."""
+    expressions = tuple(expression.removesuffix(r"|\s+") for expression in pretokenizer.expressions)
+    return expressions, pretokenizer.whole_words, pretokenizer.nfc
+
+
+def gpt2() -> str:
+    """The expression that the `tokenizers` library's byte-level step has built in."""
+    return _GPT2
+
+
 def find(name: str) -> Pretokenizer:
     """The pre-tokenizer called `name` in `tokenizer.ggml.pre`; UnsupportedModel names an unknown one."""
     for group, pretokenizer in _GROUPS:

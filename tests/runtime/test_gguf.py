@@ -18,7 +18,7 @@ from partita.quantization import Packed, dequantize
 
 Type = gguf.GGMLQuantizationType
 AFFINE = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K"]
-OTHERS = ["Q6_K", "Q2_K", "Q3_K", "IQ4_NL", "IQ4_XS", "MXFP4"]
+OTHERS = ["Q6_K", "Q2_K", "Q3_K", "IQ4_NL", "IQ4_XS"]
 
 
 def random_blocks(name: str, rows: int, columns: int, seed: int = 0) -> np.ndarray:

@@ -1,0 +1,199 @@
+"""Tensors as GGUF's blocks: integers kept where a block type holds them exactly, anything else cast or quantized.
+
+Not here: which type a tensor gets for its role (`write_gguf`), files. Invariants: `decode` of what `exact_type` allows
+is what was read, bit for bit; memory beyond the tensor is that of a piece of its rows; the same input gives the same
+bytes.
+
+Q4_0, Q5_0 and Q8_0 are quantized as ggml's reference does; Q4_1 and Q5_1, which are our own packed layout with
+float16 scales, with the scales that `quantize` searches for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from partita import mxfp4
+from partita.errors import DataError
+from partita.gguf_blocks import decode
+from partita.quantization import Packed, dequantize, unpack
+
+from .gguf_file import TYPES, size
+from .quantize import quantize
+
+Value = np.ndarray | Packed
+GROUP = 32
+WIDTHS = {"Q4_0": 4, "Q4_1": 4, "MXFP4": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8}
+"""Bits of an integer."""
+_DENSE = ("F32", "F16", "BF16")
+_PIECE = 1 << 20  # values
+
+
+def exact_type(packed: Packed) -> str | None:
+    """The block type that holds these integers and scales exactly; None if there is none.
+
+    A group of 64 or 128 is two or four blocks with one scale; fewer than four bits are four.
+    """
+    if packed.group_size % GROUP or packed.bits > 8 or packed.bits in (6, 7):
+        return None
+    if packed.bits == 5 and _is_mxfp4(packed):
+        return "MXFP4"
+    scales, biases = _wide(packed.scales), _wide(packed.biases)
+    if not _is_half(scales):
+        return None
+    bits = max(packed.bits, 4)
+    centred = np.array_equal(biases, scales * np.float32(-(1 << (bits - 1))))
+    if centred:
+        return f"Q{bits}_0"
+    return f"Q{bits}_1" if bits < 8 and _is_half(biases) else None
+
+
+def _is_half(numbers: np.ndarray) -> bool:
+    with np.errstate(over="ignore"):
+        return np.array_equal(numbers.astype(np.float16).astype(np.float32), numbers)
+
+
+def _wide(numbers: np.ndarray) -> np.ndarray:
+    return np.asarray(numbers).astype(np.float32, copy=False)
+
+
+def _is_mxfp4(packed: Packed) -> bool:
+    """Whether these are `mxfp4.repack`'s: scales powers of two, biases -12 of them, integers among the sixteen."""
+    scales, biases = _wide(packed.scales), _wide(packed.biases)
+    fraction, exponent = np.frexp(scales)
+    if not (fraction == 0.5).all() or not np.array_equal(biases, scales * np.float32(-12)):
+        return False
+    if exponent.min(initial=0) < -127 or packed.group_size != mxfp4.GROUP:
+        return False
+    allowed = _mxfp4_codes() >= 0
+    return all(allowed[unpack(piece.weight, 5)].all() for piece in pieces(packed))
+
+
+def _mxfp4_codes() -> np.ndarray:
+    """The 4-bit code of each integer, int8 (32,); -1 for those that stand for none."""
+    codes = np.full(32, -1, np.int8)
+    for code, twice in enumerate((0, 1, 2, 3, 4, 6, 8, 12)):
+        codes[12 - twice] = code + 8
+        codes[12 + twice] = code
+    return codes
+
+
+def pieces(value: Any, order: np.ndarray | None = None) -> Iterator[Any]:
+    """Rows of an array or Packed, (rows, n), a few at a time. order: of the rows, all leading axes taken as one."""
+    *_, columns = value.shape
+    flat = _flat(value)
+    rows = math.prod(value.shape[:-1])
+    step = max(1, _PIECE // columns)
+    for begin in range(0, rows, step):
+        chosen = slice(begin, begin + step) if order is None else order[begin : begin + step]
+        yield flat.map(lambda part: part[chosen]) if isinstance(flat, Packed) else flat[chosen]  # noqa: B023
+
+
+def _flat(value: Any) -> Any:
+    if isinstance(value, Packed):
+        return value.map(lambda part: part.reshape(-1, part.shape[-1]))
+    return value.reshape(-1, value.shape[-1])
+
+
+class Encoder:
+    """One tensor on its way: iterate `blocks` and `error` is that of what was written (None before).
+
+    type_name: of `gguf_file.TYPES`. order: of the rows. shift: added to every value, in float32.
+    """
+
+    def __init__(self, name: str, value: Value, type_name: str, order: np.ndarray | None = None, shift: float = 0.0):
+        self.name, self.value, self.type_name, self.order, self.shift = name, value, type_name, order, shift
+        self.exact = isinstance(value, Packed) and type_name in WIDTHS and exact_type(value) == type_name
+        self.error: float | None = None
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Pieces of the tensor's bytes, uint8. DataError, naming the tensor: numbers that are NaN or infinite."""
+        lost = total = 0.0
+        for piece in pieces(self.value, self.order):
+            if self.exact:
+                yield exact_blocks(piece, self.type_name)
+                continue
+            source = dequantize(piece) if isinstance(piece, Packed) else piece.astype(np.float32)
+            if self.shift:
+                source = source.astype(np.float64) + self.shift
+            if not np.isfinite(source).all():
+                raise DataError(
+                    f"{self.name}: it holds numbers that are not finite; the model is damaged, fetch it again"
+                )
+            raw = dense_blocks(source.astype(np.float32, copy=False), self.type_name, self.name)
+            yield raw
+            difference, wide = _read_back(raw, self.type_name, piece.shape) - source, source.astype(np.float64)
+            lost += float(np.square(difference, dtype=np.float64).sum())
+            total += float(np.square(wide).sum())
+        self.error = math.sqrt(lost / total) if total else 0.0
+
+
+def _read_back(raw: np.ndarray, type_name: str, shape: tuple[int, ...]) -> np.ndarray:
+    value = decode(raw.reshape(-1), type_name, shape, "a tensor")
+    return dequantize(value) if isinstance(value, Packed) else value.astype(np.float32)
+
+
+def dense_blocks(x: np.ndarray, type_name: str, name: str) -> np.ndarray:
+    """float32 (rows, n) as blocks, uint8 (rows, bytes)."""
+    if type_name in _DENSE:
+        return _cast(x, type_name).view(np.uint8)
+    if type_name in ("Q4_1", "Q5_1"):
+        return exact_blocks(quantize(x, WIDTHS[type_name], GROUP, scales="float16", name=name), type_name)
+    import gguf  # 0.1 s
+
+    with np.errstate(all="ignore"):
+        raw = gguf.quantize(x, gguf.GGMLQuantizationType[type_name])
+    if not _finite_scales(raw.reshape(-1, TYPES[type_name][2])):
+        raise DataError(f"{name}: its numbers are too large for {type_name}'s float16 scales; write BF16 or F32")
+    return raw
+
+
+def _finite_scales(blocks: np.ndarray) -> bool:
+    return bool(np.isfinite(np.ascontiguousarray(blocks[:, :2]).view("<f2")).all())
+
+
+def _cast(x: np.ndarray, type_name: str) -> np.ndarray:
+    if type_name == "BF16":
+        import ml_dtypes
+
+        return np.ascontiguousarray(x.astype(ml_dtypes.bfloat16))
+    return np.ascontiguousarray(x.astype("<f4" if type_name == "F32" else "<f2"))
+
+
+def too_large(value: Value) -> bool:
+    """Whether some number is beyond float16."""
+    limit = float(np.finfo(np.float16).max)
+    for piece in pieces(value):
+        dense = dequantize(piece) if isinstance(piece, Packed) else piece
+        if float(np.abs(dense.astype(np.float32)).max(initial=0)) > limit:
+            return True
+    return False
+
+
+def exact_blocks(packed: Packed, type_name: str) -> np.ndarray:
+    """Packed (rows, n) as blocks of its `exact_type`, uint8 (rows, bytes)."""
+    rows, columns = packed.shape
+    integers = unpack(packed.weight, packed.bits).reshape(-1, GROUP)
+    repeats = packed.group_size // GROUP
+    scales, biases = (np.repeat(_wide(part), repeats, axis=-1).reshape(-1) for part in (packed.scales, packed.biases))
+    parts = [] if type_name == "MXFP4" else [_half_bytes(scales)]
+    if type_name.endswith("_1"):
+        parts.append(_half_bytes(biases))
+    if type_name == "MXFP4":
+        integers = (_mxfp4_codes() & 15).astype(np.uint8)[integers]
+        parts.append((np.frexp(scales)[1] + 127).astype(np.uint8)[:, None])
+    if type_name == "Q8_0":
+        parts.append(integers ^ np.uint8(0x80))
+    else:
+        if type_name[1] == "5":
+            parts.append(np.packbits(integers >> np.uint8(4), axis=-1, bitorder="little"))
+            integers = integers & np.uint8(15)
+        parts.append(integers[:, :16] | (integers[:, 16:] << np.uint8(4)))
+    return np.concatenate(parts, axis=-1).reshape(rows, size(type_name, (columns,)))
+
+
+def _half_bytes(numbers: np.ndarray) -> np.ndarray:
+    return numbers.astype("<f2").view(np.uint8).reshape(-1, 2)

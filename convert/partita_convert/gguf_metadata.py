@@ -1,0 +1,241 @@
+"""A decoder's config as GGUF keys, and the tensors that hold rope factors.
+
+Not here: the tokenizer's keys, weights. Invariant: what the keys say, read by our own reader, is the decoder that was
+asked for; anything that GGUF cannot say is refused by the name of the field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from partita.checkpoint import Checkpoint
+from partita.config import LayerConfig, ModelConfig, RopeConfig
+from partita.errors import CheckpointError, UnsupportedModel
+from partita.families import parse
+from partita.gguf_architectures import (
+    ARCHITECTURES,
+    LONG_FACTORS,
+    ROPE_FACTORS,
+    SHORT_FACTORS,
+    Architecture,
+)
+from partita.gguf_names import config_from, usual_attention_factor, with_rope_tensors
+from partita.rope import inverse_frequencies
+
+from .gguf_file import Typed, inferred
+
+FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
+_QUANTIZATION_VERSION = 2
+_OURS = ("architecture", "type", "name", "file_type", "quantization_version", "alignment")
+_TOLERANCE = 1e-6  # numbers are float32 in the file
+
+
+def architecture_of(config: Mapping[str, Any]) -> tuple[str, Architecture]:
+    """(GGUF's name, row) of a Hugging Face config. UnsupportedModel: GGUF has none for this model type."""
+    model_type = config.get("model_type")
+    for name, row in ARCHITECTURES.items():
+        if model_type in row.written:
+            return name, row
+    known = ", ".join(sorted(kind for row in ARCHITECTURES.values() for kind in row.written))
+    raise UnsupportedModel(f"model_type {model_type!r} has no GGUF architecture here; these have: {known}")
+
+
+def general_keys(checkpoint: Checkpoint, architecture: str, kind: str) -> dict[str, Typed]:
+    """general.*, with what a GGUF source says of its author, licence and origin."""
+    source = checkpoint.metadata or {}
+    keys = {
+        "general.architecture": Typed("str", architecture),
+        "general.type": Typed("str", "model"),
+        "general.name": Typed("str", str(source.get("general.name") or checkpoint.path.stem)),
+        "general.file_type": Typed("u32", FILE_TYPES[kind]),
+        "general.quantization_version": Typed("u32", _QUANTIZATION_VERSION),
+    }
+    for key, value in source.items():
+        if key.startswith("general.") and key.removeprefix("general.") not in _OURS:
+            keys[key] = inferred(value)
+    return keys
+
+
+def model_keys(config: ModelConfig, architecture: str) -> tuple[dict[str, Typed], dict[str, np.ndarray]]:
+    """(the architecture's keys, tensors of rope factors in float32 by their GGUF names)."""
+    row = ARCHITECTURES[architecture]
+    numbers: dict[str, int | float | str | None] = {
+        "vocab_size": config.vocab_size,
+        "context_length": config.max_positions,
+        "embedding_length": config.hidden_size,
+        "block_count": config.num_layers,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_heads,
+        "attention.head_count_kv": config.num_kv_heads,
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+        "attention.layer_norm_rms_epsilon": config.norm_eps,
+        "attn_logit_softcapping": config.attention_softcap,
+        "final_logit_softcapping": config.logit_softcap,
+    }
+    if config.experts:
+        numbers["expert_count"] = config.experts.count
+        numbers["expert_used_count"] = config.experts.active
+        numbers["expert_feed_forward_length"] = config.experts.intermediate_size
+    if "logits_scaling" in row.fields:
+        numbers["attention.scale"] = config.attention_scale
+        numbers["embedding_scale"] = config.embedding_scale
+        numbers["residual_scale"] = config.residual_scale
+        numbers["logit_scale"] = 1 / (config.logit_scale or 1)
+    rope, tensors = _rope_keys(config, row)
+    numbers |= _window_keys(config, row) | rope
+    return {f"{architecture}.{key}": _typed(value) for key, value in numbers.items() if value is not None}, tensors
+
+
+def _typed(value: int | float | str) -> Typed:
+    return Typed("str" if isinstance(value, str) else "u32" if isinstance(value, int) else "f32", value)
+
+
+def _window_keys(config: ModelConfig, row: Architecture) -> dict[str, int | float | str | None]:
+    windows = {layer.window for layer in config.layers} - {None}
+    if row.period is None and "sliding_window" not in row.fields:
+        return {}
+    window = next(iter(windows), None)
+    if window is None:
+        # gemma's readers want a window; as long as the context it never slides. phi3's take 0 for none
+        return (
+            {"attention.sliding_window": 0 if row.model_type == "phi3" else config.max_positions} if row.fields else {}
+        )
+    keys: dict[str, int | float | str | None] = {"attention.sliding_window": window}
+    if row.period is not None:
+        slides = [layer.window is not None for layer in config.layers]
+        keys["attention.sliding_window_pattern"] = _period(slides, row.period)
+    return keys
+
+
+def _period(slides: Sequence[bool], usual: int) -> int | None:
+    """The period whose last layer is global; None where the layers have none (then the check below tells it)."""
+    for period in (usual, *range(1, len(slides) + 1), 0):
+        if list(slides) == [period == 0 or (i + 1) % period != 0 for i in range(len(slides))]:
+            return period
+    return None
+
+
+def _rope_keys(
+    config: ModelConfig, row: Architecture
+) -> tuple[dict[str, int | float | str | None], dict[str, np.ndarray]]:
+    """Of the global layers; the sliding ones' base beside it."""
+    turned = [layer for layer in config.layers if layer.rope is not None]
+    main = next((layer.rope for layer in turned if layer.window is None), turned[0].rope if turned else None)
+    if main is None:
+        raise UnsupportedModel("a model without rotary positions has no GGUF architecture here")
+    keys: dict[str, int | float | str | None] = {"rope.dimension_count": main.dims, "rope.freq_base": float(main.theta)}
+    local = next((layer.rope for layer in turned if layer.window is not None), None)
+    if local is not None and (local != main or "rope_local_base_freq" in row.fields):
+        keys["rope.freq_base_swa"] = float(local.theta)
+    scaling, tensors = _scaling(main)
+    if not row.factors.issuperset(tensors):
+        raise UnsupportedModel(
+            f"rope scaling {main.scaling!r} cannot be said in GGUF for {row.model_type}; write --to mlx or --to huggingface"
+        )
+    return keys | scaling, tensors
+
+
+def _scaling(rope: RopeConfig) -> tuple[dict[str, int | float | str | None], dict[str, np.ndarray]]:
+    match rope.scaling:
+        case "default":
+            return {}, {}
+        case "linear":
+            return {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope.factor)}, {}
+        case "factors":
+            return {}, {ROPE_FACTORS: np.asarray(rope.factors, np.float32)}
+        case "llama3":
+            plain = dataclasses.replace(rope, scaling="default")
+            return {}, {ROPE_FACTORS: (inverse_frequencies(plain) / inverse_frequencies(rope)).astype(np.float32)}
+        case "longrope":
+            keys = {"rope.scaling.type": "longrope", "rope.scaling.attn_factor": float(rope.attention_factor)}
+            short, long = (np.asarray(part, np.float32) for part in (rope.factors, rope.long_factors))
+            return keys | _original(rope), {LONG_FACTORS: long, SHORT_FACTORS: short}
+        case _:
+            keys = {
+                "rope.scaling.type": "yarn",
+                "rope.scaling.factor": float(rope.factor),
+                "rope.scaling.yarn_beta_fast": float(rope.beta_fast),
+                "rope.scaling.yarn_beta_slow": float(rope.beta_slow),
+            }
+            extra = rope.attention_factor / usual_attention_factor(rope.factor)
+            if not math.isclose(extra, 1, rel_tol=_TOLERANCE):
+                keys["rope.scaling.attn_factor"] = extra
+            return keys | _original(rope), {}
+
+
+def _original(rope: RopeConfig) -> dict[str, int | float | str | None]:
+    return {"rope.scaling.original_context_length": int(rope.original_max_positions)}
+
+
+def check_said(
+    config: ModelConfig,
+    keys: Mapping[str, Typed],
+    shapes: Mapping[str, tuple[int, ...]],
+    tensors: Mapping[str, np.ndarray],
+) -> None:
+    """Read the keys again and compare. UnsupportedModel names what GGUF would say differently."""
+    metadata = {key: _as_read(value) for key, value in keys.items()}
+    architecture = metadata["general.architecture"]
+    try:
+        read = parse(with_rope_tensors(config_from(metadata, shapes), tensors.__getitem__))
+    except CheckpointError as error:
+        raise UnsupportedModel(f"GGUF's {architecture} architecture cannot hold this model: {error}") from None
+    for field in dataclasses.fields(ModelConfig):
+        wanted, said = getattr(config, field.name), getattr(read, field.name)
+        if field.name == "layers":
+            _check_layers(architecture, config, read)
+        elif field.name not in ("model_type", "tie_embeddings") and not _same(
+            wanted, said, absent=1.0 if field.name.endswith("_scale") else math.inf
+        ):
+            raise _unsayable(architecture, field.name, wanted, said)
+
+
+def _as_read(value: Typed) -> Any:
+    return float(np.float32(value.value)) if value.type == "f32" and not value.many else value.value
+
+
+def _check_layers(architecture: str, config: ModelConfig, read: ModelConfig) -> None:
+    for i, (wanted, said) in enumerate(zip(config.layers, read.layers, strict=True)):
+        limit = config.max_positions
+        windows = [layer.window if layer.window and layer.window < limit else None for layer in (wanted, said)]
+        if windows[0] != windows[1]:
+            raise _unsayable(architecture, f"a window of layer {i}", *windows)
+        if not _same_rope(wanted, said):
+            raise _unsayable(architecture, f"the rotation of layer {i}", wanted.rope, said.rope)
+        if wanted.experts != said.experts:
+            raise _unsayable(architecture, f"experts in layer {i}", wanted.experts, said.experts)
+
+
+def _same_rope(wanted: LayerConfig, said: LayerConfig) -> bool:
+    if wanted.rope is None or said.rope is None:
+        return wanted.rope is said.rope
+    a, b = wanted.rope, said.rope
+    if not _same(a.attention_factor, b.attention_factor) or a.dims != b.dims:
+        return False
+    contexts = (1, 1 << 30) if "longrope" in (a.scaling, b.scaling) else (1,)
+    return all(
+        np.allclose(
+            inverse_frequencies(a.for_context(n)), inverse_frequencies(b.for_context(n)), rtol=_TOLERANCE, atol=0
+        )
+        for n in contexts
+    )
+
+
+def _same(wanted: Any, said: Any, absent: float = math.inf) -> bool:
+    if isinstance(wanted, float) or isinstance(said, float):
+        numbers = (absent if value is None else value for value in (wanted, said))
+        return math.isclose(*numbers, rel_tol=_TOLERANCE)
+    return wanted == said
+
+
+def _unsayable(architecture: str, what: str, wanted: Any, said: Any) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"GGUF's {architecture} architecture cannot say {what} {wanted!r}: its readers take {said!r}; "
+        "write --to mlx or --to huggingface"
+    )
