@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
@@ -64,13 +64,20 @@ def fetch(model: HubModel, progress: Progress, *, refresh: bool = False) -> Path
         if not refresh and is_unreachable(error) and (found := find(model) or find_unnoted(model)):
             return found
         raise failure from error
-    with suppress(OSError, SourceError):  # without the note, the next start only asks the Hub again
-        write_atomic(model.note, json.dumps({"name": model.name, "commit": folder.name, "files": files}, indent=1))
+    write_note(model, folder, files)
     return located(folder, files)
 
 
-def download(model: HubModel, progress: Progress) -> tuple[Path, list[str]]:
-    """The snapshot's folder and the files that make the model, all of them there.
+def write_note(model: HubModel, folder: Path, files: list[str]) -> None:
+    """Remember which files of the snapshot `folder` make it whole."""
+    with suppress(OSError, SourceError):  # without the note, the next start only asks the Hub again
+        write_atomic(model.note, json.dumps({"name": model.name, "commit": folder.name, "files": files}, indent=1))
+
+
+def download(
+    model: HubModel, progress: Progress, choose: Callable[[HubModel, Iterable[str]], list[str]] = choose
+) -> tuple[Path, list[str]]:
+    """The snapshot's folder and the files that make the model, all of them there. choose: of a repository's files.
 
     One file after the other, in this thread: the library's pool of threads would finish its files before it lets
     Ctrl-C through. Its transfer of large files is parallel by itself.
@@ -78,7 +85,9 @@ def download(model: HubModel, progress: Progress) -> tuple[Path, list[str]]:
     from huggingface_hub import HfApi, hf_hub_download
 
     with told(progress, None, f"looking for {model.name}"):
-        info = HfApi(library_name="partita").model_info(model.repository, revision=model.revision, files_metadata=True)
+        hub = HfApi(library_name="partita")
+        ask = hub.dataset_info if model.kind == "dataset" else hub.model_info
+        info = ask(model.repository, revision=model.revision, files_metadata=True)
     sizes = {entry.rfilename: entry.size or 0 for entry in info.siblings or []}
     files = choose(model, sizes)
     commit = str(info.sha)
@@ -89,7 +98,8 @@ def download(model: HubModel, progress: Progress) -> tuple[Path, list[str]]:
         for i, file in enumerate(files):
             # asked by its name once, so that the library notes where the branch stands; then by its commit
             revision = model.revision if i == 0 else commit
-            hf_hub_download(model.repository, file, revision=revision, cache_dir=hub_cache(), library_name="partita")
+            where = {"repo_type": model.kind, "revision": revision, "cache_dir": hub_cache()}
+            hf_hub_download(model.repository, file, library_name="partita", **where)
     lost = [file for file in files if not (folder / file).is_file()]
     if lost:  # the branch moved between the two questions
         raise SourceError(f"{model.name} changed while it was fetched, {listing(lost)} did not arrive: try again")
@@ -185,7 +195,7 @@ def explain(model: HubModel, error: Exception) -> SourceError:
     def first(kind: type) -> BaseException | None:
         return next((e for e in chain(error) if isinstance(e, kind)), None)
 
-    page = f"{ENDPOINT}/{quote(model.repository)}"
+    page = f"{ENDPOINT}/{quote(model.page)}"
     if is_no_room(error):
         return SourceError(f"{model.name}: no space left in {hub_cache()}: free some or point HF_HOME to another disk")
     if first(hub.GatedRepoError):

@@ -31,11 +31,22 @@ SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.(?:safetensors|gguf
 
 @dataclass(frozen=True)
 class HubModel:
-    """A parsed name. revision: a branch, tag or commit. file: the GGUF picked, a path inside the repository."""
+    """A parsed name. revision: a branch, tag or commit. file: the GGUF picked, a path inside the repository.
+
+    kind: what the Hub calls such a repository. page: its path on the Hub's site.
+    """
 
     repository: str
     revision: str = "main"
     file: str | None = None
+
+    @property
+    def kind(self) -> str:
+        return "model"
+
+    @property
+    def page(self) -> str:
+        return self.repository
 
     @property
     def name(self) -> str:
@@ -45,7 +56,7 @@ class HubModel:
     @property
     def storage(self) -> Path:
         """The repository's folder in the Hub's cache."""
-        return hub_cache() / f"models--{self.repository.replace('/', '--')}"
+        return hub_cache() / f"{self.kind}s--{self.repository.replace('/', '--')}"
 
     @property
     def note(self) -> Path:
@@ -140,6 +151,12 @@ def is_whole(folder: Path, files: list[str]) -> bool:
 
 def find(model: HubModel) -> Path | None:
     """The snapshot's folder or GGUF when our note says that every file is here, else None. No network."""
+    found = noted(model)
+    return None if found is None else located(*found)
+
+
+def noted(model: HubModel) -> tuple[Path, list[str]] | None:
+    """The snapshot's folder and the files in it that our note lists, when all of them are here."""
     try:
         note = json.loads(model.note.read_text(encoding="utf-8"))
         folder = model.storage / "snapshots" / str(note["commit"])
@@ -148,7 +165,7 @@ def find(model: HubModel) -> Path | None:
         return None
     if not files or not all((folder / file).is_file() for file in files):
         return None
-    return located(folder, files)
+    return folder, files
 
 
 def find_unnoted(model: HubModel) -> Path | None:
