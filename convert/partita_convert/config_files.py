@@ -55,7 +55,7 @@ def _with_rope_both_ways(config: dict[str, Any]) -> dict[str, Any]:
         older["rope_scaling"] = {"type": own["rope_type"], **scaling}
     if "partial_rotary_factor" in own:
         older["partial_rotary_factor"] = own["partial_rotary_factor"]
-    if "sliding_attention" in parameters:
+    if "sliding_attention" in parameters and str(config.get("model_type")).startswith("gemma3"):
         older["rope_local_base_freq"] = parameters["sliding_attention"]["rope_theta"]
     return config | older
 
