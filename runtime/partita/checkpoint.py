@@ -4,8 +4,8 @@ Not here: what a config means, devices, downloads. Invariants: nothing in a mode
 integers of quantized tensors arrive as they were stored (`Packed`), never re-quantized; every fault of a file is a
 CheckpointError naming the file, every format that is not read an UnsupportedModel naming it.
 
-Two formats: a folder in the layout of the Hub (config.json, model*.safetensors, MLX's `quantization` block), and a
-GGUF file.
+Two formats: a folder in the layout of the Hub (config.json, model*.safetensors, with MLX's `quantization` block or
+weights in 8-bit floats), and a GGUF file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import gguf, gguf_blocks, gguf_names, mxfp4, safetensors_files
+from . import fp8, gguf, gguf_blocks, gguf_names, mxfp4, safetensors_files
 from .errors import CheckpointError, UnsupportedModel
 from .quantization import Packed, dequantize
 
@@ -56,7 +56,8 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def read(self, name: str) -> np.ndarray | Packed:
-        """One tensor as stored (bfloat16 through ml_dtypes). Private memory over the file: writing to it is safe.
+        """One tensor as stored (bfloat16 through ml_dtypes), 8-bit floats as what they stand for (see `fp8`).
+        Private memory over the file: writing to it is safe.
 
         CheckpointError: no such tensor, or a damaged one. UnsupportedModel: a block format that cannot be read.
         """
@@ -232,13 +233,18 @@ class _FolderCheckpoint(Checkpoint):
             raise CheckpointError(f"{where}: scales in {scales.dtype} and biases in {biases.dtype} are not floats")
 
     @cached_property
-    def _names(self) -> tuple[str, ...]:
+    def _fp8(self) -> dict[str, fp8.Fp8Weight]:
+        return fp8.find(self.store.tensors, self.config, self.path.name)
+
+    @cached_property
+    def _names(self) -> dict[str, None]:
         modules = [name.removesuffix(".weight") for name in (*self._packed, *self._mxfp4)]
         folded = {f"{module}.{part}" for module in modules for part in ("scales", "biases")}
-        return tuple(name for name in self.store.tensors if name not in folded)
+        folded |= fp8.companions(self._fp8, self.store.tensors)
+        return {name: None for name in self.store.tensors if name not in folded}
 
     def names(self) -> tuple[str, ...]:
-        return self._names
+        return tuple(self._names)
 
     def shape(self, name: str) -> tuple[int, ...]:
         if name not in self._names:
@@ -255,6 +261,10 @@ class _FolderCheckpoint(Checkpoint):
             words, scales = self.store.read(name), self.store.read(f"{name.removesuffix('.weight')}.scales")
             blocks = words.view(np.uint8).reshape(*scales.shape, -1)
             return mxfp4.repack(blocks, scales, what=f"{self.path.name}: {name}")
+        if name in self._fp8:
+            scale, block = self._fp8[name].scale, self._fp8[name].block
+            multipliers = None if scale is None else self.store.read(scale)
+            return fp8.dequantize(self.store.read(name), multipliers, block, fp8.target_dtype(self.config))
         if name not in self._packed:
             return self.store.read(name)
         module = name.removesuffix(".weight")
@@ -307,12 +317,12 @@ def _is_mxfp4(config: Mapping[str, Any]) -> bool:
 
 
 def _check_quantization(config: Mapping[str, Any]) -> None:
-    """Refuse what is neither MLX's layout nor MXFP4. mlx-lm writes its block twice, also as quantization_config."""
+    """Refuse what is neither MLX's layout nor MXFP4 nor 8-bit floats. mlx-lm writes its block under both keys."""
     block, other = config.get("quantization"), config.get("quantization_config")
     for value, key in ((block, "quantization"), (other, "quantization_config")):
         if value is not None and not isinstance(value, dict):
             raise CheckpointError(f"config.json: {key} is not a table")
-    if _is_mxfp4(config):
+    if _is_mxfp4(config) or fp8.is_fp8(config):
         return
     if other and other.get("quant_method"):
         raise UnsupportedModel(f"config.json: weights quantized with {other['quant_method']!r} are not read")

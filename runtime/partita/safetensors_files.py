@@ -46,7 +46,12 @@ _NUMPY = {
     "I64": "<i8",
     "F64": "<f8",
 }
-_WITH_ML_DTYPES = {"BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+_WITH_ML_DTYPES = {
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu",
+}
 
 
 @dataclass(frozen=True)

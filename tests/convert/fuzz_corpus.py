@@ -300,7 +300,24 @@ def _quantized(folder: Path) -> None:
     _json(folder, "tokenizer.json", sentence_json())
 
 
-FOLDERS: dict[str, Callable[[Path], None]] = {"single": _single, "sharded": _sharded, "quantized": _quantized}
+def _floats(folder: Path) -> None:
+    weights = {"model.a.weight": ("F8_E4M3", (200, 130)), "model.b.weight": ("F8_E5M2", (2, 3, 130))}
+    scales = {"model.a.weight_scale_inv": ("F32", (2, 2)), "model.b.weight_scale": ("BF16", (2, 3, 1))}
+    (folder / "model.safetensors").write_bytes(stored(weights | scales | {"model.a.input_scale": ("F32", (1,))}))
+    _json(
+        folder,
+        "config.json",
+        CONFIG | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}},
+    )
+    _json(folder, "tokenizer.json", tokenizer_json())
+
+
+FOLDERS: dict[str, Callable[[Path], None]] = {
+    "single": _single,
+    "sharded": _sharded,
+    "quantized": _quantized,
+    "floats": _floats,
+}
 
 
 def _json(folder: Path, name: str, value: Any) -> None:

@@ -146,7 +146,7 @@ def test_code_from_a_folder_is_refused(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "bitsandbytes", "compressed-tensors"])
+@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "quanto"])
 def test_other_quantizations_are_named(tmp_path, method):
     path = folder(tmp_path / "m", quantization_config={"quant_method": method})
     with pytest.raises(UnsupportedModel, match=method):
