@@ -178,6 +178,15 @@ EXPERTS: dict[str, dict[str, Any]] = {
         "num_local_experts": 6,
         "num_experts_per_tok": 2,
     },
+    "gpt_oss-truncated": {  # what readers make of it that know no truncate
+        "model_type": "gpt_oss",
+        **_SAID,
+        **_SLIDING_AND_FULL,
+        "intermediate_size": 64,
+        "rope_parameters": {**_YARN, "truncate": True},
+        "num_local_experts": 4,
+        "num_experts_per_tok": 4,
+    },
 }
 FAMILIES = {**DENSE, **EXPERTS}
 NAMES = tuple(FAMILIES)
