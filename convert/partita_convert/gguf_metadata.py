@@ -136,7 +136,7 @@ def _rope_keys(
     scaling, tensors = _scaling(main)
     if not row.factors.issuperset(tensors):
         raise UnsupportedModel(
-            f"rope scaling {main.scaling!r} cannot be said in GGUF for {row.model_type}; write --to mlx or --to huggingface"
+            f"rope scaling {main.scaling!r} cannot be said in GGUF for {row.model_type}; write --to mlx instead"
         )
     return keys | scaling, tensors
 
@@ -207,7 +207,7 @@ def _check_layers(architecture: str, config: ModelConfig, read: ModelConfig) -> 
         if windows[0] != windows[1]:
             raise _unsayable(architecture, f"a window of layer {i}", *windows)
         if not _same_rope(wanted, said):
-            raise _unsayable(architecture, f"the rotation of layer {i}", wanted.rope, said.rope)
+            raise _unsayable(architecture, f"the rotation of layer {i}", *_differing(wanted.rope, said.rope))
         if wanted.experts != said.experts:
             raise _unsayable(architecture, f"experts in layer {i}", wanted.experts, said.experts)
 
@@ -225,6 +225,15 @@ def _same_rope(wanted: LayerConfig, said: LayerConfig) -> bool:
         )
         for n in contexts
     )
+
+
+def _differing(wanted: RopeConfig | None, said: RopeConfig | None) -> tuple[Any, Any]:
+    """The fields that differ, of each; "none" and "some" where a layer does not rotate."""
+    if wanted is None or said is None:
+        return tuple("none" if rope is None else "some" for rope in (wanted, said))  # pyright: ignore[reportReturnType]
+    pairs = {field.name: (getattr(wanted, field.name), getattr(said, field.name)) for field in dataclasses.fields(said)}
+    pairs = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    return {name: pair[0] for name, pair in pairs.items()}, {name: pair[1] for name, pair in pairs.items()}
 
 
 def _same(wanted: Any, said: Any, absent: float = math.inf) -> bool:

@@ -39,6 +39,11 @@ def bpe_specs(types: Sequence[int]) -> tuple[bytes, bytes]:
     return trainer, _message(1, b"identity") + _integer(4, 0)  # name, remove_extra_whitespaces
 
 
+def trained_as(trainer: bytes) -> int:
+    """The model type of a serialized TrainerSpec: 1 for unigrams, which is the default, 2 for BPE."""
+    return {number: value for number, value in _fields(trainer) if isinstance(value, int)}.get(3, 1)
+
+
 def space_rules(normalizer: bytes) -> tuple[bool, bool]:
     """(a space is put in front of a text, runs of spaces are shortened) by a serialized NormalizerSpec."""
     flags = {number: value for number, value in _fields(normalizer) if isinstance(value, int)}

@@ -1,0 +1,211 @@
+"""Checkpoints out as one GGUF file, which llama.cpp and its kin load.
+
+Not here: how a value becomes blocks (`gguf_encode`), what the keys say (`gguf_metadata`, `gguf_tokenizer`). Invariants:
+the file is there whole or not at all; the source is never touched; the same source gives the same bytes; memory holds
+one tensor at a time; what GGUF cannot say is refused before anything is written.
+
+Types, by a tensor's role: norms, biases, routers and everything of one dimension are F32. Integers that a block type
+holds exactly are kept, in that type, unless it has more bits than were asked for. Otherwise a matrix becomes what was
+asked for, but: rows that 32 does not divide become F16, numbers too large for F16 F32, and the head of a model of four
+or five bits (the embedding, if it is the head too) Q8_0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from partita import experts
+from partita.checkpoint import Checkpoint, unpermuted_rows
+from partita.config import ModelConfig
+from partita.errors import CheckpointError, DataError, UnsupportedModel
+from partita.families import parse
+from partita.gguf_architectures import BARE_NAMES, OUTER_NAMES, ROPE_FACTORS, Architecture
+from partita.gguf_names import permuted_heads
+from partita.quantization import Packed
+
+from .atomic import new_file, refuse_existing
+from .gguf_encode import WIDTHS, Encoder, Value, exact_type, too_large
+from .gguf_file import TYPES, GgufWriter
+from .gguf_metadata import architecture_of, check_said, general_keys, model_keys
+from .gguf_tokenizer import tokenizer_keys
+from .write_folder import OnTensor, WrittenTensor
+
+KINDS = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
+_ROUTER = "ffn_gate_inp"
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    path: Path
+    nbytes: int  # of the whole file
+    tensors: tuple[WrittenTensor, ...]
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """One tensor to be written. name: in the source's words. order: of its rows. shift: added to its values."""
+
+    gguf_name: str
+    name: str
+    shape: tuple[int, ...]
+    source: str
+    read: Callable[[], Value]
+    order: np.ndarray | None = None
+    shift: float = 0.0
+
+
+def write_gguf(
+    checkpoint: Checkpoint, path: Path, *, kind: str = "F16", on_tensor: OnTensor | None = None
+) -> WrittenFile:
+    """Write a GGUF file whose matrices are of `kind`, one of KINDS.
+
+    DataError: an unknown kind, `path` exists or cannot be written, numbers that are not finite. UnsupportedModel: what
+    GGUF cannot say of this model or its tokenizer. CheckpointError: a damaged source.
+    """
+    path = Path(path)
+    if kind not in KINDS:
+        raise DataError(f"GGUF type {kind!r} is not written; these are: {', '.join(KINDS)}")
+    refuse_existing(path)  # before the vocabulary is read
+    architecture, row = architecture_of(checkpoint.config)
+    config = parse(checkpoint.config)
+    keys = general_keys(checkpoint, architecture, kind)
+    model, factors = model_keys(config, architecture)
+    keys |= model
+    planned = [*_plan(checkpoint, config, row), *(_factor(name, value) for name, value in factors.items())]
+    check_said(config, keys, {tensor.gguf_name: tensor.shape for tensor in planned}, factors)
+    keys |= tokenizer_keys(checkpoint, config.vocab_size)
+    written = []
+    with new_file(path) as temporary, open(temporary, "wb") as file:
+        writer = GgufWriter(file, keys, [(tensor.gguf_name, tensor.shape) for tensor in planned])
+        head = _head_name(planned)
+        for tensor in planned:
+            written.append(_write(writer, tensor, kind, is_head=tensor.gguf_name == head))
+            if on_tensor:
+                on_tensor(written[-1])
+        nbytes = writer.finish()
+    return WrittenFile(path, nbytes, tuple(written))
+
+
+def _head_name(planned: list[_Planned]) -> str:
+    names = {tensor.gguf_name for tensor in planned}
+    return "output.weight" if "output.weight" in names else "token_embd.weight"
+
+
+def _write(writer: GgufWriter, tensor: _Planned, kind: str, *, is_head: bool) -> WrittenTensor:
+    value = tensor.read()
+    if tuple(value.shape) != tensor.shape:
+        raise CheckpointError(f"{tensor.name} has shape {tuple(value.shape)}, {tensor.shape} was announced")
+    encoder = Encoder(tensor.name, value, _type(tensor, value, kind, is_head), tensor.order, tensor.shift)
+    nbytes = writer.write(encoder.type_name, encoder.blocks())
+    return WrittenTensor(tensor.name, tensor.shape, tensor.source, encoder.type_name, nbytes, encoder.error)
+
+
+def _type(tensor: _Planned, value: Value, kind: str, is_head: bool) -> str:
+    """The type of one tensor: see the module's first lines."""
+    parts = tensor.gguf_name.split(".")
+    if len(tensor.shape) == 1 or parts[-1] == "bias" or _ROUTER in parts:
+        return "F32"
+    exact = exact_type(value) if kind in WIDTHS and isinstance(value, Packed) else None
+    if exact and WIDTHS[exact] <= WIDTHS[kind]:
+        return exact
+    if kind in WIDTHS and is_head and WIDTHS[kind] < 8:
+        if exact:
+            return exact
+        kind = "Q8_0"
+    if tensor.shape[-1] % TYPES[kind][1]:
+        kind = "F16"
+    return "F32" if kind == "F16" and too_large(value) else kind
+
+
+# --- which tensors there are, and where they come from
+
+
+def _plan(checkpoint: Checkpoint, config: ModelConfig, row: Architecture) -> Iterator[_Planned]:
+    """Every tensor, in the source's order. UnsupportedModel: a name that the architecture has no place for."""
+    names = _names(row)
+    stacks = experts.find(checkpoint) if config.experts else {}
+    biased = config.experts is not None and config.experts.bias
+    mlps: dict[str, str] = {}  # a tensor that holds experts to the MLP whose stacks it is written with
+    for mlp, stored in stacks.items():
+        for projection in experts.PROJECTIONS:
+            sources = stored.sources(projection) + (stored.bias_sources(projection) if biased else [])
+            mlps |= dict.fromkeys(sources, mlp)
+    done = set()
+    for name in checkpoint.names():
+        if name == ROPE_FACTORS or (name == "lm_head.weight" and config.tie_embeddings and not row.own_output):
+            continue  # factors come from the config; a head beside tied embeddings is a copy
+        if name in mlps:
+            if mlps[name] not in done:
+                done.add(mlps[name])
+                yield from _stacks(checkpoint, mlps[name], stacks[mlps[name]], biased, names)
+            continue
+        yield _tensor(checkpoint, config, row, name, _gguf_name(name, names))
+    if row.own_output and config.tie_embeddings and "lm_head.weight" not in checkpoint.names():
+        yield _tensor(checkpoint, config, row, "model.embed_tokens.weight", "output.weight")
+
+
+def _names(row: Architecture) -> dict[str, str]:
+    """Part of a Hugging Face tensor's name to GGUF's: the table of the reader, backwards."""
+    return {theirs: ours for ours, theirs in row.layer_names.items()}
+
+
+def _gguf_name(name: str, names: Mapping[str, str]) -> str:
+    outer = {theirs: ours for ours, theirs in OUTER_NAMES.items()}
+    if name in outer:
+        return outer[name]
+    prefix, _, rest = name.partition("model.layers.")
+    layer, _, rest = rest.partition(".")
+    if not prefix and layer.isdecimal():
+        part, _, kind = rest.rpartition(".")
+        if kind in ("weight", "bias") and part in names:
+            return f"blk.{int(layer)}.{names[part]}.{kind}"
+        if names.get(rest) in BARE_NAMES:
+            return f"blk.{int(layer)}.{names[rest]}.weight"
+    raise UnsupportedModel(
+        f"GGUF's architecture for this model has no place for {name!r}; write --to mlx or --to huggingface"
+    )
+
+
+def _tensor(checkpoint: Checkpoint, config: ModelConfig, row: Architecture, name: str, gguf_name: str) -> _Planned:
+    shape = checkpoint.shape(name)
+    fields = {"num_attention_heads": config.num_heads, "num_key_value_heads": config.num_kv_heads}
+    heads = permuted_heads(row, fields, gguf_name)
+    if heads and shape[0] != heads * config.head_dim:
+        raise CheckpointError(f"{name} has {shape[0]} rows, {heads} heads of {config.head_dim} are expected")
+    order = np.argsort(unpermuted_rows(shape[0], heads)) if heads else None
+    adds = row.norms_include_one and not checkpoint.norms_include_one and name.endswith("norm.weight")
+    if len(shape) == 1:
+        shape_read = partial(_vector, checkpoint, name, order)
+        return _Planned(gguf_name, name, shape, checkpoint.stored_as(name), shape_read, None, float(adds))
+    return _Planned(gguf_name, name, shape, checkpoint.stored_as(name), partial(checkpoint.read, name), order)
+
+
+def _vector(checkpoint: Checkpoint, name: str, order: np.ndarray | None) -> Value:
+    value = checkpoint.read(name)
+    return value[order] if order is not None and isinstance(value, np.ndarray) else value
+
+
+def _stacks(
+    checkpoint: Checkpoint, mlp: str, stored: experts.StoredExperts, bias: bool, names: Mapping[str, str]
+) -> Iterator[_Planned]:
+    """A layer's experts: (experts, out, in), and (experts, out) for biases."""
+    for projection in experts.PROJECTIONS:
+        name = f"{mlp}.switch_mlp.{projection}"
+        shape = stored.shape(projection)
+        for suffix, sources, size, read in (
+            ("weight", stored.sources(projection), shape, stored.weight),
+            ("bias", stored.bias_sources(projection), shape[:2], stored.bias),
+        ):
+            if suffix == "weight" or bias:
+                source = checkpoint.stored_as(sources[0])
+                gguf_name = _gguf_name(f"{name}.{suffix}", names)
+                yield _Planned(gguf_name, f"{name}.{suffix}", size, source, partial(read, projection))
+
+
+def _factor(name: str, value: np.ndarray) -> _Planned:
+    return _Planned(name, name, value.shape, "F32", lambda: value)
