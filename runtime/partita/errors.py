@@ -8,6 +8,7 @@
     ├── ContextError            positions that the cache does not hold, or a context that cannot be
     ├── MemoryBudgetError       a request that cannot fit; the message carries the numbers and the flags
     ├── DataError               input text or settings that cannot be used
+    ├── TrainingError           a run that must not go on: a loss that is no number
     └── BackendUnavailable      the backend or device asked for is not here
 
 Messages name what, where and what to do, in one line. They quote files that nobody has vetted, so the root keeps
@@ -64,6 +65,10 @@ class MemoryBudgetError(PartitaError):
 
 class DataError(PartitaError):
     """Input text or a setting that cannot be used."""
+
+
+class TrainingError(PartitaError):
+    """A training run that must not go on. What it had learnt before is in its checkpoints."""
 
 
 class BackendUnavailable(PartitaError):
