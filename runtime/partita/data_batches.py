@@ -67,6 +67,8 @@ class Batches:
     def __init__(self, dataset: Dataset, batch_size: int, max_length: int, packing: bool, seed: int) -> None:
         if batch_size < 1:
             raise DataError(f"a batch of {batch_size} rows cannot be: give 1 or more")
+        if seed < 0:
+            raise DataError(f"the seed {seed} cannot be: give 0 or more")
         if not len(dataset):
             raise DataError("there are no documents to make batches of")
         longest = int(dataset.lengths.max())

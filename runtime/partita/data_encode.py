@@ -19,6 +19,7 @@ Ids are those of inference: prompt and reply are tokenized apart, as a reply is 
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -72,18 +73,19 @@ class Encoder:
             return [self._plain([([(record.prompt, False)], False), ([(record.completion, False)], True)])]
         return self._chat(record)
 
-    def pieces(self, blocks: Sequence[str], on_block: Callable[[int], None] = lambda done: None) -> list[int]:
+    def long_text(self, blocks: Sequence[str], on_block: Callable[[int], None] = lambda done: None) -> array[int]:
         """Ids of one long text given as consecutive blocks, without BOS, with the token that ends a text.
 
         on_block: told the number of characters that are through.
         """
-        ids: list[int] = []
-        done = 0
+        ids, done = array("i"), 0
         for block in blocks:
-            ids += self._tokenizer.encode_parts([(block, False)], continues=bool(ids))
+            ids.extend(self._tokenizer.encode_parts([(block, False)], continues=len(ids) > 0))
             done += len(block)
             on_block(done)
-        return ids if self._end is None else [*ids, self._end]
+        if self._end is not None:
+            ids.append(self._end)
+        return ids
 
     def _plain(self, segments: Sequence[Segment]) -> Document:
         ids, runs = encode_segments(self._tokenizer, segments)
@@ -96,6 +98,10 @@ class Encoder:
         return Document(ids, trained)
 
     def _chat(self, record: Chat) -> list[Document]:
+        if self._template is None:
+            raise DataError(
+                'this model has no chat template (a base model): give "text", or "prompt" and "completion" as strings'
+            )
         variables = self._variables if record.tools is None else {**self._variables, "tools": record.tools}
         chat = MarkedChat(self._tokenizer, self._template, record.messages, **variables)
         drafts = marked_turns(chat, record) or turns(chat, record)
