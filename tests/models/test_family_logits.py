@@ -120,7 +120,7 @@ def test_longrope_takes_its_factors_by_the_caches_context(
     assert np.abs(judge(name)[:ORIGINAL] - judge(name, ORIGINAL)).max() > 0.1  # the two are not the same
 
 
-@pytest.mark.parametrize("name", ["smollm3", "gemma2", "phi4-mini", "olmo3"])
+@pytest.mark.parametrize("name", ["smollm3", "gemma2", "phi4-mini", "olmo3", "gpt_oss"])
 def test_a_bounded_context_does_not_depend_on_the_feed(play: Players, text: list[int], name: str) -> None:
     """A ring of 32 tokens that turns, with 4 sinks: anchored where a layer rotates, as they are where it does not."""
     ops, model = play(name, "numpy")
@@ -166,7 +166,7 @@ def test_half_precision_stays_half_precision(
     assert rms(ours - exact) <= (0.05 if name in tiny_models.DENSE else 0.2) * rms(exact)
 
 
-@pytest.mark.parametrize("name", ["smollm3", "gemma2", "phi4-mini", "olmo3", "granite"])
+@pytest.mark.parametrize("name", ["smollm3", "gemma2", "phi4-mini", "olmo3", "granite", "qwen3_moe", "gpt_oss"])
 def test_a_compiled_step_equals_the_eager_one(play: Players, judge: Judge, text: list[int], name: str) -> None:
     ops, model = play(name, "mlx")
     cache = Cache(ops, spec_of(ops, model))
