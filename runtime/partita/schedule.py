@@ -40,7 +40,7 @@ class Schedule:
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 1. The first one is never 0, so it is never wasted."""
         if step <= self.warmup:
-            return self.peak * step / self.warmup
+            return self.peak * (step / self.warmup)
         if self.kind == "constant":
             return self.peak
         # from the peak, which the last step of the rise has, to the floor one step after the end

@@ -1,0 +1,179 @@
+"""Gradients of whole models: against finite differences in float64, between backends, and by every way to the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import partita_backends
+from partita.backend import Backend
+from partita.data_batches import Batch
+from partita.errors import BackendUnavailable
+from partita.lora import LoraConfig
+from partita_backends.numpy import NumpyBackend
+
+from ..runtime.training import batch_of, documents, full_model, gradients, lora, mean_loss
+
+METHODS = ("lora", "dora", "full")
+
+
+@pytest.fixture(scope="module")
+def backends() -> dict[str, Backend]:
+    return {name: partita_backends.load(name, dtype="float32") for name in ("torch", "mlx")}
+
+
+@pytest.fixture(params=["torch", "mlx"])
+def ops(request: pytest.FixtureRequest, backends: dict[str, Backend]) -> Backend:
+    return backends[request.param]
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    """Packed rows longer than the window, one of them with padding; the first targets are not trained."""
+    found = documents(5, 60, 280)
+    return batch_of([found[:2], found[2:4], found[4:]], masked=3)
+
+
+def made(ops: Backend, folder: Path, method: str):
+    if method == "full":
+        return full_model(ops, folder)
+    return lora(ops, folder, LoraConfig(rank=4, alpha=8, dora=method == "dora"), spread=0.05)
+
+
+def relative(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_adapters_gradients_are_slopes(
+    backends: dict[str, Backend], tiny_family: Callable[[str], Path], name: str
+) -> None:
+    """Every trainable, in the direction of its gradient and at an entry: central differences in float64."""
+    found = documents(2, 50, 280)
+    batch = batch_of([[found[0], found[1][:20]]], masked=3)
+    folder, step = tiny_family(name), 1e-5
+    exact = NumpyBackend(dtype="float64")
+    model, values = lora(exact, folder, spread=0.05)
+    loss, grads = gradients(backends["torch"], *lora(backends["torch"], folder, spread=0.05), batch)
+    assert loss == pytest.approx(mean_loss(exact, model, values, batch), rel=1e-6)
+    assert grads.keys() == values.keys()
+    random = np.random.default_rng(0)
+    for trainable in values:
+        grad = grads[trainable].astype(np.float64)
+        entry = np.zeros_like(grad)
+        entry[np.unravel_index(random.choice(grad.size, p=abs(grad).ravel() / abs(grad).sum()), grad.shape)] = 1
+        for direction in (grad / np.linalg.norm(grad), entry):
+            ends = [{**values, trainable: values[trainable] + sign * step * direction} for sign in (1, -1)]
+            above, below = (mean_loss(exact, model, end, batch) for end in ends)
+            assert (above - below) / (2 * step) == pytest.approx(float((grad * direction).sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gemma2", "qwen2", "phi3", "olmo3", "granite"])
+def test_mlx_and_torch_agree(
+    backends: dict[str, Backend], tiny_family: Callable[[str], Path], batch: Batch, name: str, method: str
+) -> None:
+    theirs, mine = (
+        gradients(ops, *made(ops, tiny_family(name), method), batch) for ops in (backends["torch"], backends["mlx"])
+    )
+    assert mine[0] == pytest.approx(theirs[0], rel=1e-6)
+    assert mine[1].keys() == theirs[1].keys()
+    largest = max(np.abs(grad).max() for grad in theirs[1].values())
+    for trainable, grad in theirs[1].items():
+        if np.abs(grad).max() > 1e-6 * largest:  # a key's bias moves all scores of a query alike: its gradient is noise
+            assert relative(mine[1][trainable], grad) <= 1e-5, trainable
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_recomputing_and_small_chunks_change_nothing(
+    ops: Backend, tiny_family: Callable[[str], Path], batch: Batch, method: str
+) -> None:
+    model, values = made(ops, tiny_family("gemma3"), method)
+    loss, grads = gradients(ops, model, values, batch)
+    again, recomputed = gradients(ops, model, values, batch, checkpoint=True, rows=17)
+    assert again == pytest.approx(loss, rel=1e-6)
+    for name, grad in grads.items():
+        assert relative(recomputed[name], grad) <= 1e-5, name
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_packed_rows_equal_rows_of_one_document(
+    ops: Backend, tiny_family: Callable[[str], Path], name: str, method: str
+) -> None:
+    """Documents longer than Mistral's window, and padding where there was none."""
+    found = documents(4, 57, 280, seed=4)
+    together = batch_of([found[:3], found[3:]], masked=2)
+    apart = batch_of([[document] for document in found], masked=2)
+    model, values = made(ops, tiny_family(name), method)
+    loss, grads = gradients(ops, model, values, together)
+    alone, separate = gradients(ops, model, values, apart)
+    assert loss == pytest.approx(alone, rel=1e-6)
+    for trainable, grad in separate.items():
+        assert relative(grads[trainable], grad) <= 1e-5, trainable
+
+
+def test_padding_changes_nothing(ops: Backend, tiny_family: Callable[[str], Path], batch: Batch) -> None:
+    model, values = made(ops, tiny_family("llama"), "lora")
+    loss, grads = gradients(ops, model, values, batch)
+
+    def wider(x: np.ndarray, fill: int) -> np.ndarray:
+        return np.pad(x, ((0, 1), (0, 9)), constant_values=fill)
+
+    padded = Batch(
+        wider(batch.tokens, 5),
+        wider(batch.targets, 7),
+        wider(batch.weights, 0),
+        wider(batch.positions, 0),
+        wider(batch.segments, -1),
+    )
+    again, same = gradients(ops, model, values, padded)
+    assert again == pytest.approx(loss, rel=1e-6)
+    assert max(relative(same[name], grad) for name, grad in grads.items()) <= 1e-5
+
+
+def test_a_fresh_adapter_changes_nothing(ops: Backend, tiny_family: Callable[[str], Path], batch: Batch) -> None:
+    folder = tiny_family("llama")
+    expected = mean_loss(ops, *full_model(ops, folder), batch)
+    for config in (LoraConfig(), LoraConfig(rslora=True, targets="q_proj,v_proj", layers=1), LoraConfig(dora=True)):
+        assert mean_loss(ops, *lora(ops, folder, config), batch) == pytest.approx(expected, rel=1e-6)
+
+
+def test_numpy_says_that_it_cannot_train(tiny_family: Callable[[str], Path], batch: Batch) -> None:
+    ops = NumpyBackend()
+    with pytest.raises(BackendUnavailable, match="--backend torch or mlx"):
+        gradients(ops, *lora(ops, tiny_family("llama")), batch)
+
+
+def test_dropout_is_the_same_on_every_backend_and_in_a_second_pass(
+    backends: dict[str, Backend], tiny_family: Callable[[str], Path], batch: Batch
+) -> None:
+    config = LoraConfig(rank=4, alpha=8, dropout=0.3, seed=5)
+    found = {}
+    for key, recompute in (("torch", False), ("torch", True), ("mlx", True)):
+        ops = backends[key]
+        model, values = lora(ops, tiny_family("llama"), config, spread=0.05)
+        assert model.dropout is not None
+        plain = gradients(ops, model, values, batch)[0]
+        model.dropout.draw = (1, 0, 0)
+        found[key, recompute] = gradients(ops, model, values, batch, checkpoint=recompute)
+        assert found[key, recompute][0] != pytest.approx(plain, rel=1e-4)
+        model.dropout.draw = (2, 0, 0)
+        assert gradients(ops, model, values, batch)[0] != pytest.approx(found[key, recompute][0], rel=1e-4)
+    loss, grads = found["torch", False]
+    for again, same in list(found.values())[1:]:
+        assert again == pytest.approx(loss, rel=1e-6)
+        assert max(relative(same[name], grad) for name, grad in grads.items()) <= 1e-5
+
+
+def test_weights_scale_a_tokens_loss(ops: Backend, tiny_family: Callable[[str], Path], batch: Batch) -> None:
+    model, values = made(ops, tiny_family("llama"), "lora")
+    doubled = replace(batch, weights=batch.weights * 2)
+    loss, grads = gradients(ops, model, values, batch)
+    again, same = gradients(ops, model, values, doubled)
+    assert again == pytest.approx(loss, rel=1e-6)  # a mean over twice the weight
+    assert max(relative(same[name], grad) for name, grad in grads.items()) <= 1e-5

@@ -1,0 +1,54 @@
+"""Trees of layers: walked, flattened, rewritten without changing what they were."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from partita.checkpoint import open_checkpoint
+from partita.layers import Linear
+from partita.loading import load_decoder
+from partita.model import Decoder
+from partita.tree import flatten, map_linears, replace_at, walk
+from partita_backends.numpy import NumpyBackend
+
+
+@pytest.fixture(scope="module")
+def decoder(tiny_model: Path) -> Decoder:
+    return load_decoder(NumpyBackend(), open_checkpoint(tiny_model), stack=False)
+
+
+def test_every_leaf_has_a_path_and_can_be_put_back(decoder: Decoder) -> None:
+    leaves = flatten(decoder)
+    assert leaves["blocks.1.attention.qkv.parts.0.weight"].shape == (128, 64)
+    assert leaves["norm.eps"] == 1e-5
+    assert flatten(replace_at(decoder, leaves)).keys() == leaves.keys()
+
+
+def test_a_node_is_replaced_and_the_rest_is_shared(decoder: Decoder) -> None:
+    changed = replace_at(decoder, {"blocks.0.mlp.down.weight": "new", "head": "other"})
+    assert changed.blocks[0].mlp.down.weight == "new"
+    assert changed.head == "other"
+    assert decoder.blocks[0].mlp.down.weight is not changed.blocks[0].mlp.down.weight
+    assert changed.blocks[1] is decoder.blocks[1]
+    assert changed.blocks[0].attention is decoder.blocks[0].attention
+    assert replace_at(decoder, {}) is decoder
+    assert replace_at(decoder, {"": 3}) == 3
+
+
+def test_a_path_that_is_not_there_is_named(decoder: Decoder) -> None:
+    with pytest.raises(KeyError, match="Attention has no 'qk'"):
+        replace_at(decoder, {"blocks.0.attention.qk.weight": 1})
+    with pytest.raises(KeyError, match="tuple has no '9'"):
+        replace_at(decoder, {"blocks.9.mlp": 1})
+
+
+def test_linears_are_rewritten_with_their_names(decoder: Decoder) -> None:
+    names = [node.name for _, node in walk(decoder) if isinstance(node, Linear)]
+    assert len(names) == 2 * 7 + 1
+    assert names[0] == "model.layers.0.self_attn.q_proj"
+    assert names[-1] == "lm_head"
+    changed = map_linears(decoder, lambda linear: linear.name)
+    assert changed.blocks[1].attention.qkv.parts[2] == "model.layers.1.self_attn.v_proj"
+    assert changed.head == "lm_head"
