@@ -1,0 +1,85 @@
+"""Our GGUF files judged by llama.cpp: transformers' logits, and our token ids.
+
+llama.cpp runs in a child process, by the Python that PARTITA_PEER_PYTHON names (`make interop`); its cache is kept in
+float32. It rounds activations to the type of the weights (8 bits beside quantized ones) and takes Gemma's GELU from a
+table in float16, hence the tolerances. Where it computes something else than transformers do, and so than we do, the
+comparison says so: it gives every layer of Phi-3 full attention, and rounds yarn's bounds, which gpt-oss does not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from partita.checkpoint import open_checkpoint
+from partita_convert.gguf_tokenizer import SAMPLES
+from partita_convert.write_folder import write_huggingface
+from partita_convert.write_gguf import write_gguf
+
+from .. import gguf_models, tiny_models
+
+pytestmark = pytest.mark.interop
+CHILD = Path(__file__).with_name("llama_cpp_child.py")
+TEXTS = [text for text in SAMPLES if "\x00" not in text]  # llama.cpp takes C strings
+AS_LLAMA_CPP_HAS_IT = {"phi3": {"sliding_window": None}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("judged-by-llama-cpp")
+
+
+def peer(
+    path: Path, tokens: list[int], out: Path, texts: Sequence[str] = (), context: int = 128
+) -> tuple[np.ndarray, list[list[int]]]:
+    """(logits (T, V), ids of each text) of llama.cpp."""
+    python = os.environ.get("PARTITA_PEER_PYTHON")
+    assert python, "PARTITA_PEER_PYTHON names no Python that has llama-cpp-python: run `make interop`"
+    done = subprocess.run(
+        [python, str(CHILD), str(path), str(context), str(out)],
+        input=json.dumps({"tokens": tokens, "texts": list(texts)}),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return np.load(out), json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16"])
+@pytest.mark.parametrize("name", gguf_models.NAMES)
+def test_logits_are_those_of_transformers(name: str, kind: str, folder: Path, tmp_path: Path) -> None:
+    source = gguf_models.write(name, folder, AS_LLAMA_CPP_HAS_IT.get(name))
+    # a general.name with phi3 in it makes llama.cpp look for tokens that only the published vocabulary has
+    plain = shutil.copytree(source, tmp_path / "tiny")
+    write_gguf(open_checkpoint(plain), tmp_path / "m.gguf", kind=kind)
+    tokens = tiny_models.tokens(source)
+    found, ids = peer(tmp_path / "m.gguf", tokens, tmp_path / "out.npy", TEXTS)
+    if name == "gpt_oss":
+        config = json.loads((plain / "config.json").read_text())
+        config["rope_parameters"]["truncate"] = True
+        (plain / "config.json").write_text(json.dumps(config))
+    expected = tiny_models.reference_logits(plain, tokens)
+    tolerance = 1e-4 if kind == "F32" and "gemma" not in name else 1e-2 if kind == "F32" else 5e-2
+    assert np.abs(found - expected).max() < tolerance
+    tokenizer = open_checkpoint(tmp_path / "m.gguf").load_tokenizer()
+    assert ids == [tokenizer.encode(text, bos=False) for text in TEXTS]
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"])
+def test_every_kind_is_read_as_we_read_it(kind: str, folder: Path, tmp_path: Path) -> None:
+    source = gguf_models.write("qwen3", folder)
+    write_gguf(open_checkpoint(source), tmp_path / "m.gguf", kind=kind)
+    tokens = tiny_models.tokens(source)
+    found, _ = peer(tmp_path / "m.gguf", tokens, tmp_path / "out.npy")
+    write_huggingface(open_checkpoint(tmp_path / "m.gguf"), tmp_path / "dense")
+    expected = tiny_models.reference_logits(tmp_path / "dense", tokens)
+    away = float(np.sqrt(np.square(found - expected).mean() / np.square(expected).mean()))
+    assert away < {"F16": 5e-3}.get(kind, 3e-2)
