@@ -17,13 +17,15 @@ from partita.backend import Memory, Sinks
 from partita.errors import BackendUnavailable
 from partita.quantization import Packed
 
-from . import mlx_attention, process_memory
+from . import mlx_attention, mlx_training, process_memory
 from .mlx_attention import PACKED_ROWS
 
 Array = mx.array
 
 # From here on it pays on Metal to bring the rows of one expert together: its weights are then read once.
 SORTED_ROWS = 64
+
+SUM_BLOCK = 256
 
 
 class MlxBackend:
@@ -46,6 +48,7 @@ class MlxBackend:
         self.decode_dtype = self.dtype
         self.compiles = device == "metal"  # on a CPU it calls a C++ compiler, and gains nothing over the products
         self._float = getattr(mx, self.dtype)
+        self._differentiating = False  # inside `value_and_grad`: rules of our own say what is kept
 
     # Host boundary
     def array(self, x: np.ndarray, dtype: str | None = None) -> Array:
@@ -130,21 +133,23 @@ class MlxBackend:
     def embed(self, weight: Any, tokens: Array) -> Array:
         if isinstance(weight, Packed):
             return self.dequantize(weight.map(lambda part: part[tokens])).astype(self._float)
-        return weight[tokens]
+        return weight[tokens].astype(self._float)
 
     def linear(self, x: Array, weight: Any, bias: Array | None = None) -> Array:
         if not isinstance(weight, Packed):
-            y = x @ weight.T
-        elif self.device == "cpu" and x.size // x.shape[-1] > PACKED_ROWS:
-            y = x @ self.dequantize(weight).astype(x.dtype).T
+            y = x @ weight.T.astype(x.dtype)
+        elif self.device == "cpu" and (self._differentiating or x.size // x.shape[-1] > PACKED_ROWS):
+            y = mlx_training.packed_linear(x, weight)
         else:
             y = mx.quantized_matmul(
                 x, weight.weight, weight.scales, weight.biases, True, weight.group_size, weight.bits
             )
-        return y if bias is None else y + bias
+        return y if bias is None else y + bias.astype(y.dtype)
 
     def moe_linear(self, x: Array, weight: Any, index: Array, bias: Array | None = None) -> Array:
-        if self.device == "cpu" and index.shape[1] > PACKED_ROWS:
+        if not isinstance(weight, Packed):
+            weight = weight.astype(x.dtype)
+        if self.device == "cpu" and (index.shape[1] > PACKED_ROWS or self._differentiating):
             y = self._expert_by_expert(x, weight, index)
         elif self.device == "cpu" and not isinstance(weight, Packed) and weight.dtype != mx.float32:
             y = (x[..., None, :] @ weight[index].swapaxes(-1, -2))[..., 0, :]  # gather_mm is float32 only on a CPU
@@ -152,7 +157,7 @@ class MlxBackend:
             y = self._sorted_experts(x, weight, index)
         else:
             y = _gathered(x[..., None, :], weight, index)[..., 0, :]
-        return y if bias is None else y + bias[index]
+        return y if bias is None else y + bias[index].astype(y.dtype)
 
     def _expert_by_expert(self, x: Array, weight: Any, index: Array) -> Array:
         """Many rows on a CPU: one product for every expert that is present. Reads the index on the host."""
@@ -161,8 +166,10 @@ class MlxBackend:
         rows = _rows_of(x, index, mx.array(order))
         present, starts = np.unique(experts[order], return_index=True)
         products = []
+        # split, for gradients of single slices would each be as large as all
+        each = None if isinstance(weight, Packed) else mx.split(weight, weight.shape[0])
         for expert, start, end in zip(present, starts, [*starts[1:], len(order)], strict=True):
-            one = weight.map(lambda part, e=int(expert): part[e]) if isinstance(weight, Packed) else weight[int(expert)]
+            one = weight.map(lambda part, e=int(expert): part[e]) if each is None else each[int(expert)][0]
             products.append(self.linear(rows[int(start) : int(end)], one))
         return mx.concatenate(products)[mx.array(np.argsort(order))].reshape(*index.shape, -1)
 
@@ -173,7 +180,7 @@ class MlxBackend:
         return _gathered(rows, weight, experts[order], in_order=True)[mx.argsort(order)].reshape(*index.shape, -1)
 
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
-        return mx.fast.rms_norm(x, weight, eps)
+        return mx.fast.rms_norm(x, weight.astype(x.dtype), eps)
 
     def rope(self, x: Array, cos: Array, sin: Array) -> Array:
         half = cos.shape[-1]
@@ -185,13 +192,8 @@ class MlxBackend:
         return mx.concatenate(parts, -1)
 
     def glu(self, gate: Array, up: Array, activation: str) -> Array:
-        if activation == "silu":
-            return gate * mx.sigmoid(gate) * up
-        if activation == "swiglu_clamped":
-            gate, up = mx.minimum(gate, 7.0), mx.clip(up, -7.0, 7.0)
-            return gate * mx.sigmoid(1.702 * gate) * (up + 1)
-        inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
-        return 0.5 * gate * (1 + mx.tanh(inner)) * up
+        form = mlx_training.glu if self._differentiating else mlx_training.activated
+        return form(gate, up, activation)
 
     def cached_attention(
         self,
@@ -219,16 +221,16 @@ class MlxBackend:
 
     # Reduce and sample
     def sum(self, x: Array, axis: int) -> Array:
-        return x.sum(axis)
+        return _summed(x, axis % x.ndim) if self.device == "cpu" else x.sum(axis)
 
     def max(self, x: Array, axis: int) -> Array:
         return x.max(axis)
 
     def argmax(self, x: Array, axis: int) -> Array:
-        return x.argmax(axis).astype(mx.int32)
+        return mx.stop_gradient(x).argmax(axis).astype(mx.int32)
 
     def topk(self, x: Array, k: int) -> tuple[Array, Array]:
-        index = mx.argsort(-x, -1)[..., :k]
+        index = mx.argsort(-mx.stop_gradient(x), -1)[..., :k]
         return mx.take_along_axis(x, index, -1), index.astype(mx.int32)
 
     def softmax(self, x: Array, axis: int) -> Array:
@@ -255,6 +257,75 @@ class MlxBackend:
     def scatter_add(self, x: Array, index: Array, value: float) -> Array:
         rows = mx.arange(x.shape[0])[:, None]
         return x.at[rows, index].add(value)
+
+    # Training
+    def attention(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        mask: Array | None,
+        *,
+        scale: float,
+        softcap: float | None = None,
+        sink_logits: Array | None = None,
+    ) -> Array:
+        keep = not self._differentiating
+        return mlx_training.attention(q, k, v, mask, scale=scale, softcap=softcap, sink_logits=sink_logits, keep=keep)
+
+    def value(self, loss: Callable[..., Any]) -> Callable[..., Any]:
+        return loss
+
+    def value_and_grad(self, loss: Callable[..., Any]) -> Callable[..., Any]:
+        run = mlx_training.value_and_grad(loss)
+
+        def inside(trainables: dict[str, Array], *arrays: Any) -> Any:
+            before, self._differentiating = self._differentiating, True
+            try:
+                return run(trainables, *arrays)
+            finally:
+                self._differentiating = before
+
+        return inside
+
+    def checkpoint(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return mlx_training.checkpoint(function)
+
+    def chunked_sum(self, function: Callable[..., Array], rows: int) -> Callable[..., Array]:
+        both = mlx_training.chunked_sum(function, rows), mlx_training.plain_sum(function, rows)
+        return lambda trainables, *arrays: both[0 if self._differentiating else 1](trainables, *arrays)
+
+    def stop_gradient(self, x: Array) -> Array:
+        return mx.stop_gradient(x)
+
+    def pick(self, x: Array, index: Array) -> Array:
+        return mx.take_along_axis(x, index[:, None], -1)[:, 0]
+
+    # Group
+    @property
+    def rank(self) -> int:
+        group = mlx_training.group()
+        return 0 if group is None else group.rank()
+
+    @property
+    def world(self) -> int:
+        group = mlx_training.group()
+        return 1 if group is None else group.size()
+
+    def all_sum(self, x: Array) -> Array:
+        group = mlx_training.group()
+        return x if group is None else mx.distributed.all_sum(x, group=group)
+
+
+def _summed(x: Array, axis: int) -> Array:
+    """A sum in blocks: the CPU device adds one number after another, and is off by 1e-5 after some ten thousand."""
+    size = x.shape[axis]
+    blocks = size // SUM_BLOCK
+    if blocks < 2:
+        return x.sum(axis)
+    whole, rest = mx.split(x, [blocks * SUM_BLOCK], axis)
+    inner = whole.reshape(*x.shape[:axis], blocks, SUM_BLOCK, *x.shape[axis + 1 :]).sum(axis + 1)
+    return _summed(inner, axis) + rest.sum(axis)
 
 
 def _gathered(x: Array, weight: Any, index: Array, *, in_order: bool = False) -> Array:

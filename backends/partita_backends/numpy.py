@@ -1,6 +1,7 @@
 """The oracle: every operation in plain numpy, float32, forward only. Slow and readable on purpose.
 
-The other backends are tested against this one. It holds no tricks: what a formula says is what is computed.
+The other backends are tested against this one. It holds no tricks: what a formula says is what is computed. In float64,
+where every float dtype that is asked for is float64, finite differences of it judge the others' gradients.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from partita import quantization
-from partita.backend import Memory, Sinks
+from partita.backend import MASKED, Memory, Sinks
 from partita.errors import BackendUnavailable
 from partita.quantization import Packed
 
@@ -20,33 +21,35 @@ from . import process_memory
 
 
 class NumpyBackend:
-    """float32 on the CPU, whatever the checkpoint holds."""
+    """float32 on the CPU, whatever the checkpoint holds, or float64 for tests."""
 
     name = "numpy"
-    dtype = "float32"
-    decode_dtype = "float32"
     asynchronous = False
     compiles = False
+    rank = 0
+    world = 1
 
     def __init__(self, device: str | None = None, dtype: str = "auto", threads: int | None = None):
         if device not in (None, "cpu"):
             raise BackendUnavailable(f"the numpy backend has no device {device!r}: leave --device out or give cpu")
-        if dtype not in ("auto", "float32"):
+        if dtype not in ("auto", "float32", "float64"):
             raise BackendUnavailable(f"the numpy backend computes in float32 only, not {dtype}: use --dtype float32")
         self.device = "cpu"
+        self.dtype = self.decode_dtype = "float32" if dtype == "auto" else dtype
+        self._float = np.dtype(self.dtype)
 
     # Host boundary
     def array(self, x: np.ndarray, dtype: str | None = None) -> np.ndarray:
-        return np.asarray(x, dtype=_dtype(dtype) if dtype else None)
+        return np.asarray(x, dtype=self._dtype(dtype or np.asarray(x).dtype.name))
 
     def to_numpy(self, x: np.ndarray) -> np.ndarray:
         return x
 
     def zeros(self, shape: Sequence[int], dtype: str) -> np.ndarray:
-        return np.zeros(shape, _dtype(dtype))
+        return np.zeros(shape, self._dtype(dtype))
 
     def full(self, shape: Sequence[int], value: int | float, dtype: str) -> np.ndarray:
-        return np.full(shape, value, _dtype(dtype))
+        return np.full(shape, value, self._dtype(dtype))
 
     def launch(self, *arrays: Any) -> None:
         pass
@@ -65,7 +68,7 @@ class NumpyBackend:
 
     # Shape
     def cast(self, x: np.ndarray, dtype: str) -> np.ndarray:
-        return x.astype(_dtype(dtype), copy=False)
+        return x.astype(self._dtype(dtype), copy=False)
 
     def concat(self, arrays: Sequence[np.ndarray], axis: int) -> np.ndarray:
         return np.concatenate(arrays, axis)
@@ -78,7 +81,7 @@ class NumpyBackend:
 
     def where(self, condition: np.ndarray, x: Any, y: Any) -> np.ndarray:
         chosen = np.where(condition, x, y)
-        return chosen.astype(np.float32) if chosen.dtype == np.float64 else chosen
+        return chosen.astype(self._float) if chosen.dtype == np.float64 else chosen
 
     def write(self, buffer: np.ndarray, x: np.ndarray, index: np.ndarray) -> np.ndarray:
         out = buffer.copy()
@@ -88,10 +91,10 @@ class NumpyBackend:
 
     # Model
     def prepare(self, weight: np.ndarray | Packed) -> np.ndarray:
-        return quantization.dequantize(weight) if isinstance(weight, Packed) else weight.astype(np.float32)
+        return (quantization.dequantize(weight) if isinstance(weight, Packed) else weight).astype(self._float)
 
     def prepare_vector(self, x: np.ndarray) -> np.ndarray:
-        return x.astype(np.float32)
+        return x.astype(self._float)
 
     def embed(self, weight: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         return weight[tokens]
@@ -104,7 +107,7 @@ class NumpyBackend:
         self, x: np.ndarray, weight: np.ndarray, index: np.ndarray, bias: np.ndarray | None = None
     ) -> np.ndarray:
         x = np.broadcast_to(x, (*index.shape, x.shape[-1]))
-        y = np.zeros((*index.shape, weight.shape[1]), np.float32)
+        y = np.zeros((*index.shape, weight.shape[1]), x.dtype)
         for expert in np.unique(index):
             chosen = index == expert
             y[chosen] = x[chosen] @ weight[expert].T
@@ -140,11 +143,11 @@ class NumpyBackend:
         softcap: float | None,
         sink_logits: np.ndarray | None = None,
     ) -> np.ndarray:
-        k, v = (self.dequantize(x) if isinstance(x, Packed) else x.astype(np.float32) for x in (k, v))
+        k, v = (self.dequantize(x) if isinstance(x, Packed) else x.astype(self._float) for x in (k, v))
         heads = q.shape[1] // k.shape[1]
 
         def scores(q: np.ndarray, k: np.ndarray, mask: np.ndarray) -> np.ndarray:  # B Hq T C
-            s = np.float32(scale) * (q @ np.repeat(k.astype(np.float32), heads, 1).swapaxes(2, 3))
+            s = np.float32(scale) * (q @ np.repeat(k.astype(self._float), heads, 1).swapaxes(2, 3))
             if softcap is not None:
                 s = np.float32(softcap) * np.tanh(s / np.float32(softcap))
             return s + mask[:, None]
@@ -152,7 +155,7 @@ class NumpyBackend:
         s = scores(q, k, mask)
         if sinks is not None:
             s = np.concatenate([scores(sinks.q, sinks.k, sinks.mask), s], -1)
-            v = np.concatenate([sinks.v.astype(np.float32), v], 2)
+            v = np.concatenate([sinks.v.astype(self._float), v], 2)
         if sink_logits is None:
             return self.softmax(s, -1) @ np.repeat(v, heads, 1)
         column = np.broadcast_to(sink_logits[:, None, None], (*s.shape[:-1], 1))
@@ -163,7 +166,7 @@ class NumpyBackend:
         return quantization.quantize_minmax(x, bits, group_size)
 
     def dequantize(self, packed: Packed) -> np.ndarray:
-        return quantization.dequantize(packed)
+        return quantization.dequantize(packed).astype(self._float, copy=False)
 
     def hadamard(self, x: np.ndarray) -> np.ndarray:
         return x @ quantization.hadamard_matrix(x.shape[-1])
@@ -211,6 +214,49 @@ class NumpyBackend:
             np.add.at(out[row], index[row], np.float32(value))
         return out
 
+    # Training
+    def attention(
+        self,
+        q: np.ndarray,
+        k: np.ndarray,
+        v: np.ndarray,
+        mask: np.ndarray | None,
+        *,
+        scale: float,
+        softcap: float | None = None,
+        sink_logits: np.ndarray | None = None,
+    ) -> np.ndarray:
+        if mask is None:
+            mask = np.triu(np.full((1, q.shape[2], q.shape[2]), MASKED, self._float), 1)
+        return self.cached_attention(q, k, v, mask, scale=scale, sinks=None, softcap=softcap, sink_logits=sink_logits)
 
-def _dtype(name: str) -> Any:
-    return ml_dtypes.bfloat16 if name == "bfloat16" else np.dtype(name)
+    def value(self, loss: Callable[..., Any]) -> Callable[..., Any]:
+        return loss
+
+    def value_and_grad(self, loss: Callable[..., Any]) -> Callable[..., Any]:
+        raise BackendUnavailable("numpy is the oracle, forward only, and cannot train: use --backend torch or mlx")
+
+    def checkpoint(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return function
+
+    def chunked_sum(self, function: Callable[..., Any], rows: int) -> Callable[..., Any]:
+        def run(trainables: dict[str, np.ndarray], *arrays: np.ndarray) -> Any:
+            starts = range(0, len(arrays[0]), rows)
+            values = [function(trainables, *(x[start : start + rows] for x in arrays)) for start in starts]
+            return np.sum(values, dtype=self._float)
+
+        return run
+
+    def stop_gradient(self, x: np.ndarray) -> np.ndarray:
+        return x
+
+    def pick(self, x: np.ndarray, index: np.ndarray) -> np.ndarray:
+        return x[np.arange(len(x)), index]
+
+    def all_sum(self, x: np.ndarray) -> np.ndarray:
+        return x
+
+    def _dtype(self, name: str) -> Any:
+        if name.startswith(("float", "bfloat")) and self.dtype == "float64":
+            return np.dtype(np.float64)
+        return ml_dtypes.bfloat16 if name == "bfloat16" else np.dtype(name)

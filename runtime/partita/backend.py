@@ -195,3 +195,67 @@ class Backend(Protocol):
     def scatter_add(self, x: Array, index: Array, value: float) -> Array:
         """x (B, V) with `value` added at index (B, T), once for every occurrence."""
         ...
+
+    # Training. Every operation above that a forward pass uses is differentiable on mlx and torch, with respect to x and
+    # to a weight or bias that is a plain array; that may have any float dtype, and is cast to x's at the product. numpy
+    # computes values alone.
+
+    def attention(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        mask: Array | None,
+        *,
+        scale: float,
+        softcap: float | None = None,
+        sink_logits: Array | None = None,
+    ) -> Array:
+        """softmax(scale * q·k + mask) · v over whole sequences, causal, with grouped heads: (B, Hq, T, D), q's dtype.
+
+        q: (B, Hq, T, D). k, v: (B, Hkv, T, D). mask: float32 (B, T, T), additive; it hides later keys too, and a
+        backend may skip those without a look. None: nothing else is hidden. softcap, sink_logits: as in
+        `cached_attention`. No gradient goes to the mask, and nothing of its size is kept for the backward pass.
+        """
+        ...
+
+    def value(self, loss: Callable[..., Any]) -> Callable[..., Any]:
+        """loss(trainables, *arrays) -> (scalar, tuple of arrays), computed as in training but without gradients: every
+        product is in the residual dtype, whatever its number of rows."""
+        ...
+
+    def value_and_grad(self, loss: Callable[..., Any]) -> Callable[..., Any]:
+        """The function that gives ((scalar, tuple of arrays), gradients) of such a loss: a gradient for every
+        trainable, under its name and in its dtype, zero where the loss does not depend on it.
+
+        Raises BackendUnavailable on numpy.
+        """
+        ...
+
+    def checkpoint(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """function(trainables, *arrays) -> array or tuple of arrays, computed again in the backward pass instead of
+        keeping what it needs. Only arguments are differentiated, of the arrays those of floats."""
+        ...
+
+    def chunked_sum(self, function: Callable[..., Array], rows: int) -> Callable[..., Array]:
+        """The sum of function(trainables, *parts) -> float32 scalar over parts of `rows` rows of the arrays.
+
+        Every part is differentiated as soon as it has been computed, so one part's intermediates are alive at a time
+        and nothing is computed twice: for the logits of a large vocabulary. Only arguments are differentiated. Not to
+        be used inside `checkpoint`.
+        """
+        ...
+
+    def stop_gradient(self, x: Array) -> Array: ...
+    def pick(self, x: Array, index: Array) -> Array:
+        """x (N, V) at integers index (N,): (N,)."""
+        ...
+
+    # Group: the processes that train together, one alone unless a launcher started more
+    @property
+    def rank(self) -> int: ...
+    @property
+    def world(self) -> int: ...
+    def all_sum(self, x: Array) -> Array:
+        """x summed over the processes, the same on each."""
+        ...

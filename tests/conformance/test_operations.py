@@ -15,6 +15,8 @@ import pytest
 from partita.backend import MASKED, Backend, Sinks
 from partita.quantization import Packed, quantize_minmax, quantize_weight
 
+from .test_training import CASES as TRAINING
+
 Case = Callable[[Backend], list[np.ndarray]]
 
 
@@ -255,6 +257,7 @@ CASES: dict[str, Case] = {
             ops.scatter_add(ops.array(normal(2, 9)), ops.array(np.array([[1, 1, 8], [0, 3, 3]], np.int32)), 0.5)
         )
     ],
+    **TRAINING,
 }
 EXACT = {"array", "to_numpy", "zeros", "full", "cast", "concat", "take", "copy", "where", "write", "argmax", "quantize"}
 
@@ -282,6 +285,7 @@ def test_attributes(ops: Backend) -> None:
     assert ops.dtype == ops.decode_dtype == "float32"
     assert ops.asynchronous in (True, False)
     assert ops.compiles in (True, False)
+    assert (ops.rank, ops.world) == (0, 1)
 
 
 def test_argmax_takes_the_first_of_equals(ops: Backend) -> None:

@@ -21,7 +21,7 @@ from partita.errors import BackendUnavailable
 from partita.quantization import Packed
 
 from .. import process_memory
-from . import attention, experts, weights
+from . import attention, experts, group, training, training_attention, weights
 
 Tensor = torch.Tensor
 
@@ -40,6 +40,8 @@ class TorchBackend:
         if device == "cuda" and not torch.cuda.is_available():
             raise BackendUnavailable("torch finds no CUDA device here: leave --device out, or install a CUDA build")
         torch.set_num_threads(threads or default_threads())
+        if device == "cuda":
+            torch.cuda.set_device(group.local_device())
         self.device = device
         default = "float32" if device == "cpu" else "bfloat16"
         self.dtype = default if dtype == "auto" else dtype
@@ -49,6 +51,7 @@ class TorchBackend:
         self._float = getattr(torch, self.dtype)
         self._decode = getattr(torch, self.decode_dtype)
         self._hadamard: dict[int, Tensor] = {}
+        self._training = False  # inside `value` and `value_and_grad`: no shortcut that costs precision or memory
 
     # Host boundary
     def array(self, x: np.ndarray, dtype: str | None = None) -> Tensor:
@@ -135,29 +138,28 @@ class TorchBackend:
         return weights.from_numpy(x).to(device=self._device, dtype=self._float)
 
     def embed(self, weight: Any, tokens: Tensor) -> Tensor:
-        return weights.rows(weight, tokens).to(self._float)
+        rows = training.embed if self._training else weights.rows
+        return rows(weight, tokens).to(self._float)
 
     def linear(self, x: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
-        y = weights.product(x, weight, self._decode)
-        return y if bias is None else y + bias
+        y = training.linear(x, weight) if self._training else weights.product(x, weight, self._decode)
+        return y if bias is None else y + bias.to(y.dtype)
 
     def moe_linear(self, x: Tensor, weight: Any, index: Tensor, bias: Tensor | None = None) -> Tensor:
-        y = experts.product(x, weight, index, self._decode)
-        return y if bias is None else y + bias[index]
+        y = training.moe_linear(x, weight, index) if self._training else experts.product(x, weight, index, self._decode)
+        return y if bias is None else y + bias[index].to(y.dtype)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        if self._training:
+            return training.rms_norm(x, weight, eps)
         return torch.nn.functional.rms_norm(x, weight.shape, weight, eps)
 
     def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        half = cos.shape[-1]
-        cos, sin = cos[:, None], sin[:, None]  # B 1 T d/2
-        wide_cos, signed_sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
-        turned = x[..., : 2 * half]
-        swapped = torch.cat([turned[..., half:], turned[..., :half]], -1)
-        turned = torch.addcmul(turned * wide_cos, swapped, signed_sin).to(x.dtype)
-        return turned if 2 * half == x.shape[-1] else torch.cat([turned, x[..., 2 * half :]], -1)
+        return training.Rotation.apply(x, cos, sin) if self._training else training.rotate(x, cos, sin)
 
     def glu(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
+        if self._training:
+            return training.glu(gate, up, activation)
         if activation == "silu":
             return torch.nn.functional.silu(gate) * up
         if activation == "swiglu_clamped":
@@ -240,6 +242,60 @@ class TorchBackend:
     def scatter_add(self, x: Tensor, index: Tensor, value: float) -> Tensor:
         added = torch.full(index.shape, value, dtype=x.dtype, device=x.device)
         return x.scatter_add(-1, index.to(torch.int64), added)
+
+    # Training
+    def attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        *,
+        scale: float,
+        softcap: float | None = None,
+        sink_logits: Tensor | None = None,
+    ) -> Tensor:
+        return training_attention.attention(q, k, v, mask, scale=scale, softcap=softcap, sink_logits=sink_logits)
+
+    def value(self, loss: Callable[..., Any]) -> Callable[..., Any]:
+        return self._as_training(training.value(loss))
+
+    def value_and_grad(self, loss: Callable[..., Any]) -> Callable[..., Any]:
+        return self._as_training(training.value_and_grad(loss))
+
+    def _as_training(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        def inside(trainables: dict[str, Tensor], *arrays: Any) -> Any:
+            before, self._training = self._training, True
+            try:
+                return run(trainables, *arrays)
+            finally:
+                self._training = before
+
+        return inside
+
+    def checkpoint(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return training.checkpoint(function)
+
+    def chunked_sum(self, function: Callable[..., Tensor], rows: int) -> Callable[..., Tensor]:
+        return training.chunked_sum(function, rows)
+
+    def stop_gradient(self, x: Tensor) -> Tensor:
+        return x.detach()
+
+    def pick(self, x: Tensor, index: Tensor) -> Tensor:
+        return x.gather(-1, index.to(torch.int64)[:, None])[:, 0]
+
+    # Group
+    @property
+    def rank(self) -> int:
+        return group.join(self.device)[0]
+
+    @property
+    def world(self) -> int:
+        return group.join(self.device)[1]
+
+    def all_sum(self, x: Tensor) -> Tensor:
+        return x if self.world == 1 else group.all_sum(x)
 
 
 def default_threads() -> int:

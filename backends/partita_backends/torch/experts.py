@@ -6,6 +6,7 @@ CUDA the few rows of a decode step gather their experts' weights instead, so tha
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,14 +43,19 @@ def product(x: Tensor, experts: Experts, index: Tensor, decode: torch.dtype) -> 
     """See `Backend.moe_linear`; without the bias."""
     if x.is_cuda and index.numel() <= weights.KERNEL_ROWS:
         return gathered(x, experts, index, decode)
+    return grouped(x, experts.each, index, lambda rows, expert: weights.product(rows, expert, decode))
+
+
+def grouped(x: Tensor, each: Sequence[Any], index: Tensor, multiply: Callable[[Tensor, Any], Tensor]) -> Tensor:
+    """The same with any product, multiply(rows, expert). Reads the index on the host."""
     flat = index.reshape(-1)
     order = torch.argsort(flat, stable=True)
     rows = x.reshape(-1, x.shape[-1]).index_select(0, _source(x, index, order))
-    counts = torch.bincount(flat, minlength=len(experts.each)).tolist()
+    counts = torch.bincount(flat, minlength=len(each)).tolist()
     products, start = [], 0
-    for expert, count in zip(experts.each, counts, strict=True):
+    for expert, count in zip(each, counts, strict=True):
         if count:
-            products.append(weights.product(rows[start : start + count], expert, decode))
+            products.append(multiply(rows[start : start + count], expert))
             start += count
     y = torch.cat(products).index_select(0, torch.argsort(order))
     return y.view(*index.shape, -1)

@@ -1,0 +1,243 @@
+"""Differentiation on MLX, and the operations of the forward pass in the form that keeps least for the backward pass.
+
+MLX builds the graph of both passes before it computes anything and keeps what the second needs of the first; so the
+rules below name what is kept. Not here: evaluation, which is the caller's (`launch`). Invariant: a function with a rule
+of its own takes everything that is differentiated as an argument, for MLX treats what it closes over as constant.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+
+from partita.backend import MASKED
+from partita.quantization import Packed
+
+from .mlx_attention import TILE, dequantize
+
+Array = mx.array
+
+
+def is_float(x: Array) -> bool:
+    return mx.issubdtype(x.dtype, mx.floating)
+
+
+def value_and_grad(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """See `Backend.value_and_grad`."""
+    return mx.value_and_grad(loss)
+
+
+def checkpoint(function: Callable[..., Any]) -> Callable[..., Any]:
+    """See `Backend.checkpoint`. Integers are closed over: MLX would ask for their gradients."""
+
+    def run(trainables: dict[str, Array], *arrays: Array) -> Any:
+        moving, filled = _split(arrays)
+        return mx.checkpoint(lambda trainables, *floats: function(trainables, *filled(floats)))(trainables, *moving)
+
+    return run
+
+
+def chunked_sum(function: Callable[..., Array], rows: int) -> Callable[..., Array]:
+    """See `Backend.chunked_sum`. Each chunk waits for the one before it."""
+
+    def run(trainables: dict[str, Array], *arrays: Array) -> Array:
+        moving, filled = _split(arrays)
+        count = arrays[0].shape[0]
+
+        def chunk(trainables: dict[str, Array], *parts: Array, start: int) -> Array:
+            return function(trainables, *filled(parts, slice(start, start + rows)))
+
+        gradient = mx.value_and_grad(chunk, argnums=tuple(range(1 + len(moving))))
+
+        def summed(trainables: dict[str, Array], *floats: Array) -> Any:
+            value, sums, pieces, names = mx.zeros(()), {}, [], list(trainables)
+            for start in range(0, count, rows):
+                parts = [x[start : start + rows] for x in floats]
+                if start:
+                    parts = mx.depends(parts, [value, *sums.values(), *pieces[-1]])
+                one, (found, *rest) = gradient(trainables, *parts, start=start)
+                value = value + one
+                sums = {name: sums[name] + found[name] if start else found[name] for name in names}
+                pieces.append(rest)
+            return value, sums, tuple(mx.concatenate(list(x)) for x in zip(*pieces, strict=True))
+
+        def scaled(primals: Any, cotangents: Any, outputs: Any) -> Any:
+            _, sums, whole = outputs
+            factor = cotangents[0]
+            return {name: x * factor for name, x in sums.items()}, *((x * factor).astype(x.dtype) for x in whole)
+
+        return _with_rule(summed, scaled)(trainables, *moving)[0]
+
+    return run
+
+
+def plain_sum(function: Callable[..., Array], rows: int) -> Callable[..., Array]:
+    """`chunked_sum` where no gradient is wanted."""
+
+    def run(trainables: dict[str, Array], *arrays: Array) -> Array:
+        value = mx.zeros(())
+        for start in range(0, arrays[0].shape[0], rows):
+            value = value + function(trainables, *(x[start : start + rows] for x in arrays))
+        return value
+
+    return run
+
+
+def _split(arrays: tuple[Array, ...]) -> tuple[list[Array], Callable[..., list[Array]]]:
+    """The arrays of floats, and what puts others in their places: all arrays again, a part of those of integers."""
+
+    def filled(floats: Any, part: slice = slice(None)) -> list[Array]:
+        following = iter(floats)
+        return [next(following) if is_float(x) else x[part] for x in arrays]
+
+    return [x for x in arrays if is_float(x)], filled
+
+
+def _with_rule(function: Callable[..., Any], rule: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, whose gradients are rule(its arguments, cotangents of its results, its results)."""
+    custom: Any = mx.custom_function(function)
+    custom.vjp(rule)
+    return custom
+
+
+# Products
+
+
+def packed_linear(x: Array, weight: Packed) -> Array:
+    """x (..., in) times a frozen packed weight, transposed, on the CPU: made dense for each pass, kept for none."""
+
+    def product(x: Array) -> Array:
+        return x @ _dense_after(x, weight).T
+
+    def back(primals: Any, cotangent: Array, output: Array) -> Array:
+        return cotangent @ _dense_after(cotangent, weight)
+
+    return _with_rule(product, back)(x)
+
+
+def _dense_after(x: Array, weight: Packed) -> Array:
+    """The weight in x's dtype, made when x is there: free to choose, MLX makes many weights dense long before."""
+    integers, scales, biases = mx.depends([weight.weight, weight.scales, weight.biases], [x])
+    return dequantize(Packed(integers, scales, biases, weight.bits, weight.group_size)).astype(x.dtype)
+
+
+# Attention
+
+
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array | None,
+    *,
+    scale: float,
+    softcap: float | None,
+    sink_logits: Array | None,
+    keep: bool,
+) -> Array:
+    """See `Backend.attention`. keep: no gradient is wanted, so nothing need be computed again."""
+    b, heads, t, _ = q.shape
+    kv_heads = k.shape[1]
+    if mask is None and softcap is not None:
+        mask = mx.triu(mx.full((1, t, t), MASKED), 1)
+    if mask is not None:  # float16 has no number as low as MASKED
+        mask = mx.maximum(mask, float(mx.finfo(q.dtype).min)).astype(q.dtype)[:, None]
+    attend = _Attend(mask, scale, softcap)
+    run = attend if keep else mx.checkpoint(attend)
+    logits = [] if sink_logits is None else [sink_logits]
+    if b * heads * t * t <= TILE:
+        return run(q, k, v, *logits)
+    rep = heads // kv_heads
+    groups = []
+    for h in range(kv_heads):  # the heads that read the same keys at a time, so that their scores alone are alive
+        group, one = slice(h * rep, (h + 1) * rep), slice(h, h + 1)
+        groups.append(run(q[:, group], k[:, one], v[:, one], *(x[group] for x in logits)))
+    return mx.concatenate(groups, 1)
+
+
+class _Attend:
+    """mask: (B, 1, T, T) in the dtype of q, or None for causal attention without a soft cap."""
+
+    def __init__(self, mask: Array | None, scale: float, softcap: float | None):
+        self.mask, self.scale, self.softcap = mask, scale, softcap
+
+    def __call__(self, q: Array, k: Array, v: Array, logits: Array | None = None) -> Array:
+        if self.softcap is None:
+            return mx.fast.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                scale=self.scale,
+                mask="causal" if self.mask is None else self.mask,
+                sinks=None if logits is None else logits.astype(q.dtype),
+            )
+        assert self.mask is not None
+        b, heads, t, d = q.shape
+        kv_heads = k.shape[1]
+        rep = heads // kv_heads
+        s = (q * self.scale).reshape(b, kv_heads, rep * t, d) @ k.swapaxes(2, 3)
+        s = self.softcap * mx.tanh(s.astype(mx.float32) / self.softcap)
+        s = s.reshape(b, kv_heads, rep, t, -1) + self.mask[:, None]
+        out = mx.softmax(s, -1).astype(q.dtype).reshape(b, kv_heads, rep * t, -1) @ v
+        out = out.reshape(b, heads, t, -1)
+        if logits is None:
+            return out
+        share = mx.sigmoid(mx.logsumexp(s, -1, keepdims=True) - logits.reshape(kv_heads, rep, 1, 1))
+        return (out * share.reshape(b, heads, t, 1)).astype(q.dtype)
+
+
+# Element by element
+
+
+def glu(gate: Array, up: Array, activation: str) -> Array:
+    """See `Backend.glu`. Keeps gate and up; their gradients share what they have in common."""
+
+    def product(gate: Array, up: Array) -> Array:
+        return activated(gate, up, activation)
+
+    def back(primals: Any, cotangent: Array, output: Array) -> Any:
+        gate, up = primals
+        inside: Any = None
+        if activation == "swiglu_clamped":
+            inside = gate <= 7, mx.abs(up) <= 7
+            gate, up = mx.minimum(gate, 7.0), mx.clip(up, -7.0, 7.0) + 1
+        if activation == "gelu_tanh":
+            t = mx.tanh(_INNER * gate * (1 + _CUBIC * gate * gate))
+            value = 0.5 * gate * (1 + t)
+            slope = 0.5 * (1 + t) + 0.5 * gate * (1 - t * t) * (_INNER * (1 + 3 * _CUBIC * gate * gate))
+        else:
+            factor = 1.702 if activation == "swiglu_clamped" else 1.0
+            sigmoid = mx.sigmoid(factor * gate)
+            value = gate * sigmoid
+            slope = sigmoid * (1 + factor * (gate - value))
+        for_gate, for_up = cotangent * up * slope, cotangent * value
+        return (for_gate, for_up) if inside is None else (for_gate * inside[0], for_up * inside[1])
+
+    return _with_rule(product, back)(gate, up)
+
+
+_INNER, _CUBIC = 0.7978845608028654, 0.044715  # sqrt(2 / pi), and the cube's share, of the tanh form of GELU
+
+
+def activated(gate: Array, up: Array, activation: str) -> Array:
+    """`Backend.glu`, without a rule for its gradient."""
+    if activation == "silu":
+        return gate * mx.sigmoid(gate) * up
+    if activation == "swiglu_clamped":
+        gate, up = mx.minimum(gate, 7.0), mx.clip(up, -7.0, 7.0)
+        return gate * mx.sigmoid(1.702 * gate) * (up + 1)
+    inner = _INNER * (gate + _CUBIC * gate * gate * gate)
+    return 0.5 * gate * (1 + mx.tanh(inner)) * up
+
+
+# Group
+
+
+def group() -> mx.distributed.Group | None:
+    """The processes that `mlx.launch` or mpirun started; None for one alone."""
+    if not {"MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK"} & set(os.environ):
+        return None
+    return mx.distributed.init()

@@ -1,0 +1,31 @@
+"""The processes that train together on torch, as `torchrun` started them. Alone without its environment."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import distributed
+
+
+def join(device: str) -> tuple[int, int]:
+    """(rank, world) of this process, after joining the group that torchrun's environment names, if it names one."""
+    if not distributed.is_available():
+        return 0, 1
+    if not distributed.is_initialized():
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "MASTER_ADDR" not in os.environ:
+            return 0, 1
+        distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def local_device() -> int:
+    """Which of this machine's GPUs is this process's own."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def all_sum(x: torch.Tensor) -> torch.Tensor:
+    """x summed over the processes, in a new tensor. The group has been joined."""
+    total = x.clone()
+    distributed.all_reduce(total)
+    return total

@@ -1,0 +1,259 @@
+"""Differentiation on torch, and the operations of the forward pass in the form that keeps least for the backward pass.
+
+A frozen weight keeps neither its input nor a dense copy of itself; norms, activations and rotations keep their inputs
+and compute the rest again. Not here: attention (`training_attention.py`). Invariant: no gradient's value depends on
+what else is alive, on the number of rows of a product, or on chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.utils.checkpoint
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from . import experts, weights
+
+Tensor = torch.Tensor
+
+
+def value_and_grad(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """See `Backend.value_and_grad`."""
+
+    def run(trainables: dict[str, Tensor], *arrays: Any) -> Any:
+        leaves = {name: x.detach().requires_grad_() for name, x in trainables.items()}
+        with torch.enable_grad():
+            value, aux = loss(leaves, *arrays)
+        found = _gradients(value, list(leaves.values()))
+        return (value.detach(), tuple(x.detach() for x in aux)), dict(zip(leaves, found, strict=True))
+
+    return run
+
+
+def value(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """See `Backend.value`."""
+
+    def run(trainables: dict[str, Tensor], *arrays: Any) -> Any:
+        with torch.no_grad():
+            return loss(trainables, *arrays)
+
+    return run
+
+
+def _gradients(value: Tensor, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Zeros for leaves that the value does not depend on."""
+    if not value.requires_grad:
+        return [torch.zeros_like(x) for x in leaves]
+    return torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
+
+
+def checkpoint(function: Callable[..., Any]) -> Callable[..., Any]:
+    """See `Backend.checkpoint`."""
+
+    def run(trainables: dict[str, Tensor], *arrays: Any) -> Any:
+        return torch.utils.checkpoint.checkpoint(
+            function, trainables, *arrays, use_reentrant=False, preserve_rng_state=False
+        )
+
+    return run
+
+
+def chunked_sum(function: Callable[..., Tensor], rows: int) -> Callable[..., Tensor]:
+    """See `Backend.chunked_sum`."""
+
+    def run(trainables: dict[str, Tensor], *arrays: Tensor) -> Tensor:
+        return _ChunkedSum.apply(function, rows, tuple(trainables), *trainables.values(), *arrays)
+
+    return run
+
+
+class _ChunkedSum(Function):
+    """Every chunk's gradient is made with its value; the backward pass only scales what is ready."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., Tensor], rows: int, names: tuple[str, ...], *tensors: Tensor) -> Any:
+        wanted = ctx.needs_input_grad[3:]
+        count = len(names)
+        leaves = [x.detach().requires_grad_(need) for x, need in zip(tensors[:count], wanted, strict=False)]
+        arrays, moving = tensors[count:], wanted[count:]
+        sums: list[Tensor | None] = [None] * count
+        whole = [torch.zeros_like(x) if need else None for x, need in zip(arrays, moving, strict=True)]
+        total = torch.zeros((), device=tensors[-1].device)
+        for start in range(0, len(arrays[0]), rows):
+            part = slice(start, start + rows)
+            parts = [x[part].detach().requires_grad_(need) for x, need in zip(arrays, moving, strict=True)]
+            with torch.enable_grad():
+                value = function(dict(zip(names, leaves, strict=True)), *parts)
+            total += value.detach()
+            inputs = [x for x in (*leaves, *parts) if x.requires_grad]
+            if not inputs:
+                continue
+            found = iter(_gradients(value, inputs))
+            for i, leaf in enumerate(leaves):
+                if leaf.requires_grad:
+                    sums[i] = _accumulated(sums[i], next(found))
+            for target in whole:
+                if target is not None:
+                    target[part] = next(found)
+        ctx.found = (*sums, *whole)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> Any:
+        found, ctx.found = ctx.found, None  # ours alone: scaled in place
+        return None, None, None, *(x if x is None else x.mul_(grads[0]) for x in found)
+
+
+def _accumulated(total: Tensor | None, x: Tensor) -> Tensor:
+    """total + x, in total's memory; x may be a view of something that is still needed."""
+    return x.clone() if total is None else total.add_(x)
+
+
+# Products
+
+
+def linear(x: Tensor, weight: Any) -> Tensor:
+    """x (..., in) times weight (out, in), transposed; in x's dtype, whatever the number of rows."""
+    if isinstance(weight, Tensor) and (weight.requires_grad or weight.dtype == x.dtype):
+        return functional.linear(x, weight.to(x.dtype))
+    if x.requires_grad and torch.is_grad_enabled():
+        return _Frozen.apply(x, weight)
+    return functional.linear(x, _dense(weight, x.dtype))
+
+
+class _Frozen(Function):
+    """A product with a weight that is not stored as it is multiplied: made dense for each pass, kept for none."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Any) -> Any:
+        ctx.weight = weight
+        return functional.linear(x, _dense(weight, x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return grads[0] @ _dense(ctx.weight, grads[0].dtype), None
+
+
+def _dense(weight: Any, dtype: torch.dtype) -> Tensor:
+    return weight.to(dtype) if isinstance(weight, Tensor) else weights.dequantize(weight.packed, dtype)
+
+
+def moe_linear(x: Tensor, weight: Any, index: Tensor) -> Tensor:
+    """See `Backend.moe_linear`; without the bias. Rows are permuted, never gathered twice: the sum of a row's gradients
+    then has one order."""
+    each = weight.each if isinstance(weight, experts.Experts) else weight.unbind(0)
+    wide = x.expand(*index.shape, x.shape[-1])
+    return experts.grouped(wide, each, index, linear)
+
+
+def embed(weight: Any, tokens: Tensor) -> Tensor:
+    """Rows of a weight: (*tokens.shape, in)."""
+    return functional.embedding(tokens, weight) if isinstance(weight, Tensor) else weights.rows(weight, tokens)
+
+
+# Element by element
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """See `Backend.rms_norm`."""
+    return _RmsNorm.apply(x, weight, eps)
+
+
+class _RmsNorm(Function):
+    """Keeps x, and one number a row."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Any:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        inverse = (norm.square_() / x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse)
+        return (x.float() * inverse).mul_(weight.float()).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> Any:
+        x, weight, inverse = ctx.saved_tensors
+        grad = grads[0].float()
+        normed = x.float() * inverse
+        for_weight = None
+        if ctx.needs_input_grad[1]:
+            for_weight = (grad * normed).reshape(-1, x.shape[-1]).sum(0).to(weight.dtype)
+        if not ctx.needs_input_grad[0]:
+            return None, for_weight, None
+        grad = grad * weight.float()
+        share = torch.linalg.vecdot(grad, normed).div_(x.shape[-1])[..., None]
+        return grad.addcmul_(normed, share, value=-1).mul_(inverse).to(x.dtype), for_weight, None
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """See `Backend.rope`."""
+    half = cos.shape[-1]
+    cos, sin = cos[:, None], sin[:, None]  # B 1 T d/2
+    wide_cos, signed_sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+    turned = x[..., : 2 * half]
+    swapped = torch.cat([turned[..., half:], turned[..., :half]], -1)
+    turned = torch.addcmul(turned * wide_cos, swapped, signed_sin).to(x.dtype)
+    return turned if 2 * half == x.shape[-1] else torch.cat([turned, x[..., 2 * half :]], -1)
+
+
+class Rotation(Function):
+    """`rotate`. It keeps the angles it was given, which all layers share; its derivative turns the other way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Any:
+        ctx.save_for_backward(cos, sin)
+        return rotate(x, cos, sin)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> Any:
+        cos, sin = ctx.saved_tensors
+        return rotate(grads[0], cos, -sin), None, None
+
+
+def glu(gate: Tensor, up: Tensor, activation: str) -> Tensor:
+    """See `Backend.glu`."""
+    return _Glu.apply(gate, up, activation)
+
+
+class _Glu(Function):
+    """Keeps gate and up."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, activation: str) -> Any:
+        ctx.save_for_backward(gate, up)
+        ctx.activation = activation
+        if activation == "swiglu_clamped":
+            return _clamped(gate.clamp(max=7)).mul_(up.clamp(-7, 7).add_(1))
+        return _activated(gate, activation).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> Any:
+        gate, up = ctx.saved_tensors
+        grad, activation = grads[0], ctx.activation
+        if activation == "swiglu_clamped":
+            low = gate.clamp(max=7)
+            sigmoid = torch.sigmoid(1.702 * low)
+            slope = (1 - sigmoid).mul_(low).mul_(1.702).add_(1).mul_(sigmoid)
+            for_gate = slope.mul_(up.clamp(-7, 7).add_(1)).mul_(grad).mul_(gate <= 7)
+            return for_gate, _clamped(low).mul_(grad).mul_(up.abs() <= 7), None
+        for_up = _activated(gate, activation).mul_(grad)
+        if activation == "silu":
+            return torch.ops.aten.silu_backward(grad * up, gate), for_up, None
+        return torch.ops.aten.gelu_backward(grad * up, gate, approximate="tanh"), for_up, None
+
+
+def _activated(gate: Tensor, activation: str) -> Tensor:
+    """A new tensor."""
+    return functional.silu(gate) if activation == "silu" else functional.gelu(gate, approximate="tanh")
+
+
+def _clamped(gate: Tensor) -> Tensor:
+    return torch.sigmoid(1.702 * gate).mul_(gate)

@@ -1,0 +1,289 @@
+"""What the seam adds for training, as a protocol: values against the oracle, what is kept, what is raised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import partita_backends
+from partita.backend import MASKED, Backend
+from partita.errors import BackendUnavailable
+from partita.quantization import quantize_weight
+from partita_backends.numpy import NumpyBackend
+
+from .test_training_operations import EXAMPLES, TRAINERS, integers, mask, normal
+
+Case = Callable[[Backend], list[np.ndarray]]
+
+
+def attention(ops: Backend) -> list[np.ndarray]:
+    found = []
+    for tokens, documents in ((1, (1,)), (40, (40,)), (300, (100, 7, 193))):
+        q = ops.array(normal(1, 6, tokens, 16))
+        k, v = (ops.array(normal(1, 2, tokens, 16, seed=seed)) for seed in (1, 2))
+        for seen in (None, ops.array(mask(tokens, None, documents)), ops.array(mask(tokens, 32, documents))):
+            for softcap in (None, 2.0):
+                for logits in (None, ops.array(normal(6, seed=3))):
+                    y = ops.attention(q, k, v, seen, scale=0.2, softcap=softcap, sink_logits=logits)
+                    found.append(ops.to_numpy(y))
+    return found
+
+
+def value(ops: Backend) -> list[np.ndarray]:
+    def loss(trained: dict[str, Any], x: Any) -> Any:
+        return ops.sum(ops.linear(x, trained["w"]).reshape(-1), 0), (x * 2,)
+
+    total, (double,) = ops.value(loss)({"w": ops.array(normal(4, 8))}, ops.array(normal(3, 8, seed=1)))
+    return [ops.to_numpy(total), ops.to_numpy(double)]
+
+
+def of_example(name: str) -> Case:
+    """An operation's value as its example has it."""
+
+    def case(ops: Backend) -> list[np.ndarray]:
+        example = EXAMPLES[name]
+        arrays = {key: ops.array(x) for key, x in example.inputs.items()}
+        return [ops.to_numpy(example.function(ops, arrays))]
+
+    return case
+
+
+def value_and_grad(ops: Backend) -> list[np.ndarray]:
+    if ops.name == "numpy":
+        with pytest.raises(BackendUnavailable, match="use --backend torch or mlx"):
+            ops.value_and_grad(lambda trained: (0.0, ()))
+        return [np.array(7, np.float32), np.array([1, 3, 3], np.float32), np.full(3, 2, np.float32), np.zeros(2)]
+
+    def loss(trained: dict[str, Any], x: Any) -> Any:
+        return ops.sum(trained["a"] * x * 2, 0) - ops.sum(ops.stop_gradient(trained["a"] * x), 0), (x,)
+
+    trained = {"a": ops.array(np.ones(3, np.float32)), "unused": ops.array(np.ones(2, np.float32))}
+    (total, (aux,)), found = ops.value_and_grad(loss)(trained, ops.array(np.array([1, 3, 3], np.float32)))
+    assert list(found) == ["a", "unused"]
+    return [ops.to_numpy(x) for x in (total, aux, found["a"] / aux, found["unused"])]
+
+
+CASES: dict[str, Case] = {
+    "attention": attention,
+    "value": value,
+    "value_and_grad": value_and_grad,
+    "checkpoint": of_example("checkpoint"),
+    "chunked_sum": of_example("chunked_sum"),
+    "stop_gradient": lambda ops: [ops.to_numpy(ops.stop_gradient(ops.array(normal(3))))],
+    "pick": of_example("pick"),
+    "all_sum": lambda ops: [ops.to_numpy(ops.all_sum(ops.array(normal(3, 2))))],
+}
+
+
+@pytest.fixture(params=TRAINERS)
+def trainer(request: pytest.FixtureRequest) -> Backend:
+    return partita_backends.load(request.param, dtype="float32")
+
+
+def gradients(ops: Backend, function: Callable[..., Any], inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Of the sum of squares of function(inputs)."""
+
+    def loss(a: dict[str, Any]) -> Any:
+        y = ops.cast(function(a), "float32").reshape(-1)
+        return ops.sum(y * y, 0), ()
+
+    (total, _), found = ops.value_and_grad(loss)({name: ops.array(x) for name, x in inputs.items()})
+    ops.launch(total, *found.values())
+    ops.sync()
+    return {name: ops.to_numpy(x) for name, x in found.items()} | {"total": ops.to_numpy(total)}
+
+
+def routed(ops: Backend, a: dict[str, Any], x: Any) -> Any:
+    """A layer of experts as the model has it, its index computed from what is trained."""
+    values, index = ops.topk(ops.linear(x, a["router"]), 2)
+    y = ops.moe_linear(x[:, :, None], a["experts"], index)
+    return x + ops.sum(y * ops.softmax(values, -1)[..., None], 2)
+
+
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_recomputing_changes_no_bit(trainer: Backend, tokens: int) -> None:
+    ops = trainer
+    packed = ops.prepare(quantize_weight(normal(32, 32, scale=0.3), 4, 32))
+    inputs = {"x": normal(1, tokens, 32), "w": normal(32, seed=1), "router": normal(4, 32, seed=2)}
+    inputs["experts"] = normal(4, 32, 32, seed=3, scale=0.2)
+
+    def block(a: dict[str, Any], x: Any) -> Any:
+        y = ops.linear(ops.rms_norm(x, a["w"], 1e-5), packed)
+        heads = y.reshape(1, tokens, 4, 8).swapaxes(1, 2)
+        y = ops.attention(heads, heads[:, :2], heads[:, 2:], None, scale=0.3, softcap=None)
+        y = ops.attention(y, heads[:, :2], heads[:, 2:], None, scale=0.3, softcap=5.0)
+        return routed(ops, a, x + ops.glu(y.swapaxes(1, 2).reshape(1, tokens, 32), x, "silu"))
+
+    def through(step: Callable[..., Any]) -> dict[str, np.ndarray]:
+        return gradients(ops, lambda a: step(a, step(a, a["x"])), inputs)
+
+    kept, again, twice = through(block), through(ops.checkpoint(block)), through(ops.checkpoint(block))
+    for name, x in kept.items():
+        assert np.abs(x).max() > 0, name
+        np.testing.assert_array_equal(again[name], x)
+        np.testing.assert_array_equal(again[name], twice[name])
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("logits", [False, True])
+@pytest.mark.parametrize("tokens", [256, 300])
+def test_long_attention_between_backends(
+    softcap: float | None, logits: bool, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tile by tile, and in one piece."""
+    inputs = {
+        "q": normal(2, 6, tokens, 16),
+        "k": normal(2, 2, tokens, 16, seed=1),
+        "v": normal(2, 2, tokens, 16, seed=2),
+    }
+    if logits:
+        inputs["logits"] = normal(6, seed=3)
+    seen = np.concatenate([mask(tokens, 64, (100, tokens - 100)), mask(tokens, None, (7, tokens - 7))])
+    found = []
+    for name in TRAINERS:
+        ops = partita_backends.load(name, dtype="float32")
+        module = "mlx_training" if name == "mlx" else "torch.training_attention"
+        for tile in (2**14, 2**30):
+            monkeypatch.setattr(f"partita_backends.{module}.TILE", tile)
+            both = ops.array(seen)
+
+            def attend(a: dict[str, Any], ops: Backend = ops, both: Any = both) -> Any:
+                extra = a.get("logits")
+                return ops.attention(a["q"], a["k"], a["v"], both, scale=0.25, softcap=softcap, sink_logits=extra)
+
+            found.append(gradients(ops, attend, inputs))
+    for name, x in found[0].items():
+        assert max(np.abs(other[name] - x).max() for other in found) <= 1e-5 * np.abs(x).max(), name
+
+
+def test_a_row_that_sees_nothing_gives_numbers(trainer: Backend) -> None:
+    """Padding may be hidden from itself; softmax of nothing but MASKED."""
+    ops, inputs = trainer, {"q": normal(1, 2, 4, 8), "k": normal(1, 1, 4, 8, seed=1)}
+    seen = mask(4, None, (4,))
+    seen[0, 2:] = MASKED
+
+    def attend(a: dict[str, Any]) -> Any:
+        return ops.attention(a["q"], a["k"], a["k"], ops.array(seen), scale=0.3)[:, :, :2]
+
+    assert all(np.isfinite(x).all() for x in gradients(ops, attend, inputs).values())
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_one_row_of_a_packed_weight_is_as_exact_as_many(name: str) -> None:
+    """With dtypes of its own choice a backend decodes in bfloat16 on a CPU; in training it must not."""
+    packed = quantize_weight(normal(48, 64), 4, 32)
+    results = []
+    for dtype in ("auto", "float32"):
+        ops = partita_backends.load(name, device="cpu", dtype=dtype)
+        weight = ops.prepare(packed)
+        for _ in range(2):  # the kernel's operands are made for the second product
+            ops.linear(ops.array(normal(1, 1, 64)), weight)
+        results.append(
+            gradients(ops, lambda a, ops=ops, weight=weight: ops.linear(a["x"], weight), {"x": normal(1, 1, 64)})
+        )
+        ours = ops.value(lambda x, ops=ops, weight=weight: (ops.sum(ops.linear(x, weight).reshape(-1), 0), ()))
+        results[-1]["value"] = ops.to_numpy(ours(ops.array(normal(1, 1, 64)))[0])
+    for key, x in results[0].items():
+        np.testing.assert_allclose(x, results[1][key], rtol=1e-6)
+
+
+def test_a_loss_that_raises_leaves_the_backend_as_it_was() -> None:
+    ops = partita_backends.load("torch", device="cpu")  # few rows in bfloat16, which tells the two apart
+    weight, x = ops.prepare(quantize_weight(normal(48, 64), 4, 32)), ops.array(normal(1, 1, 64))
+    for _ in range(2):
+        ops.linear(x, weight)
+    rounded = ops.to_numpy(ops.linear(x, weight))
+    for run in (ops.value, ops.value_and_grad):
+        with pytest.raises(ZeroDivisionError):
+            run(lambda trained: (1 / 0, ()))({})
+        np.testing.assert_array_equal(ops.to_numpy(ops.linear(x, weight)), rounded)
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_float32_trainables_in_a_bfloat16_stream(name: str) -> None:
+    inputs = {"a": normal(4, 32, scale=0.2), "b": normal(32, 4, seed=1, scale=0.2), "norm": normal(32, seed=2)}
+    inputs |= {"bias": normal(32, seed=3), "embedding": normal(9, 32, seed=4)}
+    tokens = integers(9, 1, 6)
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        ops = partita_backends.load(name, device="cpu", dtype=dtype)
+        packed, dense = ops.prepare(quantize_weight(normal(32, 32), 4, 32)), ops.prepare(normal(32, 32, seed=5))
+
+        def layer(a: dict[str, Any], ops: Backend = ops, packed: Any = packed, dense: Any = dense) -> Any:
+            x = ops.embed(a["embedding"], ops.array(tokens))
+            y = ops.rms_norm(x, a["norm"], 1e-5)
+            y = ops.linear(y, packed, a["bias"]) + ops.linear(ops.linear(y, a["a"]) * 2.0, a["b"])
+            q = ops.linear(y, dense).reshape(1, 6, 4, 8).swapaxes(1, 2)
+            seen = ops.array(mask(6, 3, (6,)))
+            y = ops.attention(q, q[:, :2], q[:, 2:], seen, scale=0.3, sink_logits=a["bias"][:4])
+            y = y.swapaxes(1, 2).reshape(1, 6, 32)
+            assert str(y.dtype).endswith(ops.dtype)
+            return ops.glu(y, x, "gelu_tanh")
+
+        found.append(gradients(ops, layer, inputs))
+    for key, x in found[0].items():
+        assert found[1][key].dtype == np.float32
+        assert np.abs(found[1][key] - x).max() <= 0.05 * np.abs(x).max(), key
+
+
+def test_a_chunk_is_computed_once(trainer: Backend) -> None:
+    """Its gradients come with its value; nothing is computed again."""
+    ops, calls = trainer, []
+
+    def part(trained: dict[str, Any], x: Any) -> Any:
+        calls.append(x.shape[0])
+        return ops.sum((x * trained["w"]).reshape(-1), 0)
+
+    run = ops.chunked_sum(part, 4)
+    inputs = {"x": normal(10, 3), "w": normal(3)}
+    found = gradients(ops, lambda a: run({"w": a["w"]}, a["x"]).reshape(1), inputs)
+    assert calls == [4, 4, 2]
+    total = (inputs["x"] * inputs["w"]).sum()
+    np.testing.assert_allclose(found["x"], np.broadcast_to(2 * total * inputs["w"], (10, 3)), rtol=1e-5)
+    np.testing.assert_allclose(found["w"], 2 * total * inputs["x"].sum(0), rtol=1e-5)
+    calls.clear()
+    alone = ops.value(lambda w, x: (run({"w": w}, x), ()))(*(ops.array(inputs[name]) for name in ("w", "x")))[0]
+    np.testing.assert_allclose(ops.to_numpy(alone), total, rtol=1e-5)
+    assert calls == [4, 4, 2]
+
+
+def test_a_frozen_head_in_chunks(trainer: Backend) -> None:
+    """What fine-tuning an adapter does: the head is closed over and gets no gradient."""
+    ops = trainer
+    head, index = ops.prepare(normal(9, 4)), ops.array(integers(9, 10))
+
+    def part(trained: dict[str, Any], x: Any, index: Any) -> Any:
+        logits = ops.linear(x, head)
+        return ops.sum(ops.logsumexp(logits, -1) - ops.pick(logits, index), 0)
+
+    def whole(a: dict[str, Any]) -> Any:
+        return part({}, a["x"], index).reshape(1)
+
+    inputs = {"x": normal(10, 4, seed=1)}
+    run = ops.chunked_sum(part, 3)
+    chunked = gradients(ops, lambda a: run({}, a["x"], index).reshape(1), inputs)
+    for name, x in gradients(ops, whole, inputs).items():
+        np.testing.assert_allclose(chunked[name], x, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(100_003,), (3, 5000), (5000, 3)])
+def test_long_sums_are_exact_to_float32(ops: Backend, shape: tuple[int, ...]) -> None:
+    """A norm of all gradients sums millions of numbers."""
+    x = np.random.default_rng(0).random(shape).astype(np.float32)
+    for axis in range(len(shape)):
+        np.testing.assert_allclose(ops.to_numpy(ops.sum(ops.array(x), axis)), x.sum(axis, dtype=np.float64), rtol=2e-6)
+
+
+def test_the_oracle_in_float64() -> None:
+    ops = NumpyBackend(dtype="float64")
+    x = ops.cast(ops.array(normal(3, 32)), "float16")
+    assert x.dtype == ops.zeros((1,), "bfloat16").dtype == np.float64
+    assert ops.array(integers(3, 4)).dtype == np.int32
+    packed = ops.prepare(quantize_weight(normal(4, 32), 4, 32))
+    y = ops.where(x > 0, ops.rms_norm(x, ops.prepare_vector(normal(32)), 1e-5), 0.0)
+    assert ops.softmax(ops.glu(ops.linear(y, packed), ops.linear(y, packed), "silu"), -1).dtype == np.float64
+    with pytest.raises(BackendUnavailable, match="float32 only"):
+        NumpyBackend(dtype="bfloat16")

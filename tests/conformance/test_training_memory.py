@@ -1,0 +1,73 @@
+"""What the two libraries keep between the passes: the inputs of an operation, and little else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import partita_backends
+from partita.quantization import quantize_weight
+
+from .test_training_operations import mask, normal
+
+
+def test_torch_keeps_little_for_the_backward_pass() -> None:
+    """Bytes of what the graph saves, for each operation, beside its inputs, which others hold anyway."""
+    import torch
+
+    ops = partita_backends.load("torch", device="cpu", dtype="float32")
+    tokens, width = 128, 64
+    packed = ops.prepare(quantize_weight(normal(width, width), 4, 32))
+    inputs = {"x": ops.array(normal(1, tokens, width)), "heads": ops.array(normal(1, 4, tokens, 16))}
+    angles, seen = ops.array(normal(1, tokens, 8)), ops.array(mask(tokens, 32, (tokens,)))
+    norm, row = ops.array(normal(width)), 4 * tokens
+
+    def attend(a: dict[str, Any], softcap: float | None = None) -> Any:
+        return ops.attention(a["heads"], a["heads"], a["heads"], seen, scale=1.0, softcap=softcap)
+
+    operations: dict[str, tuple[Callable[..., Any], int]] = {
+        "linear": (lambda a: ops.linear(a["x"], packed), 0),
+        "rms_norm": (lambda a: ops.rms_norm(a["x"], norm, 1e-5), row),
+        "glu": (lambda a: ops.glu(a["x"], a["x"], "silu"), 0),
+        "rope": (lambda a: ops.rope(a["heads"], angles, angles), 0),
+        "attention": (attend, row * (64 + 4)),  # what it gives, and a sum a row and head
+        "softcap": (lambda a: attend(a, 9.0), 0),
+    }
+    held = {y.untyped_storage().data_ptr() for y in (*inputs.values(), angles, seen, norm)}
+    for name, (operation, allowed) in operations.items():
+        saved: dict[int, int] = {}
+
+        def keep(y: Any, saved: dict[int, int] = saved) -> Any:
+            saved[y.untyped_storage().data_ptr()] = y.untyped_storage().nbytes()
+            return y
+
+        def loss(trained: dict[str, Any], operation: Any = operation, keep: Any = keep) -> Any:
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda y: y):
+                y = operation(trained)
+            return y.sum(), ()
+
+        ops.value_and_grad(loss)(inputs)
+        assert sum(size for place, size in saved.items() if place not in held) <= allowed, name
+
+
+def test_mlx_keeps_no_dense_copy_of_a_packed_weight() -> None:
+    import mlx.core as mx
+
+    ops = partita_backends.load("mlx", device="cpu", dtype="float32")
+    width, layers = 256, 24
+    packed = [ops.prepare(quantize_weight(normal(width, width, seed=i, scale=0.06), 4, 32)) for i in range(layers)]
+
+    def loss(a: dict[str, Any]) -> Any:
+        x = a["x"]
+        for weight in packed:
+            x = ops.linear(x, weight)
+        return ops.sum(x.reshape(-1), 0), ()
+
+    inputs = {"x": ops.array(normal(1, 8, width))}
+    ops.launch(*inputs.values(), *(part for w in packed for part in (w.weight, w.scales, w.biases)))
+    ops.sync()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    (total, _), found = ops.value_and_grad(loss)(inputs)
+    mx.eval(total, found)
+    assert mx.get_peak_memory() - before < layers / 4 * width * width * 4
