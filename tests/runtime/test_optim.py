@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -117,7 +118,7 @@ def test_every_rate_is_above_zero_and_at_most_the_peak(
     rates = [schedule.rate(step) for step in range(1, steps + 1)]
     assert all(0 < rate <= peak * (1 + 1e-12) for rate in rates)
     after = rates[max(schedule.warmup - 1, 0) :]
-    assert all(a >= b for a, b in zip(after, after[1:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(after))
 
 
 @pytest.mark.parametrize(
