@@ -38,6 +38,24 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def scratch_folder(place: Path) -> Iterator[Path]:
+    """A temporary sibling of `place` for work on the way to it, which vanishes when the block ends."""
+    target, partial, lock = place.absolute(), None, None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(target)
+        partial, lock = _claim(target, is_folder=True)
+        yield partial
+    except OSError as error:
+        raise DataError(f"{place}: cannot be written: {error.strerror or error}") from error
+    finally:
+        if partial is not None:
+            _remove(partial)
+        if lock is not None:
+            os.close(lock)
+
+
+@contextmanager
 def _new(place: Path, is_folder: bool) -> Iterator[Path]:
     refuse_existing(place)
     target = place.absolute()

@@ -87,7 +87,7 @@ class SafetensorsSet:
 def open_folder(folder: Path) -> SafetensorsSet:
     """All tensors of `model*.safetensors` in a folder, following the index if there is one."""
     index = folder / "model.safetensors.index.json"
-    expected = _read_index(index) if index.is_file() else None
+    expected = shard_table(index, ".safetensors") if index.is_file() else None
     names = sorted(set(expected.values())) if expected is not None else _lone_files(folder)
     tensors: dict[str, StoredTensor] = {}
     files: dict[str, mmap.mmap] = {}
@@ -111,6 +111,11 @@ def _lone_files(folder: Path) -> list[str]:
     if (folder / "model.safetensors").is_file():
         return ["model.safetensors"]
     names = sorted(path.name for path in folder.glob("model*.safetensors") if path.is_file())
+    if not names and any(folder.glob("pytorch_model*.bin")):
+        raise CheckpointError(
+            f"{folder}: its weights are pickles (.bin), which can run code and are not opened: if you trust their "
+            "author, `partita convert --allow-pickle` makes a folder of safetensors of them"
+        )
     if not names:
         raise CheckpointError(f"{folder}: no model.safetensors and no index; other weight formats are not read")
     for name in names:
@@ -120,12 +125,13 @@ def _lone_files(folder: Path) -> list[str]:
     return names
 
 
-def _read_index(path: Path) -> dict[str, str]:
+def shard_table(path: Path, suffix: str) -> dict[str, str]:
+    """The weight_map of an index: tensor to the file, ending in `suffix`, that holds it beside the index."""
     weights = read_json(path).get("weight_map")
     if not isinstance(weights, dict) or not weights or len(weights) > MAX_TENSORS:
         raise CheckpointError(f"{path.name}: weight_map is not a table of tensors")
     for tensor, name in weights.items():
-        plain = isinstance(name, str) and name.endswith(".safetensors") and Path(name).name == name and "\\" not in name
+        plain = isinstance(name, str) and name.endswith(suffix) and Path(name).name == name and "\\" not in name
         if not plain or "\0" in name:
             raise CheckpointError(f"{path.name}: tensor {tensor!r} points at {name!r}, not a file beside the index")
     return weights

