@@ -20,6 +20,7 @@ from .gguf_vocabulary import Vocabulary, read_vocabulary
 
 _PREFIX = "tokenizer."
 _TYPES = {"tokens": "str", "merges": "str", "scores": "f32", "token_type": "i32"}
+# without U+2581, which sentencepiece takes for a space, and a token of several spaces may not
 SAMPLES = (
     "Hello, world! It's 12:45 and I'd say we're THEY'LL don't  know\tit.\r\n\n  x = foo(bar[1:23456], 'y') # ok\n",
     "Ünïcödé naïve façade, Ελληνικά και русский текст, עברית, العربية, हिन्दी में पाठ",
@@ -28,7 +29,7 @@ SAMPLES = (
     "1234567890 3.14159 -> <= != ``` $x^2$ \\n @user #tag",
     "   leading and trailing   ",
     "a" * 40 + "\n" * 5 + " " * 17 + "_" * 9 + "=-" * 6,
-    "<|im_start|>user\n<s>[INST] <start_of_turn> </s> <0x0A> ▁▁x ▁ </think> <tool_call>",
+    "<|im_start|>user\n<s>[INST] <start_of_turn> </s> <0x0A> </think> <tool_call>",
     "def f(x):\n    return {'a': x ** 2, \"b\": [y for y in x if y % 3 == 0]}\n\n\nclass A:\n\tpass",
     "\x00\x01\x7f\u2028\U0010ffff",
 )
