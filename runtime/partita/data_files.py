@@ -128,12 +128,18 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 def _rows(path: Path) -> Iterator[Found]:
     size, file = path.stat().st_size, _parquet(path)
-    total, number = max(1, int(file.metadata.num_rows)), 0
-    for batch in file.iter_batches(batch_size=256):
-        for row in batch.to_pylist():
-            number += 1
-            place = f"{path} row {number}"
-            yield Found(_placed(parse, row, place), place, size * number // total)
+    total = max(1, int(file.metadata.num_rows))
+    for number, row in enumerate(_values(path, file), 1):
+        place = f"{path} row {number}"
+        yield Found(_placed(parse, row, place), place, size * number // total)
+
+
+def _values(path: Path, file: Any) -> Iterator[Any]:
+    try:
+        for batch in file.iter_batches(batch_size=256):
+            yield from batch.to_pylist()
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
 
 
 def _parquet(path: Path) -> Any:
@@ -144,7 +150,11 @@ def _parquet(path: Path) -> Any:
     try:
         return library.ParquetFile(path)
     except (OSError, ValueError) as error:  # the library's own errors are among them
-        raise DataError(f"{path} is no .parquet file that can be read: {error}") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path} is no .parquet file that can be read: {' '.join(str(error).split())}")
 
 
 def _placed(read: Any, value: Any, place: str) -> Record:

@@ -290,6 +290,7 @@ def test_the_same_again_gives_the_same_data(tmp_path, load):
 def test_parquet_rows_are_records(tmp_path, load, tiny_model, monkeypatch):
     """The library itself is optional and not among the test tools: one that answers like it stands in."""
     rows = [{"text": f"fox {i}"} for i in range(300)]
+    damage = {"text": "bad"}
 
     class ParquetFile:
         def __init__(self, path):
@@ -299,6 +300,8 @@ def test_parquet_rows_are_records(tmp_path, load, tiny_model, monkeypatch):
 
         def iter_batches(self, batch_size):
             for i in range(0, len(rows), batch_size):
+                if rows[i] is damage:
+                    raise OSError("bad\npage")
                 yield types.SimpleNamespace(to_pylist=lambda i=i: rows[i : i + batch_size])
 
     path = tmp_path / "mine.parquet"
@@ -316,6 +319,9 @@ def test_parquet_rows_are_records(tmp_path, load, tiny_model, monkeypatch):
     assert np.isin(texts(tiny_model, splits.train), [row["text"] for row in rows]).all()
     rows[280] = {"text": ""}
     with pytest.raises(DataError, match=r'mine.parquet row 281: "text" is empty'):
+        load(path)
+    rows[256] = damage
+    with pytest.raises(DataError, match=r"no \.parquet file that can be read: bad page"):
         load(path)
     path.write_bytes(b"nothing")
     with pytest.raises(DataError, match=r"no \.parquet file that can be read: no magic"):

@@ -1,4 +1,4 @@
-"""Data sets of a Hub: which files are which split; fetched once, from a server on the loopback interface, then pinned."""
+"""Data sets of a Hub: which files are which split; fetched once from a loopback server, then pinned."""
 
 from __future__ import annotations
 
