@@ -1,0 +1,241 @@
+"""What each architecture's keys become, as llama.cpp's own converter writes them, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from partita.errors import CheckpointError, UnsupportedModel
+from partita.families import parse
+from partita.gguf_architectures import ARCHITECTURES
+from partita.gguf_names import config_from, permuted_heads, tensor_names, usual_attention_factor, with_rope_tensors
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+LAYERS, WIDTH, HEADS = 6, 64, 4
+OUTER = {
+    "token_embd.weight": (32, WIDTH),
+    "output_norm.weight": (WIDTH,),
+    **{f"blk.{i}.attn_output.weight": (WIDTH, WIDTH) for i in range(LAYERS)},
+}
+
+# keys that llama.cpp's converter writes for every model of the architecture, beyond the common ones
+OWN: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "smollm3": {},
+    "granite": {"logit_scale": 8.0, "embedding_scale": 12.0, "residual_scale": 0.22, "attention.scale": 0.015625},
+    "qwen2": {},
+    "qwen3": {},
+    "qwen3moe": {"expert_count": 8, "expert_used_count": 2, "expert_feed_forward_length": 48},
+    "gemma2": {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "attention.sliding_window": 16},
+    "gemma3": {"attention.sliding_window": 16},
+    "phi3": {"attention.sliding_window": 0, "rope.scaling.original_context_length": 64},
+    "olmo2": {},
+    "gpt-oss": {
+        "expert_count": 8,
+        "expert_used_count": 2,
+        "expert_feed_forward_length": 48,
+        "attention.sliding_window": 16,
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": 32.0,
+        "rope.scaling.original_context_length": 16,
+    },
+}
+
+
+def read(architecture: str, tensors: Mapping[str, tuple[int, ...]] | None = None, **keys: Any) -> dict[str, Any]:
+    common = {
+        "embedding_length": WIDTH,
+        "feed_forward_length": 96,
+        "block_count": LAYERS,
+        "attention.head_count": HEADS,
+        "attention.head_count_kv": 2,
+        "attention.layer_norm_rms_epsilon": np.float32(1e-6).item(),
+        "context_length": 64,
+        "rope.freq_base": 10000.0,
+    }
+    said = {**common, **OWN[architecture], **{key.replace("__", "."): value for key, value in keys.items()}}
+    metadata = {f"{architecture}.{key}": value for key, value in said.items() if value is not None}
+    return config_from({"general.architecture": architecture, **metadata}, {**OUTER, **(tensors or {})})
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_config_is_one_that_families_parse(architecture: str) -> None:
+    config = read(architecture)
+    parsed = parse(config)
+    assert (parsed.num_layers, parsed.hidden_size, parsed.head_dim, parsed.norm_eps) == (LAYERS, WIDTH, 16, 1e-6)
+    assert config["model_type"] in ARCHITECTURES[architecture].written
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_config_is_one_that_transformers_takes(architecture: str) -> None:
+    from transformers import AutoConfig
+
+    config = read(architecture)
+    theirs = AutoConfig.for_model(config.pop("model_type"), **config)
+    assert theirs.num_hidden_layers == LAYERS
+    for field in ("layer_types", "sliding_window", "tie_word_embeddings", "no_rope_layers", "query_pre_attn_scalar"):
+        if field in config:
+            assert getattr(theirs, field) == config[field], field
+
+
+def test_layers_slide_as_each_architecture_has_it() -> None:
+    assert read("gemma2")["layer_types"] == [SLIDING, FULL] * 3
+    assert read("gemma3")["layer_types"] == [SLIDING] * 5 + [FULL]
+    assert read("gpt-oss")["layer_types"] == [SLIDING, FULL] * 3
+    assert "layer_types" not in read("olmo2")
+    third = read("olmo2", attention__sliding_window=16)
+    assert (third["model_type"], third["layer_types"]) == ("olmo3", [SLIDING] * 3 + [FULL] + [SLIDING] * 2)
+    said = [True, True, False, True, False, False]
+    pattern = read("olmo2", attention__sliding_window=16, attention__sliding_window_pattern=said)
+    assert pattern["layer_types"] == [SLIDING if slides else FULL for slides in said]
+    assert read("gemma3", attention__sliding_window_pattern=3)["layer_types"] == [SLIDING, SLIDING, FULL] * 2
+    assert read("gemma3", attention__sliding_window_pattern=0)["layer_types"] == [SLIDING] * 6
+    for bad in (-1, "6", [True]):
+        with pytest.raises(CheckpointError, match="pattern"):
+            read("gemma3", attention__sliding_window_pattern=bad)
+
+
+def test_windows() -> None:
+    assert read("phi3")["sliding_window"] is None
+    assert read("phi3", attention__sliding_window=32)["sliding_window"] == 32
+    mistral = read("llama", attention__sliding_window=32)
+    assert (mistral["model_type"], mistral["sliding_window"]) == ("mistral", 32)
+    assert read("llama", attention__sliding_window=64)["model_type"] == "llama"  # as long as the context: never slides
+    assert read("gemma2", attention__sliding_window=None)["sliding_window"] == 4096
+
+
+def test_olmo3_scales_the_rope_of_global_layers_only() -> None:
+    yarn = {"rope__scaling__type": "yarn", "rope__scaling__factor": 8.0, "rope__scaling__original_context_length": 16}
+    config = read("olmo2", attention__sliding_window=16, **yarn)
+    layers = parse(config).layers
+    assert [layer.rope.scaling for layer in layers if layer.rope] == ["default"] * 3 + ["yarn"] + ["default"] * 2
+
+
+def test_granites_numbers() -> None:
+    config = read("granite")
+    assert config["logits_scaling"] == 8.0
+    assert config["embedding_multiplier"] == 12.0
+    assert config["residual_multiplier"] == 0.22
+    assert config["attention_multiplier"] == 0.015625
+    bare = read("granite", embedding_scale=None, residual_scale=None, attention__scale=None)
+    assert (bare["embedding_multiplier"], bare["residual_multiplier"]) == (1.0, 1.0)
+    assert bare["attention_multiplier"] == 0.25
+    with pytest.raises(CheckpointError, match=r"granite\.logit_scale"):
+        read("granite", logit_scale=None)
+
+
+def test_queries_of_gemma_are_scaled_by_the_size_of_the_model() -> None:
+    assert read("gemma2")["query_pre_attn_scalar"] == 16
+    wide = read("gemma2", attention__key_length=32, attention__value_length=32)
+    assert wide["query_pre_attn_scalar"] == 32
+    many = dict.fromkeys((f"blk.{i}.attn_norm.weight" for i in range(46)), (WIDTH,))
+    large = read("gemma2", many, block_count=46, attention__key_length=32, attention__value_length=32)
+    assert large["query_pre_attn_scalar"] == 16
+
+
+def test_smollm3_does_not_rotate_every_fourth_layer() -> None:
+    assert read("smollm3")["no_rope_layers"] == [1, 1, 1, 0, 1, 1]
+
+
+def test_gpt_oss_keeps_yarns_bounds_as_they_are() -> None:
+    scaling = read("gpt-oss")["rope_scaling"]
+    assert scaling["rope_type"] == "yarn"
+    assert scaling["truncate"] is False
+    assert read("gpt-oss")["num_local_experts"] == 8
+
+
+def test_longrope_factors_come_from_their_tensors() -> None:
+    factors = {"rope_factors_long.weight": (6,), "rope_factors_short.weight": (6,)}
+    config = read("phi3", factors, rope__scaling__attn_factor=1.25, rope__dimension_count=12)
+    values = {"rope_factors_long.weight": np.full(6, 4.7, np.float32), "rope_factors_short.weight": np.ones(6, "f4")}
+    config = with_rope_tensors(config, values.__getitem__)
+    assert config["partial_rotary_factor"] == 0.75
+    assert config["original_max_position_embeddings"] == 64
+    rope = parse(config).layers[0].rope
+    assert rope is not None
+    assert (rope.dims, rope.attention_factor, rope.scaling) == (12, 1.25, "longrope")
+    assert rope.long_factors == (4.7,) * 6
+    assert rope.factors == (1.0,) * 6
+    assert "rope_factors_long.weight" not in tensor_names({"general.architecture": "phi3"}, [*OUTER, *factors]).values()
+    with pytest.raises(CheckpointError, match="rope_factors_short"):
+        read("phi3", {"rope_factors_long.weight": (6,)})
+    with pytest.raises(CheckpointError, match="rope_factors_short"):
+        with_rope_tensors(read("phi3", factors), lambda name: np.zeros(6, np.float32))
+
+
+def test_yarns_attention_factor() -> None:
+    scaling = {
+        "rope__scaling__type": "yarn",
+        "rope__scaling__factor": 4.0,
+        "rope__scaling__original_context_length": 16,
+    }
+    plain = parse(read("qwen2", **scaling)).layers[0].rope
+    more = parse(read("qwen2", **scaling, rope__scaling__attn_factor=1.5)).layers[0].rope
+    assert plain is not None
+    assert more is not None
+    assert plain.attention_factor == usual_attention_factor(4.0) == pytest.approx(0.1 * math.log(4) + 1)
+    assert more.attention_factor == pytest.approx(1.5 * plain.attention_factor)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name", "expected"),
+    [
+        ("gpt-oss", "blk.3.attn_sinks.weight", "model.layers.3.self_attn.sinks"),
+        ("gpt-oss", "blk.3.ffn_gate_inp.bias", "model.layers.3.mlp.router.bias"),
+        ("gpt-oss", "blk.3.post_attention_norm.weight", "model.layers.3.post_attention_layernorm.weight"),
+        ("gpt-oss", "blk.3.ffn_up_exps.bias", "model.layers.3.mlp.switch_mlp.up_proj.bias"),
+        ("qwen3moe", "blk.3.ffn_gate_inp.weight", "model.layers.3.mlp.gate.weight"),
+        ("qwen3moe", "blk.3.ffn_down_exps.weight", "model.layers.3.mlp.switch_mlp.down_proj.weight"),
+        ("phi3", "blk.3.attn_qkv.weight", "model.layers.3.self_attn.qkv_proj.weight"),
+        ("phi3", "blk.3.ffn_up.weight", "model.layers.3.mlp.gate_up_proj.weight"),
+        ("olmo2", "blk.3.post_ffw_norm.weight", "model.layers.3.post_feedforward_layernorm.weight"),
+        ("qwen2", "blk.3.attn_q.bias", "model.layers.3.self_attn.q_proj.bias"),
+        ("gemma2", "blk.3.ffn_norm.weight", "model.layers.3.pre_feedforward_layernorm.weight"),
+    ],
+)
+def test_names(architecture: str, name: str, expected: str) -> None:
+    assert tensor_names({"general.architecture": architecture}, [name]) == {expected: name}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [("qwen3", "blk.0.attn_q.bias"), ("gemma2", "blk.0.attn_q_norm.weight"), ("phi3", "blk.0.ffn_gate.weight")],
+)
+def test_a_tensor_without_a_place(architecture: str, name: str) -> None:
+    with pytest.raises(UnsupportedModel, match=name.replace(".", r"\.")):
+        tensor_names({"general.architecture": architecture}, [name])
+
+
+def test_which_rows_are_permuted() -> None:
+    config = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    for architecture, row in ARCHITECTURES.items():
+        expected = (4, 2, 2, 0) if architecture in ("llama", "granite", "smollm3") else (0, 0, 0, 0)
+        parts = ("attn_q.weight", "attn_k.weight", "attn_k.bias", "attn_v.weight")
+        assert tuple(permuted_heads(row, config, f"blk.0.{part}") for part in parts) == expected
+
+
+@pytest.mark.parametrize(
+    ("architecture", "keys", "what"),
+    [
+        ("llama", {"expert_count": 8}, "experts"),
+        ("llama", {"logit_scale": 2.0}, r"llama\.logit_scale"),
+        ("qwen2", {"attention__scale": 0.5}, r"qwen2\.attention\.scale"),
+        ("olmo2", {"attention__clamp_kqv": 8.0}, "clamp_kqv"),
+        ("llama", {"rope__dimension_count": 8}, "rotation of 8 of 16"),
+        ("llama", {"attention__key_length": 16, "attention__value_length": 32}, "values of 32"),
+        ("qwen3", {"rope__scaling__type": "longrope"}, "longrope"),
+    ],
+)
+def test_what_is_refused(architecture: str, keys: dict[str, Any], what: str) -> None:
+    with pytest.raises(UnsupportedModel, match=what):
+        read(architecture, **keys)
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "qwen3moe", "smollm3", "olmo2", "gemma3", "gpt-oss"])
+def test_a_missing_rope_base_is_an_error(architecture: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"{architecture}\.rope\.freq_base"):
+        read(architecture, rope__freq_base=None)
