@@ -85,13 +85,31 @@ def _with_experts(config: dict[str, Any]) -> dict[str, Any]:
 def _as_llama3(factors: np.ndarray, theta: float, head_dim: int) -> Mapping[str, Any]:
     """GGUF keeps Llama 3's rope scaling as one divisor a frequency; find the parameters that give these divisors.
 
-    Only the largest divisor differs between the published models, so it is read off and the rest is checked.
+    Only the largest divisor differs between the published models, so it is read off. Others' bounds are found from the
+    divisors between one and the largest, which are linear in the frequency: original length / (high - low) is the
+    slope, and low is taken to be 1, since scaling all three by one number changes nothing.
     """
     scaling = {"rope_type": "llama3", "factor": float(factors.max()), **_LLAMA3}
+    turns = theta ** -(np.arange(0, head_dim, 2) / head_dim) / (2 * math.pi)
+    if factors.shape != turns.shape:
+        raise UnsupportedModel(f"rope_freqs.weight holds {len(factors)} divisors for {len(turns)} frequencies")
+    if _gives(scaling, turns, factors):
+        return scaling
+    share = (1 / factors - 1 / scaling["factor"]) / (1 - 1 / scaling["factor"]) if scaling["factor"] > 1 else turns * 0
+    between = (share > 1e-3) & (share < 1 - 1e-3)
+    if between.sum() > 1:
+        slope, offset = np.polyfit(turns[between], share[between], 1)
+        if offset < 0:
+            bounds = {"low_freq_factor": 1.0, "high_freq_factor": round(1 - 1 / float(offset), 4)}
+            length = round(-float(slope) / float(offset))
+            fitted = {**scaling, **bounds, "original_max_position_embeddings": length}
+            if _gives(fitted, turns, factors):
+                return fitted
+    raise UnsupportedModel("rope_freqs.weight holds divisors that no rope_scaling of config.json describes")
+
+
+def _gives(scaling: Mapping[str, Any], turns: np.ndarray, factors: np.ndarray) -> bool:
+    """Whether these parameters give these divisors. turns: of each frequency, for one position."""
     low, high, length = (scaling[key] for key in _LLAMA3)
-    wavelength = 2 * math.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
-    smooth = np.clip((length / wavelength - low) / (high - low), 0, 1)
-    expected = 1 / ((1 - smooth) / scaling["factor"] + smooth)
-    if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-3):
-        raise UnsupportedModel("rope_freqs.weight holds divisors that no rope_scaling of config.json describes")
-    return scaling
+    smooth = np.clip((length * turns - low) / (high - low), 0, 1)
+    return np.allclose(factors, 1 / ((1 - smooth) / scaling["factor"] + smooth), rtol=1e-3)
