@@ -221,13 +221,13 @@ def _refuse_experts(model: ModelConfig, names: tuple[str, ...], kinds: list[str]
     """Experts are stacked matrices, which take no adapters: said, never passed over."""
     if model.experts is None:
         return
-    dense = ",".join(kinds)
+    dense = ",".join(kind for kind in kinds if kind not in _EXPERT_PROJECTIONS)
     if ALL_LINEAR in names:
         raise UnsupportedModel(
             f"--targets all-linear would mean the experts of this {model.model_type} model too, which take no "
             f"adapters: use --targets {dense}"
         )
-    if asked := [name for name in names if name in _EXPERT_PROJECTIONS and name not in kinds]:
+    if asked := [name for name in names if name in _EXPERT_PROJECTIONS]:
         raise UnsupportedModel(
             f"--targets {asked[0]}: the experts of this {model.model_type} model take no adapters: use {dense}"
         )

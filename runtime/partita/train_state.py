@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,12 +25,12 @@ import numpy as np
 
 from .errors import CheckpointError, DataError
 from .safetensors_files import read_json
+from .whole import remove_leftovers, whole_file, whole_folder, write_tensors
 
 FORMAT = 1
 KEPT = 2
 STATE, TRAINABLES, OPTIMIZER, BEST = "state.json", "trainables.safetensors", "optimizer.safetensors", "best.safetensors"
 _FOLDER = re.compile(r"step-(\d{8,})")
-_PARTIAL = ".partial-"
 _BLOCK = 1 << 20
 
 Values = dict[str, np.ndarray]
@@ -69,24 +67,13 @@ class TrainState:
 def save(folder: Path, state: TrainState) -> Path:
     """Write `folder`/step-N, then remove all but the last KEPT. DataError where the disk refuses; all else stays."""
     target = folder / f"step-{state.step:08d}"
-    partial = folder / f".{target.name}{_PARTIAL}{uuid.uuid4().hex[:8]}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(folder)
-        partial.mkdir()
+    remove_leftovers(folder)
+    # what stands there already is damaged, or of a run that went on from an earlier step
+    with whole_folder(target) as partial:
         moments = {f"{kind}.{name}": x for kind, part in (("m", state.m), ("v", state.v)) for name, x in part.items()}
         sums = {TRAINABLES: _write(partial / TRAINABLES, state.values), OPTIMIZER: _write(partial / OPTIMIZER, moments)}
         (partial / STATE).write_text(_description(state, sums), encoding="utf-8")
-        for path in (*partial.iterdir(), partial):
-            _flush(path)
-        if target.exists():  # damaged, or of a run that went on from an earlier step
-            shutil.rmtree(target)
-        os.rename(partial, target)
-        _flush(folder)
-        _prune(folder, state.step)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise DataError(f"{target}: the checkpoint cannot be written: {error.strerror or error}") from error
+    _prune(folder, state.step)
     return target
 
 
@@ -146,16 +133,8 @@ def refuse_other(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
 
 def save_best(folder: Path, values: Mapping[str, np.ndarray]) -> None:
     """Replace `folder`/best.safetensors, whole or not at all."""
-    partial = folder / f".{BEST}{_PARTIAL}{uuid.uuid4().hex[:8]}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(folder / BEST) as partial:
         _write(partial, values)
-        _flush(partial)
-        os.replace(partial, folder / BEST)
-        _flush(folder)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise DataError(f"{folder / BEST}: cannot be written: {error.strerror or error}") from error
 
 
 def load_best(folder: Path) -> Values | None:
@@ -178,14 +157,6 @@ def _prune(folder: Path, step: int) -> None:
     for _, path in steps:
         if path not in kept:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    for path in folder.glob(f".*{_PARTIAL}*"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
 
 
 def _description(state: TrainState, sums: Mapping[str, str]) -> str:
@@ -211,13 +182,7 @@ def _checksum(described: Mapping[str, Any]) -> str:
 
 def _write(path: Path, values: Mapping[str, np.ndarray]) -> str:
     """A safetensors file; the SHA-256 of its bytes."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
-    try:
-        save_file({name: np.ascontiguousarray(value) for name, value in values.items()}, path)
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
+    write_tensors(path, values)
     return _sum_of(path)
 
 
@@ -242,14 +207,3 @@ def _sum_of(path: Path) -> str:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """fsync, for files and, where the system can, for folders."""
-    if path.is_dir() and os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

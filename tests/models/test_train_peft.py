@@ -1,4 +1,5 @@
-"""Ten steps of adapters beside peft, transformers and torch's AdamW: the same data, the same initial values."""
+"""Ten steps of adapters beside peft, transformers and torch's AdamW: the same data, the same initial values. And the
+folders that we write, read by peft."""
 
 from __future__ import annotations
 
@@ -10,6 +11,10 @@ import numpy as np
 import pytest
 
 import partita_backends
+from partita.adapters_write import write_adapter
+from partita.cache import Cache
+from partita.cache_spec import plan
+from partita.kv_format import KVFormat
 from partita.lora import LoraConfig
 from partita.optim import AdamW
 from partita.train import Step, TrainConfig, Trainer
@@ -94,3 +99,32 @@ def test_ten_steps_are_pefts(tiny_family: Callable[[str], Path], method: str, ba
     np.testing.assert_allclose([step.loss for step in steps], losses, rtol=0, atol=1e-5)
     np.testing.assert_allclose([step.grad_norm for step in steps], norms, rtol=1e-3)
     assert abs(losses[-1] - losses[0]) > 0.05
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks transformers
+@pytest.mark.parametrize("method", OURS)
+def test_peft_loads_what_is_written(tiny_family: Callable[[str], Path], tmp_path: Path, method: str) -> None:
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    ops, folder = partita_backends.load("torch", dtype="float32"), tiny_family("llama")
+    model, values = lora(ops, folder, OURS[method], spread=0.05)
+    host = {name: ops.to_numpy(x) for name, x in values.items()}
+    for _ in range(2):  # a second time it is replaced
+        write_adapter(tmp_path / "adapter", host, OURS[method], str(folder), 4, {"README.md": "hello"})
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "README.md",
+        "adapter",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    theirs = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
+    tokens = np.random.default_rng(0).integers(0, 280, (1, 30)).astype(np.int32)
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(tokens).long()).logits.numpy()
+    decoder = model.bind(ops, values)
+    cache = Cache(ops, plan(decoder.config, KVFormat.parse("32")))
+    ours = ops.to_numpy(decoder(ops, ops.array(tokens), cache, every=True))
+    np.testing.assert_allclose(ours, expected, atol=2e-4)

@@ -268,7 +268,7 @@ def test_a_disk_that_refuses_leaves_what_was_there(tmp_path: Path, monkeypatch: 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.rename", full)
-    with pytest.raises(DataError, match="step-00000002: the checkpoint cannot be written: No space left"):
+    with pytest.raises(DataError, match="step-00000002 cannot be written: No space left"):
         save(tmp_path, state(2))
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
     assert json.loads((tmp_path / "step-00000001/state.json").read_text())["tokens"] == 77
