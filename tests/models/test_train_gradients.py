@@ -88,6 +88,39 @@ def test_mlx_and_torch_agree(
             assert relative(mine[1][trainable], grad) <= 1e-5, trainable
 
 
+@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss"])
+def test_mlx_and_torch_agree_behind_experts(
+    backends: dict[str, Backend], tiny_family: Callable[[str], Path], batch: Batch, name: str
+) -> None:
+    """Adapters on attention; gradients pass through frozen experts, routers and learned sink logits."""
+    config = LoraConfig(rank=4, alpha=8, targets="q_proj,k_proj,v_proj,o_proj")
+    theirs, mine = (
+        gradients(ops, *lora(ops, tiny_family(name), config, spread=0.05), batch, checkpoint=True)
+        for ops in (backends["torch"], backends["mlx"])
+    )
+    assert mine[0] == pytest.approx(theirs[0], rel=1e-6)
+    for trainable, grad in theirs[1].items():
+        assert relative(mine[1][trainable], grad) <= 1e-5, trainable
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "auto"])
+def test_sixteen_bits_stay_near(
+    backends: dict[str, Backend], tiny_family: Callable[[str], Path], batch: Batch, method: str, dtype: str
+) -> None:
+    """Trained values, gradients and losses are float32 whatever the stream is."""
+    short = batch_of([[documents(1, 6, 280)[0]]])  # few rows: no way for decoding is taken
+    for fed, bound in ((batch, 0.05), (short, 0.2)):
+        expected = gradients(backends["torch"], *made(backends["torch"], tiny_family("llama"), method), fed)
+        ops = partita_backends.load("torch", dtype=dtype)
+        model, values = made(ops, tiny_family("llama"), method)
+        loss, grads = gradients(ops, model, values, fed, checkpoint=True)
+        assert loss == pytest.approx(expected[0], rel=0.02)
+        assert all(grad.dtype == np.float32 for grad in grads.values())
+        vectors = [np.concatenate([one[name].ravel() for name in sorted(one)]) for one in (grads, expected[1])]
+        assert relative(vectors[0], vectors[1]) < bound
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_recomputing_and_small_chunks_change_nothing(
     ops: Backend, tiny_family: Callable[[str], Path], batch: Batch, method: str
