@@ -19,6 +19,7 @@ def test_torch_keeps_little_for_the_backward_pass() -> None:
     tokens, width = 128, 64
     packed = ops.prepare(quantize_weight(normal(width, width), 4, 32))
     inputs = {"x": ops.array(normal(1, tokens, width)), "heads": ops.array(normal(1, 4, tokens, 16))}
+    inputs["a"] = ops.array(normal(4, width))
     angles, seen = ops.array(normal(1, tokens, 8)), ops.array(mask(tokens, 32, (tokens,)))
     norm, row = ops.array(normal(width)), 4 * tokens
 
@@ -29,6 +30,8 @@ def test_torch_keeps_little_for_the_backward_pass() -> None:
         "linear": (lambda a: ops.linear(a["x"], packed), 0),
         "rms_norm": (lambda a: ops.rms_norm(a["x"], norm, 1e-5), row),
         "glu": (lambda a: ops.glu(a["x"], a["x"], "silu"), 0),
+        "linear after rms_norm": (lambda a: ops.linear(ops.rms_norm(a["x"], norm, 1e-5), a["a"]), row),
+        "linear after glu": (lambda a: ops.linear(ops.glu(a["x"], a["x"], "silu"), a["a"]), 0),
         "rope": (lambda a: ops.rope(a["heads"], angles, angles), 0),
         "attention": (attend, row * (64 + 4)),  # what it gives, and a sum a row and head
         "softcap": (lambda a: attend(a, 9.0), 0),

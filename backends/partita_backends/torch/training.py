@@ -1,13 +1,15 @@
 """Differentiation on torch, and the operations of the forward pass in the form that keeps least for the backward pass.
 
 A frozen weight keeps neither its input nor a dense copy of itself; norms, activations and rotations keep their inputs
-and compute the rest again. Not here: attention (`training_attention.py`). Invariant: no gradient's value depends on
+and compute the rest again, and a trained weight whose input came out of one of them has it made again too (`_made`).
+Not here: attention (`training_attention.py`). Invariant: no gradient's value depends on
 what else is alive, on the number of rows of a product, or on chance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -119,11 +121,47 @@ def _accumulated(total: Tensor | None, x: Tensor) -> Tensor:
 
 def linear(x: Tensor, weight: Any) -> Tensor:
     """x (..., in) times weight (out, in), transposed; in x's dtype, whatever the number of rows."""
-    if isinstance(weight, Tensor) and (weight.requires_grad or weight.dtype == x.dtype):
-        return functional.linear(x, weight.to(x.dtype))
+    if isinstance(weight, Tensor) and weight.requires_grad and torch.is_grad_enabled():
+        make, parts = getattr(x, _MADE, (_itself, (x,)))
+        return _Trained.apply(x, weight, make, *(part.detach() for part in parts))
+    if isinstance(weight, Tensor) and weight.dtype == x.dtype:
+        return functional.linear(x, weight)
     if x.requires_grad and torch.is_grad_enabled():
         return _Frozen.apply(x, weight)
     return functional.linear(x, _dense(weight, x.dtype))
+
+
+_MADE = "made_from"
+
+
+def _made(y: Tensor, make: Callable[..., Tensor], *parts: Tensor) -> Tensor:
+    """y, with a note that make(*parts) gives it again. Of parts that others keep anyway; whatever is computed from y
+    has no note."""
+    setattr(y, _MADE, (make, parts))
+    return y
+
+
+def _itself(x: Tensor) -> Tensor:
+    return x
+
+
+class _Trained(Function):
+    """A product with a weight whose gradient is wanted: keeps what its input is made of."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, make: Callable[..., Tensor], *parts: Tensor) -> Any:
+        ctx.save_for_backward(weight, *parts)
+        ctx.make = make
+        return functional.linear(x, weight.to(x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> Any:
+        weight, *parts = ctx.saved_tensors
+        grad = grads[0].reshape(-1, len(weight))
+        for_x = grads[0] @ weight.to(grad.dtype) if ctx.needs_input_grad[0] else None
+        for_weight = (grad.t() @ ctx.make(*parts).reshape(len(grad), -1)).to(weight.dtype)
+        return for_x, for_weight, None, *(None for _ in parts)
 
 
 class _Frozen(Function):
@@ -162,18 +200,22 @@ def embed(weight: Any, tokens: Tensor) -> Tensor:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See `Backend.rms_norm`."""
-    return _RmsNorm.apply(x, weight, eps)
+    norm = torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True, dtype=torch.float32)
+    inverse = (norm.square_() / x.shape[-1]).add_(eps).rsqrt_()
+    return _made(_RmsNorm.apply(x, weight, inverse), _normed, x, weight, inverse)
+
+
+def _normed(x: Tensor, weight: Tensor, inverse: Tensor) -> Tensor:
+    return (x.float() * inverse).mul_(weight.float()).to(x.dtype)
 
 
 class _RmsNorm(Function):
-    """Keeps x, and one number a row."""
+    """Keeps x, and one number a row: inverse (..., 1), of the root of the mean square."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Any:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        inverse = (norm.square_() / x.shape[-1]).add_(eps).rsqrt_()
+    def forward(ctx: Any, x: Tensor, weight: Tensor, inverse: Tensor) -> Any:
         ctx.save_for_backward(x, weight, inverse)
-        return (x.float() * inverse).mul_(weight.float()).to(x.dtype)
+        return _normed(x, weight, inverse)
 
     @staticmethod
     @once_differentiable
@@ -219,7 +261,13 @@ class Rotation(Function):
 
 def glu(gate: Tensor, up: Tensor, activation: str) -> Tensor:
     """See `Backend.glu`."""
-    return _Glu.apply(gate, up, activation)
+    return _made(_Glu.apply(gate, up, activation), partial(_gated, activation), gate, up)
+
+
+def _gated(activation: str, gate: Tensor, up: Tensor) -> Tensor:
+    if activation == "swiglu_clamped":
+        return _clamped(gate.clamp(max=7)).mul_(up.clamp(-7, 7).add_(1))
+    return _activated(gate, activation).mul_(up)
 
 
 class _Glu(Function):
@@ -229,9 +277,7 @@ class _Glu(Function):
     def forward(ctx: Any, gate: Tensor, up: Tensor, activation: str) -> Any:
         ctx.save_for_backward(gate, up)
         ctx.activation = activation
-        if activation == "swiglu_clamped":
-            return _clamped(gate.clamp(max=7)).mul_(up.clamp(-7, 7).add_(1))
-        return _activated(gate, activation).mul_(up)
+        return _gated(activation, gate, up)
 
     @staticmethod
     @once_differentiable
