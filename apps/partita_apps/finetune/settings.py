@@ -1,0 +1,204 @@
+"""What a run is told: flags, a YAML file, what an earlier run of the same folder was told, and defaults; in this order.
+
+Judges types and what excludes what; which numbers make sense is the runtime's business. Invariant: `Settings` holds
+everything that a run needs to be begun again, so it is what `run.json` keeps.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from partita.errors import DataError
+
+METHODS = ("lora", "dora", "full")
+SCHEDULES = ("cosine", "linear", "constant")
+LEARNING_RATES = {"lora": 2e-4, "dora": 2e-4, "full": 2e-5}
+FROM_SCRATCH_RATE = 1e-3
+MAX_LENGTH = 1024
+EPOCHS, MOST_STEPS = 3, 1000
+_LARGEST_FILE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """None: decided when model and data are known. Names are those of the flags, and of the keys of a YAML file."""
+
+    model: str
+    data: str
+    method: str = "lora"
+    rslora: bool = False
+    rank: int = 16
+    alpha: float | None = None
+    dropout: float = 0.0
+    targets: str = "all-linear"
+    layers: int | None = None
+    from_scratch: str | None = None
+    steps: int | None = None
+    epochs: float | None = None
+    batch_size: int = 2
+    accumulate: int = 1
+    learning_rate: float | None = None
+    schedule: str = "cosine"
+    warmup: int | None = None
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    grad_checkpoint: bool | None = None
+    max_length: int | None = None
+    packing: bool = True
+    valid_fraction: float = 0.05
+    seed: int = 0
+    eval_every: int | None = None
+    eval_batches: int = 50
+    save_every: int = 50
+    patience: int | None = None
+    sample: tuple[str, ...] = ()
+    sample_tokens: int = 64
+    backend: str = "auto"
+    device: str | None = None
+    dtype: str = "auto"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise DataError(f"--method {self.method!r} is not one of {', '.join(METHODS)}")
+        if self.schedule not in SCHEDULES:
+            raise DataError(f"--schedule {self.schedule!r} is not one of {', '.join(SCHEDULES)}")
+        if self.steps is not None and self.epochs is not None:
+            raise DataError("--steps and --epochs exclude each other: choose one of them")
+        if self.epochs is not None and not 0 < self.epochs < 1e6:
+            raise DataError(f"--epochs must be above 0, not {self.epochs}")
+        if self.from_scratch is not None and self.method != "full":
+            raise DataError("--from-scratch trains every weight: add --method full")
+        if self.rslora and self.method == "full":
+            raise DataError("--rslora scales adapters, and --method full has none: leave one of them out")
+        least = {"eval_batches": 1, "sample_tokens": 0, "batch_size": 1, "save_every": 1, "seed": 0, "clip": 0}
+        least |= {"steps": 1, "eval_every": 1, "accumulate": 1, "patience": 1, "warmup": 0, "max_length": 2}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value is not None and not value >= low:
+                raise DataError(f"{flag(name)} must be at least {low}, not {value}")
+
+    @property
+    def scale_alpha(self) -> float:
+        """Twice the rank unless it was given, so that another rank keeps the scale."""
+        return 2.0 * self.rank if self.alpha is None else self.alpha
+
+    @property
+    def rate(self) -> float:
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return FROM_SCRATCH_RATE if self.from_scratch is not None else LEARNING_RATES[self.method]
+
+    def document(self) -> dict[str, Any]:
+        return {**asdict(self), "sample": list(self.sample)}
+
+
+def flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def merged(*layers: Mapping[str, Any]) -> Settings:
+    """The settings of layers of values, later ones winning; None says nothing. DataError for what is missing."""
+    values: dict[str, Any] = {}
+    for layer in layers:
+        values |= {name: value for name, value in layer.items() if value is not None and value != ()}
+    if "steps" in layers[-1] and layers[-1]["steps"] is not None and layers[-1].get("epochs") is None:
+        values.pop("epochs", None)  # a flag replaces its alternative in a file
+    elif layers[-1].get("epochs") is not None and layers[-1].get("steps") is None:
+        values.pop("steps", None)
+    for name in ("model", "data"):
+        if name not in values:
+            raise DataError(f"there is no {name.upper()}: partita finetune MODEL DATA --out DIR")
+    return Settings(**values)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The values of a YAML file, under the names of `Settings` and `out`. DataError names the file and the key."""
+    import yaml
+
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise DataError(f"{path} is too long for a file of settings")
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start})") from None
+    except yaml.YAMLError as error:
+        raise DataError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise DataError(f"{path} is not YAML that can be read: nested too deeply") from None
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise DataError(f"{path} must hold lines of `name: value`, as `steps: 200`")
+    return _checked(document, str(path))
+
+
+def read_run(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """What `results.write_run` kept: settings, and replies of the untrained model. DataError for a damaged file."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        settings, before = document["settings"], document["before"]
+        if not isinstance(settings, dict) or not all(isinstance(text, str) for text in before):
+            raise TypeError
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise DataError(f"{path} is damaged: give the settings of the run as flags in a new --out") from None
+    return _checked(settings, str(path)), before
+
+
+def _checked(document: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    kinds = {field.name: str(field.type) for field in fields(Settings)} | {"out": "str"}
+    found: dict[str, Any] = {}
+    for key, value in document.items():
+        name = str(key).replace("-", "_")
+        if name not in kinds:
+            known = ", ".join(kinds).replace("_", "-")
+            raise DataError(f"{where}: there is no setting {key!r}: known are {known}")
+        if name in found:
+            raise DataError(f"{where}: {key} is said twice")
+        if value is None:
+            continue
+        try:
+            found[name] = _fitted(value, kinds[name])
+        except (TypeError, ValueError):
+            raise DataError(f"{where}: {key} is {_kind(kinds[name])}, not {value!r}") from None
+    return found
+
+
+def _fitted(value: Any, kind: str) -> Any:
+    """A value of a file in the type of a field. YAML takes 1e-4, without a dot, for text: hence numbers from texts."""
+    first = kind.split(" | ")[0]
+    if first == "bool":
+        if not isinstance(value, bool):
+            raise TypeError
+        return value
+    if first.startswith("tuple"):
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise TypeError
+        return tuple(texts)
+    if isinstance(value, bool):
+        raise TypeError
+    if first == "int":
+        if isinstance(value, float) and value != int(value):
+            raise ValueError
+        return int(value)
+    if first == "float":
+        return float(value)
+    if isinstance(value, list) and all(isinstance(text, str) for text in value):
+        return ",".join(value)  # targets, one a line
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _kind(kind: str) -> str:
+    names = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}
+    return names.get(kind.split(" | ")[0], "a text or a list of texts")

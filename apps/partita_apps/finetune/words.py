@@ -1,0 +1,63 @@
+"""A run in words: what is about to happen, the method, how the result is used. Computes nothing."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from partita.admission import size
+
+from .prepare import Prepared
+from .results import MODEL
+
+
+def summary(prepared: Prepared) -> list[str]:
+    """What is about to happen, in a few lines."""
+    settings, ops = prepared.settings, prepared.ops
+    model = settings.model if settings.from_scratch is None else f"random weights of {settings.from_scratch}"
+    lines = [f"{model}: {millions(prepared.parameters)} weights, {ops.name} on {ops.device}, {ops.dtype}"]
+    lines.append(f"{describe(prepared)}: {millions(prepared.trained)} values are trained, ")
+    lines[-1] += f"{prepared.trained / max(prepared.parameters, 1):.2%} of the model's"
+    counts = prepared.splits.train.statistics
+    held = prepared.splits.valid
+    shown = "none" if held is None else f"{held.statistics.documents:,}"
+    lines.append(
+        f"data: {counts.documents:,} documents, {counts.tokens:,} tokens, {counts.trained:,} of them trained; "
+    )
+    lines[-1] += f"{shown} for validation{', held out' if prepared.splits.held_out else ''}"
+    if counts.truncated:
+        lines.append(
+            f"  {counts.truncated:,} were cut at --max-length {settings.max_length}: {counts.lost:,} tokens lost"
+        )
+    if counts.skipped:
+        lines.append(f"  {counts.skipped:,} were left out: their prompts alone fill --max-length {settings.max_length}")
+    rows = settings.batch_size * settings.accumulate
+    lines.append(f"{settings.steps:,} steps of {rows} rows of up to {settings.max_length} tokens, ")
+    lines[-1] += f"learning rate {settings.learning_rate:g} ({settings.schedule}, {settings.warmup} of warm-up)"
+    lines.append(f"memory: {size(prepared.weights)} of weights, about {size(prepared.rest.total)} to train them, ")
+    lines[-1] += f"{size(ops.memory().free)} are free"
+    return lines
+
+
+def describe(prepared: Prepared) -> str:
+    """The method in words: "LoRA, rank 16, alpha 32, on all linear layers"."""
+    lora = prepared.lora
+    if lora is None:
+        return "all weights" if prepared.settings.from_scratch is None else "all weights, from random ones"
+    name = "DoRA" if lora.dora else "rsLoRA" if lora.rslora else "LoRA"
+    where = "all linear layers" if lora.targets == "all-linear" else ", ".join(lora.names)
+    last = "" if lora.layers is None else f" of the last {lora.layers} layers"
+    return f"{name}, rank {lora.rank}, alpha {lora.alpha:g}, on {where}{last}"
+
+
+def millions(count: int) -> str:
+    if count >= 10**9:
+        return f"{count / 10**9:.2f} billion"
+    return f"{count / 10**6:.1f} million" if count >= 10**6 else f"{count:,}"
+
+
+def use_commands(prepared: Prepared, result: Path) -> list[str]:
+    """How the result is used. GGUF files and folders alike."""
+    if result.name == MODEL and prepared.lora is None:
+        return [f"partita chat {shlex.quote(str(result))}"]
+    return [f"partita chat {shlex.quote(prepared.settings.model)} --adapter {shlex.quote(str(result))}"]
