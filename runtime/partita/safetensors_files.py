@@ -107,6 +107,13 @@ def open_folder(folder: Path) -> SafetensorsSet:
     return SafetensorsSet(tensors, files, header_ends)
 
 
+def open_file(path: Path) -> SafetensorsSet:
+    """All tensors of one file."""
+    data = map_file(path)
+    tensors, end = read_header(data, path.name)
+    return SafetensorsSet(tensors, {path.name: data}, {path.name: end})
+
+
 def _lone_files(folder: Path) -> list[str]:
     if (folder / "model.safetensors").is_file():
         return ["model.safetensors"]
