@@ -37,6 +37,13 @@ from .write_folder import OnTensor, WrittenTensor
 
 KINDS = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
 _ROUTER = "ffn_gate_inp"
+# the text decoder's prefix in checkpoints of models that see as well, and alone
+_OUTER = (
+    ("language_model.model.", "model."),
+    ("language_model.lm_head.", "lm_head."),
+    ("model.language_model.", "model."),
+    ("lm_head.", "lm_head."),
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ class _Planned:
 def write_gguf(
     checkpoint: Checkpoint, path: Path, *, kind: str = "F16", on_tensor: OnTensor | None = None
 ) -> WrittenFile:
-    """Write a GGUF file whose matrices are of `kind`, one of KINDS.
+    """Write a GGUF file whose matrices are of `kind`, one of KINDS; of a model that sees as well, its text decoder.
 
     DataError: an unknown kind, `path` exists or cannot be written, numbers that are not finite. UnsupportedModel: what
     GGUF cannot say of this model or its tokenizer. CheckpointError: a damaged source.
@@ -136,17 +143,34 @@ def _plan(checkpoint: Checkpoint, config: ModelConfig, row: Architecture) -> Ite
             sources = stored.sources(projection) + (stored.bias_sources(projection) if biased else [])
             mlps |= dict.fromkeys(sources, mlp)
     done = set()
-    for name in checkpoint.names():
-        if name == ROPE_FACTORS or (name == "lm_head.weight" and config.tie_embeddings and not row.own_output):
+    own = _text_names(checkpoint)
+    for name, plain in own.items():
+        if plain == ROPE_FACTORS or (plain == "lm_head.weight" and config.tie_embeddings and not row.own_output):
             continue  # factors come from the config; a head beside tied embeddings is a copy
         if name in mlps:
             if mlps[name] not in done:
                 done.add(mlps[name])
                 yield from _stacks(checkpoint, mlps[name], stacks[mlps[name]], biased, names)
             continue
-        yield _tensor(checkpoint, config, row, name, _gguf_name(name, names))
-    if row.own_output and config.tie_embeddings and "lm_head.weight" not in checkpoint.names():
-        yield _tensor(checkpoint, config, row, "model.embed_tokens.weight", "output.weight")
+        yield _tensor(checkpoint, config, row, name, _gguf_name(plain, names))
+    if row.own_output and config.tie_embeddings and "lm_head.weight" not in own.values():
+        embedding = next((name for name, plain in own.items() if plain == "model.embed_tokens.weight"), None)
+        if embedding is not None:
+            yield _tensor(checkpoint, config, row, embedding, "output.weight")
+
+
+def _text_names(checkpoint: Checkpoint) -> dict[str, str]:
+    """Each tensor's name, and the same without what a model that sees as well puts in front of its text decoder's;
+    the tensors of its other parts are not among them."""
+    if "text_config" not in checkpoint.config:
+        return {name: name for name in checkpoint.names()}
+    found = {}
+    for name in checkpoint.names():
+        for outer, plain in _OUTER:
+            if name.startswith(outer):
+                found[name] = plain + name.removeprefix(outer)
+                break
+    return found
 
 
 def _names(row: Architecture) -> dict[str, str]:

@@ -416,6 +416,30 @@ def test_fields_that_gguf_cannot_say(
         write_gguf(open_checkpoint(source), tmp_path / "m.gguf")
 
 
+@pytest.mark.parametrize("outer", ["language_model.model.", "model.language_model."])
+def test_of_a_model_that_sees_the_text_decoder_is_written(
+    outer: str, folder: Path, written: Callable[..., Path], tmp_path: Path
+) -> None:
+    from safetensors.numpy import save_file
+
+    source = gguf_models.write("gemma3", folder)
+    config = json.loads((source / "config.json").read_text())
+    sees = tmp_path / "gemma3"
+    sees.mkdir()
+    (sees / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": config}))
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (sees / file).write_text((source / file).read_text())
+    tensors = {key.replace("model.", outer, 1): value for key, value in load_file(source / "model.safetensors").items()}
+    tensors["vision_tower.embeddings.weight"] = np.ones((4, 4), np.float32)
+    save_file(tensors, sees / "model.safetensors", metadata={"format": "pt"})
+    result = write_gguf(open_checkpoint(sees), tmp_path / "m.gguf", kind="F32")
+    before, after = open_gguf(written("gemma3")), open_gguf(result.path)
+    assert {**before.metadata, "general.name": ""} == {**after.metadata, "general.name": ""}
+    assert set(before.tensors) == set(after.tensors)
+    for key in before.tensors:
+        np.testing.assert_array_equal(after.raw(key), before.raw(key))
+
+
 def test_scaled_rope_that_an_architecture_does_not_read(folder: Path, tmp_path: Path) -> None:
     rope = json.loads((gguf_models.write("llama", folder) / "config.json").read_text())["rope_parameters"]
     source = gguf_models.write("qwen2", tmp_path / "models", {"rope_parameters": rope})

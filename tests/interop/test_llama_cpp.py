@@ -73,6 +73,41 @@ def test_logits_are_those_of_transformers(name: str, kind: str, folder: Path, tm
     assert ids == [tokenizer.encode(text, bos=False) for text in TEXTS]
 
 
+@pytest.mark.parametrize("prefix", [True, False])
+def test_ids_of_a_sentencepiece_vocabulary(prefix: bool, folder: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(gguf_models.write("llama", folder), tmp_path / "tiny")
+    (source / "tokenizer.json").unlink()
+    (source / "tokenizer.model").write_bytes(trained(prefix))
+    (source / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
+    config = json.loads((source / "config.json").read_text()) | {"eos_token_id": 2, "bos_token_id": 1}
+    (source / "config.json").write_text(json.dumps(config))
+    write_gguf(open_checkpoint(source), tmp_path / "m.gguf")
+    _, ids = peer(tmp_path / "m.gguf", [], tmp_path / "out.npy", TEXTS)
+    tokenizer = open_checkpoint(source).load_tokenizer()
+    assert ids == [tokenizer.encode(text, bos=False) for text in TEXTS]
+
+
+def trained(prefix: bool) -> bytes:
+    """A sentencepiece model of no more tokens than the tiny models have rows."""
+    import io
+
+    import sentencepiece
+
+    buffer = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the fox and the dog, the end of the day"]),
+        model_writer=buffer,
+        vocab_size=290,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=prefix,
+        minloglevel=2,
+    )
+    return buffer.getvalue()
+
+
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"])
 def test_every_kind_is_read_as_we_read_it(kind: str, folder: Path, tmp_path: Path) -> None:
     source = gguf_models.write("qwen3", folder)
