@@ -56,9 +56,10 @@ def load_decoder(
     return Decoder(config, embedding, tuple(blocks), reader.norm(reader.names.norm, config.hidden_size), head, name)
 
 
-def load_block(ops: Backend, checkpoint: Checkpoint, layer: int) -> Block:
-    """One block by itself, as `load_decoder` would load it: for what replaces a block in a decoder. Errors as there."""
-    return _Reader(ops, checkpoint, read_config(checkpoint), stack=True).block(layer)
+def load_block(ops: Backend, checkpoint: Checkpoint, layer: int, *, stack: bool = True) -> Block:
+    """One block by itself, as `load_decoder` would load it: for what replaces a block in a decoder, or runs one block
+    after the other. Errors as there."""
+    return _Reader(ops, checkpoint, read_config(checkpoint), stack).block(layer)
 
 
 class _Reader:

@@ -1,0 +1,280 @@
+"""Bits where they help: how much each part of a model suffers from few bits, measured, and a budget spent by that.
+
+Not here: rounding, files. A part is what `recipes.part_of` puts together in one layer, or the embedding with the head.
+Each is quantized by itself, everything else left as it was, and the divergence (KL, nats a token) of the predictions
+from the source's is taken on a calibration text. Invariant: the same text and source give the same formats.
+
+One width is measured. For small errors the divergence grows with the square of the error, and the squared error at
+every other width is known from the weights alone, so the other widths follow from it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from partita.backend import Backend
+from partita.cache import Cache
+from partita.cache_spec import plan
+from partita.checkpoint import BITS, Checkpoint
+from partita.errors import DataError
+from partita.kv_format import KVFormat
+from partita.loading import load_block
+from partita.model import Decoder
+from partita.quantization import Array, Packed, dequantize
+
+from .activations import Importance
+from .quantize import quantize
+from .recipes import Format, Recipe, is_embedding, layer_of, part_of
+
+PROBE_BITS = 3
+TOKENS = 512
+_LOGITS = 1 << 26  # values of the source's log probabilities that are kept: 256 MB
+_SLICE = 64  # tokens whose logits are compared at a time
+_SAMPLE = 1 << 17  # weights of each tensor whose error is taken at every width
+_LEAST_KL = 1e-9
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """names: of the weights. divergence: KL at PROBE_BITS. errors: squared error at each width, relative to that."""
+
+    names: tuple[str, ...]
+    divergence: float
+    errors: Mapping[int, float]
+
+
+def measure(
+    ops: Backend,
+    checkpoint: Checkpoint,
+    decoder: Decoder,
+    weights: Mapping[str, tuple[int, ...]],
+    tokens: Sequence[int],
+    group_size: int,
+    importance: Importance,
+    on_progress: Progress | None = None,
+) -> list[Part]:
+    """Every part of `weights`, which `decoder` was loaded from, on some hundred calibration tokens."""
+    parts: dict[tuple[int | None, str], list[str]] = {}
+    for name, shape in weights.items():
+        if Format(PROBE_BITS, group_size).fitted(shape[-1]) is not None:
+            parts.setdefault((layer_of(name), part_of(name)), []).append(name)
+    source = _Source.of(ops, decoder, tokens[: most_tokens(decoder)])
+    found = []
+    for (layer, _), names in parts.items():
+        probed = {
+            name: _quantized(checkpoint.read(name), PROBE_BITS, group_size, importance.get(name)) for name in names
+        }
+        if layer is None:
+            changed, start = _with_embedding(ops, decoder, probed), 0
+        else:
+            block = load_block(ops, _Replaced.of(checkpoint, probed), layer)
+            blocks = (*decoder.blocks[:layer], block, *decoder.blocks[layer + 1 :])
+            changed, start = replace(decoder, blocks=blocks), layer
+        errors = _errors(checkpoint, names, group_size, importance)
+        found.append(Part(tuple(names), source.divergence(changed, start), errors))
+        if on_progress is not None:
+            on_progress(len(found), len(parts))
+    return found
+
+
+def most_tokens(decoder: Decoder) -> int:
+    """Calibration tokens that are used at most: so many that their predictions are kept in memory."""
+    return min(TOKENS, _LOGITS // decoder.config.vocab_size, decoder.config.max_positions)
+
+
+def _quantized(value: np.ndarray | Packed, bits: int, group_size: int, importance: np.ndarray | None) -> Packed:
+    fitted = Format(bits, group_size).fitted(value.shape[-1])
+    assert fitted is not None
+    return quantize(value, fitted.bits, fitted.group_size, importance=importance)
+
+
+def _with_embedding(ops: Backend, decoder: Decoder, probed: Mapping[str, Packed]) -> Decoder:
+    prepared = {name.removesuffix(".weight"): ops.prepare(value) for name, value in probed.items()}
+    embedding = prepared.get(decoder.embedding_name, decoder.embedding)
+    head = replace(decoder.head, weight=prepared.get(decoder.head.name, decoder.head.weight))
+    return replace(decoder, embedding=embedding, head=head)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Replaced(Checkpoint):
+    """A checkpoint with other values for some of its tensors."""
+
+    base: Checkpoint
+    values: Mapping[str, Packed]
+
+    @classmethod
+    def of(cls, base: Checkpoint, values: Mapping[str, Packed]) -> _Replaced:
+        return cls(
+            path=base.path,
+            config=base.config,
+            generation_config=base.generation_config,
+            norms_include_one=base.norms_include_one,
+            metadata=base.metadata,
+            base=base,
+            values=values,
+        )
+
+    def names(self) -> tuple[str, ...]:
+        return self.base.names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.base.shape(name)
+
+    def read(self, name: str) -> np.ndarray | Packed:
+        return self.values[name] if name in self.values else self.base.read(name)
+
+    def stored_as(self, name: str) -> str:
+        return self.base.stored_as(name)
+
+    def fingerprint(self) -> str:
+        return self.base.fingerprint()
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What the whole model makes of the text. streams: what enters each block, (1, T, E). log_p: float32 (T, V)."""
+
+    ops: Backend
+    cache: Cache
+    streams: tuple[Array, ...]
+    log_p: tuple[Array, ...]
+    tokens: Array
+
+    @classmethod
+    def of(cls, ops: Backend, decoder: Decoder, tokens: Sequence[int]) -> _Source:
+        if len(tokens) < 2:
+            raise DataError(f"the calibration text is too short, {len(tokens)} of the 2 tokens that are needed")
+        dense = KVFormat.parse("auto", dense_bits=32 if ops.decode_dtype == "float32" else 16)
+        cache = Cache(ops, plan(decoder.config, dense, context=None, sinks=0, chunk=len(tokens)))
+        fed = ops.array(np.asarray(tokens, np.int32)[None])
+        streams = [decoder.embedded(ops, fed)]
+        _begin(cache, len(tokens))
+        for i, block in enumerate(decoder.blocks):
+            streams.append(block(ops, streams[-1], cache, i))
+        log_p = tuple(_log_softmax(ops, y) for y in _logits(ops, decoder, streams.pop()))
+        return cls(ops, cache, tuple(streams), log_p, fed)
+
+    def divergence(self, decoder: Decoder, start: int) -> float:
+        """KL of the next token, nats on average, of a decoder that differs from block `start` on."""
+        ops = self.ops
+        changed = start == 0 and decoder.embedding is not None
+        x = decoder.embedded(ops, self.tokens) if changed else self.streams[start]
+        _begin(self.cache, self.tokens.shape[1])
+        for i in range(start, len(decoder.blocks)):
+            x = decoder.blocks[i](ops, x, self.cache, i)
+        total = 0.0
+        for log_p, y in zip(self.log_p, _logits(ops, decoder, x), strict=True):
+            total += float(ops.to_numpy(ops.sum(ops.exp(log_p) * (log_p - _log_softmax(ops, y)), -1)).sum())
+        return max(total / self.tokens.shape[1], 0.0)
+
+
+def _begin(cache: Cache, tokens: int) -> None:
+    cache.reset()
+    cache.see(cache.claim(tokens))
+
+
+def _logits(ops: Backend, decoder: Decoder, x: Array) -> Iterator[Array]:
+    """float32 (t, V) of some tokens after the other."""
+    for start in range(0, x.shape[1], _SLICE):
+        yield decoder.logits(ops, decoder.norm(ops, x[0, start : start + _SLICE]))
+
+
+def _log_softmax(ops: Backend, y: Array) -> Array:
+    return y - ops.logsumexp(y, -1)[:, None]
+
+
+def _errors(checkpoint: Checkpoint, names: Sequence[str], group_size: int, importance: Importance) -> dict[int, float]:
+    """Squared error at every width over that at PROBE_BITS, of a sample of rows, the weights of a part together."""
+    totals = dict.fromkeys(BITS, 0.0)
+    for name in names:
+        value = checkpoint.read(name)
+        sample, share = _sample(value)
+        for bits in BITS:
+            packed = _quantized(sample, bits, group_size, importance.get(name))
+            totals[bits] += share * _squares(sample, packed, importance.get(name))
+    probe = totals[PROBE_BITS]
+    return {bits: total / probe if probe else 0.0 for bits, total in totals.items()}
+
+
+def _sample(value: np.ndarray | Packed) -> tuple[np.ndarray, float]:
+    """Evenly spread rows as float32, and how many rows each stands for."""
+    if isinstance(value, Packed):
+        flat = value.map(lambda part: part.reshape(-1, part.shape[-1]))
+        rows = flat.scales.shape[0]
+        step = max(math.prod(value.shape) // _SAMPLE, 1)
+        chosen = dequantize(flat.map(lambda part: part[::step]))
+    else:
+        flat = value.reshape(-1, value.shape[-1])
+        rows = flat.shape[0]
+        step = max(value.size // _SAMPLE, 1)
+        chosen = flat[::step].astype(np.float32)
+    return chosen, rows / chosen.shape[0]
+
+
+def _squares(x: np.ndarray, packed: Packed, importance: np.ndarray | None) -> float:
+    columns = np.square((dequantize(packed) - x).astype(np.float64)).sum(0)
+    return float(columns.sum() if importance is None else columns @ importance)
+
+
+def allocate(
+    parts: Sequence[Part], weights: Mapping[str, tuple[int, ...]], recipe: Recipe, other_bits: int
+) -> dict[str, Format]:
+    """Spend recipe.budget bits a weight, over `weights` and what else is stored (other_bits): to each part in turn the
+    step that lowers the divergence most for its bits, from the fewest bits on, until none fits.
+
+    DataError if the fewest bits are too many.
+    """
+    assert recipe.budget is not None
+    count = sum(math.prod(shape) for shape in weights.values())
+    left = recipe.budget * count - other_bits
+    steps, chosen = [], {}
+    for i, part in enumerate(parts):
+        curve = _hull(part, weights, recipe.group_size)
+        chosen[i] = curve[0][0]
+        left -= curve[0][1]
+        for (_, cost, loss), (bits, more, less) in itertools.pairwise(curve):
+            steps.append((-(loss - less) / (more - cost), i, bits, more - cost))
+    if left < 0:
+        least = recipe.budget - left / count
+        raise DataError(f"--quantize {recipe.text!r}: this model needs {least:.2f} bits a weight at least")
+    blocked = set()
+    for _, i, bits, cost in sorted(steps):  # a part's own steps are in order: each gains less than the one before
+        if i not in blocked and cost <= left:
+            left -= cost
+            chosen[i] = bits
+        else:
+            blocked.add(i)
+    found = {}
+    for i, part in enumerate(parts):
+        for name in part.names:
+            fitted = Format(chosen[i], recipe.group_size).fitted(weights[name][-1])
+            assert fitted is not None
+            found[name] = fitted
+    return {name: found[name] for name in weights if name in found}
+
+
+def _hull(part: Part, weights: Mapping[str, tuple[int, ...]], group_size: int) -> list[tuple[int, int, float]]:
+    """(bits, stored bits, divergence) of the widths that are worth their bits: each step gains less than the last."""
+    points: list[tuple[int, int, float]] = []
+    for bits in BITS:
+        cost = 0
+        for name in part.names:
+            fitted = Format(bits, group_size).fitted(weights[name][-1])
+            assert fitted is not None
+            cost += round(math.prod(weights[name]) * fitted.bits_per_weight)
+        loss = max(part.divergence, _LEAST_KL) * part.errors[bits]
+        while len(points) >= 2 and _slope(points[-2], points[-1]) < _slope(points[-1], (bits, cost, loss)):
+            points.pop()
+        points.append((bits, cost, loss))
+    return points
+
+
+def _slope(a: tuple[int, int, float], b: tuple[int, int, float]) -> float:
+    return (a[2] - b[2]) / (b[1] - a[1])

@@ -1,0 +1,151 @@
+"""How many bits each weight gets: `BITS[:GROUP]`, a named mixture, or a budget that `measure.py` spends.
+
+Not here: rounding (`quantize.py`), running a model. Invariant: only matrices of a decoder's layers, its embedding and
+its head are quantized; norms, biases, routers and everything else stay as they are.
+
+    4, 4:32, …        all layers at this width. Embedding and head, which suffer most from few bits: at least 6
+    mixed_LOW_HIGH    LOW bits for most, HIGH where bits help most: values, the first and last layer, the down
+                      projections of the outer eighths and of every third layer between; embedding and head at least 6
+    measured:BPW      bits where they lower the divergence from the source most, BPW bits a weight in all
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from partita.checkpoint import BITS, GROUP_SIZES, Checkpoint
+from partita.errors import DataError
+
+DEFAULT_GROUP = 64
+LEAST_EMBEDDING_BITS = 6
+MIXTURES = {"mixed_2_6": (2, 6), "mixed_3_4": (3, 4), "mixed_3_6": (3, 6), "mixed_4_6": (4, 6)}
+_LAYER = re.compile(r"\.layers\.(\d+)\.")
+_EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight")
+_ROUTERS = ("gate.weight", "router.weight", "shared_expert_gate.weight")
+_OTHER_PARTS = ("vision", "audio", "visual", "multi_modal")
+_TOGETHER = {"q_proj": "qk", "k_proj": "qk", "gate_proj": "gate_up", "up_proj": "gate_up"}
+
+
+@dataclass(frozen=True)
+class Format:
+    bits: int
+    group_size: int
+
+    def __str__(self) -> str:
+        return f"{self.bits}-bit:{self.group_size}"
+
+    @property
+    def bits_per_weight(self) -> float:
+        """With a scale and a bias of 16 bits for every group."""
+        return self.bits + 32 / self.group_size
+
+    def fitted(self, size: int) -> Format | None:
+        """This format with the largest group up to its own that divides a row of `size`; None where none does."""
+        for group in sorted(GROUP_SIZES, reverse=True):
+            if group <= self.group_size and size % group == 0:
+                return Format(self.bits, group)
+        return None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What was asked for. low, high: bits; the same for a plain one. budget: bits a weight, for a measured one."""
+
+    text: str
+    low: int
+    high: int
+    group_size: int
+    budget: float | None = None
+
+
+Formats = Mapping[str, Format]
+"""Weight's name to its format. A weight that is not in it stays as it is stored."""
+
+
+def parse_recipe(text: str) -> Recipe:
+    """DataError, in one line, for what is no recipe."""
+    name, _, group = text.partition(":")
+    if name == "measured":
+        value, _, group = group.partition(":")
+        return Recipe(text, min(BITS), max(BITS), _group(text, group), _budget(text, value))
+    low, high = MIXTURES.get(name, (0, 0))
+    if not low and name.isdecimal() and int(name) in BITS:
+        low = high = int(name)
+    if not low:
+        raise DataError(
+            f"--quantize {text!r}: give BITS[:GROUP] ({', '.join(map(str, BITS))} bits in groups of "
+            f"{', '.join(map(str, GROUP_SIZES))}), {', '.join(MIXTURES)}, or measured:BPW such as measured:4.5"
+        )
+    return Recipe(text, low, high, _group(text, group))
+
+
+def _group(text: str, group: str) -> int:
+    if not group and not text.endswith(":"):
+        return DEFAULT_GROUP
+    if not group.isdecimal() or int(group) not in GROUP_SIZES:
+        raise DataError(f"--quantize {text!r}: groups are {', '.join(map(str, GROUP_SIZES))}, not {group!r}")
+    return int(group)
+
+
+def _budget(text: str, value: str) -> float:
+    try:
+        budget = float(value)
+    except ValueError:
+        budget = 0.0
+    if not 2 <= budget <= 10:
+        raise DataError(f"--quantize {text!r}: give the bits a weight, such as measured:4.5, not {value!r}")
+    return budget
+
+
+def quantizable(checkpoint: Checkpoint, names: tuple[str, ...] | None = None) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every weight that a recipe may quantize, in the checkpoint's order."""
+    found = {name: checkpoint.shape(name) for name in (checkpoint.names() if names is None else names)}
+    return {name: shape for name, shape in found.items() if _is_matrix(name, shape)}
+
+
+def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:
+    known = layer_of(name) is not None or name.endswith(_EMBEDDINGS)
+    other = name.endswith(_ROUTERS) or "norm" in name.rsplit(".", 2)[-2] or any(part in name for part in _OTHER_PARTS)
+    return known and not other and len(shape) >= 2 and name.endswith(".weight") and shape[-1] % min(GROUP_SIZES) == 0
+
+
+def layer_of(name: str) -> int | None:
+    match = _LAYER.search(f".{name}")
+    return None if match is None else int(match[1])
+
+
+def is_embedding(name: str) -> bool:
+    """The embedding or the head."""
+    return name.endswith(_EMBEDDINGS)
+
+
+def part_of(name: str) -> str:
+    """What a weight is measured together with, and the kind it is summed up under in reports, less its layer."""
+    if is_embedding(name):
+        return "embedding and head"
+    module = name.rsplit(".", 2)[-2]
+    return _TOGETHER.get(module, module)
+
+
+def formats(recipe: Recipe, weights: Mapping[str, tuple[int, ...]]) -> dict[str, Format]:
+    """The format of every weight by a plain or mixed recipe."""
+    layers = 1 + max((layer_of(name) or 0 for name in weights), default=0)
+    chosen = {}
+    for name, shape in weights.items():
+        bits = _bits(recipe, name, layers)
+        fitted = Format(bits, recipe.group_size).fitted(shape[-1])
+        if fitted is not None:
+            chosen[name] = fitted
+    return chosen
+
+
+def _bits(recipe: Recipe, name: str, layers: int) -> int:
+    if is_embedding(name):
+        return max(recipe.high, LEAST_EMBEDDING_BITS)
+    layer, part = layer_of(name) or 0, part_of(name)
+    eighth = max(layers // 8, 1)
+    outer = layer < eighth or layer >= layers - eighth
+    often = part == "down_proj" and (outer or (layer - eighth) % 3 == 2)
+    return recipe.high if part == "v_proj" or often or layer in (0, layers - 1) else recipe.low
