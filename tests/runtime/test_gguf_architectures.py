@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from partita.errors import CheckpointError, UnsupportedModel
+from partita.errors import CheckpointError, PartitaError, UnsupportedModel
 from partita.families import parse
 from partita.gguf_architectures import ARCHITECTURES
 from partita.gguf_names import config_from, permuted_heads, tensor_names, usual_attention_factor, with_rope_tensors
@@ -239,3 +242,36 @@ def test_what_is_refused(architecture: str, keys: dict[str, Any], what: str) -> 
 def test_a_missing_rope_base_is_an_error(architecture: str) -> None:
     with pytest.raises(CheckpointError, match=rf"{architecture}\.rope\.freq_base"):
         read(architecture, rope__freq_base=None)
+
+
+WILD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-5, 130),
+    st.sampled_from([0, 2**31 - 1, 2**31, 2**63, 1e38, -1.0, 0.0, 1e-300, math.nan, math.inf, "", "yarn", "longrope"]),
+    st.lists(st.one_of(st.integers(-2, 64), st.booleans()), max_size=8),
+)
+KEYS = sorted(
+    {key for row in ARCHITECTURES.values() for key, _, _ in row.fields.values()}
+    | {"embedding_length", "block_count", "attention.head_count", "attention.head_count_kv", "attention.key_length"}
+    | {"attention.value_length", "context_length", "rope.freq_base", "rope.dimension_count", "rope.scaling.type"}
+    | {"rope.scaling.factor", "rope.scaling.attn_factor", "rope.scaling.original_context_length"}
+    | {"attention.sliding_window_pattern", "attention.layer_norm_rms_epsilon", "feed_forward_length", "logit_scale"}
+    | {"rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "rope.scale_linear"}
+)
+FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight", "blk.0.attn_q.bias")
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.sampled_from(sorted(ARCHITECTURES)),
+    st.dictionaries(st.sampled_from(KEYS), WILD, max_size=6),
+    st.lists(st.sampled_from(FACTORS), max_size=3, unique=True),
+    st.lists(st.floats(width=32), min_size=8, max_size=8),
+)
+def test_any_values_are_a_config_or_a_typed_error(
+    architecture: str, keys: dict[str, Any], factors: list[str], values: list[float]
+) -> None:
+    with contextlib.suppress(PartitaError):
+        config = read(architecture, dict.fromkeys(factors, (8,)), **keys)
+        parse(with_rope_tensors(config, lambda name: np.array(values, np.float32)))
