@@ -11,7 +11,7 @@ import click
 
 from partita.errors import DataError, MemoryBudgetError
 
-from .options import cache_options, load_model, model_options, tell
+from .options import adapter_option, cache_options, load_model, model_options, tell
 
 
 @click.command("eval")
@@ -25,6 +25,7 @@ from .options import cache_options, load_model, model_options, tell
     help="KL and top-1 against a cache of full width.  [default: with several --kv]",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+@adapter_option
 @model_options
 @cache_options
 def evaluate(

@@ -78,6 +78,20 @@ model_options = _stacked(
 """Keywords: backend, device, dtype, threads. What `load_model` takes."""
 
 
+adapter_option = click.option(
+    "--adapter", default=None, metavar="DIR", help="A fine-tuned adapter for the model: a PEFT or mlx-lm folder."
+)
+"""Keyword: adapter. What `load_model` takes."""
+adapter_options = click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="DIR",
+    help="A fine-tuned adapter, PEFT's or mlx-lm's; of several, /adapter NAME switches.",
+)
+"""Keyword: adapters, a tuple."""
+
+
 def _cache_options(system: bool) -> Callable[[Command], Command]:
     sinks = "first tokens that are kept for ever" + (", or system for the whole system prompt" if system else "")
     return _stacked(
@@ -144,11 +158,14 @@ def load_model(
     device: str | None = None,
     dtype: str = "auto",
     threads: int | None = None,
+    adapter: str | None = None,
+    stack: bool = True,
     what: str = "the model",
 ) -> LanguageModel:
     """The model that a user named, or the default one. A fetch and a long load are shown on standard error.
 
-    backend: a name, or an instance that another model is on already (the other options are then its own).
+    backend: a name, or an instance that another model is on already (the other options are then its own). adapter,
+    stack: as in `partita.load`.
     """
     from partita.language_model import load
     from partita.sources import resolve
@@ -157,7 +174,8 @@ def load_model(
 
     resolve(model, progress=TerminalProgress())  # first by itself: two bars at a time would fight for the line
     with bar(f"loading {what}") as advance:
-        return load(model, backend=backend, device=device, dtype=dtype, threads=threads, on_layer=advance)
+        placed = {"backend": backend, "device": device, "dtype": dtype, "threads": threads}
+        return load(model, **placed, adapter=adapter, stack=stack, on_layer=advance)
 
 
 def tell(*lines: str | None) -> None:

@@ -6,12 +6,14 @@ This is where token ids meet text. How tokens are computed and cached is decided
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 from . import cache_file
+from .adapters import Adapter, open_adapter
+from .adapting import identity, with_adapter
 from .admission import Choice, choose
 from .backend import Backend
 from .cache import Cache
@@ -39,7 +41,10 @@ DEFAULT_MAX_TOKENS = 512
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """name: what the user asked for. path: the folder or file it was found at. fingerprint: its weights' identity."""
+    """name: what the user asked for. path: the folder or file it was found at. fingerprint: its weights' identity.
+
+    adapter: the identity of the adapter that its decoder has, "" for none.
+    """
 
     name: str
     path: Path
@@ -47,6 +52,7 @@ class LanguageModel:
     decoder: Decoder
     tokenizer: Tokenizer
     fingerprint: str
+    adapter: str = ""
 
     @property
     def config(self) -> ModelConfig:
@@ -56,6 +62,14 @@ class LanguageModel:
     def template(self) -> ChatTemplate:
         """Raises TemplateError for a base model, which has none."""
         return ChatTemplate.of(self.tokenizer)
+
+    def with_adapter(self, adapter: Adapter) -> LanguageModel:
+        """This model, which has no adapter and was loaded with stack=False, with one; weights are shared.
+
+        Raises CheckpointError where the adapter was made for another model, UnsupportedModel where it must be fused.
+        """
+        decoder = with_adapter(self.ops, self.decoder, adapter)
+        return replace(self, decoder=decoder, adapter=identity(adapter))
 
     def encode(self, prompt: str | Sequence[Message], *, raw: bool = False) -> list[int]:
         """Token ids of a conversation or of one user message, through the chat template; raw: of plain text.
@@ -138,7 +152,7 @@ class Session:
 
     def __init__(self, model: LanguageModel, spec: CacheSpec, prefixes: PrefixCache | None = None):
         self.model = model
-        self._reuse = Reuse(prefixes, model.fingerprint)
+        self._reuse = Reuse(prefixes, model.fingerprint + model.adapter)
         self.cache = Cache(model.ops, spec)
         self.tokens: list[int] = []
         """Ids whose keys and values are in the cache, oldest first."""
@@ -176,7 +190,7 @@ class Session:
 
     @property
     def _identity(self) -> cache_file.Identity:
-        return cache_file.Identity(self.model.name, self.model.fingerprint)
+        return cache_file.Identity(self.model.name, self.model.fingerprint, self.model.adapter)
 
     def generate(
         self,
@@ -258,20 +272,25 @@ def load(
     device: str | None = None,
     dtype: str = "auto",
     threads: int | None = None,
+    adapter: str | Path | None = None,
+    stack: bool = True,
     progress: Progress | None = None,
     on_layer: Callable[[int, int], None] | None = None,
 ) -> LanguageModel:
     """A model by name: a folder, a `.gguf` file, `hf:owner/name`, `pypi:distribution==version`, or the default one.
 
-    backend: "auto", "mlx", "torch", "numpy", or an instance. Everything that can go wrong is a `PartitaError`.
+    backend: "auto", "mlx", "torch", "numpy", or an instance. adapter: the folder of one, PEFT's or mlx-lm's. stack:
+    False where `with_adapter` is to be used later. Everything that can go wrong is a `PartitaError`.
     """
+    found = None if adapter is None else open_adapter(adapter)
     path = resolve(None if name is None else str(name), progress=progress)
     checkpoint = open_checkpoint(path)
     if isinstance(backend, str):
         import partita_backends  # the one place where the runtime reaches for a player
 
         backend = partita_backends.load(backend, device=device, dtype=dtype, threads=threads)
-    decoder = load_decoder(backend, checkpoint, on_layer=on_layer)
+    decoder = load_decoder(backend, checkpoint, stack=stack and found is None, on_layer=on_layer)
     tokenizer = checkpoint.load_tokenizer()
     called = str(name) if name is not None else path.stem
-    return LanguageModel(called, path, backend, decoder, tokenizer, checkpoint.fingerprint())
+    model = LanguageModel(called, path, backend, decoder, tokenizer, checkpoint.fingerprint())
+    return model if found is None else model.with_adapter(found)

@@ -155,7 +155,7 @@ def attach(
         out, size = shapes[_kind(base)]
         new, hollow = _initial(ops, base.name, out, size, config), LoraLinear(base, None, None, config.scale, dropout)
         if config.dora:
-            squares = _row_squares(ops, base, out)
+            squares = row_squares(ops, base, out)
             hollow, new[MAGNITUDE] = replace(hollow, base_squares=squares), squares**0.5
         changes[path] = hollow
         for kind, field in ((A, "a"), (B, "b"), (MAGNITUDE, "magnitude")):
@@ -241,7 +241,7 @@ def _initial(ops: Backend, name: str, out: int, size: int, config: LoraConfig) -
     return {A: ops.array(a, "float32"), B: ops.zeros((out, config.rank), "float32")}
 
 
-def _row_squares(ops: Backend, base: Linear, out: int) -> Array:
+def row_squares(ops: Backend, base: Linear, out: int) -> Array:
     """Squared lengths of the rows of a prepared weight, float32 (out,), a few rows unpacked at a time."""
     parts = []
     for start in range(0, out, _ROWS):

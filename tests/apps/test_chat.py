@@ -30,6 +30,7 @@ FIELDS = {
     "prompt_tokens",
     "finish_reason",
     "model",
+    "adapter",
     "backend",
     "device",
     "dtype",

@@ -10,7 +10,7 @@ import click
 
 from partita.errors import DataError
 
-from ..options import chat_cache_options, load_model, model_options, sampling_options, tell
+from ..options import adapter_options, chat_cache_options, load_model, model_options, sampling_options, tell
 
 if TYPE_CHECKING:
     from partita.language_model import LanguageModel
@@ -39,6 +39,7 @@ CACHE_OPTIONS = ("context", "sinks", "kv")
 )
 @click.option("--draft", default=None, metavar="MODEL", help="A smaller model drafts: the same text in less time.")
 @click.option("--lookup", is_flag=True, help="Draft what followed before; for replies that repeat their prompt.")
+@adapter_options
 @sampling_options
 @chat_cache_options
 @model_options
@@ -98,6 +99,7 @@ def begin(model: str | None, raw: bool, once: bool, options: dict[str, Any]) -> 
     """
     from partita.kv_format import KVFormat
 
+    from . import adapters
     from .kept import Keeper, find
     from .settings import NAMES, Settings
     from .talk import CacheOptions, Talk
@@ -113,9 +115,12 @@ def begin(model: str | None, raw: bool, once: bool, options: dict[str, Any]) -> 
     found = None if file is None else find(file)
     if found is not None and settings.system is None:
         settings = settings.set("system", found.system)
-    target = load_model(model, **{name: options[name] for name in MODEL_OPTIONS})
+    read = adapters.read(options["adapters"])
+    base = load_model(model, **{name: options[name] for name in MODEL_OPTIONS}, stack=not read)
+    choice = adapters.Adapters(base, read)
+    target = choice.model
     draft = drafter_for(target, options["draft"], options["lookup"], cache)
-    talk = Talk(target, settings, cache, raw=raw, once=once, draft=draft)
+    talk = Talk(target, settings, cache, raw=raw, once=once, draft=draft, adapters=choice)
     keeper = Keeper(talk, file)
     if found is not None:
         keeper.resume(found)

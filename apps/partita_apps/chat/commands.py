@@ -57,6 +57,7 @@ def show(talk: Talk, rest: str) -> str:
     rows = [
         ("model", f"{model.name}, {model.config.num_layers} layers"),
         ("file", str(model.path)),
+        ("adapter", talk.adapters.current),
         ("backend", f"{model.ops.name} on {model.ops.device}, {model.ops.dtype}"),
         ("context", f"{spec.context} tokens, of these {spec.sinks} sinks"),
         ("cache", f"--kv {spec.kv}, {size(session.cache.nbytes)}: {held}"),
@@ -66,6 +67,13 @@ def show(talk: Talk, rest: str) -> str:
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+
+
+def adapter(talk: Talk, rest: str) -> str:
+    if rest:
+        talk.use_adapter(rest)
+    others = [name for name in talk.adapters.names if name != talk.adapters.current]
+    return f"adapter: {talk.adapters.current}" + (f"; there are also {', '.join(others)}" if others else "")
 
 
 def clear(talk: Talk, rest: str) -> str:
@@ -118,6 +126,7 @@ COMMANDS = {
     "help": Command("", "this list", help_),
     "set": Command("NAME VALUE", "change a setting; none takes system, stop and seed away", set_),
     "show": Command("", "settings, model, cache and memory", show),
+    "adapter": Command("NAME", "use another of the adapters given with --adapter, or none", adapter),
     "clear": Command("", "a new conversation", clear),
     "save": Command("FILE", "write the conversation to a file", save_),
     "load": Command("FILE", "go on with a saved conversation", load_),

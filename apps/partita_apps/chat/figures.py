@@ -76,6 +76,7 @@ class Figures:
             "prompt_tokens": self._talk.prompt_tokens,
             "finish_reason": self.finish_reason,
             "model": model.name,
+            "adapter": None if not model.adapter else self._talk.adapters.current,
             "backend": model.ops.name,
             "device": model.ops.device,
             "dtype": model.ops.dtype,

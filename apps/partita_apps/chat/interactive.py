@@ -59,7 +59,8 @@ def converse(talk: Talk, keeper: Keeper, *, trace: bool) -> None:
 def greet(talk: Talk) -> None:
     model, spec = talk.model, talk.session.cache.spec
     per_token = size(round(talk.session.cache.bytes_per_token()))
-    click.secho(model.name, bold=True)
+    adapter = f" with {talk.adapters.current}" if model.adapter else ""
+    click.secho(f"{model.name}{adapter}", bold=True)
     click.secho(
         f"{model.ops.name} on {model.ops.device} · context {spec.context} · kv {spec.kv}, {per_token} a token · /help",
         dim=True,

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from partita.conversation import Transcript
 from partita.errors import DataError
 from partita.language_model import LanguageModel, Piece
 from partita.speculative import Drafter
 
+from .adapters import Adapters
 from .settings import Settings
 
 
@@ -29,7 +30,8 @@ class CacheOptions:
 class Talk:
     """raw: no template and no memory; each text is completed by itself. once: there will be a single reply.
 
-    draft: proposes the tokens of replies (`speculative.drafter`); it changes how fast they come.
+    draft: proposes the tokens of replies (`speculative.drafter`); it changes how fast they come. adapters: of which
+    `model` is the current one.
     """
 
     def __init__(
@@ -41,13 +43,15 @@ class Talk:
         raw: bool = False,
         once: bool = False,
         draft: Drafter | None = None,
+        adapters: Adapters | None = None,
     ):
         if raw and cache.sinks == "system":
             raise DataError("--sinks system pins the system prompt, which --raw leaves out: give a number")
         if raw and settings.system is not None:
             raise DataError("--system needs the chat template, which --raw leaves out: put it into the text")
         self.model, self.raw, self.cache, self.draft = model, raw, cache, draft
-        self._prefixes: Literal["shared"] | None = None if once else "shared"  # one reply has no other to begin from
+        self.adapters = Adapters(model, {}) if adapters is None else adapters
+        self._prefixes = None if once else model.prefixes  # one reply has no other to begin from
         self.settings = settings
         self.messages: list[dict[str, Any]] = []
         self.replies: list[list[int] | None] = []
@@ -67,6 +71,12 @@ class Talk:
         """Other settings from now on. Another system prompt is read at the next turn, with all that follows it."""
         before, self.settings = self.settings, settings
         if settings.system != before.system and self.cache.sinks == "system":
+            self.session = self._new_session()
+
+    def use_adapter(self, name: str) -> None:
+        """Go on with another adapter, which reads the conversation anew: what the cache holds is not its own."""
+        before, self.model = self.model, self.adapters.choose(name)
+        if self.model is not before:
             self.session = self._new_session()
 
     def take(self, messages: list[dict[str, Any]], settings: Settings) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from partita.errors import DataError
+from partita.whole import whole_file
 
 NAME = "metrics.jsonl"
 Row = dict[str, Any]
@@ -24,13 +25,9 @@ class Metrics:
         """step: rows beyond it are dropped; 0: all of them."""
         self.path = path
         self.rows = [row for row in _read(path) if 0 <= row["step"] <= step] if step else []
+        with whole_file(path) as partial:
+            partial.write_text("".join(map(_line, self.rows)), encoding="utf-8")
         try:
-            temporary = path.with_name(f".{path.name}.new")
-            with temporary.open("w", encoding="utf-8") as out:
-                out.writelines(_line(row) for row in self.rows)
-                out.flush()
-                os.fsync(out.fileno())
-            os.replace(temporary, path)
             self._file: TextIO = path.open("a", encoding="utf-8")
         except OSError as error:
             raise self._fault(error) from error
