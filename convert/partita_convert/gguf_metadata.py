@@ -51,7 +51,7 @@ def general_keys(checkpoint: Checkpoint, architecture: str, kind: str) -> dict[s
     keys = {
         "general.architecture": Typed("str", architecture),
         "general.type": Typed("str", "model"),
-        "general.name": Typed("str", str(source.get("general.name") or checkpoint.path.stem)),
+        "general.name": Typed("str", str(source.get("general.name") or checkpoint.path.name.removesuffix(".gguf"))),
         "general.file_type": Typed("u32", FILE_TYPES[kind]),
         "general.quantization_version": Typed("u32", _QUANTIZATION_VERSION),
     }
