@@ -301,6 +301,9 @@ class MlxBackend:
     def pick(self, x: Array, index: Array) -> Array:
         return mx.take_along_axis(x, index[:, None], -1)[:, 0]
 
+    def cross_entropy(self, logits: Array, targets: Array) -> Array:
+        return mlx_training.cross_entropy(logits, targets)
+
     # Group
     @property
     def rank(self) -> int:

@@ -219,6 +219,22 @@ def glu(gate: Array, up: Array, activation: str) -> Array:
     return _with_rule(product, back)(gate, up)
 
 
+def cross_entropy(logits: Array, targets: Array) -> Array:
+    """See `Backend.cross_entropy`. The gradient is one array of the logits' size."""
+    index = targets[:, None]
+
+    def loss(logits: Array) -> Any:
+        total = mx.logsumexp(logits, -1, keepdims=True)
+        return (total - mx.take_along_axis(logits, index, -1))[:, 0], total
+
+    def back(primals: Any, cotangents: Any, outputs: Any) -> Array:
+        grad = cotangents[0][:, None]
+        slope = mx.exp(primals - outputs[1]) * grad
+        return mx.put_along_axis(slope, index, mx.take_along_axis(slope, index, -1) - grad, -1)
+
+    return _with_rule(loss, back)(logits)[0]
+
+
 _INNER, _CUBIC = 0.7978845608028654, 0.044715  # sqrt(2 / pi), and the cube's share, of the tanh form of GELU
 
 

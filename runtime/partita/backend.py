@@ -251,6 +251,10 @@ class Backend(Protocol):
         """x (N, V) at integers index (N,): (N,)."""
         ...
 
+    def cross_entropy(self, logits: Array, targets: Array) -> Array:
+        """logsumexp(logits) - logits at the target, a row of float32 (N, V) each: (N,). targets: integers (N,)."""
+        ...
+
     # Group: the processes that train together, one alone unless a launcher started more
     @property
     def rank(self) -> int: ...

@@ -74,6 +74,7 @@ CASES: dict[str, Case] = {
     "chunked_sum": of_example("chunked_sum"),
     "stop_gradient": lambda ops: [ops.to_numpy(ops.stop_gradient(ops.array(normal(3))))],
     "pick": of_example("pick"),
+    "cross_entropy": of_example("cross_entropy"),
     "all_sum": lambda ops: [ops.to_numpy(ops.all_sum(ops.array(normal(3, 2))))],
 }
 

@@ -205,6 +205,7 @@ EXAMPLES: dict[str, Example] = {
     "attention-logits-window": attention(mask(7, 3, (4, 3)), logits=True),
     "attention-logits-softcap": attention(mask(7, 3, (4, 3)), logits=True, softcap=1.5, kv=1),
     "pick": of_x(lambda ops, x: ops.pick(x, ops.array(integers(6, 5))), 5, 6),
+    "cross_entropy": of_x(lambda ops, x: ops.cross_entropy(x, ops.array(integers(9, 6))), 6, 9, scale=4),
     "joined": Example(joined, {"x": normal(3, 6), "y": normal(3, 6, seed=1)}),
     "where": Example(chosen, {"x": normal(3, 4), "y": normal(3, 4, seed=1)}),
     "sum": of_x(lambda ops, x: ops.sum(x * x, 1), 3, 4),

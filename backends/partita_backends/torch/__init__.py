@@ -285,6 +285,9 @@ class TorchBackend:
     def pick(self, x: Tensor, index: Tensor) -> Tensor:
         return x.gather(-1, index.to(torch.int64)[:, None])[:, 0]
 
+    def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return training.cross_entropy(logits, targets)
+
     # Group
     @property
     def rank(self) -> int:

@@ -303,3 +303,25 @@ def _activated(gate: Tensor, activation: str) -> Tensor:
 
 def _clamped(gate: Tensor) -> Tensor:
     return torch.sigmoid(1.702 * gate).mul_(gate)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """See `Backend.cross_entropy`."""
+    return _CrossEntropy.apply(logits, targets.to(torch.int64)[:, None])
+
+
+class _CrossEntropy(Function):
+    """Its gradient is one tensor of the logits' size, made in place."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, index: Tensor) -> Any:
+        total = logits.logsumexp(-1, keepdim=True)
+        ctx.save_for_backward(logits, index, total)
+        return (total - logits.gather(-1, index))[:, 0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> Any:
+        logits, index, total = ctx.saved_tensors
+        grad = grads[0][:, None]
+        return (logits - total).exp_().mul_(grad).scatter_add_(-1, index, -grad), None
