@@ -46,6 +46,8 @@ def chunked_sum(function: Callable[..., Array], rows: int) -> Callable[..., Arra
     def run(trainables: dict[str, Array], *arrays: Array) -> Array:
         moving, filled = _split(arrays)
         count = arrays[0].shape[0]
+        if count == 0:
+            return mx.zeros(())
 
         def chunk(trainables: dict[str, Array], *parts: Array, start: int) -> Array:
             return function(trainables, *filled(parts, slice(start, start + rows)))

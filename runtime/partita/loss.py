@@ -13,8 +13,8 @@ import numpy as np
 from .backend import Backend
 from .quantization import Array
 
-CHUNK_VALUES = 2**25  # logits alive at once: 128 MiB in float32
-FEWEST_ROWS, MOST_ROWS = 256, 1024
+CHUNK_VALUES = 2**24  # logits of a chunk: 64 MiB in float32; a few such arrays are alive at once
+FEWEST_ROWS, MOST_ROWS = 128, 1024
 
 Logits = Callable[[Mapping[str, Array], Array], Array]
 """(trainables of the head, rows (n, E)) to float32 logits (n, V)."""
@@ -46,7 +46,7 @@ def cross_entropy(
 
     def losses(head: dict[str, Array], x: Array, targets: Array, weights: Array) -> Array:
         scores = logits(head, x)
-        return ops.sum((ops.logsumexp(scores, -1) - ops.pick(scores, targets)) * weights, 0)
+        return ops.sum(ops.cross_entropy(scores, targets) * weights, 0)
 
     chosen_targets = ops.array(targets.reshape(-1)[trained].astype(np.int32))
     chosen_weights = ops.array(weights.reshape(-1)[trained].astype(np.float32))

@@ -270,6 +270,12 @@ def test_a_frozen_head_in_chunks(trainer: Backend) -> None:
         np.testing.assert_allclose(chunked[name], x, rtol=1e-5, atol=1e-5)
 
 
+def test_no_rows_sum_to_nothing(trainer: Backend) -> None:
+    run = trainer.chunked_sum(lambda trained, x: trainer.sum((x * trained["w"]).reshape(-1), 0), 4)
+    found = gradients(trainer, lambda a: run({"w": a["w"]}, a["x"][:0]).reshape(1), {"w": normal(3), "x": normal(2, 3)})
+    assert all((x == 0).all() for x in found.values())
+
+
 @pytest.mark.parametrize("shape", [(100_003,), (3, 5000), (5000, 3)])
 def test_long_sums_are_exact_to_float32(ops: Backend, shape: tuple[int, ...]) -> None:
     """A norm of all gradients sums millions of numbers."""
