@@ -257,7 +257,8 @@ class _Fused(Checkpoint):
         if name not in self.changes:
             return value
         dense = dequantize(value) if isinstance(value, Packed) else value
-        changed = self.changes[name].applied(dense)
+        with np.errstate(all="ignore"):  # told below, in words
+            changed = self.changes[name].applied(dense)
         if not np.isfinite(changed).all():
             raise CheckpointError(f"{self.path.name}: {name} with the adapter has values that are not finite")
         return changed.astype(dense.dtype, copy=False)

@@ -525,8 +525,9 @@ def test_half_of_a_tied_pair(tmp_path):
     assert free.read("model.embed_tokens.weight").shape == (50, 32)
 
 
-def test_a_change_that_is_not_finite(tmp_path):
-    tensors = {A: np.full((4, 32), np.nan, np.float32), B: normal(16, 4)}
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e38])
+def test_a_change_that_is_not_finite(tmp_path, value):
+    tensors = {A: np.full((4, 32), value, np.float32), B: normal(16, 4) * np.float32(1e3)}
     base = open_checkpoint(random_base(tmp_path / "base", {f"{Q}.weight": (16, 32)}))
     with pytest.raises(CheckpointError, match="values that are not finite"):
         fused(base, open_adapter(peft_folder(tmp_path / "a", tensors))).read(f"{Q}.weight")

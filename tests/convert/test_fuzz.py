@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -11,6 +12,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from partita.adapters import open_adapter
+from partita.errors import PartitaError
 
 from . import fuzz_corpus
 from .fuzz_exercise import exercise
@@ -122,6 +126,33 @@ def test_configs_of_any_content(tmp_path, change, gemma):
     (tmp_path / "config.json").write_text(json.dumps((fuzz_corpus.GEMMA if gemma else fuzz_corpus.CONFIG) | change))
     (tmp_path / "model.safetensors").write_bytes(fuzz_corpus.stored({"a": ("F32", (2,))}))
     exercise(tmp_path)
+
+
+MATRICES = {
+    "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": ("F32", (2, 8)),
+    "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight": ("BF16", (4, 2)),
+}
+PEFT = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "rank_pattern": {}, "alpha_pattern": {}, "use_dora": False}
+PATTERNS = st.dictionaries(st.text("ab.*+\\d()[]|^$", max_size=8) | st.just("q_proj"), JSON | st.just(2), max_size=3)
+
+
+@EASY
+@given(
+    change=st.dictionaries(st.sampled_from([*PEFT, "bias", "init_lora_weights"]), JSON | PATTERNS, max_size=3),
+    header=HEADERS | st.none(),
+    mlx=st.booleans(),
+)
+def test_adapters_of_any_content(tmp_path, change, header, mlx):
+    settings_ = {"lora_parameters": {"rank": 2, "scale": 1.0} | change} if mlx else PEFT | change
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings_))
+    made = fuzz_corpus.stored(MATRICES) if header is None else fuzz_corpus.safetensors_bytes(header, bytes(64))
+    (tmp_path / ("adapters.safetensors" if mlx else "adapter_model.safetensors")).write_bytes(made)
+    with contextlib.suppress(PartitaError):
+        adapter = open_adapter(tmp_path)
+        for name in adapter.changes:
+            delta = adapter.delta(name)
+            assert delta is not None
+            assert delta.shape == adapter.changes[name].shape
 
 
 def test_a_message_is_one_line_of_bounded_length(tmp_path):

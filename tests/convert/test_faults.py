@@ -1,0 +1,217 @@
+"""Conversions killed, stopped, or out of disk: nothing half, nothing lost; and the memory that they take."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from partita.checkpoint import open_checkpoint
+from partita.families import parse
+from partita.quantization import Packed
+
+from ..conftest import write_tokenizer
+
+CHILD = Path(__file__).with_name("fault_child.py")
+FORMS = ("mlx", "huggingface", "gguf")
+WIDTH, INNER, HEADS = 512, 2048, 8
+MIB = 1 << 20
+
+
+def random_model(path: Path, layers: int) -> Path:
+    """A Llama of 4 million values a layer, 8 MB, in bfloat16."""
+    path.mkdir()
+    vocabulary = write_tokenizer(path)
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": WIDTH,
+        "num_hidden_layers": layers,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": HEADS,
+        "intermediate_size": INNER,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+    }
+    (path / "config.json").write_text(json.dumps(config))
+    rng = np.random.default_rng(0)
+    once = rng.standard_normal((INNER, WIDTH)).astype(ml_dtypes.bfloat16)
+    tensors = {"model.embed_tokens.weight": once[:vocabulary], "model.norm.weight": np.ones(WIDTH, np.float32)}
+    for i in range(layers):
+        prefix = f"model.layers.{i}"
+        tensors |= {f"{prefix}.{name}.weight": np.ones(WIDTH, np.float32) for name in ("input_layernorm",)}
+        tensors |= {f"{prefix}.post_attention_layernorm.weight": np.ones(WIDTH, np.float32)}
+        tensors |= {f"{prefix}.self_attn.{name}_proj.weight": once[:WIDTH] for name in "qkvo"}
+        tensors |= {f"{prefix}.mlp.{name}_proj.weight": once for name in ("gate", "up")}
+        tensors |= {f"{prefix}.mlp.down_proj.weight": once.reshape(WIDTH, INNER)}
+    save_file(tensors, path / "model.safetensors")
+    return path
+
+
+def hashes(path: Path) -> dict[str, str]:
+    files = [path] if path.is_file() else sorted(path.iterdir())
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def start(source: Path, target: Path, form: str, **options) -> subprocess.Popen[str]:
+    command = [sys.executable, str(CHILD), str(source), str(target), form]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def begun(process: subprocess.Popen[str]) -> float:
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n", process.communicate()[1]
+    return time.monotonic()
+
+
+def finished(process: subprocess.Popen[str]) -> tuple[int, str]:
+    _, err = process.communicate(timeout=60)
+    return process.returncode, err
+
+
+def whole(path: Path) -> None:
+    """The model opens, parses, and every tensor is there and finite."""
+    checkpoint = open_checkpoint(path)
+    assert parse(checkpoint.config).num_layers >= 1
+    for name in checkpoint.names():
+        value = checkpoint.read(name)
+        part = value.scales if isinstance(value, Packed) else value
+        assert np.isfinite(part.astype(np.float32)).all()
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_model(tmp_path_factory.mktemp("faults") / "source", 3)
+
+
+@pytest.fixture(scope="module")
+def expected(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, str], float]]:
+    """Of each form: the hashes of an undisturbed run's files, and how long its writing took."""
+    found = {}
+    for form in FORMS:
+        target = tmp_path_factory.mktemp("undisturbed") / form
+        process = start(source, target, form)
+        at = begun(process)
+        assert finished(process) == (0, "")
+        found[form] = ({name.replace(form, "out", 1): h for name, h in hashes(target).items()}, time.monotonic() - at)
+        whole(target)
+    return found
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_second_run_writes_the_same_bytes(source: Path, expected, tmp_path: Path, form: str) -> None:
+    process = start(source, tmp_path / "out", form)
+    assert finished(process) == (0, "")
+    assert hashes(tmp_path / "out") == expected[form][0]
+
+
+@pytest.mark.parametrize(("form", "moment"), [(form, i) for i in range(4) for form in FORMS])
+def test_killed_at_any_moment(source: Path, expected, tmp_path: Path, form: str, moment: int) -> None:
+    """Twelve kills, one in each quarter of each form's run: no half model; a later run succeeds and sweeps up."""
+    before, target = hashes(source), tmp_path / "out"
+    files, duration = expected[form]
+    process = start(source, target, form)
+    at = begun(process)
+    when = duration * (moment + random.Random(f"{form} {moment}").random()) / 4
+    time.sleep(max(0.0, at + when - time.monotonic()))
+    process.kill()
+    code, _ = finished(process)
+    assert code in (-signal.SIGKILL, 0)
+    assert hashes(source) == before
+    if target.exists():
+        assert hashes(target) == files
+        whole(target)
+        return
+    again = start(source, target, form)
+    assert finished(again) == (0, "")
+    assert hashes(target) == files
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+    assert hashes(source) == before
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_stopped_with_ctrl_c(source: Path, expected, tmp_path: Path, form: str) -> None:
+    process = start(source, tmp_path / "out", form)
+    at = begun(process)
+    time.sleep(max(0.0, at + expected[form][1] / 3 - time.monotonic()))
+    process.send_signal(signal.SIGINT)
+    code, err = finished(process)
+    assert code == 130, err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("share", [0.0001, 0.3, 0.95])
+def test_a_disk_that_fills(source: Path, expected, tmp_path: Path, form: str, share: float) -> None:
+    """A limit on the size of files ends writes with an error of the system's, as a full disk does."""
+    whole_size = {"mlx": 7, "huggingface": 25, "gguf": 13}[form] * MIB
+    bound = int(whole_size * share)
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (bound, bound))
+
+    process = start(source, tmp_path / "out", form, preexec_fn=limit)
+    code, err = finished(process)
+    assert code == 2, err
+    assert len(err.splitlines()) == 1
+    assert "out" in err
+    assert "cannot be written: " in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_at_once_to_one_place(source: Path, expected, tmp_path: Path) -> None:
+    """One of them wins; the other is told, and disturbs nothing."""
+    both = [start(source, tmp_path / "out", "huggingface") for _ in range(2)]
+    ends = sorted(finished(process) for process in both)
+    assert [code for code, _ in ends] == [0, 2]
+    assert "exists already" in ends[1][1]
+    assert hashes(tmp_path / "out") == expected["huggingface"][0]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.fixture(scope="module")
+def sizes(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A model of 16 MB and one of 320 MB."""
+    return [random_model(tmp_path_factory.mktemp("sizes") / f"{layers}", layers) for layers in (2, 40)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_memory_does_not_grow_with_the_model(sizes: list[Path], tmp_path: Path, form: str) -> None:
+    """Anonymous memory, which the system cannot take back, stays far below the model: it is some times the largest
+    tensor, 2 MB here and 4 MB as float32."""
+    small, large = (peak(path, tmp_path / path.name, form) for path in sizes)
+    assert large < 64 * MIB, f"{large / MIB:.0f} MiB"
+    assert large - small < 16 * MIB, f"{small / MIB:.0f} MiB for 16 MB, {large / MIB:.0f} MiB for 320 MB"
+
+
+def peak(source: Path, target: Path, form: str) -> int:
+    """The most anonymous memory that writing took beyond what the process had when it began, in bytes."""
+    process = start(source, target, form)
+    begun(process)
+    status, first, most = Path(f"/proc/{process.pid}/status"), None, 0
+    while process.poll() is None:
+        for line in status.read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                now = int(line.split()[1]) << 10
+                first = now if first is None else first
+                most = max(most, now - first)
+        time.sleep(0.002)
+    assert finished(process) == (0, "")
+    print(f"{form}: {most / MIB:.1f} MiB of anonymous memory for {source.name} layers")
+    return most
