@@ -131,6 +131,12 @@ class Encoder:
         self.error = math.sqrt(lost / total) if total else 0.0
 
 
+def as_written(name: str, value: Value, type_name: str) -> np.ndarray:
+    """The float32 numbers that a reader finds of `value` after it was written as `type_name`."""
+    raw = np.concatenate([blocks.reshape(-1) for blocks in Encoder(name, value, type_name).blocks()])
+    return _read_back(raw, type_name, tuple(value.shape))
+
+
 def _read_back(raw: np.ndarray, type_name: str, shape: tuple[int, ...]) -> np.ndarray:
     value = decode(raw.reshape(-1), type_name, shape, "a tensor")
     return dequantize(value) if isinstance(value, Packed) else value.astype(np.float32)

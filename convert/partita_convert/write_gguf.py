@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -67,16 +68,22 @@ class _Planned:
 
 
 def write_gguf(
-    checkpoint: Checkpoint, path: Path, *, kind: str = "F16", on_tensor: OnTensor | None = None
+    checkpoint: Checkpoint,
+    path: Path,
+    *,
+    kind: str = "F16",
+    kinds: Mapping[str, str] = MappingProxyType({}),
+    on_tensor: OnTensor | None = None,
 ) -> WrittenFile:
     """Write a GGUF file whose matrices are of `kind`, one of KINDS; of a model that sees as well, its text decoder.
 
+    kinds: a kind of its own for some tensors, by the checkpoint's names.
     DataError: an unknown kind, `path` exists or cannot be written, numbers that are not finite. UnsupportedModel: what
     GGUF cannot say of this model or its tokenizer. CheckpointError: a damaged source.
     """
     path = Path(path)
-    if kind not in KINDS:
-        raise DataError(f"GGUF type {kind!r} is not written; these are: {', '.join(KINDS)}")
+    if unknown := {kind, *kinds.values()} - set(KINDS):
+        raise DataError(f"GGUF type {unknown.pop()!r} is not written; these are: {', '.join(KINDS)}")
     refuse_existing(path)  # before the vocabulary is read
     architecture, row = architecture_of(checkpoint.config)
     config = parse(checkpoint.config)
@@ -91,7 +98,8 @@ def write_gguf(
         writer = GgufWriter(file, keys, [(tensor.gguf_name, tensor.shape) for tensor in planned])
         head = _head_name(planned)
         for tensor in planned:
-            written.append(_write(writer, tensor, kind, is_head=tensor.gguf_name == head))
+            own = kinds.get(tensor.name, kind)
+            written.append(_write(writer, tensor, own, is_head=tensor.gguf_name == head))
             if on_tensor:
                 on_tensor(written[-1])
         nbytes = writer.finish()

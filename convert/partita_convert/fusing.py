@@ -1,0 +1,90 @@
+"""An adapter's change on its way into the weights that are written, and how much of it arrives.
+
+Not here: what an adapter is (`partita.adapters`), the rule of what counts as kept (`adapters.py`). Invariant: every
+weight that the adapter changes has its share noted, whatever form it is written in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+
+from partita.checkpoint import Checkpoint
+from partita.errors import DataError
+from partita.quantization import Packed, dequantize
+
+from .adapters import RETAINED, Policy, fuse_quantized, retained_share
+from .gguf_encode import WIDTHS, as_written
+from .recipes import Format
+from .write_folder import Value, WrittenTensor, numpy_dtype
+
+_WIDER = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16", "F32")
+
+
+class Fusion:
+    """base: the checkpoint without the adapter, changed: with it. retained: filled as weights are written."""
+
+    def __init__(self, base: Checkpoint, changed: Checkpoint, policy: Policy):
+        self.base, self.changed = base, changed
+        self.policy: Policy = policy
+        self.names = frozenset(getattr(changed, "changes", ())) if changed is not base else frozenset()
+        self.retained: dict[str, float] = {}
+
+    def changes(self, name: str) -> bool:
+        return name in self.names
+
+    def packed_as(self, name: str) -> Format | None:
+        """The format that the base keeps this weight in; None for a dense one."""
+        value = self.base.read(name)
+        return Format(value.bits, value.group_size) if isinstance(value, Packed) else None
+
+    def delta(self, name: str) -> tuple[Value, np.ndarray]:
+        """The weight as the base has it, and what the adapter adds to it, float32."""
+        base = self.base.read(name)
+        return base, _float32(self.changed.read(name)) - _float32(base)
+
+    def quantized(self, name: str, wanted: Format, quantize: Callable[..., Packed]) -> Value:
+        """The changed weight in `wanted`, or wider where that would lose the change."""
+        base, delta = self.delta(name)
+        value, self.retained[name] = fuse_quantized(
+            base, delta, wanted.bits, wanted.group_size, quantize, policy=self.policy, name=name
+        )
+        return value
+
+    def note(self, name: str, written: Value) -> None:
+        """A weight that was written dense."""
+        base, delta = self.delta(name)
+        rounded = base if isinstance(written, Packed) else _float32(base).astype(written.dtype).astype(np.float32)
+        self.retained[name] = retained_share(rounded, delta, written)
+
+    def note_dense(self, written: Iterable[WrittenTensor]) -> None:
+        """Every weight of a folder of dense tensors."""
+        for tensor in written:
+            if self.changes(tensor.name):
+                self.note(tensor.name, _float32(self.changed.read(tensor.name)).astype(numpy_dtype(tensor.target)))
+
+
+def gguf_kinds(fusion: Fusion, kind: str, kinds: Mapping[str, str]) -> dict[str, str]:
+    """The type of every weight that the adapter changes: as wanted, or wider where that would lose the change."""
+    found = {}
+    for name in sorted(fusion.names):
+        base, delta = fusion.delta(name)
+        wanted = kinds.get(name, kind)
+        wider = _WIDER[_WIDER.index(wanted) :] if wanted in WIDTHS else (wanted,)
+        for candidate in wider:
+            plain, whole = _float32(base), _float32(base) + delta
+            share = retained_share(as_written(name, plain, candidate), delta, as_written(name, whole, candidate))
+            found[name], fusion.retained[name] = candidate, share
+            if abs(1 - share) <= 1 - RETAINED or fusion.policy == "keep":
+                break
+            if fusion.policy == "refuse":
+                raise DataError(
+                    f"{name}: {100 * share:.0f} % of the adapter's change would be left in {candidate}: ask for a "
+                    "wider type, or keep the adapter apart"
+                )
+    return found
+
+
+def _float32(value: Value) -> np.ndarray:
+    return dequantize(value) if isinstance(value, Packed) else value.astype(np.float32, copy=False)
