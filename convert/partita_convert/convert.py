@@ -113,7 +113,7 @@ def convert(
     request: Request,
     *,
     on_tensor: OnTensor | None = None,
-    on_progress: Progress | None = None,
+    on_progress: Progress = lambda what, done, total: None,
     card: Card | None = None,
 ) -> Conversion:
     """Write `source` at `place`, a folder or a `.gguf` file. on_progress(what, done, total): of what comes before.
@@ -191,9 +191,7 @@ def gguf_types(source: Checkpoint, wanted: str | None) -> tuple[str, dict[str, s
     return max(sizes, key=lambda kind: sizes[kind], default="F16"), own
 
 
-def _formats(
-    source: Checkpoint, request: Request, on_progress: Progress | None
-) -> tuple[dict[str, Format], Importance]:
+def _formats(source: Checkpoint, request: Request, on_progress: Progress) -> tuple[dict[str, Format], Importance]:
     """Format of every weight that is to be quantized, and the importance of the columns of those that have one."""
     recipe = request.recipe
     if recipe is None:
@@ -203,8 +201,8 @@ def _formats(
         return formats(recipe, weights), {}
     ops, tokens = request.calibration.ops, request.calibration.tokens
 
-    def tell(what: str) -> Callable[[int, int], None] | None:
-        return None if on_progress is None else lambda done, total: on_progress(what, done, total)
+    def tell(what: str) -> Callable[[int, int], None]:
+        return lambda done, total: on_progress(what, done, total)
 
     columns = importance(ops, source, tokens, tell("reading the calibration text"))
     if recipe.budget is None:
