@@ -13,6 +13,7 @@ import click
 
 from ..options import model_options
 from .report import finish
+from .train_peers import NAMES as TRAINERS
 
 Rows = list[dict[str, Any]]
 
@@ -122,5 +123,19 @@ def speculative(as_json: bool, **options: Any) -> None:
 def reuse(as_json: bool, **options: Any) -> None:
     """Seconds to the first token of a second turn, which feeds only what is new, beside the first turn's."""
     from .reuse import run
+
+    finish(run(**options), as_json)
+
+
+@bench.command()
+@measured
+@click.option("--against", type=click.Choice(TRAINERS), default=None, help="Measure this peer in the same run.")
+@click.option("--peer-python", default=None, help="Python that has the peer installed; this one if left out.")
+@click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Rows of a step.")
+@click.option("--length", type=click.IntRange(8), default=256, show_default=True, help="Tokens of a row.")
+@click.option("--rank", type=click.IntRange(1), default=16, show_default=True, help="Size of the adapters.")
+def train(as_json: bool, **options: Any) -> None:
+    """Tokens per second and memory of fine-tuning with adapters on all projections; each in a process of its own."""
+    from .train import run
 
     finish(run(**options), as_json)

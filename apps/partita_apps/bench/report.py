@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-LIBRARIES = ("partita", "numpy", "torch", "mlx", "mlx-lm", "transformers", "llama-cpp-python")
+LIBRARIES = ("partita", "numpy", "torch", "mlx", "mlx-lm", "transformers", "peft", "llama-cpp-python")
 
 
 def row(name: str, ours: float, peer: float | None, unit: str, **more: Any) -> dict[str, Any]:

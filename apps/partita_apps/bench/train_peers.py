@@ -1,0 +1,107 @@
+"""Peers that train, each a small program for a Python that has it; `train.py` runs them.
+
+A program reads its task as JSON on standard input ({model, tokens (rows of length + 1), rank, alpha, steps, rate,
+threads, device}) and answers with one JSON line: {loss (of the first step), seconds, cpu_seconds (each step's), loaded,
+peak (bytes: before training, after a pass over a few tokens has touched every weight; and at most)}. Settings are the
+fastest that each offers for float32: no activation is computed twice, mlx-lm's step is compiled as in its trainer.
+"""
+
+from __future__ import annotations
+
+NAMES = ("mlx-lm", "peft")
+
+_COMMON = """
+import json, sys, time
+task = json.load(sys.stdin)
+def status(key):
+    for line in open("/proc/self/status"):
+        if line.startswith(key):
+            return int(line.split()[1]) * 1024
+def resident():
+    if sys.platform == "linux":
+        return status("VmRSS:")
+    import resource
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def forget():
+    if sys.platform == "linux":
+        open("/proc/self/clear_refs", "w").write("5")
+def highest():
+    return status("VmHWM:") if sys.platform == "linux" else resident()
+def measure(step, loaded, peak):
+    losses, seconds, cpu = [], [], []
+    for _ in range(task["steps"]):
+        begun, used = time.perf_counter(), time.process_time()
+        losses.append(step())
+        seconds.append(time.perf_counter() - begun)
+        cpu.append(time.process_time() - used)
+    found = {"loss": losses[0], "seconds": seconds, "cpu_seconds": cpu, "loaded": loaded, "peak": peak()}
+    print(json.dumps(found), flush=True)
+"""
+
+_PEFT = """
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+torch.set_num_threads(task["threads"])
+device = task["device"]
+model = AutoModelForCausalLM.from_pretrained(task["model"], dtype=torch.float32).to(device)
+config = LoraConfig(r=task["rank"], lora_alpha=task["alpha"], target_modules="all-linear", task_type="CAUSAL_LM")
+model = get_peft_model(model, config).train()
+trained = [x for x in model.parameters() if x.requires_grad]
+rows = torch.tensor(task["tokens"], device=device)
+with torch.no_grad():
+    model(input_ids=rows[:1, :8])
+optimizer = torch.optim.AdamW(trained, lr=task["rate"])
+def step():
+    found = model(input_ids=rows, labels=rows)
+    found.loss.backward()
+    torch.nn.utils.clip_grad_norm_(trained, 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return found.loss.item()
+if device == "cuda":
+    torch.cuda.reset_peak_memory_stats()
+    measure(step, torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated)
+else:
+    forget()
+    measure(step, resident(), highest)
+"""
+
+_MLX_LM = """
+from functools import partial
+import mlx.core as mx, mlx.nn as nn, mlx.optimizers as optim
+from mlx_lm import load
+from mlx_lm.tuner.trainer import default_loss
+from mlx_lm.tuner.utils import linear_to_lora_layers
+if task["device"] == "cpu":
+    mx.set_default_device(mx.cpu)
+model, _ = load(task["model"])
+model.freeze()
+config = {"rank": task["rank"], "scale": task["alpha"] / task["rank"], "dropout": 0.0}
+linear_to_lora_layers(model, len(model.layers), config)
+model.train()
+mx.eval(model.parameters())
+rows = mx.array(task["tokens"])
+mx.eval(model(rows[:1, :8]))
+optimizer = optim.AdamW(learning_rate=task["rate"])
+gradients = nn.value_and_grad(model, default_loss)
+lengths = mx.array([[0, rows.shape[1] - 1]] * rows.shape[0])
+state = [model.state, optimizer.state, mx.random.state]
+@partial(mx.compile, inputs=state, outputs=state)
+def compiled(rows, lengths):
+    (loss, _), grads = gradients(model, rows, lengths)
+    optimizer.update(model, grads)
+    return loss
+def step():
+    loss = compiled(rows, lengths)
+    mx.eval(state, loss)
+    return loss.item()
+if task["device"] == "cpu":
+    forget()
+    measure(step, resident(), highest)
+else:
+    mx.reset_peak_memory()
+    measure(step, mx.get_active_memory(), mx.get_peak_memory)
+"""
+
+PROGRAMS = {"mlx-lm": _COMMON + _MLX_LM, "peft": _COMMON + _PEFT}
