@@ -15,7 +15,7 @@ from .errors import MemoryBudgetError
 from .loss import chunk_rows
 
 FLOAT = 4  # bytes; trained values, gradients and moments are float32
-_LOGITS = 4  # arrays of a chunk's logits alive at once: scores, their softmax, and gradients
+_LOGITS = 4  # arrays of a chunk's logits alive at once, when much goes wrong
 _PASSING = 3  # arrays of a block's widest activations that come and go beside what is kept
 
 

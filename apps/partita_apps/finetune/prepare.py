@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import partita_backends
+from partita import data_files
 from partita.backend import Backend
 from partita.checkpoint import Checkpoint, open_checkpoint
 from partita.data import Batch, Batches, Splits, load_data
+from partita.data_records import Chat
 from partita.errors import DataError, MemoryBudgetError
 from partita.initialise import initialise
 from partita.loading import load_decoder, read_config
@@ -42,7 +44,8 @@ CHECKPOINTS = "checkpoints"
 class Prepared:
     """settings: with everything decided. checkpoint: the base, or random weights. parameters: of the whole model.
 
-    weights: bytes that loading it took. rest: what else training takes, estimated.
+    chats: whether it learns conversations, so that prompts go through the template. weights: bytes that loading took.
+    rest: what else training takes, estimated.
     """
 
     settings: Settings
@@ -50,6 +53,7 @@ class Prepared:
     checkpoint: Checkpoint
     tokenizer: Tokenizer
     splits: Splits
+    chats: bool
     lora: LoraConfig | None
     trainer: Trainer
     parameters: int
@@ -118,7 +122,8 @@ def prepare(settings: Settings, out: Path) -> Prepared:
         folder=out / CHECKPOINTS if ops.rank == 0 else None,
         identity={"model": checkpoint.fingerprint()},
     )
-    return Prepared(settings, ops, checkpoint, tokenizer, splits, lora, trainer, parameters, weights, rest)
+    chats = tokenizer.chat_template is not None and _is_chat(settings.data)
+    return Prepared(settings, ops, checkpoint, tokenizer, splits, chats, lora, trainer, parameters, weights, rest)
 
 
 def _base(settings: Settings, path: Path) -> tuple[Checkpoint, Tokenizer]:
@@ -176,6 +181,15 @@ def _data(settings: Settings, tokenizer: Tokenizer) -> Splits:
             on_progress=advance,
             progress=TerminalProgress(),
         )
+
+
+def _is_chat(source: str) -> bool:
+    """Whether the first record of the training data is a conversation."""
+    path = data_files.find(source).train[0]
+    if path.suffix == ".txt":
+        return False
+    found = next(data_files.records(path), None)
+    return found is not None and isinstance(found.record, Chat)
 
 
 def _batches(settings: Settings, data: Any, ops: Backend) -> Batches:

@@ -17,7 +17,7 @@ from partita.errors import DataError
 from partita.train import Evaluation, Finished, Saved, Step, Trainer
 
 from ..options import tell
-from . import samples
+from . import allocator, samples
 from .interrupts import stopping
 from .line import Line
 from .metrics import NAME, Metrics, Row
@@ -87,6 +87,8 @@ def run(settings: Settings, out: Path, before: list[str], *, resume: bool) -> tu
         before = samples.replies(prepared, trainer.values, asked) if trainer.step == 0 else []
     if writes:
         write_run(out, prepared, before)
+    if prepared.settings.grad_checkpoint:
+        allocator.give_back()
     prepared.ops.reset_peak()
     metrics = Metrics(out / NAME, trainer.step) if writes else None
     try:

@@ -12,9 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from partita import data_files
 from partita.data import Dataset, Splits
-from partita.data_records import Chat
 from partita.errors import PartitaError
 from partita.language_model import LanguageModel
 
@@ -41,11 +39,9 @@ def prompts(prepared: Prepared) -> list[Prompt]:
     if not settings.sample_tokens:
         return []
     if settings.sample:
-        raw = tokenizer.chat_template is None or not _is_chat(settings.data)
-        speaker = _language_model(prepared, None)
+        speaker, raw = _language_model(prepared, None), not prepared.chats
         return [Prompt(tuple(speaker.encode(text, raw=raw)), text) for text in settings.sample]
-    splits = prepared.splits
-    return _of_data(splits, tokenizer, settings.sample_tokens)
+    return _of_data(prepared.splits, tokenizer, settings.sample_tokens)
 
 
 def replies(prepared: Prepared, values: Mapping[str, Any], asked: Sequence[Prompt]) -> list[str]:
@@ -72,15 +68,6 @@ def _language_model(prepared: Prepared, values: Mapping[str, Any] | None) -> Lan
     decoder = model.decoder if values is None else model.bind(prepared.ops, values)
     path = prepared.checkpoint.path
     return LanguageModel(settings.model, path, prepared.ops, decoder, prepared.tokenizer, "")
-
-
-def _is_chat(source: str) -> bool:
-    """Whether the first record of the training data is a conversation."""
-    path = data_files.find(source).train[0]
-    if path.suffix == ".txt":
-        return False
-    found = next(data_files.records(path), None)
-    return found is not None and isinstance(found.record, Chat)
 
 
 def _of_data(splits: Splits, tokenizer: Any, count: int) -> list[Prompt]:

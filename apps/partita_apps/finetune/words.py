@@ -58,6 +58,7 @@ def millions(count: int) -> str:
 
 def use_commands(prepared: Prepared, result: Path) -> list[str]:
     """How the result is used. GGUF files and folders alike."""
+    raw = "" if prepared.chats else " --raw"
     if result.name == MODEL and prepared.lora is None:
-        return [f"partita chat {shlex.quote(str(result))}"]
-    return [f"partita chat {shlex.quote(prepared.settings.model)} --adapter {shlex.quote(str(result))}"]
+        return [f"partita chat {shlex.quote(str(result))}{raw}"]
+    return [f"partita chat {shlex.quote(prepared.settings.model)} --adapter {shlex.quote(str(result))}{raw}"]

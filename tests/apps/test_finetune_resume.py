@@ -1,0 +1,177 @@
+"""Runs that are stopped, killed or run out of disk, and what becomes of them. Everything in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pexpect
+import pytest
+
+from .finetuning import QUICK, column, command, environment, partita, rows, train, write_chats
+
+# Newer Pythons warn of fork in a process that has threads; the child here does nothing but exec.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+
+STEPS = 60
+DROPOUT = ("--dropout", 0.1, "--steps", STEPS, "--save-every", 5, "--eval-every", 8, "--sample-tokens", 0)
+
+
+@pytest.fixture(scope="module")
+def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_chats(tmp_path_factory.mktemp("data") / "chats.jsonl")
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_model: Path, chats: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """The run as it is when nothing happens to it."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    return out, train(tiny_model, chats, "--out", out, *DROPOUT, *QUICK)
+
+
+def lines(out: Path) -> int:
+    path = out / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def kill_at(out: Path, count: int, *arguments: object) -> int:
+    """Start a run, kill it when metrics.jsonl has so many lines; the number of lines it then had."""
+    child = subprocess.Popen(
+        command("finetune", *arguments), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while lines(out) < count and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    child.kill()
+    assert child.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    return lines(out)
+
+
+def check_equal(out: Path, found: dict, whole: tuple[Path, dict]) -> None:
+    """Losses bit for bit, no step told twice, and the same adapter."""
+    assert found["train_loss"] == whole[1]["train_loss"]
+    assert found["valid_loss"] == whole[1]["valid_loss"]
+    assert column(rows(out), "train_loss") == whole[1]["train_loss"]
+    assert column(rows(out), "valid_loss") == whole[1]["valid_loss"]
+    name = "adapter_model.safetensors"
+    assert (out / name).read_bytes() == (whole[0] / name).read_bytes()
+
+
+MOMENTS = np.random.default_rng().integers(1, STEPS, 10).tolist()
+"""Other ones in every run: whichever fails is in the message."""
+
+
+@pytest.mark.parametrize(
+    "count",
+    [0, MOMENTS[0], *(pytest.param(count, marks=pytest.mark.slow) for count in MOMENTS)],
+    ids=lambda count: f"random{count}" if count else "start",
+)
+def test_killed_and_resumed_is_uninterrupted(
+    tiny_model: Path, chats: Path, tmp_path: Path, whole: tuple[Path, dict], count: int
+) -> None:
+    out = tmp_path / "out"
+    told = kill_at(out, count or 1, tiny_model, chats, "--out", out, *DROPOUT, *QUICK)
+    assert told < STEPS + STEPS // 8 + 2
+    found = train("--resume", "--out", out)
+    check_equal(out, found, whole)
+
+
+def test_killed_twice_and_half_a_line_left(
+    tiny_model: Path, chats: Path, tmp_path: Path, whole: tuple[Path, dict]
+) -> None:
+    out = tmp_path / "out"
+    kill_at(out, 14, tiny_model, chats, "--out", out, *DROPOUT, *QUICK)
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 15, "train_lo')
+    kill_at(out, 30, "--resume", "--out", out)
+    check_equal(out, train("--resume", "--out", out), whole)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(
+    tiny_model: Path, chats: Path, tmp_path: Path, whole: tuple[Path, dict]
+) -> None:
+    out = tmp_path / "a run"
+    program, *arguments = command("finetune", tiny_model, chats, "--out", out, *DROPOUT, *QUICK)
+    child = pexpect.spawn(
+        program, arguments, env={**environment(), "TERM": "xterm"}, encoding="utf-8", timeout=60, dimensions=(24, 160)
+    )
+    child.expect(r"step 8: validation loss \d")
+    child.sendintr()
+    child.expect("finishing this step and saving")
+    child.expect(r"stopped after step (\d+) of 60; to go on: partita ([^\r\n]*)")
+    step, again = int(child.match[1]), child.match[2]
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 130
+    assert 8 <= step < STEPS
+    assert (out / "checkpoints" / f"step-{step:08d}").is_dir()
+    found = json.loads(partita(*shlex.split(again), "--json").stdout)
+    check_equal(out, found, whole)
+
+
+def test_sigterm_is_the_same(tiny_model: Path, chats: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    endless = ("--steps", 1_000_000, "--sample-tokens", 0, "--eval-every", 1_000_000)
+    started = command("finetune", tiny_model, chats, "--out", out, *endless, *QUICK)
+    child = subprocess.Popen(started, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while lines(out) < 3 and child.poll() is None:
+        time.sleep(0.01)
+    child.terminate()
+    stdout, stderr = child.communicate(timeout=60)
+    assert child.returncode == 130, stderr
+    assert stdout == ""
+    step = int(re.search(r"stopped after step (\d+) of 1000000", stderr)[1])  # pyright: ignore[reportOptionalSubscript]
+    assert step == column(rows(out), "train_loss")[-1][0]
+    assert (out / "adapter_config.json").exists()
+
+
+def test_a_second_signal_does_not_wait() -> None:
+    """Not even for a library that computes for a minute without giving Python a turn."""
+    program = (
+        "import hashlib, sys\n"
+        "from partita_apps.finetune.interrupts import stopping\n"
+        "def say(text): print(text, flush=True)\n"
+        "with stopping(lambda: say('first'), lambda: say('second')):\n"
+        "    say('ready')\n"
+        "    hashlib.pbkdf2_hmac('sha256', b'x', b'y', 200_000_000)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        time.sleep(0.2)
+        child.send_signal(signal.SIGINT)
+        assert child.stdout.readline() == "first\n"
+        child.send_signal(signal.SIGINT)
+        assert child.stdout.read() == "second\n"
+        assert child.wait(timeout=10) == 130
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tiny_model: Path, chats: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands for it, set between two checkpoints: the second run's are larger."""
+    out = tmp_path / "out"
+    train(tiny_model, chats, "--out", out, "--steps", 4, "--schedule", "constant", "--sample-tokens", 0, *QUICK)
+    (kept,) = (out / "checkpoints").iterdir()
+    files = {path.name: path.read_bytes() for path in kept.iterdir()}
+    limit = len(files["trainables.safetensors"]) // 2
+    done = subprocess.run(
+        command("finetune", "--resume", "--out", out, "--steps", 8),
+        env=environment() | {"PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert re.search(r"^partita: .*checkpoints.* cannot be written", done.stderr, re.MULTILINE)
+    assert [path.name for path in (out / "checkpoints").iterdir()] == [kept.name]
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == files
+    assert train("--resume", "--out", out)["steps"] == 8
