@@ -1,9 +1,8 @@
 """What the columns of each weight are multiplied by, on a text: the mean square of every input of every projection.
 
 A squared error in a column costs in proportion to that, and the columns of a language model differ by factors of
-hundreds, so weights quantized with it in mind lose far less. Not here: quantizing, and the embedding and the head,
-which gain nothing by it. Invariant: one block's weights are in memory at a time, so any model that fits on the disk
-can be read.
+hundreds, so weights quantized with it in mind lose far less. Not here: quantizing. Invariant: one block's weights are
+in memory at a time, so a model of any size can be read.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from partita.checkpoint import Checkpoint
 from partita.errors import DataError
 from partita.kv_format import KVFormat
 from partita.layers import MoE
-from partita.loading import load_block, read_config
+from partita.loading import load_block, load_last_norm, read_config
 from partita.model import Block
 from partita.quantization import Array, Packed
 
@@ -38,7 +37,7 @@ def importance(
     tokens: Sequence[int],
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Mean squares of the inputs of every projection in every layer, over at most TOKENS tokens.
+    """Mean squares of the inputs of every projection in every layer and of the head, over at most TOKENS tokens.
 
     Raises UnsupportedModel for a family that the runtime does not play, DataError for a text without tokens.
     """
@@ -59,20 +58,33 @@ def importance(
         found |= recorder.squares
         if on_progress is not None:
             on_progress(i + 1, config.num_layers)
+    head = _named(checkpoint, "embed_tokens.weight" if config.tie_embeddings else "lm_head.weight")
+    found[head] = _mean_squares(ops, load_last_norm(ops, checkpoint)(ops, x))
     return found
 
 
 def _embedded(ops: Backend, checkpoint: Checkpoint, ids: np.ndarray) -> Array:
     """The stream (1, T, E) that enters the first block, from the rows that the text needs."""
     config = read_config(checkpoint)
-    name = next((name for name in checkpoint.names() if name.endswith("embed_tokens.weight")), None)
-    if name is None:
-        raise checkpoint.missing("embed_tokens.weight")
-    table, (rows, places) = checkpoint.read(name), np.unique(ids, return_inverse=True)
+    table = checkpoint.read(_named(checkpoint, "embed_tokens.weight"))
+    rows, places = np.unique(ids, return_inverse=True)
     rows = np.minimum(rows, table.shape[0] - 1)
     chosen = table.map(lambda part: part[rows]) if isinstance(table, Packed) else table[rows]
     x = ops.embed(ops.prepare(chosen), ops.array(places.astype(np.int32).reshape(1, -1)))
     return x if config.embedding_scale is None else x * ops.full((1,), config.embedding_scale, ops.dtype)
+
+
+def _named(checkpoint: Checkpoint, ending: str) -> str:
+    name = next((name for name in checkpoint.names() if name.endswith(ending)), None)
+    if name is None:
+        raise checkpoint.missing(ending)
+    return name
+
+
+def _mean_squares(ops: Backend, x: Array) -> np.ndarray:
+    """float64 (n,) of x (..., n), over all else."""
+    rows = ops.cast(x, "float32").reshape(-1, x.shape[-1])
+    return ops.to_numpy(ops.sum(rows * rows, 0)).astype(np.float64) / rows.shape[0]
 
 
 def _names(block: Block, stored: Mapping[str, experts.StoredExperts], layer: int) -> dict[int, list[str]]:
@@ -109,7 +121,6 @@ class _Recorder:
 
     def _note(self, x: Array, weight: Any) -> None:
         if id(weight) in self.named:
-            rows = self.ops.cast(x, "float32").reshape(-1, x.shape[-1])
-            squares = self.ops.to_numpy(self.ops.sum(rows * rows, 0)).astype(np.float64) / rows.shape[0]
+            squares = _mean_squares(self.ops, x)
             for name in self.named[id(weight)]:
                 self.squares[name] = squares

@@ -29,7 +29,7 @@ from partita.quantization import Array, Packed, dequantize
 
 from .activations import Importance
 from .quantize import quantize
-from .recipes import Format, Recipe, is_embedding, layer_of, part_of
+from .recipes import Format, Recipe, layer_of, part_of
 
 PROBE_BITS = 3
 TOKENS = 512

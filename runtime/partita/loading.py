@@ -62,6 +62,13 @@ def load_block(ops: Backend, checkpoint: Checkpoint, layer: int, *, stack: bool 
     return _Reader(ops, checkpoint, read_config(checkpoint), stack).block(layer)
 
 
+def load_last_norm(ops: Backend, checkpoint: Checkpoint) -> RMSNorm:
+    """The norm between the last block and the head, by itself. Errors as for `load_decoder`."""
+    config = read_config(checkpoint)
+    reader = _Reader(ops, checkpoint, config, stack=True)
+    return reader.norm(reader.names.norm, config.hidden_size)
+
+
 class _Reader:
     """Tensors by the family's names. Shapes come from the config; a tensor that disagrees is named."""
 
