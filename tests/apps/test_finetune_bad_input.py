@@ -1,0 +1,206 @@
+"""Every mistake with `partita finetune`, and with adapters, ends in one line that says what, where and what to do."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from partita_apps import cli
+
+from .finetuning import write_chats
+
+Mistake = Callable[..., str]
+
+
+@pytest.fixture
+def mistake(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Mistake:
+    """mistake(*options) trains the tiny model on data.jsonl, insists on how it ends, and returns its line.
+
+    In this process, so that libraries are loaded once; `test_bad_input.py` starts the command itself.
+    """
+    write_chats(tmp_path / "data.jsonl", 6)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*options: object, words: Sequence[str] = (), arguments: Sequence[object] | None = None) -> str:
+        given = ("finetune", tiny_model, "data.jsonl", "--out", "out") if arguments is None else arguments
+        capsys.readouterr()
+        status = cli.run([str(argument) for argument in (*given, *options)])
+        said = capsys.readouterr()
+        assert status == 2, said.err
+        assert said.out == ""
+        lines = said.err.splitlines()
+        assert len(lines) == 1, said.err
+        assert lines[0].startswith("partita: ")
+        for word in words:
+            assert word in lines[0], lines[0]
+        return lines[0]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--method", "magic"], ["--method 'magic'", "lora, dora, full"]),
+        (["--schedule", "zigzag"], ["--schedule 'zigzag'", "cosine, linear, constant"]),
+        (["--steps", "0"], ["--steps must be at least 1"]),
+        (["--steps", "many"], ["'many'", "partita finetune --help"]),
+        (["--steps", "5", "--epochs", "1"], ["--steps and --epochs exclude each other"]),
+        (["--epochs", "-1"], ["--epochs must be above 0"]),
+        (["--batch-size", "0"], ["--batch-size must be at least 1"]),
+        (["--accumulate", "0"], ["--accumulate must be at least 1"]),
+        (["--eval-every", "0"], ["--eval-every must be at least 1"]),
+        (["--save-every", "0"], ["--save-every must be at least 1"]),
+        (["--patience", "0"], ["--patience must be at least 1"]),
+        (["--clip", "-1"], ["--clip must be at least 0"]),
+        (["--seed", "-1"], ["--seed must be at least 0"]),
+        (["--warmup", "-1"], ["--warmup must be at least 0"]),
+        (["--max-length", "1"], ["--max-length must be at least 2"]),
+        (["--rslora", "--method", "full"], ["--rslora", "leave one of them out"]),
+        (["--from-scratch", "x.json"], ["--from-scratch", "add --method full"]),
+        (["--resume"], ["--resume: out holds no run", "leave --resume out"]),
+        (["--config", "none.yaml"], ["none.yaml cannot be read"]),
+        (["--gradient-magic"], ["--gradient-magic", "partita finetune --help"]),
+    ],
+)
+def test_settings_are_judged_before_anything_is_loaded(
+    mistake: Mistake, tmp_path: Path, options: list[str], words: list[str]
+) -> None:
+    missing = ("finetune", "no-such-model", "data.jsonl", "--out", "out")  # would be told if it were looked for
+    mistake(*options, arguments=missing, words=words)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--rank", "0"], ["--rank must be at least 1"]),
+        (["--targets", "x_proj"], ["--targets x_proj", "q_proj"]),
+        (["--layers", "9"], ["--layers 9 is more than the 2 layers"]),
+        (["--max-length", "9999"], ["--max-length 9999 is beyond the 512 tokens"]),
+        (["--valid-fraction", "1"], ["cannot be held out"]),
+        (["--learning-rate", "0"], ["--learning-rate must be a number above 0"]),
+        (["--warmup", "9", "--steps", "5"], ["--warmup must be from 0 to the 5 steps"]),
+        (["--backend", "numpy"], ["numpy", "torch or mlx"]),
+    ],
+)
+def test_settings_that_the_model_or_the_data_refuse(mistake: Mistake, options: list[str], words: list[str]) -> None:
+    more = [] if "--backend" in options else ["--backend", "torch"]
+    mistake(*options, *more, words=words)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_says_where(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_chats(tmp_path / "data.jsonl", 6)
+    wild = ("--learning-rate", "1e30", "--clip", 0, "--warmup", 0, "--steps", 5, "--valid-fraction", 0)
+    arguments = ("finetune", tiny_model, data, "--out", tmp_path / "out", *wild, "--backend", "torch", "--json")
+    assert cli.run([str(argument) for argument in arguments]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    last = said.err.splitlines()[-1]
+    assert re.match(
+        r"partita: step 2.*(loss|norm).* (nan|inf) .*nothing was updated; try a lower --learning-rate", last
+    )
+
+
+def test_arguments_that_are_missing(mistake: Mistake, tiny_model: Path) -> None:
+    mistake(arguments=("finetune",), words=("--out DIR is missing",))
+    mistake(arguments=("finetune", "--out", "x"), words=("there is no MODEL", "partita finetune MODEL DATA --out DIR"))
+    mistake(arguments=("finetune", tiny_model, "--out", "x"), words=("there is no DATA",))
+    mistake(arguments=("finetune", tiny_model, "nothing.jsonl", "--out", "x"), words=("nothing.jsonl does not exist",))
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", ["data.jsonl line 3", "not JSON"]),
+        ("[]", ["data.jsonl line 3", "a list where an object should be"]),
+        ('{"txet": "a"}', ["data.jsonl line 3", "none of the known forms", "txet"]),
+        ('{"messages": [{"role": "user", "content": "a"}]}', ["data.jsonl line 3", "nothing to train on"]),
+    ],
+)
+def test_a_bad_line(mistake: Mistake, tmp_path: Path, line: str, words: list[str]) -> None:
+    lines = (tmp_path / "data.jsonl").read_text().splitlines()
+    (tmp_path / "data.jsonl").write_text("\n".join([*lines[:2], line, *lines[2:]]) + "\n")
+    mistake("--backend", "torch", words=words)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("steps: many", ["run.yaml", "steps is a whole number, not 'many'"]),
+        ("stops: 4", ["run.yaml", "no setting 'stops'", "steps"]),
+        ("packing: 3", ["run.yaml", "packing is true or false, not 3"]),
+        ("steps: 2.5", ["run.yaml", "steps is a whole number, not 2.5"]),
+        ("steps: [1", ["run.yaml is not YAML"]),
+        ("just words", ["run.yaml must hold lines of `name: value`"]),
+        ("max-length: 4\nmax_length: 5", ["run.yaml", "said twice"]),
+        ("sample: 7", ["run.yaml", "sample is a text or a list of texts"]),
+    ],
+)
+def test_a_bad_file_of_settings(tmp_path: Path, text: str, words: list[str]) -> None:
+    from partita.errors import DataError
+    from partita_apps.finetune.settings import read_config
+
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(DataError) as caught:
+        read_config(tmp_path / "run.yaml")
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_shape_that_cannot_be(mistake: Mistake, tmp_path: Path) -> None:
+    scratch = ("--method", "full", "--from-scratch", "shape.json", "--backend", "torch")
+    mistake(*scratch, words=("shape.json cannot be read",))
+    (tmp_path / "shape.json").write_text("[1]")
+    mistake(*scratch, words=("shape.json holds no config",))
+    (tmp_path / "shape.json").write_text('{"model_type": "llama", "vocab_size": 5}')
+    mistake(*scratch, words=("vocab_size 5 is less than the",))
+
+
+def test_resuming_with_other_settings_or_data(tiny_model: Path, tmp_path: Path, mistake: Mistake) -> None:
+    short = ("--steps", 2, "--backend", "torch", "--sample-tokens", 0)
+    arguments = ("finetune", tiny_model, "data.jsonl", "--out", "out", *short)
+    assert cli.run([str(argument) for argument in arguments]) == 0
+    again = ("finetune", "--resume", "--out", "out")
+    mistake("--learning-rate", "1", arguments=again, words=("cannot be resumed", "learning rate", "another --out"))
+    mistake("--rank", "3", arguments=again, words=("cannot be resumed", "rank was 16"))
+    write_chats(tmp_path / "data.jsonl", 7)
+    mistake(arguments=again, words=("the data's fingerprint was", "resume with the same data"))
+    (tmp_path / "out" / "run.json").write_text("{")
+    mistake(arguments=again, words=("run.json is damaged",))
+
+
+def test_adapters_that_do_not_fit(tiny_model: Path, tmp_path: Path, mistake: Mistake) -> None:
+    from safetensors.numpy import save_file
+
+    ask = ("chat", tiny_model, "-p", "hi", "--backend", "numpy", "-n", 2, "--adapter")
+    mistake(arguments=(*ask, "nowhere"), words=("nowhere: there is no adapter_config.json",))
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
+    mistake(arguments=(*ask, folder), words=("there is no adapter_model.safetensors",))
+
+    def write(module: str, out: int, size: int, fill: float = 0.1) -> None:
+        name = f"base_model.model.{module}"
+        a, b = np.full((2, size), fill, np.float32), np.full((out, 2), fill, np.float32)
+        save_file({f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}, folder / "adapter_model.safetensors")
+
+    write("model.layers.9.self_attn.q_proj", 128, 64)
+    mistake(arguments=(*ask, folder), words=("layers.9", "does not have", "made for another model"))
+    write("model.layers.0.self_attn.q_proj", 128, 32)
+    mistake(arguments=(*ask, folder), words=("q_proj is (128, 64) in this model and (128, 32) in the adapter",))
+    write("model.layers.0.self_attn.q_proj", 128, 64, float("nan"))
+    mistake(arguments=(*ask, folder), words=("not finite",))
+    (tmp_path / "text.txt").write_text("the fox")
+    evaluate = ("eval", tiny_model, "text.txt", "--backend", "numpy", "--adapter", "nowhere")
+    mistake(arguments=evaluate, words=("nowhere: there is no adapter_config.json",))

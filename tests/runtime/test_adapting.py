@@ -1,0 +1,159 @@
+"""Adapters beside the weights are adapters in the weights: against the fused checkpoint, on every backend."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import partita_backends
+from partita.adapters import fused, open_adapter
+from partita.adapting import identity, with_adapter
+from partita.backend import Backend
+from partita.cache import Cache
+from partita.cache_spec import plan
+from partita.checkpoint import Checkpoint, open_checkpoint
+from partita.errors import CheckpointError, ContextError, UnsupportedModel
+from partita.kv_format import KVFormat
+from partita.language_model import load
+from partita.loading import load_decoder, read_config
+from partita.lora import projection_shapes
+from partita.model import Decoder
+from partita_convert.quantize import quantize
+from partita_convert.write_folder import write_mlx
+
+IDS = np.asarray([[5, 80, 200, 17, 33, 9, 120]], np.int32)
+MODULES = ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")
+
+
+@pytest.fixture(params=["numpy", "torch", "mlx"], scope="module")
+def ops(request: pytest.FixtureRequest) -> Backend:
+    return partita_backends.load(request.param, dtype="float32")
+
+
+def write(folder: Path, base: Checkpoint, *, dora: bool = False, mlx: bool = False, seed: int = 0) -> Path:
+    """A random adapter of some projections of layers 0 and 1, as PEFT or mlx-lm keep it."""
+    folder.mkdir(exist_ok=True)
+    random, tensors = np.random.default_rng(seed), {}
+    shapes = projection_shapes(read_config(base))
+    for module in (f"model.layers.{i}.{module}" for i in range(2) for module in MODULES):
+        out, size = shapes[module.rpartition(".")[2]]
+        a = random.normal(0, size**-0.5, (4, size)).astype(np.float32)
+        b = random.normal(0, 0.5, (out, 4)).astype(np.float32)
+        lengths = random.uniform(0.5, 2, out).astype(np.float32)
+        if mlx:
+            tensors |= {f"{module}.lora_a": a.T.copy(), f"{module}.lora_b": b.T.copy()} | (
+                {f"{module}.m": lengths} if dora else {}
+            )
+            continue
+        name = f"base_model.model.{module}"
+        tensors |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
+        tensors |= {f"{name}.lora_magnitude_vector": lengths} if dora else {}
+    config: dict[str, Any] = {"peft_type": "LORA", "r": 4, "lora_alpha": 6, "use_dora": dora}
+    if mlx:
+        config = {
+            "fine_tune_type": "dora" if dora else "lora",
+            "lora_parameters": {"rank": 4, "scale": 1.5, "keys": []},
+        }
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / ("adapters.safetensors" if mlx else "adapter_model.safetensors"))
+    return folder
+
+
+def logits(ops: Backend, decoder: Decoder) -> np.ndarray:
+    cache = Cache(ops, plan(decoder.config, KVFormat.parse("32")))
+    return ops.to_numpy(decoder(ops, ops.array(IDS), cache, every=True))
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("mlx", [False, True], ids=["peft", "mlx-lm"])
+def test_beside_the_weights_is_in_the_weights(
+    ops: Backend, tiny_family: Callable[[str], Path], tmp_path: Path, dora: bool, mlx: bool
+) -> None:
+    base = open_checkpoint(tiny_family("qwen2"))
+    adapter = open_adapter(write(tmp_path / "adapter", base, dora=dora, mlx=mlx))
+    plain = load_decoder(ops, base, stack=False)
+    before = logits(ops, plain)
+    found = logits(ops, with_adapter(ops, plain, adapter))
+    expected = logits(ops, load_decoder(ops, fused(base, adapter)))
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+    assert np.abs(found - before).max() > 0.1
+    np.testing.assert_array_equal(logits(ops, plain), before)  # the base is as it was
+
+
+def test_packed_weights_stay_packed(ops: Backend, tiny_model: Path, tmp_path: Path) -> None:
+    write_mlx(open_checkpoint(tiny_model), tmp_path / "packed", transform=lambda name, x: quantized_matrix(x))
+    base = open_checkpoint(tmp_path / "packed")
+    adapter = open_adapter(write(tmp_path / "adapter", base))
+    plain = load_decoder(ops, base, stack=False)
+    adapted = with_adapter(ops, plain, adapter)
+    assert adapted.blocks[0].attention.out.base.weight is plain.blocks[0].attention.out.weight  # pyright: ignore
+    expected = logits(ops, load_decoder(ops, fused(base, adapter)))  # dense where it is adapted
+    np.testing.assert_allclose(logits(ops, adapted), expected, atol=5e-4)
+
+
+def quantized_matrix(x: Any) -> Any:
+    return quantize(x, 4, 32) if x.ndim == 2 else x
+
+
+def test_a_session_knows_its_adapter(tiny_model: Path, tmp_path: Path) -> None:
+    base = open_checkpoint(tiny_model)
+    first, second = (write(tmp_path / name, base, seed=seed) for seed, name in enumerate(("first", "second")))
+    model = load(tiny_model, backend="numpy", adapter=first)
+    other = load(tiny_model, backend="numpy", stack=False).with_adapter(open_adapter(second))
+    assert model.adapter != other.adapter
+    assert model.adapter == identity(open_adapter(first))
+    session = model.session(prefixes=None)
+    list(session.generate(model.encode("the fox"), max_tokens=2))
+    session.save(tmp_path / "saved")
+    model.session(prefixes=None).restore(tmp_path / "saved")
+    for stranger in (other, load(tiny_model, backend="numpy")):
+        with pytest.raises(ContextError, match="adapter"):
+            stranger.session(prefixes=None).restore(tmp_path / "saved")
+
+
+def test_one_prefix_cache_keeps_them_apart(tiny_model: Path, tmp_path: Path) -> None:
+    base = load(tiny_model, backend="numpy", stack=False)
+    adapted = base.with_adapter(open_adapter(write(tmp_path / "adapter", open_checkpoint(tiny_model))))
+    prompt = base.encode("the quick brown fox jumps over the lazy dog " * 8)
+
+    def reused(model: Any) -> int:
+        session = model.session(prefixes=base.prefixes)
+        list(session.generate(prompt, max_tokens=2))
+        return session.reused
+
+    assert [reused(base), reused(adapted)] == [0, 0]
+    assert min(reused(base), reused(adapted)) > 100
+
+
+def test_what_cannot_be_done_beside_the_weights_is_refused(tiny_family: Callable[[str], Path], tmp_path: Path) -> None:
+    ops = partita_backends.load("numpy")
+    base = open_checkpoint(tiny_family("llama"))  # its embedding is its head
+    decoder = load_decoder(ops, base, stack=False)
+    adapter = open_adapter(write(tmp_path / "adapter", base))
+    change = next(iter(adapter.changes.values()))
+    for name in ("model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"):
+        with pytest.raises(UnsupportedModel, match=rf"changes {name}, .*partita convert MODEL DEST --adapter"):
+            with_adapter(ops, decoder, replace(adapter, changes={name: change}))
+    with pytest.raises(UnsupportedModel, match="changes model"):
+        with_adapter(ops, decoder, replace(adapter, replaced={"model.norm.weight": np.ones(64, np.float32)}))
+    with pytest.raises(CheckpointError, match=r"layers\.7.*does not have"):
+        with_adapter(ops, decoder, replace(adapter, changes={"model.layers.7.mlp.up_proj.weight": change}))
+
+
+def test_an_adapted_head(ops: Backend, tiny_model: Path, tmp_path: Path) -> None:
+    base = open_checkpoint(tiny_model)
+    adapter = open_adapter(write(tmp_path / "adapter", base))
+    size = base.shape("lm_head.weight")
+    random = np.random.default_rng(1)
+    a, b = random.normal(0, 0.1, (4, size[1])), random.normal(0, 0.5, (size[0], 4))
+    change = replace(next(iter(adapter.changes.values())), a=a.astype(np.float32), b=b.astype(np.float32))
+    adapter = replace(adapter, changes={"lm_head.weight": change})
+    found = logits(ops, with_adapter(ops, load_decoder(ops, base, stack=False), adapter))
+    np.testing.assert_allclose(found, logits(ops, load_decoder(ops, fused(base, adapter))), atol=2e-4)
