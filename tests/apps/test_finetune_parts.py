@@ -1,0 +1,133 @@
+"""Parts of `partita finetune` by themselves: metrics, the progress line, the report's table, settings."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from partita.errors import DataError
+from partita_apps.finetune.line import Line, Smoothed, duration
+from partita_apps.finetune.metrics import Metrics
+from partita_apps.finetune.report import _quoted, _thinned
+from partita_apps.finetune.settings import Settings, merged, read_config, read_run
+
+
+def test_metrics_of_a_run_that_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    first = Metrics(path, 0)
+    first.add({"step": 0, "valid_loss": 3.0})
+    for step in range(1, 6):
+        first.add({"step": step, "train_loss": 1 / step})
+    first.add({"step": 5, "valid_loss": 2.0})
+    first.keep()
+    first.close()
+    with path.open("a") as file:
+        file.write('["no row"]\n{"step": "x"}\n{"step": 6, "train')
+    second = Metrics(path, 3)
+    second.add({"step": 4, "train_loss": 9.0})
+    second.close()
+    expected = [[1, 1.0], [2, 0.5], [3, 1 / 3], [4, 9.0]]
+    assert second.column("train_loss") == expected
+    assert second.column("valid_loss") == [[0, 3.0]]
+    assert [json.loads(line) for line in path.read_text().splitlines()] == second.rows
+    third = Metrics(path, 0)  # a run that is begun again
+    third.close()
+    assert path.read_text() == ""
+
+
+def test_metrics_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(DataError, match="cannot be written"):
+        Metrics(tmp_path / "metrics.jsonl", 0)
+
+
+def test_plain_lines_come_at_intervals_and_for_every_evaluation() -> None:
+    stream = io.StringIO()
+    with Line(500, 0, stream) as line:
+        line.evaluated(0, 3.0, True)
+        for step in range(1, 501):
+            line.advance(step, 2.0, 1000, 0.5, 3 << 30)
+        line.evaluated(500, 1.5, True)
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "step 0: validation loss 3.0000"
+    assert lines[1] == "step 1/500 · loss 2.0000 · valid 3.0000 · 2,000 tokens/s · 3.0 GiB · 4 min left"
+    assert lines[2:] == [
+        "step 500/500 · loss 2.0000 · valid 3.0000 · 2,000 tokens/s · 3.0 GiB",
+        "step 500: validation loss 1.5000 (best)",
+    ]
+
+
+def test_a_quiet_line_says_nothing() -> None:
+    stream = io.StringIO()
+    with Line(5, 0, stream, quiet=True) as line:
+        line.evaluated(0, 3.0, True)
+        line.say("x")
+    assert stream.getvalue() == ""
+
+
+@given(st.lists(st.floats(-100, 100), min_size=1, max_size=30))
+def test_smoothed_stays_among_what_it_was_given(values: list[float]) -> None:
+    mean = Smoothed()
+    for value in values:
+        mean.add(value)
+    assert min(values) - 1e-6 <= mean.value <= max(values) + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.4, "0 s"), (59, "59 s"), (61, "1 min"), (3599, "1 h 0 min"), (12000, "3 h 20 min")]
+)
+def test_durations(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
+
+
+@given(st.integers(0, 500))
+def test_a_long_table_keeps_its_ends(count: int) -> None:
+    marks = list(range(0, count * 3, 3))
+    found = _thinned(marks)
+    assert len(found) <= 13
+    assert found == sorted(set(found))
+    if marks:
+        assert (found[0], found[-1]) == (marks[0], marks[-1])
+
+
+def test_no_sample_ends_its_block() -> None:
+    assert _quoted("a\n```\nb").startswith("````text\n")
+    assert _quoted("````").endswith("\n`````")
+
+
+def test_the_order_of_settings(tmp_path: Path) -> None:
+    kept = {"model": "m", "data": "d", "rank": 4, "steps": 10}
+    assert merged(kept, {}, {"rank": None}).rank == 4
+    assert merged(kept, {"rank": 5}, {}).rank == 5
+    assert merged(kept, {"rank": 5}, {"rank": 6}).rank == 6
+    found = merged(kept, {}, {"epochs": 2.0})
+    assert (found.steps, found.epochs) == (None, 2.0)
+    assert merged(kept, {}, {"rslora": False, "dropout": 0.0}) == Settings("m", "d", rank=4, steps=10)
+
+
+def test_settings_that_are_kept_are_read_again(tmp_path: Path) -> None:
+    settings = Settings("m", "d", sample=("one", "two"), learning_rate=1e-4, packing=False, targets="q_proj,v_proj")
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({"settings": settings.document(), "before": ["x"]}))
+    found, before = read_run(path)
+    assert merged(found, {}) == settings
+    assert before == ["x"]
+
+
+def test_values_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("learning-rate: 1e-4\nclip: 2\nsample: one\ntargets:\n- q_proj\n- v_proj\nlayers:\nsteps: 100.0\n")
+    assert read_config(path) == {
+        "learning_rate": 1e-4,
+        "clip": 2.0,
+        "sample": ("one",),
+        "targets": "q_proj,v_proj",
+        "steps": 100,
+    }
+    path.write_text("")
+    assert read_config(path) == {}
