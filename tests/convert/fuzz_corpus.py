@@ -31,8 +31,9 @@ BLOCKS = {
     14: (256, 210),
     20: (32, 18),
     30: (1, 2),
+    39: (32, 17),
 }
-WIDTH, INNER, HEADS, KV_HEADS, VOCABULARY = 256, 256, 4, 2, 32
+HEADS, KV_HEADS, VOCABULARY, EXPERTS = 4, 2, 32, 3
 
 Key = tuple[str, int, Any]  # name, type, value; an array's value is (item type, items)
 Tensor = tuple[str, tuple[int, ...], int, int]  # name, dimensions in the file's order, type, offset
@@ -112,45 +113,79 @@ def sentence_keys(*, with_bytes: bool = False) -> list[Key]:
     ]
 
 
-def model_keys(architecture: str, layers: int) -> list[Key]:
+def model_keys(architecture: str, layers: int, width: int) -> list[Key]:
     return [
         ("general.architecture", STRING, architecture),
         ("general.alignment", U32, 32),
         (f"{architecture}.block_count", U32, layers),
         (f"{architecture}.context_length", U32, 64),
-        (f"{architecture}.embedding_length", U32, WIDTH),
-        (f"{architecture}.feed_forward_length", U32, INNER),
+        (f"{architecture}.embedding_length", U32, width),
+        (f"{architecture}.feed_forward_length", U32, width),
         (f"{architecture}.attention.head_count", U32, HEADS),
         (f"{architecture}.attention.head_count_kv", ARRAY, (I32, [KV_HEADS] * layers)),
         (f"{architecture}.attention.layer_norm_rms_epsilon", F32, 1e-5),
         (f"{architecture}.attention.sliding_window", U32, 16),
-        (f"{architecture}.attention.key_length", U32, WIDTH // HEADS),
+        (f"{architecture}.attention.key_length", U32, width // HEADS),
         (f"{architecture}.rope.freq_base", F32, 50000.0),
     ]
 
 
-def model_shapes(layers: int, types: list[int], more: Iterable[str] = ()) -> list[tuple[str, tuple[int, ...], int]]:
-    """Every tensor of a small llama; the matrices take `types` in turn."""
-    kv = WIDTH // HEADS * KV_HEADS
-    matrices = {"attn_q": WIDTH, "attn_k": kv, "attn_v": kv, "attn_output": WIDTH, "ffn_gate": INNER, "ffn_up": INNER}
-    found = [("token_embd.weight", (WIDTH, VOCABULARY), 8), ("output_norm.weight", (WIDTH,), 0)]
+def expert_keys(architecture: str) -> list[Key]:
+    return [
+        (f"{architecture}.expert_count", U32, EXPERTS),
+        (f"{architecture}.expert_used_count", U32, 2),
+        (f"{architecture}.expert_feed_forward_length", U32, 32),
+    ]
+
+
+Shape = tuple[str, tuple[int, ...], int]  # name, dimensions in the file's order, type
+
+
+def outer_shapes(width: int, *, head: bool = False) -> list[Shape]:
+    found: list[Shape] = [("token_embd.weight", (width, VOCABULARY), 8), ("output_norm.weight", (width,), 0)]
+    return [*found, ("output.weight", (width, VOCABULARY), 8)] if head else found
+
+
+def model_shapes(layers: int, width: int, types: list[int], more: Iterable[str] = (), cut: int = 1) -> list[Shape]:
+    """Every tensor of a small model; the matrices take `types` in turn. cut: what their rows are divided by."""
+    kv = width // HEADS * KV_HEADS
+    matrices = {"attn_q": width, "attn_k": kv, "attn_v": kv, "attn_output": width, "ffn_gate": width, "ffn_up": width}
+    found = outer_shapes(width)
     for layer in range(layers):
-        found += [(f"blk.{layer}.{name}.weight", (WIDTH,), 0) for name in ("attn_norm", "ffn_norm", *more)]
-        for i, (name, rows) in enumerate((matrices | {"ffn_down": WIDTH}).items()):
-            found.append((f"blk.{layer}.{name}.weight", (WIDTH, rows // 16), types[(i + layer) % len(types)]))
+        found += [(f"blk.{layer}.{name}.weight", (width,), 0) for name in ("attn_norm", "ffn_norm", *more)]
+        for i, (name, rows) in enumerate((matrices | {"ffn_down": width}).items()):
+            found.append((f"blk.{layer}.{name}.weight", (width, rows // cut), types[(i + layer) % len(types)]))
     return found
 
 
+def gpt_oss_shapes(width: int) -> list[Shape]:
+    """One layer of experts in 4-bit floats, biases everywhere, one sink logit a head."""
+    kv, found = width // HEADS * KV_HEADS, outer_shapes(width, head=True)
+    for name, rows in {"attn_q": width, "attn_k": kv, "attn_v": kv, "attn_output": width}.items():
+        found += [(f"blk.0.{name}.weight", (width, rows), 30), (f"blk.0.{name}.bias", (rows,), 0)]
+    for name in ("gate", "up", "down"):
+        found.append((f"blk.0.ffn_{name}_exps.weight", (width, 32, EXPERTS), 39))
+        found.append((f"blk.0.ffn_{name}_exps.bias", (32, EXPERTS), 0))
+    found += [("blk.0.ffn_gate_inp.weight", (width, EXPERTS), 0), ("blk.0.ffn_gate_inp.bias", (EXPERTS,), 0)]
+    found += [(f"blk.0.{name}.weight", (width,), 0) for name in ("attn_norm", "post_attention_norm")]
+    return [*found, ("blk.0.attn_sinks.weight", (HEADS,), 0)]
+
+
 def gguf_forms() -> dict[str, tuple[list[Key], list[Tensor], bytes]]:
-    llama = place(model_shapes(1, [2, 3, 6, 7, 8, 1, 30]))
-    kinds = place(model_shapes(2, [12, 13, 14, 10, 11, 20, 0]))
-    gemma = place(model_shapes(1, [2, 12, 30], ["post_attention_norm", "post_ffw_norm"]))
-    factors = ([*model_shapes(1, [8]), ("rope_freqs.weight", (WIDTH // HEADS // 2,), 0)],)
+    """Whole models of 32 columns, one with experts; and two of 256 whose rows are cut, for types of large blocks."""
+    llama = [*model_shapes(1, 32, [2, 3, 6, 7, 8, 1, 30])]
+    factors = [*model_shapes(1, 32, [8]), ("rope_freqs.weight", (4,), 0)]
+    kinds = model_shapes(2, 256, [12, 13, 14, 10, 11, 20, 0], cut=16)
+    gemma = model_shapes(1, 256, [2, 12, 30], ["post_attention_norm", "post_ffw_norm"], cut=16)
+    yarn = [("gpt-oss.rope.scaling.type", STRING, "yarn"), ("gpt-oss.rope.scaling.factor", F32, 32.0)]
+    yarn.append(("gpt-oss.rope.scaling.original_context_length", U32, 4096))
+    oss = [*model_keys("gpt-oss", 1, 32), *expert_keys("gpt-oss"), *yarn, *byte_level_keys()]
     return {
-        "llama": ([*model_keys("llama", 1), *byte_level_keys()], *llama),
-        "kinds": ([*model_keys("llama", 2), *sentence_keys()], *kinds),
-        "gemma": ([*model_keys("gemma3", 1), *sentence_keys(with_bytes=True)], *gemma),
-        "factors": ([*model_keys("llama", 1), *byte_level_keys()], *place(*factors)),
+        "llama": ([*model_keys("llama", 1, 32), *byte_level_keys()], *place(llama)),
+        "factors": ([*model_keys("llama", 1, 32), *byte_level_keys()], *place(factors)),
+        "experts": (oss, *place(gpt_oss_shapes(32))),
+        "kinds": ([*model_keys("llama", 2, 256), *sentence_keys()], *place(kinds)),
+        "gemma": ([*model_keys("gemma3", 1, 256), *sentence_keys(with_bytes=True)], *place(gemma)),
     }
 
 
@@ -254,11 +289,18 @@ def sentencepiece_bytes() -> bytes:
     return proto.write(proto.Model(pieces, keys["tokenizer.ggml.scores"][1], types, *specs), space_prefix=False)
 
 
-def layer(i: int, dtype: str) -> dict[str, tuple[str, tuple[int, ...]]]:
-    prefix, names = f"model.layers.{i}", ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj", "mlp.down_proj")
-    return {f"{prefix}.{name}.weight": (dtype, (16, 64)) for name in names} | {
-        f"{prefix}.input_layernorm.weight": ("F32", (64,))
+def layer(i: int, dtype: str, more: Iterable[str] = ()) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """A whole layer of the configs above."""
+    attention = {"q": (64, 64), "k": (32, 64), "v": (32, 64), "o": (64, 64)}
+    found: dict[str, tuple[str, tuple[int, ...]]] = {
+        f"self_attn.{name}_proj": (dtype, shape) for name, shape in attention.items()
     }
+    found |= {f"mlp.{name}_proj": (dtype, (64, 64)) for name in ("gate", "up", "down")}
+    found |= dict.fromkeys(("input_layernorm", "post_attention_layernorm", *more), ("F32", (64,)))
+    return {f"model.layers.{i}.{name}.weight": value for name, value in found.items()}
+
+
+OUTER = {"model.embed_tokens.weight": ("BF16", (32, 64)), "model.norm.weight": ("F32", (64,))}
 
 
 def packed(name: str, rows: int, columns: int, bits: int, group: int) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -267,8 +309,8 @@ def packed(name: str, rows: int, columns: int, bits: int, group: int) -> dict[st
 
 
 def _single(folder: Path) -> None:
-    more = {"lm_head.weight": ("BF16", (32, 64)), "flag": ("BOOL", (3,)), "odd": ("I64", (2, 3)), "none": ("F32", (0,))}
-    (folder / "model.safetensors").write_bytes(stored(layer(0, "BF16") | layer(1, "F16") | more))
+    more = {"flag": ("BOOL", (3,)), "odd": ("I64", (2, 3)), "none": ("F32", (0,))}
+    (folder / "model.safetensors").write_bytes(stored(OUTER | layer(0, "BF16") | layer(1, "F16") | more))
     _json(folder, "config.json", CONFIG)
     _json(folder, "tokenizer.json", tokenizer_json())
     settings = {"eos_token": "<|im_end|>", "bos_token": {"content": "<|endoftext|>"}, "add_bos_token": False}
@@ -280,7 +322,9 @@ def _single(folder: Path) -> None:
 def _sharded(folder: Path) -> None:
     table = {}
     for i in range(2):
-        file, tensors = f"model-0000{i + 1}-of-00002.safetensors", layer(i, "F32")
+        norms = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
+        file, tensors = f"model-0000{i + 1}-of-00002.safetensors", layer(i, "F32", norms) | (OUTER if i else {})
+        tensors |= {f"model.layers.{i}.self_attn.{name}_norm.weight": ("F32", (16,)) for name in "qk"}
         (folder / file).write_bytes(stored(tensors, i))
         table |= dict.fromkeys(tensors, file)
     _json(folder, "model.safetensors.index.json", {"metadata": {"total_size": 1}, "weight_map": table})
@@ -318,6 +362,9 @@ FOLDERS: dict[str, Callable[[Path], None]] = {
     "quantized": _quantized,
     "floats": _floats,
 }
+
+
+WHOLE = ("llama", "factors", "experts", "single", "sharded")  # they hold everything that a decoder needs
 
 
 def _json(folder: Path, name: str, value: Any) -> None:
