@@ -9,6 +9,8 @@ text that the model itself finds likely, in whatever languages it knows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from partita.backend import Backend
@@ -51,17 +53,22 @@ years, votes on the budget before the end of December; without a majority the ol
 """
 
 
-def written_tokens(ops: Backend, decoder: Decoder, tokenizer: Tokenizer, rows: int = ROWS) -> list[int]:
-    """What the model writes by itself, drawn at temperature 1 with a fixed seed: `rows` texts, one after another."""
+def written_tokens(
+    ops: Backend, decoder: Decoder, tokenizer: Tokenizer, on_progress: Callable[[int, int], None] | None = None
+) -> list[int]:
+    """What the model writes by itself, drawn at temperature 1 with a fixed seed: ROWS texts, one after another."""
     random = np.random.default_rng(_SEED)
     first = tokenizer.bos_id if tokenizer.bos_id is not None else min(tokenizer.stop_ids, default=0)
     dense = KVFormat.parse("auto", dense_bits=32 if ops.decode_dtype == "float32" else 16)
     context = min(2 * LENGTH, decoder.config.max_positions)
-    cache = Cache(ops, plan(decoder.config, dense, context=context), rows)
-    ids = np.full((rows, 1), first, np.int32)
+    cache = Cache(ops, plan(decoder.config, dense, context=context), ROWS)
+    ids = np.full((ROWS, 1), first, np.int32)
     written = [ids]
-    for _ in range(min(LENGTH, context) - 1):
+    length = min(LENGTH, context)
+    for i in range(1, length):
         logits = ops.to_numpy(decoder(ops, ops.array(ids), cache)).astype(np.float64)
         ids = (logits + random.gumbel(size=logits.shape)).argmax(-1).astype(np.int32)[:, None]
         written.append(ids)
+        if on_progress is not None:
+            on_progress(i, length - 1)
     return np.concatenate(written, 1).reshape(-1).tolist()

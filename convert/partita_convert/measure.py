@@ -28,11 +28,12 @@ from partita.model import Decoder
 from partita.quantization import Array, Packed, dequantize
 
 from .activations import Importance
+from .changed import Changed
 from .quantize import quantize
 from .recipes import Format, Recipe, layer_of, part_of
 
 PROBE_BITS = 3
-TOKENS = 512
+TOKENS = 256
 _LOGITS = 1 << 26  # values of the source's log probabilities that are kept: 256 MB
 _SLICE = 64  # tokens whose logits are compared at a time
 _SAMPLE = 1 << 17  # weights of each tensor whose error is taken at every width
@@ -74,7 +75,7 @@ def measure(
         if layer is None:
             changed, start = _with_embedding(ops, decoder, probed), 0
         else:
-            block = load_block(ops, _Replaced.of(checkpoint, probed), layer)
+            block = load_block(ops, Changed.of(checkpoint, lambda name, value, own=probed: own.get(name, value)), layer)
             blocks = (*decoder.blocks[:layer], block, *decoder.blocks[layer + 1 :])
             changed, start = replace(decoder, blocks=blocks), layer
         errors = _errors(checkpoint, names, group_size, importance)
@@ -100,41 +101,6 @@ def _with_embedding(ops: Backend, decoder: Decoder, probed: Mapping[str, Packed]
     embedding = prepared.get(decoder.embedding_name, decoder.embedding)
     head = replace(decoder.head, weight=prepared.get(decoder.head.name, decoder.head.weight))
     return replace(decoder, embedding=embedding, head=head)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Replaced(Checkpoint):
-    """A checkpoint with other values for some of its tensors."""
-
-    base: Checkpoint
-    values: Mapping[str, Packed]
-
-    @classmethod
-    def of(cls, base: Checkpoint, values: Mapping[str, Packed]) -> _Replaced:
-        return cls(
-            path=base.path,
-            config=base.config,
-            generation_config=base.generation_config,
-            norms_include_one=base.norms_include_one,
-            metadata=base.metadata,
-            base=base,
-            values=values,
-        )
-
-    def names(self) -> tuple[str, ...]:
-        return self.base.names()
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.base.shape(name)
-
-    def read(self, name: str) -> np.ndarray | Packed:
-        return self.values[name] if name in self.values else self.base.read(name)
-
-    def stored_as(self, name: str) -> str:
-        return self.base.stored_as(name)
-
-    def fingerprint(self) -> str:
-        return self.base.fingerprint()
 
 
 @dataclass(frozen=True)
