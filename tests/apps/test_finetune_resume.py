@@ -179,7 +179,8 @@ def test_a_full_disk_leaves_the_last_checkpoint(tiny_model: Path, chats: Path, t
 
 def test_a_run_goes_on_on_another_backend(tiny_model: Path, chats: Path, tmp_path: Path) -> None:
     settings = ("--schedule", "constant", "--sample-tokens", 0, "--dropout", 0.1, "--valid-fraction", 0)
-    start = (tiny_model, chats, *QUICK, *settings)
+    mild = ("--learning-rate", "2e-4", "--dtype", "float32")  # by default torch keeps dense weights in bfloat16
+    start = (tiny_model, chats, *QUICK, *settings, *mild)
     expected = train(*start, "--out", tmp_path / "torch", "--steps", 8)
     train(*start, "--out", tmp_path / "both", "--steps", 4)
     found = train("--resume", "--out", tmp_path / "both", "--steps", 8, "--backend", "mlx")
@@ -187,4 +188,4 @@ def test_a_run_goes_on_on_another_backend(tiny_model: Path, chats: Path, tmp_pat
     assert found["train_loss"][:4] == expected["train_loss"][:4]
     for (step, ours), (same, theirs) in zip(found["train_loss"], expected["train_loss"], strict=True):
         assert step == same
-        assert ours == pytest.approx(theirs, rel=1e-4)
+        assert ours == pytest.approx(theirs, rel=2e-5)
