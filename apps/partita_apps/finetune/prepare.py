@@ -24,6 +24,7 @@ from partita.errors import DataError, MemoryBudgetError
 from partita.initialise import initialise
 from partita.loading import load_decoder, read_config
 from partita.lora import LoraConfig
+from partita.model import Decoder
 from partita.optim import AdamW
 from partita.sources import resolve
 from partita.template import ChatTemplate
@@ -88,6 +89,7 @@ def prepare(settings: Settings, out: Path) -> Prepared:
     splits = _data(settings, tokenizer)
     batches = _batches(settings, splits.train, ops)
     settings = _decided(settings, batches)
+    _ = _train_config(settings)  # its mistakes are told before the model is loaded
     parameters = sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names())
     shape = TrainingShape(
         settings.batch_size,
@@ -102,15 +104,9 @@ def prepare(settings: Settings, out: Path) -> Prepared:
         decoder = load_decoder(ops, checkpoint, stack=False, on_layer=advance)
     ops.sync()
     weights = max(ops.memory().active - before, 0)
-    if lora is None:
-        values_too = parameters * 4 // 3  # four arrays of their size to come, where the estimate counts three
-        least = replace(shape, trained=values_too, grad_checkpoint=settings.grad_checkpoint is not False)
-        admit(config, least, ops.memory().free, full=True)
-        model, values = full(ops, decoder, checkpoint)
-    else:
-        model, values = adapted(ops, decoder, lora)
-        shape = replace(shape, trained=sum(math.prod(x.shape) for x in values.values()))
-    del decoder
+    model, values = _trainable(ops, checkpoint, decoder, lora, shape, settings.grad_checkpoint)
+    del decoder  # of full training, whose weights the trainer holds
+    shape = replace(shape, trained=sum(math.prod(x.shape) for x in values.values()))
     settings, rest = _admitted(settings, config, shape, ops.memory().free, lora is None)
     trainer = Trainer(
         ops,
@@ -124,6 +120,23 @@ def prepare(settings: Settings, out: Path) -> Prepared:
     )
     chats = tokenizer.chat_template is not None and _is_chat(settings.data)
     return Prepared(settings, ops, checkpoint, tokenizer, splits, chats, lora, trainer, parameters, weights, rest)
+
+
+def _trainable(
+    ops: Backend,
+    checkpoint: Checkpoint,
+    decoder: Decoder,
+    lora: LoraConfig | None,
+    shape: TrainingShape,
+    grad_checkpoint: bool | None,
+) -> tuple[Trainable, dict[str, Any]]:
+    """What is trained, and its initial values. shape: trained is the number of all weights here."""
+    if lora is not None:
+        return adapted(ops, decoder, lora)
+    values_too = shape.trained * 4 // 3  # four arrays of their size to come, where the estimate counts three
+    least = replace(shape, trained=values_too, grad_checkpoint=grad_checkpoint is not False)
+    admit(decoder.config, least, ops.memory().free, full=True)
+    return full(ops, decoder, checkpoint)
 
 
 def _base(settings: Settings, path: Path) -> tuple[Checkpoint, Tokenizer]:
