@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from partita.errors import DataError, UnsupportedModel
+from partita.errors import DataError, PartitaError
 
 from .evaluate import read_text
 from .options import tell
 
 if TYPE_CHECKING:
     from partita.checkpoint import Checkpoint
-    from partita_convert.convert import Calibration, Request
+    from partita_convert.planning import Calibration, Request
     from partita_convert.report import Check, Report
 
 CHECK_TOKENS = 2048
+CALIBRATION_LETTERS = 100_000  # more than the tokens that are used
 
 
 @click.command()
@@ -94,7 +95,7 @@ def convert(
     --to mlx.
     """
     from partita.adapters import is_adapter, open_adapter
-    from partita_convert.convert import Request
+    from partita_convert.planning import Request, check_options
 
     form = to or ("gguf" if dest.suffix == ".gguf" else "mlx")
     if is_adapter(Path(source)):
@@ -109,12 +110,14 @@ def convert(
         adapter=None if adapter is None else open_adapter(adapter),
         policy=adapter_loss,
     )
+    check_options(dest, request)
+    weigh_by = weighing(request, calibration)
     player = Player(placed)
     with ExitStack() as stack:
         checkpoint = stack.enter_context(opened(source, dest, allow_pickle, offline))
-        report = written(checkpoint, dest, request, player, calibration)
+        report = written(checkpoint, dest, request, player, calibration, weigh_by)
         if text is not None:
-            report = replace(report, check=checked(checkpoint, dest, adapter, text, player))
+            report = replace(report, check=checked(checkpoint, dest, request, text, player))
     if as_json:
         click.echo(json.dumps(report.as_json()))
     else:
@@ -148,15 +151,31 @@ def opened(source: str, dest: Path, allow_pickle: bool, offline: bool) -> Any:
     return open_source(path, allow_pickle=allow_pickle, near=dest)
 
 
-def written(checkpoint: Checkpoint, dest: Path, request: Request, player: Player, calibration: str | None) -> Report:
-    """Convert, with a bar for each of its parts."""
-    from partita_convert import convert as library
+def weighing(request: Request, calibration: str | None) -> str | None:
+    """The text of --calibration; None without one. DataError where it, or leaving it out, makes no sense."""
+    if calibration not in (None, "none") and not request.searches:
+        raise DataError("--calibration: nothing is quantized here that a text would help; leave it out")
+    if calibration == "none" and request.runs_the_model:
+        raise DataError(f"--calibration none: --quantize {request.quantize} measures on a text; leave it out")
+    return None if calibration in (None, "none") else read_text(Path(calibration))[:CALIBRATION_LETTERS]
+
+
+def written(
+    checkpoint: Checkpoint, dest: Path, request: Request, player: Player, calibration: str | None, text: str | None
+) -> Report:
+    """Convert, with a bar for each of its parts. text: that of --calibration."""
     from partita_convert.card import card
+    from partita_convert.convert import convert as convert_checkpoint
+    from partita_convert.planning import check
 
     from .progress import bar
 
-    library.check(checkpoint, dest, request)
-    request = replace(request, calibration=calibrated(checkpoint, request, player, calibration))
+    check(checkpoint, dest, request)
+    if request.searches and calibration != "none":
+        judge = calibrated(checkpoint, request, player, text)
+        if judge is not None and calibration is not None:
+            judge = replace(judge, name=Path(calibration).name)
+        request = replace(request, calibration=judge)
     total = len(checkpoint.names())
     with Bars(bar) as bars:
         count = 0
@@ -166,49 +185,39 @@ def written(checkpoint: Checkpoint, dest: Path, request: Request, player: Player
             count += 1
             bars("writing", count, max(total, count))
 
-        text = card(checkpoint, command_line(request))
-        return library.convert(checkpoint, dest, request, on_tensor=on_tensor, on_progress=bars, card=text)
+        readme = card(checkpoint, command_line(request, calibration))
+        return convert_checkpoint(checkpoint, dest, request, on_tensor=on_tensor, on_progress=bars, card=readme)
 
 
-def command_line(request: Request) -> str:
+def command_line(request: Request, calibration: str | None) -> str:
     """The options that decide what is written."""
     words = ["partita convert", f"--to {request.to}"]
     words += [f"--quantize {request.quantize}"] if request.quantize else []
     words += [f"--dtype {request.dtype}"] if request.dtype else []
     words += ["--exact"] if request.exact else []
     words += [f"--adapter {request.adapter.path.name}"] if request.adapter else []
-    words += [f"--calibration {request.calibration.name}"] if request.calibration and request.calibration.tokens else []
+    words += [f"--calibration {Path(calibration).name}"] if calibration else []
     return " ".join(words)
 
 
-def calibrated(checkpoint: Checkpoint, request: Request, player: Player, calibration: str | None) -> Calibration | None:
-    """What the weights are judged with; None where nothing is, or was asked to be."""
-    from partita_convert.convert import Calibration
+def calibrated(checkpoint: Checkpoint, request: Request, player: Player, text: str | None) -> Calibration | None:
+    """What the weights are judged with; None, and a line, where this version cannot run the model."""
+    from partita.loading import read_config
+    from partita_convert.calibration import SAMPLE
+    from partita_convert.planning import Calibration
 
-    if request.recipe is None:
-        if calibration not in (None, "none"):
-            raise DataError("--calibration: only a recipe for an mlx folder is calibrated; leave it out")
-        return None
-    if calibration == "none":
-        if request.runs_the_model:
-            raise DataError(f"--calibration none: --quantize {request.quantize} measures on a text; leave it out")
-        return None
-    if calibration is not None:
-        text = read_text(Path(calibration))
-        tokens = checkpoint.load_tokenizer().encode(text[:100_000])
-        return Calibration(player.ops, tokens, Path(calibration).name)
     try:
-        from partita.loading import read_config
-
         read_config(checkpoint)
-    except UnsupportedModel as error:
-        if request.runs_the_model:
+        tokens = checkpoint.load_tokenizer().encode(text or SAMPLE)
+    except PartitaError as error:
+        if request.runs_the_model or text is not None:
             raise
-        tell(f"weights are rounded without a text to weigh their errors by: {error}")
+        tell(f"the weights are rounded without a text to weigh errors by: {error}")
         return None
-    if request.runs_the_model:
-        tell("measuring on a text that the model writes itself; --calibration TEXTFILE measures on yours")
-    return Calibration(player.ops, None, "the model's own" if request.runs_the_model else "partita's short one")
+    if request.runs_the_model and text is None:
+        tell("bits are measured on a text that the model writes itself; --calibration TEXTFILE measures on yours")
+        return Calibration(player.ops, None, "written by the model")
+    return Calibration(player.ops, tokens, "partita's own")
 
 
 class Bars:
@@ -230,26 +239,16 @@ class Bars:
         self.advance(done, total)
 
 
-def checked(checkpoint: Checkpoint, dest: Path, adapter: str | None, text: str, player: Player) -> Check:
+def checked(checkpoint: Checkpoint, dest: Path, request: Request, text: str, player: Player) -> Check:
     """Source and result on a text, side by side."""
-    from partita.cache import Cache
-    from partita.cache_spec import plan
-    from partita.kv_format import KVFormat
-    from partita.language_model import load
-    from partita.perplexity import compare, perplexity
-    from partita_convert.report import Check
+    from partita.adapters import fused
+    from partita_convert.check import check_loss
 
     from .progress import bar
 
-    ops = player.ops
-    before = load(checkpoint.path, backend=ops, adapter=adapter)
-    after = load(dest, backend=ops)
-    tokens = before.tokenizer.encode(text)[:CHECK_TOKENS]
-    dense = KVFormat.parse("auto", dense_bits=32 if ops.decode_dtype == "float32" else 16)
-    reference, tested = (Cache(ops, plan(before.config, dense)) for _ in range(2))
+    source = checkpoint if request.adapter is None else fused(checkpoint, request.adapter)
     with bar("checking") as advance:
-        found = compare(ops, before.decoder, reference, tested, tokens, changed=after.decoder, on_progress=advance)
-    return Check(len(tokens), perplexity(found.reference_losses), perplexity(found.losses), found.kl, found.top1)
+        return check_loss(player.ops, source, dest, text, advance)
 
 
 def translate(source: Path, dest: Path, form: str, asked: Any, as_json: bool) -> None:

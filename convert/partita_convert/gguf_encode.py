@@ -28,6 +28,7 @@ Value = np.ndarray | Packed
 GROUP = 32
 WIDTHS = {"Q4_0": 4, "Q4_1": 4, "MXFP4": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8}
 """Bits of an integer."""
+SEARCHED = ("Q4_1", "Q5_1")
 _DENSE = ("F32", "F16", "BF16")
 _PIECE = 1 << 20  # values
 
@@ -101,11 +102,21 @@ def _flat(value: Any) -> Any:
 class Encoder:
     """One tensor on its way: iterate `blocks` and `error` is that of what was written (None before).
 
-    type_name: of `gguf_file.TYPES`. order: of the rows. shift: added to every value, in float32.
+    type_name: of `gguf_file.TYPES`. order: of the rows. shift: added to every value, in float32. importance: of the
+    columns, for the types whose scales are searched for.
     """
 
-    def __init__(self, name: str, value: Value, type_name: str, order: np.ndarray | None = None, shift: float = 0.0):
+    def __init__(
+        self,
+        name: str,
+        value: Value,
+        type_name: str,
+        order: np.ndarray | None = None,
+        shift: float = 0.0,
+        importance: np.ndarray | None = None,
+    ):
         self.name, self.value, self.type_name, self.order, self.shift = name, value, type_name, order, shift
+        self.importance = importance
         self.exact = isinstance(value, Packed) and type_name in WIDTHS and exact_type(value) == type_name
         self.error: float | None = None
 
@@ -123,7 +134,7 @@ class Encoder:
                 raise DataError(
                     f"{self.name}: it holds numbers that are not finite; the model is damaged, fetch it again"
                 )
-            raw = dense_blocks(source.astype(np.float32, copy=False), self.type_name, self.name)
+            raw = dense_blocks(source.astype(np.float32, copy=False), self.type_name, self.name, self.importance)
             yield raw
             difference, wide = _read_back(raw, self.type_name, piece.shape) - source, source.astype(np.float64)
             lost += float(np.square(difference, dtype=np.float64).sum())
@@ -142,12 +153,13 @@ def _read_back(raw: np.ndarray, type_name: str, shape: tuple[int, ...]) -> np.nd
     return dequantize(value) if isinstance(value, Packed) else value.astype(np.float32)
 
 
-def dense_blocks(x: np.ndarray, type_name: str, name: str) -> np.ndarray:
-    """float32 (rows, n) as blocks, uint8 (rows, bytes)."""
+def dense_blocks(x: np.ndarray, type_name: str, name: str, importance: np.ndarray | None = None) -> np.ndarray:
+    """float32 (rows, n) as blocks, uint8 (rows, bytes). importance: of the columns, for Q4_1 and Q5_1."""
     if type_name in _DENSE:
         return _cast(x, type_name).view(np.uint8)
-    if type_name in ("Q4_1", "Q5_1"):
-        return exact_blocks(quantize(x, WIDTHS[type_name], GROUP, scales="float16", name=name), type_name)
+    if type_name in SEARCHED:
+        packed = quantize(x, WIDTHS[type_name], GROUP, importance=importance, scales="float16", name=name)
+        return exact_blocks(packed, type_name)
     import gguf  # 0.1 s
 
     with np.errstate(all="ignore"):

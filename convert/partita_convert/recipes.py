@@ -51,12 +51,16 @@ class Format:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What was asked for. low, high: bits; the same for a plain one. budget: bits a weight, for a measured one."""
+    """What was asked for. low, high: bits; the same for a plain one. budget: bits a weight, for a measured one.
+
+    names_group: whether the size of groups was said, and is not merely the usual one.
+    """
 
     text: str
     low: int
     high: int
     group_size: int
+    names_group: bool
     budget: float | None = None
 
 
@@ -69,7 +73,7 @@ def parse_recipe(text: str) -> Recipe:
     name, _, group = text.partition(":")
     if name == "measured":
         value, _, group = group.partition(":")
-        return Recipe(text, min(BITS), max(BITS), _group(text, group), _budget(text, value))
+        return Recipe(text, min(BITS), max(BITS), _group(text, group), True, _budget(text, value))
     low, high = MIXTURES.get(name, (0, 0))
     if not low and name.isdecimal() and int(name) in BITS:
         low = high = int(name)
@@ -78,7 +82,7 @@ def parse_recipe(text: str) -> Recipe:
             f"--quantize {text!r}: give BITS[:GROUP] ({', '.join(map(str, BITS))} bits in groups of "
             f"{', '.join(map(str, GROUP_SIZES))}), {', '.join(MIXTURES)}, or measured:BPW such as measured:4.5"
         )
-    return Recipe(text, low, high, _group(text, group))
+    return Recipe(text, low, high, _group(text, group), bool(group))
 
 
 def _group(text: str, group: str) -> int:

@@ -73,11 +73,13 @@ def write_gguf(
     *,
     kind: str = "F16",
     kinds: Mapping[str, str] = MappingProxyType({}),
+    columns: Mapping[str, np.ndarray] = MappingProxyType({}),
     on_tensor: OnTensor | None = None,
 ) -> WrittenFile:
     """Write a GGUF file whose matrices are of `kind`, one of KINDS; of a model that sees as well, its text decoder.
 
-    kinds: a kind of its own for some tensors, by the checkpoint's names.
+    kinds: a kind of its own for some tensors, by the checkpoint's names. columns: how much each column of a weight
+    matters, for types whose scales are searched for.
     DataError: an unknown kind, `path` exists or cannot be written, numbers that are not finite. UnsupportedModel: what
     GGUF cannot say of this model or its tokenizer. CheckpointError: a damaged source.
     """
@@ -99,7 +101,8 @@ def write_gguf(
         head = _head_name(planned)
         for tensor in planned:
             own = kinds.get(tensor.name, kind)
-            written.append(_write(writer, tensor, own, is_head=tensor.gguf_name == head))
+            is_head = tensor.gguf_name == head
+            written.append(_write(writer, tensor, own, columns.get(tensor.name), is_head=is_head))
             if on_tensor:
                 on_tensor(written[-1])
         nbytes = writer.finish()
@@ -111,11 +114,14 @@ def _head_name(planned: list[_Planned]) -> str:
     return "output.weight" if "output.weight" in names else "token_embd.weight"
 
 
-def _write(writer: GgufWriter, tensor: _Planned, kind: str, *, is_head: bool) -> WrittenTensor:
+def _write(
+    writer: GgufWriter, tensor: _Planned, kind: str, importance: np.ndarray | None, *, is_head: bool
+) -> WrittenTensor:
     value = tensor.read()
     if tuple(value.shape) != tensor.shape:
         raise CheckpointError(f"{tensor.name} has shape {tuple(value.shape)}, {tensor.shape} was announced")
-    encoder = Encoder(tensor.name, value, _type(tensor, value, kind, is_head), tensor.order, tensor.shift)
+    type_name = _type(tensor, value, kind, is_head)
+    encoder = Encoder(tensor.name, value, type_name, tensor.order, tensor.shift, importance)
     nbytes = writer.write(encoder.type_name, encoder.blocks())
     return WrittenTensor(tensor.name, tensor.shape, tensor.source, encoder.type_name, nbytes, encoder.error)
 

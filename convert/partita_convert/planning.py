@@ -1,0 +1,211 @@
+"""What a conversion is asked to do, what of that can be refused at once, and how many bytes it will write.
+
+Not here: doing it (`convert.py`). Invariant: nothing here reads a tensor.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from partita.adapters import Adapter
+from partita.backend import Backend
+from partita.checkpoint import Checkpoint
+from partita.errors import DataError
+from partita.gguf_blocks import AFFINE
+
+from .adapters import Policy
+from .atomic import refuse_existing
+from .gguf_encode import SEARCHED
+from .recipes import Format, Recipe, is_embedding, parse_recipe, quantizable
+from .write_folder import DTYPES, is_packed
+from .write_gguf import KINDS
+
+FORMS = ("mlx", "huggingface", "gguf")
+_BITS_OF_KIND = {"F32": 32, "F16": 16, "BF16": 16, "Q8_0": 8.5, "Q5_1": 6, "Q5_0": 5.5, "Q4_1": 5, "Q4_0": 4.5}
+_KIND_OF_BITS = {"8": "Q8_0", "5": "Q5_1", "4": "Q4_1"}
+_KIND_OF_STORED = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
+_BITS_OF_DTYPE = {"float32": 32, "float16": 16, "bfloat16": 16}
+_BITS_OF_STORED = {"F64": 64, "F16": 16, "BF16": 16, "F8_E4M3": 16, "F8_E5M2": 16}  # others: 32, once they are read
+_BESIDE = 64 << 20  # tokenizer and headers, for the space that a conversion asks for
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What runs the model while weights are judged: a backend, and the ids of a text that the model is meant for.
+
+    tokens None: a short text of ours, or where bits are measured one that the model writes. name: for the report.
+    """
+
+    ops: Backend
+    tokens: Sequence[int] | None
+    name: str
+
+
+@dataclass(frozen=True)
+class Request:
+    """to: of FORMS. quantize: a recipe, or one of GGUF's types; None: as stored. dtype: of what stays dense; None: as
+    stored. exact: keep float32 scales. policy: what becomes of an adapter's change that few bits would lose."""
+
+    to: str = "mlx"
+    quantize: str | None = None
+    dtype: str | None = None
+    exact: bool = False
+    adapter: Adapter | None = None
+    policy: Policy = "raise"
+    calibration: Calibration | None = None
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """The recipe for an `mlx` folder. DataError for what is none."""
+        return None if self.quantize is None or self.to != "mlx" else parse_recipe(self.quantize)
+
+    @property
+    def runs_the_model(self) -> bool:
+        """Whether there is no doing it without a calibration."""
+        return self.recipe is not None and self.recipe.budget is not None
+
+    @property
+    def searches(self) -> bool:
+        """Whether scales are searched for, so that a calibration helps."""
+        return self.recipe is not None or (self.to == "gguf" and gguf_kind(self.quantize) in SEARCHED)
+
+
+def check(source: Checkpoint, place: Path, request: Request) -> None:
+    """Refuse what can be refused before a tensor is read. DataError, in one line."""
+    check_options(place, request)
+    target, origin = place.absolute(), source.path.absolute()
+    if origin.is_dir() and origin.resolve() in (target.parent.resolve(), *target.parent.resolve().parents):
+        raise DataError(f"{place} lies inside {source.path}, which a conversion leaves as it is: name another place")
+
+
+def check_options(place: Path, request: Request) -> None:
+    """The same without a source, so before one is fetched."""
+    if request.to not in FORMS:
+        raise DataError(f"--to {request.to!r}: give {', '.join(FORMS)}")
+    refuse_existing(place)
+    if (request.to == "gguf") != (place.suffix == ".gguf"):
+        wanted = "a file that ends in .gguf" if request.to == "gguf" else "a folder, or say --to gguf"
+        raise DataError(f"{place}: --to {request.to} writes {wanted}")
+    if request.to == "huggingface" and request.quantize is not None:
+        raise DataError("--quantize: transformers reads dense weights only; leave it out, or say --to mlx or --to gguf")
+    if request.to == "gguf" and request.dtype is not None:
+        raise DataError(f"--dtype: a GGUF file's type is --quantize, one of {', '.join(KINDS)}")
+    if request.dtype is not None and request.dtype not in DTYPES:
+        raise DataError(f"--dtype {request.dtype!r}: give {', '.join(DTYPES)}")
+    if request.exact and request.to != "mlx":
+        raise DataError("--exact is about the scales of an mlx folder: leave it out")
+    if request.to == "mlx" and (request.quantize or "").upper() in KINDS:
+        raise DataError(f"--quantize {request.quantize} is a GGUF type: say --to gguf, or give bits such as 4 or 4:32")
+    gguf_kind(request.quantize) if request.to == "gguf" else request.recipe  # each refuses what it does not know
+
+
+def gguf_kind(wanted: str | None) -> str | None:
+    """The type that --quantize names; None where it is left out. DataError for what is none."""
+    if wanted is None:
+        return None
+    kind = _KIND_OF_BITS.get(wanted, wanted.upper())
+    if kind not in KINDS:
+        raise DataError(
+            f"--quantize {wanted!r}: a GGUF file takes {', '.join(KINDS)}, or {', '.join(_KIND_OF_BITS)} for a "
+            "type of so many bits"
+        )
+    return kind
+
+
+def gguf_types(source: Checkpoint, wanted: str | None) -> tuple[str, dict[str, str]]:
+    """(type of matrices, types of single ones) of a GGUF file. Without a wish dense tensors keep their own type, and
+    packed ones the type that holds their integers, or Q8_0."""
+    if (asked := gguf_kind(wanted)) is not None:
+        return asked, {}
+    own = {name: kind for name in source.names() if (kind := _KIND_OF_STORED.get(source.stored_as(name))) is not None}
+    if is_packed(source):
+        return "Q8_0", own
+    sizes: dict[str, int] = {}
+    for name, kind in own.items():
+        sizes[kind] = sizes.get(kind, 0) + math.prod(source.shape(name))
+    return max(sizes, key=lambda kind: sizes[kind], default="F16"), own
+
+
+# ---------------------------------------------------------------- bytes
+
+
+def predicted_bytes(
+    request: Request, source: Checkpoint, chosen: Mapping[str, Format] | None, kinds: Mapping[str, str], kind: str
+) -> int:
+    """What the tensors will take, rather too much than too little. chosen: formats; None: measured later, within the
+    recipe's budget. kinds, kind: types of a GGUF file."""
+    budget = request.recipe.budget if request.recipe is not None else None
+    measured = quantizable(source) if chosen is None else {}
+    dense = dense_dtype(source, request.dtype) if request.to == "huggingface" else request.dtype
+    total = 0.0
+    for name in source.names():
+        shape = source.shape(name)
+        if request.to == "gguf":
+            bits = _gguf_bits(name, shape, kinds.get(name, kind))
+        elif name in measured and budget is not None:
+            bits = budget
+        elif chosen and name in chosen:
+            bits = chosen[name].bits_per_weight
+        else:
+            bits = kept_bits(source.stored_as(name), dense, request)
+        total += bits / 8 * math.prod(shape)
+    return math.ceil(total)
+
+
+def _gguf_bits(name: str, shape: tuple[int, ...], kind: str) -> float:
+    if len(shape) < 2:
+        return 32
+    return max(_BITS_OF_KIND[kind], 8.5) if is_embedding(name) else _BITS_OF_KIND[kind]
+
+
+def stored_format(stored: str) -> Format | None:
+    """The packed format that `Checkpoint.stored_as` names; None for a dense tensor."""
+    if "-bit:" in stored:
+        bits, group = stored.split("-bit:")
+        return Format(int(bits), int(group))
+    if stored in AFFINE:
+        return Format(int(stored[1]), 32)
+    return Format(5, 32) if stored == "MXFP4" else None
+
+
+def kept_bits(stored: str, dense: str | None, request: Request) -> float:
+    """Bits a weight, scales included, of a tensor that is written as it is stored or, if it is dense, as `dense`."""
+    own = stored_format(stored) if request.to == "mlx" else None
+    if own is not None:
+        wide = request.exact or "-bit:" in stored
+        return own.bits + (64 if wide else 32) / own.group_size
+    return _BITS_OF_DTYPE[dense] if dense is not None else _BITS_OF_STORED.get(stored, 32)
+
+
+def dense_dtype(source: Checkpoint, dtype: str | None) -> str | None:
+    return "float32" if dtype is None and is_packed(source) else dtype
+
+
+def require_space(place: Path, needed: int) -> None:
+    """DataError, with both numbers, where the disk has less than `needed` bytes left."""
+    above = place.absolute().parent
+    while not above.exists():
+        above = above.parent
+    free = shutil.disk_usage(above).free
+    if needed + _BESIDE > free:
+        raise DataError(
+            f"{place}: about {(needed + _BESIDE) / 1e9:.1f} GB are needed there, {free / 1e9:.1f} GB are free: make "
+            "room, or name another disk"
+        )
+
+
+def folder_bytes(folder: Path) -> int:
+    """Of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+
+
+def source_bytes(path: Path) -> int:
+    """Of a file, or of the weights in a folder."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for pattern in ("*.safetensors", "*.bin") for file in path.glob(pattern))
