@@ -13,7 +13,7 @@ import numpy as np
 from .backend import Backend
 from .quantization import Array
 
-CHUNK_VALUES = 2**24  # logits of a chunk: 64 MiB in float32; a few such arrays are alive at once
+CHUNK_VALUES = 2**22  # logits of a chunk: 16 MiB in float32; a few such arrays are alive at once
 FEWEST_ROWS, MOST_ROWS = 128, 1024
 
 Logits = Callable[[Mapping[str, Array], Array], Array]

@@ -49,11 +49,12 @@ config = LoraConfig(r=task["rank"], lora_alpha=task["alpha"], target_modules="al
 model = get_peft_model(model, config).train()
 trained = [x for x in model.parameters() if x.requires_grad]
 rows = torch.tensor(task["tokens"], device=device)
+inputs, targets = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
 with torch.no_grad():
-    model(input_ids=rows[:1, :8])
+    model(input_ids=inputs[:1, :8])
 optimizer = torch.optim.AdamW(trained, lr=task["rate"])
 def step():
-    found = model(input_ids=rows, labels=rows)
+    found = model(input_ids=inputs, labels=inputs, shift_labels=targets)
     found.loss.backward()
     torch.nn.utils.clip_grad_norm_(trained, 1.0)
     optimizer.step()

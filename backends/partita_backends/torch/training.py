@@ -128,7 +128,7 @@ def linear(x: Tensor, weight: Any) -> Tensor:
         return functional.linear(x, weight)
     if x.requires_grad and torch.is_grad_enabled():
         return _Frozen.apply(x, weight)
-    return functional.linear(x, _dense(weight, x.dtype))
+    return _product(x, weight)
 
 
 _MADE = "made_from"
@@ -170,16 +170,21 @@ class _Frozen(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Any) -> Any:
         ctx.weight = weight
-        return functional.linear(x, _dense(weight, x.dtype))
+        return _product(x, weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
-        return grads[0] @ _dense(ctx.weight, grads[0].dtype), None
+        grad, weight = grads[0], ctx.weight
+        if isinstance(weight, Tensor):
+            return grad @ weight.to(grad.dtype), None
+        return weights.multiply_back(grad, weight.packed), None
 
 
-def _dense(weight: Any, dtype: torch.dtype) -> Tensor:
-    return weight.to(dtype) if isinstance(weight, Tensor) else weights.dequantize(weight.packed, dtype)
+def _product(x: Tensor, weight: Any) -> Tensor:
+    if isinstance(weight, Tensor):
+        return functional.linear(x, weight.to(x.dtype))
+    return weights.multiply(x, weight.packed)
 
 
 def moe_linear(x: Tensor, weight: Any, index: Tensor) -> Tensor:

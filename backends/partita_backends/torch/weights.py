@@ -9,6 +9,7 @@ them out of a bit stream costs more than any product.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +24,7 @@ Tensor = torch.Tensor
 
 KERNEL_ROWS = 8  # up to here the int4 kernel beats dequantize + matmul (docs/experiments.md)
 KERNEL_GROUPS = (32, 64, 128, 256)
+BLOCK = 2**20  # values of a weight that are dense at once
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def product(x: Tensor, weight: Any, decode: torch.dtype) -> Tensor:
         return torch.nn.functional.linear(x.to(dtype), weight.to(dtype)).to(x.dtype)
     kernels = weight.kernels() if count <= KERNEL_ROWS else ()
     if not kernels:
-        return torch.nn.functional.linear(x, dequantize(weight.packed, x.dtype))
+        return multiply(x, weight.packed)
     flat = x.reshape(count, -1).to(dtype)
     y = kernels[0].product(flat, weight.packed.group_size).to(x.dtype)
     for kernel in kernels[1:]:
@@ -129,6 +131,41 @@ def unpack(packed: Packed) -> Tensor:
         return stream.view(groups)
     wide = stream.to(torch.int16)  # a byte's two values to the two bytes of a word, in three passes
     return torch.bitwise_or(wide, wide << 4).bitwise_and_(0x0F0F).view(torch.uint8).view(groups)
+
+
+def multiply(x: Tensor, packed: Packed) -> Tensor:
+    """x (..., in) times the weight (out, in), transposed; in x's dtype."""
+    if _rows_at_once(packed) >= packed.shape[0]:
+        return torch.nn.functional.linear(x, dequantize(packed, x.dtype))
+    flat = x.reshape(-1, x.shape[-1])
+    y = x.new_empty(len(flat), packed.shape[0])
+    for part, dense in _blocks(packed, x.dtype):
+        torch.mm(flat, dense.t(), out=y[:, part])
+    return y.view(*x.shape[:-1], -1)
+
+
+def multiply_back(grad: Tensor, packed: Packed) -> Tensor:
+    """grad (..., out) times the weight (out, in); in grad's dtype."""
+    if _rows_at_once(packed) >= packed.shape[0]:
+        return grad @ dequantize(packed, grad.dtype)
+    flat = grad.reshape(-1, grad.shape[-1])
+    x = grad.new_zeros(len(flat), packed.shape[1])
+    for part, dense in _blocks(packed, grad.dtype):
+        x.addmm_(flat[:, part], dense)
+    return x.view(*grad.shape[:-1], -1)
+
+
+def _rows_at_once(packed: Packed) -> int:
+    """On a CPU, a part of a large weight stays in its cache between being made dense and being multiplied; the whole
+    would be new pages each time, and more time than the product of 128 rows takes (docs/experiments.md)."""
+    return max(BLOCK // packed.shape[1], 1) if packed.weight.device.type == "cpu" else packed.shape[0]
+
+
+def _blocks(packed: Packed, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    step = _rows_at_once(packed)
+    for start in range(0, packed.shape[0], step):
+        part = slice(start, start + step)
+        yield part, dequantize(packed.map(lambda x, part=part: x[part]), dtype)
 
 
 def dequantize(packed: Packed, dtype: torch.dtype) -> Tensor:
