@@ -28,7 +28,7 @@ from .shards import SHARD_BYTES, Shards, header_room, write_json
 from .tokenizer_files import write_tokenizer
 
 DTYPES = ("float32", "float16", "bfloat16")
-_CHUNK = 1 << 22  # values compared at a time
+_CHUNK = 1 << 18  # values compared at a time
 
 Value = np.ndarray | Packed
 Transform = Callable[[str, Value], Value]
