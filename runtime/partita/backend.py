@@ -92,6 +92,13 @@ class Backend(Protocol):
         """The same numbers in memory of their own, which no later `write` changes."""
         ...
 
+    def assign(self, buffer: Array, x: Array) -> Array:
+        """x, of buffer's shape and dtype, in buffer's memory where arrays have one. The old buffer is dead afterwards.
+
+        For what lives as long as a run and changes each step: made anew each time, it would lie scattered among what
+        comes and goes, and a process would grow from step to step."""
+        ...
+
     def where(self, condition: Array, x: Any, y: Any) -> Array: ...
     def write(self, buffer: Array, x: Array, index: Array) -> Array:
         """buffer (B, H, C, D) with x (B, H, T, D) at slots index (B, T). The old buffer is dead afterwards."""

@@ -1,7 +1,7 @@
 """AdamW and clipping by the global norm, written once over the seam, so that a state saved on one backend goes on on
 another.
 
-Not here: schedules, gradients. Invariants: moments are float32, and so is the arithmetic; nothing is changed in place;
+Not here: schedules, gradients. Invariants: moments are float32, and so is the arithmetic; what is updated is ours;
 the order of names decides the order of sums, so the same gradients give the same bits.
 """
 
@@ -75,19 +75,26 @@ def clip_factor(norm: float, limit: float | None) -> float:
 
 
 def update(
-    values: Arrays, grads: Arrays, moments: Moments, settings: AdamW, learning_rate: float, factor: float = 1.0
+    ops: Backend,
+    values: Arrays,
+    grads: Arrays,
+    moments: Moments,
+    settings: AdamW,
+    learning_rate: float,
+    factor: float = 1.0,
 ) -> None:
-    """One step: the dicts and `moments` then hold new arrays, and `grads` is empty. factor: multiplies gradients.
+    """One step: the dicts and `moments` then hold the new numbers, in the memory of the old ones where arrays have one,
+    and `grads` is empty. factor: multiplies gradients.
 
-    One trainable at a time, so that old arrays can be given back as new ones come.
+    One trainable at a time, so that little is alive beside them.
     """
     moments.updates += 1
     for name in sorted(values):
         grad = grads.pop(name)
         grad = grad if factor == 1.0 else grad * factor
-        values[name], moments.m[name], moments.v[name] = _updated(
-            values[name], grad, moments.m[name], moments.v[name], moments.updates, settings, learning_rate
-        )
+        old = values[name], moments.m[name], moments.v[name]
+        new = _updated(values[name], grad, moments.m[name], moments.v[name], moments.updates, settings, learning_rate)
+        values[name], moments.m[name], moments.v[name] = map(ops.assign, old, new)
 
 
 def _updated(

@@ -216,7 +216,7 @@ class Trainer:
         *read, norm = (float(x) for x in self.ops.fetch(self.ops.concat([*losses, norm.reshape(1)], 0))())
         self._refuse_nonsense(number, read, norm)
         rate = config.rates.rate(number)
-        update(self.values, grads, self.moments, config.optimizer, rate, clip_factor(norm, config.clip))
+        update(self.ops, self.values, grads, self.moments, config.optimizer, rate, clip_factor(norm, config.clip))
         self.ops.launch(*self.values.values(), *self.moments.m.values(), *self.moments.v.values())
         self.step, self.tokens = number, self.tokens + whole
         loss = self._sum_over_all(sum(read) * trained / whole)
@@ -322,7 +322,13 @@ class Trainer:
     # State
 
     def state(self) -> TrainState:
-        """Everything that decides the next step, on the host."""
+        """Everything that decides the next step, on the host, in arrays that no later step changes."""
+        state = self._state()
+        parts = {part: _copied(getattr(state, part)) for part in ("values", "m", "v")}
+        return replace(state, **parts)
+
+    def _state(self) -> TrainState:
+        """`state`, in arrays that the next step may change: to be written at once, without a second copy."""
         moments = self.moments
         return TrainState(
             self.step,
@@ -356,11 +362,15 @@ class Trainer:
         return state is not None
 
     def _save(self, folder: Path) -> Saved:
-        path, self._saved = train_state.save(folder, self.state()), self.step
+        path, self._saved = train_state.save(folder, self._state()), self.step
         return Saved(self.step, path)
 
     def _host(self, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
         return {name: self.ops.to_numpy(x) for name, x in values.items()}
 
     def _device(self, values: Mapping[str, np.ndarray]) -> Arrays:
-        return {name: self.ops.array(x, "float32") for name, x in values.items()}
+        return {name: self.ops.copy(self.ops.array(x, "float32")) for name, x in values.items()}
+
+
+def _copied(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: x.copy() for name, x in values.items()}

@@ -73,6 +73,12 @@ def write(ops: Backend) -> list[np.ndarray]:
     return found
 
 
+def assign(ops: Backend) -> list[np.ndarray]:
+    buffer, x = ops.array(normal(3, 4)), ops.array(normal(3, 4, seed=1))
+    now = ops.assign(buffer, x + 1)
+    return [ops.to_numpy(now).copy(), ops.to_numpy(x), ops.to_numpy(ops.assign(now, now * 2))]
+
+
 def copy(ops: Backend) -> list[np.ndarray]:
     x = ops.zeros((1, 1, 4, 2), "float32")
     kept = ops.copy(x)
@@ -218,6 +224,7 @@ CASES: dict[str, Case] = {
     "take": lambda ops: [
         ops.to_numpy(ops.take(ops.array(normal(6, 7)), ops.array(integers(6, 2, 3)), axis)) for axis in (0, 1, -1)
     ],
+    "assign": assign,
     "copy": copy,
     "where": lambda ops: [
         ops.to_numpy(ops.where(ops.array(normal(3, 4)) > 0, ops.array(normal(3, 4, seed=1)), other))
@@ -259,7 +266,10 @@ CASES: dict[str, Case] = {
     ],
     **TRAINING,
 }
-EXACT = {"array", "to_numpy", "zeros", "full", "cast", "concat", "take", "copy", "where", "write", "argmax", "quantize"}
+EXACT = {
+    *("array", "to_numpy", "zeros", "full", "cast", "concat", "take", "assign", "copy", "where", "write", "argmax"),
+    "quantize",
+}
 
 
 @pytest.mark.parametrize("name", CASES)

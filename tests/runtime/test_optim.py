@@ -47,7 +47,7 @@ def test_adamw_is_torchs(ops: Backend, settings: AdamW) -> None:
         for group in judge.param_groups:
             group["lr"] = rate
         judge.step()
-        update(values, {n: ops.array(g, "float32") for n, g in grads.items()}, moments, settings, rate)
+        update(ops, values, {n: ops.array(g, "float32") for n, g in grads.items()}, moments, settings, rate)
         for name in SHAPES:
             np.testing.assert_allclose(ops.to_numpy(values[name]), theirs[name].detach().numpy(), rtol=0, atol=1e-6)
     assert moments.updates == 50

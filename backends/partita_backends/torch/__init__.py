@@ -116,6 +116,9 @@ class TorchBackend:
     def copy(self, x: Tensor) -> Tensor:
         return x.clone()
 
+    def assign(self, buffer: Tensor, x: Tensor) -> Tensor:
+        return buffer.copy_(x)
+
     def where(self, condition: Tensor, x: Any, y: Any) -> Tensor:
         return torch.where(condition, x, y)
 
