@@ -208,7 +208,7 @@ def calibrated(checkpoint: Checkpoint, request: Request, player: Player, text: s
 
     try:
         read_config(checkpoint)
-        tokens = checkpoint.load_tokenizer().encode(text or SAMPLE)
+        tokens = checkpoint.load_tokenizer().encode(SAMPLE if text is None else text)
     except PartitaError as error:
         if request.runs_the_model or text is not None:
             raise

@@ -24,7 +24,7 @@ from .activations import Importance, importance
 from .calibration import SAMPLE, written_tokens
 from .fusing import Fusion, gguf_kinds
 from .layouts import as_huggingface, as_mlx
-from .measure import allocate, measure
+from .measure import allocate, check_budget, measure
 from .planning import (
     Progress,
     Request,
@@ -152,6 +152,11 @@ def _formats(
     if plain is not None or recipe is None or calibration is None:
         return plain or {}, _columns(source, request, on_progress) if plain else {}
     weights, tokens, ops = quantizable(source), calibration.tokens, calibration.ops
+    others = {name: source.shape(name) for name in source.names() if name not in weights}
+    other_bits = round(
+        sum(kept_bits(source.stored_as(name), request.dtype, request) * math.prod(others[name]) for name in others)
+    )
+    check_budget(weights, recipe, other_bits)
     decoder = load_decoder(ops, source, on_layer=_steps(on_progress, "loading the model"))
     if tokens is None:
         steps = _steps(on_progress, "writing a calibration text")
@@ -159,11 +164,7 @@ def _formats(
     columns = _columns(source, replace(request, calibration=replace(calibration, tokens=tokens)), on_progress)
     steps = _steps(on_progress, "measuring")
     parts = measure(ops, source, decoder, weights, tokens, recipe.group_size, columns, steps)
-    others = {name: source.shape(name) for name in source.names() if name not in weights}
-    other_bits = sum(
-        kept_bits(source.stored_as(name), request.dtype, request) * math.prod(shape) for name, shape in others.items()
-    )
-    return allocate(parts, weights, recipe, round(other_bits)), columns
+    return allocate(parts, weights, recipe, other_bits), columns
 
 
 class _Transform:

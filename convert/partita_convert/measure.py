@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -69,9 +69,7 @@ def measure(
     source = _Source.of(ops, decoder, tokens[: most_tokens(decoder)])
     found = []
     for (layer, _), names in parts.items():
-        probed = {
-            name: _quantized(checkpoint.read(name), PROBE_BITS, group_size, importance.get(name)) for name in names
-        }
+        probed = {name: _quantized(name, checkpoint.read(name), PROBE_BITS, group_size, importance) for name in names}
         if layer is None:
             changed, start = _with_embedding(ops, decoder, probed), 0
         else:
@@ -90,10 +88,10 @@ def most_tokens(decoder: Decoder) -> int:
     return min(TOKENS, _LOGITS // decoder.config.vocab_size, decoder.config.max_positions)
 
 
-def _quantized(value: np.ndarray | Packed, bits: int, group_size: int, importance: np.ndarray | None) -> Packed:
+def _quantized(name: str, value: np.ndarray | Packed, bits: int, group_size: int, importance: Importance) -> Packed:
     fitted = Format(bits, group_size).fitted(value.shape[-1])
     assert fitted is not None
-    return quantize(value, fitted.bits, fitted.group_size, importance=importance)
+    return quantize(value, fitted.bits, fitted.group_size, importance=importance.get(name), name=name)
 
 
 def _with_embedding(ops: Backend, decoder: Decoder, probed: Mapping[str, Packed]) -> Decoder:
@@ -163,7 +161,7 @@ def _errors(checkpoint: Checkpoint, names: Sequence[str], group_size: int, impor
         value = checkpoint.read(name)
         sample, share = _sample(value)
         for bits in BITS:
-            packed = _quantized(sample, bits, group_size, importance.get(name))
+            packed = _quantized(name, sample, bits, group_size, importance)
             totals[bits] += share * _squares(sample, packed, importance.get(name))
     probe = totals[PROBE_BITS]
     return {bits: total / probe if probe else 0.0 for bits, total in totals.items()}
@@ -197,19 +195,13 @@ def allocate(
 
     DataError if the fewest bits are too many.
     """
-    assert recipe.budget is not None
-    count = sum(math.prod(shape) for shape in weights.values())
-    left = recipe.budget * count - other_bits
+    left = check_budget(weights, recipe, other_bits)
     steps, chosen = [], {}
     for i, part in enumerate(parts):
         curve = _hull(part, weights, recipe.group_size)
         chosen[i] = curve[0][0]
-        left -= curve[0][1]
         for (_, cost, loss), (bits, more, less) in itertools.pairwise(curve):
             steps.append((-(loss - less) / (more - cost), i, bits, more - cost))
-    if left < 0:
-        least = recipe.budget - left / count
-        raise DataError(f"--quantize {recipe.text!r}: this model needs {least:.2f} bits a weight at least")
     blocked = set()
     for _, i, bits, cost in sorted(steps):  # a part's own steps are in order: each gains less than the one before
         if i not in blocked and cost <= left:
@@ -226,15 +218,30 @@ def allocate(
     return {name: found[name] for name in weights if name in found}
 
 
+def check_budget(weights: Mapping[str, tuple[int, ...]], recipe: Recipe, other_bits: int) -> float:
+    """Bits that are left when every weight has the fewest. DataError if that is too many already."""
+    assert recipe.budget is not None
+    count = sum(math.prod(shape) for shape in weights.values())
+    least = _cost(weights, weights, min(BITS), recipe.group_size) + other_bits
+    if least > recipe.budget * count:
+        raise DataError(f"--quantize {recipe.text!r}: this model needs {least / count:.2f} bits a weight at least")
+    return recipe.budget * count - least
+
+
+def _cost(names: Iterable[str], weights: Mapping[str, tuple[int, ...]], bits: int, group_size: int) -> int:
+    """Stored bits of some weights at a width; none for a weight that no group divides."""
+    total = 0
+    for name in names:
+        fitted = Format(bits, group_size).fitted(weights[name][-1])
+        total += 0 if fitted is None else round(math.prod(weights[name]) * fitted.bits_per_weight)
+    return total
+
+
 def _hull(part: Part, weights: Mapping[str, tuple[int, ...]], group_size: int) -> list[tuple[int, int, float]]:
     """(bits, stored bits, divergence) of the widths that are worth their bits: each step gains less than the last."""
     points: list[tuple[int, int, float]] = []
     for bits in BITS:
-        cost = 0
-        for name in part.names:
-            fitted = Format(bits, group_size).fitted(weights[name][-1])
-            assert fitted is not None
-            cost += round(math.prod(weights[name]) * fitted.bits_per_weight)
+        cost = _cost(part.names, weights, bits, group_size)
         loss = max(part.divergence, _LEAST_KL) * part.errors[bits]
         while len(points) >= 2 and _slope(points[-2], points[-1]) < _slope(points[-1], (bits, cost, loss)):
             points.pop()

@@ -1,0 +1,209 @@
+"""`partita convert` as a person types it: what is written, shown and said, and how every mistake ends."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from partita.checkpoint import open_checkpoint
+from partita.quantization import Packed
+from partita_apps.cli import run
+
+from ..convert.test_write_folder import gguf_file
+
+TEXT = "the quick brown fox jumps over the lazy dog and then the other fox thinks that this is the end " * 4
+Convert = Callable[..., str]
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    (path := tmp_path / "text.txt").write_text(TEXT)
+    return path
+
+
+@pytest.fixture
+def convert(capsys: pytest.CaptureFixture[str]) -> Convert:
+    """convert(*arguments) is what the command prints; it must end well."""
+
+    def convert(*arguments: object, backend: bool = True) -> str:
+        status = run(["convert", *map(str, arguments), *(["--backend", "numpy"] if backend else [])])
+        out, err = capsys.readouterr()
+        assert status == 0, err
+        convert.said = err
+        return out
+
+    return convert
+
+
+@pytest.fixture
+def mistake(capsys: pytest.CaptureFixture[str]) -> Convert:
+    """mistake(*arguments) is the one line on standard error."""
+
+    def mistake(*arguments: object) -> str:
+        assert run(["convert", *map(str, arguments), "--backend", "numpy"]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("partita: ")
+        assert err.count("\n") == 1, err
+        return err
+
+    return mistake
+
+
+def test_four_bits(tiny_model: Path, tmp_path: Path, text: Path, convert: Convert) -> None:
+    out = convert(tiny_model, tmp_path / "out", "--quantize", "4", "--check", text)
+    assert all(word in out for word in ("down_proj", "4-bit:64", "6-bit:64", "bits a weight", "largest error", "KL"))
+    again = open_checkpoint(tmp_path / "out")
+    assert isinstance(again.read("model.layers.0.self_attn.q_proj.weight"), Packed)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "partita convert --to mlx --quantize 4" in card
+    assert str(tmp_path) not in card
+    assert convert.said == ""
+
+
+def test_json_is_one_document(tiny_model: Path, tmp_path: Path, text: Path, convert: Convert) -> None:
+    document = json.loads(convert(tiny_model, tmp_path / "out", "--quantize", "mixed_3_6", "--check", text, "--json"))
+    assert document["bytes"] == sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
+    assert 3 < document["bits_per_weight"] < 8
+    assert {"name", "source", "target", "error"} <= set(document["tensors"][0])
+    assert document["recipe"] == "mixed_3_6"
+    assert document["calibration"] == "partita's own"
+    check = document["check"]
+    assert check["kl"] > 0
+    assert check["perplexity"] != check["source_perplexity"]
+    assert 50 < check["tokens"] <= 2048
+
+
+def test_measured_bits_on_its_own_text_and_on_ours(
+    tiny_model: Path, tmp_path: Path, text: Path, convert: Convert
+) -> None:
+    own = json.loads(convert(tiny_model, tmp_path / "own", "--quantize", "measured:5", "--json"))
+    assert "measured on a text that the model writes itself" in convert.said
+    ours = json.loads(
+        convert(tiny_model, tmp_path / "ours", "--quantize", "measured:5", "--calibration", text, "--json")
+    )
+    assert convert.said == ""
+    assert ours["calibration"] == "text.txt"
+    assert max(own["bits_per_weight"], ours["bits_per_weight"]) <= 5.01
+    assert "--calibration text.txt" in (tmp_path / "ours" / "README.md").read_text()
+
+
+def test_as_stored(tiny_model: Path, tmp_path: Path, convert: Convert) -> None:
+    out = convert(tiny_model, tmp_path / "mlx", backend=False)
+    assert "exact" in out
+    assert "largest error" not in out
+    convert(tmp_path / "mlx", tmp_path / "hf", "--to", "huggingface", backend=False)
+    before, after = (load_file(folder / "model.safetensors") for folder in (tiny_model, tmp_path / "hf"))
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_a_gguf_file_is_known_by_its_name(tiny_model: Path, tmp_path: Path, convert: Convert) -> None:
+    document = json.loads(convert(tiny_model, tmp_path / "m.gguf", "--quantize", "8", "--json"))
+    assert {row["target"] for row in document["tensors"]} == {"Q8_0", "F32"}
+    assert open_checkpoint(tmp_path / "m.gguf").stored_as("lm_head.weight") == "Q8_0"
+
+
+def test_without_a_run_of_the_model(tiny_model: Path, tmp_path: Path, convert: Convert) -> None:
+    document = json.loads(convert(tiny_model, tmp_path / "a", "--quantize", "4", "--calibration", "none", "--json"))
+    assert document["calibration"] is None
+    convert(tiny_model, tmp_path / "b", "--quantize", "4")
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert not np.array_equal(before[name], after[name])
+
+
+def test_a_model_that_cannot_be_run_is_rounded_all_the_same(tmp_path: Path, tiny_model: Path, convert: Convert) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "in")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "unheard_of"}))
+    convert(folder, tmp_path / "out", "--quantize", "4")
+    assert "rounded without a text to weigh errors by: model_type 'unheard_of'" in convert.said
+
+
+def test_a_gguf_files_integers_are_kept(tmp_path: Path, convert: Convert) -> None:
+    source = gguf_file(tmp_path / "m.gguf")
+    document = json.loads(convert(source, tmp_path / "out", "--json", backend=False))
+    assert all(row["error"] == 0 for row in document["tensors"])
+    assert {row["target"] for row in document["tensors"]} == {"8-bit:32", "4-bit:32", "5-bit:32", "float32"}
+
+
+# --- mistakes
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--quantize", "four"], ["--quantize 'four'", "BITS[:GROUP]", "measured:BPW"]),
+        (["--quantize", "4:48"], ["--quantize '4:48'", "groups are 32, 64, 128"]),
+        (["--quantize", "measured:1"], ["measured:4.5"]),
+        (["--quantize", "Q4_1"], ["is a GGUF type", "--to gguf"]),
+        (["--to", "huggingface", "--quantize", "4"], ["--quantize", "dense weights only"]),
+        (["--to", "onnx"], ["--to 'onnx'", "mlx, huggingface, gguf"]),
+        (["--to", "gguf"], ["ends in .gguf"]),
+        (["--dtype", "int8"], ["--dtype 'int8'", "bfloat16"]),
+        (["--exact", "--to", "huggingface"], ["--exact"]),
+        (["--calibration", "none", "--quantize", "measured:4"], ["--calibration none", "measures on a text"]),
+        (["--calibration", "text.txt"], ["--calibration", "leave it out"]),
+        (["--quantize", "4", "--calibration", "nowhere.txt"], ["nowhere.txt", "No such file"]),
+        (["--check", "nowhere.txt"], ["nowhere.txt", "No such file"]),
+        (["--adapter", "nowhere"], ["nowhere", "adapter_config.json"]),
+        (["--adapter-loss", "weep"], ["--adapter-loss", "'weep'"]),
+    ],
+)
+def test_options_that_make_no_sense(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistake: Convert, options: list, words: list
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = mistake(tiny_model, "out", *options)
+    assert all(word in line for word in words), line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_places_that_cannot_be(tiny_model: Path, tmp_path: Path, mistake: Convert) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "in")
+    assert "in exists already" in mistake(folder, folder)
+    assert "lies inside" in mistake(folder, folder / "out")
+    (tmp_path / "file").write_text("mine")
+    assert "file exists already" in mistake(folder, tmp_path / "file")
+    assert "cannot be written" in mistake(folder, tmp_path / "file" / "out")
+    assert (tmp_path / "file").read_text() == "mine"
+    assert "nowhere" in mistake(tmp_path / "nowhere", tmp_path / "out")
+
+
+def test_options_are_judged_before_the_source_is_looked_for(tmp_path: Path, mistake: Convert) -> None:
+    assert "--quantize 'x'" in mistake("hf:nobody/nothing", tmp_path / "out", "--quantize", "x")
+
+
+def test_a_budget_that_is_too_small(tiny_model: Path, tmp_path: Path, text: Path, mistake: Convert) -> None:
+    line = mistake(tiny_model, tmp_path / "out", "--quantize", "measured:2", "--calibration", text)
+    assert "this model needs 2.63 bits a weight at least" in line
+
+
+@pytest.mark.parametrize("options", [["4"], ["4", "--calibration", "none"], ["measured:5", "--calibration"]])
+def test_weights_that_are_no_numbers_are_told_by_name(
+    tiny_model: Path, tmp_path: Path, text: Path, mistake: Convert, options: list[str]
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "in")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 4] = np.nan
+    save_file(weights, folder / "model.safetensors")
+    more = [*options, text] if options[-1] == "--calibration" else options
+    line = mistake(folder, tmp_path / "out", "--quantize", *more)
+    assert "model.layers.1.mlp.up_proj.weight holds NaN or infinity" in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "text.txt"]
+
+
+def test_a_text_that_is_too_short(tiny_model: Path, tmp_path: Path, mistake: Convert) -> None:
+    (empty := tmp_path / "empty.txt").write_text("")
+    assert "the calibration text is empty" in mistake(
+        tiny_model, tmp_path / "a", "--quantize", "4", "--calibration", empty
+    )
+    assert not (tmp_path / "a").exists()
+    assert "too short" in mistake(tiny_model, tmp_path / "b", "--check", empty)
