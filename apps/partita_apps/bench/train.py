@@ -1,8 +1,9 @@
 """Training speed and memory with adapters, ours and a peer's on the same weights, tokens and settings.
 
-Each in a process of its own, so that neither pays for what the other left behind. A step is forward, backward, clipping
-and AdamW over full rows without padding; the first, in which libraries make and compile things, is left out. Memory is
-counted above what a process holds when its model is loaded and has seen a few tokens: gradients, moments, activations.
+Each in a process of its own, so that neither pays for what the other left behind, and steps in turns, so that both meet
+the same load of the machine. A step is forward, backward, clipping (mlx-lm has none) and AdamW over full rows without
+padding; the first, in which libraries make and compile things, is left out. Memory is counted above what a process
+holds when its model is loaded and has seen a few tokens: gradients, moments, activations.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,24 +54,36 @@ def run(
     path = resolve(model, progress=TerminalProgress())
     threads = threads or 1
     tokens = np.random.default_rng(0).integers(100, 4000, (batch_size, length + 1)).tolist()
-    task = {"tokens": tokens, "rank": rank, "alpha": 2 * rank, "steps": runs + 1, "rate": RATE, "threads": threads}
+    task = {"tokens": tokens, "rank": rank, "alpha": 2 * rank, "rate": RATE, "threads": threads}
     if against is None:
-        found = _child(None, None, {**task, **backend, "model": str(path)})
+        with closing(Child(None, None, {**task, **backend, "model": str(path)})) as child:
+            (found,) = _measured([child], runs)
         return _rows(_name(found, task), found, None)
     if backend["backend"] == "auto":
         backend["backend"] = BACKENDS[against]
     if backend["dtype"] == "auto":
         backend["dtype"] = "float32"
-    with tempfile.TemporaryDirectory() as work:
+    with tempfile.TemporaryDirectory() as work, ExitStack() as stack:
         folder = Path(work) / "model"
         write_for(against, path, folder)
-        found = _child(None, None, {**task, **backend, "model": str(folder)})
-        theirs = _child(against, peer_python, {**task, "model": str(folder), "device": found["device"]})
-        rows = _rows(f"{_name(found, task)} / {against}", found, theirs)
-        if against == "peft":
-            packed = _child(None, None, {**task, **backend, "model": str(path)})
-            rows += _rows(f"{_name(packed, task)}, weights as in {path.name} / {against}", packed, theirs)
+        ours = (folder, path) if against == "peft" else (folder,)
+        tasks = [(None, None, {**task, **backend, "model": str(each)}) for each in ours]
+        children = [stack.enter_context(closing(Child(*each))) for each in tasks]
+        theirs = (against, peer_python, {**task, "model": str(folder), "device": children[0].about["device"]})
+        children.append(stack.enter_context(closing(Child(*theirs))))
+        found, *packed, theirs = _measured(children, runs)
+    rows = _rows(f"{_name(found, task)} / {against}", found, theirs)
+    for each in packed:
+        rows += _rows(f"{_name(each, task)}, weights as in {path.name} / {against}", each, theirs)
     return rows
+
+
+def _measured(children: list[Child], runs: int) -> list[dict[str, Any]]:
+    """What each child found, after `runs` steps and one."""
+    for _ in range(runs + 1):
+        for child in children:
+            child.step()
+    return [child.end() for child in children]
 
 
 def _name(found: Mapping[str, Any], task: Mapping[str, Any]) -> str:
@@ -85,7 +99,7 @@ def _rows(name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any] | None) 
     total, peer_total = (x["peak"] / MIB if x else None for x in (ours, peer))
     wall = [_speed(x, "seconds") for x in (ours, peer)]
     cpu = [_speed(x, "cpu_seconds") for x in (ours, peer)]
-    losses = {"loss": ours["loss"], "peer_loss": peer.get("loss")}
+    losses = {"loss": ours["loss"][0], "peer_loss": theirs["loss"][0] if theirs else None}
     assert wall[0] is not None
     assert cpu[0] is not None
     assert above is not None
@@ -102,24 +116,68 @@ def _speed(found: Mapping[str, Any], clock: str) -> float | None:
     return found["tokens"] / statistics.median(found[clock][1:]) if found else None
 
 
-def _child(peer: str | None, python: str | None, task: dict[str, Any]) -> dict[str, Any]:
-    """What a process of its own measured: ours, or the peer's program."""
+class Child:
+    """A process that trains, ours or a peer's program, one step when it is told. about: what it says of itself."""
+
+    def __init__(self, peer: str | None, python: str | None, task: Mapping[str, Any]):
+        python = python or sys.executable
+        self.peer, self.python = peer, python
+        self.tokens = len(task["tokens"]) * (len(task["tokens"][0]) - 1)
+        self.steps: list[dict[str, Any]] = []
+        self._told = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(task["threads"]))
+        self._process = subprocess.Popen(
+            [python, "-m", "partita_apps.bench.train"] if peer is None else [python, "-c", PROGRAMS[peer]],
+            env=os.environ | threads,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._told,
+            text=True,
+        )
+        self.about = self._asked(json.dumps(task))
+
+    def step(self) -> None:
+        self.steps.append(self._asked(""))
+
+    def end(self) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        found = {name: [step[name] for step in self.steps] for name in ("loss", "seconds", "cpu_seconds")}
+        return {**self.about, **found, **self._answer(), "tokens": self.tokens}
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._told):
+            if stream is not None:
+                with suppress(BrokenPipeError):
+                    stream.close()
+
+    def _asked(self, line: str) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended, and says why below
+            self._process.stdin.write(f"{line}\n")
+            self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        self._process.wait()
+        self._told.seek(0)
+        reason = (self._told.read().strip().splitlines() or ["it said nothing"])[-1]
+        self.close()
+        raise _failed(self.peer, self.python, reason)
+
+
+def _failed(peer: str | None, python: str, reason: str) -> Exception:
     from partita.errors import BackendUnavailable, DataError
 
-    python = python or sys.executable
-    command = [python, "-m", "partita_apps.bench.train"] if peer is None else [python, "-c", PROGRAMS[peer]]
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(task["threads"]))
-    done = subprocess.run(
-        command, input=json.dumps(task), capture_output=True, text=True, check=False, env=os.environ | threads
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode or not lines:
-        reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        if peer is None:
-            raise DataError(f"measuring the training in a process of its own failed: {reason}")
-        raise BackendUnavailable(f"{peer} does not run in {python}: {reason} (see --peer-python)")
-    count = len(task["tokens"]) * (len(task["tokens"][0]) - 1)
-    return {"tokens": count, **json.loads(lines[-1])}
+    if peer is None:
+        return DataError(f"measuring the training in a process of its own failed: {reason}")
+    return BackendUnavailable(f"{peer} does not run in {python}: {reason} (see --peer-python)")
 
 
 class Repeated:
@@ -138,10 +196,10 @@ class Repeated:
         pass
 
 
-def measure(
-    *, model: str, tokens: list[list[int]], rank: int, alpha: float, steps: int, rate: float, **backend: Any
-) -> dict[str, Any]:
-    """In this process: losses, seconds and bytes of `steps` steps, as in `train_peers`."""
+def training(
+    *, model: str, tokens: list[list[int]], rank: int, alpha: float, rate: float, **backend: Any
+) -> Iterator[dict[str, Any]]:
+    """In this process: what is loaded, each step, and without an end; as in `train_peers`."""
     import partita_backends
     from partita.checkpoint import open_checkpoint
     from partita.loading import load_decoder
@@ -165,19 +223,25 @@ def measure(
     ops.to_numpy(ops.value(loss)(values)[0])
     del decoder
     ops.reset_peak()
-    loaded = ops.memory().active
-    trainer = Trainer(ops, trainable, values, TrainConfig(steps, rate, schedule="constant"), Repeated(batch))
+    yield {"loaded": ops.memory().active, "backend": ops.name, "device": ops.device, "dtype": ops.dtype}
+    trainer = Trainer(ops, trainable, values, TrainConfig(2**30, rate, schedule="constant"), Repeated(batch))
     del values
-    found: dict[str, Any] = {"seconds": [], "cpu_seconds": []}
-    used = time.process_time()
-    for event in trainer.run():
-        if isinstance(event, Step):
-            found.setdefault("loss", event.loss)
-            found["seconds"].append(event.seconds)
-            found["cpu_seconds"].append(time.process_time() - used)
-            used = time.process_time()
-    about = {"backend": ops.name, "device": ops.device, "dtype": ops.dtype}
-    return {**found, **about, "loaded": loaded, "peak": ops.memory().peak}
+    used, events = time.process_time(), trainer.run()
+    while isinstance(event := next(events), Step):
+        now = time.process_time()
+        yield {"loss": event.loss, "seconds": event.seconds, "cpu_seconds": now - used, "peak": ops.memory().peak}
+        used = time.process_time()
+
+
+def serve() -> None:
+    """The child: `train_peers` says how it is talked to."""
+    steps = training(**json.loads(sys.stdin.readline()))
+    print(json.dumps(next(steps)), flush=True)
+    found: dict[str, Any] = {"peak": 0}
+    for _ in sys.stdin:
+        found = next(steps)
+        print(json.dumps(found), flush=True)
+    print(json.dumps({"peak": found["peak"]}))
 
 
 def full_rows(tokens: np.ndarray) -> Any:
@@ -194,6 +258,6 @@ if __name__ == "__main__":
     from partita.errors import PartitaError
 
     try:
-        print(json.dumps(measure(**json.load(sys.stdin))))
+        serve()
     except PartitaError as error:
         sys.exit(str(error))

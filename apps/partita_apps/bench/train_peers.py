@@ -1,9 +1,9 @@
 """Peers that train, each a small program for a Python that has it; `train.py` runs them.
 
-A program reads its task as JSON on standard input ({model, tokens (rows of length + 1), rank, alpha, steps, rate,
-threads, device}) and answers with one JSON line: {loss (of the first step), seconds, cpu_seconds (each step's), loaded,
-peak (bytes: before training, after a pass over a few tokens has touched every weight; and at most)}. Settings are the
-fastest that each offers for float32: no activation is computed twice, mlx-lm's step is compiled as in its trainer.
+A program reads its task as a line of JSON ({model, tokens (rows of length + 1), rank, alpha, rate, threads, device})
+and answers {loaded}: bytes, after a pass over a few tokens has touched every weight. For each further line it takes a
+step and answers {loss, seconds, cpu_seconds}; when there are no more, {peak}: bytes. Settings are the fastest that each
+offers for float32: no activation is computed twice, mlx-lm's step is compiled as in its trainer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ NAMES = ("mlx-lm", "peft")
 
 _COMMON = """
 import json, sys, time
-task = json.load(sys.stdin)
+task = json.loads(sys.stdin.readline())
 def status(key):
     for line in open("/proc/self/status"):
         if line.startswith(key):
@@ -27,15 +27,15 @@ def forget():
         open("/proc/self/clear_refs", "w").write("5")
 def highest():
     return status("VmHWM:") if sys.platform == "linux" else resident()
-def measure(step, loaded, peak):
-    losses, seconds, cpu = [], [], []
-    for _ in range(task["steps"]):
-        begun, used = time.perf_counter(), time.process_time()
-        losses.append(step())
-        seconds.append(time.perf_counter() - begun)
-        cpu.append(time.process_time() - used)
-    found = {"loss": losses[0], "seconds": seconds, "cpu_seconds": cpu, "loaded": loaded, "peak": peak()}
+def tell(**found):
     print(json.dumps(found), flush=True)
+def serve(step, loaded, peak):
+    tell(loaded=loaded)
+    for _ in sys.stdin:
+        begun, used = time.perf_counter(), time.process_time()
+        loss = step()
+        tell(loss=loss, seconds=time.perf_counter() - begun, cpu_seconds=time.process_time() - used)
+    tell(peak=peak())
 """
 
 _PEFT = """
@@ -62,10 +62,10 @@ def step():
     return found.loss.item()
 if device == "cuda":
     torch.cuda.reset_peak_memory_stats()
-    measure(step, torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated)
+    serve(step, torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated)
 else:
     forget()
-    measure(step, resident(), highest)
+    serve(step, resident(), highest)
 """
 
 _MLX_LM = """
@@ -99,10 +99,10 @@ def step():
     return loss.item()
 if task["device"] == "cpu":
     forget()
-    measure(step, resident(), highest)
+    serve(step, resident(), highest)
 else:
     mx.reset_peak_memory()
-    measure(step, mx.get_active_memory(), mx.get_peak_memory)
+    serve(step, mx.get_active_memory(), mx.get_peak_memory)
 """
 
 PROGRAMS = {"mlx-lm": _COMMON + _MLX_LM, "peft": _COMMON + _PEFT}
