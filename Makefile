@@ -30,7 +30,7 @@ chat: setup      ## talk with the default model; PROMPT="…" answers once, MODE
 	@$(PYTHON_IN_VENV) -m partita_apps.cli chat $(CHAT)
 
 test: lint       ## what CI runs: format, lint, types and the suite
-	@$(PYTHON_IN_VENV) -m pytest -m "not slow and not interop"
+	@$(PYTHON_IN_VENV) -m pytest -m "not slow and not interop" --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 test-long: setup ## the tests that take minutes
 	@$(PYTHON_IN_VENV) -m pytest -m slow
