@@ -108,22 +108,43 @@ def _with_rule(function: Callable[..., Any], rule: Callable[..., Any]) -> Callab
 # Products
 
 
+BLOCK = 2**22  # values of a weight that are dense at once
+
+
 def packed_linear(x: Array, weight: Packed) -> Array:
-    """x (..., in) times a frozen packed weight, transposed, on the CPU: made dense for each pass, kept for none."""
+    """x (..., in) times a frozen packed weight, transposed, on the CPU: made dense a part at a time for each pass, kept
+    for none."""
 
     def product(x: Array) -> Array:
-        return x @ _dense_after(x, weight).T
+        found: list[Array] = []
+        for _, part in _parts(weight):
+            found.append(x @ _dense_after(found[-1] if found else x, part, x.dtype).T)
+        return found[0] if len(found) == 1 else mx.concatenate(found, -1)
 
     def back(primals: Any, cotangent: Array, output: Array) -> Array:
-        return cotangent @ _dense_after(cotangent, weight)
+        total: Any = None
+        for rows, part in _parts(weight):
+            dense = _dense_after(cotangent if total is None else total, part, cotangent.dtype)
+            one = cotangent[..., rows] @ dense
+            total = one if total is None else total + one
+        return total
 
     return _with_rule(product, back)(x)
 
 
-def _dense_after(x: Array, weight: Packed) -> Array:
-    """The weight in x's dtype, made when x is there: free to choose, MLX makes many weights dense long before."""
-    integers, scales, biases = mx.depends([weight.weight, weight.scales, weight.biases], [x])
-    return dequantize(Packed(integers, scales, biases, weight.bits, weight.group_size)).astype(x.dtype)
+def _parts(weight: Packed) -> list[tuple[slice, Packed]]:
+    """A weight (out, in) by its rows, which are views."""
+    step = max(BLOCK // weight.shape[1], 1)
+    if step >= weight.shape[0]:
+        return [(slice(None), weight)]
+    parts = (slice(start, start + step) for start in range(0, weight.shape[0], step))
+    return [(rows, weight.map(lambda x, rows=rows: x[rows])) for rows in parts]
+
+
+def _dense_after(before: Array, weight: Packed, dtype: mx.Dtype) -> Array:
+    """The weight, made when `before` is there: free to choose, MLX makes many weights dense long before."""
+    integers, scales, biases = mx.depends([weight.weight, weight.scales, weight.biases], [before])
+    return dequantize(Packed(integers, scales, biases, weight.bits, weight.group_size)).astype(dtype)
 
 
 # Attention

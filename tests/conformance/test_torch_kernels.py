@@ -7,7 +7,6 @@ import pytest
 
 import partita_backends
 from partita.quantization import dequantize, quantize_weight
-from partita_backends.torch.weights import BLOCK
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
@@ -35,20 +34,3 @@ def test_a_weight_that_the_kernel_does_not_take_is_multiplied_all_the_same() -> 
         np.testing.assert_allclose(
             ops.to_numpy(ops.linear(ops.array(x), weight)), x @ dequantize(packed).T, rtol=1e-5, atol=1e-4
         )
-
-
-def test_a_large_weight_is_multiplied_in_parts() -> None:
-    ops = partita_backends.load("torch", device="cpu", dtype="float32")
-    random = np.random.default_rng(0)
-    packed = quantize_weight(random.standard_normal((2 * BLOCK // 256 + 40, 256)).astype(np.float32), 4, 32)
-    x, dense, weight = random.standard_normal((1, 3, 256)).astype(np.float32), dequantize(packed), ops.prepare(packed)
-    y = ops.linear(ops.array(x), weight)
-    np.testing.assert_allclose(ops.to_numpy(y), x @ dense.T, rtol=1e-5, atol=1e-4)
-
-    def squares(values: dict) -> tuple:
-        product = ops.linear(values["x"], weight)
-        return ops.sum((product * product).reshape(-1), 0), ()
-
-    _, grads = ops.value_and_grad(squares)({"x": ops.array(x)})
-    expected = 2 * (x @ dense.T) @ dense
-    np.testing.assert_allclose(ops.to_numpy(grads["x"]), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import pytest
+
 import partita_backends
-from partita.quantization import quantize_weight
+from partita.quantization import dequantize, quantize_weight
+from partita_backends import mlx_training
+from partita_backends.torch import weights
 
 from .test_training_operations import mask, normal
 
@@ -74,3 +79,22 @@ def test_mlx_keeps_no_dense_copy_of_a_packed_weight() -> None:
     (total, _), found = ops.value_and_grad(loss)(inputs)
     mx.eval(total, found)
     assert mx.get_peak_memory() - before < layers / 4 * width * width * 4
+
+
+@pytest.mark.parametrize(("name", "block"), [("mlx", mlx_training.BLOCK), ("torch", weights.BLOCK)])
+def test_a_large_packed_weight_is_dense_a_part_at_a_time(name: str, block: int) -> None:
+    """The products are those of the whole."""
+    ops = partita_backends.load(name, device="cpu", dtype="float32")
+    random = np.random.default_rng(0)
+    packed = quantize_weight(random.standard_normal((2 * block // 256 + 40, 256)).astype(np.float32), 4, 32)
+    x, dense, weight = random.standard_normal((1, 16, 256)).astype(np.float32), dequantize(packed), ops.prepare(packed)
+    y = ops.linear(ops.array(x), weight)
+    np.testing.assert_allclose(ops.to_numpy(y), x @ dense.T, rtol=1e-5, atol=1e-4)
+
+    def squares(values: dict[str, Any]) -> tuple[Any, tuple[()]]:
+        product = ops.linear(values["x"], weight)
+        return ops.sum((product * product).reshape(-1), 0), ()
+
+    _, grads = ops.value_and_grad(squares)({"x": ops.array(x)})
+    expected = 2 * (x @ dense.T) @ dense
+    np.testing.assert_allclose(ops.to_numpy(grads["x"]), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
