@@ -56,9 +56,11 @@ def parse_line(line: bytes) -> Record:
     except UnicodeDecodeError as error:
         raise DataError(f"not UTF-8 (byte {error.start + 1} of the line)") from error
     try:
-        value = json.loads(text)
+        value = json.loads(text.rstrip("\r\n"))
     except RecursionError as error:
         raise DataError("not JSON that can be read: nested too deeply") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"not JSON: {error.msg} at character {error.pos + 1}") from error
     except ValueError as error:
         raise DataError(f"not JSON: {error}") from error
     return parse(value)

@@ -24,6 +24,7 @@ from .errors import DataError, TrainingError
 from .optim import AdamW, Arrays, Moments, clip_factor, global_norm, moments_of, update
 from .schedule import Schedule
 from .sequences import Sequences
+from .train_group import Group
 from .train_state import Best, TrainState
 from .trainable import Trainable
 
@@ -55,8 +56,8 @@ class TrainConfig:
             raise DataError(f"--clip must be above 0, not {self.clip}")
         counts = {
             "accumulate": self.accumulate,
-            "evaluate-every": self.evaluate_every,
-            "checkpoint-every": self.checkpoint_every,
+            "eval-every": self.evaluate_every,
+            "save-every": self.checkpoint_every,
             "patience": self.patience,
         }
         for flag, count in counts.items():
@@ -163,11 +164,12 @@ class Trainer:
         self.best: Best | None = None
         self._validation, self._folder = validation, folder
         self._identity = {**(identity or {}), **model.identity, **config.identity}
+        self._group = Group(ops)
         self._sequences = Sequences(ops, model.decoder.config)
         self._stopped, self._saved = False, 0
 
     def stop(self) -> None:
-        """Finish the step at hand, save, and end: safe to call from a signal handler."""
+        """Finish the step at hand, save, and end, in all processes: safe to call from a signal handler."""
         self._stopped = True
 
     def run(self) -> Iterator[Event]:
@@ -177,10 +179,11 @@ class Trainer:
         a loss or a gradient that is no number: the values are then those of the step before.
         """
         reason: Literal["steps", "patience", "stopped"] = "steps"
+        self._group.agree([self._identity, self.batches.state(), self.config.steps, self.step])
         if self.step == 0 and self._validation is not None:
             yield self._evaluate()
         while self.step < self.config.steps and not self._impatient():
-            if self._stopped:
+            if any(self._group.counts(self._stopped)):
                 reason = "stopped"
                 break
             yield self._step()
@@ -208,19 +211,19 @@ class Trainer:
         begun, number, config = time.perf_counter(), self.step + 1, self.config
         batches = [next(self.batches) for _ in range(config.accumulate)]
         trained = sum(batch.trained for batch in batches)
-        whole = self._over_all(trained)
+        whole, filled = self._group.counts(trained, sum(batch.filled for batch in batches))
         if not whole:
             raise DataError(f"step {number}: none of its tokens is trained; look at what the data's masks leave")
         losses, grads = self._gradients(batches, number, trained)
-        norm = self._together(grads, trained / whole)
+        self._group.gradients(grads, trained / whole)
+        norm = global_norm(self.ops, grads)
         *read, norm = (float(x) for x in self.ops.fetch(self.ops.concat([*losses, norm.reshape(1)], 0))())
-        self._refuse_nonsense(number, read, norm)
+        loss = self._group.number(sum(read) * trained / whole)
+        self._refuse_nonsense(number, read, loss, norm)
         rate = config.rates.rate(number)
         update(self.ops, self.values, grads, self.moments, config.optimizer, rate, clip_factor(norm, config.clip))
         self.ops.launch(*self.values.values(), *self.moments.m.values(), *self.moments.v.values())
         self.step, self.tokens = number, self.tokens + whole
-        loss = self._sum_over_all(sum(read) * trained / whole)
-        filled = self._over_all(sum(batch.filled for batch in batches))
         memory = self.ops.memory().peak
         return Step(number, loss, filled, whole, time.perf_counter() - begun, rate, norm, memory)
 
@@ -250,32 +253,16 @@ class Trainer:
             grads = {name: self.ops.zeros(tuple(x.shape), "float32") for name, x in self.values.items()}
         return losses, grads
 
-    def _together(self, grads: Arrays, share: float) -> Any:
-        """Make `grads` those of all processes, and give their norm, a scalar on the device."""
-        if self.ops.world > 1:
-            for name in sorted(grads):
-                grads[name] = self.ops.all_sum(grads[name] * share)
-        return global_norm(self.ops, grads)
-
-    def _over_all(self, count: int) -> int:
-        """A count summed over the processes."""
-        if self.ops.world == 1:
-            return count
-        return int(self.ops.to_numpy(self.ops.all_sum(self.ops.array(np.asarray([count], np.int32))))[0])
-
-    def _sum_over_all(self, x: float) -> float:
-        if self.ops.world == 1:
-            return x
-        return float(self.ops.to_numpy(self.ops.all_sum(self.ops.array(np.asarray([x], np.float32))))[0])
-
-    def _refuse_nonsense(self, step: int, losses: list[float], norm: float) -> None:
-        """Every process sees the same norm, so all of them stop."""
+    def _refuse_nonsense(self, step: int, losses: list[float], whole: float, norm: float) -> None:
+        """whole: the loss of all processes. They see the same whole and norm, so all of them stop."""
         advice = "nothing was updated; try a lower --learning-rate or --dtype float32"
         for i, loss in enumerate(losses):
             if not math.isfinite(loss):
                 raise TrainingError(
                     f"step {step}, batch {i + 1} of {len(losses)}: the loss is {loss} ({self._place()}): {advice}"
                 )
+        if not math.isfinite(whole):
+            raise TrainingError(f"step {step}: the loss of another process is {whole} ({self._place()}): {advice}")
         if not math.isfinite(norm):
             raise TrainingError(f"step {step}: the norm of the gradients is {norm} ({self._place()}): {advice}")
 
@@ -312,7 +299,7 @@ class Trainer:
             value, _ = self.ops.value(loss)(self.values)
             total += float(self.ops.to_numpy(value))
             trained += batch.trained
-        total, trained = self._sum_over_all(total), self._over_all(trained)
+        total, (trained,) = self._group.number(total), self._group.counts(trained)
         if not trained:
             raise DataError("the validation data has no token to be predicted")
         if not math.isfinite(total):
@@ -355,8 +342,8 @@ class Trainer:
         self.step, self.best, self.tokens, self._saved = state.step, state.best, state.tokens, state.step
 
     def resume(self, on_damage: Callable[[str], None] | None = None) -> bool:
-        """Go on from the newest whole checkpoint of the folder; False where there is none."""
-        state = None if self._folder is None else train_state.latest(self._folder, on_damage)
+        """Go on from the newest whole checkpoint of the first process's folder; False where there is none."""
+        state = self._group.state(None if self._folder is None else train_state.latest(self._folder, on_damage))
         if state is not None:
             self.restore(state)
         return state is not None

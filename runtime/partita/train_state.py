@@ -125,6 +125,11 @@ def refuse_other(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
     mine = json.loads(json.dumps(dict(mine)))  # as it would be read
     for key in (*saved, *mine):
         if saved.get(key) != mine.get(key):
+            if key == "model":
+                raise DataError(
+                    "this run cannot be resumed: the model is not the one that it began with, or has changed since; "
+                    "give that one, or begin a new run in another --out"
+                )
             raise DataError(
                 f"this run cannot be resumed: {key.replace('_', ' ')} was {saved.get(key)} when it began and is "
                 f"{mine.get(key)} now; resume with the same settings, or begin a new run in another --out"

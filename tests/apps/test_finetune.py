@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,17 @@ def test_a_finished_run_can_be_resumed_and_says_the_same(run: tuple[Path, dict])
     assert again["train_loss"] == found["train_loss"]
     assert again["valid_loss"] == found["valid_loss"]
     assert (out / "adapter_model.safetensors").read_bytes() == adapter
+    report = (out / "report.md").read_text()
+    assert report.count("*before*") == report.count("*after*") == 1
+
+
+def test_replies_stand_under_their_own_prompts(run: tuple[Path, dict], tmp_path: Path) -> None:
+    """Another prompt, when the untrained model cannot be asked any more."""
+    out = shutil.copytree(run[0], tmp_path / "out")
+    train("--resume", "--out", out, "--sample", "the dog")
+    report = (out / "report.md").read_text()
+    assert "the dog" in report
+    assert "*before*" not in report
 
 
 def test_settings_from_a_file_and_flags_that_win(tiny_model: Path, chats: Path, tmp_path: Path) -> None:

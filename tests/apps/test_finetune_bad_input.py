@@ -64,6 +64,8 @@ def mistake(
         (["--warmup", "-1"], ["--warmup must be at least 0"]),
         (["--max-length", "1"], ["--max-length must be at least 2"]),
         (["--rslora", "--method", "full"], ["--rslora", "leave one of them out"]),
+        (["--layers", "8", "--method", "full"], ["--layers is for adapters", "leave one of them out"]),
+        (["--alpha", "1", "--method", "full"], ["--alpha is for adapters"]),
         (["--from-scratch", "x.json"], ["--from-scratch", "add --method full"]),
         (["--resume"], ["--resume: out holds no run", "leave --resume out"]),
         (["--config", "none.yaml"], ["none.yaml cannot be read"]),
@@ -88,6 +90,7 @@ def test_settings_are_judged_before_anything_is_loaded(
         (["--valid-fraction", "1"], ["cannot be held out"]),
         (["--learning-rate", "0"], ["--learning-rate must be a number above 0"]),
         (["--warmup", "9", "--steps", "5"], ["--warmup must be from 0 to the 5 steps"]),
+        (["--patience", "2", "--valid-fraction", "0"], ["--patience", "there is none", "leave it out"]),
         (["--backend", "numpy"], ["numpy", "torch or mlx"]),
     ],
 )
@@ -109,6 +112,8 @@ def test_a_loss_that_is_no_number_stops_the_run_and_says_where(
     assert re.match(
         r"partita: step 2.*(loss|norm).* (nan|inf) .*nothing was updated; try a lower --learning-rate", last
     )
+    assert last.endswith(f"; the adapter after step 1 is in {tmp_path / 'out'}")
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
 
 
 def test_arguments_that_are_missing(mistake: Mistake, tiny_model: Path) -> None:
@@ -121,7 +126,7 @@ def test_arguments_that_are_missing(mistake: Mistake, tiny_model: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", ["data.jsonl line 3", "not JSON"]),
+        ("{", ["data.jsonl line 3", "not JSON", "at character 2"]),
         ("[]", ["data.jsonl line 3", "a list where an object should be"]),
         ('{"txet": "a"}', ["data.jsonl line 3", "none of the known forms", "txet"]),
         ('{"messages": [{"role": "user", "content": "a"}]}', ["data.jsonl line 3", "nothing to train on"]),

@@ -113,10 +113,10 @@ def test_the_order_of_settings(tmp_path: Path) -> None:
 def test_settings_that_are_kept_are_read_again(tmp_path: Path) -> None:
     settings = Settings("m", "d", sample=("one", "two"), learning_rate=1e-4, packing=False, targets="q_proj,v_proj")
     path = tmp_path / "run.json"
-    path.write_text(json.dumps({"settings": settings.document(), "before": ["x"]}))
+    path.write_text(json.dumps({"settings": settings.document(), "before": {"say": "x"}}))
     found, before = read_run(path)
     assert merged(found, {}) == settings
-    assert before == ["x"]
+    assert before == {"say": "x"}
 
 
 def test_values_of_a_file(tmp_path: Path) -> None:

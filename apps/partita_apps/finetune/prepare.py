@@ -87,6 +87,10 @@ def prepare(settings: Settings, out: Path) -> Prepared:
         )
     lora = _lora(settings)
     splits = _data(settings, tokenizer)
+    if settings.patience is not None and splits.valid is None:
+        raise DataError(
+            "--patience waits for a better validation loss, and there is none: leave it out, or raise --valid-fraction"
+        )
     batches = _batches(settings, splits.train, ops)
     settings = _decided(settings, batches)
     _ = _train_config(settings)  # its mistakes are told before the model is loaded
@@ -229,7 +233,7 @@ def _decided(settings: Settings, batches: Batches) -> Settings:
         settings,
         steps=steps,
         epochs=None,
-        alpha=settings.scale_alpha,
+        alpha=None if settings.method == "full" else settings.scale_alpha,
         learning_rate=settings.rate,
         warmup=min(steps // 20, 100) if settings.warmup is None else settings.warmup,
         eval_every=max(steps // 10, 1) if settings.eval_every is None else settings.eval_every,

@@ -14,6 +14,7 @@ from partita.admission import size
 
 from .line import Smoothed, duration
 from .results import write_text
+from .settings import OF_ADAPTERS
 from .words import describe, use_commands
 
 if TYPE_CHECKING:
@@ -141,8 +142,8 @@ def _samples(outcome: Outcome) -> list[str]:
     for i, prompt in enumerate(outcome.asked):
         parts.append(f"**Prompt {i + 1}**\n\n{_quoted(prompt.text)}")
         for title, replies in (("before", outcome.before), ("after", outcome.after)):
-            if i < len(replies):
-                parts.append(f"*{title}*\n\n{_quoted(replies[i])}")
+            if prompt.text in replies:
+                parts.append(f"*{title}*\n\n{_quoted(replies[prompt.text])}")
         if prompt.expected is not None:
             parts.append(f"*in the data*\n\n{_quoted(prompt.expected)}")
     return parts
@@ -173,7 +174,8 @@ def _settings(prepared: Prepared, outcome: Outcome) -> str:
         ("estimated beside them", size(prepared.rest.total)),
         ("peak of the process" if ops.device == "cpu" else "peak on the device", size(outcome.peak)),
     ]
-    hidden = ("model", "data", "sample", "backend", "device", "dtype", "epochs")
+    hidden: tuple[str, ...] = ("model", "data", "sample", "backend", "device", "dtype", "epochs")
+    hidden += OF_ADAPTERS if prepared.lora is None else ()
     said = prepared.settings.document()
     rows += [(f"`{name.replace('_', '-')}`", value) for name, value in said.items() if name not in hidden]
     return _table(("", ""), [row for row in rows if row[1] is not None])

@@ -58,9 +58,9 @@ def write_model(folder: Path, prepared: Prepared, values: Mapping[str, np.ndarra
     return target
 
 
-def write_run(folder: Path, prepared: Prepared, before: list[str]) -> None:
-    """What `--resume` needs beside the checkpoints. before: replies of the untrained model, for the report."""
-    write_json(folder / RUN, {"format": FORMAT, "settings": prepared.settings.document(), "before": before})
+def write_run(folder: Path, prepared: Prepared, before: Mapping[str, str]) -> None:
+    """What `--resume` needs beside the checkpoints. before: replies of the untrained model, by prompt."""
+    write_json(folder / RUN, {"format": FORMAT, "settings": prepared.settings.document(), "before": dict(before)})
 
 
 def write_json(path: Path, document: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from partita import train_state
-from partita.errors import DataError
+from partita.errors import DataError, TrainingError
 from partita.train import Evaluation, Finished, Saved, Step, Trainer
 
 from ..options import tell
@@ -39,8 +39,8 @@ class Outcome:
     result: Path
     best: int | None = None
     asked: list[samples.Prompt] = field(default_factory=list)
-    before: list[str] = field(default_factory=list)
-    after: list[str] = field(default_factory=list)
+    before: dict[str, str] = field(default_factory=dict)
+    after: dict[str, str] = field(default_factory=dict)
     drawn: bool = False
 
     @property
@@ -52,9 +52,9 @@ class Outcome:
         return [[row["step"], row[name]] for row in self.rows if name in row]
 
 
-def look(out: Path, resume: bool) -> tuple[dict[str, Any], list[str]]:
-    """What a folder says of the run in it: settings and earlier samples; nothing for a new one. DataError where `out`
-    cannot be begun in, or gone on with."""
+def look(out: Path, resume: bool) -> tuple[dict[str, Any], dict[str, str]]:
+    """What a folder says of the run in it: settings and earlier samples by prompt; nothing for a new one. DataError
+    where `out` cannot be begun in, or gone on with."""
     kept = out / RUN
     if resume:
         if not kept.is_file():
@@ -63,15 +63,17 @@ def look(out: Path, resume: bool) -> tuple[dict[str, Any], list[str]]:
     if kept.exists() or (out / CHECKPOINTS).exists():
         raise DataError(f"{out} holds a run already: add --resume to go on with it, or choose another --out")
     try:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if out.exists() and not out.is_dir():
+            raise DataError(f"{out} is no folder: choose another --out")
+        if out.exists() and any(out.iterdir()):
             raise DataError(f"{out} is not empty: choose another --out")
     except OSError as error:
         raise DataError(f"{out} cannot be read: {error.strerror or error}: choose another --out") from None
-    return {}, []
+    return {}, {}
 
 
-def run(settings: Settings, out: Path, before: list[str], *, resume: bool) -> tuple[Prepared, Outcome]:
-    """Train, and leave everything in `out`. before: of an earlier process, where the run is gone on with."""
+def run(settings: Settings, out: Path, before: dict[str, str], *, resume: bool) -> tuple[Prepared, Outcome]:
+    """Train, and leave everything in `out`. before: the untrained model's replies that an earlier process had."""
     prepared = prepare(settings, out)
     trainer = prepared.trainer
     writes = prepared.ops.rank == 0
@@ -83,8 +85,8 @@ def run(settings: Settings, out: Path, before: list[str], *, resume: bool) -> tu
         if resume:
             tell(f"going on after step {trainer.step} of {prepared.settings.steps}")
     asked = samples.prompts(prepared) if writes else []
-    if len(before) != len(asked):  # a new run, or one whose folder lost them
-        before = samples.replies(prepared, trainer.values, asked) if trainer.step == 0 else []
+    if trainer.step == 0:
+        before |= samples.replies(prepared, trainer.values, [prompt for prompt in asked if prompt.text not in before])
     if writes:
         write_run(out, prepared, before)
     if prepared.settings.grad_checkpoint:
@@ -93,6 +95,8 @@ def run(settings: Settings, out: Path, before: list[str], *, resume: bool) -> tu
     metrics = Metrics(out / NAME, trainer.step) if writes else None
     try:
         finished = _train(prepared, out, metrics)
+    except TrainingError as error:
+        raise TrainingError(f"{error}{_rescued(prepared, out)}") from error
     finally:
         if metrics is not None:
             metrics.close()
@@ -138,6 +142,18 @@ def _train(prepared: Prepared, out: Path, metrics: Metrics | None) -> Finished:
             elif isinstance(event, Saved):
                 metrics.keep()
     raise AssertionError("a run ends with Finished")
+
+
+def _rescued(prepared: Prepared, out: Path) -> str:
+    """What is kept of a run that ran into no number, in words: the adapter as it was before, where there is one."""
+    trainer = prepared.trainer
+    if prepared.lora is None or prepared.ops.rank != 0 or trainer.step == 0:
+        return ""
+    values = {name: prepared.ops.to_numpy(x) for name, x in trainer.values.items()}
+    if not all(np.isfinite(x).all() for x in values.values()):
+        return ""
+    write_adapter(out, prepared, values)
+    return f"; the adapter after step {trainer.step} is in {out}"
 
 
 def _row(step: Step) -> Row:

@@ -44,12 +44,12 @@ def prompts(prepared: Prepared) -> list[Prompt]:
     return _of_data(prepared.splits, tokenizer, settings.sample_tokens)
 
 
-def replies(prepared: Prepared, values: Mapping[str, Any], asked: Sequence[Prompt]) -> list[str]:
-    """The model's answers with these values of its trainables."""
+def replies(prepared: Prepared, values: Mapping[str, Any], asked: Sequence[Prompt]) -> dict[str, str]:
+    """The model's answers with these values of its trainables, by the prompts' texts."""
     if not asked:
-        return []
+        return {}
     model, count = _language_model(prepared, values), prepared.settings.sample_tokens
-    return [_reply(model, prompt, count) for prompt in asked]
+    return {prompt.text: _reply(model, prompt, count) for prompt in asked}
 
 
 def _reply(model: LanguageModel, prompt: Prompt, count: int) -> str:

@@ -21,6 +21,7 @@ FROM_SCRATCH_RATE = 1e-3
 MAX_LENGTH = 1024
 EPOCHS, MOST_STEPS = 3, 1000
 _LARGEST_FILE = 1 << 20
+OF_ADAPTERS = ("rslora", "rank", "alpha", "dropout", "targets", "layers")
 
 
 @dataclass(frozen=True)
@@ -73,14 +74,20 @@ class Settings:
             raise DataError(f"--epochs must be above 0, not {self.epochs}")
         if self.from_scratch is not None and self.method != "full":
             raise DataError("--from-scratch trains every weight: add --method full")
-        if self.rslora and self.method == "full":
-            raise DataError("--rslora scales adapters, and --method full has none: leave one of them out")
+        self._refuse_adapters_settings()
         least = {"eval_batches": 1, "sample_tokens": 0, "batch_size": 1, "save_every": 1, "seed": 0, "clip": 0}
         least |= {"steps": 1, "eval_every": 1, "accumulate": 1, "patience": 1, "warmup": 0, "max_length": 2}
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and not value >= low:
                 raise DataError(f"{flag(name)} must be at least {low}, not {value}")
+
+    def _refuse_adapters_settings(self) -> None:
+        """Of a run that has no adapters: `--layers 8` would not mean that the other layers stay."""
+        said = [field.name for field in fields(self) if field.name in OF_ADAPTERS]
+        said = [name for name in said if getattr(self, name) != getattr(Settings, name)]
+        if self.method == "full" and said:
+            raise DataError(f"{flag(said[0])} is for adapters, and --method full has none: leave one of them out")
 
     @property
     def scale_alpha(self) -> float:
@@ -139,16 +146,17 @@ def read_config(path: Path) -> dict[str, Any]:
     return _checked(document, str(path))
 
 
-def read_run(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """What `results.write_run` kept: settings, and replies of the untrained model. DataError for a damaged file."""
+def read_run(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """What `results.write_run` kept: settings, and replies of the untrained model by their prompts. DataError for a
+    damaged file."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         settings, before = document["settings"], document["before"]
-        if not isinstance(settings, dict) or not all(isinstance(text, str) for text in before):
+        if not isinstance(settings, dict) or not all(isinstance(text, str) for text in before.values()):
             raise TypeError
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DataError(f"{path} is damaged: give the settings of the run as flags in a new --out") from None
     return _checked(settings, str(path)), before
 
