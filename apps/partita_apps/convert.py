@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from partita_convert.report import Check, Report
 
 CHECK_TOKENS = 2048
-CALIBRATION_LETTERS = 100_000  # more than the tokens that are used
+LETTERS = 100_000  # of a text: more than the tokens that are used
 
 
 @click.command()
@@ -97,11 +97,12 @@ def convert(
     from partita.adapters import is_adapter, open_adapter
     from partita_convert.planning import Request, check_options
 
-    form = to or ("gguf" if dest.suffix == ".gguf" else "mlx")
+    form = to if to is not None else "gguf" if dest.suffix == ".gguf" else "mlx"
     if is_adapter(Path(source)):
-        translate(Path(source), dest, form, quantize or dtype or adapter or check_text, as_json)
+        asked = quantize, dtype, adapter, check_text, calibration, exact or None
+        translate(Path(source), dest, form, any(option is not None for option in asked), as_json)
         return
-    text = None if check_text is None else read_text(check_text)
+    text = None if check_text is None else read_text(check_text)[:LETTERS]
     request = Request(
         to=form,
         quantize=quantize,
@@ -115,6 +116,8 @@ def convert(
     player = Player(placed)
     with ExitStack() as stack:
         checkpoint = stack.enter_context(opened(source, dest, allow_pickle, offline))
+        if text is not None:
+            judge_check(checkpoint, text, player)
         report = written(checkpoint, dest, request, player, calibration, weigh_by)
         if text is not None:
             report = replace(report, check=checked(checkpoint, dest, request, text, player))
@@ -157,7 +160,7 @@ def weighing(request: Request, calibration: str | None) -> str | None:
         raise DataError("--calibration: nothing is quantized here that a text would help; leave it out")
     if calibration == "none" and request.runs_the_model:
         raise DataError(f"--calibration none: --quantize {request.quantize} measures on a text; leave it out")
-    return None if calibration in (None, "none") else read_text(Path(calibration))[:CALIBRATION_LETTERS]
+    return None if calibration in (None, "none") else read_text(Path(calibration))[:LETTERS]
 
 
 def written(
@@ -239,6 +242,14 @@ class Bars:
         self.advance(done, total)
 
 
+def judge_check(checkpoint: Checkpoint, text: str, player: Player) -> None:
+    """What would end a check is told before anything is written: the text, the model, the backend."""
+    from partita_convert.check import check_tokens
+
+    check_tokens(checkpoint, text)
+    _ = player.ops
+
+
 def checked(checkpoint: Checkpoint, dest: Path, request: Request, text: str, player: Player) -> Check:
     """Source and result on a text, side by side."""
     from partita.adapters import fused
@@ -251,15 +262,17 @@ def checked(checkpoint: Checkpoint, dest: Path, request: Request, text: str, pla
         return check_loss(player.ops, source, dest, text, advance)
 
 
-def translate(source: Path, dest: Path, form: str, asked: Any, as_json: bool) -> None:
-    """An adapter in the other library's layout."""
+def translate(source: Path, dest: Path, form: str, asked: bool, as_json: bool) -> None:
+    """An adapter in the other library's layout. asked: whether options are given that only a model has."""
     from partita.adapters import open_adapter
     from partita_convert.adapters import write_mlx_lm, write_peft
+    from partita_convert.planning import check_outside
 
     if form not in ("mlx", "huggingface"):
         raise DataError(f"{source} is an adapter: --to huggingface writes PEFT's layout, --to mlx mlx-lm's")
     if asked:
         raise DataError(f"{source} is an adapter, which is copied as it is: give SOURCE, DEST and --to only")
+    check_outside(source, dest)
     adapter = open_adapter(source)
     (write_peft if form == "huggingface" else write_mlx_lm)(adapter, dest)
     nbytes = sum(path.stat().st_size for path in dest.iterdir())

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from partita.errors import DataError
+from partita.whole import flush, remove
 
 _MARK = ".partial-"
 
@@ -50,7 +50,7 @@ def scratch_folder(place: Path) -> Iterator[Path]:
         raise DataError(f"{place}: cannot be written: {error.strerror or error}") from error
     finally:
         if partial is not None:
-            _remove(partial)
+            remove(partial)
         if lock is not None:
             os.close(lock)
 
@@ -66,15 +66,15 @@ def _new(place: Path, is_folder: bool) -> Iterator[Path]:
         partial, lock = _claim(target, is_folder)
         yield partial
         for path in (*partial.rglob("*"), partial) if is_folder else (partial,):
-            _flush_to_disk(path)
+            flush(path)
         refuse_existing(place)  # made by somebody else meanwhile; a file would be replaced without a word
         os.rename(partial, target)
-        _flush_to_disk(target.parent)
+        flush(target.parent)
     except OSError as error:
         raise DataError(f"{place}: cannot be written: {error.strerror or error}") from error
     finally:
         if partial is not None:
-            _remove(partial)
+            remove(partial)
         if lock is not None:
             os.close(lock)
 
@@ -96,7 +96,7 @@ def remove_leftovers(target: Path) -> None:
         except OSError:
             continue
         if lock is not None:
-            _remove(path)
+            remove(path)
             os.close(lock)
 
 
@@ -116,7 +116,7 @@ def _claim(target: Path, is_folder: bool) -> tuple[Path, int | None]:
             return partial, lock
         if lock is not None:
             os.close(lock)
-        _remove(partial)
+        remove(partial)
     raise DataError(f"{target.parent}: another process removes temporary files here; choose another place to write to")
 
 
@@ -142,21 +142,3 @@ def _lock(path: Path) -> int | None:
         os.close(descriptor)
         raise
     return descriptor
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _flush_to_disk(path: Path) -> None:
-    """fsync, for files and, where the system can, for folders."""
-    if path.is_dir() and os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,8 +12,9 @@ from partita.backend import Backend
 from partita.cache import Cache
 from partita.cache_spec import plan
 from partita.checkpoint import Checkpoint, open_checkpoint
+from partita.errors import DataError
 from partita.kv_format import KVFormat
-from partita.loading import load_decoder
+from partita.loading import load_decoder, read_config
 from partita.perplexity import compare, perplexity
 
 from .report import Check
@@ -22,14 +23,28 @@ TOKENS = 2048
 """Of the text, at most."""
 
 
+def check_tokens(source: Checkpoint, text: str) -> list[int]:
+    """The first tokens of `text` as the source's tokenizer splits it; no weight is read.
+
+    DataError for a text of fewer than two tokens, UnsupportedModel for a source that cannot be run.
+    """
+    read_config(source)
+    tokens = source.load_tokenizer().encode(text)[:TOKENS]
+    if len(tokens) < 2:
+        raise DataError(
+            f"--check: the text is too short, {len(tokens)} of the 2 tokens that are needed: give more of it"
+        )
+    return tokens
+
+
 def check_loss(
     ops: Backend, source: Checkpoint, result: Path, text: str, on_progress: Callable[[int, int], None] | None = None
 ) -> Check:
-    """Both through an unquantized cache, on the first tokens of `text` as the source's tokenizer splits it.
+    """Both through an unquantized cache. source: with an adapter fused into it, if the result has one.
 
-    source: with an adapter fused into it, if the result has one. DataError for a text of fewer than two tokens.
+    Errors as for `check_tokens`.
     """
-    tokens = source.load_tokenizer().encode(text)[:TOKENS]
+    tokens = check_tokens(source, text)
     reference, tested = load_decoder(ops, source), load_decoder(ops, open_checkpoint(result))
     dense = KVFormat.parse("auto", dense_bits=32 if ops.decode_dtype == "float32" else 16)
     before, after = (Cache(ops, plan(decoder.config, dense)) for decoder in (reference, tested))

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from partita.adapters import fused
 from partita.checkpoint import Checkpoint
 from partita.errors import DataError
 from partita.loading import load_decoder
@@ -72,31 +71,35 @@ def convert(
     if request.runs_the_model and request.calibration is None:
         raise DataError(f"--quantize {request.quantize}: measuring needs a calibration text")
     base = _laid_out(source, request.to)
-    changed = base if request.adapter is None else fused(base, request.adapter)
-    fusion = Fusion(base, changed, request.policy)
+    fusion = Fusion(base, request.adapter, request.policy)
+    changed, own_card = fusion.changed, _described(card, fusion)
     if request.to == "gguf":
         written = _write_gguf(fusion, place, request, on_tensor, on_progress)
     elif request.to == "huggingface":
         require_space(place, predicted_bytes(request, base, {}, {}, ""))
-        written = write_huggingface(changed, place, dtype=request.dtype, on_tensor=on_tensor, card=card)
+        written = write_huggingface(changed, place, dtype=request.dtype, on_tensor=on_tensor, card=own_card)
         fusion.note_dense(written.tensors)
     else:
         plain = None if request.runs_the_model else _plain_formats(changed, request)
         require_space(place, predicted_bytes(request, base, plain, {}, ""))
         chosen, columns = _formats(changed, request, plain, on_progress)
         transform = _Transform(request, fusion, chosen, columns)
-        written = write_mlx(changed, place, transform=transform, on_tensor=on_tensor, card=card)
+        written = write_mlx(changed, place, transform=transform, on_tensor=on_tensor, card=own_card)
     nbytes = written.nbytes if not isinstance(written, WrittenFolder) else folder_bytes(place)
     return Report(
         place,
         request.to,
         source_bytes(source.path),
         nbytes,
-        written.tensors,
+        fusion.described(written.tensors),
         request.quantize,
         None if request.calibration is None else request.calibration.name,
         dict(fusion.retained),
     )
+
+
+def _described(card: Card | None, fusion: Fusion) -> Card | None:
+    return card and (lambda written: card(replace(written, tensors=fusion.described(written.tensors))))
 
 
 def _laid_out(source: Checkpoint, to: str) -> Checkpoint:

@@ -7,15 +7,17 @@ weight that the adapter changes has its share noted, whatever form it is written
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
+from partita.adapters import Adapter, fused, resolved
 from partita.checkpoint import Checkpoint
 from partita.errors import DataError
 from partita.quantization import Packed, dequantize
 
 from .adapters import RETAINED, Policy, fuse_quantized, retained_share
-from .gguf_encode import WIDTHS, as_written
+from .gguf_encode import GROUP, WIDTHS, as_written
 from .recipes import Format
 from .write_folder import Value, WrittenTensor, numpy_dtype
 
@@ -23,16 +25,28 @@ _WIDER = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16", "F32")
 
 
 class Fusion:
-    """base: the checkpoint without the adapter, changed: with it. retained: filled as weights are written."""
+    """base: the checkpoint without the adapter, changed: with it; one and the same without an adapter.
 
-    def __init__(self, base: Checkpoint, changed: Checkpoint, policy: Policy):
-        self.base, self.changed = base, changed
+    names: of the weights that the adapter changes. retained: filled as weights are written.
+    """
+
+    def __init__(self, base: Checkpoint, adapter: Adapter | None, policy: Policy):
+        self.base, self.changed, self.names = base, base, frozenset[str]()
+        if adapter is not None:
+            self.changed, present = fused(base, adapter), frozenset(base.names())
+            self.names = frozenset(resolved(name, present, adapter) for name in adapter.changes)
         self.policy: Policy = policy
-        self.names = frozenset(getattr(changed, "changes", ())) if changed is not base else frozenset()
         self.retained: dict[str, float] = {}
 
     def changes(self, name: str) -> bool:
         return name in self.names
+
+    def described(self, written: Iterable[WrittenTensor]) -> tuple[WrittenTensor, ...]:
+        """As the source keeps them: an adapter's sum is dense, whatever it was made of."""
+        return tuple(
+            replace(tensor, source=self.base.stored_as(tensor.name)) if self.changes(tensor.name) else tensor
+            for tensor in written
+        )
 
     def packed_as(self, name: str) -> Format | None:
         """The format that the base keeps this weight in; None for a dense one."""
@@ -71,6 +85,8 @@ def gguf_kinds(fusion: Fusion, kind: str, kinds: Mapping[str, str]) -> dict[str,
     for name in sorted(fusion.names):
         base, delta = fusion.delta(name)
         wanted = kinds.get(name, kind)
+        if wanted in WIDTHS and delta.shape[-1] % GROUP:
+            wanted = "F16"  # which `write_gguf` makes of such rows
         wider = _WIDER[_WIDER.index(wanted) :] if wanted in WIDTHS else (wanted,)
         for candidate in wider:
             plain, whole = _float32(base), _float32(base) + delta

@@ -36,7 +36,7 @@ PROBE_BITS = 3
 TOKENS = 256
 _LOGITS = 1 << 26  # values of the source's log probabilities that are kept: 256 MB
 _SLICE = 64  # tokens whose logits are compared at a time
-_SAMPLE = 1 << 17  # weights of each tensor whose error is taken at every width
+_SAMPLE = 1 << 15  # weights of each tensor whose error is taken at every width
 _LEAST_KL = 1e-9
 
 Progress = Callable[[int, int], None]
@@ -114,7 +114,9 @@ class _Source:
     @classmethod
     def of(cls, ops: Backend, decoder: Decoder, tokens: Sequence[int]) -> _Source:
         if len(tokens) < 2:
-            raise DataError(f"the calibration text is too short, {len(tokens)} of the 2 tokens that are needed")
+            raise DataError(
+                f"the calibration text is too short, {len(tokens)} of the 2 tokens that are needed: give more"
+            )
         dense = KVFormat.parse("auto", dense_bits=32 if ops.decode_dtype == "float32" else 16)
         cache = Cache(ops, plan(decoder.config, dense, context=None, sinks=0, chunk=len(tokens)))
         fed = ops.array(np.asarray(tokens, np.int32)[None])
@@ -224,7 +226,8 @@ def check_budget(weights: Mapping[str, tuple[int, ...]], recipe: Recipe, other_b
     count = sum(math.prod(shape) for shape in weights.values())
     least = _cost(weights, weights, min(BITS), recipe.group_size) + other_bits
     if least > recipe.budget * count:
-        raise DataError(f"--quantize {recipe.text!r}: this model needs {least / count:.2f} bits a weight at least")
+        needed = math.ceil(100 * least / count) / 100
+        raise DataError(f"--quantize {recipe.text!r}: this model needs {needed:.2f} bits a weight at least: allow more")
     return recipe.budget * count - least
 
 

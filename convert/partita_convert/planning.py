@@ -78,9 +78,14 @@ class Request:
 def check(source: Checkpoint, place: Path, request: Request) -> None:
     """Refuse what can be refused before a tensor is read. DataError, in one line."""
     check_options(place, request)
-    target, origin = place.absolute(), source.path.absolute()
-    if origin.is_dir() and origin.resolve() in (target.parent.resolve(), *target.parent.resolve().parents):
-        raise DataError(f"{place} lies inside {source.path}, which a conversion leaves as it is: name another place")
+    check_outside(source.path, place)
+
+
+def check_outside(source: Path, place: Path) -> None:
+    """DataError if `place` lies in a source that is a folder."""
+    above = place.absolute().parent.resolve()
+    if source.is_dir() and source.resolve() in (above, *above.parents):
+        raise DataError(f"{place} lies inside {source}, which a conversion leaves as it is: name another place")
 
 
 def check_options(place: Path, request: Request) -> None:
@@ -99,6 +104,8 @@ def check_options(place: Path, request: Request) -> None:
         raise DataError(f"--dtype {request.dtype!r}: give {', '.join(DTYPES)}")
     if request.exact and request.to != "mlx":
         raise DataError("--exact is about the scales of an mlx folder: leave it out")
+    if request.policy != "raise" and request.adapter is None:
+        raise DataError(f"--adapter-loss {request.policy}: there is no --adapter; name one, or leave it out")
     if request.to == "mlx" and (request.quantize or "").upper() in KINDS:
         raise DataError(f"--quantize {request.quantize} is a GGUF type: say --to gguf, or give bits such as 4 or 4:32")
     gguf_kind(request.quantize) if request.to == "gguf" else request.recipe  # each refuses what it does not know

@@ -53,16 +53,17 @@ def _beside(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise DataError(f"{target} cannot be written: {error.strerror or error}") from error
     finally:
-        _remove(partial)
+        remove(partial)
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed writers left in `folder`, nobody writing there now."""
     for path in folder.glob(f".*{_MARK}*"):
-        _remove(path)
+        remove(path)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Whatever is there, as far as it can be."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:

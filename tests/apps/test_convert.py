@@ -145,6 +145,7 @@ def test_a_gguf_files_integers_are_kept(tmp_path: Path, convert: Convert) -> Non
         (["--quantize", "measured:1"], ["measured:4.5"]),
         (["--quantize", "Q4_1"], ["is a GGUF type", "--to gguf"]),
         (["--to", "huggingface", "--quantize", "4"], ["--quantize", "dense weights only"]),
+        (["--to", ""], ["--to ''", "mlx, huggingface, gguf"]),
         (["--to", "onnx"], ["--to 'onnx'", "mlx, huggingface, gguf"]),
         (["--to", "gguf"], ["ends in .gguf"]),
         (["--dtype", "int8"], ["--dtype 'int8'", "bfloat16"]),
@@ -154,6 +155,7 @@ def test_a_gguf_files_integers_are_kept(tmp_path: Path, convert: Convert) -> Non
         (["--quantize", "4", "--calibration", "nowhere.txt"], ["nowhere.txt", "No such file"]),
         (["--check", "nowhere.txt"], ["nowhere.txt", "No such file"]),
         (["--adapter", "nowhere"], ["nowhere", "adapter_config.json"]),
+        (["--adapter-loss", "keep"], ["--adapter-loss keep", "no --adapter"]),
         (["--adapter-loss", "weep"], ["--adapter-loss", "'weep'"]),
     ],
 )
@@ -183,7 +185,7 @@ def test_options_are_judged_before_the_source_is_looked_for(tmp_path: Path, mist
 
 def test_a_budget_that_is_too_small(tiny_model: Path, tmp_path: Path, text: Path, mistake: Convert) -> None:
     line = mistake(tiny_model, tmp_path / "out", "--quantize", "measured:2", "--calibration", text)
-    assert "this model needs 2.63 bits a weight at least" in line
+    assert "this model needs 2.64 bits a weight at least: allow more" in line
 
 
 @pytest.mark.parametrize("options", [["4"], ["4", "--calibration", "none"], ["measured:5", "--calibration"]])
@@ -207,3 +209,54 @@ def test_a_text_that_is_too_short(tiny_model: Path, tmp_path: Path, mistake: Con
     )
     assert not (tmp_path / "a").exists()
     assert "too short" in mistake(tiny_model, tmp_path / "b", "--check", empty)
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_check_that_cannot_be_is_told_before_anything_is_written(
+    tiny_model: Path, tmp_path: Path, text: Path, mistake: Convert
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "in")
+    assert "no device 'abacus'" in mistake(folder, tmp_path / "a", "--check", text, "--device", "abacus")
+    (folder / "tokenizer.json").unlink()
+    assert "no tokenizer.json" in mistake(folder, tmp_path / "a", "--check", text)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "text.txt"]
+
+
+# --- adapters
+
+
+@pytest.fixture
+def adapter(tiny_model: Path, tmp_path: Path) -> Path:
+    """A PEFT folder that changes the queries of both layers."""
+    rng = np.random.default_rng(5)
+    size = load_file(tiny_model / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"].shape
+    tensors = {}
+    for i in range(2):
+        module = f"base_model.model.model.layers.{i}.self_attn.q_proj"
+        tensors[f"{module}.lora_A.weight"] = rng.standard_normal((2, size[1]), np.float32) * 0.1
+        tensors[f"{module}.lora_B.weight"] = rng.standard_normal((size[0], 2), np.float32) * 0.1
+    (folder := tmp_path / "adapter").mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
+    return folder
+
+
+def test_a_fused_adapter(tiny_model: Path, tmp_path: Path, adapter: Path, text: Path, convert: Convert) -> None:
+    out = convert(tiny_model, tmp_path / "out", "--adapter", adapter, "--quantize", "6", "--check", text)
+    assert "of the adapter's change in every weight" in out
+    document = json.loads(convert(tiny_model, tmp_path / "again", "--adapter", adapter, "--quantize", "6", "--json"))
+    rows = [row for row in document["tensors"] if "retained" in row]
+    assert [row["name"] for row in rows] == [f"model.layers.{i}.self_attn.q_proj.weight" for i in range(2)]
+    assert document["retained"] == min(row["retained"] for row in rows) > 0.9
+
+
+def test_an_adapter_in_the_other_layout(tmp_path: Path, adapter: Path, convert: Convert, mistake: Convert) -> None:
+    document = json.loads(convert(adapter, tmp_path / "out", "--to", "mlx", "--json", backend=False))
+    assert {"bytes", "bits_per_weight", "tensors"} <= set(document)
+    assert [row["error"] for row in document["tensors"]] == [0, 0]
+    assert (tmp_path / "out" / "adapters.safetensors").is_file()
+    for options in (["--quantize", "4"], ["--exact"], ["--calibration", "none"]):
+        assert "is an adapter, which is copied as it is" in mistake(adapter, tmp_path / "b", *options)
+    assert "--to huggingface writes PEFT's layout" in mistake(adapter, tmp_path / "b.gguf")
+    assert "lies inside" in mistake(adapter, adapter / "b")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "out"]
