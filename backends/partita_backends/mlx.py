@@ -17,7 +17,7 @@ from partita.backend import Memory, Sinks
 from partita.errors import BackendUnavailable
 from partita.quantization import Packed
 
-from . import mlx_attention, mlx_training, process_memory
+from . import mlx_attention, mlx_group, mlx_training, process_memory
 from .mlx_attention import PACKED_ROWS
 
 Array = mx.array
@@ -310,17 +310,16 @@ class MlxBackend:
     # Group
     @property
     def rank(self) -> int:
-        group = mlx_training.group()
+        group = mlx_group.group()
         return 0 if group is None else group.rank()
 
     @property
     def world(self) -> int:
-        group = mlx_training.group()
+        group = mlx_group.group()
         return 1 if group is None else group.size()
 
     def all_sum(self, x: Array) -> Array:
-        group = mlx_training.group()
-        return x if group is None else mx.distributed.all_sum(x, group=group)
+        return x if self.world == 1 else mlx_group.all_sum(x)
 
 
 def _summed(x: Array, axis: int) -> Array:

@@ -7,7 +7,6 @@ of its own takes everything that is differentiated as an argument, for MLX treat
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -270,13 +269,3 @@ def activated(gate: Array, up: Array, activation: str) -> Array:
         return gate * mx.sigmoid(1.702 * gate) * (up + 1)
     inner = _INNER * (gate + _CUBIC * gate * gate * gate)
     return 0.5 * gate * (1 + mx.tanh(inner)) * up
-
-
-# Group
-
-
-def group() -> mx.distributed.Group | None:
-    """The processes that `mlx.launch` or mpirun started; None for one alone."""
-    if not {"MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK"} & set(os.environ):
-        return None
-    return mx.distributed.init()

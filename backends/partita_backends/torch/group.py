@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 
 import torch
 from torch import distributed
 
+from partita.errors import BackendUnavailable
+
+from ..together import MINUTES, ended
+
 
 def join(device: str) -> tuple[int, int]:
-    """(rank, world) of this process, after joining the group that torchrun's environment names, if it names one."""
+    """(rank, world) of this process, after joining the group that torchrun's environment names, if it names one.
+
+    Raises BackendUnavailable where the others cannot be reached."""
     if not distributed.is_available():
         return 0, 1
     if not distributed.is_initialized():
         if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "MASTER_ADDR" not in os.environ:
             return 0, 1
-        distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+        try:
+            distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(minutes=MINUTES))
+        except (RuntimeError, ValueError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise BackendUnavailable(f"the processes that torchrun started cannot be joined: {said}") from error
     return distributed.get_rank(), distributed.get_world_size()
 
 
@@ -25,7 +36,11 @@ def local_device() -> int:
 
 
 def all_sum(x: torch.Tensor) -> torch.Tensor:
-    """x summed over the processes, in a new tensor. The group has been joined."""
+    """x summed over the processes, in a new tensor. The group has been joined. Raises TrainingError where one of them
+    is gone, or has not answered for MINUTES."""
     total = x.clone()
-    distributed.all_reduce(total)
+    try:
+        distributed.all_reduce(total)
+    except RuntimeError as error:
+        raise ended(error) from error
     return total
