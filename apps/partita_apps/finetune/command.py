@@ -127,7 +127,8 @@ def finetune(ctx: click.Context, config: Path | None, resume: bool, as_json: boo
     prepared, outcome = run(merged(kept, said, flags), Path(out), before, resume=resume)
     if outcome.reason == "stopped":
         again = f"partita finetune --resume --out {shlex.quote(str(out))}"
-        tell(f"stopped after step {outcome.step} of {prepared.settings.steps}; to go on: {again}")
+        if prepared.ops.rank == 0:
+            tell(f"stopped after step {outcome.step} of {prepared.settings.steps}; to go on: {again}")
         ctx.exit(130)
     if prepared.ops.rank == 0:
         show(prepared, outcome, as_json)

@@ -12,19 +12,23 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STATUS = 130
+LAUNCHERS = 10.0  # seconds in which a launcher of several processes passes a signal on to them
 
 
 @contextmanager
-def stopping(first: Callable[[], None], second: Callable[[], None]) -> Iterator[None]:
-    """Call `first` at the first signal, from a thread; at another one `second`, and the process is gone."""
+def stopping(first: Callable[[], None], second: Callable[[], None], apart: float = 0.0) -> Iterator[None]:
+    """Call `first` at the first signal, from a thread; at another one `second`, and the process is gone.
+
+    apart: seconds in which further signals are taken for the same one."""
     read, write = socket.socketpair()
     write.setblocking(False)
-    watcher = threading.Thread(target=_watch, args=(read, first, second), daemon=True)
+    watcher = threading.Thread(target=_watch, args=(read, first, second, apart), daemon=True)
     before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
     woken = signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
     watcher.start()
@@ -39,15 +43,15 @@ def stopping(first: Callable[[], None], second: Callable[[], None]) -> Iterator[
         read.close()
 
 
-def _watch(read: socket.socket, first: Callable[[], None], second: Callable[[], None]) -> None:
-    count = 0
+def _watch(read: socket.socket, first: Callable[[], None], second: Callable[[], None], apart: float) -> None:
+    came: float | None = None
     while data := read.recv(64):
         for number in data:
             if number not in SIGNALS:
                 continue
-            count += 1
-            if count == 1:
+            if came is None:
+                came = time.monotonic()
                 first()
-            else:
+            elif time.monotonic() - came >= apart:
                 second()
                 os._exit(STATUS)

@@ -14,11 +14,13 @@ import numpy as np
 
 from partita import train_state
 from partita.errors import DataError, TrainingError
-from partita.train import Evaluation, Finished, Saved, Step, Trainer
+from partita.train import Evaluation, Finished, Saved, Step
+from partita.train_group import Group
+from partita_backends import together
 
 from ..options import tell
 from . import allocator, samples
-from .interrupts import stopping
+from .interrupts import LAUNCHERS, stopping
 from .line import Line
 from .metrics import NAME, Metrics, Row
 from .prepare import CHECKPOINTS, Prepared, prepare
@@ -54,12 +56,14 @@ class Outcome:
 
 def look(out: Path, resume: bool) -> tuple[dict[str, Any], dict[str, str]]:
     """What a folder says of the run in it: settings and earlier samples by prompt; nothing for a new one. DataError
-    where `out` cannot be begun in, or gone on with."""
+    where `out` cannot be begun in, or gone on with. Of several processes the first alone minds what it would write."""
     kept = out / RUN
     if resume:
         if not kept.is_file():
             raise DataError(f"--resume: {out} holds no run ({RUN} is missing): leave --resume out to begin one there")
         return read_run(kept)
+    if not together.first():
+        return {}, {}
     if kept.exists() or (out / CHECKPOINTS).exists():
         raise DataError(f"{out} holds a run already: add --resume to go on with it, or choose another --out")
     try:
@@ -78,7 +82,7 @@ def run(settings: Settings, out: Path, before: dict[str, str], *, resume: bool) 
     trainer = prepared.trainer
     writes = prepared.ops.rank == 0
     if resume:
-        _resume(trainer, out)
+        trainer.resume(tell)
     if writes:
         tell(*summary(prepared))
         _make(out)
@@ -104,13 +108,8 @@ def run(settings: Settings, out: Path, before: dict[str, str], *, resume: bool) 
     if metrics is not None:
         outcome.rows = metrics.rows
         _leave(prepared, out, outcome)
+    Group(prepared.ops).wait()  # a launcher ends everything when one process has ended badly, or was stopped
     return prepared, outcome
-
-
-def _resume(trainer: Trainer, out: Path) -> None:
-    state = train_state.latest(out / CHECKPOINTS, tell)
-    if state is not None:
-        trainer.restore(state)
 
 
 def _make(out: Path) -> None:
@@ -127,7 +126,9 @@ def _train(prepared: Prepared, out: Path, metrics: Metrics | None) -> Finished:
         trainer.stop()
         line.say("finishing this step and saving; a second Ctrl-C leaves at once")
 
-    with Line(total, trainer.step, quiet=metrics is None) as line, stopping(first, line.leave):
+    # a launcher passes on the Ctrl-C that its processes have had from the terminal: that is no second one
+    apart = 0.0 if prepared.ops.world == 1 else LAUNCHERS
+    with Line(total, trainer.step, quiet=metrics is None) as line, stopping(first, line.leave, apart):
         for event in trainer.run():
             if isinstance(event, Finished):
                 return event
