@@ -254,10 +254,11 @@ def checked(checkpoint: Checkpoint, dest: Path, request: Request, text: str, pla
     """Source and result on a text, side by side."""
     from partita.adapters import fused
     from partita_convert.check import check_loss
+    from partita_convert.convert import laid_out
 
     from .progress import bar
 
-    source = checkpoint if request.adapter is None else fused(checkpoint, request.adapter)
+    source = checkpoint if request.adapter is None else fused(laid_out(checkpoint, request.to), request.adapter)
     with bar("checking") as advance:
         return check_loss(player.ops, source, dest, text, advance)
 

@@ -70,7 +70,7 @@ def convert(
     check(source, place, request)
     if request.runs_the_model and request.calibration is None:
         raise DataError(f"--quantize {request.quantize}: measuring needs a calibration text")
-    base = _laid_out(source, request.to)
+    base = laid_out(source, request.to)
     fusion = Fusion(base, request.adapter, request.policy)
     changed, own_card = fusion.changed, _described(card, fusion)
     if request.to == "gguf":
@@ -102,7 +102,8 @@ def _described(card: Card | None, fusion: Fusion) -> Card | None:
     return card and (lambda written: card(replace(written, tensors=fusion.described(written.tensors))))
 
 
-def _laid_out(source: Checkpoint, to: str) -> Checkpoint:
+def laid_out(source: Checkpoint, to: str) -> Checkpoint:
+    """The source in the names of a form, which an adapter's are looked up among."""
     return {"mlx": as_mlx, "huggingface": as_huggingface, "gguf": lambda checkpoint: checkpoint}[to](source)
 
 

@@ -250,6 +250,25 @@ def test_a_fused_adapter(tiny_model: Path, tmp_path: Path, adapter: Path, text: 
     assert document["retained"] == min(row["retained"] for row in rows) > 0.9
 
 
+def test_a_check_of_an_adapter_of_stacked_experts(
+    tiny_family: Callable[[str], Path], tmp_path: Path, text: Path, convert: Convert
+) -> None:
+    """Whose names are those of the folder that is written, and not the source's."""
+    module, rng = "model.layers.0.mlp.switch_mlp.gate_proj", np.random.default_rng(5)
+    tensors = {
+        f"{module}.lora_a": rng.standard_normal((8, 2, 64), np.float32) * 0.1,
+        f"{module}.lora_b": rng.standard_normal((8, 32, 2), np.float32) * 0.1,
+    }
+    (folder := tmp_path / "adapter").mkdir()
+    save_file(tensors, folder / "adapters.safetensors")
+    config = {"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": 2.0, "dropout": 0.0}}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    arguments = (tiny_family("qwen3_moe"), tmp_path / "out", "--adapter", folder, "--check", text, "--json")
+    document = json.loads(convert(*arguments))
+    assert document["retained"] == pytest.approx(1, abs=1e-3)
+    assert document["check"]["kl"] < 1e-6
+
+
 def test_an_adapter_in_the_other_layout(tmp_path: Path, adapter: Path, convert: Convert, mistake: Convert) -> None:
     document = json.loads(convert(adapter, tmp_path / "out", "--to", "mlx", "--json", backend=False))
     assert {"bytes", "bits_per_weight", "tensors"} <= set(document)
