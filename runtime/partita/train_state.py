@@ -77,12 +77,15 @@ def save(folder: Path, state: TrainState) -> Path:
     return target
 
 
-def latest(folder: Path, on_damage: Callable[[str], None] | None = None) -> TrainState | None:
+def latest(
+    folder: Path, on_damage: Callable[[str], None] | None = None, *, before: int | None = None
+) -> TrainState | None:
     """The newest checkpoint that is whole, None where there is none at all. on_damage(line): told of each that is not.
+    before: of steps below this one only.
 
     Raises CheckpointError when every one is damaged.
     """
-    found = _checkpoints(folder)
+    found = [path for path in _checkpoints(folder) if before is None or _step(path) < before]
     for path in reversed(found):
         try:
             return load(path)
@@ -151,15 +154,19 @@ def _checkpoints(folder: Path) -> list[Path]:
     """Checkpoint folders, oldest first."""
     if not folder.is_dir():
         return []
-    found = ((match, path) for path in folder.iterdir() if (match := _FOLDER.fullmatch(path.name)))
-    return [path for match, path in sorted(found, key=lambda item: int(item[0][1]))]
+    return sorted((path for path in folder.iterdir() if _FOLDER.fullmatch(path.name)), key=_step)
+
+
+def _step(path: Path) -> int:
+    """Of a checkpoint folder."""
+    return int(path.name.removeprefix("step-"))
 
 
 def _prune(folder: Path, step: int) -> None:
     """Keep the last KEPT up to this step; later ones are of a future that was given up."""
-    steps = [(int(path.name.removeprefix("step-")), path) for path in _checkpoints(folder)]
-    kept = [path for at, path in steps if at <= step][-KEPT:]
-    for _, path in steps:
+    found = _checkpoints(folder)
+    kept = [path for path in found if _step(path) <= step][-KEPT:]
+    for path in found:
         if path not in kept:
             shutil.rmtree(path, ignore_errors=True)
 

@@ -6,9 +6,11 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from partita_apps import cli
 
@@ -112,8 +114,25 @@ def test_a_loss_that_is_no_number_stops_the_run_and_says_where(
     assert re.match(
         r"partita: step 2.*(loss|norm).* (nan|inf) .*nothing was updated; try a lower --learning-rate", last
     )
-    assert last.endswith(f"; the adapter after step 1 is in {tmp_path / 'out'}")
-    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
+
+
+def test_a_run_that_meets_no_number_leaves_the_adapter_of_an_earlier_step(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from partita.optim import update
+
+    def spoilt(*arguments: Any) -> None:
+        update(*arguments)
+        if arguments[3].updates == 4:
+            arguments[1].update({name: x * float("inf") for name, x in arguments[1].items()})
+
+    monkeypatch.setattr("partita.train.update", spoilt)
+    data, out = write_chats(tmp_path / "data.jsonl", 6), tmp_path / "out"
+    short = ("--steps", 9, "--save-every", 2, "--eval-every", 9, "--sample-tokens", 0, "--backend", "torch")
+    assert cli.run([str(argument) for argument in ("finetune", tiny_model, data, "--out", out, *short)]) == 2
+    assert capsys.readouterr().err.endswith(f"; the adapter of step 2 is in {out}\n")
+    assert all(np.isfinite(x).all() for x in load_file(out / "adapter_model.safetensors").values())
 
 
 def test_arguments_that_are_missing(mistake: Mistake, tiny_model: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from partita import train_state
-from partita.errors import DataError, TrainingError
+from partita.errors import DataError, PartitaError, TrainingError
 from partita.train import Evaluation, Finished, Saved, Step
 from partita.train_group import Group
 from partita_backends import together
@@ -146,15 +146,18 @@ def _train(prepared: Prepared, out: Path, metrics: Metrics | None) -> Finished:
 
 
 def _rescued(prepared: Prepared, out: Path) -> str:
-    """What is kept of a run that ran into no number, in words: the adapter as it was before, where there is one."""
-    trainer = prepared.trainer
-    if prepared.lora is None or prepared.ops.rank != 0 or trainer.step == 0:
+    """What is kept of a run that met no number, in words: the adapter of a checkpoint from which a step was made since,
+    as the latest values may be what is wrong."""
+    if prepared.lora is None or prepared.ops.rank != 0:
         return ""
-    values = {name: prepared.ops.to_numpy(x) for name, x in trainer.values.items()}
-    if not all(np.isfinite(x).all() for x in values.values()):
-        return ""
-    write_adapter(out, prepared, values)
-    return f"; the adapter after step {trainer.step} is in {out}"
+    try:
+        state = train_state.latest(out / CHECKPOINTS, tell, before=prepared.trainer.step)
+        if state is None:
+            return ""
+        write_adapter(out, prepared, state.values)
+    except PartitaError as error:
+        return f"; no adapter is left ({error})"
+    return f"; the adapter of step {state.step} is in {out}"
 
 
 def _row(step: Step) -> Row:
