@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from partita.errors import DataError, PartitaError
+from partita.errors import DataError, PartitaError, printable
 
 from .evaluate import read_text
 from .options import tell
@@ -97,7 +97,7 @@ def convert(
     from partita.adapters import is_adapter, open_adapter
     from partita_convert.planning import Request, check_options
 
-    form = to if to is not None else "gguf" if dest.suffix == ".gguf" else "mlx"
+    form = to if to is not None else "gguf" if dest.suffix.lower() == ".gguf" else "mlx"
     if is_adapter(Path(source)):
         asked = quantize, dtype, adapter, check_text, calibration, exact or None
         translate(Path(source), dest, form, any(option is not None for option in asked), as_json)
@@ -289,29 +289,28 @@ def translate(source: Path, dest: Path, form: str, asked: bool, as_json: bool) -
 def show(report: Report) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from partita_convert.report import kinds, worst
 
     from .progress import size
 
-    table = Table(title=f"{report.path}", title_justify="left")
+    table = Table(title=Text(str(report.path)), title_justify="left")  # texts: names in files may look like markup
     for column in ("weights", "tensors", "from", "to", "size", "error"):
         table.add_column(column, justify="left" if column in ("weights", "from", "to") else "right")
     for kind in kinds(report.tensors):
         error = "" if kind.error is None else "exact" if kind.error == 0 else f"{kind.error:.2%}"
-        table.add_row(kind.name, str(kind.count), kind.source, kind.target, size(kind.nbytes), error)
-    console = Console()
-    console.print(table)
+        row = kind.name, str(kind.count), kind.source, kind.target, size(kind.nbytes), error
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    Console().print(table)
     bits = f"{report.bits_per_weight:.2f} bits a weight"
-    console.print(f"{size(report.source_bytes)} → {size(report.nbytes)}, {bits}", markup=False, highlight=False)
-    for tensor in worst(report.tensors):
-        console.print(f"largest error: {tensor.error:.2%} in {tensor.name}", markup=False, highlight=False)
-        break
+    click.echo(f"{size(report.source_bytes)} → {size(report.nbytes)}, {bits}")
+    for tensor in worst(report.tensors, 1):
+        click.echo(printable(f"largest error: {tensor.error:.2%} in {tensor.name}"))
     if report.least_retained is not None:
-        console.print(f"at least {report.least_retained:.0%} of the adapter's change in every weight", highlight=False)
+        click.echo(f"at least {report.least_retained:.0%} of the adapter's change in every weight")
     if (check := report.check) is not None:
-        console.print(
+        click.echo(
             f"perplexity {check.source_perplexity:.2f} → {check.perplexity:.2f}, KL {check.kl:.4f} nats, "
-            f"{check.top1:.1%} the same likeliest token, on {check.tokens} tokens",
-            highlight=False,
+            f"{check.top1:.1%} the same likeliest token, on {check.tokens} tokens"
         )

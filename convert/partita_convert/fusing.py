@@ -17,9 +17,10 @@ from partita.errors import DataError
 from partita.quantization import Packed, dequantize
 
 from .adapters import RETAINED, Policy, fuse_quantized, retained_share
-from .gguf_encode import GROUP, WIDTHS, as_written
+from .gguf_encode import WIDTHS, as_written
 from .recipes import Format
 from .write_folder import Value, WrittenTensor, numpy_dtype
+from .write_gguf import dense_type
 
 _WIDER = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16", "F32")
 
@@ -81,12 +82,11 @@ class Fusion:
 
 def gguf_kinds(fusion: Fusion, kind: str, kinds: Mapping[str, str]) -> dict[str, str]:
     """The type of every weight that the adapter changes: as wanted, or wider where that would lose the change."""
-    found = {}
+    untied = any(name.endswith("lm_head.weight") for name in fusion.base.names())
+    head, found = "lm_head.weight" if untied else "embed_tokens.weight", {}
     for name in sorted(fusion.names):
         base, delta = fusion.delta(name)
-        wanted = kinds.get(name, kind)
-        if wanted in WIDTHS and delta.shape[-1] % GROUP:
-            wanted = "F16"  # which `write_gguf` makes of such rows
+        wanted = dense_type(kinds.get(name, kind), delta.shape[-1], is_head=name.endswith(head))
         wider = _WIDER[_WIDER.index(wanted) :] if wanted in WIDTHS else (wanted,)
         for candidate in wider:
             plain, whole = _float32(base), _float32(base) + delta

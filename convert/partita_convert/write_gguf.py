@@ -134,13 +134,17 @@ def _type(tensor: _Planned, value: Value, kind: str, is_head: bool) -> str:
     exact = exact_type(value) if kind in WIDTHS and isinstance(value, Packed) else None
     if exact and WIDTHS[exact] <= WIDTHS[kind]:
         return exact
-    if kind in WIDTHS and is_head and WIDTHS[kind] < 8:
-        if exact:
-            return exact
-        kind = "Q8_0"
-    if tensor.shape[-1] % TYPES[kind][1]:
-        kind = "F16"
+    if exact and is_head and WIDTHS[kind] < 8:
+        return exact
+    kind = dense_type(kind, tensor.shape[-1], is_head=is_head)
     return "F32" if kind == "F16" and too_large(value) else kind
+
+
+def dense_type(kind: str, columns: int, *, is_head: bool) -> str:
+    """What a matrix that was not packed becomes where `kind` is asked for, if its numbers are not too large."""
+    if kind in WIDTHS and is_head and WIDTHS[kind] < 8:
+        kind = "Q8_0"
+    return "F16" if columns % TYPES[kind][1] else kind
 
 
 # --- which tensors there are, and where they come from

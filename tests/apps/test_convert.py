@@ -104,6 +104,16 @@ def test_as_stored(tiny_model: Path, tmp_path: Path, convert: Convert) -> None:
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
+def test_names_that_look_like_markup(tiny_model: Path, tmp_path: Path, convert: Convert) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "in")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.0.[/red].weight"] = np.ones((2, 32), np.float32)
+    save_file(weights, folder / "model.safetensors")
+    out = convert(folder, tmp_path / "[bold]out", "--dtype", "float16")
+    assert "[/red]" in out
+    assert "[bold]out" in out.replace("\n", "")
+
+
 def test_a_gguf_file_is_known_by_its_name(tiny_model: Path, tmp_path: Path, convert: Convert) -> None:
     document = json.loads(convert(tiny_model, tmp_path / "m.gguf", "--quantize", "8", "--json"))
     assert {row["target"] for row in document["tensors"]} == {"Q8_0", "F32"}

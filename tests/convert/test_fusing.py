@@ -103,6 +103,21 @@ def test_a_wider_gguf_type_for_a_change_that_would_be_lost(packed, tmp_path):
     assert all(share >= 0.9 for share in report.retained.values())
 
 
+def test_a_head_that_is_wider_than_asked_is_measured_as_it_is_written(source, tmp_path):
+    name = "lm_head.weight"
+    rng = np.random.default_rng(3)
+    a, b = (
+        rng.standard_normal(shape, np.float32) for shape in ((2, source.shape(name)[1]), (source.shape(name)[0], 2))
+    )
+    tuned = Adapter(Path("tuned"), "peft", {name: LowRank(a, b, 0.01)}, {})
+    report = convert(source, tmp_path / "out.gguf", Request(to="gguf", quantize="Q4_1", adapter=tuned))
+    convert(source, tmp_path / "plain.gguf", Request(to="gguf", quantize="Q4_1"))
+    changed, plain = (dense(open_checkpoint(tmp_path / file).read(name)) for file in ("out.gguf", "plain.gguf"))
+    assert {tensor.name: tensor.target for tensor in report.tensors}[name] == "Q8_0"
+    delta = 0.01 * (b @ a)
+    assert report.retained[name] == pytest.approx(np.vdot(changed - plain, delta) / np.vdot(delta, delta), abs=1e-5)
+
+
 def test_rows_that_no_block_divides(source, tmp_path):
     """80 columns of a down projection: F16 in a file of four bits, with an adapter as without."""
 
