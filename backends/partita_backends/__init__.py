@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 from partita.errors import BackendUnavailable, DataError
 
+from .together import launched
+
 if TYPE_CHECKING:
     from partita.backend import Backend
 
@@ -51,10 +53,16 @@ def load(name: str = "auto", *, device: str | None = None, dtype: str = "auto", 
         raise DataError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
     if threads is not None and threads < 1:
         raise DataError(f"--threads must be at least 1, not {threads}")
+    together = launched()
     if name == "auto":
-        name, _ = choose()
+        name = choose()[0] if together is None else together[0]
     if name not in CLASSES:
         raise DataError(f"unknown backend {name!r}: choose one of auto, {', '.join(CLASSES)}")
+    if together is not None and name != together[0]:
+        raise BackendUnavailable(
+            f"these processes were started together for backend {together[0]}, of which {name} would not know: "
+            f"leave --backend {name} out, or start them with {'mlx.launch' if name == 'mlx' else 'torchrun'}"
+        )
     module, cls, library = CLASSES[name]
     if not _installed(library):
         raise BackendUnavailable(f"backend {name} needs the {library} package: pip install 'partita[{library}]'")

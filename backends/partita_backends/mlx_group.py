@@ -13,14 +13,12 @@ import mlx.core as mx
 
 from partita.errors import BackendUnavailable
 
-from .together import MINUTES, SILENT, ended
-
-LAUNCHED = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+from .together import MINUTES, SILENT, ended, launched
 
 
 def group() -> mx.distributed.Group | None:
     """All of them; None for one alone. Raises BackendUnavailable where they cannot be reached."""
-    if not any(name in os.environ for name in LAUNCHED):
+    if (found := launched()) is None or found[0] != "mlx":
         return None
     try:
         return mx.distributed.init(strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from datetime import timedelta
 
@@ -10,7 +11,7 @@ from torch import distributed
 
 from partita.errors import BackendUnavailable
 
-from ..together import MINUTES, ended
+from ..together import MINUTES, ended, launched
 
 
 def join(device: str) -> tuple[int, int]:
@@ -20,13 +21,14 @@ def join(device: str) -> tuple[int, int]:
     if not distributed.is_available():
         return 0, 1
     if not distributed.is_initialized():
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "MASTER_ADDR" not in os.environ:
+        if (found := launched()) is None or found[0] != "torch":
             return 0, 1
         try:
             distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(minutes=MINUTES))
         except (RuntimeError, ValueError) as error:
             said = " ".join(str(error).split())[:200]
             raise BackendUnavailable(f"the processes that torchrun started cannot be joined: {said}") from error
+        atexit.register(distributed.destroy_process_group)  # its threads would be found running, and abort the process
     return distributed.get_rank(), distributed.get_world_size()
 
 
