@@ -168,6 +168,7 @@ def _write(
     config, dropped = huggingface_config(checkpoint)
     names = [name for name in checkpoint.names() if name not in dropped]
     with new_folder(folder) as partial:
+        write_tokenizer(checkpoint, partial)  # first: it may be refused, and weights take long
         room = header_room(part for name in names for part in part_names(name))
         shards = Shards(partial, form, room, shard_bytes)
         formats: dict[str, tuple[int, int]] = {}
@@ -189,7 +190,6 @@ def _write(
         write_json(partial / "config.json", _with_formats(config, formats, written))
         if checkpoint.generation_config:
             write_json(partial / "generation_config.json", checkpoint.generation_config)
-        write_tokenizer(checkpoint, partial)
         result = WrittenFolder(folder, nbytes, tuple(written))
         if card is not None:
             (partial / "README.md").write_text(card(result), encoding="utf-8")

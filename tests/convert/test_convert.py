@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -16,6 +17,7 @@ import partita_backends
 from partita.backend import Backend
 from partita.checkpoint import Checkpoint, open_checkpoint
 from partita.errors import DataError
+from partita.gguf_blocks import AFFINE, decode
 from partita.loading import load_decoder
 from partita.quantization import Packed, dequantize
 from partita_convert.activations import importance
@@ -28,6 +30,7 @@ from partita_convert.planning import Calibration, Request
 from partita_convert.recipes import quantizable
 from partita_convert.report import Report, kinds, worst
 
+from ..runtime.test_gguf_types import blocks
 from .test_write_folder import gguf_file
 
 
@@ -95,7 +98,7 @@ def test_weighing_lowers_the_error_of_what_comes_out(tiny_model, ops, tokens, tm
 
 def test_measuring_sees_what_matters(source, ops, tokens):
     """Two layers, of which the second hardly speaks."""
-    quiet = Changed.of(source, lambda name, value: value * 1e-3 if ".1." in name and "down" in name else value)
+    quiet = Changed.of(source, lambda name, value: dense(value) * 1e-3 if ".1." in name and "down" in name else value)
     weights = quantizable(quiet)
     steps = []
     decoder = load_decoder(ops, quiet)
@@ -186,6 +189,19 @@ def test_scales_of_k_quants(llama, tmp_path):
     assert open_checkpoint(tmp_path / "again").read(name).scales.dtype == np.float32  # pyright: ignore[reportAttributeAccessIssue]
     tiny = convert(k_quants(llama, 1e-9), tmp_path / "tiny", Request())
     assert max(tensor.error or 0 for tensor in tiny.tensors) == 0  # float16 has no such scales: kept in float32
+
+
+@pytest.mark.parametrize("kind", AFFINE)
+def test_affine_blocks_are_exact_in_an_mlx_folder(llama, tmp_path, kind):
+    """Random blocks of each type, beside the gguf package's own numbers."""
+    raw, name = blocks(kind, 32, 256), "model.layers.0.mlp.up_proj.weight"
+    value = decode(raw.reshape(-1), kind, (32, 256), name)
+    changed = Changed.of(llama, lambda own, other: value if own == name else other)
+    report = convert(changed, tmp_path / "out", Request(exact=True))
+    read = open_checkpoint(tmp_path / "out").read(name)
+    assert isinstance(read, Packed)
+    np.testing.assert_array_equal(dequantize(read), gguf.dequantize(raw, gguf.GGMLQuantizationType[kind]))
+    assert {tensor.error for tensor in report.tensors if tensor.name == name} == {0}
 
 
 @pytest.mark.parametrize("dtype", [None, "float16", "bfloat16"])
