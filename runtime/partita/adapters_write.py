@@ -1,7 +1,7 @@
 """Trained adapters out, as PEFT's folder: what `peft`, transformers, and `open_adapter` here read.
 
-Not here: reading (`adapters.py`), and other kinds of folders (`partita_convert`). Invariant: the folder is there whole
-or not at all, and replaces the one before.
+Not here: reading (`adapters.py`), and other kinds of folders (`partita_convert`). Invariant: a file is replaced whole
+or not at all; the tensors decide, as the config is the same for every state of a run.
 """
 
 from __future__ import annotations
@@ -14,32 +14,29 @@ from typing import Any
 import numpy as np
 
 from .lora import A, LoraConfig
-from .whole import whole_folder, write_tensors
+from .whole import remove_leftovers, whole_file
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 
 
 def write_adapter(
-    folder: Path,
-    values: Mapping[str, np.ndarray],
-    config: LoraConfig,
-    base: str,
-    num_layers: int,
-    extra: Mapping[str, str] | None = None,
-) -> Path:
-    """Write adapter_config.json and adapter_model.safetensors, float32.
+    folder: Path, values: Mapping[str, np.ndarray], config: LoraConfig, base: str, num_layers: int
+) -> None:
+    """Write adapter_model.safetensors, float32, and adapter_config.json into `folder`, which may hold other things.
 
     values: by name, as `Trainer.state().values`. base: the model's name for people and tools. num_layers: of the model.
-    extra: other files' texts by name (README.md). Raises DataError where the disk refuses.
+    Raises DataError where the disk refuses.
     """
-    with whole_folder(folder) as partial:
-        document = json.dumps(peft_config(values, config, base, num_layers), indent=2)
-        (partial / CONFIG).write_text(document + "\n", encoding="utf-8")
-        write_tensors(partial / TENSORS, {PREFIX + name: value for name, value in values.items()})
-        for name, text in (extra or {}).items():
-            (partial / name).write_text(text, encoding="utf-8")
-    return folder
+    from safetensors.numpy import save
+
+    tensors = {PREFIX + name: np.ascontiguousarray(value) for name, value in values.items()}
+    remove_leftovers(folder)
+    with whole_file(folder / TENSORS) as partial:
+        partial.write_bytes(save(tensors, metadata={"format": "pt"}))  # small; `save_file` hides it from other users
+    with whole_file(folder / CONFIG) as partial:
+        document = json.dumps(peft_config(values, config, base, num_layers), indent=1, ensure_ascii=False)
+        partial.write_text(document + "\n", encoding="utf-8")
 
 
 def peft_config(values: Mapping[str, Any], config: LoraConfig, base: str, num_layers: int) -> dict[str, Any]:

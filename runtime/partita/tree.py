@@ -1,16 +1,14 @@
 """A decoder is a tree: frozen dataclasses and tuples, with arrays and numbers at the leaves. Walk it, rewrite it.
 
-A place in it is a path, "blocks.0.attention.qkv.parts.1.weight". Knows no layer but `Linear`, and no backend.
+A place in it is a path, "blocks.0.attention.qkv.parts.1.weight". Knows no layer and no backend.
 Invariant: nothing is changed in place; what is rewritten shares every other part with what it was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
-
-from .layers import Linear
 
 
 def walk(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -18,11 +16,6 @@ def walk(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     yield path, tree
     for key, child in _children(tree):
         yield from walk(child, f"{path}.{key}" if path else key)
-
-
-def flatten(tree: Any) -> dict[str, Any]:
-    """The leaves by path. A packed weight is a dataclass too, so its arrays are leaves; None is a leaf."""
-    return {path: node for path, node in walk(tree) if not _is_inner(node)}
 
 
 def replace_at(tree: Any, changes: Mapping[str, Any]) -> Any:
@@ -42,12 +35,6 @@ def replace_at(tree: Any, changes: Mapping[str, Any]) -> Any:
     if isinstance(tree, tuple):
         return tuple(new.get(key, child) for key, child in children.items())
     return replace(tree, **new)
-
-
-def map_linears(tree: Any, function: Callable[[Linear], Any]) -> Any:
-    """The tree with `function` applied to every `Linear`; what it gives is not looked into."""
-    changes = {path: function(node) for path, node in walk(tree) if isinstance(node, Linear)}
-    return replace_at(tree, changes)
 
 
 def _is_inner(node: Any) -> bool:

@@ -16,6 +16,8 @@ from partita_apps.finetune.metrics import Metrics
 from partita_apps.finetune.report import _quoted, _thinned
 from partita_apps.finetune.settings import Settings, merged, read_config, read_run
 
+from .finetuning import column
+
 
 def test_metrics_of_a_run_that_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
@@ -32,8 +34,8 @@ def test_metrics_of_a_run_that_goes_on(tmp_path: Path) -> None:
     second.add({"step": 4, "train_loss": 9.0})
     second.close()
     expected = [[1, 1.0], [2, 0.5], [3, 1 / 3], [4, 9.0]]
-    assert second.column("train_loss") == expected
-    assert second.column("valid_loss") == [[0, 3.0]]
+    assert column(second.rows, "train_loss") == expected
+    assert column(second.rows, "valid_loss") == [[0, 3.0]]
     assert [json.loads(line) for line in path.read_text().splitlines()] == second.rows
     third = Metrics(path, 0)  # a run that is begun again
     third.close()

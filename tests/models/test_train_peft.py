@@ -112,9 +112,8 @@ def test_peft_loads_what_is_written(tiny_family: Callable[[str], Path], tmp_path
     model, values = lora(ops, folder, OURS[method], spread=0.05)
     host = {name: ops.to_numpy(x) for name, x in values.items()}
     for _ in range(2):  # a second time it is replaced
-        write_adapter(tmp_path / "adapter", host, OURS[method], str(folder), 4, {"README.md": "hello"})
+        write_adapter(tmp_path / "adapter", host, OURS[method], str(folder), 4)
     assert sorted(path.name for path in tmp_path.rglob("*")) == [
-        "README.md",
         "adapter",
         "adapter_config.json",
         "adapter_model.safetensors",

@@ -1,4 +1,4 @@
-"""Trees of layers: walked, flattened, rewritten without changing what they were."""
+"""Trees of layers: walked, and rewritten without changing what they were."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from partita.checkpoint import open_checkpoint
 from partita.layers import Linear
 from partita.loading import load_decoder
 from partita.model import Decoder
-from partita.tree import flatten, map_linears, replace_at, walk
+from partita.tree import replace_at, walk
 from partita_backends.numpy import NumpyBackend
 
 
@@ -19,11 +19,14 @@ def decoder(tiny_model: Path) -> Decoder:
     return load_decoder(NumpyBackend(), open_checkpoint(tiny_model), stack=False)
 
 
-def test_every_leaf_has_a_path_and_can_be_put_back(decoder: Decoder) -> None:
-    leaves = flatten(decoder)
-    assert leaves["blocks.1.attention.qkv.parts.0.weight"].shape == (128, 64)
-    assert leaves["norm.eps"] == 1e-5
-    assert flatten(replace_at(decoder, leaves)).keys() == leaves.keys()
+def test_every_node_has_a_path_and_can_be_put_back(decoder: Decoder) -> None:
+    nodes = dict(walk(decoder))
+    assert nodes[""] is decoder
+    assert nodes["blocks.1.attention.qkv.parts.0.weight"].shape == (128, 64)
+    assert nodes["norm.eps"] == 1e-5
+    leaves = {path: node for path, node in nodes.items() if not any(other.startswith(f"{path}.") for other in nodes)}
+    del leaves[""]
+    assert dict(walk(replace_at(decoder, leaves))).keys() == nodes.keys()
 
 
 def test_a_node_is_replaced_and_the_rest_is_shared(decoder: Decoder) -> None:
@@ -44,11 +47,8 @@ def test_a_path_that_is_not_there_is_named(decoder: Decoder) -> None:
         replace_at(decoder, {"blocks.9.mlp": 1})
 
 
-def test_linears_are_rewritten_with_their_names(decoder: Decoder) -> None:
+def test_linears_are_walked_in_the_models_order(decoder: Decoder) -> None:
     names = [node.name for _, node in walk(decoder) if isinstance(node, Linear)]
     assert len(names) == 2 * 7 + 1
     assert names[0] == "model.layers.0.self_attn.q_proj"
     assert names[-1] == "lm_head"
-    changed = map_linears(decoder, lambda linear: linear.name)
-    assert changed.blocks[1].attention.qkv.parts[2] == "model.layers.1.self_attn.v_proj"
-    assert changed.head == "lm_head"

@@ -53,10 +53,6 @@ class Metrics:
         except OSError:  # what could not be written has been told
             return
 
-    def column(self, name: str) -> list[list[Any]]:
-        """[[step, value], …] of the rows that have it."""
-        return [[row["step"], row[name]] for row in self.rows if name in row]
-
     def _fault(self, error: OSError) -> DataError:
         return DataError(f"{self.path} cannot be written: {error.strerror or error}: free some space, then --resume")
 

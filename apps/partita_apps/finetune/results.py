@@ -1,7 +1,6 @@
 """What a run leaves in its folder: a PEFT adapter at the top, or a whole model below `model`; and `run.json`.
 
-Not here: checkpoints (the runtime's) and what is told to people. Invariants: a file is replaced whole or not at all;
-config and tensors of an adapter are those of one state, as a run writes its config once and the tensors decide.
+Not here: checkpoints (the runtime's) and what is told to people. Invariant: a file is replaced whole or not at all.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from partita.adapters_write import CONFIG, PREFIX, TENSORS, peft_config
+from partita import adapters_write
 from partita.errors import DataError
 from partita.initialise import trained
-from partita.whole import remove_leftovers, whole_file
+from partita.whole import whole_file
 
 from .prepare import Prepared
 
@@ -27,17 +26,11 @@ FORMAT = 1
 
 
 def write_adapter(folder: Path, prepared: Prepared, values: Mapping[str, np.ndarray]) -> None:
-    """adapter_model.safetensors and adapter_config.json, as PEFT has them. DataError where the disk refuses."""
-    from safetensors.numpy import save
-
+    """The adapter with these values, as PEFT has it. DataError where the disk refuses."""
     if prepared.lora is None:
         raise ValueError("full training has no adapter")
-    tensors = {f"{PREFIX}{name}": np.ascontiguousarray(value) for name, value in values.items()}
     layers = prepared.model.decoder.config.num_layers
-    remove_leftovers(folder)
-    with whole_file(folder / TENSORS) as partial:
-        partial.write_bytes(save(tensors, metadata={"format": "pt"}))  # an adapter is small
-    write_json(folder / CONFIG, peft_config(values, prepared.lora, prepared.settings.model, layers))
+    adapters_write.write_adapter(folder, values, prepared.lora, prepared.settings.model, layers)
 
 
 def write_model(folder: Path, prepared: Prepared, values: Mapping[str, np.ndarray]) -> Path:
