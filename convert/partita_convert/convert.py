@@ -113,6 +113,8 @@ def _write_gguf(
     kind, kinds = gguf_types(fusion.base, request.quantize)
     require_space(place, predicted_bytes(request, fusion.base, {}, kinds, kind))
     columns = _columns(as_mlx(fusion.changed), request, on_progress) if request.searches else {}
+    # an mlx folder of gpt-oss calls its stacks otherwise than `write_gguf` calls all
+    columns = {name.replace(".mlp.experts.", ".mlp.switch_mlp."): value for name, value in columns.items()}
     kinds = {**kinds, **gguf_kinds(fusion, kind, kinds)}
     return write_gguf(fusion.changed, place, kind=kind, kinds=kinds, columns=columns, on_tensor=on_tensor)
 

@@ -30,6 +30,7 @@ from partita_convert.planning import Calibration, Request
 from partita_convert.recipes import quantizable
 from partita_convert.report import Report, kinds, worst
 
+from .. import gguf_models
 from ..runtime.test_gguf_types import blocks
 from .test_write_folder import gguf_file
 
@@ -219,6 +220,18 @@ def test_a_searched_gguf_type_is_weighed_too(source, ops, tokens, tmp_path):
     assert [tensor.target for tensor in plain.tensors] == [tensor.target for tensor in weighed.tensors]
     assert {tensor.target for tensor in plain.tensors} == {"Q4_1", "Q8_0", "F32"}
     assert (tmp_path / "a.gguf").read_bytes() != (tmp_path / "b.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss"])
+def test_experts_in_a_gguf_file_are_weighed_too(tmp_path, ops, tokens, name):
+    """Their stacks are called otherwise in each form."""
+    experts = open_checkpoint(gguf_models.write(name, tmp_path))
+    for file, calibration in (("a.gguf", None), ("b.gguf", Calibration(ops, tokens, "x"))):
+        convert(experts, tmp_path / file, Request(to="gguf", quantize="Q4_1", calibration=calibration))
+    plain, weighed = (open_checkpoint(tmp_path / file) for file in ("a.gguf", "b.gguf"))
+    for weight in plain.names():
+        if plain.stored_as(weight) == "Q4_1" and "embed" not in weight:
+            assert not np.array_equal(dense(plain.read(weight)), dense(weighed.read(weight))), weight
 
 
 # --- refused before anything is written
