@@ -1,6 +1,6 @@
 # One place for every command: each target sets up what it needs, and a second run is fast.
 .DEFAULT_GOAL := help
-.PHONY: help setup chat test test-long interop bench lint format clean
+.PHONY: help setup chat test test-long interop bench example-shakespeare lint format clean
 
 PYTHON_IN_VENV := .venv/bin/python
 export PYTHON PEERS
@@ -21,7 +21,7 @@ CHAT += --prompt="$$PROMPT"
 endif
 
 help:            ## this list
-	@awk -F ' *## ' '/^[a-z-]+: .*## /{split($$1, name, ":"); printf "  make %-10s %s\n", name[1], $$2}' Makefile
+	@awk -F ' *## ' '/^[a-z-]+: .*## /{split($$1, name, ":"); printf "  make %-20s %s\n", name[1], $$2}' Makefile
 
 setup:           ## make .venv and install partita with its development tools
 	@.ci/setup
@@ -40,6 +40,9 @@ interop: setup   ## judge our GGUF files with llama.cpp, which is built for ten 
 
 bench: setup     ## measure decode, prefill, cache and start-up on this machine
 	@for what in decode prefill cache startup; do $(PYTHON_IN_VENV) -m partita_apps.cli bench $$what || exit; done
+
+example-shakespeare: setup ## fine-tune the default model on Shakespeare's plays, a quarter of an hour on one core; again: go on
+	@$(PYTHON_IN_VENV) examples/shakespeare/run.py
 
 lint: setup      ## check format, lint and types
 	@$(PYTHON_IN_VENV) -m ruff format --check .

@@ -98,8 +98,8 @@ def test_the_source_distribution_holds_what_is_needed_to_go_on(sdist: Path) -> N
     }
     assert single | {".ci/run", ".ci/setup"} <= names
     assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")} <= names
-    assert sources(*SOURCES, "tests") <= names
-    roots = {*SOURCES, "tests", "docs", ".ci"}
+    assert sources(*SOURCES, "tests", "examples") <= names
+    roots = {*SOURCES, "tests", "docs", "examples", ".ci"}
     assert {name.split("/")[0] for name in names if "/" in name} == roots
     assert {name for name in names if "/" not in name} <= single | roots | {"PKG-INFO", ".gitignore"}
 
