@@ -184,7 +184,11 @@ def test_newer_configs_get_the_older_fields(tmp_path):
     write_mlx(open_checkpoint(source), tmp_path / "out")
     config = config_of(tmp_path / "out")
     assert config["rope_theta"] == 1e6
-    assert config["rope_scaling"] == {"type": "linear", "rope_type": "linear", "factor": 8.0}  # older readers ask for type
+    assert config["rope_scaling"] == {
+        "type": "linear",
+        "rope_type": "linear",
+        "factor": 8.0,
+    }  # older readers ask for type
     assert config["rope_parameters"] == scaling
 
 
