@@ -139,7 +139,9 @@ class Player:
             import partita_backends
 
             name = self.placed["backend"]
-            self.loaded = partita_backends.load(name, **{key: self.placed[key] for key in ("device", "threads")})
+            placed = {key: self.placed[key] for key in ("device", "threads")}
+            # float32: what is judged is the weights, not the kernels of a device's default
+            self.loaded = partita_backends.load(name, dtype="float32", **placed)
         return self.loaded
 
 

@@ -48,11 +48,28 @@ def written(folder: Path) -> Callable[..., Path]:
     return get
 
 
-def logits(path: Path, tokens: list[int], backend: str = "numpy") -> np.ndarray:
+@pytest.fixture(scope="module")
+def judged(folder: Path) -> Callable[[str], np.ndarray]:
+    """judged(name): transformers' logits of the family's folder, computed once."""
+    found: dict[str, np.ndarray] = {}
+
+    def get(name: str) -> np.ndarray:
+        if name not in found:
+            source = gguf_models.write(name, folder)
+            found[name] = tiny_models.reference_logits(source, tiny_models.tokens(source))
+        return found[name]
+
+    return get
+
+
+def logits(path: Path, tokens: list[int], backend: str = "numpy", pieces: int = 1) -> np.ndarray:
+    """After every token, fed in so many pieces of equal length."""
     ops = partita_backends.load(backend, dtype="float32")
     model = load_decoder(ops, open_checkpoint(path))
     spec = plan(model.config, KVFormat.parse("auto", dense_bits=32), context=None, chunk=96)
-    return ops.to_numpy(model(ops, ops.array(np.array([tokens], np.int32)), Cache(ops, spec), every=True))[0]
+    cache = Cache(ops, spec)
+    parts = np.array(tokens, np.int32).reshape(pieces, 1, -1)
+    return np.concatenate([ops.to_numpy(model(ops, ops.array(part), cache, every=True))[0] for part in parts])
 
 
 def dense(checkpoint: Checkpoint, name: str) -> np.ndarray:
@@ -63,17 +80,19 @@ def dense(checkpoint: Checkpoint, name: str) -> np.ndarray:
 # --- what was written is what was read
 
 
+@pytest.mark.parametrize("pieces", [1, tiny_models.TOKENS])
+@pytest.mark.parametrize("backend", ["mlx", "numpy", "torch"])
 @pytest.mark.parametrize("name", gguf_models.NAMES)
-def test_logits_are_the_folders(name: str, folder: Path, written: Callable[..., Path]) -> None:
-    source = gguf_models.write(name, folder)
-    tokens = tiny_models.tokens(source)
-    np.testing.assert_allclose(logits(written(name), tokens), logits(source, tokens), atol=1e-4)
-
-
-def test_logits_are_the_folders_on_torch(folder: Path, written: Callable[..., Path]) -> None:
-    source = gguf_models.write("llama", folder)
-    tokens = tiny_models.tokens(source)
-    np.testing.assert_allclose(logits(written("llama"), tokens, "torch"), logits(source, tokens), atol=1e-4)
+def test_logits_are_those_of_transformers(
+    name: str,
+    backend: str,
+    pieces: int,
+    folder: Path,
+    written: Callable[..., Path],
+    judged: Callable[[str], np.ndarray],
+) -> None:
+    tokens = tiny_models.tokens(gguf_models.write(name, folder))
+    np.testing.assert_allclose(logits(written(name), tokens, backend, pieces), judged(name), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", gguf_models.NAMES)

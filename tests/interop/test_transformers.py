@@ -1,0 +1,45 @@
+"""What `partita convert` wrote, judged by transformers: a 4-bit folder made dense gives our logits and greedy tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import partita_backends
+from partita.cache import Cache
+from partita.cache_spec import plan
+from partita.checkpoint import open_checkpoint
+from partita.kv_format import KVFormat
+from partita.loading import load_decoder
+from partita_convert.convert import convert
+from partita_convert.planning import Request
+
+from .. import tiny_models
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("judged-by-transformers")
+
+
+def our_logits(path: Path, tokens: list[int]) -> np.ndarray:
+    ops = partita_backends.load("numpy")
+    model = load_decoder(ops, open_checkpoint(path))
+    cache = Cache(ops, plan(model.config, KVFormat.parse("auto", dense_bits=32), context=None, chunk=len(tokens)))
+    return ops.to_numpy(model(ops, ops.array(np.array([tokens], np.int32)), cache, every=True))[0]
+
+
+@pytest.mark.parametrize("name", tiny_models.NAMES)
+def test_a_packed_folder_made_dense_is_the_same_model(name: str, folder: Path, tmp_path: Path) -> None:
+    source = tiny_models.write(name, folder)
+    convert(open_checkpoint(source), tmp_path / "packed", Request(quantize="4:32"))
+    convert(open_checkpoint(tmp_path / "packed"), tmp_path / "dense", Request(to="huggingface"))
+    tokens = tiny_models.tokens(source)
+    ours, theirs = our_logits(tmp_path / "packed", tokens), tiny_models.reference_logits(tmp_path / "dense", tokens)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    margin = np.diff(np.sort(theirs, -1)[:, -2:], axis=-1)[:, 0]
+    clear = margin > 1e-3
+    assert clear.mean() > 0.9
+    np.testing.assert_array_equal(ours.argmax(-1)[clear], theirs.argmax(-1)[clear])
