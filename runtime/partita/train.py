@@ -287,8 +287,12 @@ class Trainer:
         """The mean loss over the trained tokens of the validation data, of all processes together."""
         if self._validation is None:
             raise DataError("there is no validation data")
+        return self.measure(self._validation(), "validation")
+
+    def measure(self, batches: Iterable[Batch], what: str) -> float:
+        """The mean loss over the trained tokens of these batches, of all processes together. what: for messages."""
         total, trained = 0.0, 0
-        for batch in self._validation():
+        for batch in batches:
             if not batch.trained:
                 continue
             sequences = self._sequences.view(batch.positions, batch.segments)
@@ -301,10 +305,24 @@ class Trainer:
             trained += batch.trained
         total, (trained,) = self._group.number(total), self._group.counts(trained)
         if not trained:
-            raise DataError("the validation data has no token to be predicted")
+            raise DataError(f"the {what} data has no token to be predicted")
         if not math.isfinite(total):
-            raise TrainingError(f"after step {self.step} the validation loss is {total}: try a lower --learning-rate")
+            raise TrainingError(f"after step {self.step} the {what} loss is {total}: try a lower --learning-rate")
         return total / trained
+
+    def take_best(self) -> int | None:
+        """Put the values of the best evaluation in place of the latest, in all processes: of a run with patience, at
+        its end. The step they are of; None where the latest are the ones."""
+        best = self.best
+        if self.config.patience is None or best is None or best.step >= self.step:
+            return None
+        values = None if self._folder is None else train_state.load_best(self._folder)
+        state = None if values is None else TrainState(best.step, values, {}, {}, None, {})
+        state = self._group.state(state)
+        if state is None:
+            return None
+        self.values = self._device(state.values)
+        return best.step
 
     # State
 

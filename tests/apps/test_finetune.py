@@ -37,6 +37,7 @@ def test_the_document(run: tuple[Path, dict]) -> None:
     assert found["peak_bytes"] > found["weights_bytes"] > 0
     assert found["adapter"] == str(out)
     assert found["model"] is None
+    assert found["test_loss"] is None
     assert 0 < found["trained_parameters"] < found["parameters"]
 
 
@@ -192,3 +193,18 @@ def test_without_matplotlib_there_is_a_line(tiny_model: Path, chats: Path, tmp_p
     assert "loss.png" not in (tmp_path / "out" / "report.md").read_text()
     assert "validation loss" in done.stdout
     assert f"--adapter {tmp_path / 'out'}" in done.stdout
+
+
+def test_a_test_set_is_measured_once_with_the_result(tiny_model: Path, chats: Path, tmp_path: Path) -> None:
+    """The same records as for validation: the loss of the values that are kept, which are not the last ones."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    shutil.copy(chats, folder / "train.jsonl")
+    for name in ("valid", "test"):
+        write_chats(folder / f"{name}.jsonl", 5)
+    more = ("--learning-rate", "3", "--warmup", 0, "--schedule", "constant", "--clip", 0, "--backend", "torch")
+    patience = ("--steps", 50, "--eval-every", 1, "--patience", 2, "--sample-tokens", 0, "--max-length", 96)
+    found = train(tiny_model, folder, "--out", tmp_path / "out", *more, *patience)
+    losses = [loss for _, loss in found["valid_loss"]]
+    assert found["test_loss"] == min(losses) < losses[-1]
+    assert f"measured once with the result: {found['test_loss']:.4f}." in (tmp_path / "out" / "report.md").read_text()

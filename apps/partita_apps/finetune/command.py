@@ -151,6 +151,8 @@ def show(prepared: Prepared, outcome: Outcome, as_json: bool) -> None:
     valid = outcome.column("valid_loss")
     if len(valid) > 1:
         click.echo(f"validation loss {valid[0][1]:.4f} before, {valid[-1][1]:.4f} after")
+    if outcome.test is not None:
+        click.echo(f"test loss {outcome.test:.4f}")
     what = "model" if prepared.lora is None else "adapter"
     click.echo(
         f"{what}: {outcome.result}, report: {outcome.result.parent if what == MODEL else outcome.result}/{REPORT}"
@@ -168,6 +170,7 @@ def document(prepared: Prepared, outcome: Outcome) -> dict[str, Any]:
         "steps": outcome.step,
         "train_loss": outcome.column("train_loss"),
         "valid_loss": outcome.column("valid_loss"),
+        "test_loss": outcome.test,
         "tokens_per_second": outcome.tokens_per_second,
         "peak_bytes": outcome.peak,
         "adapter": None if full else str(outcome.result),

@@ -222,6 +222,13 @@ def _validation(settings: Settings, splits: Splits, ops: Backend) -> Callable[[]
     return lambda: islice(batches.one_epoch(), settings.eval_batches)
 
 
+def test_batches(prepared: Prepared) -> Iterable[Batch] | None:
+    """All of the test data once, this process's share of it; None where there is none."""
+    if prepared.splits.test is None:
+        return None
+    return _batches(prepared.settings, prepared.splits.test, prepared.ops).one_epoch()
+
+
 def _decided(settings: Settings, batches: Batches) -> Settings:
     """Steps and what depends on their number."""
     steps = settings.steps

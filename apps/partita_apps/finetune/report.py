@@ -104,6 +104,8 @@ def _how_it_ended(prepared: Prepared, outcome: Outcome) -> str:
         said.append(f"Validation loss {first:.4f} before, {last:.4f} after ({last / first - 1:+.1%}).")
     if outcome.best is not None:
         said.append(f"The result is that of step {outcome.best}, where it was lowest.")
+    if outcome.test is not None:
+        said.append(f"Loss of the test data, measured once with the result: {outcome.test:.4f}.")
     seconds = sum(row[1] for row in outcome.column("seconds"))
     speed = outcome.tokens_per_second
     said.append(f"{duration(seconds)} of training, {speed or 0:,.0f} tokens a second, {size(outcome.peak)} at most.")

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from partita import train_state
 from partita.errors import DataError, PartitaError, TrainingError
 from partita.train import Evaluation, Finished, Saved, Step
@@ -23,7 +21,7 @@ from . import allocator, samples
 from .interrupts import LAUNCHERS, stopping
 from .line import Line
 from .metrics import NAME, Metrics, Row
-from .prepare import CHECKPOINTS, Prepared, prepare
+from .prepare import CHECKPOINTS, Prepared, prepare, test_batches
 from .report import plot, write_report
 from .results import RUN, write_adapter, write_model, write_run
 from .settings import Settings, read_run
@@ -32,7 +30,8 @@ from .words import summary
 
 @dataclass
 class Outcome:
-    """reason: how it ended, as `Finished` has it. step: after which. best: whose values the result has."""
+    """reason: how it ended, as `Finished` has it. step: after which. best: whose values the result has. test: the loss
+    of the test data with these values."""
 
     reason: str
     step: int
@@ -40,6 +39,7 @@ class Outcome:
     peak: int
     result: Path
     best: int | None = None
+    test: float | None = None
     asked: list[samples.Prompt] = field(default_factory=list)
     before: dict[str, str] = field(default_factory=dict)
     after: dict[str, str] = field(default_factory=dict)
@@ -58,12 +58,12 @@ def look(out: Path, resume: bool) -> tuple[dict[str, Any], dict[str, str]]:
     """What a folder says of the run in it: settings and earlier samples by prompt; nothing for a new one. DataError
     where `out` cannot be begun in, or gone on with. Of several processes the first alone minds what it would write."""
     kept = out / RUN
+    if not together.first() and not (resume and kept.is_file()):
+        return {}, {}  # on another host, where flags say what there is to know
     if resume:
         if not kept.is_file():
             raise DataError(f"--resume: {out} holds no run ({RUN} is missing): leave --resume out to begin one there")
         return read_run(kept)
-    if not together.first():
-        return {}, {}
     if kept.exists() or (out / CHECKPOINTS).exists():
         raise DataError(f"{out} holds a run already: add --resume to go on with it, or choose another --out")
     try:
@@ -105,9 +105,14 @@ def run(settings: Settings, out: Path, before: dict[str, str], *, resume: bool) 
         if metrics is not None:
             metrics.close()
     outcome = Outcome(finished.reason, finished.step, [], prepared.ops.memory().peak, out, asked=asked, before=before)
+    outcome.best = trainer.take_best()
     if metrics is not None:
         outcome.rows = metrics.rows
         _leave(prepared, out, outcome)
+    if outcome.reason != "stopped":
+        outcome.test = _tested(prepared)
+        if metrics is not None:
+            _report(prepared, out, outcome)
     Group(prepared.ops).wait()  # a launcher ends everything when one process has ended badly, or was stopped
     return prepared, outcome
 
@@ -174,23 +179,32 @@ def _row(step: Step) -> Row:
 
 
 def _leave(prepared: Prepared, out: Path, outcome: Outcome) -> None:
-    """The result, samples of it, the picture and the report."""
-    values: dict[str, np.ndarray] | None = None
-    trainer, best = prepared.trainer, prepared.trainer.best
-    if prepared.settings.patience is not None and best is not None and best.step < outcome.step:
-        values = train_state.load_best(out / CHECKPOINTS)
-    if values is not None and best is not None:
-        outcome.best = best.step
-        trainer.values = {name: prepared.ops.array(x, "float32") for name, x in values.items()}
-    stopped = outcome.reason == "stopped"
-    if prepared.lora is not None:
-        host = values or {name: prepared.ops.to_numpy(x) for name, x in trainer.values.items()}
-        write_adapter(out, prepared, host)
-    elif not stopped:
-        host = values or {name: prepared.ops.to_numpy(x) for name, x in trainer.values.items()}
-        outcome.result = write_model(out, prepared, host)
-    if stopped:
+    """The result. Of a full run that was stopped, its checkpoint is enough."""
+    full = prepared.lora is None
+    if full and outcome.reason == "stopped":
         return
-    outcome.after = samples.replies(prepared, trainer.values, outcome.asked)
+    host = {name: prepared.ops.to_numpy(x) for name, x in prepared.trainer.values.items()}
+    if full:
+        outcome.result = write_model(out, prepared, host)
+    else:
+        write_adapter(out, prepared, host)
+
+
+def _tested(prepared: Prepared) -> float | None:
+    """The loss of the test data, in all processes. One that is no number is told and costs nothing else."""
+    batches = test_batches(prepared)
+    if batches is None:
+        return None
+    try:
+        return prepared.trainer.measure(batches, "test")
+    except TrainingError as error:
+        if prepared.ops.rank == 0:
+            tell(str(error))
+        return None
+
+
+def _report(prepared: Prepared, out: Path, outcome: Outcome) -> None:
+    """Samples of the result, the picture and the report."""
+    outcome.after = samples.replies(prepared, prepared.trainer.values, outcome.asked)
     outcome.drawn = plot(out, outcome.column("train_loss"), outcome.column("valid_loss"))
     write_report(out, prepared, outcome)
