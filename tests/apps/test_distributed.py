@@ -145,6 +145,30 @@ def test_ctrl_c_stops_both_and_both_go_on(tiny_model: Path, data: Path, tmp_path
     assert column(rows(cut), "train_loss") == column(rows(whole), "train_loss")
 
 
+def test_a_host_without_the_folder_and_another_number_of_processes_go_on(
+    tiny_model: Path, data: Path, tmp_path: Path
+) -> None:
+    """The first process sends its checkpoint; two rows in each of two processes are four in one."""
+    whole, cut, nowhere = tmp_path / "whole", tmp_path / "cut", tmp_path / "nowhere"
+    settings = (tiny_model, data, "--batch-size", 2, *FLAGS, "--sample-tokens", 0, "--valid-fraction", 0.2)
+    settings = (*settings, "--eval-every", 100, "--warmup", 0)
+    run(launched("torch", *settings, "--out", cut, "--steps", 2))
+    command = [sys.executable, "-m", MARK, "finetune", "--resume", "--steps", "4"]
+    first, second = members("torch", tmp_path)
+    with (
+        running([*command, "--out", str(cut)], **first) as one,
+        running([*command, *map(str, settings), "--backend", "torch", "--out", str(nowhere)], **second) as other,
+    ):
+        texts = [said(process) for process in (one, other)]
+    assert [one.returncode, other.returncode] == [0, 0], texts
+    assert not nowhere.exists()
+    run([*command[:-1], "6", "--out", str(cut), "--batch-size", "4"])
+    run(launched("torch", *settings, "--out", whole, "--steps", 6))
+    expected = column(rows(whole), "train_loss")
+    assert column(rows(cut), "train_loss")[:4] == expected[:4]
+    assert column(rows(cut), "train_loss") == [[step, pytest.approx(x, rel=2e-6)] for step, x in expected]
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_process_that_is_gone_ends_the_other(tiny_model: Path, data: Path, tmp_path: Path, backend: str) -> None:
     out = tmp_path / "out"
