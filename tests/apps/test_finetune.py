@@ -195,6 +195,18 @@ def test_without_matplotlib_there_is_a_line(tiny_model: Path, chats: Path, tmp_p
     assert f"--adapter {tmp_path / 'out'}" in done.stdout
 
 
+def test_on_a_cpu_the_base_is_not_rounded(
+    run: tuple[Path, dict], tiny_model: Path, chats: Path, tmp_path: Path
+) -> None:
+    out, found = run
+    assert found["dtype"] == json.loads((out / "run.json").read_text())["settings"]["dtype"] == "float32"
+    assert "torch on cpu, float32" in (out / "report.md").read_text()
+    few = (tiny_model, chats, "--steps", 1, "--sample-tokens", 0, *QUICK)
+    for name, same in (("auto", True), ("float32", True), ("bfloat16", False)):
+        loss = train(*few, "--out", tmp_path / name, "--dtype", name)["valid_loss"][0][1]
+        assert (loss == found["valid_loss"][0][1]) is same, name
+
+
 def test_a_test_set_is_measured_once_with_the_result(tiny_model: Path, chats: Path, tmp_path: Path) -> None:
     """The same records as for validation: the loss of the values that are kept, which are not the last ones."""
     folder = tmp_path / "data"

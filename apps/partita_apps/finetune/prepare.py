@@ -73,9 +73,8 @@ class Prepared:
 def prepare(settings: Settings, out: Path) -> Prepared:
     """Everything but the first step. out: the run's folder; the trainer writes its checkpoints there, when it runs."""
     path = resolve(settings.model, progress=TerminalProgress())
-    ops = partita_backends.load(
-        settings.backend, device=settings.device, dtype=settings.dtype, threads=settings.threads
-    )
+    ops = _backend(settings)
+    settings = replace(settings, dtype=ops.dtype)  # decided, so that --resume on another backend computes in the same
     ops.value_and_grad(lambda values: (values, ()))  # raises where a backend computes no gradients
     checkpoint, tokenizer = _base(settings, path)
     config = read_config(checkpoint)
@@ -124,6 +123,16 @@ def prepare(settings: Settings, out: Path) -> Prepared:
     )
     chats = tokenizer.chat_template is not None and _is_chat(settings.data)
     return Prepared(settings, ops, checkpoint, tokenizer, splits, chats, lora, trainer, parameters, weights, rest)
+
+
+def _backend(settings: Settings) -> Backend:
+    """Where "auto" computes in float32, weights are in float32 too: what shortens decoding would round what is trained
+    on."""
+    placed: dict[str, Any] = {"device": settings.device, "threads": settings.threads}
+    ops = partita_backends.load(settings.backend, dtype=settings.dtype, **placed)
+    if ops.decode_dtype != ops.dtype:
+        ops = partita_backends.load(settings.backend, dtype=ops.dtype, **placed)
+    return ops
 
 
 def _trainable(
