@@ -31,6 +31,7 @@ FORMAT = 1
 KEPT = 2
 STATE, TRAINABLES, OPTIMIZER, BEST = "state.json", "trainables.safetensors", "optimizer.safetensors", "best.safetensors"
 _FOLDER = re.compile(r"step-(\d{8,})")
+_NAMED = {"adapter_seed": "--seed", "dtype": "--dtype"}  # parts of an identity, as a person says them
 _BLOCK = 1 << 20
 
 Values = dict[str, np.ndarray]
@@ -134,7 +135,7 @@ def refuse_other(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
                     "give that one, or begin a new run in another --out"
                 )
             raise DataError(
-                f"this run cannot be resumed: {key.replace('_', ' ')} was {saved.get(key)} when it began and is "
+                f"this run cannot be resumed: {_NAMED.get(key, key.replace('_', ' '))} was {saved.get(key)} when it began and is "
                 f"{mine.get(key)} now; resume with the same settings, or begin a new run in another --out"
             )
 

@@ -119,7 +119,7 @@ def prepare(settings: Settings, out: Path) -> Prepared:
         batches,
         validation=_validation(settings, splits, ops),
         folder=out / CHECKPOINTS if ops.rank == 0 else None,
-        identity={"model": checkpoint.fingerprint()},
+        identity={"model": checkpoint.fingerprint(), "dtype": ops.dtype},
     )
     chats = tokenizer.chat_template is not None and _is_chat(settings.data)
     return Prepared(settings, ops, checkpoint, tokenizer, splits, chats, lora, trainer, parameters, weights, rest)
