@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from partita.errors import DataError
-from partita_apps.finetune.line import Line, Smoothed, duration
+from partita_apps.finetune.line import Line, Smoothed, duration, loss_memory
 from partita_apps.finetune.metrics import Metrics
-from partita_apps.finetune.report import _quoted, _thinned
+from partita_apps.finetune.report import _quoted, _smoothed, _thinned
 from partita_apps.finetune.settings import Settings, merged, read_config, read_run
 
 from .finetuning import column
@@ -78,6 +78,20 @@ def test_smoothed_stays_among_what_it_was_given(values: list[float]) -> None:
     for value in values:
         mean.add(value)
     assert min(values) - 1e-6 <= mean.value <= max(values) + 1e-6
+
+
+@pytest.mark.parametrize(("steps", "memory"), [(0, 0), (1, 0), (10, 0), (20, 0.5), (50, 0.8), (100, 0.9), (10**6, 0.9)])
+def test_short_runs_are_smoothed_less(steps: int, memory: float) -> None:
+    assert loss_memory(steps) == pytest.approx(memory)
+
+
+def test_the_line_and_the_picture_smooth_alike() -> None:
+    losses = tuple(5 / step for step in range(1, 21))
+    line = Line(20, 0, io.StringIO())
+    for step, (loss, drawn) in enumerate(zip(losses, _smoothed(losses, 20), strict=True), 1):
+        line.advance(step, loss, 1, 1.0, 0)
+        assert line.words().startswith(f"loss {drawn:.4f}")
+    assert drawn == pytest.approx(losses[-1], rel=0.1)
 
 
 @pytest.mark.parametrize(

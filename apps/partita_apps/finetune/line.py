@@ -13,6 +13,7 @@ from partita.admission import size
 
 INTERVAL = 10.0  # seconds between plain lines
 _MEMORY = 0.9  # of what was before, in smoothed numbers
+_SHORT = 10  # steps; runs of fewer are not smoothed
 
 
 class Line:
@@ -21,7 +22,7 @@ class Line:
     def __init__(self, total: int, done: int = 0, stream: TextIO | None = None, *, quiet: bool = False):
         self.total, self.step, self.quiet = total, done, quiet
         self.stream = sys.stderr if stream is None else stream
-        self._loss, self._seconds, self._rate = Smoothed(), Smoothed(), Smoothed()
+        self._loss, self._seconds, self._rate = Smoothed(loss_memory(total)), Smoothed(), Smoothed()
         self._valid: float | None = None
         self._memory = 0
         self._bar: Any = None
@@ -80,16 +81,21 @@ class Line:
 class Smoothed:
     """A mean that forgets, and that is right from the first number on (as the moments of Adam are)."""
 
-    def __init__(self) -> None:
-        self._sum, self._weight = 0.0, 0.0
+    def __init__(self, memory: float = _MEMORY) -> None:
+        self._memory, self._sum, self._weight = memory, 0.0, 0.0
 
     def add(self, x: float) -> None:
-        self._sum = _MEMORY * self._sum + (1 - _MEMORY) * x
-        self._weight = _MEMORY * self._weight + (1 - _MEMORY)
+        self._sum = self._memory * self._sum + (1 - self._memory) * x
+        self._weight = self._memory * self._weight + (1 - self._memory)
 
     @property
     def value(self) -> float:
         return self._sum / self._weight if self._weight else 0.0
+
+
+def loss_memory(steps: int) -> float:
+    """How much a smoothed loss keeps at each step of a run of so many: in a short one it would lag behind otherwise."""
+    return min(_MEMORY, max(1 - _SHORT / max(steps, 1), 0.0))
 
 
 def duration(seconds: float) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from partita import __version__
 from partita.admission import size
 
-from .line import Smoothed, duration
+from .line import Smoothed, duration, loss_memory
 from .results import write_text
 from .settings import OF_ADAPTERS
 from .words import describe, use_commands
@@ -36,8 +36,8 @@ _COUNTS = {
 }
 
 
-def plot(folder: Path, train: list[list[Any]], valid: list[list[Any]]) -> bool:
-    """Draw loss.png; False where there is nothing to draw it with, or nothing to draw."""
+def plot(folder: Path, train: list[list[Any]], valid: list[list[Any]], total: int) -> bool:
+    """Draw loss.png; False where there is nothing to draw it with, or nothing to draw. total: steps of the run."""
     if importlib.util.find_spec("matplotlib") is None or not train:
         return False
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -48,7 +48,7 @@ def plot(folder: Path, train: list[list[Any]], valid: list[list[Any]]) -> bool:
     axes = figure.add_subplot()
     steps, losses = zip(*train, strict=True)
     axes.plot(steps, losses, color="#9db7d5", linewidth=0.8, label="training, each step")
-    axes.plot(steps, _smoothed(losses), color="#1f4e8c", linewidth=1.8, label="training, smoothed")
+    axes.plot(steps, _smoothed(losses, total), color="#1f4e8c", linewidth=1.8, label="training, smoothed")
     if valid:
         axes.plot(*zip(*valid, strict=True), color="#c4501b", marker="o", markersize=4, label="validation")
     axes.set_xlabel("step")
@@ -65,8 +65,9 @@ def plot(folder: Path, train: list[list[Any]], valid: list[list[Any]]) -> bool:
     return True
 
 
-def _smoothed(values: tuple[float, ...]) -> list[float]:
-    mean, found = Smoothed(), []
+def _smoothed(values: tuple[float, ...], total: int) -> list[float]:
+    """What the progress line showed at each step."""
+    mean, found = Smoothed(loss_memory(total)), []
     for value in values:
         mean.add(value)
         found.append(mean.value)

@@ -206,5 +206,6 @@ def _tested(prepared: Prepared) -> float | None:
 def _report(prepared: Prepared, out: Path, outcome: Outcome) -> None:
     """Samples of the result, the picture and the report."""
     outcome.after = samples.replies(prepared, prepared.trainer.values, outcome.asked)
-    outcome.drawn = plot(out, outcome.column("train_loss"), outcome.column("valid_loss"))
+    total = prepared.settings.steps or 0
+    outcome.drawn = plot(out, outcome.column("train_loss"), outcome.column("valid_loss"), total)
     write_report(out, prepared, outcome)
