@@ -72,6 +72,32 @@ def test_adapters_gradients_are_slopes(
             assert (above - below) / (2 * step) == pytest.approx(float((grad * direction).sum()), rel=1e-4)
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_every_weights_gradient_is_a_slope(
+    backends: dict[str, Backend], tiny_family: Callable[[str], Path], name: str
+) -> None:
+    """Embedding, norms and projections: in the direction of the gradient, and at entries that matter, in float64."""
+    batch = batch_of([[document[:16] for document in documents(2, 30, 280)]], masked=3)
+    folder, step = tiny_family(name), 1e-5
+    exact = NumpyBackend(dtype="float64")
+    model, values = full_model(exact, folder)
+    _, grads = gradients(backends["torch"], *full_model(backends["torch"], folder), batch)
+    assert grads.keys() == values.keys()
+    assert {"model.embed_tokens.weight", "model.norm.weight", "model.layers.1.input_layernorm.weight"} <= grads.keys()
+    random = np.random.default_rng(1)
+    for trainable, found in grads.items():
+        grad = found.astype(np.float64)
+        directions, share = [grad / np.linalg.norm(grad)], abs(grad).ravel() / abs(grad).sum()
+        for at in random.choice(grad.size, 3 if "norm" in trainable or "embed" in trainable else 1, p=share):
+            directions.append(np.zeros_like(grad))
+            directions[-1].flat[at] = 1
+        for direction in directions:
+            ends = [{**values, trainable: values[trainable] + sign * step * direction} for sign in (1, -1)]
+            above, below = (mean_loss(exact, model, end, batch) for end in ends)
+            slope, ours = (above - below) / (2 * step), float((grad * direction).sum())
+            assert slope == pytest.approx(ours, rel=2e-4, abs=1e-6), trainable
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gemma2", "qwen2", "phi3", "olmo3", "granite"])
 def test_mlx_and_torch_agree(
