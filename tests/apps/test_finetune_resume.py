@@ -109,7 +109,13 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     assert child.exitstatus == 130
     assert 8 <= step < STEPS
     assert (out / "checkpoints" / f"step-{step:08d}").is_dir()
+    report = (out / "report.md").read_text()
+    assert f"Stopped by hand after {step} of 60 steps" in report
+    assert f"partita {again}" in report
+    assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "adapter_config.json").exists()
     found = json.loads(partita(*shlex.split(again), "--json").stdout)
+    assert "Trained for 60 steps" in (out / "report.md").read_text()
     check_equal(out, found, whole)
 
 

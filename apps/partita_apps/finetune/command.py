@@ -7,7 +7,6 @@ those of `Settings`.
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,6 +115,7 @@ def finetune(ctx: click.Context, config: Path | None, resume: bool, as_json: boo
 
     from .run import look, run
     from .settings import merged, read_config
+    from .words import resume_command
 
     said = {} if config is None else read_config(config)
     out = flags.pop("out") or said.pop("out", None)
@@ -126,7 +126,7 @@ def finetune(ctx: click.Context, config: Path | None, resume: bool, as_json: boo
     kept, before = look(Path(out), resume)
     prepared, outcome = run(merged(kept, said, flags), Path(out), before, resume=resume)
     if outcome.reason == "stopped":
-        again = f"partita finetune --resume --out {shlex.quote(str(out))}"
+        again = resume_command(Path(out))
         if prepared.ops.rank == 0:
             tell(f"stopped after step {outcome.step} of {prepared.settings.steps}; to go on: {again}")
         ctx.exit(130)

@@ -15,7 +15,7 @@ from partita.admission import size
 from .line import Smoothed, duration, loss_memory
 from .results import write_text
 from .settings import OF_ADAPTERS
-from .words import describe, use_commands
+from .words import describe, resume_command, use_commands
 
 if TYPE_CHECKING:
     from .prepare import Prepared
@@ -79,7 +79,7 @@ def write_report(folder: Path, prepared: Prepared, outcome: Outcome) -> None:
     parts = [
         f"# {describe(prepared)}: {prepared.settings.model}",
         _how_it_ended(prepared, outcome),
-        "```\n" + "\n".join(use_commands(prepared, outcome.result)) + "\n```",
+        "```\n" + "\n".join(_commands(prepared, outcome, folder)) + "\n```",
         "## Loss",
         *([f"![Loss by step]({PLOT})"] if outcome.drawn else []),
         _losses(outcome),
@@ -93,13 +93,21 @@ def write_report(folder: Path, prepared: Prepared, outcome: Outcome) -> None:
     write_text(folder / REPORT, "\n\n".join(parts) + "\n")
 
 
+def _commands(prepared: Prepared, outcome: Outcome, folder: Path) -> list[str]:
+    """How to go on with a run that was stopped, and how to use what it left."""
+    if outcome.reason != "stopped":
+        return use_commands(prepared, outcome.result)
+    return [resume_command(folder), *(use_commands(prepared, outcome.result) if prepared.lora is not None else [])]
+
+
 def _how_it_ended(prepared: Prepared, outcome: Outcome) -> str:
     ends = {
         "steps": f"Trained for {outcome.step} steps.",
         "patience": f"Stopped after {outcome.step} of {prepared.settings.steps} steps: no better validation loss came.",
     }
     valid = outcome.column("valid_loss")
-    said = [ends.get(outcome.reason, f"Stopped after {outcome.step} steps.")]
+    stopped = f"Stopped by hand after {outcome.step} of {prepared.settings.steps} steps; it can be gone on with."
+    said = [ends.get(outcome.reason, stopped)]
     if len(valid) > 1:
         first, last = valid[0][1], valid[-1][1]
         said.append(f"Validation loss {first:.4f} before, {last:.4f} after ({last / first - 1:+.1%}).")

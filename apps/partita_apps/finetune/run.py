@@ -6,6 +6,7 @@ folder that holds another run is touched; whatever ends a run, its folder can be
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,14 +106,11 @@ def run(settings: Settings, out: Path, before: dict[str, str], *, resume: bool) 
         if metrics is not None:
             metrics.close()
     outcome = Outcome(finished.reason, finished.step, [], prepared.ops.memory().peak, out, asked=asked, before=before)
-    outcome.best = trainer.take_best()
     if metrics is not None:
         outcome.rows = metrics.rows
-        _leave(prepared, out, outcome)
-    if outcome.reason != "stopped":
-        outcome.test = _tested(prepared)
-        if metrics is not None:
-            _report(prepared, out, outcome)
+    # who has asked for an end already should not lose what is left of the run by the launcher's repeating it
+    with stopping(_nothing, _nothing, _apart(prepared)) if outcome.reason == "stopped" else nullcontext():
+        _finish(prepared, out, outcome)
     Group(prepared.ops).wait()  # a launcher ends everything when one process has ended badly, or was stopped
     return prepared, outcome
 
@@ -131,9 +129,10 @@ def _train(prepared: Prepared, out: Path, metrics: Metrics | None) -> Finished:
         trainer.stop()
         line.say("finishing this step and saving; a second Ctrl-C leaves at once")
 
-    # a launcher passes on the Ctrl-C that its processes have had from the terminal: that is no second one
-    apart = 0.0 if prepared.ops.world == 1 else LAUNCHERS
-    with Line(total, trainer.step, quiet=metrics is None) as line, stopping(first, line.leave, apart):
+    with (
+        Line(total, trainer.step, quiet=metrics is None) as line,
+        stopping(first, line.leave, _apart(prepared)),
+    ):
         for event in trainer.run():
             if isinstance(event, Finished):
                 return event
@@ -148,6 +147,15 @@ def _train(prepared: Prepared, out: Path, metrics: Metrics | None) -> Finished:
             elif isinstance(event, Saved):
                 metrics.keep()
     raise AssertionError("a run ends with Finished")
+
+
+def _apart(prepared: Prepared) -> float:
+    """A launcher passes on the Ctrl-C that its processes have had from the terminal: that is no second one."""
+    return 0.0 if prepared.ops.world == 1 else LAUNCHERS
+
+
+def _nothing() -> None:
+    """Of a signal that changes nothing."""
 
 
 def _rescued(prepared: Prepared, out: Path) -> str:
@@ -178,6 +186,19 @@ def _row(step: Step) -> Row:
     }
 
 
+def _finish(prepared: Prepared, out: Path, outcome: Outcome) -> None:
+    """Everything after the last step, in all processes; the first one writes. A run that was stopped is not tested, as
+    it will go on."""
+    writes = prepared.ops.rank == 0
+    outcome.best = prepared.trainer.take_best()
+    if writes:
+        _leave(prepared, out, outcome)
+    if outcome.reason != "stopped":
+        outcome.test = _tested(prepared)
+    if writes:
+        _report(prepared, out, outcome)
+
+
 def _leave(prepared: Prepared, out: Path, outcome: Outcome) -> None:
     """The result. Of a full run that was stopped, its checkpoint is enough."""
     full = prepared.lora is None
@@ -204,8 +225,9 @@ def _tested(prepared: Prepared) -> float | None:
 
 
 def _report(prepared: Prepared, out: Path, outcome: Outcome) -> None:
-    """Samples of the result, the picture and the report."""
-    outcome.after = samples.replies(prepared, prepared.trainer.values, outcome.asked)
+    """Samples of the result, the picture and the report. Without samples where a person waits for the end."""
+    if outcome.reason != "stopped":
+        outcome.after = samples.replies(prepared, prepared.trainer.values, outcome.asked)
     total = prepared.settings.steps or 0
     outcome.drawn = plot(out, outcome.column("train_loss"), outcome.column("valid_loss"), total)
     write_report(out, prepared, outcome)

@@ -56,6 +56,10 @@ def millions(count: int) -> str:
     return f"{count / 10**6:.1f} million" if count >= 10**6 else f"{count:,}"
 
 
+def resume_command(out: Path) -> str:
+    return f"partita finetune --resume --out {shlex.quote(str(out))}"
+
+
 def use_commands(prepared: Prepared, result: Path) -> list[str]:
     """How the result is used. GGUF files and folders alike."""
     raw = "" if prepared.chats else " --raw"
