@@ -1,4 +1,4 @@
-"""What `partita convert` wrote, judged by transformers: a 4-bit folder made dense gives our logits and greedy tokens."""
+"""What `partita convert` wrote, judged by transformers: a 4-bit folder made dense gives our logits and best tokens."""
 
 from __future__ import annotations
 
