@@ -134,8 +134,9 @@ def refuse_other(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
                     "this run cannot be resumed: the model is not the one that it began with, or has changed since; "
                     "give that one, or begin a new run in another --out"
                 )
+            what = _NAMED.get(key, key.replace("_", " "))
             raise DataError(
-                f"this run cannot be resumed: {_NAMED.get(key, key.replace('_', ' '))} was {saved.get(key)} when it began and is "
+                f"this run cannot be resumed: {what} was {saved.get(key)} when it began and is "
                 f"{mine.get(key)} now; resume with the same settings, or begin a new run in another --out"
             )
 
