@@ -191,6 +191,17 @@ def test_a_shape_that_cannot_be(mistake: Mistake, tmp_path: Path) -> None:
     mistake(*scratch, words=("vocab_size 5 is less than the",))
 
 
+def test_a_folder_that_cannot_be_made_is_told_first(
+    mistake: Mistake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    ask = ("finetune", "no-such-model", "data.jsonl", "--out")  # would be told if it were looked for
+    mistake(arguments=(*ask, "file/a/b"), words=("file/a/b cannot be made", "file is a file", "another --out"))
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    words = ("a/b cannot be made", f"nothing may be written to {tmp_path}:", "another --out")
+    mistake(arguments=(*ask, "a/b"), words=words)
+
+
 def test_resuming_with_other_settings_or_data(tiny_model: Path, tmp_path: Path, mistake: Mistake) -> None:
     short = ("--steps", 2, "--backend", "torch", "--sample-tokens", 0)
     arguments = ("finetune", tiny_model, "data.jsonl", "--out", "out", *short)

@@ -6,6 +6,7 @@ folder that holds another run is touched; whatever ends a run, its folder can be
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +73,7 @@ def look(out: Path, resume: bool) -> tuple[dict[str, Any], dict[str, str]]:
             raise DataError(f"{out} is no folder: choose another --out")
         if out.exists() and any(out.iterdir()):
             raise DataError(f"{out} is not empty: choose another --out")
+        _refuse_place(out)
     except OSError as error:
         raise DataError(f"{out} cannot be read: {error.strerror or error}: choose another --out") from None
     return {}, {}
@@ -113,6 +115,15 @@ def run(settings: Settings, out: Path, before: dict[str, str], *, resume: bool) 
         _finish(prepared, out, outcome)
     Group(prepared.ops).wait()  # a launcher ends everything when one process has ended badly, or was stopped
     return prepared, outcome
+
+
+def _refuse_place(out: Path) -> None:
+    """DataError where a folder that is not there yet cannot be made, by the nearest one that is."""
+    place = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not place.is_dir():
+        raise DataError(f"{out} cannot be made: {place} is a file: choose another --out")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise DataError(f"{out} cannot be made: nothing may be written to {place}: choose another --out")
 
 
 def _make(out: Path) -> None:
