@@ -5,12 +5,15 @@ Nothing here imports the runtime's heavy modules before a model is loaded.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
+    from partita.adapters import Adapter
     from partita.backend import Backend
     from partita.language_model import LanguageModel
 
@@ -167,15 +170,43 @@ def load_model(
     backend: a name, or an instance that another model is on already (the other options are then its own). adapter,
     stack: as in `partita.load`.
     """
+    from partita.adapters import open_adapter
     from partita.language_model import load
     from partita.sources import resolve
 
     from .progress import TerminalProgress, bar
 
+    found = None if adapter is None else open_adapter(adapter)
     resolve(model, progress=TerminalProgress())  # first by itself: two bars at a time would fight for the line
     with bar(f"loading {what}") as advance:
         placed = {"backend": backend, "device": device, "dtype": dtype, "threads": threads}
-        return load(model, **placed, adapter=adapter, stack=stack, on_layer=advance)
+        loaded = load(model, **placed, stack=stack and found is None, on_layer=advance)
+    if found is None:
+        return loaded
+    adapted = loaded.with_adapter(found)
+    tell(other_base(found, model))
+    return adapted
+
+
+def other_base(adapter: Adapter, model: str | None) -> str | None:
+    """A line where an adapter says that it was trained on a model of another name than the one that was asked for.
+
+    Names are all there is to compare: last parts of paths, without what says a version or a kind of file.
+    """
+    trained, used = (_last_part(name) for name in (adapter.base_model, model))
+    if trained is None or used is None or trained.lower() == used.lower():
+        return None
+    return f"{adapter.path.name} was trained on {adapter.base_model}; on {model} it may say something else, or nonsense"
+
+
+def _last_part(name: str | None) -> str | None:
+    """Of a model's name or path; None for one that says nothing."""
+    if not name:
+        return None
+    path = Path(name)
+    last = path.resolve().name if path.exists() else re.split(r"[/\\:]", name.rstrip("/\\"))[-1]
+    last = last.split("==")[0].removesuffix(".gguf")
+    return None if re.fullmatch(r"[0-9a-f]{40}|", last) else last  # a folder of the Hub's cache
 
 
 def tell(*lines: str | None) -> None:

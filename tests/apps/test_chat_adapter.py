@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from partita.adapters import Adapter
 from partita.checkpoint import open_checkpoint
 from partita.errors import DataError
 from partita.language_model import load
@@ -16,6 +18,7 @@ from partita_apps.chat.adapters import Adapters, read
 from partita_apps.chat.commands import perform
 from partita_apps.chat.settings import Settings
 from partita_apps.chat.talk import CacheOptions, Talk
+from partita_apps.options import other_base
 
 from ..runtime.test_adapting import write
 
@@ -63,6 +66,40 @@ def test_an_adapter_changes_what_eval_measures(
     adapted = document(capsys, "eval", tiny_model, tmp_path / "text.txt", "--adapter", folders[0])
     assert adapted["tokens"] == plain["tokens"]
     assert adapted["perplexity"] != pytest.approx(plain["perplexity"], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("trained", "used", "same"),
+    [
+        ("hf:owner/Name-1.5", "/models/name-1.5", True),
+        ("models/name.gguf", "hf:other/name", True),
+        ("pypi:name==1.2", "pypi:name==1.3", True),
+        ("C:\\models\\name", "name/", True),
+        (None, "name", True),
+        ("hf:owner/name", None, True),
+        (f"/hub/snapshots/{'0a' * 20}", "name", True),
+        ("hf:owner/name-1.5", "hf:owner/name-1", False),
+        ("hf:owner/name-instruct", "name.gguf", False),
+    ],
+)
+def test_names_of_bases_are_compared(trained: str | None, used: str | None, same: bool) -> None:
+    line = other_base(Adapter(Path("x/loud"), "peft", {}, {}, trained), used)
+    assert (line is None) is same
+    assert line is None or line.startswith(f"loud was trained on {trained}; on {used} it may")
+
+
+def test_an_adapter_of_another_model_is_told_in_one_line(
+    tiny_model: Path, folders: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_text("the quick brown fox")
+    adapter = Path(shutil.copytree(folders[0], tmp_path / "loud"))
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    for base, said in ((str(tiny_model), 0), ("hf:owner/other", 1)):
+        (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": base}))
+        for ask in (("chat", tiny_model, "-p", "the fox", "-n", 2), ("eval", tiny_model, tmp_path / "text.txt")):
+            arguments = [*map(str, ask), "--adapter", str(adapter), "--backend", "numpy"]
+            assert cli.run(arguments) == 0
+            assert capsys.readouterr().err.count(f"loud was trained on {base}; on {tiny_model} it may") == said
 
 
 def test_switching_goes_on_with_the_conversation(talk: Talk, tiny_model: Path) -> None:

@@ -10,7 +10,7 @@ import click
 
 from partita.errors import DataError
 
-from ..options import adapter_options, chat_cache_options, load_model, model_options, sampling_options, tell
+from ..options import adapter_options, chat_cache_options, load_model, model_options, other_base, sampling_options, tell
 
 if TYPE_CHECKING:
     from partita.language_model import LanguageModel
@@ -124,7 +124,7 @@ def begin(model: str | None, raw: bool, once: bool, options: dict[str, Any]) -> 
     keeper = Keeper(talk, file)
     if found is not None:
         keeper.resume(found)
-    tell(*talk.notes)
+    tell(*talk.notes, *(other_base(adapter, model) for adapter in read.values()))
     return talk, keeper
 
 
