@@ -111,7 +111,7 @@ def quantizable(checkpoint: Checkpoint, names: tuple[str, ...] | None = None) ->
 
 def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:
     known = layer_of(name) is not None or name.endswith(_EMBEDDINGS)
-    other = name.endswith(_ROUTERS) or "norm" in name.rsplit(".", 2)[-2] or any(part in name for part in _OTHER_PARTS)
+    other = name.endswith(_ROUTERS) or "norm" in _module(name) or any(part in name for part in _OTHER_PARTS)
     return known and not other and len(shape) >= 2 and name.endswith(".weight") and shape[-1] % min(GROUP_SIZES) == 0
 
 
@@ -129,8 +129,12 @@ def part_of(name: str) -> str:
     """What a weight is measured together with, and the kind it is summed up under in reports, less its layer."""
     if is_embedding(name):
         return "embedding and head"
-    module = name.rsplit(".", 2)[-2]
-    return _TOGETHER.get(module, module)
+    return _TOGETHER.get(_module(name), _module(name))
+
+
+def _module(name: str) -> str:
+    """The last part but the tensor's own: "q_proj"; of a name without parts, all of it."""
+    return name.split(".")[-2] if "." in name else name
 
 
 def formats(recipe: Recipe, weights: Mapping[str, tuple[int, ...]]) -> dict[str, Format]:
