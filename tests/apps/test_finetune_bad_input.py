@@ -209,6 +209,7 @@ def test_resuming_with_other_settings_or_data(tiny_model: Path, tmp_path: Path, 
     again = ("finetune", "--resume", "--out", "out")
     mistake("--learning-rate", "1", arguments=again, words=("cannot be resumed", "learning rate", "another --out"))
     mistake("--rank", "3", arguments=again, words=("cannot be resumed", "rank was 16"))
+    mistake("--steps", "3", arguments=again, words=("cannot be resumed", "steps was 2 when it began and is 3 now"))
     mistake("--dtype", "bfloat16", arguments=again, words=("--dtype was float32 when it began and is bfloat16 now",))
     mistake("--seed", "1", arguments=again, words=("--seed was 0 when it began and is 1 now",))
     write_chats(tmp_path / "data.jsonl", 7)

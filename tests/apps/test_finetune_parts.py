@@ -15,6 +15,7 @@ from partita_apps.finetune.line import Line, Smoothed, duration, loss_memory
 from partita_apps.finetune.metrics import Metrics
 from partita_apps.finetune.report import _quoted, _smoothed, _thinned
 from partita_apps.finetune.settings import Settings, merged, read_config, read_run
+from partita_apps.finetune.words import counted, were
 
 from .finetuning import column
 
@@ -99,6 +100,11 @@ def test_the_line_and_the_picture_smooth_alike() -> None:
 )
 def test_durations(seconds: float, said: str) -> None:
     assert duration(seconds) == said
+
+
+def test_one_is_no_plural() -> None:
+    assert [counted(count, "step") for count in (0, 1, 2, 1000)] == ["0 steps", "1 step", "2 steps", "1,000 steps"]
+    assert [were(count) for count in (1, 2)] == ["1 was", "2 were"]
 
 
 @given(st.integers(0, 500))

@@ -15,7 +15,7 @@ from partita.admission import size
 from .line import Smoothed, duration, loss_memory
 from .results import write_text
 from .settings import OF_ADAPTERS
-from .words import describe, resume_command, use_commands
+from .words import counted, describe, resume_command, use_commands
 
 if TYPE_CHECKING:
     from .prepare import Prepared
@@ -101,12 +101,13 @@ def _commands(prepared: Prepared, outcome: Outcome, folder: Path) -> list[str]:
 
 
 def _how_it_ended(prepared: Prepared, outcome: Outcome) -> str:
+    total = counted(prepared.settings.steps or 0, "step")
     ends = {
-        "steps": f"Trained for {outcome.step} steps.",
-        "patience": f"Stopped after {outcome.step} of {prepared.settings.steps} steps: no better validation loss came.",
+        "steps": f"Trained for {counted(outcome.step, 'step')}.",
+        "patience": f"Stopped after {outcome.step} of {total}: no better validation loss came.",
     }
     valid = outcome.column("valid_loss")
-    stopped = f"Stopped by hand after {outcome.step} of {prepared.settings.steps} steps; it can be gone on with."
+    stopped = f"Stopped by hand after {outcome.step} of {total}; it can be gone on with."
     said = [ends.get(outcome.reason, stopped)]
     if len(valid) > 1:
         first, last = valid[0][1], valid[-1][1]

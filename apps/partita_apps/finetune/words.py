@@ -21,18 +21,21 @@ def summary(prepared: Prepared) -> list[str]:
     counts = prepared.splits.train.statistics
     held = prepared.splits.valid
     shown = "none" if held is None else f"{held.statistics.documents:,}"
-    lines.append(
-        f"data: {counts.documents:,} documents, {counts.tokens:,} tokens, {counts.trained:,} of them trained; "
+    lines.append(f"data: {counted(counts.documents, 'document')}, {counted(counts.tokens, 'token')}, ")
+    lines[-1] += (
+        f"{counts.trained:,} of them trained; {shown} for validation{', held out' if prepared.splits.held_out else ''}"
     )
-    lines[-1] += f"{shown} for validation{', held out' if prepared.splits.held_out else ''}"
     if counts.truncated:
-        lines.append(
-            f"  {counts.truncated:,} were cut at --max-length {settings.max_length}: {counts.lost:,} tokens lost"
-        )
+        lost = counted(counts.lost, "token")
+        lines.append(f"  {were(counts.truncated)} cut at --max-length {settings.max_length}: {lost} lost")
     if counts.skipped:
-        lines.append(f"  {counts.skipped:,} were left out: their prompts alone fill --max-length {settings.max_length}")
+        lines.append(
+            f"  {were(counts.skipped)} left out for prompts that alone fill --max-length {settings.max_length}"
+        )
     rows = settings.batch_size * settings.accumulate
-    lines.append(f"{settings.steps:,} steps of {rows} rows of up to {settings.max_length} tokens, ")
+    lines.append(
+        f"{counted(settings.steps or 0, 'step')} of {counted(rows, 'row')} of up to {settings.max_length} tokens, "
+    )
     lines[-1] += f"learning rate {settings.learning_rate:g} ({settings.schedule}, {settings.warmup} of warm-up)"
     lines.append(f"memory: {size(prepared.weights)} of weights, about {size(prepared.rest.total)} to train them, ")
     lines[-1] += f"{size(ops.memory().free)} are free"
@@ -48,6 +51,15 @@ def describe(prepared: Prepared) -> str:
     where = "all linear layers" if lora.targets == "all-linear" else ", ".join(lora.names)
     last = "" if lora.layers is None else f" of the last {lora.layers} layers"
     return f"{name}, rank {lora.rank}, alpha {lora.alpha:g}, on {where}{last}"
+
+
+def counted(count: int, word: str) -> str:
+    """ "1 step", "1,000 steps"."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
+def were(count: int) -> str:
+    return f"{count:,} {'was' if count == 1 else 'were'}"
 
 
 def millions(count: int) -> str:
