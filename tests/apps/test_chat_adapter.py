@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,7 +30,7 @@ def folders(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
 
 
 @pytest.fixture
-def talk(tiny_model: Path, folders: list[Path]) -> Iterator[Talk]:
+def talk(tiny_model: Path, folders: list[Path]) -> Talk:
     adapters = Adapters(load(tiny_model, backend="numpy", stack=False), read([str(folder) for folder in folders]))
     return Talk(adapters.model, Settings.of({"max_tokens": 12}), CacheOptions(), adapters=adapters)
 
