@@ -16,7 +16,9 @@ from partita_apps.cli import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+DOCUMENTS = sorted(
+    [*ROOT.glob("*.md"), *(path for name in ("docs", "examples") for path in (ROOT / name).rglob("*.md"))]
+)
 HELP = re.compile(r"<!-- help(?P<command>[ a-z]*?) *-->\s*```\w*\n(?P<text>.*?)```\s*<!-- /help -->", re.DOTALL)
 LINK = re.compile(
     r"!?\[[^\]]*\]\((?P<inline>[^)\s]+)[^)]*\)|<(?:img|a|source)\b[^>]*?(?:src|srcset|href)=\"(?P<tag>[^\"]+)\""
