@@ -240,7 +240,7 @@ class MlxBackend:
         return mx.softmax(x, axis)
 
     def logsumexp(self, x: Array, axis: int) -> Array:
-        return mx.logsumexp(x, axis)
+        return mlx_training.logsumexp(mx.moveaxis(x, axis, -1))
 
     def cumsum(self, x: Array, axis: int) -> Array:
         return mx.cumsum(x, axis)

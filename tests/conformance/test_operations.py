@@ -322,3 +322,14 @@ def test_the_caller_keeps_its_arrays(ops: Backend) -> None:
     ops.quantize(ops.array(normal(1, 1, 1, 32)), 4, 32)
     ops.scatter_add(x[0, 0], ops.array(np.zeros((4, 1), np.int32)), 1.0)
     np.testing.assert_array_equal(ops.to_numpy(x), before)
+
+
+def test_a_vocabulary_is_summed_without_loss(ops: Backend) -> None:
+    """One large logit among many small ones, each of which alone would be lost beside it."""
+    logits = normal(8, 49_155, scale=3.0)
+    logits[:, 7] += 20
+    exact = np.logaddexp.reduce(logits.astype(np.float64), 1)
+    targets = integers(49_155, 8)
+    np.testing.assert_allclose(ops.to_numpy(ops.logsumexp(ops.array(logits), -1)), exact, rtol=0, atol=1e-5)
+    losses = ops.to_numpy(ops.cross_entropy(ops.array(logits), ops.array(targets)))
+    np.testing.assert_allclose(losses, exact - logits[np.arange(8), targets], rtol=0, atol=2e-5)
