@@ -296,7 +296,7 @@ def test_damaged_settings(mistake: Mistake, folder: Path) -> None:
         ({"model_type": None}, ["None is not supported"]),
         ({"hidden_size": "wide"}, ["hidden_size must be an integer"]),
         ({"hidden_size": 72}, ["the config says"]),
-        ({"rope_theta": None}, ["rope_theta must be a number"]),
+        ({"rope_theta": None}, ["rope_theta is missing"]),
         ({"rope_scaling": {"rope_type": "spiral"}}, ["rope_type 'spiral' is not supported"]),
         ({"hidden_act": "relu6"}, ["hidden_act 'relu6' is not supported"]),
         ({"auto_map": {"AutoModel": "x.X"}}, ["'auto_map'", "never done"]),
