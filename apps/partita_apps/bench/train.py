@@ -46,6 +46,8 @@ def run(
 
     peft cannot train packed weights on a CPU, so the folder is dense; ours with them packed is measured beside it.
     """
+    from partita.checkpoint import open_checkpoint
+    from partita.loading import read_config
     from partita.sources import resolve
 
     from ..progress import TerminalProgress
@@ -53,7 +55,8 @@ def run(
 
     path = resolve(model, progress=TerminalProgress())
     threads = threads or 1
-    tokens = np.random.default_rng(0).integers(100, 4000, (batch_size, length + 1)).tolist()
+    vocabulary = min(read_config(open_checkpoint(path)).vocab_size, 4000)
+    tokens = np.random.default_rng(0).integers(vocabulary // 40, vocabulary, (batch_size, length + 1)).tolist()
     task = {"tokens": tokens, "rank": rank, "alpha": 2 * rank, "rate": RATE, "threads": threads}
     if against is None:
         with closing(Child(None, None, {**task, **backend, "model": str(path)})) as child:
