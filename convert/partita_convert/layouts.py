@@ -18,6 +18,7 @@ import numpy as np
 
 from partita import experts
 from partita.checkpoint import Checkpoint
+from partita.derived import Derived
 from partita.experts import PROJECTIONS, StoredExperts, Value
 from partita.quantization import Packed, dequantize
 
@@ -32,10 +33,9 @@ class _Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Relaid(Checkpoint):
+class _Relaid(Derived):
     """A checkpoint with some of its tensors replaced. tensors: the new ones. order: all names."""
 
-    inner: Checkpoint
     tensors: Mapping[str, _Tensor]
     order: tuple[str, ...]
 
@@ -51,13 +51,10 @@ class _Relaid(Checkpoint):
     def stored_as(self, name: str) -> str:
         return self.tensors[name].stored_as() if name in self.tensors else self._inner(name).stored_as(name)
 
-    def fingerprint(self) -> str:
-        return self.inner.fingerprint()
-
     def _inner(self, name: str) -> Checkpoint:
         if name not in self.order:
             raise self.missing(name)
-        return self.inner
+        return self.base
 
 
 Layer = Callable[[str, StoredExperts, frozenset[str]], Iterator[tuple[str, _Tensor]]]
@@ -114,16 +111,7 @@ def _relaid(checkpoint: Checkpoint, fits: Callable[[str, StoredExperts], bool], 
             new = dict(layer(mlp, found.pop(mlp), present))
             tensors |= new
             order += new
-    return _Relaid(
-        path=checkpoint.path,
-        config=checkpoint.config,
-        generation_config=checkpoint.generation_config,
-        norms_include_one=checkpoint.norms_include_one,
-        metadata=checkpoint.metadata,
-        inner=checkpoint,
-        tensors=tensors,
-        order=tuple(order),
-    )
+    return _Relaid.of(checkpoint, tensors=tensors, order=tuple(order))
 
 
 def _whole(stored: StoredExperts, projection: str) -> _Tensor:

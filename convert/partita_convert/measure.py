@@ -73,7 +73,9 @@ def measure(
         if layer is None:
             changed, start = _with_embedding(ops, decoder, probed), 0
         else:
-            block = load_block(ops, Changed.of(checkpoint, lambda name, value, own=probed: own.get(name, value)), layer)
+            block = load_block(
+                ops, Changed.of(checkpoint, change=lambda name, value, own=probed: own.get(name, value)), layer
+            )
             blocks = (*decoder.blocks[:layer], block, *decoder.blocks[layer + 1 :])
             changed, start = replace(decoder, blocks=blocks), layer
         errors = _errors(checkpoint, names, group_size, importance)

@@ -21,6 +21,7 @@ import numpy as np
 
 from . import adapters_peft
 from .checkpoint import Checkpoint
+from .derived import Derived
 from .errors import CheckpointError, UnsupportedModel
 from .quantization import Packed, dequantize
 from .safetensors_files import SafetensorsSet, open_file, read_json
@@ -238,18 +239,11 @@ def _open_mlx(folder: Path, config: Mapping[str, Any]) -> Adapter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Fused(Checkpoint):
+class _Fused(Derived):
     """changes, replaced: by the base's own names."""
 
-    base: Checkpoint
     changes: Mapping[str, LowRank]
     replaced: Mapping[str, np.ndarray]
-
-    def names(self) -> tuple[str, ...]:
-        return self.base.names()
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.base.shape(name)
 
     def read(self, name: str) -> np.ndarray | Packed:
         # a module may be given whole and changed as well: PEFT keeps an adapted embedding's own weight beside it
@@ -299,16 +293,7 @@ def fused(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
             )
     if checkpoint.config.get("tie_word_embeddings"):
         _check_tied({*changes, *replaced}, adapter)
-    return _Fused(
-        path=checkpoint.path,
-        config=checkpoint.config,
-        generation_config=checkpoint.generation_config,
-        norms_include_one=checkpoint.norms_include_one,
-        metadata=checkpoint.metadata,
-        base=checkpoint,
-        changes=changes,
-        replaced=replaced,
-    )
+    return _Fused.of(checkpoint, changes=changes, replaced=replaced)
 
 
 def resolved(name: str, present: frozenset[str], adapter: Adapter) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 
 from .checkpoint import Checkpoint
 from .config import ModelConfig
+from .derived import Derived
 from .errors import UnsupportedModel
 from .families import Names, family, parse
 from .lora import projection_shapes
@@ -113,17 +114,10 @@ def _shapes(config: ModelConfig, names: Names) -> dict[str, tuple[int, ...]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained(Checkpoint):
+class Trained(Derived):
     """A checkpoint with trained values in place of its own: float32, by its own names."""
 
-    base: Checkpoint
     values: Mapping[str, np.ndarray]
-
-    def names(self) -> tuple[str, ...]:
-        return self.base.names()
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.base.shape(name)
 
     def read(self, name: str) -> np.ndarray | Packed:
         return self.values[name] if name in self.values else self.base.read(name)
@@ -142,12 +136,4 @@ class Trained(Checkpoint):
 def trained(base: Checkpoint, values: Mapping[str, np.ndarray]) -> Trained:
     """base: what was trained. values: by its tensor names, as `Trainer.state` gives them after full training."""
     config = {key: value for key, value in base.config.items() if key not in ("quantization", "quantization_config")}
-    return Trained(
-        path=base.path,
-        config=config,
-        generation_config=base.generation_config,
-        norms_include_one=base.norms_include_one,
-        metadata=base.metadata,
-        base=base,
-        values=values,
-    )
+    return Trained.of(base, config=config, values=values)

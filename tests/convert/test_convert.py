@@ -99,7 +99,9 @@ def test_weighing_lowers_the_error_of_what_comes_out(tiny_model, ops, tokens, tm
 
 def test_measuring_sees_what_matters(source, ops, tokens):
     """Two layers, of which the second hardly speaks."""
-    quiet = Changed.of(source, lambda name, value: dense(value) * 1e-3 if ".1." in name and "down" in name else value)
+    quiet = Changed.of(
+        source, change=lambda name, value: dense(value) * 1e-3 if ".1." in name and "down" in name else value
+    )
     weights = quantizable(quiet)
     steps = []
     decoder = load_decoder(ops, quiet)
@@ -167,7 +169,7 @@ def k_quants(base: Checkpoint, scale: float = 1.0003) -> Checkpoint:
             return value
         return replace(value, scales=value.scales * np.float32(scale), biases=value.biases * np.float32(scale))
 
-    return Changed.of(base, change)
+    return Changed.of(base, change=change)
 
 
 def test_scales_of_k_quants(llama, tmp_path):
@@ -197,7 +199,7 @@ def test_affine_blocks_are_exact_in_an_mlx_folder(llama, tmp_path, kind):
     """Random blocks of each type, beside the gguf package's own numbers."""
     raw, name = blocks(kind, 32, 256), "model.layers.0.mlp.up_proj.weight"
     value = decode(raw.reshape(-1), kind, (32, 256), name)
-    changed = Changed.of(llama, lambda own, other: value if own == name else other)
+    changed = Changed.of(llama, change=lambda own, other: value if own == name else other)
     report = convert(changed, tmp_path / "out", Request(exact=True))
     read = open_checkpoint(tmp_path / "out").read(name)
     assert isinstance(read, Packed)

@@ -128,8 +128,7 @@ def test_rows_that_no_block_divides(source, tmp_path):
         def shape(self, name: str) -> tuple[int, ...]:
             return self.read(name).shape
 
-    base = Narrow.of(source, narrow)
-    base = Narrow(**{**vars(base), "config": {**source.config, "intermediate_size": 80}})
+    base = Narrow.of(source, change=narrow, config={**source.config, "intermediate_size": 80})
     report = convert(base, tmp_path / "out.gguf", Request(to="gguf", quantize="Q4_1", adapter=adapter(base, 0.1)))
     assert {tensor.name: tensor.target for tensor in report.tensors}[DOWN] == "F16"
     assert report.retained[DOWN] == pytest.approx(1, abs=1e-2)
