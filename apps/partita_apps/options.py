@@ -129,29 +129,59 @@ chat_cache_options = _cache_options(system=True)
 
 sampling_options = _stacked(
     click.option(
-        "--temperature", type=float, default=0.0, metavar="F", help="0 always takes the likeliest token.  [default: 0]"
+        "--temperature",
+        type=float,
+        default=None,
+        metavar="F",
+        help="0 takes the most probable token.  [default: the model's in a conversation, else 0]",
     ),
-    click.option("--top-k", type=int, default=0, metavar="N", help="Draw from the N likeliest tokens; 0: all."),
-    click.option("--top-p", type=float, default=1.0, metavar="F", help="Draw from the likeliest that make up F."),
-    click.option("--min-p", type=float, default=0.0, metavar="F", help="Leave out what is below F of the likeliest."),
+    click.option(
+        "--top-k", type=int, default=None, metavar="N", help="Sample from the N most probable tokens; 0: all."
+    ),
+    click.option(
+        "--top-p",
+        type=float,
+        default=None,
+        metavar="F",
+        help="Sample from the most probable tokens that add up to F; 1: all.",
+    ),
+    click.option(
+        "--min-p",
+        type=float,
+        default=None,
+        metavar="F",
+        help="Leave out tokens less than F times as probable as the first.",
+    ),
     click.option(
         "--repetition-penalty",
         type=float,
-        default=1.0,
+        default=None,
         metavar="F",
-        help="Divide what has occurred by F.  [default: 1]",
+        help="Divide the logits of tokens that have occurred by F; 1: none.",
     ),
-    click.option("--presence-penalty", type=float, default=0.0, metavar="F", help="Subtract F from what was said."),
-    click.option("--frequency-penalty", type=float, default=0.0, metavar="F", help="Subtract F for every time."),
-    click.option("--seed", type=int, default=None, metavar="N", help="Make draws repeatable."),
+    click.option(
+        "--presence-penalty",
+        type=float,
+        default=None,
+        metavar="F",
+        help="Subtract F from the logits of generated tokens.",
+    ),
+    click.option(
+        "--frequency-penalty",
+        type=float,
+        default=None,
+        metavar="F",
+        help="Subtract F for each time that a token was generated.",
+    ),
+    click.option("--seed", type=int, default=None, metavar="N", help="Make sampling repeatable."),
     click.option(
         "--stop", multiple=True, metavar="TEXT", help="End the reply before TEXT; may be given several times."
     ),
     click.option(
-        "-n", "--max-tokens", type=int, default=512, metavar="N", help="Most tokens of a reply.  [default: 512]"
+        "-n", "--max-tokens", type=int, default=None, metavar="N", help="Most tokens of a reply.  [default: 512]"
     ),
 )
-"""Keywords: the fields of `Sampling`, stop (a tuple), max_tokens."""
+"""Keywords: the fields of `Sampling` and max_tokens, None where not given; stop, a tuple."""
 
 
 def load_model(

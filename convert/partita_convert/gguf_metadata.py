@@ -24,8 +24,9 @@ from partita.gguf_architectures import (
     SHORT_FACTORS,
     Architecture,
 )
-from partita.gguf_names import config_from, usual_attention_factor, with_rope_tensors
+from partita.gguf_names import SAMPLING_KEYS, config_from, usual_attention_factor, with_rope_tensors
 from partita.rope import inverse_frequencies
+from partita.sampling import recommended_values
 
 from .gguf_file import Typed, inferred
 
@@ -46,7 +47,7 @@ def architecture_of(config: Mapping[str, Any]) -> tuple[str, Architecture]:
 
 
 def general_keys(checkpoint: Checkpoint, architecture: str, kind: str) -> dict[str, Typed]:
-    """general.*, with what a GGUF source says of its author, licence and origin."""
+    """general.*, with what a GGUF source says of its author, licence and origin, and how to sample."""
     source = checkpoint.metadata or {}
     keys = {
         "general.architecture": Typed("str", architecture),
@@ -55,6 +56,8 @@ def general_keys(checkpoint: Checkpoint, architecture: str, kind: str) -> dict[s
         "general.file_type": Typed("u32", FILE_TYPES[kind]),
         "general.quantization_version": Typed("u32", _QUANTIZATION_VERSION),
     }
+    for name, value in recommended_values(checkpoint.generation_config).items():
+        keys[SAMPLING_KEYS[name]] = Typed("i32", min(int(value), 2**31 - 1)) if name == "top_k" else Typed("f32", value)
     for key, value in source.items():
         if key.startswith("general.") and key.removeprefix("general.") not in _OURS:
             keys[key] = inferred(value)

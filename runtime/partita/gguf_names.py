@@ -40,6 +40,14 @@ _COMMON: dict[str, tuple[str, type, Any]] = {
     "max_position_embeddings": ("context_length", int, ...),
 }
 _TOKEN_IDS = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_token_id": "padding_token_id"}
+# field of generation_config.json: key
+SAMPLING_KEYS = {
+    "temperature": "general.sampling.temp",
+    "top_k": "general.sampling.top_k",
+    "top_p": "general.sampling.top_p",
+    "min_p": "general.sampling.min_p",
+    "repetition_penalty": "general.sampling.penalty_repeat",
+}
 # keys that change the mathematics of some architecture: each one reads its own, and refuses the others
 _MATHEMATICS = (
     "attention.clamp_kqv",
@@ -80,7 +88,7 @@ def config_from(metadata: Mapping[str, Any], tensors: Mapping[str, tuple[int, ..
     config["vocab_size"] = tensors["token_embd.weight"][0]
     config["tie_word_embeddings"] = "output.weight" not in tensors
     config |= {**row.constants, **_rope(keys, row, config)}
-    return row.extend(keys, config | generation_config_from(metadata))
+    return row.extend(keys, config | _token_ids(metadata))
 
 
 def _refuse(keys: Keys, row: Architecture) -> None:
@@ -106,6 +114,17 @@ def _complete_heads(keys: Keys, config: dict[str, Any]) -> None:
 
 
 def generation_config_from(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """A generation_config.json as a dict: ids of control tokens, and how the model's makers recommend to sample."""
+    found = {name: metadata.get(key) for name, key in SAMPLING_KEYS.items()}
+    sampling = {
+        name: shortest(value) if isinstance(value, float) else value
+        for name, value in found.items()
+        if isinstance(value, int | float)
+    }
+    return _token_ids(metadata) | sampling
+
+
+def _token_ids(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """bos, eos and pad ids. A file that names ends of a turn or message beside its end of text gives all of them as
     `eos_token_id`."""
     ids: dict[str, Any] = {

@@ -28,7 +28,7 @@ from .loading import load_decoder
 from .model import Decoder
 from .prefix_cache import PrefixCache
 from .reuse import Reuse, default_bytes
-from .sampling import Sampler, Sampling
+from .sampling import Sampler, Sampling, recommended
 from .sources import Progress, resolve
 from .speculative import Drafter, speculate
 from .stopping import StopStrings
@@ -43,7 +43,8 @@ DEFAULT_MAX_TOKENS = 512
 class LanguageModel:
     """name: what the user asked for. path: the folder or file it was found at. fingerprint: its weights' identity.
 
-    adapter: the identity of the adapter that its decoder has, "" for none.
+    adapter: the identity of the adapter that its decoder has, "" for none. recommended: how its makers recommend to
+    sample, None where they say nothing; nobody but a conversation takes that unasked.
     """
 
     name: str
@@ -53,6 +54,7 @@ class LanguageModel:
     tokenizer: Tokenizer
     fingerprint: str
     adapter: str = ""
+    recommended: Sampling | None = None
 
     @property
     def config(self) -> ModelConfig:
@@ -292,5 +294,6 @@ def load(
     decoder = load_decoder(backend, checkpoint, stack=stack and found is None, on_layer=on_layer)
     tokenizer = checkpoint.load_tokenizer()
     called = str(name) if name is not None else path.stem
-    model = LanguageModel(called, path, backend, decoder, tokenizer, checkpoint.fingerprint())
+    usual = recommended(checkpoint.generation_config)
+    model = LanguageModel(called, path, backend, decoder, tokenizer, checkpoint.fingerprint(), recommended=usual)
     return model if found is None else model.with_adapter(found)

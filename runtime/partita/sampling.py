@@ -6,8 +6,9 @@ give equal texts on every backend that computes equal logits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -55,6 +56,37 @@ class Sampling:
     def counts(self) -> bool:
         """Whether earlier tokens matter."""
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+
+def recommended(generation_config: Mapping[str, Any]) -> Sampling | None:
+    """What the makers of a model recommend in its generation_config.json, None where they recommend nothing.
+
+    As transformers reads that file: `do_sample: false` takes the most probable token whatever stands beside it, and a
+    temperature that is not given is 1.
+    """
+    found = recommended_values(generation_config)
+    if generation_config.get("do_sample") is False:
+        return Sampling(repetition_penalty=found.get("repetition_penalty", 1.0))
+    if generation_config.get("do_sample") is True or found.keys() - {"repetition_penalty"}:
+        return Sampling(**{"temperature": 1.0, **found})
+    return None
+
+
+def recommended_values(generation_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `Sampling` that a generation_config.json gives, without values that `Sampling` does not take."""
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    return {name: value for name in names if _taken(name, value := generation_config.get(name))}
+
+
+def _taken(name: str, value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int if name == "top_k" else int | float):
+        return False
+    given: dict[str, Any] = {name: value}
+    try:
+        Sampling(**given)
+    except DataError:
+        return False
+    return True
 
 
 class Sampler:

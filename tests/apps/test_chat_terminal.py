@@ -184,7 +184,7 @@ def test_keys_typed_during_a_reply_wait_for_the_prompt(start, tmp_path):
     child.expect("\r\n")
     child.expect(r"[^\r\n]{40}")
     child.send("/set max_tokens 2" + ENTER)
-    assert "max_tokens" not in answer(child)
+    assert "/set max_tokens" not in answer(child)
     assert "max_tokens: 2" in answer(child)
 
 

@@ -8,7 +8,7 @@ import pytest
 import partita_backends
 from partita.backend import Backend
 from partita.errors import DataError
-from partita.sampling import Sampler, Sampling
+from partita.sampling import Sampler, Sampling, recommended
 
 V = 40
 
@@ -111,3 +111,21 @@ def test_penalties_accumulate(ops: Backend) -> None:
 def test_settings_outside_their_range_are_named(setting: dict[str, float]) -> None:
     with pytest.raises(DataError, match=next(iter(setting))):
         Sampling(**setting)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, None),
+        ({"eos_token_id": 2, "temperature": None}, None),
+        ({"repetition_penalty": 1.1}, None),
+        ({"do_sample": True}, Sampling(temperature=1.0)),
+        ({"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95}, Sampling(0.6, 20, 0.95)),
+        ({"min_p": 0.1, "repetition_penalty": 1.05}, Sampling(1.0, min_p=0.1, repetition_penalty=1.05)),
+        ({"do_sample": False, "temperature": 0.6, "repetition_penalty": 1.05}, Sampling(repetition_penalty=1.05)),
+        ({"temperature": -1, "top_k": 0.5, "top_p": "high", "min_p": True}, None),
+        ({"temperature": float("nan"), "top_k": 40}, Sampling(1.0, 40)),
+    ],
+)
+def test_what_a_generation_config_recommends(config: dict[str, object], expected: Sampling | None) -> None:
+    assert recommended(config) == expected

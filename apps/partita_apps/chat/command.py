@@ -98,10 +98,11 @@ def begin(model: str | None, raw: bool, once: bool, options: dict[str, Any]) -> 
     Options and file are judged before the model is loaded: a mistake should not take seconds.
     """
     from partita.kv_format import KVFormat
+    from partita.sampling import Sampling
 
     from . import adapters
     from .kept import Keeper, find
-    from .settings import NAMES, Settings
+    from .settings import NAMES, Settings, usual_sampling
     from .talk import CacheOptions, Talk
 
     file = options["session"]
@@ -109,16 +110,19 @@ def begin(model: str | None, raw: bool, once: bool, options: dict[str, Any]) -> 
         raise DataError("--session keeps a conversation, and --raw has none: leave one of them out")
     if options["draft"] is not None and options["lookup"]:
         raise DataError("--draft and --lookup exclude each other: choose one of them")
-    settings = Settings.of({name: options[name] for name in NAMES})
+    given = {name: options[name] for name in NAMES if options[name] is not None}
+    Settings.of(given)
     cache = CacheOptions(**{name: options[name] for name in CACHE_OPTIONS})
     KVFormat.parse(cache.kv)
     found = None if file is None else find(file)
-    if found is not None and settings.system is None:
-        settings = settings.set("system", found.system)
+    if found is not None:
+        given.setdefault("system", found.system)
     read = adapters.read(options["adapters"])
     base = load_model(model, **{name: options[name] for name in MODEL_OPTIONS}, stack=not read)
     choice = adapters.Adapters(base, read)
     target = choice.model
+    usual = Sampling() if once else usual_sampling(target.recommended)[0]
+    settings = Settings.over(usual, given)
     draft = drafter_for(target, options["draft"], options["lookup"], cache)
     talk = Talk(target, settings, cache, raw=raw, once=once, draft=draft, adapters=choice)
     keeper = Keeper(talk, file)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from partita.errors import DataError
+from partita.sampling import Sampling
 
 from ..progress import size
 from .saved import Saved, load, save
-from .settings import NAMES
+from .settings import NAMES, SAMPLING, usual_sampling
 from .talk import Talk
 
 
@@ -63,10 +64,18 @@ def show(talk: Talk, rest: str) -> str:
         ("cache", f"--kv {spec.kv}, {size(session.cache.nbytes)}: {held}"),
         ("memory", f"{size(memory.active)} in use, {size(memory.free)} of {size(memory.total)} free"),
         ("messages", str(len(talk.messages))),
-        *((name, shown(talk.settings.get(name))) for name in NAMES),
+        *((name, f"{shown(talk.settings.get(name))}{source(talk, name)}") for name in NAMES),
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+
+
+def source(talk: Talk, name: str) -> str:
+    """Whose choice a setting is, where it is nobody's in this conversation."""
+    usual, whose = usual_sampling(talk.model.recommended)
+    if name not in SAMPLING or getattr(usual, name) == getattr(Sampling, name):
+        return ""
+    return f" ({whose})" if talk.settings.get(name) == getattr(usual, name) else ""
 
 
 def adapter(talk: Talk, rest: str) -> str:

@@ -61,6 +61,8 @@ class Figures:
         parts.append(f"cache {size(session.cache.nbytes)}")
         if session.forgotten > 0:
             parts.append(f"{session.forgotten} forgotten")
+        if self.finish_reason == "length":
+            parts.append(f"cut at {self._talk.settings.max_tokens} tokens (max_tokens)")
         if self._talk.draft is not None:
             found = self._talk.draft.acceptance
             parts.append(f"drafts {found.accepted}/{found.proposed} accepted")

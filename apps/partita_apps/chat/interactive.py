@@ -61,10 +61,14 @@ def greet(talk: Talk) -> None:
     per_token = size(round(talk.session.cache.bytes_per_token()))
     adapter = f" with {talk.adapters.current}" if model.adapter else ""
     click.secho(f"{model.name}{adapter}", bold=True)
-    click.secho(
-        f"{model.ops.name} on {model.ops.device} · context {spec.context} · kv {spec.kv}, {per_token} a token · /help",
-        dim=True,
+    facts = (
+        f"{model.ops.name} on {model.ops.device}",
+        f"context {spec.context}",
+        f"kv {spec.kv}, {per_token} a token",
+        f"temperature {talk.settings.sampling.temperature:g}",
+        "/help",
     )
+    click.secho(wrapped(" · ".join(facts)), dim=True)
     click.secho("each text is completed by itself (--raw)\n" if talk.raw else "", dim=True)
     if talk.messages:
         click.echo(wrapped(last_turn(talk)))

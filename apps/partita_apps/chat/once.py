@@ -8,6 +8,8 @@ from contextlib import closing
 
 import click
 
+from partita.language_model import DEFAULT_MAX_TOKENS
+
 from .figures import Figures
 from .show import Screen, longer_than_context, no_longer_seen, pieces
 from .talk import Talk
@@ -33,5 +35,9 @@ def answer(talk: Talk, text: str, *, trace: bool, as_json: bool) -> None:
         screen.end(figures)
     if talk.session.forgotten > 0 and not long:
         click.echo(f"partita: {no_longer_seen(talk)}", err=True)
-    if screen is not None and sys.stderr.isatty():
+    if screen is None:
+        return
+    if sys.stderr.isatty():
         click.secho(figures.line(), dim=True, err=True)
+    elif figures.finish_reason == "length" and talk.settings.max_tokens == DEFAULT_MAX_TOKENS:
+        click.echo(f"partita: the reply was cut at {DEFAULT_MAX_TOKENS} tokens: give -n N for longer ones", err=True)

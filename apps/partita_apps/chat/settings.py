@@ -12,6 +12,9 @@ from partita.language_model import DEFAULT_MAX_TOKENS
 from partita.sampling import Sampling
 from partita.stopping import StopStrings
 
+CONVERSATION = Sampling(temperature=0.7, min_p=0.05)
+"""How a conversation samples where its model recommends nothing: always taking the most probable token, small models
+repeat themselves without end."""
 SAMPLING = tuple(each.name for each in fields(Sampling))
 NAMES = (*SAMPLING, "max_tokens", "system", "stop")
 INTEGERS = ("top_k", "seed", "max_tokens")
@@ -67,6 +70,12 @@ class Settings:
         return {**asdict(self.sampling), "max_tokens": self.max_tokens, "stop": list(self.stop), "system": self.system}
 
     @classmethod
+    def over(cls, usual: Sampling, given: Mapping[str, Any]) -> Settings:
+        """What a person gave, over what is usual. A temperature of 0 is meant exactly: nothing usual is added to it."""
+        start = Sampling() if given.get("temperature") == 0 else usual
+        return cls.of({**asdict(start), **given})
+
+    @classmethod
     def of(cls, values: Mapping[str, Any]) -> Settings:
         """From option values or a saved document. Raises DataError for what is not a setting or of the wrong type."""
         settings = cls()
@@ -85,6 +94,11 @@ def _fits(name: str, value: Any) -> bool:
     if name in INTEGERS:
         return (value is None and name == "seed") or (isinstance(value, int) and not isinstance(value, bool))
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def usual_sampling(recommended: Sampling | None) -> tuple[Sampling, str]:
+    """How a conversation samples unless it is told otherwise, and whose word that is."""
+    return (CONVERSATION, "default") if recommended is None else (recommended, "the model's")
 
 
 def unescaped(text: str) -> str:
