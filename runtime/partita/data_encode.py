@@ -57,8 +57,8 @@ class Encoder:
     def __init__(
         self, tokenizer: Tokenizer, template: ChatTemplate | None, variables: Mapping[str, Any] | None = None
     ) -> None:
-        self._tokenizer, self._template = tokenizer, template
-        self._variables = {"strftime_now": _fixed_clock(), **(variables or {})}
+        self._tokenizer, self._template = tokenizer, None if template is None else template.dated(*TODAY)
+        self._variables = dict(variables or {})
         self._end = end_of_text(tokenizer)
 
     def encode(self, record: Record) -> list[Document]:
@@ -254,9 +254,3 @@ def _flags(count: int, runs: Sequence[tuple[int, int]]) -> list[bool]:
     for begin, end in runs:
         flags[begin:end] = [True] * (end - begin)
     return flags
-
-
-def _fixed_clock() -> Callable[[str], str]:
-    from datetime import datetime
-
-    return datetime(*TODAY).strftime

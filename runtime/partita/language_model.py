@@ -73,19 +73,22 @@ class LanguageModel:
         decoder = with_adapter(self.ops, self.decoder, adapter)
         return replace(self, decoder=decoder, adapter=identity(adapter))
 
-    def encode(self, prompt: str | Sequence[Message], *, raw: bool = False) -> list[int]:
+    def encode(self, prompt: str | Sequence[Message], *, raw: bool = False, **variables: Any) -> list[int]:
         """Token ids of a conversation or of one user message, through the chat template; raw: of plain text.
 
-        Raises DataError for an empty prompt, TemplateError where the template cannot be used.
+        variables: what the template is told besides (`enable_thinking=False`, `tools=[…]`). Raises DataError for an
+        empty prompt, TemplateError where the template cannot be used.
         """
         if isinstance(prompt, str) and not prompt.strip():
             raise DataError("the prompt is empty: give some text")
         if raw:
             if not isinstance(prompt, str):
                 raise DataError("--raw completes plain text; a list of messages needs the chat template")
+            if variables:
+                raise DataError(f"--raw leaves the chat template out, which {', '.join(variables)} would be for")
             return self.tokenizer.encode(prompt)
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        return encode_chat(self.tokenizer, self.template, messages)
+        return encode_chat(self.tokenizer, self.template, messages, **variables)
 
     def kv_format(self, name: str = "auto") -> KVFormat:
         """A `--kv` name; `auto` is 16 bits, or 32 where everything is computed in float32."""

@@ -1,60 +1,66 @@
 """Chat templates: messages to text to token ids. Knows no model; a template is a stranger's program.
 
-Invariants: a template reads and changes nothing but its own variables, ends within a time limit, and fails as one
-TemplateError. A control token's literal inside a message is text in the ids; only the template places control tokens.
-
-Time limit: Jinja has no `while`, yet nested loops, recursion and filters over long ranges run for ages. So compiling
-and rendering happen in a thread of their own; past the deadline the caller gets its error at once, and the thread is
-told to stop by an exception raised inside it. (A clock check between rendered chunks is never reached by a loop that
-writes nothing, and signals reach the main thread only.) One uninterruptible step, such as `"a" * 10**12`, could still
-hold the interpreter: the operators that grow values are intercepted and bounded, and methods that pad are refused.
+Not here: the process in which templates run (`template_process`), and what they find there (`template_child`).
+Invariants: a rendering ends within a time limit and fails as one TemplateError. A control token's literal inside a
+message is text in the ids; only the template places control tokens.
 """
 
 from __future__ import annotations
 
-import ctypes
-import json
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+import copy
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
 
 from .errors import TemplateError
+from .template_child import BEGIN, END, THOUGHTS
+from .template_process import shared
 from .tokenizer import Tokenizer
 
 MAX_SOURCE = 1 << 20  # characters; the longest published templates have about 50,000
-MAX_TEXT = 1 << 24  # characters or items that one value or the rendered text may have
 SECONDS = 5.0
-_RANGE = 100_000  # longest range() in a template
 
 Message = Mapping[str, Any]
-_T = TypeVar("_T")
-
-
-class _Stop(BaseException):
-    """Raised inside a rendering thread that ran out of time; no `except Exception` catches it."""
+Rendering = tuple[int | None, Mapping[str, Any]]
+"""One text of a conversation: how many of its messages, None for all; variables beside those that all texts have."""
 
 
 class ChatTemplate:
-    """A compiled chat template in the dialect of the Hub (Jinja with `raise_exception`, `strftime_now`, `tojson`).
+    """A chat template in the dialect of the Hub (Jinja with `raise_exception`, `strftime_now`, `tojson`).
 
-    source: the template's text. bos_token, eos_token: the literals that it may write. seconds: limit for compiling and
-    for each rendering. Raises TemplateError for a source that is too long or does not compile.
+    source: the template's text. tool_source: the text for conversations with tools, where that is another one. tokens:
+    literals of special tokens, by the names under which templates know them (`bos_token`). seconds: limit for compiling
+    and for each rendering. Raises TemplateError for a source that is too long or does not compile.
     """
 
-    def __init__(self, source: str, *, bos_token: str = "", eos_token: str = "", seconds: float = SECONDS) -> None:
+    def __init__(self, source: str, tool_source: str | None = None, *, seconds: float = SECONDS, **tokens: str) -> None:
         if len(source) > MAX_SOURCE:
             raise TemplateError(f"chat template: {len(source)} characters, more than {MAX_SOURCE} are not accepted")
         self.source = source
-        self._seconds = seconds
-        self._variables = {"bos_token": bos_token, "eos_token": eos_token}
-        self._compiled = _within(seconds, lambda: _environment().from_string(source))
+        self._seconds, self._tokens = seconds, tokens
+        self._today: tuple[int, int, int] | None = None
+        shared().compile(source, seconds)
+        self._with_tools = None if tool_source is None else ChatTemplate(tool_source, seconds=seconds, **tokens)
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> ChatTemplate:
         """The tokenizer's own template; TemplateError for a base model, which has none."""
         if tokenizer.chat_template is None:
             raise TemplateError(_NO_TEMPLATE)
-        return cls(tokenizer.chat_template, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
+        return cls(tokenizer.chat_template, tokenizer.tool_template, **tokenizer.special_tokens)
+
+    def dated(self, year: int, month: int, day: int) -> ChatTemplate:
+        """The same template, for which it is always that day."""
+        dated = copy.copy(self)
+        dated._today = (year, month, day)
+        dated._with_tools = None if self._with_tools is None else self._with_tools.dated(year, month, day)
+        return dated
+
+    def taking(self, tools: Any) -> ChatTemplate:
+        """What renders a conversation with these tools, None for none."""
+        return self if tools is None or self._with_tools is None else self._with_tools
 
     def render(
         self,
@@ -65,13 +71,27 @@ class ChatTemplate:
         **variables: Any,
     ) -> str:
         """Text of a conversation. `variables` reach the template under their names (`enable_thinking=False`)."""
-        given = {"documents": None, **self._variables, **variables}
-        given |= {"messages": list(messages), "tools": tools, "add_generation_prompt": add_generation_prompt}
+        data = _plain({"messages": messages, "variables": {"tools": tools, **variables}})
+        which = [(None, {"add_generation_prompt": add_generation_prompt})]
+        return self.taking(tools).renderings(data["messages"], which, data["variables"])[0]
 
-        def render() -> str:
-            return "".join(_bounded(self._compiled.generate(**given)))
+    def renderings(
+        self, messages: Sequence[Any], which: Sequence[Rendering], variables: Mapping[str, Any]
+    ) -> list[str]:
+        """Several texts of one conversation, which is handed to the process that renders but once.
 
-        return _within(self._seconds, render)
+        messages, variables: values of JSON's kinds.
+        """
+        request = {"messages": messages, "variables": {**self._tokens, **variables}, "renderings": which}
+        return shared().render(self.source, {**request, "today": self._today}, self._seconds)
+
+    def mentions(self, name: str) -> bool:
+        """Whether the source has this name somewhere. What it has not it can read only together with all else."""
+        return self._words.issuperset(_WORD.findall(name))
+
+    @cached_property
+    def _words(self) -> frozenset[str]:
+        return frozenset(_WORD.findall(self.source))
 
 
 def encode_chat(
@@ -119,29 +139,54 @@ class MarkedChat:
     ) -> None:
         if template is None:
             raise TemplateError(_NO_TEMPLATE)
-        data = {"messages": list(messages), **variables}
+        template = template.taking(variables.get("tools"))
+        data = _plain({"messages": messages, "variables": variables})
         literals = tokenizer.control_pattern
         found = {name for text in _strings(data) for name in literals.findall(text)}
-        around = [_BEGIN, _END] if "endgeneration" in template.source else []
+        around = [BEGIN, END] if "endgeneration" in template.source else []
         marks = _private_characters([*sorted(found), *around], [template.source, *_strings(data)])
-        self.begin, self.end = marks.pop(_BEGIN, ""), marks.pop(_END, "")
+        self.begin, self.end = marks.pop(BEGIN, ""), marks.pop(END, "")
         if marks:
             data = _replaced(data, lambda text: literals.sub(lambda match: marks[match[0]], text))
         self._names = {mark: name for name, mark in marks.items()}
-        self._template, self._messages, self._variables = template, data.pop("messages"), data
+        self._template, self._messages, self._variables = template, data["messages"], data["variables"]
 
     def render(self, count: int | None = None, *, add_generation_prompt: bool, marks: bool = False) -> str:
         """Text of the first `count` messages (None: all); marks: with `begin` and `end` around what is marked."""
-        given = {**self._variables, _BEGIN: self.begin, _END: self.end} if marks else self._variables
-        return self._template.render(self._messages[:count], add_generation_prompt=add_generation_prompt, **given)
+        around = {BEGIN: self.begin, END: self.end} if marks else {}
+        return self._rendered([(count, {**around, "add_generation_prompt": add_generation_prompt})])[0]
+
+    def render_each(self, which: Iterable[tuple[int, bool]]) -> list[str]:
+        """`render` of each (count, add_generation_prompt), in less time than one by one."""
+        return self._rendered([(count, {"add_generation_prompt": prompt}) for count, prompt in which])
 
     def parts(self, text: str) -> list[tuple[str, bool]]:
         """Any piece of a rendering without marks, as (text, may control tokens be read from it?) parts."""
         return _parts(text, self._names)
 
+    def unread(self) -> list[str]:
+        """Keys of messages, sorted, that come to nothing: the template does not mention them, and writes the same
+        without them. A thought is read if it is read under any name that it is given to the template under."""
+        keys = {key for message in self._messages for key, value in message.items() if value is not None}
+        unknown = {key for key in keys if not any(map(self._template.mentions, _given_as(key)))}
+        if not unknown:
+            return []
+        rest = [{key: value for key, value in message.items() if key not in unknown} for message in self._messages]
+        which = [(None, {"add_generation_prompt": False})]
+        written = self._template.renderings(rest, which, self._variables) != self._rendered(which)
+        return [] if written else sorted(unknown)  # written whole (`message | tojson`), it is read
 
-_BEGIN, _END = "partita_generation_begin", "partita_generation_end"
+    def _rendered(self, which: Sequence[Rendering]) -> list[str]:
+        return self._template.renderings(self._messages, which, self._variables)
+
+
+def _given_as(key: str) -> tuple[str, ...]:
+    """The names that a template finds a message's key under."""
+    return (key, *(name for name in ("thinking", "reasoning_content") if key in THOUGHTS and name != key))
+
+
 _NO_TEMPLATE = "this model has no chat template (a base model): use --raw to complete plain text"
+_WORD = re.compile(r"\w+")
 
 
 def one_bos(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
@@ -154,6 +199,27 @@ def one_bos(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
         return ids
     # a model whose BOS also opens every message (`<|im_start|>`) writes it once here as well
     return [bos, *ids[begin:]]
+
+
+def _plain(value: Any) -> Any:
+    """The same in values of JSON's kinds, which are all that a template sees; what is nothing of the kind is a
+    placeholder. Raises TemplateError for what is nested too deeply."""
+    try:
+        return _rebuilt(value)
+    except RecursionError:
+        raise TemplateError("chat messages: they are nested too deeply") from None
+
+
+def _rebuilt(value: Any) -> Any:
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {key: _rebuilt(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rebuilt(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _rebuilt(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return f"<{type(value).__name__}>"
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -201,144 +267,3 @@ def _parts(text: str, names: Mapping[str, str]) -> list[tuple[str, bool]]:
             parts += [(text[begin:i], True), (names[character], False)]
             begin = i + 1
     return [*parts, (text[begin:], True)]
-
-
-def _environment() -> Any:
-    """A sandbox in which values cannot grow without bound and nothing of the caller's can be changed."""
-    from jinja2 import nodes
-    from jinja2.ext import Extension
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """`{% generation %}...{% endgeneration %}` marks a reply for training: its contents, between two variables
-        that are empty unless a MarkedChat gives them."""
-
-        tags = {"generation"}  # noqa: RUF012 - jinja's own interface
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            begin, end = (nodes.Output([nodes.Name(name, "load")], lineno=line) for name in (_BEGIN, _END))
-            return nodes.Scope([begin, *body, end], lineno=line)
-
-    class Sandbox(ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset({"+", "*", "**", "%"})
-
-        def _parse(self, source: str, name: str | None, filename: str | None) -> Any:
-            return _plain_concatenation(super()._parse(source, name, filename), nodes)
-
-        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            _check_growth(operator, left, right)
-            return super().call_binop(context, operator, left, right)
-
-        def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-            padding = isinstance(obj, str) and attr in {"center", "ljust", "rjust", "zfill", "expandtabs", "translate"}
-            return not padding and super().is_safe_attribute(obj, attr, value)
-
-    environment = Sandbox(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation], cache_size=0
-    )
-    environment.filters["tojson"] = _tojson
-    del environment.filters["center"]  # pads to any width
-    environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now, "range": _range}
-    return environment
-
-
-def _plain_concatenation(tree: Any, nodes: Any) -> Any:
-    """`a ~ b` written as the intercepted `a|string + b|string`: doubling a string is bounded either way."""
-    for node in list(tree.find_all(nodes.Concat)):
-        strings = [nodes.Filter(part, "string", [], [], None, None, lineno=node.lineno) for part in node.nodes]
-        joined = strings[0]
-        for part in strings[1:]:
-            joined = nodes.Add(joined, part, lineno=node.lineno)
-        node.nodes = [joined]
-    tree.set_environment(tree.environment)
-    return tree
-
-
-def _check_growth(operator: str, left: Any, right: Any) -> None:
-    """Raise when `left operator right` could be far larger than its operands."""
-    sized = [value for value in (left, right) if isinstance(value, str | bytes | list | tuple)]
-    if operator == "+":
-        too_long = sum(map(len, sized)) > MAX_TEXT
-    elif operator == "*" and sized:
-        times = right if sized[0] is left else left
-        too_long = isinstance(times, int) and len(sized[0]) * times > MAX_TEXT
-    elif operator == "%":
-        # a width such as "%999999999d" is not a template's business
-        too_long = isinstance(left, str | bytes) and len(left) + _digits_value(str(left)) > MAX_TEXT
-    else:
-        bits = [value.bit_length() for value in (left, right) if isinstance(value, int)]
-        too_long = len(bits) == 2 and (bits[0] * abs(right) if operator == "**" else sum(bits)) > 1 << 16
-    if too_long:
-        raise TemplateError(f"chat template: {operator!r} makes a value that is too large")
-
-
-def _digits_value(text: str) -> int:
-    digits = "".join(character if character.isdigit() else " " for character in text).split()
-    return max((int(number[:12]) for number in digits), default=0)
-
-
-def _range(*arguments: int) -> range:
-    result = range(*arguments)
-    if len(result) > _RANGE:
-        raise TemplateError(f"chat template: range() of {len(result)} values, at most {_RANGE} are accepted")
-    return result
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON as models saw it in training: no escapes for HTML, other scripts written as they are."""
-    indent = min(indent, 16) if indent else indent
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> None:
-    raise TemplateError(f"chat template: {' '.join(str(message).split())}")
-
-
-def _strftime_now(form: str) -> str:
-    from datetime import datetime
-
-    return datetime.now().strftime(form)
-
-
-def _bounded(chunks: Iterator[str]) -> Iterator[str]:
-    total = 0
-    for chunk in chunks:
-        total += len(chunk)
-        if total > MAX_TEXT:
-            raise TemplateError(f"chat template: it writes more than {MAX_TEXT} characters")
-        yield chunk
-
-
-def _within(seconds: float, work: Callable[[], _T]) -> _T:
-    """Result of `work`, run in a thread; every failure is a TemplateError, and so is taking longer than `seconds`."""
-    outcome: list[Any] = []
-
-    def run() -> None:
-        try:
-            outcome.append((work(), None))
-        except BaseException as error:  # the thread's only duty is to hand it over
-            outcome.append((None, error))
-
-    thread = threading.Thread(target=run, name="partita-template", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not outcome:
-        assert thread.ident is not None
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(_Stop))
-        raise TemplateError(f"chat template: it did not finish within {seconds:g} seconds")
-    value, error = outcome[0]
-    if isinstance(error, TemplateError):
-        raise error
-    if error is not None:
-        line = f" in line {error.lineno}" if getattr(error, "lineno", None) else ""
-        reason = " ".join(str(error).split())[:300] or "no more is known"
-        raise TemplateError(f"chat template: {type(error).__name__}{line}: {reason}") from error
-    return value

@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,6 +72,9 @@ class Facts:
     stop_ids: frozenset[int] = frozenset()  # every end token that the source names
     adds_bos: bool = False
     chat_template: str | None = None
+    tool_template: str | None = None  # for conversations with tools, where that is another one
+    special_tokens: Mapping[str, str | None] = field(default_factory=dict)
+    """Literals by what templates call them (`bos_token`); None for one that the source says is not there."""
 
 
 class Tokenizer:
@@ -84,8 +87,11 @@ class Tokenizer:
         self.bos_id = facts.bos_id
         self.eos_id = facts.eos_id
         self.adds_bos = facts.adds_bos and facts.bos_id is not None
-        self.chat_template = facts.chat_template
+        self.chat_template, self.tool_template = facts.chat_template, facts.tool_template
         self.controls = engine.controls
+        named = {"bos_token": self.bos_token, "eos_token": self.eos_token, **facts.special_tokens}
+        self.special_tokens = {name: literal for name, literal in named.items() if literal}
+        """Literals of special tokens, by the names under which chat templates know them."""
         self.stop_ids = _stop_ids(engine, facts)
 
     @classmethod

@@ -42,6 +42,15 @@ class Configs:
         source = self.tokenizer if name in self.tokenizer else self.specials
         return _literal(source.get(name))
 
+    def named_tokens(self) -> dict[str, str | None]:
+        """Literals of special tokens by the names that templates know them under: the roles, and a model's own."""
+        named: dict[str, Any] = {}
+        for source in (self.specials, self.tokenizer):
+            named |= {key: value for key, value in source.items() if key.endswith("_token")}
+            for key in ("extra_special_tokens", "model_specific_special_tokens"):
+                named |= source[key] if isinstance(source.get(key), dict) else {}
+        return {name: _literal(value) for name, value in named.items()}
+
     def special_literals(self) -> frozenset[str]:
         """Every token that these files call special."""
         found = {self.role(name) for name in _ROLES}
@@ -177,25 +186,30 @@ def _facts(configs: Configs, find: Callable[[str], int | None], size: int) -> Fa
     stops = [find(eos)] if eos is not None else []
     stops += [i for i in configs.ids("eos_token_id") if 0 <= i < size]
     known = [i for i in stops if i is not None]
+    templates = _chat_templates(configs)
     return Facts(
         bos_id=bos_id,
         eos_id=next(iter(known), None),
         stop_ids=frozenset(known),
-        chat_template=_chat_template(configs),
+        chat_template=templates.get("default"),
+        tool_template=templates.get("tool_use"),
+        special_tokens=configs.named_tokens(),
     )
 
 
-def _chat_template(configs: Configs) -> str | None:
-    file = configs.folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
+def _chat_templates(configs: Configs) -> dict[str, str]:
+    """By name: "default", and "tool_use" where conversations with tools have their own."""
+    files = {"default": "chat_template.jinja", "tool_use": "additional_chat_templates/tool_use.jinja"}
+    found = {name: configs.folder / file for name, file in files.items() if (configs.folder / file).is_file()}
+    if found:
+        return {name: file.read_text(encoding="utf-8") for name, file in found.items()}
     for source in (configs.tokenizer, _json(configs.folder / "chat_template.json")):
         template = source.get("chat_template")
         if isinstance(template, list):  # several by name
-            template = {entry["name"]: entry["template"] for entry in template}.get("default")
+            return {entry["name"]: str(entry["template"]) for entry in template}
         if isinstance(template, str) and template:
-            return template
-    return None
+            return {"default": template}
+    return {}
 
 
 def _literal(value: Any) -> str | None:

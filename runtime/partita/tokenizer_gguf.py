@@ -24,6 +24,8 @@ from .tokenizer_engines import (
 )
 
 _MAX_TOKENS = 4_000_000
+_NAMED = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "sep": "seperator", "mask": "mask"}
+"""What templates call special tokens, and what GGUF does."""
 
 
 def read_metadata(metadata: Mapping[str, Any]) -> tuple[Engine, Facts]:
@@ -37,7 +39,7 @@ def read_metadata(metadata: Mapping[str, Any]) -> tuple[Engine, Facts]:
     try:
         tokens = _tokens(metadata)
         types = _types(metadata, tokens)
-        facts = _facts(metadata, len(tokens), adds_bos=pre is None or pre.adds_bos)
+        facts = _facts(metadata, tokens, adds_bos=pre is None or pre.adds_bos)
         engine = _byte_level(metadata, tokens, types, pre) if pre else _sentencepiece(metadata, tokens, types)
     except (AttributeError, OverflowError, TypeError, ValueError) as error:  # a value of another type than its key's
         reason = " ".join(str(error).split())
@@ -80,16 +82,24 @@ def _id(metadata: Mapping[str, Any], name: str, size: int) -> int | None:
     return int(value) if value is not None and 0 <= int(value) < size else None
 
 
-def _facts(metadata: Mapping[str, Any], size: int, *, adds_bos: bool) -> Facts:
+def _facts(metadata: Mapping[str, Any], tokens: list[str], *, adds_bos: bool) -> Facts:
+    size = len(tokens)
+    named = {f"{name}_token": _id(metadata, key, size) for name, key in _NAMED.items()}
     stops = {_id(metadata, name, size) for name in ("eos", "eot", "eom")} - {None}
-    template = metadata.get("tokenizer.chat_template")
     return Facts(
         bos_id=_id(metadata, "bos", size),
         eos_id=_id(metadata, "eos", size),
         stop_ids=frozenset(stop for stop in stops if stop is not None),
         adds_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", adds_bos)),
-        chat_template=template if isinstance(template, str) and template else None,
+        chat_template=_text(metadata, "tokenizer.chat_template"),
+        tool_template=_text(metadata, "tokenizer.chat_template.tool_use"),
+        special_tokens={name: tokens[i] for name, i in named.items() if i is not None},
     )
+
+
+def _text(metadata: Mapping[str, Any], key: str) -> str | None:
+    value = metadata.get(key)
+    return value if isinstance(value, str) and value else None
 
 
 def _controls(

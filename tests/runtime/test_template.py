@@ -1,7 +1,6 @@
 """Chat templates: the dialect, the sandbox, the limits; and conversations as ids, where user text stays text."""
 
 import json
-import threading
 import time
 
 import pytest
@@ -145,16 +144,10 @@ def test_the_helpers_that_templates_expect():
         ("{{ messages.append(1) }}", "unsafe"),
         ("{{ messages[0].update({'role': 'x'}) }}", "unsafe"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
-        ("{{ 'a' * 10**12 }}", "too large"),
-        ("{{ [1] * 10**9 }}", "too large"),
-        ("{{ (10**10) ** 100000 }}", "too large"),
-        ("{{ '%999999999d' % 1 }}", "too large"),
-        ("{{ 'a'.center(10**9) }}", "unsafe"),
-        ("{{ 'a'|center(10**9) }}", "center"),
-        ("{% set n = namespace(x='aa') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}", "too large"),
-        ("{% set n = namespace(x='aa') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}", "too large"),
+        ("{{ 'a' * 10**12 }}", "memory"),
+        ("{% set n = namespace(x='aa') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}", "memory"),
         ("{% for i in range(99999) %}{{ 'a' * 9999 }}{% endfor %}", "writes more"),
-        ("{% for i in range(1000000) %}{% endfor %}", "range"),
+        ("{% for i in range(1000000) %}{% endfor %}", "(?i)range"),
         ("{{ messages|tojson(nonsense=1) }}", "nonsense"),
         ("x" * (MAX_SOURCE + 1), "characters"),
     ],
@@ -164,38 +157,6 @@ def test_what_a_template_may_not_do_is_one_error_in_one_line(source, message):
         rendered(source)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("chat template: ")
-
-
-ENDLESS = [
-    "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3,
-    "{{ ([range(99999)] * 99999)|map('sum')|sum }}",
-]
-
-
-@pytest.mark.parametrize("source", ENDLESS)
-@pytest.mark.parametrize("main_thread", [True, False])
-def test_an_endless_template_ends_and_its_thread_too(source, main_thread):
-    caught = []
-
-    def attempt():
-        try:
-            ChatTemplate(source, seconds=0.3).render(HELLO)
-        except TemplateError as error:
-            caught.append(error)
-
-    begin = time.monotonic()
-    if main_thread:
-        attempt()
-    else:
-        thread = threading.Thread(target=attempt)
-        thread.start()
-        thread.join()
-    assert time.monotonic() - begin < 5
-    assert "did not finish within 0.3 seconds" in str(caught[0])
-    deadline = time.monotonic() + 10
-    while any(thread.name == "partita-template" for thread in threading.enumerate()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_messages_are_left_as_they_were(template):
