@@ -14,7 +14,7 @@ import numpy as np
 
 from partita import quantization
 from partita.backend import MASKED, Memory, Sinks
-from partita.errors import BackendUnavailable
+from partita.errors import BackendUnavailable, DataError
 from partita.quantization import Packed
 
 from . import process_memory
@@ -30,10 +30,8 @@ class NumpyBackend:
     world = 1
 
     def __init__(self, device: str | None = None, dtype: str = "auto", threads: int | None = None):
-        if device not in (None, "cpu"):
-            raise BackendUnavailable(f"the numpy backend has no device {device!r}: leave --device out or give cpu")
         if dtype not in ("auto", "float32", "float64"):
-            raise BackendUnavailable(f"the numpy backend computes in float32 only, not {dtype}: use --dtype float32")
+            raise DataError(f"the numpy backend computes in float32 only, not {dtype}: use --dtype float32")
         self.device = "cpu"
         self.dtype = self.decode_dtype = "float32" if dtype == "auto" else dtype
         self._float = np.dtype(self.dtype)
@@ -94,7 +92,7 @@ class NumpyBackend:
 
     # Model
     def prepare(self, weight: np.ndarray | Packed) -> np.ndarray:
-        return (quantization.dequantize(weight) if isinstance(weight, Packed) else weight).astype(self._float)
+        return np.asarray(quantization.dequantize(weight) if isinstance(weight, Packed) else weight, self._float)
 
     def prepare_vector(self, x: np.ndarray) -> np.ndarray:
         return x.astype(self._float)

