@@ -8,6 +8,8 @@ import pytest
 from partita.backend import MASKED, Backend, Sinks
 from partita.quantization import Packed, quantize_minmax
 
+from .. import bounds
+
 HEADS, KV_HEADS, D, SLOTS = 4, 2, 32, 5000
 
 
@@ -43,4 +45,5 @@ def test_a_chunk_over_many_slots_equals_the_oracle(
         )
         return player.to_numpy(out)
 
-    np.testing.assert_allclose(run(ops), run(oracle), atol=2e-5)
+    # so many values are 1 in the mean square, their scores up to 8
+    bounds.assert_near(run(ops), run(oracle), 2 * bounds.attention(D, SLOTS + 3, score=8, value=1), 1)

@@ -322,14 +322,17 @@ class _CrossEntropy(Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, index: Tensor) -> Any:
         share = logits.softmax(-1)
-        ctx.found = share, index
-        # the largest share is exp(largest - logsumexp), and at least one in the vocabulary's size: its log is exact
-        total = logits.amax(-1, keepdim=True) - share.amax(-1, keepdim=True).log()
+        # softmax adds the terms of each lane one after another and loses small ones, more of them where lanes are few;
+        # torch's sums lose nothing, so `held`, above 1 by what was lost, corrects the shares and their logarithm
+        held = share.sum(-1, keepdim=True)
+        ctx.found = share, index, held
+        # the largest share is held * exp(largest - logsumexp), and at least one in the vocabulary's size: no underflow
+        total = logits.amax(-1, keepdim=True) + (held / share.amax(-1, keepdim=True)).log()
         return (total - logits.gather(-1, index))[:, 0]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
-        (share, index), ctx.found = ctx.found, None  # ours alone
+        (share, index, held), ctx.found = ctx.found, None  # ours alone
         grad = grads[0][:, None]
-        return share.mul_(grad).scatter_add_(-1, index, -grad), None
+        return share.mul_(grad / held).scatter_add_(-1, index, -grad), None
