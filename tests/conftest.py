@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # Where cores are shared, a second thread costs more in waiting than it does in work. Read when a library is loaded, so
 # this stands before the imports; child processes inherit it.
@@ -19,6 +22,37 @@ for name in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS"):  # `make test` runs this: a ma
     os.environ.pop(name, None)
 # a shell starts background jobs with Ctrl-C ignored, and child processes would inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+_usage: dict[str, tuple[float, ...]] = {}  # of each worker, in the process that started them
+
+
+def usage() -> tuple[float, ...]:
+    """CPU seconds and peak resident GB of this process, CPU seconds of its children and the largest one's GB."""
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+    own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return tuple(x for r in (own, children) for x in (r.ru_utime + r.ru_stime, r.ru_maxrss * unit / 1e9))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["usage"] = usage()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    _usage[node.gateway.id] = getattr(node, "workeroutput", {}).get("usage", ())
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What the suite cost: it is to stay below 24 minutes of CPU time and 3 GB a worker."""
+    for name, found in (_usage or {"this process": usage()}).items():
+        if found and not hasattr(terminalreporter.config, "workeroutput"):
+            own, peak, children, largest = found
+            terminalreporter.write_line(
+                f"{name}: {own:.0f} s of CPU time, peak {peak:.1f} GB; its child processes {children:.0f} s, "
+                f"the largest {largest:.1f} GB"
+            )
+
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
