@@ -14,17 +14,17 @@ from typing import Any, Literal
 from . import cache_file
 from .adapters import Adapter, open_adapter
 from .adapting import identity, with_adapter
-from .admission import Choice, choose
+from .admission import RESERVE, Choice, choose
 from .backend import Backend
 from .cache import Cache
 from .cache_spec import DEFAULT_CHUNK, CacheSpec
 from .checkpoint import open_checkpoint
 from .config import ModelConfig
 from .errors import DataError
-from .generate import Generated, generate
+from .decode import Generated, generate
 from .kv_format import KVFormat
 from .kv_quality import kv_warning
-from .loading import load_decoder
+from .loading import load_decoder, weight_bytes
 from .model import Decoder
 from .prefix_cache import PrefixCache
 from .reuse import Reuse, default_bytes
@@ -73,7 +73,7 @@ class LanguageModel:
         decoder = with_adapter(self.ops, self.decoder, adapter)
         return replace(self, decoder=decoder, adapter=identity(adapter))
 
-    def encode(self, prompt: str | Sequence[Message], *, raw: bool = False, **variables: Any) -> list[int]:
+    def encode(self, prompt: str | Sequence[Message], /, *, raw: bool = False, **variables: Any) -> list[int]:
         """Token ids of a conversation or of one user message, through the chat template; raw: of plain text.
 
         variables: what the template is told besides (`enable_thinking=False`, `tools=[…]`). Raises DataError for an
@@ -281,11 +281,14 @@ def load(
     stack: bool = True,
     progress: Progress | None = None,
     on_layer: Callable[[int, int], None] | None = None,
+    on_fallback: Callable[[str], None] | None = None,
 ) -> LanguageModel:
     """A model by name: a folder, a `.gguf` file, `hf:owner/name`, `pypi:distribution==version`, or the default one.
 
     backend: "auto", "mlx", "torch", "numpy", or an instance. adapter: the folder of one, PEFT's or mlx-lm's. stack:
-    False where `with_adapter` is to be used later. Everything that can go wrong is a `PartitaError`.
+    False where `with_adapter` is to be used later. on_fallback: is given one line where "auto" passed over something
+    that is installed and fails, or a GPU without room for the model (`print` shows it). Everything that can go wrong is
+    a `PartitaError`.
     """
     found = None if adapter is None else open_adapter(adapter)
     path = resolve(None if name is None else str(name), progress=progress)
@@ -293,7 +296,14 @@ def load(
     if isinstance(backend, str):
         import partita_backends  # the one place where the runtime reaches for a player
 
-        backend = partita_backends.load(backend, device=device, dtype=dtype, threads=threads)
+        backend = partita_backends.load(
+            backend,
+            device=device,
+            dtype=dtype,
+            threads=threads,
+            needs=lambda ops: weight_bytes(ops, checkpoint) + RESERVE,
+            on_fallback=on_fallback,
+        )
     decoder = load_decoder(backend, checkpoint, stack=stack and found is None, on_layer=on_layer)
     tokenizer = checkpoint.load_tokenizer()
     called = str(name) if name is not None else path.stem

@@ -20,7 +20,7 @@ from .backend import Backend
 from .cache import Cache
 from .compiled import DecodeStep
 from .errors import ContextError, DataError
-from .generate import Generated, prefill
+from .decode import Generated, prefill
 from .model import Decoder
 from .quantization import Array
 from .sampling import Sampler

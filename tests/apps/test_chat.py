@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 import partita
 from partita.cache import Slots
 from partita.errors import DataError
-from partita.generate import Generated
+from partita.decode import Generated
 from partita_apps.chat import saved
 from partita_apps.chat.settings import NAMES, Settings
-from partita_apps.chat.show import Lines, harmless
+from partita_apps.chat.show import Lines
 from partita_apps.chat.talk import CacheOptions, Talk
 from partita_apps.chat.trace import Trace, bar, cells, fitted, percent
 
@@ -276,8 +276,12 @@ def test_words_are_not_broken():
     assert lines.push("one two three four") + lines.finish() == "one two \nthree four"
 
 
-def test_a_model_does_not_control_the_terminal():
-    assert harmless("a\x1b]0;title\x07\r\x9b2J\n\tb") == "a\ufffd]0;title\ufffd\ufffd\ufffd2J\n\tb"
+@given(st.lists(st.integers(0, 60)))
+def test_a_model_does_not_control_the_terminal(cuts):
+    text = "a\x1b]0;title\x07\r\x9b2J\r\n\tb \u202ec\r\nd\u2028\u200be\u200d\r"
+    lines, places = Lines(80), [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    shown = "".join(lines.push(text[a:b]) for a, b in pairwise(places)) + lines.finish()
+    assert shown == "a\\x1b]0;title\\x07\\r\\x9b2J\n\tb \\u202ec\nd\\u2028\\u200be\u200d\\r"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from partita.errors import ContextError
-from partita.generate import prefill
+from partita.decode import prefill
 from partita.language_model import LanguageModel, Session
 from partita.prefix_cache import PrefixCache
 

@@ -16,7 +16,7 @@ import partita
 import partita_backends
 from partita.config import LayerConfig
 from partita.errors import ContextError, DataError
-from partita.generate import Generated
+from partita.decode import Generated
 from partita.language_model import LanguageModel, Piece
 from partita.sampling import Sampling
 from partita.speculative import Acceptance, Drafter, ModelDraft, PromptLookup, drafter

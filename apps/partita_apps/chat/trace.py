@@ -7,7 +7,7 @@ import shutil
 import click
 
 from partita.cache import Slots
-from partita.generate import Generated
+from partita.decode import Generated
 from partita.tokenizer import Tokenizer
 
 ALTERNATIVES = 5
