@@ -15,7 +15,7 @@ Messages name what, where and what to do, in one line. They quote files that nob
 control characters and texts without end out of them.
 """
 
-MAX_MESSAGE = 1000  # characters
+from .printable import printable
 
 
 class PartitaError(Exception):
@@ -23,20 +23,6 @@ class PartitaError(Exception):
 
     def __init__(self, message: str = "") -> None:
         super().__init__(printable(message))
-
-
-def printable(text: str) -> str:
-    """`text` as one line that is safe on a terminal: escapes for what moves its cursor, and the middle of a text of
-    more than MAX_MESSAGE characters left out."""
-    text = _shortened(text)
-    if text.isprintable():
-        return text
-    return _shortened("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
-
-
-def _shortened(text: str) -> str:
-    half = MAX_MESSAGE // 2 - 2
-    return text if len(text) <= MAX_MESSAGE else f"{text[:half]} … {text[-half:]}"
 
 
 class SourceError(PartitaError):

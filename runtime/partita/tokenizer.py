@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .errors import DataError
+from .printable import printable
 
 # Tokens that end a turn in the models people run. They stop generation where the vocabulary has them as control tokens.
 END_TOKENS = frozenset(
@@ -173,7 +174,7 @@ class Tokenizer:
         """Printable form of one token: a control token's literal, "·" for a space, `<0xE2>` for a byte that is no
         UTF-8 by itself, escapes for characters that move the cursor."""
         if token in self._engine.hidden:
-            return self._engine.token_text(token)
+            return printable(self._engine.token_text(token))
         text = self._contribution(token, True).decode("utf-8", "surrogateescape").replace(" ", "·")
         return "".join(map(_printable, text))
 
@@ -225,7 +226,7 @@ def _printable(character: str) -> str:
     code = ord(character)
     if 0xDC80 <= code <= 0xDCFF:  # surrogateescape: a byte that is not UTF-8
         return f"<0x{code - 0xDC00:02X}>"
-    return character if character.isprintable() else character.encode("unicode_escape").decode()
+    return printable(character)
 
 
 def _stop_ids(engine: Engine, facts: Facts) -> frozenset[int]:

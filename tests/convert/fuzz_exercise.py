@@ -10,10 +10,11 @@ import partita_backends
 from partita.cache import Cache
 from partita.cache_spec import plan
 from partita.checkpoint import Checkpoint, open_checkpoint
-from partita.errors import MAX_MESSAGE, PartitaError
+from partita.errors import PartitaError
 from partita.families import parse
 from partita.kv_format import KVFormat
 from partita.loading import load_decoder
+from partita.printable import MAX_MESSAGE
 from partita.quantization import Packed, dequantize
 from partita.tokenizer import Tokenizer
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-import unicodedata
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
 
 import click
 
 from partita.language_model import Piece
+from partita.printable import visible
 
 from ..progress import bar
 from .figures import Figures
@@ -22,9 +22,15 @@ _ASKED, _ANSWERED = 240, 600  # characters of the last turn that are shown when 
 
 
 def pieces(
-    talk: Talk, text: str, *, alternatives: int = 0, check: Callable[[], None] | None = None
+    talk: Talk,
+    text: str,
+    prompt: Sequence[int],
+    *,
+    alternatives: int = 0,
+    check: Callable[[], None] | None = None,
 ) -> Generator[Piece, None, None]:
-    """The pieces of a reply; a bar while a long prompt is read. check(): called between its chunks, may raise."""
+    """The pieces of a reply; a bar while a long prompt is read. prompt: ids, as `talk.encode` gave them. check():
+    called between its chunks, may raise."""
     with ExitStack() as stack:
         advance = stack.enter_context(bar("reading the prompt"))
 
@@ -33,7 +39,7 @@ def pieces(
             if check is not None:
                 check()
 
-        with closing(talk.reply(text, alternatives=alternatives, on_progress=progress)) as reply:
+        with closing(talk.reply(text, prompt=prompt, alternatives=alternatives, on_progress=progress)) as reply:
             for piece in reply:
                 stack.close()
                 yield piece
@@ -66,14 +72,15 @@ class Screen:
         sys.stdout.flush()
 
     def _write(self, text: str) -> None:
-        text = text if self._lines is None else self._lines.push(harmless(text))
+        text = text if self._lines is None else self._lines.push(text)
         if text:
             sys.stdout.write(text)
             sys.stdout.flush()
 
 
 class Lines:
-    """Breaks lines between words as text streams through. Waits with a word until it has ended, never with a line."""
+    """Breaks lines between words as text streams through, and shows what would act on a terminal. Waits with a word
+    until it has ended, never with a line."""
 
     def __init__(self, width: int | None = None):
         self._width = width
@@ -82,8 +89,10 @@ class Lines:
 
     def push(self, text: str) -> str:
         """What can be shown now."""
-        words = re.split(r"(\s)", self._held + text)
+        words = re.split(r"(\r\n|\s)", self._held + text)
         self._held = words.pop()
+        if not self._held and words and words[-1] == "\r":  # perhaps half of a line's end
+            self._held = words.pop()
         shown = "".join(map(self._placed, words))
         if self._held and cells(self._held) > len(self._held):  # wide scripts have no spaces: let the terminal break
             shown += self.finish()
@@ -96,6 +105,7 @@ class Lines:
     def _placed(self, word: str) -> str:
         """One word or one white space, with a line end in front or in its place where the line is full."""
         width = shutil.get_terminal_size().columns if self._width is None else self._width
+        word = visible(word)
         if word == "\n":
             self._column = 0
             return word
@@ -119,19 +129,12 @@ def wrapped(text: str) -> str:
 
 def last_turn(talk: Talk) -> str:
     """How a conversation that goes on left off: what was asked, and the end of the answer."""
-    asked, answered = (harmless(message["content"]).strip() for message in talk.messages[-2:])
+    asked, answered = (visible(message["content"]).strip() for message in talk.messages[-2:])
     if len(asked) > _ASKED:
         asked = asked[:_ASKED] + "…"
     if len(answered) > _ANSWERED:
         answered = "…" + answered[-_ANSWERED:]
     return f"> {asked}\n{answered}"
-
-
-def harmless(text: str) -> str:
-    """The text without what would control a terminal: a model can write escape sequences too."""
-    if text.isprintable():
-        return text
-    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\ufffd" for c in text)
 
 
 def longer_than_context(talk: Talk, prompt: Sequence[int]) -> str | None:
