@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from partita.errors import DataError, PartitaError, printable
+from partita.errors import DataError, PartitaError
+from partita.printable import printable
 
 from .evaluate import read_text
 from .options import tell
+from .terminal import console
 
 if TYPE_CHECKING:
     from partita.checkpoint import Checkpoint
@@ -69,7 +71,7 @@ LETTERS = 100_000  # of a text: more than the tokens that are used
 @click.option("--allow-pickle", is_flag=True, help="Read PyTorch's .bin weights, in a process apart.")
 @click.option("--offline", is_flag=True, help="Fetch nothing.")
 @click.option("--backend", default="auto", metavar="NAME", help="Runs the model for --calibration and --check.")
-@click.option("--device", default=None, metavar="NAME", help="Where that computes: cpu, metal or cuda.")
+@click.option("--device", default=None, metavar="NAME", help="Where that computes: cpu, metal, cuda or rocm.")
 @click.option("--threads", type=int, default=None, metavar="N", help="CPU threads of torch.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 def convert(
@@ -141,7 +143,7 @@ class Player:
             name = self.placed["backend"]
             placed = {key: self.placed[key] for key in ("device", "threads")}
             # float32: what is judged is the weights, not the kernels of a device's default
-            self.loaded = partita_backends.load(name, dtype="float32", **placed)
+            self.loaded = partita_backends.load(name, dtype="float32", **placed, on_fallback=tell)
         return self.loaded
 
 
@@ -285,11 +287,10 @@ def translate(source: Path, dest: Path, form: str, asked: bool, as_json: bool) -
             json.dumps({"path": str(dest), "to": form, "bytes": nbytes, "bits_per_weight": None, "tensors": rows})
         )
     else:
-        click.echo(f"{dest}: {len(rows)} changes of rank {adapter.rank}, {nbytes / 1e6:.1f} MB")
+        click.echo(f"{printable(str(dest))}: {len(rows)} changes of rank {adapter.rank}, {nbytes / 1e6:.1f} MB")
 
 
 def show(report: Report) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -297,14 +298,16 @@ def show(report: Report) -> None:
 
     from .progress import size
 
-    table = Table(title=Text(str(report.path)), title_justify="left")  # texts: names in files may look like markup
+    table = Table(
+        title=Text(printable(str(report.path))), title_justify="left"
+    )  # texts: names in files may look like markup
     for column in ("weights", "tensors", "from", "to", "size", "error"):
         table.add_column(column, justify="left" if column in ("weights", "from", "to") else "right")
     for kind in kinds(report.tensors):
         error = "" if kind.error is None else "exact" if kind.error == 0 else f"{kind.error:.2%}"
         row = kind.name, str(kind.count), kind.source, kind.target, size(kind.nbytes), error
         table.add_row(*(Text(printable(cell)) for cell in row))
-    Console().print(table)
+    console().print(table)
     bits = f"{report.bits_per_weight:.2f} bits a weight"
     click.echo(f"{size(report.source_bytes)} → {size(report.nbytes)}, {bits}")
     for tensor in worst(report.tensors, 1):

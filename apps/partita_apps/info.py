@@ -1,4 +1,4 @@
-"""`partita info`: what partita would run on here. Loads each backend to ask it, and no model."""
+"""`partita info`: what partita would run on here. Tries every backend and device once, and loads no model."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from textwrap import wrap
 from typing import Any
 
 import click
+
+from .terminal import console
 
 LIBRARIES = (
     "numpy",
@@ -41,19 +43,25 @@ def info(as_json: bool) -> None:
 
 
 def collect() -> dict[str, Any]:
-    """Everything there is to tell. memory: bytes. cpu: cores this process may use. libraries: None where missing."""
+    """Everything there is to tell. memory: bytes. cpu: cores this process may use. libraries: None where missing.
+
+    passed: what `auto` goes past, and why, in order.
+    """
     import psutil
 
     import partita_backends
     from partita import __version__, sources
 
-    auto, reason = partita_backends.choose()
+    attempts = partita_backends.survey()
+    auto = partita_backends.first(attempts)
     memory = psutil.virtual_memory()
     return {
         "partita": __version__,
-        "backends": [asdict(status) for status in partita_backends.status()],
-        "auto": auto,
-        "auto_reason": reason,
+        "backends": [asdict(status) for status in partita_backends.status(attempts)],
+        "auto": auto.backend.name,
+        "auto_device": auto.backend.device,
+        "auto_reason": auto.reason,
+        "passed": [{"name": each.name, "device": each.device, "reason": each.reason} for each in auto.passed],
         "cpu": cores(),
         "memory": {"total": memory.total, "free": memory.available},
         "platform": platform.platform(),
@@ -80,13 +88,12 @@ def installed(library: str) -> str | None:
 
 def show(found: dict[str, Any]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False, soft_wrap=False)
-    if not console.is_terminal:
-        console.width = 2000
+    out = console(highlight=False, soft_wrap=False)
+    if not out.is_terminal:
+        out.width = 2000
     backends = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("backend", "device", "version", "computes in"):
         backends.add_column(column, overflow="fold")
@@ -97,11 +104,11 @@ def show(found: dict[str, Any]) -> None:
             backends.add_row(name, Text(row["device"]), row["version"], Text(row["reason"]))
         else:
             backends.add_row(name, "–", row["version"] or "–", Text(row["reason"], style="yellow"), style="dim")
-    console.print(backends)
+    out.print(backends)
     memory = found["memory"]
     libraries = ", ".join(f"{name} {number}" for name, number in found["libraries"].items() if number)
     facts = (
-        ("auto", f"{found['auto']}: {found['auto_reason']}"),
+        ("auto", f"{found['auto']} on {found['auto_device']}: {found['auto_reason']}"),
         ("memory", f"{memory['free'] / 2**30:.1f} GiB free of {memory['total'] / 2**30:.1f} GiB"),
         ("cores", str(found["cpu"])),
         ("platform", f"{found['platform']}, Python {found['python']}"),
@@ -111,6 +118,6 @@ def show(found: dict[str, Any]) -> None:
         ("libraries", libraries),
     )
     for name, value in facts:
-        words = wrap(value, max(console.width - 15, 20), break_long_words=False, break_on_hyphens=False)
+        words = wrap(value, max(out.width - 15, 20), break_long_words=False, break_on_hyphens=False)
         for i, line in enumerate(words):
             click.echo(click.style(f"{'' if i else name:<15}", dim=True) + line)

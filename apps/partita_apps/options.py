@@ -66,7 +66,9 @@ def _stacked(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
 
 model_options = _stacked(
     click.option("--backend", default="auto", metavar="NAME", help="auto, mlx, torch or numpy.  [default: auto]"),
-    click.option("--device", default=None, metavar="NAME", help="Where the backend computes: cpu, metal or cuda."),
+    click.option(
+        "--device", default=None, metavar="NAME", help="Where the backend computes: cpu, metal, cuda or rocm."
+    ),
     click.option(
         "--dtype", default="auto", metavar="NAME", help="auto, float32, bfloat16 or float16.  [default: auto]"
     ),
@@ -208,9 +210,11 @@ def load_model(
 
     found = None if adapter is None else open_adapter(adapter)
     resolve(model, progress=TerminalProgress())  # first by itself: two bars at a time would fight for the line
+    notes: list[str] = []
     with bar(f"loading {what}") as advance:
-        placed = {"backend": backend, "device": device, "dtype": dtype, "threads": threads}
+        placed = {"backend": backend, "device": device, "dtype": dtype, "threads": threads, "on_fallback": notes.append}
         loaded = load(model, **placed, stack=stack and found is None, on_layer=advance)
+    tell(*notes)
     if found is None:
         return loaded
     adapted = loaded.with_adapter(found)

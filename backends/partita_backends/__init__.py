@@ -1,31 +1,90 @@
-"""The players: one seam (`partita.backend.Backend`), three backends, and the rule by which `auto` picks one.
+"""Backends: one protocol (`partita.backend.Backend`), three implementations, and the order in which `auto` tries them.
 
-Nothing here imports mlx or torch until a backend is asked for. Backends never import each other.
+Nothing here imports mlx or torch before a candidate is tried. Backends never import each other. Invariants: what was
+named is refused with a reason, never replaced; whatever was passed over has a reason of one line.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
 import platform
 import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from partita.errors import BackendUnavailable, DataError
+from partita.errors import BackendUnavailable, DataError, PartitaError
 
 from .together import launched
 
 if TYPE_CHECKING:
     from partita.backend import Backend
 
+    Needs = Callable[[Backend], int] | None
+
 CLASSES = {
-    "mlx": ("partita_backends.mlx", "MlxBackend", "mlx"),
-    "torch": ("partita_backends.torch", "TorchBackend", "torch"),
-    "numpy": ("partita_backends.numpy", "NumpyBackend", "numpy"),
+    "mlx": ("partita_backends.mlx", "MlxBackend"),
+    "torch": ("partita_backends.torch", "TorchBackend"),
+    "numpy": ("partita_backends.numpy", "NumpyBackend"),
 }
+"""By the name of the backend, which is also the name of the library it needs."""
+# (backend, device) in the order of `auto`. On a CPU torch comes before mlx because its matrix products are several
+# times faster there (`partita bench decode` measures both).
+CANDIDATES = (
+    ("mlx", "metal"),
+    ("torch", "cuda"),
+    ("torch", "rocm"),
+    ("torch", "cpu"),
+    ("mlx", "cpu"),
+    ("numpy", "cpu"),
+)
+DEVICES = {"metal": "Metal", "cuda": "CUDA", "rocm": "ROCm", "cpu": "the CPU"}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+class NotBuilt(BackendUnavailable):
+    """The library is for other devices: nothing is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What came of a candidate: a backend, or the reason why it cannot be used.
+
+    fault: something that is installed fails, or lacks the device that it was built for. Without it the reason is an
+    ordinary one, which nobody needs to be told: a library that is not installed, a device that is never here.
+    """
+
+    name: str
+    device: str
+    backend: Backend | None = None
+    reason: str = ""
+    fault: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The backend to use, and the attempts before it."""
+
+    backend: Backend
+    passed: tuple[Attempt, ...] = ()
+
+    @property
+    def reason(self) -> str:
+        """Why this one and none before it, in a line."""
+        return _reasons(self.passed) or "the first choice"
+
+    @property
+    def faults(self) -> str:
+        return _reasons(attempt for attempt in self.passed if attempt.fault)
+
+    @property
+    def fallback(self) -> str | None:
+        """What a person should read where a candidate before this one failed, in a line; None where all is as usual."""
+        return f"computing with {self.backend.name} on {self.backend.device}: {self.faults}" if self.faults else None
 
 
 @dataclass(frozen=True)
@@ -44,64 +103,192 @@ def names() -> tuple[str, ...]:
     return tuple(CLASSES)
 
 
-def load(name: str = "auto", *, device: str | None = None, dtype: str = "auto", threads: int | None = None) -> Backend:
-    """A backend by name, or the one that `auto` picks.
+def load(
+    name: str = "auto",
+    *,
+    device: str | None = None,
+    dtype: str = "auto",
+    threads: int | None = None,
+    needs: Needs = None,
+    on_fallback: Callable[[str], None] | None = None,
+) -> Backend:
+    """A backend by name, or the first of CANDIDATES that can be used. A name or a device leaves those that have it.
 
-    Raises BackendUnavailable when its library or the device is missing, DataError for a name that does not exist.
+    needs: bytes that are going to be put on a backend's device; a GPU with less room is passed over.
+    on_fallback: is given one line if something that is installed had to be passed over.
+    Raises BackendUnavailable with the reasons where no candidate is left, DataError for a name that does not exist.
     """
+    choice = choose(name, device=device, dtype=dtype, threads=threads, needs=needs)
+    if on_fallback is not None and choice.fallback is not None:
+        on_fallback(choice.fallback)
+    return choice.backend
+
+
+def choose(
+    name: str = "auto",
+    *,
+    device: str | None = None,
+    dtype: str = "auto",
+    threads: int | None = None,
+    needs: Needs = None,
+) -> Choice:
+    """What `load` gives, with what was passed over on the way."""
     if dtype not in DTYPES:
         raise DataError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
     if threads is not None and threads < 1:
         raise DataError(f"--threads must be at least 1, not {threads}")
-    together = launched()
-    if name == "auto":
-        name = choose()[0] if together is None else together[0]
-    if name not in CLASSES:
-        raise DataError(f"unknown backend {name!r}: choose one of auto, {', '.join(CLASSES)}")
-    if together is not None and name != together[0]:
-        raise BackendUnavailable(
-            f"these processes were started together for backend {together[0]}, of which {name} would not know: "
-            f"leave --backend {name} out, or start them with {'mlx.launch' if name == 'mlx' else 'torchrun'}"
-        )
-    module, cls, library = CLASSES[name]
-    if not _installed(library):
-        raise BackendUnavailable(f"backend {name} needs the {library} package: pip install 'partita[{library}]'")
-    return getattr(importlib.import_module(module), cls)(device=device, dtype=dtype, threads=threads)
+    candidates, options = _candidates(name, device), {"dtype": dtype, "threads": threads}
+    if (together := launched()) is not None:
+        return Choice(_together(together[0], name, device, options))
+    try:
+        return first(_attempts(candidates, needs, options))
+    except BackendUnavailable as error:
+        named = [flag for flag, value in (("--backend", name != "auto"), ("--device", device)) if value]
+        if not named:
+            raise
+        raise BackendUnavailable(f"{error}: leave {' and '.join(named)} out to use what works here") from error
 
 
-def choose() -> tuple[str, str]:
-    """What `auto` means here, and why: Metal, then CUDA, then torch's CPU kernels, then MLX's, then numpy.
-
-    Among CPU paths torch comes before mlx because its matrix products are several times faster there
-    (`partita bench decode` measures both). Whether a GPU is there is asked without importing a library where the
-    answer can be known from the platform.
-    """
-    if sys.platform == "darwin" and platform.machine() == "arm64" and _installed("mlx"):
-        return "mlx", "Apple Silicon: MLX on Metal"
-    if _installed("torch"):
-        return "torch", "CUDA or CPU through torch: the fastest path here without Metal"
-    if _installed("mlx"):
-        return "mlx", "torch is not installed: MLX's CPU device"
-    return "numpy", "neither mlx nor torch is installed: the plain oracle, slow"
+def first(attempts: Iterable[Attempt]) -> Choice:
+    """The first attempt that gave a backend; no further one is made. BackendUnavailable with the reasons for none."""
+    passed: list[Attempt] = []
+    for attempt in attempts:
+        if attempt.backend is not None:
+            return Choice(attempt.backend, tuple(passed))
+        passed.append(attempt)
+    raise BackendUnavailable(_reasons(attempt for attempt in passed if attempt.fault) or passed[-1].reason)
 
 
-def status() -> list[Status]:
-    """What each backend would run on, found by loading it."""
+def survey() -> tuple[Attempt, ...]:
+    """Every candidate, tried."""
+    return tuple(_attempts(CANDIDATES, None, {}))
+
+
+def status(attempts: Sequence[Attempt]) -> list[Status]:
+    """Of each backend what it would run on, or why it cannot be used."""
     found = []
-    for name, (_, _, library) in CLASSES.items():
-        version = _version(library)
+    for name in CLASSES:
         try:
-            backend = load(name)
-        except (BackendUnavailable, ImportError, RuntimeError) as error:
-            found.append(Status(name, False, None, version, str(error)))
+            choice = first(attempt for attempt in attempts if attempt.name == name)
+        except BackendUnavailable as error:
+            found.append(Status(name, False, None, _version(name), str(error)))
             continue
+        backend = choice.backend
         products = "" if backend.decode_dtype == backend.dtype else f", decoding products in {backend.decode_dtype}"
-        found.append(Status(name, True, backend.device, version, f"{backend.dtype}{products}"))
+        faults = f"; {choice.faults}" if choice.faults else ""
+        found.append(Status(name, True, backend.device, _version(name), f"{backend.dtype}{products}{faults}"))
     return found
 
 
-def _installed(library: str) -> bool:
-    return importlib.util.find_spec(library) is not None
+def _candidates(name: str, device: str | None) -> list[tuple[str, str]]:
+    """Those of this name and device. DataError, BackendUnavailable for what does not exist anywhere."""
+    if name != "auto" and name not in CLASSES:
+        raise DataError(f"unknown backend {name!r}: choose one of auto, {', '.join(CLASSES)}")
+    named = [candidate for candidate in CANDIDATES if name in ("auto", candidate[0])]
+    if device == "mps":
+        raise BackendUnavailable("no device 'mps': Metal is reached through MLX, give --backend mlx --device metal")
+    if device is not None and device not in (its for _, its in named):
+        owner = "there is" if name == "auto" else f"the {name} backend has"
+        known = " or ".join(sorted({its for _, its in named}))
+        raise BackendUnavailable(f"{owner} no device {device!r}: give --device {known}, or leave it out")
+    return [candidate for candidate in named if device in (None, candidate[1])]
+
+
+def _together(launcher: str, name: str, device: str | None, options: dict[str, Any]) -> Backend:
+    """For a process that was started with others: what they take, and never another in its place."""
+    if name not in ("auto", launcher):
+        raise BackendUnavailable(
+            f"these processes were started together for backend {launcher}, of which {name} would not know: "
+            f"leave --backend {name} out, or start them with {'mlx.launch' if name == 'mlx' else 'torchrun'}"
+        )
+    _candidates(launcher, device)
+    if (missing := _missing(launcher)) is not None:
+        raise BackendUnavailable(missing)
+    with _unavailable(f"{launcher} cannot be used"):
+        return _class(launcher)(device=device, **options)
+
+
+def _attempts(candidates: Iterable[tuple[str, str]], needs: Needs, options: dict[str, Any]) -> Iterator[Attempt]:
+    """Each candidate, tried when it is asked for."""
+    imported = functools.cache(_imported)  # a library that failed half-way would fail in another way the next time
+    for name, device in candidates:
+        reason = _never_here(name, device)
+        yield Attempt(name, device, reason=reason) if reason else _attempt(name, device, imported(name), needs, options)
+
+
+def _attempt(name: str, device: str, cls: Any, needs: Needs, options: dict[str, Any]) -> Attempt:
+    if isinstance(cls, str):
+        return Attempt(name, device, reason=cls, fault=True)
+    try:
+        with _unavailable(f"{name} cannot use {DEVICES[device]}"):
+            backend = cls(device=device, **options)
+            _check_room(backend, needs)
+    except BackendUnavailable as error:
+        return Attempt(name, device, reason=str(error), fault=not isinstance(error, NotBuilt))
+    return Attempt(name, device, backend)
+
+
+def _check_room(backend: Backend, needs: Needs) -> None:
+    if needs is None or backend.device == "cpu":  # nothing comes after a CPU that would have more room
+        return
+    memory, needed = backend.memory(), needs(backend)
+    # Metal shares the machine's memory: what others use of it, a CPU would lack as well
+    free = memory.total - memory.active if backend.device == "metal" else memory.free
+    if free < needed:
+        wanted, there = (f"{size / 2**30:.1f} GiB" for size in (needed, free))
+        raise BackendUnavailable(f"the model needs {wanted}, {DEVICES[backend.device]} has {there} free")
+
+
+def _never_here(name: str, device: str) -> str | None:
+    """Why this cannot be, as far as that is known without importing anything."""
+    macos, arm = sys.platform == "darwin", platform.machine() == "arm64"
+    if device == "metal" and not (macos and arm):
+        return "Metal is on Apple Silicon only"
+    if device in ("cuda", "rocm") and macos:
+        return f"macOS has no {DEVICES[device]}"
+    return _missing(name)
+
+
+def _missing(library: str) -> str | None:
+    """A line if the library is not installed. What stands in sys.modules needs no spec."""
+    loaded = sys.modules.get(library) is not None
+    if loaded or (library not in sys.modules and importlib.util.find_spec(library) is not None):
+        return None
+    intel_mac = sys.platform == "darwin" and platform.machine() != "arm64"
+    nowhere = intel_mac or (library == "mlx" and sys.platform == "win32")
+    how = "and is not offered for this platform" if nowhere else f"(pip install 'partita[{library}]')"
+    return f"backend {library} needs the {library} package {how}"
+
+
+def _class(name: str) -> Any:
+    module, cls = CLASSES[name]
+    return getattr(importlib.import_module(module), cls)
+
+
+def _imported(name: str) -> Any:
+    """The backend's class, or a line that says why its library cannot be imported."""
+    try:
+        with _unavailable(f"{name} cannot be imported"):
+            return _class(name)
+    except BackendUnavailable as error:
+        return str(error)
+
+
+@contextmanager
+def _unavailable(what: str) -> Iterator[None]:
+    """What a library raises as BackendUnavailable, in a line. It can be anything: torch without its native part raises
+    OSError, NameError or AttributeError."""
+    try:
+        yield
+    except PartitaError:
+        raise
+    except Exception as error:
+        said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:200]
+        raise BackendUnavailable(f"{what} ({type(error).__name__}{': ' if said else ''}{said})") from error
+
+
+def _reasons(attempts: Iterable[Attempt]) -> str:
+    return "; ".join(dict.fromkeys(attempt.reason for attempt in attempts))
 
 
 def _version(library: str) -> str | None:

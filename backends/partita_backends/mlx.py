@@ -35,13 +35,10 @@ class MlxBackend:
     asynchronous = True
 
     def __init__(self, device: str | None = None, dtype: str = "auto", threads: int | None = None):
-        metal = mx.metal.is_available()
         if device is None:
-            device = "metal" if metal else "cpu"
-        if device not in ("cpu", "metal"):
-            raise BackendUnavailable(f"the mlx backend has no device {device!r}: give --device cpu or metal")
-        if device == "metal" and not metal:
-            raise BackendUnavailable("MLX finds no Metal device here: leave --device out or give --device cpu")
+            device = "metal" if mx.metal.is_available() else "cpu"
+        if device == "metal" and not mx.metal.is_available():
+            raise BackendUnavailable("MLX finds no Metal device")
         mx.set_default_device(mx.Device(mx.gpu if device == "metal" else mx.cpu))
         self.device = device
         self.dtype = dtype if dtype != "auto" else ("bfloat16" if device == "metal" else "float32")
@@ -49,6 +46,9 @@ class MlxBackend:
         self.compiles = device == "metal"  # on a CPU it calls a C++ compiler, and gains nothing over the products
         self._float = getattr(mx, self.dtype)
         self._differentiating = False  # inside `value_and_grad`: rules of our own say what is kept
+        if device == "metal":  # use it: what is missing shows now
+            mx.eval(mx.ones(1).sum())
+            self.memory()
 
     # Host boundary
     def array(self, x: np.ndarray, dtype: str | None = None) -> Array:

@@ -53,7 +53,7 @@ class Backend(Protocol):
     name: str
     """mlx, torch or numpy."""
     device: str
-    """metal, cuda or cpu."""
+    """metal, cuda, rocm or cpu."""
     dtype: str
     """dtype of the residual stream and of products with many rows: float32, bfloat16 or float16."""
     decode_dtype: str

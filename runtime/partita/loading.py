@@ -6,6 +6,7 @@ tensors of one projection at a time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from .checkpoint import Checkpoint
 from .config import ModelConfig
 from .errors import CheckpointError
 from .families import Names, family, parse
+from .gguf_blocks import AFFINE
 from .layers import MLP, ExpertLinear, Linear, MoE, RMSNorm, Stack
 from .model import Attention, Block, Decoder
 from .quantization import Packed
@@ -26,6 +28,27 @@ def read_config(checkpoint: Checkpoint) -> ModelConfig:
     """The checkpoint's `ModelConfig`; norms that hold the one already do not get it twice."""
     parsed = parse(checkpoint.config)
     return replace(parsed, norm_adds_one=False) if checkpoint.norms_include_one else parsed
+
+
+def weight_bytes(ops: Backend, checkpoint: Checkpoint) -> int:
+    """Bytes that `load_decoder` will put on the device of `ops`: rather a few percent too few than too many.
+
+    Reads no tensor. Raises CheckpointError where there is no decoder.
+    """
+    names = family(checkpoint.config).names
+    prefix, dense = _prefix(checkpoint, names), 32 if ops.decode_dtype == "float32" else 16
+    own = [name for name in checkpoint.names() if name.startswith((prefix, names.head))]
+    return int(sum(math.prod(checkpoint.shape(name)) * _bits(checkpoint.stored_as(name), dense) for name in own) / 8)
+
+
+def _bits(stored: str, dense: int) -> float:
+    """Bits of a weight on a device, from how its file keeps it; scales and biases, of 16 bits each, are counted in."""
+    if stored in AFFINE:
+        return int(stored[1]) + 32 / 32
+    if "-bit:" in stored:
+        bits, group = map(int, stored.split("-bit:"))
+        return bits + 32 / group
+    return {"MXFP4": 5 + 32 / 32, "U8": 2 * (5 + 32 / 32)}.get(stored, dense)  # a byte is two floats of MXFP4
 
 
 def load_decoder(

@@ -43,7 +43,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 torch.set_num_threads(task["threads"])
-device = task["device"]
+device = "cpu" if task["device"] == "cpu" else "cuda"  # torch's word for ROCm too
 model = AutoModelForCausalLM.from_pretrained(task["model"], dtype=torch.float32).to(device)
 config = LoraConfig(r=task["rank"], lora_alpha=task["alpha"], target_modules="all-linear", task_type="CAUSAL_LM")
 model = get_peft_model(model, config).train()

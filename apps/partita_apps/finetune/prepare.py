@@ -22,7 +22,7 @@ from partita.data import Batch, Batches, Splits, load_data
 from partita.data_records import Chat
 from partita.errors import DataError, MemoryBudgetError
 from partita.initialise import initialise
-from partita.loading import load_decoder, read_config
+from partita.loading import load_decoder, read_config, weight_bytes
 from partita.lora import LoraConfig
 from partita.model import Decoder
 from partita.optim import AdamW
@@ -73,10 +73,10 @@ class Prepared:
 def prepare(settings: Settings, out: Path) -> Prepared:
     """Everything but the first step. out: the run's folder; the trainer writes its checkpoints there, when it runs."""
     path = resolve(settings.model, progress=TerminalProgress())
-    ops = _backend(settings)
+    checkpoint, tokenizer = _base(settings, path)
+    ops = _backend(settings, checkpoint)
     settings = replace(settings, dtype=ops.dtype)  # decided, so that --resume on another backend computes in the same
     ops.value_and_grad(lambda values: (values, ()))  # raises where a backend computes no gradients
-    checkpoint, tokenizer = _base(settings, path)
     config = read_config(checkpoint)
     if settings.max_length is None:
         settings = replace(settings, max_length=min(MAX_LENGTH, config.max_positions))
@@ -125,13 +125,19 @@ def prepare(settings: Settings, out: Path) -> Prepared:
     return Prepared(settings, ops, checkpoint, tokenizer, splits, chats, lora, trainer, parameters, weights, rest)
 
 
-def _backend(settings: Settings) -> Backend:
+def _backend(settings: Settings, checkpoint: Checkpoint) -> Backend:
     """Where "auto" computes in float32, weights are in float32 too: what shortens decoding would round what is trained
     on."""
-    placed: dict[str, Any] = {"device": settings.device, "threads": settings.threads}
-    ops = partita_backends.load(settings.backend, dtype=settings.dtype, **placed)
+    ops = partita_backends.load(
+        settings.backend,
+        device=settings.device,
+        dtype=settings.dtype,
+        threads=settings.threads,
+        needs=lambda ops: weight_bytes(ops, checkpoint),
+        on_fallback=tell,
+    )
     if ops.decode_dtype != ops.dtype:
-        ops = partita_backends.load(settings.backend, dtype=ops.dtype, **placed)
+        ops = partita_backends.load(ops.name, device=ops.device, dtype=ops.dtype, threads=settings.threads)
     return ops
 
 

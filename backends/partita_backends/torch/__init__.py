@@ -1,13 +1,14 @@
-"""torch on CUDA and on the CPU.
+"""torch on CUDA, on ROCm and on the CPU.
 
 On a CPU "auto" computes in float32, except that products of a few rows (decoding) run in bfloat16, for which torch
-has an int4 kernel; `--dtype float32` computes everything in float32. CUDA runs the same code in bfloat16; it is written
-from the documentation and has not been measured.
+has an int4 kernel; `--dtype float32` computes everything in float32. CUDA runs the same code in bfloat16, and so does
+ROCm, which torch calls "cuda" too; this is written from the documentation and has not been measured.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from partita.backend import Memory, Sinks
 from partita.errors import BackendUnavailable
 from partita.quantization import Packed
 
-from .. import process_memory
+from .. import DEVICES, NotBuilt, process_memory
 from . import attention, experts, group, training, training_attention, weights
 
 Tensor = torch.Tensor
@@ -34,20 +35,16 @@ class TorchBackend:
 
     def __init__(self, device: str | None = None, dtype: str = "auto", threads: int | None = None):
         if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device not in ("cpu", "cuda"):
-            raise BackendUnavailable(f"the torch backend has no device {device!r}: give --device cpu or cuda")
-        if device == "cuda" and not torch.cuda.is_available():
-            raise BackendUnavailable("torch finds no CUDA device here: leave --device out, or install a CUDA build")
+            device = _gpu() if torch.cuda.is_available() else "cpu"
         torch.set_num_threads(threads or default_threads())
-        if device == "cuda":
-            torch.cuda.set_device(group.local_device())
+        if device != "cpu":
+            _open_gpu(device)
         self.device = device
         default = "float32" if device == "cpu" else "bfloat16"
         self.dtype = default if dtype == "auto" else dtype
         self.decode_dtype = "bfloat16" if dtype == "auto" else dtype
-        self.asynchronous = device == "cuda"
-        self._device = torch.device(device)
+        self.asynchronous = device != "cpu"
+        self._device = torch.device("cpu" if device == "cpu" else "cuda")
         self._float = getattr(torch, self.dtype)
         self._decode = getattr(torch, self.decode_dtype)
         self._hadamard: dict[int, Tensor] = {}
@@ -86,7 +83,7 @@ class TorchBackend:
         return wait
 
     def sync(self) -> None:
-        if self.device == "cuda":
+        if self.device != "cpu":
             torch.cuda.synchronize()
 
     def memory(self) -> Memory:
@@ -302,6 +299,31 @@ class TorchBackend:
 
     def all_sum(self, x: Tensor) -> Tensor:
         return x if self.world == 1 else group.all_sum(x)
+
+
+def _gpu() -> str:
+    return "rocm" if torch.version.hip else "cuda"
+
+
+def _open_gpu(device: str) -> None:
+    """Make this process's GPU the one that is used, and use it, so that what is missing shows now.
+
+    Raises NotBuilt, BackendUnavailable where there is no GPU, with torch's warning if it gave one, and what torch
+    raises for one that does not work.
+    """
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        available = torch.cuda.is_available()
+        if device != _gpu() or not (available or torch.version.cuda or torch.version.hip):
+            raise NotBuilt(f"this torch is built without {DEVICES[device]}")
+        if not available:
+            why = f" ({' '.join(str(said[-1].message).split())[:200]})" if said else ""
+            raise BackendUnavailable(f"torch finds no {DEVICES[device]} device{why}")
+        torch.cuda.set_device(group.local_device())
+        torch.ones(1, device="cuda").sum().item()  # a kernel, which an old GPU may lack
+        torch.cuda.mem_get_info()
+    for warning in said:  # it works all the same
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 def default_threads() -> int:

@@ -24,7 +24,7 @@ def join(device: str) -> tuple[int, int]:
         if (found := launched()) is None or found[0] != "torch":
             return 0, 1
         try:
-            distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(minutes=MINUTES))
+            distributed.init_process_group("gloo" if device == "cpu" else "nccl", timeout=timedelta(minutes=MINUTES))
         except (RuntimeError, ValueError) as error:
             said = " ".join(str(error).split())[:200]
             raise BackendUnavailable(f"the processes that torchrun started cannot be joined: {said}") from error
