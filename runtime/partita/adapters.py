@@ -20,11 +20,13 @@ from typing import Any, Literal
 import numpy as np
 
 from . import adapters_peft
+from .bounded_files import find, read_object
+from .brief import Brief
 from .checkpoint import Checkpoint
 from .derived import Derived
 from .errors import CheckpointError, UnsupportedModel
 from .quantization import Packed, dequantize
-from .safetensors_files import SafetensorsSet, open_file, read_json
+from .safetensors_files import SafetensorsSet, open_file
 
 CONFIG, PEFT_FILE, MLX_FILE = "adapter_config.json", "adapter_model.safetensors", "adapters.safetensors"
 EMBEDDINGS = ("embed_tokens", "wte", "tok_embeddings")
@@ -66,7 +68,7 @@ class LowRank:
 
 
 @dataclass(frozen=True)
-class Adapter:
+class Adapter(Brief):
     """An adapter by the names of the weights that it changes.
 
     rank: the largest. base_model: what its config names, for people. replaced: tensors to be taken as they are
@@ -110,9 +112,10 @@ def open_adapter(folder: Path | str) -> Adapter:
     setting of one, that is not implemented.
     """
     folder = Path(folder)
-    if not (folder / CONFIG).is_file():
+    settings = find(folder, CONFIG)
+    if settings is None:
         raise CheckpointError(f"{folder}: there is no {CONFIG}; give the folder of a PEFT or mlx-lm adapter")
-    config = read_json(folder / CONFIG)
+    config = read_object(settings)
     if "peft_type" in config:
         return _open_peft(folder, config)
     if "lora_parameters" in config or "fine_tune_type" in config:
@@ -121,13 +124,14 @@ def open_adapter(folder: Path | str) -> Adapter:
 
 
 def _store(folder: Path, file: str) -> SafetensorsSet:
-    if not (folder / file).is_file():
+    place = find(folder, file)
+    if place is None:
         if (folder / "adapter_model.bin").is_file():
             raise CheckpointError(
                 f"{folder}: adapter_model.bin is a pickle, which can run code: save it as safetensors"
             )
         raise CheckpointError(f"{folder}: there is no {file} beside {CONFIG}")
-    return open_file(folder / file)
+    return open_file(place)
 
 
 # ---------------------------------------------------------------- PEFT

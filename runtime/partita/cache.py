@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .backend import MASKED, Backend, Sinks
+from .brief import Brief
 from .cache_spec import CacheSpec, LayerSpec, Span, bytes_per_token
 from .config import RopeConfig
 from .errors import ContextError
@@ -32,7 +33,7 @@ from .rope import RopeTable
 
 
 @dataclass
-class _Buffers:
+class _Buffers(Brief):
     """Keys and values of one layer: the ring (array or Packed) and the sinks (arrays)."""
 
     k: Array | Packed
@@ -42,7 +43,7 @@ class _Buffers:
 
 
 @dataclass
-class _Track:
+class _Track(Brief):
     """Positions held by the slots of one kind of layer, shared by its layers: int32 (B, C) and (B, S + 1)."""
 
     ring: Array
@@ -50,7 +51,7 @@ class _Track:
 
 
 @dataclass(frozen=True)
-class _View:
+class _View(Brief):
     """Where this step writes and what its queries see, for one kind of layer. None: nothing to write there."""
 
     ring_index: Array | None
@@ -92,7 +93,7 @@ class Slots:
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class Snapshot(Brief):
     """State of a cache as data. arrays: in the order of `Cache.arrays`. offsets, reached: tokens, a row each."""
 
     spec: CacheSpec
@@ -127,6 +128,10 @@ class Cache:
         self.dense = {32: "float32", 16: "float16" if ops.decode_dtype == "float32" else ops.decode_dtype}
         """dtype of what is stored in 32 and in 16 bits."""
         self.reset()
+
+    def __repr__(self) -> str:
+        context = "no limit" if self.spec.context is None else f"context {self.spec.context}"
+        return f"Cache(tokens {list(self.offsets)}, {context}, kv {self.spec.kv}, {self.nbytes} bytes)"
 
     def reset(self) -> None:
         """Forget everything and give the memory back."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .brief import Brief
 from .config import ModelConfig, RopeConfig
 from .errors import ContextError
 from .kv_format import KVFormat
@@ -42,7 +43,7 @@ class LayerSpec:
 
 
 @dataclass(frozen=True)
-class CacheSpec:
+class CacheSpec(Brief):
     """Everything that decides a cache's size and behaviour.
 
     context: tokens that a full-attention layer keeps (None: all). chunk: the longest write. slack: how many tokens

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import fp8, gguf, gguf_blocks, gguf_names, mxfp4, safetensors_files
+from . import fp8, gguf, gguf_blocks, gguf_header, gguf_names, mxfp4, safetensors_files
+from .bounded_files import begins_with, find, read_object
+from .brief import Brief
 from .errors import CheckpointError, UnsupportedModel
 from .quantization import Packed, dequantize
 
@@ -32,7 +34,7 @@ _CODE_KEYS = ("model_file", "auto_map", "custom_pipelines", "trust_remote_code")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint(ABC):
+class Checkpoint(Brief, ABC):
     """What both formats share.
 
     config: as config.json (for GGUF derived from the metadata). generation_config: as generation_config.json, or {}.
@@ -70,6 +72,10 @@ class Checkpoint(ABC):
     def fingerprint(self) -> str:
         """A stable identity of the weights in hexadecimal: see `safetensors_files.fingerprint` for what it covers."""
 
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes of the files that hold the weights."""
+
     def load_tokenizer(self) -> Tokenizer:
         from .tokenizer import Tokenizer
 
@@ -91,6 +97,8 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
         return _open_folder(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file or folder")
+    if begins_with(path, gguf_header.MAGIC):  # which says more than a name
+        return _open_gguf(path)
     if path.suffix == ".safetensors":
         raise CheckpointError(f"{path.name}: name the folder that holds it, with its config.json")
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
@@ -130,10 +138,15 @@ class _GgufCheckpoint(Checkpoint):
     def stored_as(self, name: str) -> str:
         return self._tensor(name).type
 
+    def nbytes(self) -> int:
+        return sum(map(len, self.file.parts))
+
     def fingerprint(self) -> str:
-        # not under the file's own name: a renamed file is the same model
-        places = [("gguf", tensor.start, tensor.nbytes) for tensor in self.file.tensors.values()]
-        return safetensors_files.fingerprint({"gguf": self.file.data}, {"gguf": self.file.header_bytes}, places)
+        # not under the files' own names: a renamed file is the same model
+        called = ["gguf", *(f"gguf {i}" for i in range(1, len(self.file.parts)))]
+        places = [(called[tensor.part], tensor.start, tensor.nbytes) for tensor in self.file.tensors.values()]
+        ends = dict(zip(called, self.file.header_bytes, strict=True))
+        return safetensors_files.fingerprint(dict(zip(called, self.file.parts, strict=True)), ends, places)
 
 
 def unpermuted_rows(rows: int, heads: int) -> np.ndarray:
@@ -279,19 +292,22 @@ class _FolderCheckpoint(Checkpoint):
             return "MXFP4"
         return "{}-bit:{}".format(*self._packed[name]) if name in self._packed else self.store.tensors[name].dtype
 
+    def nbytes(self) -> int:
+        return sum(map(len, self.store.files.values()))
+
     def fingerprint(self) -> str:
         places = [(tensor.file, tensor.start, tensor.nbytes) for tensor in self.store.tensors.values()]
         return safetensors_files.fingerprint(self.store.files, self.store.header_ends, places)
 
 
 def _open_folder(folder: Path) -> Checkpoint:
-    if not (folder / "config.json").is_file():
+    settings, generation = find(folder, "config.json"), find(folder, "generation_config.json")
+    if settings is None:
         raise CheckpointError(f"{folder}: there is no config.json; a model folder has one beside its safetensors")
-    config = safetensors_files.read_json(folder / "config.json")
+    config = read_object(settings)
     _refuse_code(config)
     _check_quantization(config)
-    generation = folder / "generation_config.json"
-    extra = safetensors_files.read_json(generation) if generation.is_file() else {}
+    extra = {} if generation is None else read_object(generation)
     store = safetensors_files.open_folder(folder)
     checkpoint = _FolderCheckpoint(path=folder, config=config, generation_config=extra, store=store)
     if _is_mxfp4(config) and not any(name.endswith("_blocks") for name in store.tensors):

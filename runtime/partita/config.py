@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from .brief import Brief
+
 
 @dataclass(frozen=True)
 class RopeConfig:
@@ -78,7 +80,7 @@ class LayerConfig:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Brief):
     """One decoder-only transformer."""
 
     model_type: str

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from .brief import Brief
 from .data_set import Dataset
 from .errors import DataError
 
@@ -29,7 +30,7 @@ PACK_WINDOW = 512  # documents that are: with short ones last, rows end fuller
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(Brief):
     """tokens, targets, positions, segments: int32 (B, T). weights: float32 (B, T), 1 where the target is trained."""
 
     tokens: np.ndarray

@@ -20,8 +20,8 @@ from .cache import Cache
 from .cache_spec import DEFAULT_CHUNK, CacheSpec
 from .checkpoint import open_checkpoint
 from .config import ModelConfig
-from .errors import DataError
 from .decode import Generated, generate
+from .errors import DataError
 from .kv_format import KVFormat
 from .kv_quality import kv_warning
 from .loading import load_decoder, weight_bytes
@@ -55,6 +55,11 @@ class LanguageModel:
     fingerprint: str
     adapter: str = ""
     recommended: Sampling | None = None
+
+    def __repr__(self) -> str:
+        config, where = self.config, f"{self.ops.name} on {self.ops.device}"
+        adapter = ", with an adapter" if self.adapter else ""
+        return f"LanguageModel({self.name!r}, {config.num_layers} layers of {config.hidden_size}, {where}{adapter})"
 
     @property
     def config(self) -> ModelConfig:
@@ -163,6 +168,9 @@ class Session:
         """Ids whose keys and values are in the cache, oldest first."""
         self.reused = 0
         """How many tokens of the last prompt were in the cache already."""
+
+    def __repr__(self) -> str:
+        return f"Session({self.model!r}, {len(self.tokens)} tokens)"
 
     @property
     def forgotten(self) -> int:

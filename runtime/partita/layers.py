@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from .backend import Backend
+from .brief import Brief
 from .quantization import Array
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Brief):
     """weight: prepared (out, in), dense or packed. bias: (out,) or None.
 
     name: the module's in the checkpoint, "model.layers.0.self_attn.q_proj"; "" for several stored as one.
@@ -28,7 +29,7 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Stack:
+class Stack(Brief):
     """Several projections of one input. Neighbours of one format are stored as one matrix: fewer, larger products.
 
     parts: the stored matrices. sizes: for each of them, the widths of the outputs it holds, in order.
@@ -48,7 +49,7 @@ class Stack:
 
 
 @dataclass(frozen=True)
-class ExpertLinear:
+class ExpertLinear(Brief):
     """One projection of every expert. weight: prepared (experts, out, in). bias: (experts, out) or None."""
 
     weight: Any
@@ -59,7 +60,7 @@ class ExpertLinear:
 
 
 @dataclass(frozen=True)
-class RMSNorm:
+class RMSNorm(Brief):
     """weight: what is multiplied, the one of a `1 + w` family included. name: the module's in the checkpoint."""
 
     weight: Array
@@ -71,7 +72,7 @@ class RMSNorm:
 
 
 @dataclass(frozen=True)
-class MLP:
+class MLP(Brief):
     """down(activation(gate(x)) * up(x)) (arXiv 2002.05202)."""
 
     gate_up: Stack
@@ -84,7 +85,7 @@ class MLP:
 
 
 @dataclass(frozen=True)
-class MoE:
+class MoE(Brief):
     """A weighted sum of the MLPs of the `active` experts that score highest with a token (arXiv 1701.06538).
 
     The weights are the chosen part of a softmax over all scores, divided by its sum with `normalize`; with

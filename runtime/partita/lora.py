@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Backend
+from .brief import Brief
 from .config import ModelConfig
 from .errors import DataError, UnsupportedModel
 from .layers import Linear
@@ -88,7 +89,7 @@ class Dropout:
 
 
 @dataclass(frozen=True)
-class LoraLinear:
+class LoraLinear(Brief):
     """base(x) + scale * (x Aᵀ) Bᵀ. a: (rank, in), b: (out, rank), float32.
 
     DoRA: that, without the base's bias, times magnitude / |row of W + scale B A|, both (out,); the gradient takes the

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .backend import Backend
+from .brief import Brief
 from .cache import Cache, Step
 from .config import ModelConfig
 from .layers import MLP, Linear, MoE, RMSNorm, Stack
@@ -16,7 +17,7 @@ from .quantization import Array
 
 
 @dataclass(frozen=True)
-class Attention:
+class Attention(Brief):
     """Grouped-query attention over the cache. q_norm, k_norm: before rotation, over each head or over all at once.
 
     sink_logits: float32 (heads,), learned scores without values, or None.
@@ -48,7 +49,7 @@ class Attention:
 
 
 @dataclass(frozen=True)
-class Block:
+class Block(Brief):
     """Norms before attention and MLP, after them, or both: None where the family has none.
 
     residual_scale: multiplies what is added to the stream; a number, so that it takes the stream's dtype.
@@ -77,7 +78,7 @@ def _normed(ops: Backend, norm: RMSNorm | None, x: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class Decoder:
+class Decoder(Brief):
     """embedding: prepared (V, E). head: prepared (V, E), the embedding itself where they are tied.
 
     embedding_name: the module's in the checkpoint.

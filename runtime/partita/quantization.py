@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from .brief import Brief
 from .errors import DataError
 
 Array = Any  # numpy, mlx or torch: whatever the backend in hand uses
 
 
 @dataclass(frozen=True)
-class Packed:
+class Packed(Brief):
     """An array of shape (*leading, n) stored as integers.
 
     weight: uint32, (*leading, n * bits / 32). scales, biases: float, (*leading, n / group_size).

@@ -10,7 +10,6 @@ Format: 8 bytes little-endian header length, a JSON header, the tensors' bytes (
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import mmap
 import re
@@ -22,8 +21,9 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from .bounded_files import INDEX, map_file, parse_object, read_object
+from .brief import Brief
 from .errors import CheckpointError
-from .gguf import map_file
 
 MAX_HEADER_BYTES = 25 * 1024 * 1024
 MAX_TENSORS = 100_000
@@ -66,7 +66,7 @@ class StoredTensor:
 
 
 @dataclass(frozen=True)
-class SafetensorsSet:
+class SafetensorsSet(Brief):
     """The tensors of a folder, over all its files."""
 
     tensors: Mapping[str, StoredTensor]
@@ -134,7 +134,7 @@ def _lone_files(folder: Path) -> list[str]:
 
 def shard_table(path: Path, suffix: str) -> dict[str, str]:
     """The weight_map of an index: tensor to the file, ending in `suffix`, that holds it beside the index."""
-    weights = read_json(path).get("weight_map")
+    weights = read_object(path, INDEX).get("weight_map")
     if not isinstance(weights, dict) or not weights or len(weights) > MAX_TENSORS:
         raise CheckpointError(f"{path.name}: weight_map is not a table of tensors")
     for tensor, name in weights.items():
@@ -144,50 +144,13 @@ def shard_table(path: Path, suffix: str) -> dict[str, str]:
     return weights
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; CheckpointError names the file and the place."""
-    try:
-        if path.stat().st_size > 4 * MAX_HEADER_BYTES:
-            raise CheckpointError(f"{path.name}: {path.stat().st_size} bytes are too many for a settings file")
-        return _json_object(path.read_bytes(), path.name)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def _json_object(raw: bytes, what: str) -> dict[str, Any]:
-    try:
-        value = json.loads(raw, object_pairs_hook=_unique)
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{what}: not JSON: {error.msg} in line {error.lineno}") from None
-    except _Twice as error:
-        raise CheckpointError(f"{what}: the key {error.args[0]!r} appears twice") from None
-    except (UnicodeDecodeError, RecursionError, ValueError):
-        raise CheckpointError(f"{what}: not JSON text") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{what}: not a JSON object")
-    return value
-
-
-class _Twice(Exception):
-    """A key that a JSON object holds twice: two readers would see two different files."""
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in table:
-            raise _Twice(key)
-        table[key] = value
-    return table
-
-
 def read_header(data: mmap.mmap, file: str) -> tuple[dict[str, StoredTensor], int]:
     """The tensors of one file and where its header ends, everything checked."""
     size = len(data)
     length = int.from_bytes(data[:8], "little") if size >= 8 else 0
     if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
         raise CheckpointError(f"{file}: a header of {length} bytes in a file of {size}; the file is damaged")
-    header = _json_object(data[8 : 8 + length], f"{file}: header")
+    header = parse_object(data[8 : 8 + length], f"{file}: header")
     header.pop("__metadata__", None)
     if len(header) > MAX_TENSORS:
         raise CheckpointError(f"{file}: {len(header)} tensors, the limit is {MAX_TENSORS}")
@@ -205,7 +168,7 @@ def read_metadata(data: mmap.mmap, file: str) -> dict[str, str]:
     length = int.from_bytes(data[:8], "little") if len(data) >= 8 else 0
     if not 2 <= length <= min(MAX_HEADER_BYTES, len(data) - 8):
         raise CheckpointError(f"{file}: a header of {length} bytes in a file of {len(data)}; the file is damaged")
-    metadata = _json_object(data[8 : 8 + length], f"{file}: header").get("__metadata__", {})
+    metadata = parse_object(data[8 : 8 + length], f"{file}: header").get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{file}: header: __metadata__ is not a table of strings")
     return metadata

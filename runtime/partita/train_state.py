@@ -23,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
+from .bounded_files import INDEX, read_object
+from .brief import Brief
 from .errors import CheckpointError, DataError
-from .safetensors_files import read_json
 from .whole import remove_leftovers, whole_file, whole_folder, write_tensors
 
 FORMAT = 1
@@ -47,7 +48,7 @@ class Best:
 
 
 @dataclass(frozen=True)
-class TrainState:
+class TrainState(Brief):
     """After `step` optimizer steps. values, m, v: float32 by name. position: of the data, as its `state()` gave it.
 
     random: what numbers the random draws to come. identity: of model, data and settings: `refuse_other`.
@@ -102,7 +103,7 @@ def load(path: Path) -> TrainState:
     """One checkpoint folder. CheckpointError, naming the file, for anything that is not as it was written."""
     if not (path / STATE).is_file():
         raise CheckpointError(f"{path.name}/{STATE} is missing")
-    described = read_json(path / STATE)
+    described = read_object(path / STATE, INDEX)
     where = f"{path.name}/{STATE}"
     if described.get("format") != FORMAT:
         raise CheckpointError(f"{where}: format {described.get('format')!r} is not {FORMAT}, which this version reads")

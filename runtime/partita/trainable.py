@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Backend
+from .brief import Brief
 from .checkpoint import Checkpoint
 from .errors import UnsupportedModel
 from .layers import Linear, RMSNorm
@@ -27,7 +28,7 @@ from .tree import replace_at, walk
 
 
 @dataclass(frozen=True)
-class Trainable:
+class Trainable(Brief):
     """decoder: with None where a trained array belongs. places: the paths in it of each trainable's name.
 
     plus_one: trainables that stand for 1 + themselves (norms of some families). identity: what decides the mathematics,

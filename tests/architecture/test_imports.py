@@ -27,7 +27,7 @@ MAY_IMPORT = {
 }
 COMPOSITION = PACKAGES["partita"] / "language_model.py"  # where the runtime reaches for a player, lazily
 PICKLES = PACKAGES["partita_convert"] / "pickle_child.py"  # a program of its own, never imported
-BACKENDS_NEED = {"backend", "errors", "quantization"}  # of the runtime: the protocol, the format, the errors
+BACKENDS_NEED = {"backend", "brief", "errors", "quantization"}  # of the runtime: protocol, format, errors, reprs
 
 
 def imports(path: Path) -> Iterator[tuple[str, bool]]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from partita.brief import Brief
 from partita.quantization import Packed
 
 from . import weights
@@ -21,7 +22,7 @@ Tensor = torch.Tensor
 
 
 @dataclass(frozen=True)
-class Experts:
+class Experts(Brief):
     """stacked: (experts, out, in), dense or packed. each: its slices, as `weights.product` takes them."""
 
     stacked: Tensor | Packed

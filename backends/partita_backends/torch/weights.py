@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 import torch
 
+from partita.brief import Brief
 from partita.quantization import Packed
 from partita.quantization import unpack as unpack_words
 
@@ -28,7 +29,7 @@ BLOCK = 2**20  # values of a weight that are dense at once
 
 
 @dataclass(frozen=True)
-class Kernel:
+class Kernel(Brief):
     """One operand of the int4 kernel: integers in its own layout; (in / group, out, 2) bfloat16 scales and zeros."""
 
     integers: Tensor
