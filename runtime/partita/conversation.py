@@ -32,7 +32,7 @@ class Transcript:
         self._ids: list[int] = []
         self._places = [(0, 0)]  # (characters, ids) at which the ids can be cut, ascending
 
-    def encode(self, messages: Sequence[Message], **variables: Any) -> list[int]:
+    def encode(self, messages: Sequence[Message], /, **variables: Any) -> list[int]:
         """Ids of the conversation with the beginning of a reply, one BOS in front where the model was trained with one.
 
         Raises TemplateError where the template does not take these messages.

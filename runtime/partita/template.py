@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
-from .errors import TemplateError
+from .errors import DataError, TemplateError
 from .template_child import BEGIN, END, THOUGHTS
 from .template_process import shared
 from .tokenizer import Tokenizer
@@ -35,21 +36,28 @@ class ChatTemplate:
     and for each rendering. Raises TemplateError for a source that is too long or does not compile.
     """
 
-    def __init__(self, source: str, tool_source: str | None = None, *, seconds: float = SECONDS, **tokens: str) -> None:
+    def __init__(
+        self,
+        source: str,
+        tool_source: str | None = None,
+        *,
+        tokens: Mapping[str, str] | None = None,
+        seconds: float = SECONDS,
+    ) -> None:
         if len(source) > MAX_SOURCE:
             raise TemplateError(f"chat template: {len(source)} characters, more than {MAX_SOURCE} are not accepted")
         self.source = source
-        self._seconds, self._tokens = seconds, tokens
+        self._seconds, self._tokens = seconds, dict(tokens or {})
         self._today: tuple[int, int, int] | None = None
         shared().compile(source, seconds)
-        self._with_tools = None if tool_source is None else ChatTemplate(tool_source, seconds=seconds, **tokens)
+        self._with_tools = None if tool_source is None else ChatTemplate(tool_source, tokens=tokens, seconds=seconds)
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> ChatTemplate:
         """The tokenizer's own template; TemplateError for a base model, which has none."""
         if tokenizer.chat_template is None:
             raise TemplateError(_NO_TEMPLATE)
-        return cls(tokenizer.chat_template, tokenizer.tool_template, **tokenizer.special_tokens)
+        return cls(tokenizer.chat_template, tokenizer.tool_template, tokens=tokenizer.special_tokens)
 
     def dated(self, year: int, month: int, day: int) -> ChatTemplate:
         """The same template, for which it is always that day."""
@@ -65,6 +73,7 @@ class ChatTemplate:
     def render(
         self,
         messages: Sequence[Message],
+        /,
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Any] | None = None,
@@ -91,13 +100,41 @@ class ChatTemplate:
 
     @cached_property
     def _words(self) -> frozenset[str]:
-        return frozenset(_WORD.findall(self.source))
+        more = frozenset() if self._with_tools is None else self._with_tools._words
+        return more.union(_WORD.findall(self.source))
+
+
+def is_variable(name: str) -> bool:
+    """Whether a template may be told something under this name: not what the conversation itself says."""
+    return name.isidentifier() and name not in ("messages", "add_generation_prompt")
+
+
+def parse_variable(text: str) -> tuple[str, Any]:
+    """A variable as a person writes it, NAME=VALUE; the value is JSON (`false`, `["browser"]`) or else text.
+
+    Raises DataError for what cannot be one.
+    """
+    name, equals, value = text.partition("=")
+    name = name.strip()
+    if not equals or not is_variable(name):
+        raise DataError(f"{text!r} is not NAME=VALUE with a name that a template may know, as enable_thinking=false is")
+    try:
+        return name, json.loads(value, parse_constant=_no_json)
+    except ValueError:
+        return name, value
+    except RecursionError:
+        raise DataError(f"{name}: its value is nested too deeply") from None
+
+
+def _no_json(text: str) -> NoReturn:
+    raise ValueError(text)  # Infinity and NaN
 
 
 def encode_chat(
     tokenizer: Tokenizer,
     template: ChatTemplate | None,
     messages: Sequence[Message],
+    /,
     *,
     add_generation_prompt: bool = True,
     **variables: Any,
@@ -116,6 +153,7 @@ def chat_parts(
     tokenizer: Tokenizer,
     template: ChatTemplate | None,
     messages: Sequence[Message],
+    /,
     *,
     add_generation_prompt: bool = True,
     **variables: Any,
@@ -135,7 +173,7 @@ class MarkedChat:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, template: ChatTemplate | None, messages: Sequence[Message], **variables: Any
+        self, tokenizer: Tokenizer, template: ChatTemplate | None, messages: Sequence[Message], /, **variables: Any
     ) -> None:
         if template is None:
             raise TemplateError(_NO_TEMPLATE)

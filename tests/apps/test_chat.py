@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 import partita
 from partita.cache import Slots
-from partita.errors import DataError
 from partita.decode import Generated
+from partita.errors import DataError
 from partita_apps.chat import saved
 from partita_apps.chat.settings import NAMES, Settings
 from partita_apps.chat.show import Lines
@@ -286,9 +286,9 @@ def test_a_model_does_not_control_the_terminal(cuts):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_setting_reads_what_it_shows(name):
-    settings = Settings.of({"temperature": 0.5, "seed": 3, "system": "be brief", "stop": ["x"]})
-    value = settings.get(name)
-    text = value[0] if name == "stop" else str(value)
+    given = {"temperature": 0.5, "seed": 3, "system": "be brief", "stop": ["x"], "template_var": {"x": 1}}
+    settings = Settings.of(given)
+    text = {"stop": "x", "template_var": "x=1"}.get(name, str(settings.get(name)))
     assert settings.set_text(name, text) == settings
     with pytest.raises(DataError) as caught:
         Settings.of({name: object()})

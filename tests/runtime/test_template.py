@@ -111,7 +111,7 @@ def template(tokenizer):
 
 
 def rendered(source, messages=HELLO, **variables):
-    return ChatTemplate(source, bos_token="<s>", eos_token="</s>").render(messages, **variables)
+    return ChatTemplate(source, tokens={"bos_token": "<s>", "eos_token": "</s>"}).render(messages, **variables)
 
 
 def test_blocks_leave_no_whitespace_of_their_own():
@@ -185,7 +185,7 @@ def test_ids_are_those_of_transformers(folder, tokenizer, template):
 
 @pytest.mark.parametrize("source", [CHATML, "{{ bos_token }}" + CHATML, "{{ bos_token }}{{ bos_token }}" + CHATML])
 def test_exactly_one_bos_whoever_writes_it(tokenizer, source):
-    ids = encode_chat(tokenizer, ChatTemplate(source, bos_token="<s>"), HELLO)
+    ids = encode_chat(tokenizer, ChatTemplate(source, tokens={"bos_token": "<s>"}), HELLO)
     assert ids[0] == tokenizer.bos_id
     assert ids.count(tokenizer.bos_id) == 1
 
@@ -232,7 +232,7 @@ def test_what_published_templates_use_renders_as_in_transformers(tools, prompt):
         CONVERSATION[3],
     ]
     given = {"tools": tools, "add_generation_prompt": prompt, "enable_thinking": False}
-    ours = ChatTemplate(DIALECT, bos_token="<s>").render(messages, **given)
+    ours = ChatTemplate(DIALECT, tokens={"bos_token": "<s>"}).render(messages, **given)
     theirs, _ = render_jinja_template([messages], chat_template=DIALECT, bos_token="<s>", **given)
     assert ours == theirs[0]
     assert "[ASSISTANT] 4 two and twolook_up" in ours

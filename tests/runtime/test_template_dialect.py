@@ -196,7 +196,7 @@ def theirs(judge, source: str, messages: list[dict[str, Any]], given: dict[str, 
 
 @pytest.mark.parametrize("source", CONSTRUCTS)
 def test_a_construct_means_what_it_means_in_transformers(judge, tokenizer, source):
-    template = ChatTemplate(source, **tokenizer.special_tokens)
+    template = ChatTemplate(source, tokens=tokenizer.special_tokens)
     for i, messages in enumerate(CONVERSATIONS.values()):
         given = {**GIVEN, "tools": TOOLS if i % 3 else None, "add_generation_prompt": i % 2 == 0}
         expected = theirs(judge, source, messages, given)

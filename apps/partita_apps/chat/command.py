@@ -28,6 +28,12 @@ CACHE_OPTIONS = ("context", "sinks", "kv")
 @click.option("-p", "--prompt", default=None, metavar="TEXT", help="Answer TEXT and leave; - reads standard input.")
 @click.option("--raw", is_flag=True, help="Leave the chat template out: complete plain text.")
 @click.option("--system", default=None, metavar="TEXT", help="Instructions that come before the conversation.")
+@click.option(
+    "--template-var",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Tell the chat template more, as JSON or text: enable_thinking=false, reasoning_effort=high.",
+)
 @click.option("--trace", is_flag=True, help="A row for every token: probability, what else could have come, the cache.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output; needs one prompt.")
 @click.option(
@@ -99,6 +105,8 @@ def begin(model: str | None, raw: bool, once: bool, options: dict[str, Any]) -> 
     """
     from partita.kv_format import KVFormat
     from partita.sampling import Sampling
+    from partita.template import parse_variable
+    from partita.template_process import shared
 
     from . import adapters
     from .kept import Keeper, find
@@ -110,6 +118,7 @@ def begin(model: str | None, raw: bool, once: bool, options: dict[str, Any]) -> 
         raise DataError("--session keeps a conversation, and --raw has none: leave one of them out")
     if options["draft"] is not None and options["lookup"]:
         raise DataError("--draft and --lookup exclude each other: choose one of them")
+    options["template_var"] = dict(map(parse_variable, options["template_var"]))
     given = {name: options[name] for name in NAMES if options[name] is not None}
     Settings.of(given)
     cache = CacheOptions(**{name: options[name] for name in CACHE_OPTIONS})
@@ -118,6 +127,8 @@ def begin(model: str | None, raw: bool, once: bool, options: dict[str, Any]) -> 
     if found is not None:
         given.setdefault("system", found.system)
     read = adapters.read(options["adapters"])
+    if not raw:
+        shared().start()  # while the model is loaded
     base = load_model(model, **{name: options[name] for name in MODEL_OPTIONS}, stack=not read)
     choice = adapters.Adapters(base, read)
     target = choice.model
@@ -128,7 +139,7 @@ def begin(model: str | None, raw: bool, once: bool, options: dict[str, Any]) -> 
     keeper = Keeper(talk, file)
     if found is not None:
         keeper.resume(found)
-    tell(*talk.notes, *(other_base(adapter, model) for adapter in read.values()))
+    tell(*talk.notes, *talk.unread(), *(other_base(adapter, model) for adapter in read.values()))
     return talk, keeper
 
 

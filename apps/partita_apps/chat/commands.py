@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ def set_(talk: Talk, rest: str) -> str:
         raise DataError(f"/set NAME VALUE changes one of {', '.join(NAMES)}; /show shows them")
     name = name.replace("-", "_")
     talk.change(talk.settings.set_text(name, value.strip()))
-    return f"{name}: {shown(talk.settings.get(name))}"
+    return ". ".join([f"{name}: {shown(talk.settings.get(name))}", *talk.unread()])
 
 
 def show(talk: Talk, rest: str) -> str:
@@ -124,8 +125,10 @@ def counted(messages: int) -> str:
 
 
 def shown(value: object) -> str:
-    if value is None or value == ():
+    if value is None or value in ((), {}):
         return "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={json.dumps(item, ensure_ascii=False)}" for name, item in value.items())
     if isinstance(value, tuple):
         return ", ".join(map(repr, value))
     return str(value)
@@ -133,7 +136,7 @@ def shown(value: object) -> str:
 
 COMMANDS = {
     "help": Command("", "this list", help_),
-    "set": Command("NAME VALUE", "change a setting; none takes system, stop and seed away", set_),
+    "set": Command("NAME VALUE", "change a setting; none takes system, stop, seed and template_var away", set_),
     "show": Command("", "settings, model, cache and memory", show),
     "adapter": Command("NAME", "use another of the adapters given with --adapter, or none", adapter),
     "clear": Command("", "a new conversation", clear),

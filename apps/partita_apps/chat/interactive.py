@@ -24,6 +24,8 @@ from .show import Screen, last_turn, no_longer_seen, pieces, wrapped
 from .talk import Talk
 from .trace import ALTERNATIVES
 
+NOT_BEGUN = "stopped before the reply began; your text is not part of the conversation"
+
 
 class Stopped(Exception):
     """Ctrl-C while the prompt was being read."""
@@ -80,6 +82,11 @@ def turn(talk: Talk, text: str, trace: bool) -> None:
     """One text and its reply, with what it cost below."""
     figures, screen = Figures(talk), Screen(talk, trace)
     note = ""
+    try:
+        prompt = talk.encode(text)  # by the model's template, a stranger's program: Ctrl-C does not wait for it
+    except KeyboardInterrupt:
+        click.secho(NOT_BEGUN, dim=True)
+        return
     with stoppable() as stopped:
 
         def check() -> None:
@@ -87,7 +94,7 @@ def turn(talk: Talk, text: str, trace: bool) -> None:
                 raise Stopped
 
         try:
-            with closing(pieces(talk, text, alternatives=ALTERNATIVES if trace else 0, check=check)) as reply:
+            with closing(pieces(talk, text, prompt, alternatives=ALTERNATIVES if trace else 0, check=check)) as reply:
                 for piece in reply:
                     figures.add(piece)
                     screen.show(piece)
@@ -95,7 +102,7 @@ def turn(talk: Talk, text: str, trace: bool) -> None:
                         note = " · stopped"
                         break
         except Stopped:
-            click.secho("stopped before the reply began; your text is not part of the conversation", dim=True)
+            click.secho(NOT_BEGUN, dim=True)
             return
     screen.end(figures)
     click.secho(wrapped(f"{figures.line()}{note}"), dim=True)

@@ -21,10 +21,11 @@ def answer(talk: Talk, text: str, *, trace: bool, as_json: bool) -> None:
     sampling = talk.settings.seeded()
     talk.change(talk.settings.set("seed", sampling.seed))
     figures, screen = Figures(talk), None if as_json else Screen(talk, trace)
-    long = longer_than_context(talk, talk.encode(text))
+    prompt = talk.encode(text)
+    long = longer_than_context(talk, prompt)
     if long:
         click.echo(f"partita: {long}", err=True)
-    with closing(pieces(talk, text, alternatives=ALTERNATIVES if trace else 0)) as reply:
+    with closing(pieces(talk, text, prompt, alternatives=ALTERNATIVES if trace else 0)) as reply:
         for piece in reply:
             figures.add(piece)
             if screen is not None:

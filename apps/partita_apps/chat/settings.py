@@ -11,23 +11,28 @@ from partita.errors import DataError
 from partita.language_model import DEFAULT_MAX_TOKENS
 from partita.sampling import Sampling
 from partita.stopping import StopStrings
+from partita.template import is_variable, parse_variable
 
 CONVERSATION = Sampling(temperature=0.7, min_p=0.05)
 """How a conversation samples where its model recommends nothing: always taking the most probable token, small models
 repeat themselves without end."""
 SAMPLING = tuple(each.name for each in fields(Sampling))
-NAMES = (*SAMPLING, "max_tokens", "system", "stop")
+NAMES = (*SAMPLING, "max_tokens", "system", "stop", "template_var")
 INTEGERS = ("top_k", "seed", "max_tokens")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How replies are made. Raises DataError for a value that the runtime does not take."""
+    """How replies are made. Raises DataError for a value that the runtime does not take.
+
+    template_var: what the chat template is told besides the conversation, by name.
+    """
 
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int = DEFAULT_MAX_TOKENS
     stop: tuple[str, ...] = ()
     system: str | None = None
+    template_var: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         StopStrings(self.stop)
@@ -52,6 +57,8 @@ class Settings:
             return self.set(name, None if absent else text)
         if name == "stop":
             return self.set(name, () if absent else (unescaped(text),))
+        if name == "template_var":
+            return self.set(name, {} if absent else {**self.template_var, **dict([parse_variable(text)])})
         if name == "seed" and absent:
             return self.set(name, None)
         try:
@@ -67,7 +74,8 @@ class Settings:
         return replace(self.sampling, seed=secrets.randbelow(2**32))
 
     def document(self) -> dict[str, Any]:
-        return {**asdict(self.sampling), "max_tokens": self.max_tokens, "stop": list(self.stop), "system": self.system}
+        own = {"max_tokens": self.max_tokens, "stop": list(self.stop), "system": self.system}
+        return {**asdict(self.sampling), **own, "template_var": dict(self.template_var)}
 
     @classmethod
     def over(cls, usual: Sampling, given: Mapping[str, Any]) -> Settings:
@@ -91,6 +99,8 @@ def _fits(name: str, value: Any) -> bool:
         return isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)
     if name == "system":
         return value is None or isinstance(value, str)
+    if name == "template_var":
+        return isinstance(value, dict) and all(map(is_variable, value))
     if name in INTEGERS:
         return (value is None and name == "seed") or (isinstance(value, int) and not isinstance(value, bool))
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -5,7 +5,7 @@ Invariant: messages hold whole turns only, a user's text followed by what the mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from partita.conversation import Transcript
 from partita.errors import DataError
 from partita.language_model import LanguageModel, Piece
 from partita.speculative import Drafter
+from partita.template import encode_chat
 
 from .adapters import Adapters
 from .settings import Settings
@@ -49,6 +50,8 @@ class Talk:
             raise DataError("--sinks system pins the system prompt, which --raw leaves out: give a number")
         if raw and settings.system is not None:
             raise DataError("--system needs the chat template, which --raw leaves out: put it into the text")
+        if raw and settings.template_var:
+            raise DataError("--template-var is for the chat template, which --raw leaves out: leave out one of them")
         self.model, self.raw, self.cache, self.draft = model, raw, cache, draft
         self.adapters = Adapters(model, {}) if adapters is None else adapters
         self._prefixes = None if once else model.prefixes  # one reply has no other to begin from
@@ -70,8 +73,14 @@ class Talk:
     def change(self, settings: Settings) -> None:
         """Other settings from now on. Another system prompt is read at the next turn, with all that follows it."""
         before, self.settings = self.settings, settings
-        if settings.system != before.system and self.cache.sinks == "system":
+        front = (settings.system, settings.template_var)
+        if front != (before.system, before.template_var) and self.cache.sinks == "system":
             self.session = self._new_session()
+
+    def unread(self) -> list[str]:
+        """A line where the chat template has no use for something that it is told."""
+        unknown = [name for name in self.settings.template_var if not self.model.template.mentions(name)]
+        return [f"the model's chat template does not read {', '.join(unknown)}"] if unknown else []
 
     def use_adapter(self, name: str) -> None:
         """Go on with another adapter, which reads the conversation anew: what the cache holds is not its own."""
@@ -104,20 +113,23 @@ class Talk:
             raise DataError("the prompt is empty: give some text")
         if self.transcript is None:
             return self.model.encode(text, raw=True)
-        return self.transcript.encode([*self._system(), *self.messages, {"role": "user", "content": text}])
+        messages = [*self._system(), *self.messages, {"role": "user", "content": text}]
+        return self.transcript.encode(messages, **self.settings.template_var)
 
     def reply(
         self,
         text: str,
         *,
+        prompt: Sequence[int] | None = None,
         alternatives: int = 0,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Generator[Piece, None, None]:
         """The model's answer, piece by piece. Closed early, what was said so far stays in the conversation.
 
-        Raising from on_progress stops the reading of the prompt.
+        prompt: what `encode` gave for the text, where it has been asked already. Raising from on_progress stops the
+        reading of the prompt.
         """
-        prompt = self.encode(text)
+        prompt = self.encode(text) if prompt is None else prompt
         self.prompt_tokens = len(prompt)
         said: list[str] = []
         ids: list[int] = []
@@ -159,8 +171,12 @@ class Talk:
 
     def _pinned(self) -> int:
         """Tokens before a user's first word, the system prompt among them: what all conversations with it share."""
-        first, second = (self.model.encode([*self._system(), {"role": "user", "content": word}]) for word in ("A", "B"))
+        first, second = map(self._begun_with, ("A", "B"))
         return next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), len(first))
+
+    def _begun_with(self, word: str) -> list[int]:
+        messages = [*self._system(), {"role": "user", "content": word}]
+        return encode_chat(self.model.tokenizer, self.model.template, messages, **self.settings.template_var)
 
 
 def system_message(system: str | None) -> list[Mapping[str, Any]]:

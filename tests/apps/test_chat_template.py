@@ -1,0 +1,190 @@
+"""What a person tells the chat template, and a template that does not end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pexpect
+import psutil
+import pytest
+
+import partita
+from partita.errors import DataError
+from partita.language_model import LanguageModel
+from partita.template import parse_variable
+from partita_apps.chat.commands import perform
+from partita_apps.chat.settings import Settings
+from partita_apps.chat.talk import CacheOptions, Talk
+
+# Newer Pythons warn of fork in a process that has threads; the child here does nothing but exec.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+
+PARTITA = str(Path(sys.executable).with_name("partita"))
+EFFORT = (
+    "{% for m in messages %}{{ m.content }}|{% endfor %}{{ effort | default('none') }}{{ (tools or []) | length }}>"
+)
+HANGS = "{% if messages[-1].content == 'hang' %}{{ (messages|length + 2) ** (7 ** 9) > 1 }}{% endif %}" + EFFORT
+
+
+def with_template(model: Path, folder: Path, template: str) -> Path:
+    """The same model with another chat template."""
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": template}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return with_template(tiny_model, tmp_path_factory.mktemp("models") / "effort", EFFORT)
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> LanguageModel:
+    return partita.load(folder, backend="numpy")
+
+
+@pytest.fixture(scope="module")
+def hanging(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return with_template(tiny_model, tmp_path_factory.mktemp("models") / "hangs", HANGS)
+
+
+def chat(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [PARTITA, "chat", *map(str, arguments), "--backend", "numpy"]
+    return subprocess.run(command, input="", capture_output=True, text=True, timeout=120)
+
+
+def text_of(talk: Talk, prompt: str = "the fox") -> str:
+    return talk.model.tokenizer.decode(talk.encode(prompt), specials=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "variable"),
+    [
+        ("enable_thinking=false", ("enable_thinking", False)),
+        ("effort=high", ("effort", "high")),
+        ("effort = high", ("effort", " high")),
+        ("effort=", ("effort", "")),
+        ('effort="3"', ("effort", "3")),
+        ("n=3", ("n", 3)),
+        ('x={"a": [1, null]}', ("x", {"a": [1, None]})),
+        ("x=a=b", ("x", "a=b")),
+        ("x=NaN", ("x", "NaN")),
+        ("x=[1", ("x", "[1")),
+    ],
+)
+def test_a_variable_is_json_or_text(text, variable):
+    assert parse_variable(text) == variable
+
+
+@pytest.mark.parametrize(
+    "text", ["effort", "=high", "a b=1", "1a=1", "messages=[]", "add_generation_prompt=false", "x=" + "[" * 100_000]
+)
+def test_what_is_no_variable_is_a_mistake(text):
+    with pytest.raises(DataError, match=r"NAME=VALUE|too deeply"):
+        parse_variable(text)
+
+
+def test_the_template_is_told(model, folder):
+    talk = Talk(model, Settings.of({"template_var": {"effort": "high"}}), CacheOptions())
+    assert text_of(talk) == "the fox|high0>"
+    assert perform(talk, "/set template-var effort=low") == 'template_var: effort="low"'
+    assert (
+        perform(talk, '/set template_var tools=[{"name": "x"}]') == 'template_var: effort="low", tools=[{"name": "x"}]'
+    )
+    assert text_of(talk) == "the fox|low1>"
+    assert perform(talk, "/set template_var none") == "template_var: none"
+    assert text_of(talk) == "the fox|none0>"
+    assert model.tokenizer.decode(model.encode("the fox", effort="high")) == "the fox|high0>"
+    told = chat(folder, "-p", "the fox", "-n", 1, "--json", "--template-var", "effort=high", "--template-var", "x=1")
+    assert json.loads(told.stdout)["prompt_tokens"] == len(model.encode("the fox", effort="high"))
+    assert told.stderr == "the model's chat template does not read x\n"
+
+
+def test_the_pinned_beginning_is_what_the_template_makes_of_it(model):
+    talk = Talk(model, Settings.of({"template_var": {"effort": "x"}}), CacheOptions(64, "system"))
+    before = talk.session
+    talk.change(talk.settings.set_text("template_var", "effort=y"))
+    assert talk.session is not before
+
+
+def test_what_is_told_survives_a_file(model, tmp_path):
+    talk = Talk(model, Settings.of({"template_var": {"effort": [1, None]}}), CacheOptions())
+    perform(talk, f"/save {tmp_path / 'talk.json'}")
+    other = Talk(model, Settings(), CacheOptions())
+    perform(other, f"/load {tmp_path / 'talk.json'}")
+    assert other.settings == talk.settings
+    broken = json.loads((tmp_path / "talk.json").read_text())
+    broken["settings"]["template_var"] = {"messages": 1}
+    (tmp_path / "talk.json").write_text(json.dumps(broken))
+    with pytest.raises(DataError, match="template_var cannot be"):
+        perform(other, f"/load {tmp_path / 'talk.json'}")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--template-var", "effort"], "is not NAME=VALUE"),
+        (["--template-var", "messages=1"], "is not NAME=VALUE"),
+        (["--template-var", "effort=high", "--raw"], "--raw leaves out"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(folder, options, words):
+    result = chat(folder, "-p", "x", *options)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert words in result.stderr
+
+
+def test_a_template_that_does_not_end_is_one_line(hanging):
+    result = chat(hanging, "-p", "hang")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "partita: chat template: it did not finish within 5 seconds\n"
+
+
+def test_ctrl_c_ends_a_prompt_whose_template_does_not(hanging):
+    command = [PARTITA, "chat", str(hanging), "-p", "hang", "--backend", "numpy"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        renderer = renderer_at_work(running.pid)
+        began = time.monotonic()
+        os.kill(running.pid, signal.SIGINT)
+        out, err = running.communicate(timeout=60)
+        assert time.monotonic() - began < 2
+    assert (running.returncode, out, err) == (130, b"", b"")
+    assert not renderer.is_running()
+
+
+def test_ctrl_c_takes_a_turn_back_whose_template_does_not_end(hanging, tmp_path):
+    environment = {**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "HOME": str(tmp_path)}
+    arguments = ["chat", str(hanging), "--backend", "numpy", "-n", "4"]
+    child = pexpect.spawn(PARTITA, arguments, env=environment, encoding="utf-8", timeout=30, cwd=tmp_path)
+    try:
+        child.expect("> ")
+        child.send("hang\r")
+        renderer = renderer_at_work(child.pid)
+        began = time.monotonic()
+        child.send("\x03")
+        child.expect("stopped before the reply began")
+        assert time.monotonic() - began < 2
+        assert not renderer.is_running()
+        child.send("the fox\r")
+        child.expect("4 tokens")
+    finally:
+        child.close(force=True)
+
+
+def renderer_at_work(pid: int) -> psutil.Process:
+    """The process that renders for another one, once it is in the middle of something long."""
+    deadline = time.monotonic() + 30
+    while True:
+        for found in psutil.Process(pid).children(recursive=True):
+            if any("template_child" in word for word in found.cmdline()) and found.cpu_times().user > 0.5:
+                return found
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
