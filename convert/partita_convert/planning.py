@@ -15,7 +15,7 @@ from partita.adapters import Adapter
 from partita.backend import Backend
 from partita.checkpoint import Checkpoint
 from partita.errors import DataError
-from partita.gguf_blocks import AFFINE
+from partita.loading import packed_as
 
 from .adapters import Policy
 from .atomic import refuse_existing
@@ -172,12 +172,8 @@ def _gguf_bits(name: str, shape: tuple[int, ...], kind: str) -> float:
 
 def stored_format(stored: str) -> Format | None:
     """The packed format that `Checkpoint.stored_as` names; None for a dense tensor."""
-    if "-bit:" in stored:
-        bits, group = stored.split("-bit:")
-        return Format(int(bits), int(group))
-    if stored in AFFINE:
-        return Format(int(stored[1]), 32)
-    return Format(5, 32) if stored == "MXFP4" else None
+    packed = packed_as(stored)
+    return None if packed is None else Format(*packed)
 
 
 def kept_bits(stored: str, dense: str | None, request: Request) -> float:
@@ -209,10 +205,3 @@ def require_space(place: Path, needed: int) -> None:
 def folder_bytes(folder: Path) -> int:
     """Of all files in a folder."""
     return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-
-
-def source_bytes(path: Path) -> int:
-    """Of a file, or of the weights in a folder."""
-    if path.is_file():
-        return path.stat().st_size
-    return sum(file.stat().st_size for pattern in ("*.safetensors", "*.bin") for file in path.glob(pattern))

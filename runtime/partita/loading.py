@@ -41,14 +41,22 @@ def weight_bytes(ops: Backend, checkpoint: Checkpoint) -> int:
     return int(sum(math.prod(checkpoint.shape(name)) * _bits(checkpoint.stored_as(name), dense) for name in own) / 8)
 
 
-def _bits(stored: str, dense: int) -> float:
-    """Bits of a weight on a device, from how its file keeps it; scales and biases, of 16 bits each, are counted in."""
-    if stored in AFFINE:
-        return int(stored[1]) + 32 / 32
+def packed_as(stored: str) -> tuple[int, int] | None:
+    """Bits and group size that a tensor is read with, from what `Checkpoint.stored_as` says; None for a dense one."""
     if "-bit:" in stored:
-        bits, group = map(int, stored.split("-bit:"))
-        return bits + 32 / group
-    return {"MXFP4": 5 + 32 / 32, "U8": 2 * (5 + 32 / 32)}.get(stored, dense)  # a byte is two floats of MXFP4
+        bits, group = stored.split("-bit:")
+        return int(bits), int(group)
+    if stored in AFFINE:
+        return int(stored[1]), 32
+    return (5, 32) if stored == "MXFP4" else None
+
+
+def _bits(stored: str, dense: int) -> float:
+    """Bits of a weight on a device; scales and biases, of 16 bits each, are counted in."""
+    if stored == "U8":  # of gpt-oss: a byte is two floats of 4 bits
+        return 2 * _bits("MXFP4", dense)
+    packed = packed_as(stored)
+    return dense if packed is None else packed[0] + 32 / packed[1]
 
 
 def load_decoder(

@@ -9,10 +9,12 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import partita
 
@@ -124,6 +126,34 @@ def test_pyproject_and_the_package_say_one_version(unpacked: Path) -> None:
     stated = re.search(r'^version = "([^"]+)"', text, re.MULTILINE)
     assert stated is not None
     assert stated[1] == partita.__version__
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "libraries", "extras"),
+    [
+        ("linux", "x86_64", {"torch"}, {"mlx", "torch"}),
+        ("linux", "aarch64", {"torch"}, {"mlx", "torch"}),
+        ("darwin", "arm64", {"mlx"}, {"mlx", "torch"}),
+        ("darwin", "x86_64", set(), set()),
+        ("win32", "AMD64", {"torch"}, {"torch"}),
+    ],
+)
+def test_no_platform_is_asked_for_a_library_that_it_cannot_have(
+    system: str, machine: str, libraries: set[str], extras: set[str]
+) -> None:
+    """mlx and torch, as pip brings them without being asked and through the extras, those for development too."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    optional = project["optional-dependencies"]
+
+    def wanted(stated: list[str]) -> set[str]:
+        where = {"sys_platform": system, "platform_machine": machine}
+        found = [Requirement(each) for each in stated]
+        return {each.name for each in found if each.marker is None or each.marker.evaluate(where)}
+
+    heavy = {"mlx", "torch", "mlx-lm", "peft"}
+    assert wanted(project["dependencies"]) & heavy == libraries
+    assert wanted([*optional["mlx"], *optional["torch"]]) == extras
+    assert wanted(optional["dev"]) & heavy == ({"mlx-lm", "peft"} if extras else set())
 
 
 def test_an_installed_wheel_needs_no_checkout(installed: Path, tmp_path: Path) -> None:
