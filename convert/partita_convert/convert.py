@@ -33,7 +33,6 @@ from .planning import (
     kept_bits,
     predicted_bytes,
     require_space,
-    source_bytes,
     stored_format,
 )
 from .quantize import quantize
@@ -89,7 +88,7 @@ def convert(
     return Report(
         place,
         request.to,
-        source_bytes(source.path),
+        source.nbytes(),
         nbytes,
         fusion.described(written.tensors),
         request.quantize,

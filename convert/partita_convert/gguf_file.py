@@ -71,10 +71,10 @@ def inferred(value: Any) -> Typed:
     if isinstance(value, list):
         if any(isinstance(item, list) for item in value):
             raise ValueError("an array of arrays")
-        first = inferred(value[0]) if value else Typed("u32", 0)
-        if first.type == "u32" and any(item < 0 for item in value):
-            return Typed("i32", value, many=True)
-        return Typed(first.type, value, many=True)
+        types = {inferred(item).type for item in value} or {"u32"}
+        if len(types) > 1:  # integers, some of them negative or large: signed, and wide where any is
+            types = {"i64" if types & {"i64", "u64"} or max(value) >= 1 << 31 else "i32"}
+        return Typed(types.pop(), value, many=True)
     if isinstance(value, str):
         return Typed("str", value)
     if isinstance(value, bool):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -58,9 +59,10 @@ def general_keys(checkpoint: Checkpoint, architecture: str, kind: str) -> dict[s
     }
     for name, value in recommended_values(checkpoint.generation_config).items():
         keys[SAMPLING_KEYS[name]] = Typed("i32", min(int(value), 2**31 - 1)) if name == "top_k" else Typed("f32", value)
-    for key, value in source.items():
+    for key in source:
         if key.startswith("general.") and key.removeprefix("general.") not in _OURS:
-            keys[key] = inferred(value)
+            with suppress(ValueError):  # an array of arrays, which says nothing that a reader knows
+                keys[key] = inferred(source[key])
     return keys
 
 

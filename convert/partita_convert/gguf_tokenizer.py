@@ -98,10 +98,13 @@ def _copied(metadata: Mapping[str, Any], vocab_size: int) -> dict[str, Typed]:
     if "tokenizer.ggml.tokens" not in metadata:
         raise CheckpointError("the file carries no vocabulary (tokenizer.ggml.tokens)")
     keys = {}
-    for key, value in metadata.items():
+    for key in metadata:
         if key.startswith(_PREFIX):
-            kind = _TYPES.get(key.rpartition(".")[2])
-            keys[key] = Typed(kind, value, many=True) if kind and isinstance(value, list) else inferred(value)
+            kind, value = _TYPES.get(key.rpartition(".")[2]), metadata[key]
+            try:
+                keys[key] = Typed(kind, value, many=True) if kind and isinstance(value, list) else inferred(value)
+            except ValueError as error:
+                raise CheckpointError(f"{key}: {error}, which no reader knows") from None
     if len(metadata["tokenizer.ggml.tokens"]) != vocab_size:
         raise CheckpointError(
             f"the file has {len(metadata['tokenizer.ggml.tokens'])} tokens, and an embedding of {vocab_size} rows"

@@ -44,10 +44,23 @@ def find(folder: Path, name: str) -> Path | None:
         raise _unreadable(path, error) from error
     if not stat.S_ISREG(kind):
         raise _not_regular(path, kind)
-    blobs = root.parent.parent / "blobs"
-    if target.is_relative_to(root) or (root.parent.name == "snapshots" and target.is_relative_to(blobs)):
+    if target.is_relative_to(root) or any(target.is_relative_to(blobs) for blobs in _blobs(root)):
         return path
     raise CheckpointError(f"{path} is a link that leads out of its folder: copy the file itself there if it is yours")
+
+
+def _blobs(root: Path) -> list[Path]:
+    """Where the Hub's cache keeps the files of the snapshot that `root` is, or lies in."""
+    return [above.parent.parent / "blobs" for above in (root, *root.parents) if above.parent.name == "snapshots"]
+
+
+def begins_with(path: Path, magic: bytes) -> bool:
+    """Whether a regular file that can be read begins with these bytes."""
+    try:
+        with open_regular(path) as file:
+            return file.read(len(magic)) == magic
+    except (CheckpointError, OSError):
+        return False
 
 
 def open_regular(path: Path) -> BinaryIO:

@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 
 from . import __version__
+from .bounded_files import map_file
 from .cache import Cache, Snapshot
 from .cache_spec import CacheSpec, LayerSpec
 from .errors import CheckpointError, ContextError, DataError
-from .gguf import map_file
 from .safetensors_files import MAX_HEADER_BYTES, SafetensorsSet, read_header, read_metadata
 
 FORMAT = 1

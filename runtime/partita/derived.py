@@ -42,5 +42,8 @@ class Derived(Checkpoint):
     def stored_as(self, name: str) -> str:
         return self.base.stored_as(name)
 
+    def nbytes(self) -> int:
+        return self.base.nbytes()
+
     def fingerprint(self) -> str:
         return self.base.fingerprint()

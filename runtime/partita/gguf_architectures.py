@@ -78,6 +78,8 @@ _QKV = frozenset({"attn_q", "attn_k", "attn_v"})
 _LINEAR = frozenset({*_ATTENTION, *_MLP})
 BARE_NAMES = frozenset({"attn_sinks"})
 """Parts that Hugging Face names without ".weight"."""
+CONSTANTS = frozenset({"attn_rot_embd"})
+"""Parts of old files that repeat what the keys say, which nobody reads."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from .errors import CheckpointError, UnsupportedModel
 from .gguf_architectures import (
     ARCHITECTURES,
     BARE_NAMES,
+    CONSTANTS,
     LONG_FACTORS,
     OUTER_NAMES,
     ROPE_FACTORS,
@@ -229,7 +230,7 @@ def tensor_names(metadata: Mapping[str, Any], names: Collection[str]) -> dict[st
         part, _, kind = rest.partition(".")
         if name in OUTER_NAMES:
             found[OUTER_NAMES[name]] = name
-        elif name in (LONG_FACTORS, SHORT_FACTORS):
+        elif name in (LONG_FACTORS, SHORT_FACTORS) or part in CONSTANTS:
             continue  # in the config
         elif prefix == "blk" and number.isdecimal() and part in row.layer_names and _may_be(row, part, kind):
             suffix = "" if part in BARE_NAMES else f".{kind}"

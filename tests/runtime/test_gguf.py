@@ -346,6 +346,144 @@ def test_the_fingerprint_tells_weights_apart(tmp_path):
     assert open_checkpoint(model.write(tmp_path / "b.gguf")).fingerprint() != first
 
 
+# --- models in parts, and what their files are called
+
+
+def split(folder: Path, model: Llama, count: int = 3, drop: str | None = None) -> list[Path]:
+    """The model in files as llama-gguf-split names and marks them; metadata in the first."""
+    tensors = [name for name in model.tensors if name != drop]
+    size = -(-len(tensors) // count)
+    paths = []
+    for i in range(count):
+        paths.append(folder / f"m-{i + 1:05}-of-{count:05}.gguf")
+        writer = gguf.GGUFWriter(paths[-1], model.architecture)
+        if i == 0:
+            model.keys(writer)
+        else:
+            writer.kv_data[0].clear()
+        writer.add_uint16("split.no", i)
+        writer.add_uint16("split.count", count)
+        writer.add_int32("split.tensors.count", len(tensors) + (drop is not None))
+        for name in tensors[i * size : (i + 1) * size]:
+            writer.add_tensor(name, model.tensors[name])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return paths
+
+
+def test_the_first_part_of_a_split_model_is_the_whole_of_it(tmp_path):
+    model = Llama()
+    whole, parts = open_checkpoint(model.write(tmp_path / "m.gguf")), split(tmp_path, model)
+    checkpoint = open_checkpoint(parts[0])
+    assert checkpoint.config == whole.config
+    assert checkpoint.names() == whole.names()
+    assert checkpoint.nbytes() == sum(path.stat().st_size for path in parts)
+    for name in whole.names():
+        np.testing.assert_array_equal(checkpoint.read(name), whole.read(name))
+    before = checkpoint.fingerprint()
+    for i, path in enumerate(parts):  # renamed together they are the same model
+        path.rename(tmp_path / f"n-{i + 1:05}-of-00003.GGUF")
+    assert open_checkpoint(tmp_path / "n-00001-of-00003.GGUF").fingerprint() == before
+
+
+def test_a_part_that_is_not_the_first_or_is_missing_is_refused_by_name(tmp_path):
+    parts = split(tmp_path, Llama())
+    with pytest.raises(CheckpointError, match=r"m-00002-of-00003\.gguf: part 2 of 3 of a split model: give its first"):
+        open_checkpoint(parts[1])
+    third = parts[2].read_bytes()
+    parts[2].unlink()
+    with pytest.raises(CheckpointError, match=r"split over 3 files, and m-00003-of-00003\.gguf is not beside it"):
+        open_checkpoint(parts[0])
+    parts[2].write_bytes(parts[1].read_bytes())
+    with pytest.raises(CheckpointError, match=r"m-00003-of-00003\.gguf: it does not say that it is part 3 of 3"):
+        open_checkpoint(parts[0])
+    parts[2].write_bytes(third)
+    with pytest.raises(
+        CheckpointError, match=r"whole\.gguf: part 1 of 3 of a split model: call it PREFIX-00001-of-00003"
+    ):
+        open_checkpoint(parts[0].rename(tmp_path / "whole.gguf"))
+
+
+def test_parts_that_hold_too_little_or_too_much_are_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="its 3 parts have 19 tensors, 20 are announced"):
+        open_checkpoint(split(tmp_path, Llama(), drop="output_norm.weight")[0])
+    model = Llama()
+    twice = split(tmp_path, model)
+    model.tensors = dict(list(model.tensors.items())[:7]) | {f"{i}": np.ones(1, np.float32) for i in range(14)}
+    other = tmp_path / "other"
+    other.mkdir()
+    split(other, model)[0].rename(twice[1])
+    raw = twice[1].read_bytes().replace(b"split.no\x02\0\0\0\0\0", b"split.no\x02\0\0\0\1\0")
+    twice[1].write_bytes(raw)
+    with pytest.raises(CheckpointError, match=r"m-00002-of-00003\.gguf: tensor '.*' is also in another part"):
+        open_checkpoint(twice[0])
+
+
+@pytest.mark.parametrize(("key", "value"), [("split.no", 3), ("split.no", -1), ("split.count", 10**6)])
+def test_numbers_of_parts_that_cannot_be_are_refused(tmp_path, key, value):
+    model = Llama()
+    path = model.write(tmp_path / "m-00001-of-00002.gguf", lambda writer: writer.add_int32(key, value))
+    with pytest.raises(CheckpointError, match=r"split\.no .* and split\.count .* are no part of a model"):
+        open_checkpoint(path)
+
+
+def test_a_file_is_known_by_its_first_bytes(tmp_path):
+    path = Llama().write(tmp_path / "m.gguf")
+    for name in ("model.GGUF", "sha256-0123abcd", "model.bin"):
+        copy = tmp_path / name
+        copy.write_bytes(path.read_bytes())
+        assert len(open_checkpoint(copy).names()) == 20
+    (tmp_path / "real.bin").write_bytes(b"PK\3\4" + bytes(100))
+    with pytest.raises(CheckpointError, match="pickled"):
+        open_checkpoint(tmp_path / "real.bin")
+
+
+# --- metadata
+
+
+def test_texts_for_people_may_be_of_any_bytes(tmp_path):
+    def add(writer):
+        writer.add_author("Jos\xe9")
+        writer.add_array("general.tags", ["caf\xe9", "ok"])
+
+    path = Llama().write(tmp_path / "m.gguf", add)
+    path.write_bytes(
+        path.read_bytes().replace("Jos\xe9".encode(), b"Jose\xe9").replace("caf\xe9".encode(), b"cafe\xe9")
+    )
+    metadata = open_checkpoint(path).metadata
+    assert metadata is not None
+    assert metadata["general.author"] == "Jose\ufffd"
+    assert metadata["general.tags"] == ["cafe\ufffd", "ok"]
+
+
+def test_texts_that_are_needed_are_judged_when_they_are(tmp_path):
+    path = Llama().write(tmp_path / "m.gguf", lambda writer: writer.add_tokenizer_model("gpt2"))
+    path.write_bytes(path.read_bytes().replace("\xe9".encode(), b"e\xe9"))  # in the vocabulary
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.config["hidden_size"] == 32
+    with pytest.raises(CheckpointError, match=r"m\.gguf: .*tokenizer\.ggml\.tokens: a text is not UTF-8"):
+        checkpoint.load_tokenizer()
+    path.write_bytes(path.read_bytes().replace(b"general.architecture", b"general.architectur\xe9"))
+    with pytest.raises(CheckpointError, match="a metadata key is not UTF-8"):
+        open_checkpoint(path)
+
+
+def test_values_are_made_when_they_are_asked_for_and_once(tmp_path):
+    path = tmp_path / "m.gguf"
+    numbers = struct.pack("<IIQ3i", 9, 5, 3, -1, 0, 1)
+    inner = struct.pack("<IQB", 0, 1, 7) + struct.pack("<IQ", 8, 2) + (struct.pack("<Q", 1) + b"a") * 2
+    keys = {"n": numbers, "a": struct.pack("<IIQ", 9, 9, 2) + inner, "e": struct.pack("<IIQ", 9, 8, 0)}
+    path.write_bytes(header(keys=[(name.encode(), value) for name, value in keys.items()]))
+    metadata = open_gguf(path).metadata
+    assert list(metadata) == ["n", "a", "e"]
+    assert dict(metadata) == {"n": [-1, 0, 1], "a": [[7], ["a", "a"]], "e": []}
+    assert metadata["n"] is metadata["n"]
+    assert "n" in metadata
+    assert metadata.get("x") is None
+
+
 # --- damage
 
 
@@ -376,9 +514,14 @@ DAMAGED = {
     "big endian": (header(version=3 << 24), "big-endian"),
     "many tensors": (header(counts=(1 << 60, 0)), "do not fit"),
     "many keys": (header(counts=(0, 1 << 60)), "do not fit"),
+    "more keys than any model": (header(counts=(0, 70_000)) + bytes(1 << 20), "the limits are"),
+    "arrays together": (
+        header(keys=[(b"%d" % i, struct.pack("<IIQ", 9, 0, 1 << 21) + bytes(1 << 21)) for i in range(3)]),
+        "2: an array of 2097152 items, the limit is 4194304 in all arrays together",
+    ),
     "key length": (header(keys=[(b"", b"")] * 0, counts=(0, 1))[:24] + struct.pack("<Q", 1 << 62) + bytes(90), "limit"),
     "string length": (header(keys=[(b"k", struct.pack("<IQ", 8, 1 << 63))]), "needs"),
-    "array length": (header(keys=[(b"k", struct.pack("<IIQ", 9, 4, 1 << 23))]), "needs"),
+    "array length": (header(keys=[(b"k", struct.pack("<IIQ", 9, 4, 1 << 22))]), "needs"),
     "array bomb": (header(keys=[(b"k", struct.pack("<IIQ", 9, 0, 1 << 40))]), "limit"),
     "string array": (header(keys=[(b"k", struct.pack("<IIQQ", 9, 8, 2, 1 << 62))]), "beyond the end"),
     "nesting": (header(keys=[(b"k", nested(20))]), "nested"),
@@ -444,7 +587,7 @@ def small_file(tmp_path_factory) -> tuple[Path, bytes]:
 def test_a_file_cut_anywhere_is_refused(small_file):
     path, content = small_file
     cut = path.with_name("cut.gguf")
-    end = open_gguf(path).header_bytes
+    (end,) = open_gguf(path).header_bytes
     for length in [*range(0, end, 5), *range(end, len(content), 997)]:
         cut.write_bytes(content[:length])
         with pytest.raises(CheckpointError):
