@@ -9,7 +9,9 @@ Invariant: the ids given for a conversation decode to its rendered text, whateve
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 from .template import ChatTemplate, Message, chat_parts, one_bos
@@ -48,6 +50,26 @@ class Transcript:
         self._places.append((len(text), len(self._ids)))
         return one_bos(self._tokenizer, list(self._ids))
 
+    def resume(self, ids: Sequence[int], messages: Sequence[Message], /, **variables: Any) -> None:
+        """Know the ids that a cache holds, which was filled with these messages and perhaps some more.
+
+        What they decode to is what they stand for, so the work is theirs and not that of rendering every turn.
+        """
+        rendered = chat_parts(self._tokenizer, self._template, messages, add_generation_prompt=False, **variables)
+        self._text, self._trust, self._ids, self._places = "", "", [], [(0, 0)]
+        texts, trusts = [], []
+        controls = frozenset(self._tokenizer.controls.values())
+        known = _as_written(self._tokenizer, rendered[0][0], ids)
+        for is_control, run in groupby(known, controls.__contains__):
+            found = list(run)
+            text = self._tokenizer.decode(found, specials=is_control, continues=len(self._ids) > 0)
+            text, trust = (text, "1" * len(text)) if is_control else _flat(_literals_apart(self._tokenizer, text))
+            texts.append(text)
+            trusts.append(trust)
+            self._ids += found
+            self._places.append((self._places[-1][0] + len(text), len(self._ids)))
+        self._text, self._trust = "".join(texts), "".join(trusts)
+
     def add_reply(self, ids: Sequence[int]) -> None:
         """What the model generated after the ids last given, without the token that ended it.
 
@@ -61,6 +83,16 @@ class Transcript:
         self._trust += trust
         self._ids = [*self._ids, *ids]
         self._places.append((len(self._text), len(self._ids)))
+
+
+def _as_written(tokenizer: Tokenizer, rendered: str, ids: Sequence[int]) -> list[int]:
+    """The ids with as many BOS in front as the template writes itself, where a cache has one of them (`one_bos`)."""
+    bos, literal = tokenizer.bos_id, tokenizer.bos_token
+    if bos is None:
+        return list(ids)
+    begin = next((i for i, token in enumerate(ids) if token != bos), len(ids))
+    written = (len(rendered) - len(re.sub(f"^(?:{re.escape(literal)})+", "", rendered))) // len(literal)
+    return [bos] * written + list(ids[begin:])
 
 
 def _literals_apart(tokenizer: Tokenizer, text: str) -> Parts:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from partita.conversation import Transcript
 from partita.template import ChatTemplate, encode_chat
-from partita.tokenizer import Tokenizer
+from partita.tokenizer import Facts, Tokenizer
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -60,6 +60,43 @@ def test_a_turn_begins_with_the_ids_of_the_last_one_and_its_reply(tiny_model, tu
         transcript.add_reply(reply)
         messages.append({"role": "assistant", "content": tokenizer.decode(reply)})
         before = [*ids, *reply]
+
+
+@pytest.mark.parametrize("source", [CHATML, TRIMS, THINKS, PLAIN])
+@given(turns=st.lists(st.tuples(texts, replies), min_size=1, max_size=4), held=st.integers(0, 30))
+@settings(max_examples=40, deadline=None)
+def test_what_a_cache_holds_is_known_whatever_it_is(tiny_model, source, turns, held):
+    """Nothing is lost, and where a template keeps replies as they are, nothing that the cache holds is new."""
+    tokenizer, template = tokenizer_of(tiny_model), ChatTemplate(source)
+    before, messages, ids = Transcript(tokenizer, template), [], []
+    for text, reply in turns:
+        messages.append({"role": "user", "content": text})
+        ids = [*before.encode(messages), *reply]
+        before.add_reply(reply)
+        messages.append({"role": "assistant", "content": tokenizer.decode(reply)})
+    cached = ids[: len(ids) - held]
+    after = Transcript(tokenizer, template)
+    after.resume(cached, messages)
+    found = after.encode([*messages, {"role": "user", "content": "and then"}])
+    assert tokenizer.decode(found, specials=True) == template.render(
+        [*messages, {"role": "user", "content": "and then"}]
+    )
+    if source == CHATML and not any(token in tokenizer.controls.values() for _, reply in turns for token in reply):
+        assert found[: len(cached)] == cached or tokenizer.decode(cached, specials=True).endswith("\ufffd")
+
+
+@pytest.mark.parametrize("front", ["", "{{ bos_token }}", "{{ bos_token }}{{ bos_token }}"])
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_a_cache_has_one_bos_whatever_the_template_writes(tiny_model, front, adds_bos):
+    plain = tokenizer_of(tiny_model)
+    tokenizer = Tokenizer(plain._engine, Facts(bos_id=plain.controls["<|endoftext|>"], adds_bos=adds_bos))
+    template = ChatTemplate(front + CHATML, tokens=tokenizer.special_tokens)
+    first, messages = Transcript(tokenizer, template), [{"role": "user", "content": "the fox"}]
+    cached = [*first.encode(messages), *tokenizer.encode("a d", bos=False), *tokenizer.encode("og", bos=False)]
+    messages += [{"role": "assistant", "content": "a dog"}, {"role": "user", "content": "and then"}]
+    after = Transcript(tokenizer, template)
+    after.resume(cached, messages[:2])
+    assert after.encode(messages)[: len(cached)] == cached
 
 
 def test_another_conversation_may_follow(tiny_model):

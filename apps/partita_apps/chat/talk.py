@@ -94,17 +94,11 @@ class Talk:
         self.change(settings)
 
     def resume(self, messages: list[dict[str, Any]], replies: list[list[int] | None], system: str | None) -> None:
-        """Go on with a conversation whose tokens the session holds already, held under the prompt `system`.
-
-        The transcript learns the ids turn by turn, as it did when they were generated.
-        """
+        """Go on with a conversation whose tokens the session holds already, held under the prompt `system`."""
         if self.transcript is None:
             raise DataError("--raw has no conversation to go on with: leave it out")
-        front = system_message(system)
-        for i, ids in enumerate(replies):
-            if ids is not None:
-                self.transcript.encode([*front, *messages[: 2 * i + 1]])
-                self.transcript.add_reply(ids)
+        said = [*system_message(system), *messages]
+        self.transcript.resume(self.session.tokens, said, **self.settings.template_var)
         self.messages, self.replies, self._read = messages, replies, system
 
     def encode(self, text: str) -> list[int]:
