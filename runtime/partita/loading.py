@@ -53,8 +53,8 @@ def packed_as(stored: str) -> tuple[int, int] | None:
 
 def _bits(stored: str, dense: int) -> float:
     """Bits of a weight on a device; scales and biases, of 16 bits each, are counted in."""
-    if stored == "U8":  # of gpt-oss: a byte is two floats of 4 bits
-        return 2 * _bits("MXFP4", dense)
+    if stored == "U8":  # of gpt-oss: 32 floats are 16 bytes and one of their scale
+        return 32 / 17 * _bits("MXFP4", dense)
     packed = packed_as(stored)
     return dense if packed is None else packed[0] + 32 / packed[1]
 
