@@ -1,24 +1,30 @@
 """The command `partita`: a table of subcommands, and the one place where errors become a line and an exit status.
 
 A subcommand's module is imported when that subcommand runs, never before, so that help costs no library.
-Exit status: 0 done, 2 a mistake the user can act on (one line on standard error), 130 interrupted.
+Exit status: 0 done, 2 a mistake the user can act on (one line on standard error), 128 and the number of the signal that
+ended it (130: Ctrl-C).
 """
 
 from __future__ import annotations
 
 import errno
 import importlib
-import io
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import click
+from click.shell_completion import shell_complete
 
 from partita import __version__
 from partita.errors import PartitaError
+from partita.printable import printable
+
+from .terminal import end_on_signals, is_gone, is_plain, open_streams, silence
+
+COMPLETE = "_PARTITA_COMPLETE"  # how a shell asks, in the name that click gives it
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @dataclass(frozen=True)
@@ -69,16 +75,17 @@ def cli(ctx: click.Context) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: run and exit."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal without UTF-8 shows "?" rather than nothing
-            stream.reconfigure(errors="replace")
+    open_streams()
+    end_on_signals()
+    if COMPLETE in os.environ:
+        sys.exit(shell_complete(cli, {}, "partita", COMPLETE, os.environ[COMPLETE]))
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
 def run(arguments: Sequence[str]) -> int:
     """Exit status of `partita` with these arguments. Whatever a user can act on has become one line by then."""
     try:
-        with cli.make_context("partita", list(arguments)) as context:
+        with cli.make_context("partita", list(arguments), color=False if is_plain() else None) as context:
             cli.invoke(context)
         sys.stdout.flush()
         return 0
@@ -92,19 +99,34 @@ def run(arguments: Sequence[str]) -> int:
         return complain(error.format_message())
     except (KeyboardInterrupt, click.Abort):
         return 130
+    except MemoryError as error:
+        return complain(f"memory ran out ({error or 'no more is known'}): ask for less, or free some")
     except OSError as error:
-        if error.errno == errno.EPIPE:  # the reader of a pipe has left: nothing to say, and nobody to say it to
-            silence(sys.stdout)
-            return 128 + 13
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.filename is None:
-            silence(sys.stdout)
-            return complain(f"cannot write ({error.strerror}): free some space")
-        raise
+        return fault(error)
+
+
+def fault(error: OSError) -> int:
+    """The system's word where nobody translated it: of a standard stream, of a current folder that is gone."""
+    if error.errno == errno.EPIPE or (error.errno == errno.EIO and is_gone()):
+        silence(sys.stdout)  # the reader of a pipe has left: nothing to say, and nobody to say it to
+        return 128 + 13
+    if error.errno in (*FULL, errno.EBADF) and error.filename is None:
+        silence(sys.stdout)
+        todo = "free some space" if error.errno in FULL else "standard output is not open for writing"
+        return complain(f"cannot write ({error.strerror}): {todo}")
+    try:
+        os.getcwd()
+    except OSError:
+        return complain("the current folder was removed: go to another one")
+    raise error
 
 
 def complain(message: str) -> int:
     """The one line; status 2."""
-    click.echo(f"partita: {' '.join(message.split())}", err=True)
+    try:
+        click.echo(f"partita: {printable(' '.join(message.split()))}", err=True)
+    except OSError:  # the status says it
+        silence(sys.stderr)
     return 2
 
 
@@ -116,14 +138,6 @@ def usage(error: click.UsageError) -> int:
     message = " ".join(error.format_message().split()).rstrip(".")
     where = path.removeprefix("partita").strip()
     return complain(f"{where}{': ' if where else ''}{message[:1].lower()}{message[1:]} (see {path} --help)")
-
-
-def silence(stream: Any) -> None:
-    """What is still buffered goes nowhere, so that the interpreter does not fail on it while it exits."""
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    except (OSError, ValueError):
-        return
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ import click
 from partita.errors import DataError, PartitaError
 from partita.printable import printable
 
+from .completion import models
 from .evaluate import read_text
 from .options import tell
-from .terminal import console
+from .terminal import console, say
 
 if TYPE_CHECKING:
     from partita.checkpoint import Checkpoint
@@ -28,7 +29,7 @@ LETTERS = 100_000  # of a text: more than the tokens that are used
 
 
 @click.command()
-@click.argument("source")
+@click.argument("source", shell_complete=models)
 @click.argument("dest", type=click.Path(path_type=Path))
 @click.option(
     "--to",
@@ -287,7 +288,7 @@ def translate(source: Path, dest: Path, form: str, asked: bool, as_json: bool) -
             json.dumps({"path": str(dest), "to": form, "bytes": nbytes, "bits_per_weight": None, "tensors": rows})
         )
     else:
-        click.echo(f"{printable(str(dest))}: {len(rows)} changes of rank {adapter.rank}, {nbytes / 1e6:.1f} MB")
+        say(f"{dest}: {len(rows)} changes of rank {adapter.rank}, {nbytes / 1e6:.1f} MB")
 
 
 def show(report: Report) -> None:
@@ -298,9 +299,8 @@ def show(report: Report) -> None:
 
     from .progress import size
 
-    table = Table(
-        title=Text(printable(str(report.path))), title_justify="left"
-    )  # texts: names in files may look like markup
+    title = Text(printable(str(report.path)))  # texts: names in files may look like markup
+    table = Table(title=title, title_justify="left")
     for column in ("weights", "tensors", "from", "to", "size", "error"):
         table.add_column(column, justify="left" if column in ("weights", "from", "to") else "right")
     for kind in kinds(report.tensors):
@@ -311,7 +311,7 @@ def show(report: Report) -> None:
     bits = f"{report.bits_per_weight:.2f} bits a weight"
     click.echo(f"{size(report.source_bytes)} → {size(report.nbytes)}, {bits}")
     for tensor in worst(report.tensors, 1):
-        click.echo(printable(f"largest error: {tensor.error:.2%} in {tensor.name}"))
+        say(f"largest error: {tensor.error:.2%} in {tensor.name}")
     if report.least_retained is not None:
         click.echo(f"at least {report.least_retained:.0%} of the adapter's change in every weight")
     if (check := report.check) is not None:

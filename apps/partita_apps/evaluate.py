@@ -11,11 +11,13 @@ import click
 
 from partita.errors import DataError, MemoryBudgetError
 
+from .completion import models
 from .options import adapter_option, cache_options, load_model, model_options, tell
+from .terminal import console
 
 
 @click.command("eval")
-@click.argument("model")
+@click.argument("model", shell_complete=models)
 @click.argument("textfile", type=click.Path(path_type=Path))
 @click.option("--max-tokens", type=int, default=None, help="Use the first N tokens of the text only.")
 @click.option("--segment", type=int, default=2048, show_default=True, help="Tokens a segment of the report covers.")
@@ -141,7 +143,6 @@ def losses_of_format(language_model: Any, spec: Any, reference: Any, tokens: lis
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     first = rows[0]
@@ -160,4 +161,4 @@ def show(rows: list[dict[str, Any]]) -> None:
         table.add_row("top-1 agreement", *(f"{row['top1']:.2%}" for row in rows))
     table.add_row("bytes a token", *(f"{row['bytes_per_token']:,.0f}" for row in rows))
     table.add_row("cache", *(f"{row['cache_bytes'] / 2**20:.1f} MiB" for row in rows))
-    Console().print(table)
+    console().print(table)

@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from partita.printable import printable
+
+from .completion import folders, one_of
+
 if TYPE_CHECKING:
     from partita.adapters import Adapter
     from partita.backend import Backend
@@ -65,12 +69,26 @@ def _stacked(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
 
 
 model_options = _stacked(
-    click.option("--backend", default="auto", metavar="NAME", help="auto, mlx, torch or numpy.  [default: auto]"),
     click.option(
-        "--device", default=None, metavar="NAME", help="Where the backend computes: cpu, metal, cuda or rocm."
+        "--backend",
+        default="auto",
+        metavar="NAME",
+        shell_complete=one_of("auto", "mlx", "torch", "numpy"),
+        help="auto, mlx, torch or numpy.  [default: auto]",
     ),
     click.option(
-        "--dtype", default="auto", metavar="NAME", help="auto, float32, bfloat16 or float16.  [default: auto]"
+        "--device",
+        default=None,
+        metavar="NAME",
+        shell_complete=one_of("cpu", "cuda", "metal"),
+        help="Where the backend computes: cpu, metal, cuda or rocm.",
+    ),
+    click.option(
+        "--dtype",
+        default="auto",
+        metavar="NAME",
+        shell_complete=one_of("auto", "float32", "bfloat16", "float16"),
+        help="auto, float32, bfloat16 or float16.  [default: auto]",
     ),
     click.option(
         "--threads",
@@ -84,7 +102,11 @@ model_options = _stacked(
 
 
 adapter_option = click.option(
-    "--adapter", default=None, metavar="DIR", help="A fine-tuned adapter for the model: a PEFT or mlx-lm folder."
+    "--adapter",
+    default=None,
+    metavar="DIR",
+    shell_complete=folders,
+    help="A fine-tuned adapter for the model: a PEFT or mlx-lm folder.",
 )
 """Keyword: adapter. What `load_model` takes."""
 adapter_options = click.option(
@@ -92,6 +114,7 @@ adapter_options = click.option(
     "adapters",
     multiple=True,
     metavar="DIR",
+    shell_complete=folders,
     help="A fine-tuned adapter, PEFT's or mlx-lm's; of several, /adapter NAME switches.",
 )
 """Keyword: adapters, a tuple."""
@@ -118,6 +141,7 @@ def _cache_options(system: bool) -> Callable[[Command], Command]:
             "--kv",
             default="auto",
             metavar="FORMAT",
+            shell_complete=one_of("auto", "16", "k8v8", "k8v4", "k4v4", "k4v4h"),
             help="Bits of cached keys and values: auto (16 if it fits), 16, k8v8, k8v4, k4v4; h rotates, :64 groups.",
         ),
     )
@@ -247,4 +271,4 @@ def tell(*lines: str | None) -> None:
     """What a person should know though nothing failed, on standard error. None is nothing to tell."""
     for line in lines:
         if line is not None:
-            click.echo(line, err=True)
+            click.echo(printable(line), err=True)

@@ -14,6 +14,7 @@ import click
 import pytest
 
 from partita import __version__
+from partita.sources import DEFAULT_MODEL
 from partita_apps.cli import COMMANDS, cli
 
 PARTITA = [str(Path(sys.executable).with_name("partita"))]
@@ -129,3 +130,53 @@ def test_an_ascii_terminal_shows_something_for_every_character(tiny_model):
     assert result.stdout.isascii()
     as_json = subprocess.run([*command, "--json"], capture_output=True, env=environment, timeout=60)
     assert len(json.loads(as_json.stdout)["tokens"]) == 40
+
+
+def completed(line: str, **environment: str) -> list[str]:
+    """What click tells a shell to propose for the last word of a line: "kind,word" each."""
+    words = line.split(" ")
+    asked = {"_PARTITA_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
+    done = subprocess.run(
+        PARTITA, env={**os.environ, **asked, **environment}, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+def test_completion_proposes_commands_options_and_values(tmp_path):
+    assert completed("partita ch") == ["plain,chat"]
+    assert "plain,--temperature" in completed("partita chat --te")
+    assert completed("partita chat --backend m") == ["plain,mlx"]
+    assert completed("partita eval --kv k8") == ["plain,k8v8", "plain,k8v4"]
+    assert completed("partita chat ./mod") == ["file,./mod"]
+    assert completed("partita chat --adapter let") == ["dir,let"]
+    assert completed("partita models pu") == ["plain,pull"]
+    assert completed("partita chat pypi:a", PARTITA_CACHE=str(tmp_path)) == ["file,pypi:a"]
+
+
+def test_completion_proposes_models_that_are_here(default_model):
+    assert default_model.exists()
+    assert f"plain,{DEFAULT_MODEL}" in completed(f"partita chat {DEFAULT_MODEL[:8]}")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_every_shell_has_a_completion_script(shell):
+    environment = {**os.environ, "_PARTITA_COMPLETE": f"{shell}_source"}
+    done = subprocess.run(PARTITA, env=environment, capture_output=True, text=True, check=True)
+    assert f"_PARTITA_COMPLETE={shell}_complete" in done.stdout
+
+
+def test_bash_completes_with_the_script():
+    program = (
+        'eval "$(_PARTITA_COMPLETE=bash_source partita)"; complete -p partita; '
+        "COMP_WORDS=(partita fin); COMP_CWORD=1; _partita_completion partita; echo ${COMPREPLY[@]}"
+    )
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(["bash", "-c", program], env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["complete -o nosort -F _partita_completion partita", "finetune"]
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "partita", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"partita {__version__}\n"

@@ -116,6 +116,7 @@ def test_the_wheel_holds_the_four_packages_and_the_license(wheel: Path) -> None:
     code = names - about
     assert {name.split("/")[0] for name in code} == set(SOURCES.values())
     assert code >= {path.split("/", 1)[1] for path in sources(*SOURCES)}
+    assert code >= {f"{package}/py.typed" for package in SOURCES.values()}  # type checkers read our annotations
     assert not [name for name in code if "__pycache__" in name or "test" in name.split("/")]
     assert f"Version: {partita.__version__}\n" in metadata
     assert "License-Expression: Apache-2.0\n" in metadata

@@ -10,6 +10,7 @@ import click
 
 from partita.errors import DataError
 
+from ..completion import models
 from ..options import adapter_options, chat_cache_options, load_model, model_options, other_base, sampling_options, tell
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ CACHE_OPTIONS = ("context", "sinks", "kv")
 
 
 @click.command("chat")
-@click.argument("model", required=False)
+@click.argument("model", required=False, shell_complete=models)
 @click.option("-p", "--prompt", default=None, metavar="TEXT", help="Answer TEXT and leave; - reads standard input.")
 @click.option("--raw", is_flag=True, help="Leave the chat template out: complete plain text.")
 @click.option("--system", default=None, metavar="TEXT", help="Instructions that come before the conversation.")

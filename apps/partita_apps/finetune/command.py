@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..completion import files, models
 from ..options import model_options, tell
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ def _option(*names: str, **how: Any) -> Any:
 
 
 @click.command("finetune", cls=Grouped)
-@click.argument("model", required=False)
-@click.argument("data", required=False)
+@click.argument("model", required=False, shell_complete=models)
+@click.argument("data", required=False, shell_complete=files)
 @_option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where everything goes; needed.")
 @_option("--method", metavar="NAME", help="lora, dora (LoRA and row lengths) or full (every weight).  [default: lora]")
 @_option("--rank", type=int, metavar="N", help="Size of the adapters.  [default: 16]")
