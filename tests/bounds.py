@@ -8,13 +8,16 @@ Invariant: no bound rests on what one machine was seen to do, and none is relati
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from math import sqrt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from partita.checkpoint import open_checkpoint
+from partita.config import ModelConfig
+from partita.loading import read_config
 
 UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 """Half the distance from 1 to the next number of a dtype."""
@@ -56,26 +59,24 @@ def attention(depth: int, keys: int, *, score: float, value: float) -> float:
     return value * (drift(keys) + score * drift(depth))
 
 
-# Whole models
+# Whole models. source: a config, or the folder or file of a model.
 
 
-def decoder(source: Path | Mapping[str, Any], tokens: int = 96) -> int:
-    """Roundings on the way from a token to a logit: the lengths of the sums that follow each other. source: a config in
-    the words of Hugging Face, or the folder that has one."""
-    config = json.loads((source / "config.json").read_text()) if isinstance(source, Path) else source
-    width, heads = config["hidden_size"], config["num_attention_heads"]
-    depth = config.get("head_dim") or width // heads
-    attention = width + width + depth + 2 * tokens + heads * depth  # norm, queries, scores, softmax, values, output
-    mlp = width + width + config["intermediate_size"]
-    return config["num_hidden_layers"] * (attention + mlp) + width + width
+def decoder(source: Path | ModelConfig, tokens: int = 96) -> int:
+    """Roundings on the way from a token to a logit: the lengths of the sums that follow each other."""
+    config = read_config(open_checkpoint(source)) if isinstance(source, Path) else source
+    width, heads = config.hidden_size, config.num_heads * config.head_dim
+    attention = width + width + config.head_dim + 2 * tokens + heads  # norm, queries, scores, softmax, values, output
+    mlp = width + width + config.intermediate_size
+    return len(config.layers) * (attention + mlp) + width + width
 
 
-def logits(source: Path | Mapping[str, Any], tokens: int = 96) -> float:
+def logits(source: Path | ModelConfig, tokens: int = 96) -> float:
     """Between the logits of two computations, relative to the largest."""
     return drift(2 * decoder(source, tokens))
 
 
-def loss(source: Path | Mapping[str, Any], trained: int, tokens: int = 96) -> float:
+def loss(source: Path | ModelConfig, trained: int, tokens: int = 96) -> float:
     """Between two mean losses, relative. A token's loss is as large as a logit and as exact; the mean of `trained` of
     them is more so, by the root of their number, and is itself a sum of so many terms.
 
@@ -84,6 +85,6 @@ def loss(source: Path | Mapping[str, Any], trained: int, tokens: int = 96) -> fl
     return logits(source, tokens) / sqrt(trained) + drift(2 * trained)
 
 
-def gradients(source: Path | Mapping[str, Any], tokens: int = 96) -> float:
+def gradients(source: Path | ModelConfig, tokens: int = 96) -> float:
     """Between two gradients, relative to the length of each: the way there and back."""
     return drift(4 * decoder(source, tokens))

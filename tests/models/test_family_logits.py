@@ -21,10 +21,9 @@ from partita.loading import load_decoder
 from partita.model import Decoder
 from partita.speculative import PromptLookup
 
-from .. import tiny_models
+from .. import bounds, tiny_models
 
 BACKENDS = partita_backends.names()
-TOLERANCE = 1e-4
 FEEDS = {"at once": [96], "in chunks": [7, 64, 25], "token by token": [1] * 96}
 LONGROPE = ["phi3-longrope", "phi4-mini"]
 ORIGINAL = 64  # their original context
@@ -97,7 +96,7 @@ def test_logits_equal_transformers(
     ops, model = play(name, backend)
     steps = FEEDS[feed]
     ours = fed(ops, model, spec_of(ops, model, chunk=max(steps)), text, steps)
-    assert np.abs(ours - judge(name)).max() <= TOLERANCE
+    bounds.assert_near(ours, judge(name), bounds.logits(model.config))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -111,12 +110,12 @@ def test_longrope_takes_its_factors_by_the_caches_context(
     our single tokens; the judge of the short ones is one call of 64 tokens, beside a cache that never holds more."""
     ops, model = play(name, backend)
     short = spec_of(ops, model, context=ORIGINAL)
-    long = spec_of(ops, model, context=ORIGINAL + 1)
+    long, error = spec_of(ops, model, context=ORIGINAL + 1), bounds.logits(model.config)
     for steps in ([ORIGINAL], [1] * ORIGINAL):
         ours = fed(ops, model, short, text, steps)
-        assert np.abs(ours - judge(name, ORIGINAL)).max() <= TOLERANCE
+        bounds.assert_near(ours, judge(name, ORIGINAL), error)
     ours = fed(ops, model, long, text, [ORIGINAL])
-    assert np.abs(ours - judge(name)[:ORIGINAL]).max() <= TOLERANCE
+    bounds.assert_near(ours, judge(name)[:ORIGINAL], error)
     assert np.abs(judge(name)[:ORIGINAL] - judge(name, ORIGINAL)).max() > 0.1  # the two are not the same
 
 
@@ -127,7 +126,7 @@ def test_a_bounded_context_does_not_depend_on_the_feed(play: Players, text: list
     spec = spec_of(ops, model, context=32, chunk=24)
     at_once = fed(ops, model, spec, text, [24] * 4)
     one_by_one = fed(ops, model, spec, text, [1] * 96)
-    assert np.abs(at_once - one_by_one).max() <= TOLERANCE
+    bounds.assert_near(at_once, one_by_one, bounds.logits(model.config))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -173,7 +172,7 @@ def test_a_compiled_step_equals_the_eager_one(play: Players, judge: Judge, text:
     model.feed(ops, ops.array(np.array([text[:90]], np.int32)), cache)
     step = DecodeStep(ops, model, cache)
     ours = [ops.to_numpy(step(ops.array(np.array([[token]], np.int32))))[0] for token in text[90:]]
-    assert np.abs(np.array(ours) - judge(name)[90:]).max() <= TOLERANCE
+    bounds.assert_near(ours, judge(name)[90:], bounds.logits(model.config))
 
 
 @pytest.mark.parametrize("name", tiny_models.NAMES)
