@@ -1,0 +1,122 @@
+"""The forms of replies, for tests: small vocabularies and templates with the markers that published models have.
+
+The templates are cut down to what decides how a reply is read and what the next turn is given of it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests import conftest
+
+_TURN = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+_ASKS = "{% if add_generation_prompt %}<|im_start|>assistant\n"
+_CALLS = (
+    '{% for c in m.tool_calls %}\n<tool_call>\n{"name": {{ c.function.name | tojson }}, '
+    '"arguments": {{ c.function.arguments | tojson }}}\n</tool_call>{% endfor %}'
+)
+# thoughts of earlier turns are left out; those since the last question stay
+_THINKING = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>assistant\n"
+    "{% if loop.last and m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}"
+    f"{{{{ m.content }}}}{_CALLS}<|im_end|>\n{{% else %}}{_TURN}{{% endif %}}{{% endfor %}}{_ASKS}"
+)
+_HARMONY = (
+    "{% for m in messages %}<|start|>{{ m.role }}{% if m.role == 'assistant' %}<|channel|>final{% endif %}"
+    "<|message|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
+_GEMMA = (
+    "{% for m in messages %}<|turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content }}<turn|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|turn>model\n"
+    "{% if not enable_thinking %}<|channel>thought\n<channel|>{% endif %}{% endif %}"
+)
+_CHATML = f"{{% for m in messages %}}{_TURN}{{% endfor %}}{_ASKS}{{% endif %}}"
+_MISTRAL = (
+    "{% for m in messages %}{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]{% else %}{{ m.content }}</s>"
+    "{% endif %}{% endfor %}"
+)
+_LLAMA = (
+    "{# Environment: ipython #}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+    "{{ m.content }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+_DEEPSEEK = (
+    "{% for m in messages %}{% if m.role == 'user' %}<｜User｜>{{ m.content }}{% else %}<｜Assistant｜>"
+    "{{ m.content.split('</think>')[-1] }}<｜end▁of▁sentence｜>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<｜Assistant｜><think>\n{% endif %}"
+)
+_PLAIN = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: <think>\n{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Form:
+    """controls: literals of control tokens, the one that ends a reply last."""
+
+    controls: tuple[str, ...]
+    template: str
+
+
+_CHATML_CONTROLS = ("<|im_start|>", "<|im_end|>")
+FORMS = {
+    "thinking": Form(_CHATML_CONTROLS, f"{_THINKING}{{% endif %}}"),
+    "opened": Form(_CHATML_CONTROLS, f"{_THINKING}<think>\n{{% endif %}}"),
+    "harmony": Form(
+        ("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>", "<|call|>", "<|return|>"), _HARMONY
+    ),
+    "gemma4": Form(("<|turn>", "<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>', "<turn|>"), _GEMMA),
+    "coder": Form(_CHATML_CONTROLS, f"{{# <tool_call> <function= #}}{_CHATML}"),
+    "glm": Form(_CHATML_CONTROLS, f"{{# <think></think> <tool_call> <arg_key> #}}{_CHATML}"),
+    "lfm": Form(("<|tool_call_start|>", "<|tool_call_end|>", *_CHATML_CONTROLS), _CHATML),
+    "phi": Form(("<|tool_call|>", "<|/tool_call|>", *_CHATML_CONTROLS), _CHATML),
+    "olmo": Form(_CHATML_CONTROLS, f"{{# <think></think> <function_calls> #}}{_CHATML}"),
+    "mistral": Form(
+        ("[INST]", "[/INST]", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "[THINK]", "[/THINK]", "</s>"), _MISTRAL
+    ),
+    "llama": Form(("<|start_header_id|>", "<|end_header_id|>", "<|python_tag|>", "<|eot_id|>"), _LLAMA),
+    "deepseek": Form(
+        (
+            "<｜User｜>",
+            "<｜Assistant｜>",
+            "<｜tool▁calls▁begin｜>",
+            "<｜tool▁calls▁end｜>",
+            "<｜tool▁call▁begin｜>",
+            "<｜tool▁call▁end｜>",
+            "<｜tool▁sep｜>",
+            "<｜end▁of▁sentence｜>",
+        ),
+        _DEEPSEEK,
+    ),
+    "plain": Form(("<|end|>",), _PLAIN),
+    "none": Form(_CHATML_CONTROLS, _CHATML),
+}
+
+
+def write_tokenizer(folder: Path, name: str) -> int:
+    """The tests' vocabulary with a form's control tokens behind it; its size."""
+    from tokenizers import AddedToken, Tokenizer
+
+    form = FORMS[name]
+    conftest.write_tokenizer(folder)
+    path = folder / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.add_special_tokens([AddedToken(literal, normalized=False, special=True) for literal in form.controls])
+    tokenizer.save(str(path))
+    config = {"eos_token": form.controls[-1], "add_bos_token": False, "chat_template": form.template}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return tokenizer.get_vocab_size()
+
+
+def write_model(folder: Path, name: str) -> Path:
+    """A tiny model of random weights whose replies are read in this form."""
+    folder.mkdir(parents=True)
+    size = write_tokenizer(folder, name)
+    conftest.write_config(folder, size)
+    conftest.write_weights(folder, size)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": None}))
+    return folder
