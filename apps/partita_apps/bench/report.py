@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from ..terminal import console
+
 LIBRARIES = ("partita", "numpy", "torch", "mlx", "mlx-lm", "transformers", "peft", "llama-cpp-python")
 
 
@@ -24,7 +26,6 @@ def finish(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(document))
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"{document['device']}, commit {document['commit']}", title_justify="left")
@@ -33,7 +34,7 @@ def finish(rows: list[dict[str, Any]], as_json: bool) -> None:
     for r in rows:
         peer, ratio = ("" if r[key] is None else f"{r[key]:.3g}" for key in ("peer", "ratio"))
         table.add_row(r["name"], f"{r['ours']:.3g}", peer, ratio, r["unit"])
-    Console().print(table)
+    console().print(table)
 
 
 def commit() -> str:
