@@ -25,14 +25,17 @@ if TYPE_CHECKING:
 def generate(
     model: LanguageModel, prompt: str | Sequence[Message], *, raw: bool = False, **options: Any
 ) -> Iterator[Piece]:
-    """A reply to one prompt, piece by piece, in a fresh session.
+    """A reply to one prompt, piece by piece, in a fresh session. Of each piece `text` is what the model says; what it
+    thinks is in `thought`, a tool that it calls in `call`.
 
-    prompt: a user's message or a list of chat messages; raw: plain text to complete. options: `sampling`, `max_tokens`,
-    `stop`, `alternatives`, `on_progress` as in `Session.generate`; `context`, `sinks`, `kv` as in
-    `LanguageModel.cache_spec`.
+    prompt: a user's message or a list of chat messages; raw: plain text to complete, all of it `text`. options:
+    `sampling`, `max_tokens`, `stop`, `alternatives`, `on_progress` as in `Session.generate`; `context`, `sinks`, `kv`
+    as in `LanguageModel.cache_spec`.
     """
     cache = {name: options.pop(name) for name in ("context", "sinks", "kv", "chunk", "slack") if name in options}
-    return model.session(**cache).generate(model.encode(prompt, raw=raw), **options)
+    ids = model.encode(prompt, raw=raw)
+    reply = None if raw else model.reply_to(ids)
+    return model.session(**cache).generate(ids, reply=reply, **options)
 
 
 def __getattr__(name: str) -> Any:

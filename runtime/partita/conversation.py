@@ -57,10 +57,20 @@ class Transcript:
         """
         rendered = chat_parts(self._tokenizer, self._template, messages, add_generation_prompt=False, **variables)
         self._text, self._trust, self._ids, self._places = "", "", [], [(0, 0)]
-        texts, trusts = [], []
+        self._know(_as_written(self._tokenizer, rendered[0][0], ids))
+
+    def add_reply(self, ids: Sequence[int]) -> None:
+        """What the model generated after the ids last given, without the token that ended it.
+
+        Where its template leaves something out of it in later turns (a thought), known ids end there.
+        """
+        self._know(ids)
+
+    def _know(self, ids: Sequence[int]) -> None:
+        """These ids follow those that are known; they can be cut beside each control token."""
+        texts, trusts = [self._text], [self._trust]
         controls = frozenset(self._tokenizer.controls.values())
-        known = _as_written(self._tokenizer, rendered[0][0], ids)
-        for is_control, run in groupby(known, controls.__contains__):
+        for is_control, run in groupby(ids, controls.__contains__):
             found = list(run)
             text = self._tokenizer.decode(found, specials=is_control, continues=len(self._ids) > 0)
             text, trust = (text, "1" * len(text)) if is_control else _flat(_literals_apart(self._tokenizer, text))
@@ -69,20 +79,6 @@ class Transcript:
             self._ids += found
             self._places.append((self._places[-1][0] + len(text), len(self._ids)))
         self._text, self._trust = "".join(texts), "".join(trusts)
-
-    def add_reply(self, ids: Sequence[int]) -> None:
-        """What the model generated after the ids last given, without the token that ended it.
-
-        Control tokens among them stand in no message's text, so such a reply is left to be tokenized from its text.
-        """
-        controls = self._tokenizer.controls.values()
-        if not ids or any(token in controls for token in ids):
-            return
-        text, trust = _flat(_literals_apart(self._tokenizer, self._tokenizer.decode(ids, continues=True)))
-        self._text += text
-        self._trust += trust
-        self._ids = [*self._ids, *ids]
-        self._places.append((len(self._text), len(self._ids)))
 
 
 def _as_written(tokenizer: Tokenizer, rendered: str, ids: Sequence[int]) -> list[int]:

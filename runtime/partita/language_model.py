@@ -27,6 +27,7 @@ from .kv_quality import kv_warning
 from .loading import load_decoder, weight_bytes
 from .model import Decoder
 from .prefix_cache import PrefixCache
+from .reply import Part, ReplyFormat, ReplyParser, ToolCall
 from .reuse import Reuse, default_bytes
 from .sampling import Sampler, Sampling, recommended
 from .sources import Progress, resolve
@@ -95,6 +96,15 @@ class LanguageModel:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         return encode_chat(self.tokenizer, self.template, messages, **variables)
 
+    @cached_property
+    def reply_format(self) -> ReplyFormat:
+        """How thoughts and tool calls are marked in replies. Raises TemplateError for a template that is broken."""
+        return ReplyFormat.of(self.tokenizer, self.template if self.tokenizer.chat_template is not None else None)
+
+    def reply_to(self, prompt: Sequence[int], *, tools: Sequence[Any] | None = None, calls: int = 0) -> ReplyParser:
+        """What tells the reply to a prompt of `encode` apart, for `Session.generate`; keywords as in `ReplyParser`."""
+        return ReplyParser(self.reply_format, self.tokenizer, prompt, tools=tools, calls=calls)
+
     def kv_format(self, name: str = "auto") -> KVFormat:
         """A `--kv` name; `auto` is 16 bits, or 32 where everything is computed in float32."""
         return KVFormat.parse(name, dense_bits=32 if self.ops.decode_dtype == "float32" else 16)
@@ -147,14 +157,17 @@ class LanguageModel:
 
 @dataclass(frozen=True)
 class Piece:
-    """One step of a reply: the text that became certain, the token behind it, and at the end why it ended.
+    """What became certain of a reply at one step: text that is said, a thought, or a call; and at the end why it ended.
 
-    token is None only in a last piece that releases held-back text. finish_reason: "stop" or "length" in the last one.
+    token: the step's, in the first of its pieces; None in those that follow it and in what is released at the end.
+    finish_reason: "stop" or "length" in the last piece.
     """
 
     text: str
     token: Generated | None = None
     finish_reason: str | None = None
+    thought: str = ""
+    call: ToolCall | None = None
 
 
 class Session:
@@ -215,20 +228,23 @@ class Session:
         alternatives: int = 0,
         continues: bool = False,
         draft: Drafter | None = None,
+        reply: ReplyParser | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Iterator[Piece]:
         """Pieces of a reply. Closing the iterator stops it between two tokens; what was fed stays in the cache.
 
-        continues: the text goes on in the middle of a sentence (plain completion), so a leading space is part of it.
+        stop: strings that end what is said; in thoughts and calls they are text. continues: the text goes on in the
+        middle of a sentence (plain completion), so a leading space is part of it. reply: tells thoughts and tool calls
+        apart (`LanguageModel.reply_to`); without it everything is text.
         draft: proposes tokens, so that several may come of one pass; they are the same tokens without it.
         Raising from on_progress stops a prompt between two chunks; the chunks that were fed stay in the cache.
         """
         if max_tokens < 1:
             raise DataError(f"the number of new tokens must be at least 1, not {max_tokens}")
-        model, stops = self.model, StopStrings(stop)
+        model = self.model
+        told = _Told(reply or ReplyParser(ReplyFormat(), model.tokenizer, continues=continues), StopStrings(stop))
         sampler = Sampler(model.ops, sampling or Sampling(), model.config.vocab_size, prompt)
         new = self.align(prompt)
-        text = model.tokenizer.stream(continues=continues)
         decode = generate
         if draft is not None:
             draft.begin(model, prompt)
@@ -248,17 +264,17 @@ class Session:
         first = True
         for generated in tokens:
             if generated.id in model.tokenizer.stop_ids:
-                yield Piece(stops.push(text.finish()) + stops.finish(), generated, "stop")
+                yield from _pieces(told.rest(), generated, "stop")
                 return
-            shown = stops.push(text.push(generated.id))
-            if stops.found:
-                yield Piece(shown, generated, "stop")
+            parts = told.push(generated.id)
+            yield from _pieces(parts, generated, "stop" if told.over else None)
+            if told.over:
                 return
-            yield Piece(shown, generated)
             if first:  # behind the first token, which need not wait for a copy of the cache
                 first = False
                 self._reuse.read(self.cache, self.tokens, max_tokens)
-        yield Piece(stops.push(text.finish()) + stops.finish(), None, "stop" if stops.found else "length")
+        rest = told.rest()
+        yield from _pieces(rest, None, "stop" if told.over else "length")
 
     def align(self, prompt: Sequence[int]) -> list[int]:
         """Make the cache hold a beginning of prompt, and return the rest (never nothing: logits follow a token)."""
@@ -276,6 +292,45 @@ class Session:
     def _fed(self, ids: Sequence[int]) -> None:
         self.tokens.extend(ids)
         self._reuse.fed(self.cache, self.tokens)
+
+
+class _Told:
+    """A reply told apart, up to the first stop string in what is said."""
+
+    def __init__(self, reply: ReplyParser, stops: StopStrings):
+        self._reply, self._stops = reply, stops
+
+    @property
+    def over(self) -> bool:
+        return self._stops.found
+
+    def push(self, token: int) -> list[Part]:
+        return self._said(self._reply.push(token))
+
+    def rest(self) -> list[Part]:
+        found = self._said(self._reply.finish())
+        held = self._stops.finish()
+        return [*found, Part("speech", held)] if held else found
+
+    def _said(self, parts: Sequence[Part]) -> list[Part]:
+        found: list[Part] = []
+        for part in parts:
+            if self.over:
+                break
+            if part.kind == "speech":
+                found.append(Part("speech", self._stops.push(part.text)))
+            else:  # no stop string goes on behind it
+                found += [Part("speech", self._stops.finish()), part]
+        return [part for part in found if part.text or part.call is not None]
+
+
+def _pieces(parts: Sequence[Part], token: Generated | None, finish_reason: str | None) -> Iterator[Piece]:
+    """A step's parts as pieces, at least one."""
+    parts = parts or [Part("speech", "")]
+    for i, part in enumerate(parts):
+        reason = finish_reason if i == len(parts) - 1 else None
+        thinks = part.kind == "thought"
+        yield Piece("" if thinks else part.text, None if i else token, reason, part.text if thinks else "", part.call)
 
 
 def load(
