@@ -1,0 +1,188 @@
+"""Every block of code in the documents does what it says: Python is run, commands are run, settings are read.
+
+A block's language says how it is treated: `python` and `sh` are run, `console` has commands behind `$ ` and what they
+print, `yaml` is a settings file of finetune, `text` is a drawing or an output. Commands run in a folder where the names
+that documents use (MODEL, DATA, letters.jsonl …) are a tiny model, its adapters and a few texts.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+import partita
+from partita_apps import cli
+from partita_apps.finetune.settings import read_config
+
+from ..apps import finetuning
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")])
+FENCE = re.compile(r"^```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
+LANGUAGES = {"python", "sh", "console", "yaml", "text"}
+LAUNCHERS = ("torchrun", "mlx.launch")
+ONLY_PARSED = {
+    "partita chat --adapter build/shakespeare": "its adapter takes a quarter of an hour to train",
+}
+"""Commands whose arguments are judged and that are not run, with the reason."""
+
+
+@dataclass(frozen=True)
+class Block:
+    document: str
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.document}:{self.text.strip().splitlines()[0][:50]}"
+
+
+def blocks(*languages: str) -> list[Block]:
+    found = []
+    for document in DOCUMENTS:
+        for match in FENCE.finditer(document.read_text(encoding="utf-8")):
+            if not languages or match["language"] in languages:
+                found.append(Block(document.name, match["language"], match["text"]))
+    return found
+
+
+def commands() -> list[str]:
+    """Every command line of the documents, without its comment, each once."""
+    found = []
+    for block in blocks("sh", "console"):
+        text = block.text.replace("\\\n", " ")
+        if block.language == "console":
+            text = "\n".join(line[2:] for line in text.splitlines() if line.startswith("$ "))
+        found += [shlex.join(shlex.split(line, comments=True)) for line in text.splitlines()]
+    return [line for line in dict.fromkeys(found) if line]
+
+
+def starting(*words: str) -> list[str]:
+    return [line for line in commands() if line.split()[0] in words]
+
+
+@pytest.fixture(scope="module")
+def prepared(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the names of the documents stand for."""
+    place = tmp_path_factory.mktemp("documents")
+    for name in ("MODEL", "SOURCE", "model"):
+        shutil.copytree(tiny_model, place / name)
+    (place / "DATA").mkdir()
+    for name in ("DATA/train.jsonl", "letters.jsonl"):
+        finetuning.write_chats(place / name, 6)
+    for name in ("speech.txt", "text.txt"):
+        (place / name).write_text("the quick brown fox jumps over the lazy dog and then the other fox " * 30)
+    done = run(place, [*finetuning.command("finetune", "MODEL", "DATA", "--out", "DIR", "--steps", "2")])
+    assert done.returncode == 0, done.stderr
+    for name in ("ADAPTER", "letters", "poems"):
+        shutil.copytree(place / "DIR", place / name)
+    return place
+
+
+@pytest.fixture
+def folder(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    place = tmp_path / "here"
+    shutil.copytree(prepared, place)
+    monkeypatch.chdir(place)
+    return place
+
+
+def run(place: Path, command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=place,
+        input="What is the capital of France?",
+        capture_output=True,
+        text=True,
+        env=finetuning.environment(),
+        timeout=120,
+    )
+
+
+def assert_parses(arguments: list[str]) -> None:
+    """The command's own parser takes these arguments."""
+    group = cli.cli
+    with group.make_context("partita", list(arguments)) as outer:
+        name, command, rest = group.resolve_command(outer, [*outer._protected_args, *outer.args])
+        assert isinstance(command, click.Command), name
+        command.make_context(name, rest, parent=outer).close()
+
+
+def test_every_block_says_what_it_is() -> None:
+    assert {block.language for block in blocks()} <= LANGUAGES, [str(b) for b in blocks() if not b.language]
+    known = {"make", "partita", "python", ".venv/bin/pytest", "PARTITA_BACKENDS=torch", *LAUNCHERS}
+    assert {line.split()[0] for line in commands()} <= known
+    assert set(ONLY_PARSED) <= set(commands())
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=str)
+def test_python_runs(block: Block, folder: Path, default_model: Path) -> None:
+    """As it stands, in a fresh interpreter. The first one needs the default model."""
+    assert default_model.exists()
+    done = run(folder, [sys.executable, "-c", block.text])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip()
+
+
+def test_the_example_of_the_package_runs(folder: Path, default_model: Path) -> None:
+    assert default_model.exists()
+    assert partita.__doc__ is not None
+    example = "\n".join(line[4:] for line in partita.__doc__.splitlines() if line.startswith("    "))
+    assert "Paris" in run(folder, [sys.executable, "-c", example]).stdout
+
+
+def test_the_function_is_not_hidden_by_a_module() -> None:
+    """Importing a submodule puts it into the package under its name."""
+    modules = {path.stem for path in (ROOT / "runtime/partita").iterdir()}
+    assert not modules & set(partita.__all__)
+
+
+@pytest.mark.parametrize("line", starting("partita"))
+def test_a_command_runs(line: str, folder: Path) -> None:
+    arguments = shlex.split(line)[1:]
+    if line in ONLY_PARSED:
+        assert_parses(arguments)
+        return
+    if "--out" in arguments:
+        shutil.rmtree(folder / arguments[arguments.index("--out") + 1])
+    done = run(folder, [sys.executable, "-m", "partita_apps.cli", *arguments])
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("line", starting(*LAUNCHERS))
+def test_what_a_launcher_starts_is_a_command(line: str) -> None:
+    """tests/apps/test_distributed.py starts two processes for real."""
+    launcher, _, command = line.partition("-m partita_apps.cli ")
+    assert command, launcher
+    assert_parses(shlex.split(command))
+
+
+@pytest.mark.parametrize("line", starting("python"))
+def test_a_script_takes_its_flags(line: str) -> None:
+    _, script, *arguments = shlex.split(line)
+    assert (ROOT / script).is_file()
+    assert_parses(["finetune", "MODEL", "DATA", *arguments])  # whose flags it passes on
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if ".venv/bin/pytest" in line])
+def test_tests_that_are_named_exist(line: str) -> None:
+    paths = [word for word in line.split() if word.startswith("tests/")]
+    assert paths
+    assert all((ROOT / path).exists() for path in paths)
+
+
+@pytest.mark.parametrize("block", blocks("yaml"), ids=str)
+def test_settings_are_read(block: Block, tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text(block.text)
+    found: dict[str, Any] = read_config(tmp_path / "settings.yaml")
+    assert len(found) == sum(bool(re.match(r"[\w-]+:", line)) for line in block.text.splitlines())
