@@ -19,6 +19,7 @@ from partita.lora import LoraConfig
 from partita.optim import AdamW
 from partita.train import Step, TrainConfig, Trainer
 
+from .. import bounds
 from ..runtime.training import Fixed, batch_of, documents, lora
 
 STEPS = 10
@@ -60,7 +61,7 @@ def theirs(folder: Path, config: LoraConfig, values: dict[str, np.ndarray]) -> t
         for name, parameter in parameters.items():
             ours = values[_name(name)]
             if "magnitude" in name:
-                np.testing.assert_allclose(ours, parameter, rtol=1e-5)
+                np.testing.assert_allclose(ours, parameter, rtol=bounds.drift(2 * 192))  # the length of a row
             parameter.copy_(torch.from_numpy(ours))
     decayed = [x for x in parameters.values() if x.ndim > 1]
     groups = [{"params": decayed, "weight_decay": 0.1}]
@@ -96,8 +97,9 @@ def test_ten_steps_are_pefts(tiny_family: Callable[[str], Path], method: str, ba
     trainer = Trainer(ops, model, values, SETTINGS, Fixed(batches()))
     steps: list[Any] = [event for event in trainer.run() if isinstance(event, Step)]
     losses, norms = theirs(tiny_family("llama"), OURS[method], start)
-    np.testing.assert_allclose([step.loss for step in steps], losses, rtol=0, atol=1e-5)
-    np.testing.assert_allclose([step.grad_norm for step in steps], norms, rtol=1e-3)
+    error = bounds.loss(tiny_family("llama"), min(step.trained for step in steps))
+    np.testing.assert_allclose([step.loss for step in steps], losses, rtol=error)
+    np.testing.assert_allclose([step.grad_norm for step in steps], norms, rtol=bounds.gradients(tiny_family("llama")))
     assert abs(losses[-1] - losses[0]) > 0.05
 
 
@@ -126,4 +128,4 @@ def test_peft_loads_what_is_written(tiny_family: Callable[[str], Path], tmp_path
     decoder = model.bind(ops, values)
     cache = Cache(ops, plan(decoder.config, KVFormat.parse("32")))
     ours = ops.to_numpy(decoder(ops, ops.array(tokens), cache, every=True))
-    np.testing.assert_allclose(ours, expected, atol=2e-4)
+    bounds.assert_near(ours, expected, bounds.logits(folder))
