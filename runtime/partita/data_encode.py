@@ -20,7 +20,7 @@ Ids are those of inference: prompt and reply are tokenized apart, as a reply is 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -28,10 +28,14 @@ from typing import Any
 from .data_records import Chat, Completion, Record, Text
 from .errors import DataError
 from .template import ChatTemplate, MarkedChat, one_bos
+from .template_growth import Growth, growth
 from .tokenizer import Tokenizer
 
 # what `strftime_now` says in training: a run that goes on after midnight, or is resumed next week, sees the same tokens
 TODAY = (2024, 7, 26)
+_LONG = 32  # messages from which on it is worth a try to render only a few at a time
+_MOST = 1000  # messages of which each turn is rendered with all that stands before it: seconds for one record
+_BATCH = 8  # turns
 _END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
 
 Segment = tuple[Sequence[tuple[str, bool]], bool]  # parts as the tokenizer takes them; trained?
@@ -161,22 +165,52 @@ def marked_turns(chat: MarkedChat, record: Chat) -> list[Draft]:
 
 def turns(chat: MarkedChat, record: Chat) -> list[Draft]:
     """By differences of renderings; more than one draft where the template writes earlier turns differently later."""
+    replies = [i for i in range(record.first, len(record.messages)) if record.messages[i]["role"] == "assistant"]
+    found = growth(chat) if len(record.messages) >= _LONG else None
+    if found is not None:
+        return [_grown(found, replies)]
+    if len(record.messages) > _MOST:
+        raise DataError(
+            f"{len(record.messages)} messages, of which the chat template writes early ones differently as others "
+            f"follow: split conversations of more than {_MOST}"
+        )
     drafts: list[Draft] = []
-    for i, message in enumerate(record.messages):
-        if i < record.first or message["role"] != "assistant":
-            continue
-        asked = chat.render(i, add_generation_prompt=True)
-        answered = chat.render(i + 1, add_generation_prompt=False)
+    for i, asked, answered in _renderings(chat, replies):
         opened = answered.startswith(asked)
         begin = len(asked) if opened else _reply_begin(chat, i, asked, answered)
-        if not answered[begin:].strip():
-            raise DataError(f"messages[{i}]: the chat template writes nothing for this turn of the assistant")
+        _check_written(i, answered[begin:])
         draft = Draft(answered, ((begin, len(answered)),), 0 if opened else 1)
         if drafts and asked.startswith(drafts[-1].text) and answered.startswith(drafts[-1].text):
             last = drafts.pop()
             draft = replace(draft, spans=last.spans + draft.spans, unopened=last.unopened + draft.unopened)
         drafts.append(draft)
     return drafts
+
+
+def _renderings(chat: MarkedChat, replies: Sequence[int]) -> Iterator[tuple[int, str, str]]:
+    """Each reply with the text in front of it, the beginning of a reply included, and the text that ends with it."""
+    for start in range(0, len(replies), _BATCH):
+        some = replies[start : start + _BATCH]
+        texts = chat.render_each(pair for i in some for pair in ((((0, i),), True), (((0, i + 1),), False)))
+        yield from zip(some, texts[::2], texts[1::2], strict=True)
+
+
+def _grown(found: Growth, replies: Sequence[int]) -> Draft:
+    """The one document of a conversation whose text only grows."""
+    spans, unopened = [], 0
+    for i in replies:
+        start, end, opening = found.ends[i - 1], found.ends[i], found.openings[i]
+        opened = found.text.startswith(opening, start, end)
+        begin = start + len(opening if opened else _common(opening, found.text[start:end]))
+        _check_written(i, found.text[begin:end])
+        spans.append((begin, end))
+        unopened += not opened
+    return Draft(found.text[: spans[-1][1]], tuple(spans), unopened)
+
+
+def _check_written(i: int, text: str) -> None:
+    if not text.strip():
+        raise DataError(f"messages[{i}]: the chat template writes nothing for this turn of the assistant")
 
 
 def _reply_begin(chat: MarkedChat, i: int, asked: str, answered: str) -> int:

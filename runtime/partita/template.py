@@ -24,8 +24,11 @@ MAX_SOURCE = 1 << 20  # characters; the longest published templates have about 5
 SECONDS = 5.0
 
 Message = Mapping[str, Any]
-Rendering = tuple[int | None, Mapping[str, Any]]
-"""One text of a conversation: how many of its messages, None for all; variables beside those that all texts have."""
+Spans = Sequence[tuple[int, int | None]]
+"""Some of a conversation's messages: from each first index to before the second."""
+ALL: Spans = ((0, None),)
+Rendering = tuple[Spans, Mapping[str, Any]]
+"""One text: of which messages, with which variables beside those that all texts have."""
 
 
 class ChatTemplate:
@@ -81,7 +84,7 @@ class ChatTemplate:
     ) -> str:
         """Text of a conversation. `variables` reach the template under their names (`enable_thinking=False`)."""
         data = _plain({"messages": messages, "variables": {"tools": tools, **variables}})
-        which = [(None, {"add_generation_prompt": add_generation_prompt})]
+        which = [(ALL, {"add_generation_prompt": add_generation_prompt})]
         return self.taking(tools).renderings(data["messages"], which, data["variables"])[0]
 
     def renderings(
@@ -188,15 +191,16 @@ class MarkedChat:
             data = _replaced(data, lambda text: literals.sub(lambda match: marks[match[0]], text))
         self._names = {mark: name for name, mark in marks.items()}
         self._template, self._messages, self._variables = template, data["messages"], data["variables"]
+        self.roles = [message.get("role") if isinstance(message, dict) else None for message in self._messages]
 
     def render(self, count: int | None = None, *, add_generation_prompt: bool, marks: bool = False) -> str:
         """Text of the first `count` messages (None: all); marks: with `begin` and `end` around what is marked."""
         around = {BEGIN: self.begin, END: self.end} if marks else {}
-        return self._rendered([(count, {**around, "add_generation_prompt": add_generation_prompt})])[0]
+        return self._rendered([(((0, count),), {**around, "add_generation_prompt": add_generation_prompt})])[0]
 
-    def render_each(self, which: Iterable[tuple[int, bool]]) -> list[str]:
-        """`render` of each (count, add_generation_prompt), in less time than one by one."""
-        return self._rendered([(count, {"add_generation_prompt": prompt}) for count, prompt in which])
+    def render_each(self, which: Iterable[tuple[Spans, bool]]) -> list[str]:
+        """Texts of each (messages, add_generation_prompt), in less time than one by one."""
+        return self._rendered([(spans, {"add_generation_prompt": prompt}) for spans, prompt in which])
 
     def parts(self, text: str) -> list[tuple[str, bool]]:
         """Any piece of a rendering without marks, as (text, may control tokens be read from it?) parts."""
@@ -210,7 +214,7 @@ class MarkedChat:
         if not unknown:
             return []
         rest = [{key: value for key, value in message.items() if key not in unknown} for message in self._messages]
-        which = [(None, {"add_generation_prompt": False})]
+        which = [(ALL, {"add_generation_prompt": False})]
         written = self._template.renderings(rest, which, self._variables) != self._rendered(which)
         return [] if written else sorted(unknown)  # written whole (`message | tojson`), it is read
 

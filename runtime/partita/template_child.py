@@ -61,9 +61,10 @@ def _answers(environment: Any, compiled: dict[int, Any], request: bytes) -> Iter
             yield TEXT
             return
         messages, variables = _given(asked)
-        for count, more in asked["renderings"]:
+        for spans, more in asked["renderings"]:
+            chosen = [message for begin, end in spans for message in messages[begin:end]]
             with _time_limit(seconds):
-                text = _joined(compiled[number].generate({**variables, **more, "messages": messages[:count]}))
+                text = _joined(compiled[number].generate({**variables, **more, "messages": chosen}))
             yield TEXT + text.encode("utf-8", "surrogatepass")
     except MemoryError:
         raise

@@ -61,7 +61,7 @@ class TemplateProcess:
             self._number(source, seconds)
 
     def render(self, source: str, request: Mapping[str, Any], seconds: float) -> list[str]:
-        """A text for each of the request's `renderings`: (how many messages, None for all; more variables).
+        """A text for each of the request's `renderings`: (spans of messages as (begin, end); more variables).
 
         request: beside these `messages`, `variables`, and as `today` (year, month, day), None for the clock's. seconds:
         for each text.

@@ -35,7 +35,7 @@ def process() -> Iterator[TemplateProcess]:
 
 
 def rendered(process: TemplateProcess, source: str, seconds: float = 5) -> str:
-    request = {"messages": HELLO, "variables": {}, "today": None, "renderings": [(None, {})]}
+    request = {"messages": HELLO, "variables": {}, "today": None, "renderings": [(((0, 9),), {})]}
     return process.render(source, request, seconds)[0]
 
 
@@ -133,8 +133,8 @@ def test_several_texts_of_a_conversation_are_one_request(process):
     messages = [{"role": "user", "content": letter} for letter in "abc"]
     request = {"messages": messages, "variables": {"x": 1}, "today": (2001, 2, 3)}
     source = "{{ messages|map(attribute='content')|join }}{{ x }}{{ strftime_now('%d') }}"
-    which = [(None, {}), (1, {"x": 2}), (0, {})]
-    assert process.render(source, {**request, "renderings": which}, 5) == ["abc103", "a203", "103"]
+    which = [(((0, None),), {}), (((0, 1), (2, 3)), {"x": 2}), ((), {})]
+    assert process.render(source, {**request, "renderings": which}, 5) == ["abc103", "ac203", "103"]
     with pytest.raises(TemplateError, match="UndefinedError"):
         process.render("{{ messages[1].content.text.more }}", {**request, "renderings": which}, 5)
     assert rendered(process, PLAIN) == "hello"
