@@ -7,7 +7,6 @@ that documents use (MODEL, DATA, letters.jsonl …) are a tiny model, its adapte
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil

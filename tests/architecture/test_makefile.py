@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+LINUX = sys.platform == "linux"
 # make itself drops spaces that lead a value
 PROMPTS = ['What\'s "this"?', "costs $5, $(HOME) or `id`?", "a \\ b # c % d", "two\n  lines  ", "-n 3", ""]
 STAND_IN = """#!/bin/sh
@@ -18,6 +21,7 @@ printf '\\n' >>"$NOTES"
 case "$*" in
     *"-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
     *"import partita_apps.cli"*) test -e .venv/works ;;
+    *"+cpu"*) exit "$NO_CPU_BUILD" ;;
     *"pip install"*) if [ -n "$PIP_SAYS" ]; then echo "$PIP_SAYS" >&2; exit 1; fi; touch .venv/works ;;
 esac
 """
@@ -34,12 +38,22 @@ class Copy:
             shutil.copy(ROOT / name, place)
         self.python.write_text(STAND_IN)
         self.python.chmod(0o755)
+        self.no_gpu, self.gpu = (self._driver(name, status) for name, status in (("no gpu", 9), ("gpu", 0)))
+
+    def _driver(self, name: str, status: int) -> Path:
+        """A folder with a stand-in for NVIDIA's tool."""
+        folder = self.place.parent / name
+        folder.mkdir()
+        (folder / "nvidia-smi").write_text(f"#!/bin/sh\nexit {status}\n")
+        (folder / "nvidia-smi").chmod(0o755)
+        return folder
 
     def make(self, *arguments: str, status: int = 0, **settings: str) -> str:
         """Standard error, after a run of make."""
         self.notes.write_text("")
         environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
         environment |= {"PYTHON": str(self.python), "NOTES": str(self.notes), "PIP_SAYS": ""}
+        environment |= {"NO_CPU_BUILD": "0", "PATH": f"{self.no_gpu}{os.pathsep}{environment['PATH']}"}
         done = subprocess.run(
             ["make", *arguments], cwd=self.place, env=environment | settings, capture_output=True, text=True
         )
@@ -71,7 +85,7 @@ def test_without_a_prompt_there_is_a_conversation(copy: Copy) -> None:
 
 def test_a_second_run_installs_nothing(copy: Copy) -> None:
     copy.make("setup")
-    assert len(copy.calls("-m venv")) == len(copy.calls("pip install")) == 1
+    assert len(copy.calls("-m venv")) == len(copy.calls("--editable")) == 1
     copy.make("setup")
     assert copy.calls("-m") == []
 
@@ -80,7 +94,7 @@ def test_new_requirements_are_installed_into_what_is_there(copy: Copy) -> None:
     copy.make("setup")
     (copy.place / "constraints.txt").write_text("numpy==2.0\n")
     copy.make("setup")
-    assert (len(copy.calls("-m venv")), len(copy.calls("pip install"))) == (0, 1)
+    assert (len(copy.calls("-m venv")), len(copy.calls("--editable"))) == (0, 1)
 
 
 def test_a_broken_or_moved_environment_is_made_again(copy: Copy) -> None:
@@ -97,7 +111,7 @@ def test_an_interrupted_installation_goes_on(copy: Copy) -> None:
     copy.make("setup")
     (copy.place / ".venv/.installed").unlink()
     copy.make("setup")
-    assert (len(copy.calls("-m venv")), len(copy.calls("pip install"))) == (0, 1)
+    assert (len(copy.calls("-m venv")), len(copy.calls("--editable"))) == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -131,4 +145,26 @@ def test_a_newer_python_is_found_beside_an_old_one(copy: Copy) -> None:
     for path in folder.iterdir():
         path.chmod(0o755)
     copy.make("setup", PYTHON="", PATH=f"{folder}{os.pathsep}{os.environ['PATH']}")
-    assert len(copy.calls("-m venv")) == len(copy.calls("pip install")) == 1
+    assert len(copy.calls("-m venv")) == len(copy.calls("--editable")) == 1
+
+
+def test_without_a_gpu_the_cpu_build_of_torch_is_taken_where_pip_finds_it(copy: Copy) -> None:
+    said = copy.make("setup")
+    asked = [call[-1] for call in copy.calls("+cpu")]
+    version = re.search(r"^torch==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert version is not None
+    assert asked == ([f"torch=={version[1]}+cpu"] if LINUX else [])  # elsewhere no build brings CUDA
+    assert len(copy.calls("--editable")) == 1
+    assert "CUDA" not in said
+
+
+def test_without_a_cpu_build_one_line_says_what_is_taken(copy: Copy) -> None:
+    said = copy.make("setup", NO_CPU_BUILD="1")
+    assert len(copy.calls("--editable")) == 1
+    assert said.count("pip finds no CPU build of torch") == LINUX
+
+
+def test_with_a_gpu_torch_is_taken_as_it_comes(copy: Copy) -> None:
+    copy.make("setup", PATH=f"{copy.gpu}{os.pathsep}{os.environ['PATH']}")
+    assert copy.calls("+cpu") == []
+    assert len(copy.calls("--editable")) == 1
