@@ -28,6 +28,7 @@ MAX_KEYS = 1 << 16
 MAX_TENSORS = 100_000
 MAX_NESTING = 4  # arrays of arrays are legal; nobody nests them deeply
 MAX_ITEMS = 1 << 22  # of all arrays; a vocabulary of 2**18 tokens, its scores, types and merges have 2**20
+_ARRAY_COUNTS = 64  # an array in an array, as many items: it takes as long to step over
 _FOR_PEOPLE = "general."
 
 _STRING, _ARRAY = 8, 9
@@ -171,7 +172,7 @@ def _array(cursor: Cursor, key: str, depth: int) -> Maker:
     kind, count = cursor.u32(key), cursor.u64(key)
     if depth > MAX_NESTING:
         raise cursor.error(f"{key}: arrays are nested more than {MAX_NESTING} deep")
-    cursor.count(count, key)
+    cursor.count(count * _ARRAY_COUNTS if kind == _ARRAY else count, key)
     if kind in _SCALARS:
         dtype = np.dtype(_SCALARS[kind])
         cursor.need(count * dtype.itemsize, key)

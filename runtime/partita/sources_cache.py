@@ -7,6 +7,7 @@ written under another name first and renamed under a lock.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -154,6 +155,15 @@ def locked(path: Path, progress: Progress, what: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def sum_of(path: Path, digest: hashlib._Hash, progress: Progress) -> str:
+    """The digest of what it has seen and then of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            progress.advance(len(block))
+    return digest.hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

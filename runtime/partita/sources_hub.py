@@ -7,12 +7,14 @@ neither the network nor the Hub's library; without a note (another tool download
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from .errors import SourceError
@@ -25,16 +27,17 @@ from .sources_cache import (
     is_no_room,
     make_folder,
     need_room,
+    sum_of,
     told,
     write_atomic,
 )
 from .sources_hubfiles import (
     NAME,
-    SHARD,
     HubModel,
     choose,
     find,
     find_unnoted,
+    ggufs,
     hub_cache,
     is_whole,
     listing,
@@ -42,6 +45,10 @@ from .sources_hubfiles import (
     present,
     snapshot_of,
 )
+from .sources_wheel import parts_of
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
 
 POLL = 0.2  # seconds between two looks at the growing files
 
@@ -88,11 +95,13 @@ def download(
         hub = HfApi(library_name="partita")
         ask = hub.dataset_info if model.kind == "dataset" else hub.model_info
         info = ask(model.repository, revision=model.revision, files_metadata=True)
-    sizes = {entry.rfilename: entry.size or 0 for entry in info.siblings or []}
+    entries = {entry.rfilename: entry for entry in info.siblings or []}
+    sizes = {name: entry.size or 0 for name, entry in entries.items()}
     files = choose(model, sizes)
     commit = str(info.sha)
     folder = model.storage / "snapshots" / commit
-    missing = sum(sizes[file] for file in files if not (folder / file).is_file())
+    fresh = [file for file in files if not (folder / file).is_file()]
+    missing = sum(sizes[file] for file in fresh)
     need_room(make_folder(hub_cache()), missing, model.name, variable="HF_HOME")
     with told(progress, missing, f"downloading {model.name}"), watched(model.storage / "blobs", missing, progress):
         for i, file in enumerate(files):
@@ -103,7 +112,30 @@ def download(
     lost = [file for file in files if not (folder / file).is_file()]
     if lost:  # the branch moved between the two questions
         raise SourceError(f"{model.name} changed while it was fetched, {listing(lost)} did not arrive: try again")
+    with told(progress, missing, f"checking {model.name}"):
+        for file in fresh:
+            check_bytes(model, folder / file, entries[file], progress)
     return folder, files
+
+
+def check_bytes(model: HubModel, path: Path, entry: RepoSibling, progress: Progress) -> None:
+    """SourceError where a file that has just arrived is not what the Hub holds; it is removed then.
+
+    The Hub's library looks at sizes alone, and goes on where a transfer broke off. entry: what the Hub says, of a large
+    file its SHA-256, of a small one git's SHA-1.
+    """
+    if entry.lfs is not None:
+        expected, digest = entry.lfs.sha256, hashlib.sha256()
+    else:
+        expected, digest = entry.blob_id, hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    if expected is None or sum_of(path, digest, progress) == expected:
+        return
+    for place in {path.resolve(), path}:
+        place.unlink(missing_ok=True)
+    said = f"SHA-{'1' if entry.lfs is None else '256'} {expected[:12]}…"
+    raise SourceError(
+        f"{model.name}: {path.name} arrived with other bytes than the Hub says it has ({said}): removed; try again"
+    )
 
 
 @contextmanager
@@ -246,16 +278,16 @@ def stored_revision(model: HubModel) -> Iterator[StoredModel]:
     if folder is None or NAME.fullmatch(model.name) is None:
         return
     names = present(folder)
-    ggufs = sorted(n for n in names if n.endswith(".gguf") and SHARD.fullmatch(n) is None)
+    models = ggufs(names)
     try:
         files = choose(model, [n for n in names if not n.endswith(".gguf")])
     except SourceError:
         files = []
     if files and is_whole(folder, files):
         yield StoredModel(model.name, folder, sum((folder / f).stat().st_size for f in files), "safetensors")
-    for file in ggufs:
-        name = model.name if len(ggufs) == 1 and not files else f"{model.name}:{file}"
-        yield StoredModel(name, folder / file, (folder / file).stat().st_size, "gguf")
+    for file in models:
+        name = model.name if len(models) == 1 and not files else f"{model.name}:{file}"
+        yield StoredModel(name, folder / file, sum((folder / part).stat().st_size for part in parts_of(file)), "gguf")
 
 
 def remove(model: HubModel) -> int:

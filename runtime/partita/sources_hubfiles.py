@@ -7,16 +7,16 @@ here when our note of its fetch lists files that all exist; without a note, when
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import SourceError
+from .bounded_files import INDEX, read_object, read_text
+from .errors import CheckpointError, SourceError
 from .sources_cache import cache_dir
-from .sources_wheel import wanted
+from .sources_wheel import is_first, parts_of, wanted
 
 PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 NAME = re.compile(
@@ -26,7 +26,6 @@ NAME = re.compile(
     re.ASCII,
 )
 COMMIT = re.compile(r"[0-9a-f]{40}")
-SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.(?P<kind>safetensors|gguf|bin)")
 PICKLED = re.compile(r"pytorch_model(-\d{5}-of-\d{5})?\.bin|pytorch_model\.bin\.index\.json")
 
 
@@ -98,24 +97,27 @@ def is_offline() -> bool:
 
 
 def choose(model: HubModel, names: Iterable[str]) -> list[str]:
-    """The files of a repository to fetch: one GGUF, or the parts of a safetensors folder. SourceError when unclear."""
+    """The files of a repository to fetch: of a GGUF model, or of a safetensors folder. SourceError when unclear."""
     names = sorted(names)
-    ggufs = [n for n in names if n.endswith(".gguf") and not n.rpartition("/")[2].startswith("mmproj")]
-    whole = [n for n in ggufs if SHARD.fullmatch(n) is None]
+    whole = ggufs(names)
     if model.file is not None:
-        if model.file in ggufs and model.file not in whole:
-            raise SourceError(f"{model.name} is split over several files, which is not supported: pick a whole one")
-        if model.file not in ggufs:
+        parts = list(parts_of(model.file))
+        lost = next((n for n in parts if n not in names), None)
+        if model.file in names and lost is not None:
+            raise SourceError(f"{model.name} is a part of a model that is not whole there: {lost} is missing")
+        if model.file in names and model.file != parts[0]:
+            raise SourceError(f"{model.name} is a part of a split model: give its first, {parts[0]}")
+        if model.file not in whole:
             held = listing(whole) if whole else "no GGUF file"
             raise SourceError(f"hf:{model.repository} has no file {model.file}; it holds {held}")
-        return [model.file]
+        return parts
     top = [n for n in names if "/" not in n and wanted(n)]
     weights = [n for n in top if n.endswith(".safetensors") and not n.startswith(("adapter", "consolidated"))]
     if "config.json" in top and weights:
         named = [n for n in weights if n.startswith("model")] or weights
         return [n for n in top if not n.endswith(".safetensors")] + named
     if len(whole) == 1:
-        return whole
+        return list(parts_of(whole[0]))
     bins = [n for n in names if PICKLED.fullmatch(n)] if "config.json" in top else []
     if bins and model.pickled:
         return top + bins
@@ -132,6 +134,12 @@ def choose(model: HubModel, names: Iterable[str]) -> list[str]:
     )
 
 
+def ggufs(names: Iterable[str]) -> list[str]:
+    """The GGUF models among a repository's files: whole files, and the first of each whole set of parts."""
+    held = {n for n in names if n.endswith(".gguf") and not n.rpartition("/")[2].startswith("mmproj")}
+    return sorted(n for n in held if is_first(n) and all(part in held for part in parts_of(n)))
+
+
 def listing(names: list[str]) -> str:
     """At most a dozen names for a message."""
     more = f" and {len(names) - 12} more" if len(names) > 12 else ""
@@ -140,21 +148,22 @@ def listing(names: list[str]) -> str:
 
 def is_whole(folder: Path, files: list[str]) -> bool:
     """Whether the chosen files of a snapshot, all present, can be a whole model: every shard, and a tokenizer."""
-    if files[0].endswith(".gguf") and len(files) == 1:
+    if files[0].endswith(".gguf"):
         return True
     if not {"tokenizer.json", "tokenizer.model"} & set(files):
         return False
-    needed: set[str] = set()
+    held = set(files)
+    for first in {next(parts_of(file)) for file in files}:
+        if not all(part in held for part in parts_of(first)):
+            return False
     for file in files:
-        if shard := SHARD.fullmatch(file):
-            count = int(shard["count"])
-            needed |= {f"{shard['stem']}-{i:05d}-of-{count:05d}.{shard['kind']}" for i in range(1, count + 1)}
-        elif file.endswith((".safetensors.index.json", ".bin.index.json")):
+        if file.endswith((".safetensors.index.json", ".bin.index.json")):
             try:
-                needed |= set(json.loads((folder / file).read_text(encoding="utf-8"))["weight_map"].values())
-            except (OSError, ValueError, KeyError, AttributeError, TypeError):
+                if not held.issuperset(read_object(folder / file, INDEX)["weight_map"].values()):
+                    return False
+            except (CheckpointError, KeyError, AttributeError, TypeError):
                 return False
-    return needed <= set(files)
+    return True
 
 
 # ---------------------------------------------------------------- what is here already
@@ -169,10 +178,10 @@ def find(model: HubModel) -> Path | None:
 def noted(model: HubModel) -> tuple[Path, list[str]] | None:
     """The snapshot's folder and the files in it that our note lists, when all of them are here."""
     try:
-        note = json.loads(model.note.read_text(encoding="utf-8"))
+        note = read_object(model.note)
         folder = model.storage / "snapshots" / str(note["commit"])
         files = [str(file) for file in note["files"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (CheckpointError, KeyError, TypeError):
         return None
     if not files or not all((folder / file).is_file() for file in files):
         return None
@@ -196,8 +205,8 @@ def snapshot_of(model: HubModel) -> Path | None:
     commit = model.revision
     if COMMIT.fullmatch(commit) is None:
         try:
-            commit = (model.storage / "refs" / model.revision).read_text(encoding="utf-8").strip()
-        except (OSError, ValueError):
+            commit = read_text(model.storage / "refs" / model.revision, 100).strip()
+        except CheckpointError:
             return None
     folder = model.storage / "snapshots" / commit
     return folder if COMMIT.fullmatch(commit) and folder.is_dir() else None
@@ -209,4 +218,4 @@ def present(folder: Path) -> list[str]:
 
 
 def located(folder: Path, files: list[str]) -> Path:
-    return folder / files[0] if len(files) == 1 and files[0].endswith(".gguf") else folder
+    return folder / files[0] if files[0].endswith(".gguf") else folder

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from .errors import SourceError
+from .bounded_files import read_object
+from .errors import CheckpointError, SourceError
 from .sources_cache import (
     Progress,
     StoredModel,
@@ -29,11 +30,12 @@ from .sources_cache import (
     locked,
     make_folder,
     no_room,
+    sum_of,
     sync_folder,
     told,
 )
 from .sources_pip import download
-from .sources_wheel import extract
+from .sources_wheel import extract, is_first
 
 NAME = re.compile(
     r"pypi:(?P<distribution>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)"
@@ -150,34 +152,24 @@ def verify(model: WheelModel, progress: Progress) -> bool:
     with told(progress, sum(entry["bytes"] for entry in files.values()), f"checking {model.requirement}"):
         for file, entry in files.items():
             expected = PINNED.get((model.distribution, model.version, file), entry["sha256"])
-            if sum_of(model.folder / file, progress) != expected:
+            if sum_of(model.folder / file, hashlib.sha256(), progress) != expected:
                 return False
     return True
-
-
-def sum_of(path: Path, progress: Progress) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-            progress.advance(len(block))
-    return digest.hexdigest()
 
 
 def read_receipt(folder: Path) -> dict[str, dict] | None:
     """{file: {"sha256", "bytes"}} when the receipt can be read and every file has its size, else None."""
     try:
-        files = json.loads((folder / RECEIPT).read_text(encoding="utf-8"))["files"]
+        files = read_object(folder / RECEIPT)["files"]
         whole = all((folder / file).stat().st_size == entry["bytes"] for file, entry in files.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (CheckpointError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return files if whole and files else None
 
 
 def pick(model: WheelModel, files: dict[str, dict]) -> Path:
     """The folder of a safetensors model, or one GGUF; SourceError where the name leaves several."""
-    ggufs = sorted(file for file in files if file.endswith(".gguf"))
+    ggufs = sorted(file for file in files if file.endswith(".gguf") and is_first(file))
     if model.file is not None:
         if model.file not in ggufs:
             held = ", ".join(ggufs) or "no GGUF file"
@@ -189,6 +181,8 @@ def pick(model: WheelModel, files: dict[str, dict]) -> Path:
         raise SourceError(
             f"pypi:{model.requirement} holds {', '.join(ggufs)}: pick one, as pypi:{model.requirement}:{ggufs[0]}"
         )
+    if not ggufs:
+        raise SourceError(f"{model.name}: {model.requirement} holds later parts of a split model and not its first")
     return model.folder / ggufs[0]
 
 

@@ -165,7 +165,7 @@ def test_no_such_model(mistake: Mistake, tmp_path: Path, command: str, name: str
 
 def test_a_file_that_is_no_model(mistake: Mistake, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
-    mistake(*ask("notes.txt"), words=["notes.txt is neither a folder nor a .gguf file"])
+    mistake(*ask("notes.txt"), words=["notes.txt is neither a folder nor a GGUF file"])
 
 
 def test_no_network(mistake: Mistake) -> None:
@@ -342,6 +342,7 @@ def test_an_unknown_kv(mistake: Mistake, model: Path, tmp_path: Path, command: s
         (["--device", "tpu"], ["no device 'tpu'", "--device"]),
         (["--backend", "torch", "--device", "tpu"], ["no device 'tpu'", "--device cpu"]),
         (["--backend", "mlx", "--device", "tpu"], ["no device 'tpu'", "--device cpu"]),
+        (["--backend", "torch", "--device", "mps"], ["no device 'mps'", "--backend mlx --device metal"]),
         (["--threads", "0"], ["--threads must be at least 1"]),
         (["--threads", "-2"], ["--threads must be at least 1"]),
         (["--colour", "red"], ["--colour", "partita chat --help"]),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import json
 import os
 import socket
@@ -91,7 +93,13 @@ def closed_port() -> int:
         return probe.getsockname()[1]
 
 
-def make_wheel(folder: Path, files: dict[str, bytes], version: str = "1.0", distribution: str = "demo_model") -> Path:
+def make_wheel(
+    folder: Path,
+    files: dict[str, bytes],
+    version: str = "1.0",
+    distribution: str = "demo_model",
+    record: str | None = None,
+) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     info = f"{distribution}-{version}.dist-info"
     path = folder / f"{distribution}-{version}-py3-none-any.whl"
@@ -101,7 +109,9 @@ def make_wheel(folder: Path, files: dict[str, bytes], version: str = "1.0", dist
         metadata = f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\nRequires-Python: <3\n"
         wheel.writestr(f"{info}/METADATA", metadata + "Requires-Dist: nothing-of-this-name\n")
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{info}/RECORD", "")
+        sums = {name: base64.urlsafe_b64encode(hashlib.sha256(body).digest()) for name, body in files.items()}
+        rows = [f"{name},sha256={value.decode().rstrip('=')},{len(files[name])}" for name, value in sums.items()]
+        wheel.writestr(f"{info}/RECORD", "\n".join(rows) if record is None else record)
     return path
 
 

@@ -42,7 +42,7 @@ def test_a_path_that_is_not_there_is_named(name):
 
 def test_other_files_empty_names_and_strange_names_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
-    refused(str(tmp_path / "notes.txt"), "neither a folder nor a .gguf file")
+    refused(str(tmp_path / "notes.txt"), "neither a folder nor a GGUF file")
     refused("", "empty name")
     refused("a\0b", "is not a model's name")
     refused("x" * 5000, "cannot be a path")

