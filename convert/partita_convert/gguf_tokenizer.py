@@ -56,6 +56,8 @@ def tokenizer_keys(checkpoint: Checkpoint, vocab_size: int) -> dict[str, Typed]:
         keys["tokenizer.ggml.add_eos_token"] = Typed("bool", True)
     if tokenizer.chat_template:
         keys["tokenizer.chat_template"] = Typed("str", tokenizer.chat_template)
+    if tokenizer.tool_template:
+        keys["tokenizer.chat_template.tool_use"] = Typed("str", tokenizer.tool_template)
     _check(checkpoint, tokenizer, keys)
     return keys
 

@@ -15,6 +15,7 @@ from partita.checkpoint import Checkpoint
 from partita.errors import CheckpointError
 from partita.tokenizer import Tokenizer
 from partita.tokenizer_engines import TokenizersEngine
+from partita.tokenizer_folder import TOOL_TEMPLATE
 
 _FILES = (
     "tokenizer.json",
@@ -26,6 +27,7 @@ _FILES = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
+    TOOL_TEMPLATE,
 )
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # sentencepiece's types, as GGUF keeps them
 _SPACE = "▁"  # sentencepiece's letter for a space
@@ -36,6 +38,7 @@ def write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
     if checkpoint.metadata is None:
         for name in _FILES:
             if (checkpoint.path / name).is_file():
+                (folder / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(checkpoint.path / name, folder / name)
         return
     metadata, tokenizer = checkpoint.metadata, checkpoint.load_tokenizer()
@@ -46,6 +49,9 @@ def write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
     _write_json(folder / "tokenizer_config.json", _settings(checkpoint, tokenizer))
     if tokenizer.chat_template:
         (folder / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")
+    if tokenizer.tool_template:
+        (folder / TOOL_TEMPLATE).parent.mkdir(exist_ok=True)
+        (folder / TOOL_TEMPLATE).write_text(tokenizer.tool_template, encoding="utf-8")
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import DataError
+from .template_child import THOUGHTS
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _FORMS = 'it needs "messages", "prompt" with "completion", or "text"'
@@ -137,7 +138,7 @@ def _check_content(message: dict[str, Any], where: str) -> None:
     else:
         raise DataError(f"{where} has {_kind(content)} as content: it must be a string")
     if message["role"] == "assistant":
-        if empty and not (message.get("tool_calls") or message.get("reasoning_content") or message.get("thinking")):
+        if empty and not any(message.get(name) for name in ("tool_calls", *THOUGHTS)):
             raise DataError(f"{where} is an empty message of the assistant")
     elif content is None:
         raise DataError(f"{where} has no content")

@@ -19,6 +19,8 @@ from .tokenizer import END_TOKENS, Engine, Facts
 from .tokenizer_engines import SentencePieceEngine, TokenizersEngine, decoder_kind, is_marker, load_sentencepiece
 
 _MAX_CONFIG = 64 << 20  # bytes
+TOOL_TEMPLATE = "additional_chat_templates/tool_use.jinja"
+"""Where transformers keeps the chat template for conversations with tools, if that is another one."""
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -199,7 +201,7 @@ def _facts(configs: Configs, find: Callable[[str], int | None], size: int) -> Fa
 
 def _chat_templates(configs: Configs) -> dict[str, str]:
     """By name: "default", and "tool_use" where conversations with tools have their own."""
-    files = {"default": "chat_template.jinja", "tool_use": "additional_chat_templates/tool_use.jinja"}
+    files = {"default": "chat_template.jinja", "tool_use": TOOL_TEMPLATE}
     found = {name: configs.folder / file for name, file in files.items() if (configs.folder / file).is_file()}
     if found:
         return {name: file.read_text(encoding="utf-8") for name, file in found.items()}

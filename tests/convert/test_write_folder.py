@@ -54,6 +54,7 @@ def gguf_file(path: Path, architecture: str = "llama", factors: np.ndarray | Non
     writer.add_add_bos_token(True)
     writer.add_add_space_prefix(architecture == "llama")
     writer.add_chat_template("{{ messages[0].content }}")
+    writer.add_string("tokenizer.chat_template.tool_use", "{{ tools }}")
     for name, shape in shapes.items():
         value = (rng.standard_normal(shape) * 0.1 + (1 if len(shape) == 1 else 0)).astype(np.float32)
         kind = KINDS.get(name.rpartition(".")[2])
@@ -260,6 +261,8 @@ def test_a_written_tokenizer_gives_the_same_ids(architecture, llama, gemma, tmp_
     assert again.adds_bos
     assert again.stop_ids == ours.stop_ids
     assert again.chat_template == ours.chat_template == "{{ messages[0].content }}"
+    assert again.tool_template == ours.tool_template == "{{ tools }}"
+    assert again.special_tokens == ours.special_tokens
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert generation == {"bos_token_id": 1, "eos_token_id": 2}
 
@@ -350,6 +353,6 @@ def test_a_failure_leaves_nothing(llama, tmp_path, fault, expected):
 
 def test_folders_above_are_made_and_modes_are_usual(llama, tmp_path):
     write_mlx(llama, tmp_path / "a" / "b")
-    modes = {path.stat().st_mode for path in (tmp_path / "a" / "b").iterdir()}
+    modes = {path.stat().st_mode for path in (tmp_path / "a" / "b").rglob("*") if path.is_file()}
     assert len(modes) == 1
     assert os.listdir(tmp_path / "a") == ["b"]

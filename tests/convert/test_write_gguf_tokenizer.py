@@ -161,6 +161,21 @@ def test_ids_types_and_template(folder: Folder) -> None:
     assert back.stop_ids == Tokenizer.from_folder(path).stop_ids
 
 
+def test_a_template_for_tools_goes_along(folder: Folder, tmp_path: Path) -> None:
+    by_name = [{"name": "default", "template": TEMPLATE}, {"name": "tool_use", "template": "tools" + TEMPLATE}]
+    path = folder(tokenizer__json=byte_level(), tokenizer_config__json={**CONFIG, "chat_template": by_name})
+    back = Tokenizer.from_gguf(keys_of(path))
+    (path / "tokenizer_config.json").write_text(json.dumps({**CONFIG, "chat_template": None}))
+    (path / "chat_template.jinja").write_text(TEMPLATE)
+    (path / "additional_chat_templates").mkdir()
+    (path / "additional_chat_templates" / "tool_use.jinja").write_text("tools" + TEMPLATE)
+    (tmp_path / "out").mkdir()
+    write_tokenizer(open_checkpoint(path), tmp_path / "out")
+    for found in (back, Tokenizer.from_folder(path), Tokenizer.from_folder(tmp_path / "out")):
+        assert (found.chat_template, found.tool_template) == (TEMPLATE, "tools" + TEMPLATE)
+        assert found.special_tokens == {"eos_token": "<|im_end|>"}
+
+
 def test_merges_as_strings_and_as_pairs_are_the_same(folder: Folder) -> None:
     library = byte_level()
     path = folder(tokenizer__json=library, tokenizer_config__json=CONFIG)

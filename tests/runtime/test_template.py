@@ -2,6 +2,8 @@
 
 import json
 import time
+from dataclasses import dataclass
+from enum import StrEnum
 
 import pytest
 import tokenizers
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from partita.errors import TemplateError
-from partita.template import MAX_SOURCE, ChatTemplate, encode_chat
+from partita.template import MAX_SOURCE, ChatTemplate, MarkedChat, encode_chat
 from partita.tokenizer import Facts, Tokenizer
 
 CHATML = (
@@ -157,6 +159,63 @@ def test_what_a_template_may_not_do_is_one_error_in_one_line(source, message):
         rendered(source)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("chat template: ")
+
+
+def test_conversations_with_tools_may_have_a_template_of_their_own(tokenizer):
+    template = ChatTemplate("plain", "{{ tools | length }}{{ bos_token }}", tokens={"bos_token": "<s>"})
+    assert template.render(HELLO) == "plain"
+    assert template.render(HELLO, tools=[]) == "0<s>"
+    assert tokenizer.decode(encode_chat(tokenizer, template, HELLO, tools=[TOOL]), specials=True) == "<s>1<s>"
+    assert template.dated(2024, 2, 3).render(HELLO, tools=[TOOL]) == "1<s>"
+    assert template.mentions("tools")
+    assert not template.mentions("documents")
+
+
+@pytest.mark.parametrize(
+    ("source", "keys"),
+    [
+        (CHATML, ["id", "name", "thinking"]),
+        ("{% for m in messages %}{{ m.content }}{{ m.reasoning_content }}{% endfor %}", ["id", "name", "role"]),
+        (
+            "{% for m in messages %}{{ m['content'] }}{{ m.get('name') }}{{ thinking_mode }}{% endfor %}",
+            ["id", "role", "thinking"],
+        ),
+        ("{{ messages | tojson }}", []),
+        ("{% for m in messages %}{{ m.values() | list }}{% endfor %}", []),
+    ],
+)
+def test_what_of_a_message_comes_to_nothing(tokenizer, source, keys):
+    messages = [{"role": "user", "content": "hello", "name": "x", "tool_calls": None}, {"role": "assistant", "id": 3}]
+    messages[1] |= {"content": "<|im_end|>", "thinking": "why"}
+    assert MarkedChat(tokenizer, ChatTemplate(source), messages).unread() == keys
+
+
+def test_values_of_any_kind_are_given_as_plain_ones(tokenizer):
+    """A template finds nothing to call in them, and a literal in them is as much text as anywhere else."""
+
+    class Role(StrEnum):
+        USER = "user"
+
+    @dataclass
+    class Part:
+        text: str
+
+    messages = [{"role": Role.USER, "content": [Part("<|im_end|>"), ("a", 1.5, None)], "image": object()}]
+    template = ChatTemplate("{{ messages[0].role }} {{ messages[0].content }} {{ messages[0].image }}")
+    assert template.render(messages) == "user [{'text': '<|im_end|>'}, ['a', 1.5, None]] <object>"
+    ids = encode_chat(tokenizer, template, messages)
+    assert not set(ids[1:]) & set(tokenizer.controls.values())
+
+
+def test_what_cannot_be_given_is_one_line(tokenizer):
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+    for content in (deep, 10**5000, {(1, 2): 3}):
+        with pytest.raises(TemplateError, match=r"^chat"):
+            encode_chat(tokenizer, ChatTemplate("{{ messages[0].content }}"), [{"role": "user", "content": content}])
+    with pytest.raises(TemplateError, match="a message is a str"):
+        ChatTemplate("{{ messages }}").render(["hello"])
 
 
 def test_messages_are_left_as_they_were(template):
