@@ -14,8 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +28,7 @@ from .cache import Cache, Snapshot
 from .cache_spec import CacheSpec, LayerSpec
 from .errors import CheckpointError, ContextError, DataError
 from .safetensors_files import MAX_HEADER_BYTES, SafetensorsSet, read_header, read_metadata
+from .whole import whole_file
 
 FORMAT = 1
 _KEY = "partita_session"
@@ -62,7 +61,7 @@ class Saved:
 def save(
     path: Path, cache: Cache, tokens: Sequence[int], identity: Identity, extra: Mapping[str, Any] | None = None
 ) -> None:
-    """Write a cache of one row and its tokens: a file beside `path`, fsync, rename.
+    """Write a cache of one row and its tokens, for one writer at a time.
 
     extra: JSON values for the caller's own use. Raises DataError where the file cannot be written (what stood there is
     then still there), ContextError when the tokens are not what the cache holds.
@@ -264,22 +263,10 @@ def _preamble(header: Mapping[str, Any], places: Sequence[Place]) -> bytes:
 
 
 def _write(path: Path, preamble: bytes, arrays: Sequence[np.ndarray]) -> None:
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as out:
-            temporary = Path(out.name)
-            out.write(preamble)
-            for array in arrays:
-                out.write(_bytes(array))
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror}: choose another place") from None
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+    with whole_file(path, private=True) as partial, partial.open("wb") as out:
+        out.write(preamble)
+        for array in arrays:
+            out.write(_bytes(array))
 
 
 def _header(metadata: Mapping[str, str], name: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from .cache_spec import DEFAULT_CHUNK, CacheSpec
 from .checkpoint import open_checkpoint
 from .config import ModelConfig
 from .decode import Generated, generate
-from .errors import DataError
+from .errors import CheckpointError, DataError
 from .kv_format import KVFormat
 from .kv_quality import kv_warning
 from .loading import load_decoder, weight_bytes
@@ -210,6 +210,8 @@ class Session:
         is then as it was.
         """
         saved = cache_file.load(Path(path), self.cache, self._identity)
+        if any(token >= self.model.config.vocab_size for token in saved.tokens):
+            raise CheckpointError(f"{Path(path).name}: it has tokens that the model lacks; the file is damaged")
         self.cache.restore(saved.snapshot)
         self.tokens = saved.tokens
         return saved.extra

@@ -1,17 +1,20 @@
 """Folders and files that replace what was there, whole or not at all: written beside their place, flushed, renamed.
 
-For one writer at a time, who owns the place; `partita_convert.atomic` is for places that must be new. Invariant: after
-a crash the old one is there, or the new one, or for a folder in one short moment neither but never a part; what killed
-writers left goes with the next write.
+For one writer at a time, who owns the place (`alone` sees to it); `partita_convert.atomic` is for places that must be
+new. Invariants: after a crash the old one is there, or the new one, or for a folder in one short moment neither but
+never a part; what killed writers left goes with the next write; where a link stands it stays, and what it leads to is
+replaced.
 """
 
 from __future__ import annotations
 
+import errno
+import glob
 import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ import numpy as np
 from .errors import DataError
 
 _MARK = ".partial-"
+_NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP})  # what such a file system says
 
 
 @contextmanager
@@ -29,36 +33,89 @@ def whole_folder(target: Path) -> Iterator[Path]:
         yield partial
         for path in (*partial.rglob("*"), partial):
             flush(path)
-        if target.exists():
-            shutil.rmtree(target)
-        os.rename(partial, target)
+        place = _resolved(target)
+        if place.exists():
+            shutil.rmtree(place)
+        os.rename(partial, place)
 
 
 @contextmanager
-def whole_file(target: Path) -> Iterator[Path]:
-    """The same for a file, which the block must make."""
-    with _beside(target) as partial:
+def whole_file(target: Path, *, private: bool = False) -> Iterator[Path]:
+    """The same for a file, which the block must make. private: it is there, empty and its owner's alone, in a folder
+    that must be there; else the folder is made."""
+    with _beside(target, make=not private) as partial:
+        if private:
+            partial.touch(0o600, exist_ok=False)
         yield partial
         flush(partial)
-        os.replace(partial, target)
+        os.replace(partial, _resolved(target))
 
 
 @contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    partial = target.parent / f".{target.name}{_MARK}{uuid.uuid4().hex[:8]}"
+def _beside(target: Path, make: bool = True) -> Iterator[Path]:
+    partial = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        place = _resolved(target)
+        partial = place.parent / f".{place.name}{_MARK}{uuid.uuid4().hex[:8]}"
+        if make:
+            place.parent.mkdir(parents=True, exist_ok=True)
         yield partial
-        flush(target.parent)
+        flush(place.parent)
     except OSError as error:
         raise DataError(f"{target} cannot be written: {error.strerror or error}") from error
     finally:
-        remove(partial)
+        if partial is not None:
+            remove(partial)
+
+
+@contextmanager
+def alone(place: Path, refusal: str) -> Iterator[None]:
+    """Be the only one in such a block for `place`, a file or a folder that is there; DataError(refusal) for any other.
+
+    What holds a place ends with its process, however it ends. Where a file system has no locks, nobody is refused.
+    """
+    from filelock import FileLock, Timeout
+
+    file = _lock_of(place)
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise DataError(refusal) from None
+    except NotImplementedError:
+        pass
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise DataError(f"{place} cannot be written: {error.strerror or error}: choose another place") from error
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            with suppress(OSError):  # before it is let go: who has opened it meanwhile sees that it is not the one
+                file.unlink()
+            lock.release()
+
+
+def _lock_of(place: Path) -> Path:
+    """In a folder; beside a file, which is another one after each write. The same by whatever link it is reached."""
+    place = _resolved(place)
+    return place / ".lock" if place.is_dir() else place.parent / f".{place.name}.lock"
+
+
+def _resolved(path: Path) -> Path:
+    return Path(os.path.realpath(path))
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed writers left in `folder`, nobody writing there now."""
     for path in folder.glob(f".*{_MARK}*"):
+        remove(path)
+
+
+def remove_leftovers_of(file: Path) -> None:
+    """Remove what killed writers of one file left, nobody writing it now."""
+    file = _resolved(file)
+    for path in file.parent.glob(f".{glob.escape(file.name)}{_MARK}*"):
         remove(path)
 
 

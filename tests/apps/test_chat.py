@@ -136,7 +136,7 @@ def test_where_the_prompt_comes_from(ask):
         (["-p", "x", "--threads", "0"], "", "--threads must be"),
         (["-p", "x", "--raw", "--session", "talk.st"], "", "--raw has none"),
         (["-p", "x", "--session", "no/where.st"], "", "no folder no"),
-        (["-p", "x", "--session", "."], "", "Is a directory"),
+        (["-p", "x", "--session", "."], "", "is a folder"),
         (["-p", "x", "--draft", "tiny", "--lookup"], "", "--draft and --lookup exclude each other"),
         (["-p", "x", "--draft", "./nowhere.gguf"], "", "nowhere.gguf"),
         (["-p", "x", "--backend", "abacus"], "", "unknown backend"),
@@ -350,7 +350,7 @@ def test_saving_is_whole_or_not_at_all(tmp_path, monkeypatch):
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(saved.os, "fsync", full)
+    monkeypatch.setattr("partita.whole.os.fsync", full)
     with pytest.raises(DataError, match="No space left"):
         saved.save(saved.Saved("m", Settings(), []), path)
     assert [file.name for file in tmp_path.iterdir()] == ["conversation.json"]

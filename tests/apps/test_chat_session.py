@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import partita
 from partita.errors import CheckpointError, DataError
 from partita.speculative import ModelDraft, PromptLookup
-from partita_apps.chat import kept
+from partita_apps.chat import kept, saved
 from partita_apps.chat.settings import Settings
 from partita_apps.chat.show import last_turn
 from partita_apps.chat.talk import CacheOptions, Talk
@@ -262,3 +263,90 @@ def test_one_reply_alone_copies_no_cache_for_others(tiny_model, once):
     talk = Talk(model, Settings.of({"max_tokens": 2}), CacheOptions(), once=once)
     list(talk.reply("the fox " * 40))
     assert (len(model.prefixes) == 0) is once
+
+
+# One writer, links, leftovers
+
+
+def test_a_file_that_another_chat_has_is_refused_and_left_alone(run, tmp_path):
+    run("--session", "talk.st", "-n", 2, "-p", "the fox")
+    before = (tmp_path / "talk.st").read_bytes()
+    (tmp_path / "link").symlink_to("talk.st")
+    with saved.held(tmp_path / "talk.st"):
+        for file in ("talk.st", "link"):
+            result = run("--session", file, "-n", 2, "-p", "the fox")
+            assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+            assert "in use by a running chat" in result.stderr
+        with pytest.raises(DataError, match="in use"):
+            saved.save(saved.Saved("m", Settings(), []), tmp_path / "talk.st")
+    assert (tmp_path / "talk.st").read_bytes() == before
+    assert run("--session", "talk.st", "-n", 2, "-p", "the fox").returncode == 0
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["link", "talk.st"]
+
+
+def test_a_killed_chat_holds_nothing_and_what_it_left_goes(run, tmp_path):
+    program = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from partita.whole import whole_file\n"
+        "from partita_apps.chat.saved import held\n"
+        "with held(Path('talk.st')), whole_file(Path('talk.st'), private=True):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=False)
+    (tmp_path / ".other.partial-12345678").touch()
+    assert len(list(tmp_path.iterdir())) == 3  # a lock, half a file, and what is not ours
+    assert run("--session", "talk.st", "-n", 2, "-p", "the fox").returncode == 0
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".other.partial-12345678", "talk.st"]
+
+
+def test_a_link_stays_and_what_it_leads_to_is_written(run, tmp_path):
+    (tmp_path / "vault").mkdir()
+    for link, target in (("talk.st", "vault/one"), ("second", "talk.st")):
+        (tmp_path / link).symlink_to(target)
+    for file in ("talk.st", "second"):
+        assert run("--session", file, "-n", 2, "-p", f"through {file}").returncode == 0
+    assert (tmp_path / "second").is_symlink()
+    assert (tmp_path / "talk.st").is_symlink()
+    (real,) = (tmp_path / "vault").iterdir()
+    found = kept.find(real)
+    assert found is not None
+    assert [message["content"] for message in found.messages[::2]] == ["through talk.st", "through second"]
+    assert real.stat().st_mode & 0o777 == 0o600
+    saved.save(saved.Saved("m", Settings(), []), tmp_path / "talk.st")
+    assert (tmp_path / "talk.st").is_symlink()
+    assert saved.load(real) == saved.Saved("m", Settings(), [])
+
+
+@pytest.mark.parametrize("token", [5000, 10**30])
+def test_ids_that_the_model_lacks_are_a_damaged_conversation(tiny, tmp_path, token):
+    path, talk = tmp_path / "talk.st", talk_with(tiny)
+    list(talk.reply("the fox"))
+    talk.replies = [[token]]
+    kept.Keeper(talk, path).save()
+    again = talk_with(tiny)
+    with pytest.raises(CheckpointError, match="its conversation is damaged"):
+        kept.Keeper(again, path).resume(kept.find(path) or pytest.fail("no conversation"))
+    assert again.session.tokens == again.messages == []
+    talk.replies, talk.session.tokens[-1] = [[1]], token % 2**31 + 1000
+    kept.Keeper(talk, path).save()
+    with pytest.raises(CheckpointError, match="the model lacks"):
+        kept.Keeper(again, path).resume(kept.find(path) or pytest.fail("no conversation"))
+    assert again.session.tokens == again.messages == []
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_ends_a_reply_and_the_conversation_is_kept(tiny_model, tmp_path, name):
+    line = [PARTITA, "chat", str(tiny_model), "--backend", "numpy", "--session", "talk.st", "-n", "1000000", "-p", "on"]
+    with subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        said = child.stdout.read(50)
+        number = signal.Signals[name]
+        child.send_signal(number)
+        rest, error = child.communicate(timeout=30)
+    assert (child.returncode, error) == (128 + number, b"")
+    found = kept.find(tmp_path / "talk.st")
+    assert found is not None
+    assert found.messages[0]["content"] == "on"
+    assert found.messages[1]["content"].startswith((said + rest).decode(errors="replace")[:20])
+    assert [file.name for file in tmp_path.iterdir()] == ["talk.st"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ CACHE_OPTIONS = ("context", "sinks", "kv")
     metavar="NAME=VALUE",
     help="Tell the chat template more, as JSON or text: enable_thinking=false, reasoning_effort=high.",
 )
+@click.option("--thoughts", default=None, metavar="HOW", help="On a terminal: show, fold or hide.  [default: show]")
 @click.option("--trace", is_flag=True, help="A row for every token: probability, what else could have come, the cache.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output; needs one prompt.")
 @click.option(
@@ -59,18 +61,22 @@ def chat(model: str | None, prompt: str | None, raw: bool, trace: bool, as_json:
     text = given_prompt(prompt, as_json)
     if text is not None and not text.strip():
         raise DataError("the prompt is empty: give some text")
-    talk, keeper = begin(model, raw, text is not None, options)
-    try:
-        if text is not None:
-            from .once import answer
+    from .saved import held
 
-            answer(talk, text, trace=trace, as_json=as_json)
-        else:
-            from .interactive import converse
+    file = options["session"]
+    with nullcontext() if file is None else held(file):
+        talk, keeper = begin(model, raw, text is not None, options)
+        try:
+            if text is not None:
+                from .once import answer
 
-            converse(talk, keeper, trace=trace)
-    finally:  # whatever ended it, Ctrl-C too
-        keeper.save()
+                answer(talk, text, trace=trace, as_json=as_json)
+            else:
+                from .interactive import converse
+
+                converse(talk, keeper, trace=trace)
+        finally:  # whatever ended it, Ctrl-C and signals too
+            keeper.save()
 
 
 def given_prompt(prompt: str | None, as_json: bool) -> str | None:

@@ -1,8 +1,9 @@
 """The file of `--session`: a conversation with its keys and values, which another run goes on with and does not reread.
 
-The runtime writes the file and judges whether it suits this model and cache; here is only what the chat puts beside
-the tokens: messages, the system prompt they were given under, and the ids of the answers. Options of a reply
-(temperature, length, ...) are each run's own and are not kept.
+The runtime writes the file and judges whether it suits this model and cache; `saved.held` keeps other chats from it
+while this one goes on, as the last writer would win. Here is only what the chat puts beside the tokens: messages, the
+system prompt they were given under, and the ids of the answers. Options of a reply (temperature, length, ...) are each
+run's own and are not kept.
 """
 
 from __future__ import annotations
@@ -32,11 +33,9 @@ class Conversation:
 def find(path: Path) -> Conversation | None:
     """What was said in the conversation of a file; None where there is no file yet.
 
-    Raises CheckpointError for a file that is no saved conversation, DataError where none can be put.
+    Raises CheckpointError for a file that is no saved conversation.
     """
     if not path.exists():
-        if not path.parent.is_dir():
-            raise DataError(f"{path} cannot be written: there is no folder {path.parent}: choose another place")
         return None
     extra = read_extra(path)[1].get(_KEY)
     if extra is None:
@@ -44,11 +43,15 @@ def find(path: Path) -> Conversation | None:
     try:
         messages, replies, system = checked(extra["messages"]), extra["replies"], extra["system"]
     except (KeyError, TypeError, DataError):
-        raise CheckpointError(f"{path.name}: its conversation is damaged; begin another file") from None
+        raise damaged(path) from None
     whole = isinstance(replies, list) and len(replies) * 2 == len(messages) and all(map(_ids, replies))
     if not whole or not isinstance(system, str | None):
-        raise CheckpointError(f"{path.name}: its conversation is damaged; begin another file")
+        raise damaged(path)
     return Conversation(messages, replies, system)
+
+
+def damaged(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path.name}: its conversation is damaged; begin another file")
 
 
 def _ids(reply: Any) -> bool:
@@ -65,9 +68,13 @@ class Keeper:
     def resume(self, found: Conversation) -> None:
         """Go on from the file, which `found` was read from.
 
-        Raises ContextError where it was saved for another model or cache; talk and file are then as they were.
+        Raises ContextError where it was saved for another model or cache, CheckpointError where its tokens are none of
+        this model's; talk and file are then as they were.
         """
         if self._path is not None:
+            known = self._talk.model.config.vocab_size
+            if any(token >= known for reply in found.replies if reply is not None for token in reply):
+                raise damaged(self._path)
             self._talk.session.restore(self._path)
             self._talk.resume(found.messages, found.replies, found.system)
             self._kept = self._now()

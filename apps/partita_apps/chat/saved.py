@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from partita.errors import DataError
+from partita.printable import json_text
+from partita.whole import alone, remove_leftovers_of, whole_file
 
 from .settings import Settings
 
@@ -29,27 +32,27 @@ class Saved:
 
 
 def save(saved: Saved, path: Path) -> None:
-    """Write, fsync, rename. Raises DataError where that cannot be done; what stood there is then still there."""
+    """Raises DataError where that cannot be done; what stood there is then still there."""
     document = {
         _KEY: VERSION,
         "model": saved.model,
         "settings": saved.settings.document(),
         "messages": saved.messages,
     }
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", errors="replace", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as out:
-            temporary = Path(out.name)
-            json.dump(document, out, ensure_ascii=False, indent=1)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise DataError(f"{path} cannot be written: {error.strerror}: choose another place") from None
+    with held(path), whole_file(path, private=True) as partial:
+        partial.write_text(json_text(document, indent=1), encoding="utf-8")
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """A file that nobody else writes meanwhile, without what killed chats left. DataError where it is in use, or where
+    no file can be put."""
+    folder = Path(os.path.realpath(path)).parent if path.is_symlink() else path.parent
+    if not folder.is_dir():
+        raise DataError(f"{path} cannot be written: there is no folder {folder}: choose another place")
+    with alone(path, f"{path} is in use by a running chat: leave that one first, or name another file"):
+        remove_leftovers_of(path)
+        yield
 
 
 def load(path: Path) -> Saved:
@@ -75,10 +78,27 @@ def load(path: Path) -> Saved:
 
 def checked(found: Any) -> list[dict[str, Any]]:
     """Messages as they were read from a file. Raises DataError, KeyError or TypeError for what is no conversation."""
-    messages = [{"role": message["role"], "content": message["content"]} for message in found]
+    messages = [_message(message) for message in found]
     for i, message in enumerate(messages):
         if message["role"] != _ROLES[i % 2] or not isinstance(message["content"], str):
             raise DataError(f"message {i + 1} is not a text of the {_ROLES[i % 2]}")
     if len(messages) % 2:
         raise DataError("the last message has no answer")
     return messages
+
+
+def _message(found: Any) -> dict[str, Any]:
+    """One message, with what was thought and called where there is any."""
+    message = {"role": found["role"], "content": found["content"]}
+    if isinstance(thought := found.get("reasoning_content"), str):
+        message["reasoning_content"] = thought
+    if found.get("tool_calls"):
+        message["tool_calls"] = [_call(call) for call in found["tool_calls"]]
+    return message
+
+
+def _call(found: Any) -> dict[str, Any]:
+    function = {"name": found["function"]["name"], "arguments": found["function"]["arguments"]}
+    if not isinstance(function["name"], str) or not isinstance(function["arguments"], dict):
+        raise DataError("a tool call has no name or no arguments")
+    return {"id": str(found["id"]), "type": "function", "function": function}
