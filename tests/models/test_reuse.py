@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from partita.errors import ContextError
 from partita.decode import prefill
+from partita.errors import ContextError
 from partita.language_model import LanguageModel, Session
 from partita.prefix_cache import PrefixCache
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 import partita
 import partita_backends
 from partita.config import LayerConfig
-from partita.errors import ContextError, DataError
 from partita.decode import Generated
+from partita.errors import ContextError, DataError
 from partita.language_model import LanguageModel, Piece
 from partita.sampling import Sampling
 from partita.speculative import Acceptance, Drafter, ModelDraft, PromptLookup, drafter
