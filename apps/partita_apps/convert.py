@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from partita.errors import DataError, PartitaError
+from partita.paths import own
 from partita.printable import printable
 
 from .completion import models
 from .evaluate import read_text
 from .options import tell
+from .paths import OwnPath
 from .terminal import console, say
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ LETTERS = 100_000  # of a text: more than the tokens that are used
 
 @click.command()
 @click.argument("source", shell_complete=models)
-@click.argument("dest", type=click.Path(path_type=Path))
+@click.argument("dest", type=OwnPath())
 @click.option(
     "--to",
     default=None,
@@ -64,7 +66,7 @@ LETTERS = 100_000  # of a text: more than the tokens that are used
 @click.option(
     "--check",
     "check_text",
-    type=click.Path(path_type=Path),
+    type=OwnPath(),
     default=None,
     metavar="TEXTFILE",
     help=f"Perplexity of source and result, and KL between them, on up to {CHECK_TOKENS} tokens.",
@@ -101,9 +103,9 @@ def convert(
     from partita_convert.planning import Request, check_options
 
     form = to if to is not None else "gguf" if dest.suffix.lower() == ".gguf" else "mlx"
-    if is_adapter(Path(source)):
+    if is_adapter(own(source)):
         asked = quantize, dtype, adapter, check_text, calibration, exact or None
-        translate(Path(source), dest, form, any(option is not None for option in asked), as_json)
+        translate(own(source), dest, form, any(option is not None for option in asked), as_json)
         return
     text = None if check_text is None else read_text(check_text)[:LETTERS]
     request = Request(
@@ -165,7 +167,7 @@ def weighing(request: Request, calibration: str | None) -> str | None:
         raise DataError("--calibration: nothing is quantized here that a text would help; leave it out")
     if calibration == "none" and request.runs_the_model:
         raise DataError(f"--calibration none: --quantize {request.quantize} measures on a text; leave it out")
-    return None if calibration in (None, "none") else read_text(Path(calibration))[:LETTERS]
+    return None if calibration in (None, "none") else read_text(own(calibration))[:LETTERS]
 
 
 def written(

@@ -13,12 +13,13 @@ from partita.errors import DataError, MemoryBudgetError
 
 from .completion import models
 from .options import adapter_option, cache_options, load_model, model_options, tell
+from .paths import OwnPath
 from .terminal import console
 
 
 @click.command("eval")
 @click.argument("model", shell_complete=models)
-@click.argument("textfile", type=click.Path(path_type=Path))
+@click.argument("textfile", type=OwnPath())
 @click.option("--max-tokens", type=int, default=None, help="Use the first N tokens of the text only.")
 @click.option("--segment", type=int, default=2048, show_default=True, help="Tokens a segment of the report covers.")
 @click.option(

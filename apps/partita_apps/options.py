@@ -5,6 +5,7 @@ Nothing here imports the runtime's heavy modules before a model is loaded.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -261,8 +262,7 @@ def _last_part(name: str | None) -> str | None:
     """Of a model's name or path; None for one that says nothing."""
     if not name:
         return None
-    path = Path(name)
-    last = path.resolve().name if path.exists() else re.split(r"[/\\:]", name.rstrip("/\\"))[-1]
+    last = Path(name).resolve().name if os.path.exists(name) else re.split(r"[/\\:]", name.rstrip("/\\"))[-1]
     last = last.split("==")[0].removesuffix(".gguf")
     return None if re.fullmatch(r"[0-9a-f]{40}|", last) else last  # a folder of the Hub's cache
 

@@ -25,6 +25,8 @@ from .brief import Brief
 from .checkpoint import Checkpoint
 from .derived import Derived
 from .errors import CheckpointError, UnsupportedModel
+from .names import HEAD, Index, text_name
+from .paths import own
 from .quantization import Packed, dequantize
 from .safetensors_files import SafetensorsSet, open_file
 
@@ -111,7 +113,7 @@ def open_adapter(folder: Path | str) -> Adapter:
     CheckpointError: files that are missing, damaged or do not go together. UnsupportedModel: a kind of adapter, or a
     setting of one, that is not implemented.
     """
-    folder = Path(folder)
+    folder = own(folder)
     settings = find(folder, CONFIG)
     if settings is None:
         raise CheckpointError(f"{folder}: there is no {CONFIG}; give the folder of a PEFT or mlx-lm adapter")
@@ -286,7 +288,7 @@ def fused(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
     a module or a shape that the base does not have. UnsupportedModel: a change that the base's tied embedding cannot
     express.
     """
-    present = frozenset(checkpoint.names())
+    present = Index(checkpoint.names())
     changes = {resolved(name, present, adapter): change for name, change in adapter.changes.items()}
     replaced = {resolved(name, present, adapter): value for name, value in adapter.replaced.items()}
     for name, shape in [(n, c.shape) for n, c in changes.items()] + [(n, v.shape) for n, v in replaced.items()]:
@@ -300,11 +302,10 @@ def fused(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
     return _Fused.of(checkpoint, changes=changes, replaced=replaced)
 
 
-def resolved(name: str, present: frozenset[str], adapter: Adapter) -> str:
-    """The base's name of a weight that an adapter names: they may stand one level apart."""
-    for candidate in (name, f"model.{name}", name.removeprefix("model."), f"language_model.{name}"):
-        if candidate in present:
-            return candidate
+def resolved(name: str, present: Index, adapter: Adapter) -> str:
+    """The base's name of a weight that an adapter names, which other libraries may have put elsewhere in the model."""
+    if (found := present.find(name)) is not None:
+        return found
     raise CheckpointError(
         f"{adapter.path.name}: the adapter changes {name}, which the model does not have; it was made for "
         f"{adapter.base_model or 'another model'}"
@@ -314,7 +315,7 @@ def resolved(name: str, present: frozenset[str], adapter: Adapter) -> str:
 def _check_tied(names: Iterable[str], adapter: Adapter) -> None:
     """The head is the embedding. mlx-lm changes both at once, as fusing does; PEFT changes one of the two."""
     for name in names:
-        if name == "lm_head.weight" or (adapter.kind == "peft" and name.split(".")[-2] in EMBEDDINGS):
+        if text_name(name) == HEAD or (adapter.kind == "peft" and name.split(".")[-2] in EMBEDDINGS):
             raise UnsupportedModel(
                 f"{adapter.path.name}: the adapter changes {name} alone, which this model shares between embedding and "
                 "head"

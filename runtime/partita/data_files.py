@@ -19,6 +19,7 @@ from typing import Any
 from . import data_hub
 from .data_records import Record, parse, parse_line
 from .errors import DataError
+from .paths import own
 from .sources_cache import Progress, Silent
 
 SUFFIXES = (".jsonl", ".txt", ".parquet")
@@ -45,9 +46,9 @@ def find(source: str | Path, *, progress: Progress | None = None, offline: bool 
         fetched = data_hub.fetch(str(source), progress or Silent(), offline=offline)
         return DataFiles(**{split: tuple(paths) for split, paths in fetched.items()})
     try:
-        path = Path(source).expanduser()
+        path = own(source)
         is_folder, is_file = path.is_dir(), path.is_file()
-    except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, ~somebody who is not here
+    except (OSError, ValueError) as error:  # too long
         raise DataError(f"{str(source)[:200]!r} cannot be a path ({error}): {_HINT}") from error
     if is_folder:
         return _folder(path)

@@ -21,6 +21,7 @@ from pathlib import Path
 from . import sources_hub, sources_hubfiles, sources_pypi
 from .bounded_files import begins_with
 from .errors import SourceError
+from .paths import own
 from .sources_cache import Progress, Silent, StoredModel, cache_dir
 from .sources_hubfiles import HubModel
 from .sources_pypi import WheelModel
@@ -122,11 +123,11 @@ def own_path(name: str) -> Path:
     if not name.strip():
         raise SourceError(f"an empty name is no model: leave it out for the default one; {hint}")
     try:
-        path = Path(name).expanduser()
+        path = own(name)
         if path.is_dir() or (path.is_file() and (path.suffix == ".gguf" or begins_with(path, GGUF))):
             return path
         exists = os.path.lexists(path)
-    except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, ~somebody who is not here
+    except (OSError, ValueError) as error:  # too long
         raise SourceError(f"{name[:200]!r} cannot be a path ({error}); {hint}") from error
     if exists:
         raise SourceError(f"{name} is neither a folder nor a GGUF file: give the model's folder; {hint}")

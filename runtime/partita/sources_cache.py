@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from .errors import SourceError
+from .paths import own
 
 CACHE_VARIABLE = "PARTITA_CACHE"
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -75,7 +76,7 @@ def cache_dir() -> Path:
     """$PARTITA_CACHE, else the platform's cache folder for this user. Not created here."""
     given = os.environ.get(CACHE_VARIABLE)
     if given:
-        return Path(given).expanduser().absolute()
+        return own(given).absolute()
     from platformdirs import user_cache_path
 
     return user_cache_path("partita")

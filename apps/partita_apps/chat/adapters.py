@@ -6,11 +6,11 @@ A model with an adapter shares its weights with the model without, so all of the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from partita.adapters import Adapter, open_adapter
 from partita.errors import DataError
 from partita.language_model import LanguageModel
+from partita.paths import own
 
 NONE = "none"
 
@@ -46,7 +46,7 @@ class Adapters:
 def read(folders: Sequence[str]) -> dict[str, Adapter]:
     """Adapters by the names of their folders; where two are called alike, by their paths. Errors as `open_adapter`."""
     paths = list(dict.fromkeys(folders))
-    last = [Path(path).resolve().name for path in paths]
+    last = [own(path).resolve().name for path in paths]
     names = [
         short if last.count(short) == 1 and short != NONE else path for path, short in zip(paths, last, strict=True)
     ]

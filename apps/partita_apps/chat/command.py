@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +12,7 @@ from partita.errors import DataError
 
 from ..completion import models
 from ..options import adapter_options, chat_cache_options, load_model, model_options, other_base, sampling_options, tell
+from ..paths import OwnPath
 
 if TYPE_CHECKING:
     from partita.language_model import LanguageModel
@@ -41,7 +41,7 @@ CACHE_OPTIONS = ("context", "sinks", "kv")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output; needs one prompt.")
 @click.option(
     "--session",
-    type=click.Path(path_type=Path),
+    type=OwnPath(),
     default=None,
     metavar="FILE",
     help="Go on with the conversation in FILE, or begin it there; saved after every reply.",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from partita.errors import DataError
+from partita.paths import own
 from partita.sampling import Sampling
 
 from ..progress import size
@@ -53,6 +54,11 @@ def set_(talk: Talk, rest: str) -> str:
 
 
 def show(talk: Talk, rest: str) -> str:
+    if rest == "thoughts":
+        thought = talk.messages[-1].get("reasoning_content") if talk.messages else None
+        return thought or "There are no thoughts in the latest reply."
+    if rest:
+        raise DataError(f"/show {rest}: there is only /show, and /show thoughts for those of the latest reply")
     model, session = talk.model, talk.session
     slots, spec, memory = session.cache.slots(), session.cache.spec, model.ops.memory()
     held = f"{slots.sinks} sinks, {slots.window} in the window, {slots.free} free, {session.forgotten} forgotten"
@@ -114,10 +120,7 @@ def exit_(talk: Talk, rest: str) -> str:
 def named(rest: str, command: str) -> Path:
     if not rest:
         raise DataError(f"{command} needs the name of a file")
-    try:
-        return Path(rest).expanduser()
-    except RuntimeError:  # ~somebody who is not here
-        return Path(rest)
+    return own(rest)
 
 
 def counted(messages: int) -> str:
@@ -137,7 +140,7 @@ def shown(value: object) -> str:
 COMMANDS = {
     "help": Command("", "this list", help_),
     "set": Command("NAME VALUE", "change a setting; none takes system, stop, seed and template_var away", set_),
-    "show": Command("", "settings, model, cache and memory", show),
+    "show": Command("[thoughts]", "settings, model, cache and memory; or what was thought for the latest reply", show),
     "adapter": Command("NAME", "use another of the adapters given with --adapter, or none", adapter),
     "clear": Command("", "a new conversation", clear),
     "save": Command("FILE", "write the conversation to a file", save_),

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from partita.paths import own
+
 from ..completion import files, models
 from ..options import model_options, tell
+from ..paths import OwnPath
 
 if TYPE_CHECKING:
     from .prepare import Prepared
@@ -51,7 +54,7 @@ def _option(*names: str, **how: Any) -> Any:
 @click.command("finetune", cls=Grouped)
 @click.argument("model", required=False, shell_complete=models)
 @click.argument("data", required=False, shell_complete=files)
-@_option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where everything goes; needed.")
+@_option("--out", type=OwnPath(), metavar="DIR", help="Where everything goes; needed.")
 @_option("--method", metavar="NAME", help="lora, dora (LoRA and row lengths) or full (every weight).  [default: lora]")
 @_option("--rank", type=int, metavar="N", help="Size of the adapters.  [default: 16]")
 @_option("--alpha", type=float, metavar="F", help="Adapters are scaled by F / rank.  [default: twice the rank]")
@@ -95,7 +98,7 @@ def _option(*names: str, **how: Any) -> Any:
 @_option("--sample-tokens", type=int, metavar="N", help="Length of samples; 0: none.  [default: 64]")
 @click.option(
     "--config",
-    type=click.Path(path_type=Path),
+    type=OwnPath(),
     default=None,
     metavar="FILE",
     help="YAML with any of these by name (`rank: 8`); flags win.",
@@ -124,10 +127,11 @@ def finetune(ctx: click.Context, config: Path | None, resume: bool, as_json: boo
     if out is None:
         raise DataError("--out DIR is missing: name a new folder for the run")
     flags = {name: value for name, value in flags.items() if not _left_to_default(ctx, name)}
-    kept, before = look(Path(out), resume)
-    prepared, outcome = run(merged(kept, said, flags), Path(out), before, resume=resume)
+    out = own(out)
+    kept, before = look(out, resume)
+    prepared, outcome = run(merged(kept, said, flags), out, before, resume=resume)
     if outcome.reason == "stopped":
-        again = resume_command(Path(out))
+        again = resume_command(out)
         if prepared.ops.rank == 0:
             tell(f"stopped after step {outcome.step} of {prepared.settings.steps}; to go on: {again}")
         ctx.exit(130)

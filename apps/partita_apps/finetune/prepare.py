@@ -26,6 +26,7 @@ from partita.loading import load_decoder, read_config, weight_bytes
 from partita.lora import LoraConfig
 from partita.model import Decoder
 from partita.optim import AdamW
+from partita.paths import own
 from partita.sources import resolve
 from partita.template import ChatTemplate
 from partita.tokenizer import Tokenizer
@@ -165,7 +166,7 @@ def _base(settings: Settings, path: Path) -> tuple[Checkpoint, Tokenizer]:
         return checkpoint, checkpoint.load_tokenizer()
     metadata = None if path.is_dir() else open_checkpoint(path).metadata
     tokenizer = Tokenizer.from_folder(path) if metadata is None else open_checkpoint(path).load_tokenizer()
-    config = {"vocab_size": tokenizer.vocab_size, **_read_object(Path(settings.from_scratch))}
+    config = {"vocab_size": tokenizer.vocab_size, **_read_object(own(settings.from_scratch))}
     if type(config["vocab_size"]) is int and config["vocab_size"] < tokenizer.vocab_size:
         raise DataError(
             f"{settings.from_scratch}: vocab_size {config['vocab_size']} is less than the {tokenizer.vocab_size} "
