@@ -7,6 +7,7 @@ source's ids for texts of many scripts; a vocabulary for which they do not is re
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from partita.checkpoint import Checkpoint
@@ -35,8 +36,11 @@ SAMPLES = (
 )
 
 
-def tokenizer_keys(checkpoint: Checkpoint, vocab_size: int) -> dict[str, Typed]:
-    """tokenizer.*, with as many tokens as the embedding has rows.
+def tokenizer_keys(
+    checkpoint: Checkpoint, vocab_size: int, general: Mapping[str, Typed] = MappingProxyType({})
+) -> dict[str, Typed]:
+    """tokenizer.*, with as many tokens as the embedding has rows. general: the file's other keys, by some of which
+    readers know how a vocabulary is used.
 
     UnsupportedModel: a vocabulary that GGUF cannot say, named. CheckpointError: more tokens than rows, damaged files.
     """
@@ -58,7 +62,7 @@ def tokenizer_keys(checkpoint: Checkpoint, vocab_size: int) -> dict[str, Typed]:
         keys["tokenizer.chat_template"] = Typed("str", tokenizer.chat_template)
     if tokenizer.tool_template:
         keys["tokenizer.chat_template.tool_use"] = Typed("str", tokenizer.tool_template)
-    _check(checkpoint, tokenizer, keys)
+    _check(checkpoint, tokenizer, {**general, **keys})
     return keys
 
 
@@ -116,10 +120,16 @@ def _copied(metadata: Mapping[str, Any], vocab_size: int) -> dict[str, Typed]:
 
 def _check(checkpoint: Checkpoint, source: Tokenizer, keys: Mapping[str, Typed]) -> None:
     written = Tokenizer.from_gguf({key: value.value for key, value in keys.items()})
-    for text in (*SAMPLES, source.chat_template or ""):
+    for text in (*SAMPLES, source.chat_template or "", _between(source, written)):
         for specials in (False, True):
             if written.encode(text, specials=specials) != source.encode(text, specials=specials):
                 raise UnsupportedModel(
                     f"{checkpoint.path.name}: as a GGUF vocabulary its tokenizer would split {text[:40]!r} otherwise; "
                     "write --to mlx or --to huggingface"
                 )
+
+
+def _between(source: Tokenizer, written: Tokenizer) -> str:
+    """A text in which white space and words stand on both sides of control tokens that both have."""
+    names = [name for name in source.controls if name in written.controls][:64]
+    return "".join(f"{name}\n a{name}a \n{name} " for name in names)

@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from partita import sentencepiece_proto as proto
+from partita.bounded_files import find, read_bytes
 from partita.errors import CheckpointError, UnsupportedModel
 from partita.pretokenizers import Pretokenizer, gpt2, name_of
 from partita.sentencepiece_proto import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from partita.tokenizer_added import Added
 from partita.tokenizer_folder import Configs
+from partita.tokenizer_json import read_document
 
 _SPACE = "▁"
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -51,11 +54,11 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     """
     configs = Configs.read(folder)
     pieces = None
-    if (folder / "tokenizer.model").is_file():
-        pieces = proto.read((folder / "tokenizer.model").read_bytes(), str(folder / "tokenizer.model"))
+    if path := find(folder, "tokenizer.model"):
+        pieces = proto.read(read_bytes(path, proto.FILE), str(path))
     try:
-        if (folder / "tokenizer.json").is_file():
-            return _from_json(_load(folder / "tokenizer.json"), configs, pieces)
+        if path := find(folder, "tokenizer.json"):
+            return _from_json(read_document(path), configs, pieces)
         if pieces is not None:
             vocabulary = _from_pieces(pieces, *proto.space_rules(pieces.normalizer))
             _add(vocabulary, configs.added(), configs)
@@ -66,18 +69,11 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     raise CheckpointError(f"{folder}: no tokenizer.json and no tokenizer.model, one of them is needed")
 
 
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({' '.join(str(error).split())})") from error
-
-
 def _from_json(library: Mapping[str, Any], configs: Configs, pieces: proto.Model | None) -> Vocabulary:
     model = library["model"]
     if model.get("type", "BPE") != "BPE" or "merges" not in model:
         raise _unsayable(f"a model of type {model.get('type')!r}")
-    added = {int(entry["id"]): (str(entry["content"]), bool(entry.get("special"))) for entry in library["added_tokens"]}
+    added = {int(entry["id"]): Added.read(entry) for entry in library["added_tokens"]}
     added |= {i: token for i, token in configs.added().items() if i not in added}
     kinds = {step["type"] for key in ("pre_tokenizer", "decoder") for step in _steps(library.get(key))}
     if "ByteLevel" in kinds:
@@ -118,14 +114,14 @@ def _pairs(model: Mapping[str, Any]) -> list[tuple[str, str]]:
     return merges  # pyright: ignore[reportReturnType]
 
 
-def _add(vocabulary: Vocabulary, added: Mapping[int, tuple[str, bool]], configs: Configs) -> None:
+def _add(vocabulary: Vocabulary, added: Mapping[int, Added], configs: Configs) -> None:
     """Tokens that stand outside the segmentation: control tokens, and literals that are always taken whole."""
     vocabulary.pad(max(added, default=-1) + 1)
     special = configs.special_literals()
-    for i, (literal, is_special) in added.items():
+    for i, token in added.items():
         if vocabulary.types[i] == UNKNOWN:
             continue
-        control = is_special or literal in special
+        literal, control = token.literal, token.special or token.literal in special
         vocabulary.types[i] = CONTROL if control else USER_DEFINED
         # GGUF's readers look for such a literal in the text itself
         vocabulary.tokens[i] = literal.replace(_SPACE, " ") if vocabulary.kind == "llama" and not control else literal

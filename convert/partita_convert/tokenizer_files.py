@@ -14,8 +14,10 @@ from typing import Any
 from partita.checkpoint import Checkpoint
 from partita.errors import CheckpointError
 from partita.tokenizer import Tokenizer
+from partita.tokenizer_added import Added
 from partita.tokenizer_engines import TokenizersEngine
 from partita.tokenizer_folder import TOOL_TEMPLATE
+from partita.tokenizer_gguf import neighbours
 
 _FILES = (
     "tokenizer.json",
@@ -42,7 +44,8 @@ def write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
                 shutil.copyfile(checkpoint.path / name, folder / name)
         return
     metadata, tokenizer = checkpoint.metadata, checkpoint.load_tokenizer()
-    library = _sentencepiece(metadata) if metadata.get("tokenizer.ggml.model") == "llama" else _byte_level(tokenizer)
+    is_sentencepiece = metadata.get("tokenizer.ggml.model") == "llama"
+    library = _sentencepiece(metadata, tokenizer) if is_sentencepiece else _byte_level(tokenizer)
     if tokenizer.adds_bos:
         library["post_processor"] = _bos_first(tokenizer)
     _write_json(folder / "tokenizer.json", library)
@@ -101,22 +104,26 @@ def _byte_level(tokenizer: Tokenizer) -> dict[str, Any]:
     return library
 
 
-def _sentencepiece(metadata: Mapping[str, Any]) -> dict[str, Any]:
+def _sentencepiece(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
     """A sentencepiece BPE vocabulary as the `tokenizers` library reads it: merges in the order of their scores."""
     tokens, scores = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.scores"]
     types = metadata.get("tokenizer.ggml.token_type")
     if types is None:
         raise CheckpointError("the GGUF metadata lacks tokenizer.ggml.token_type, so its tokenizer cannot be written")
     vocabulary = {token: i for i, token in enumerate(tokens)}
+    described, space_after = neighbours(metadata, tokenizer.controls)
     added = [
-        _added(i, tokens[i], types[i] != _USER_DEFINED)
+        _added(i, described.get(tokens[i]) or Added(tokens[i], special=types[i] != _USER_DEFINED))
         for i in range(len(tokens))
         if types[i] in (_CONTROL, _UNKNOWN, _USER_DEFINED)
     ]
     prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
     steps: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}]
-    if prefix:
+    first = None
+    if prefix and space_after:
         steps.insert(0, {"type": "Prepend", "prepend": _SPACE})
+    elif prefix:  # before a text alone
+        first = {"type": "Metaspace", "replacement": _SPACE, "prepend_scheme": "first", "split": False}
     decoder = [
         {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
         {"type": "ByteFallback"},
@@ -143,16 +150,16 @@ def _sentencepiece(metadata: Mapping[str, Any]) -> dict[str, Any]:
         "padding": None,
         "added_tokens": added,
         "normalizer": {"type": "Sequence", "normalizers": steps},
-        "pre_tokenizer": None,
+        "pre_tokenizer": first,
         "post_processor": None,
         "decoder": {"type": "Sequence", "decoders": decoder},
         "model": model,
     }
 
 
-def _added(token_id: int, content: str, special: bool) -> dict[str, Any]:
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {"id": token_id, "content": content, **flags, "special": special}
+def _added(token_id: int, token: Added) -> dict[str, Any]:
+    flags = {name: getattr(token, name) for name in ("single_word", "lstrip", "rstrip", "normalized", "special")}
+    return {"id": token_id, "content": token.literal, **flags}
 
 
 def _merges(tokens: list[str], scores: Sequence[float], types: Sequence[int]) -> list[list[str]]:

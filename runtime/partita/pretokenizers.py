@@ -135,6 +135,12 @@ def gpt2() -> str:
     return _GPT2
 
 
+def published() -> frozenset[str]:
+    """Every expression that a model was trained with, as its tokenizer.json has it."""
+    known = {expression for _, pretokenizer in _GROUPS for expression in pretokenizer.expressions}
+    return frozenset(known | {expression + r"|\s+" for expression in known if expression.endswith(r"\s+(?!\S)")})
+
+
 def find(name: str) -> Pretokenizer:
     """The pre-tokenizer called `name` in `tokenizer.ggml.pre`; UnsupportedModel names an unknown one."""
     for group, pretokenizer in _GROUPS:

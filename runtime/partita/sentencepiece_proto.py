@@ -2,17 +2,22 @@
 
 The `sentencepiece` library loads a serialized ModelProto but cannot change one (its message classes need a second
 dependency). We need to change two things: which pieces are control tokens, and who puts the space in front of a text.
-Field numbers are those of sentencepiece_model.proto. Invariant: a damaged file ends in CheckpointError.
+Field numbers are those of sentencepiece_model.proto. Invariants: a damaged file ends in CheckpointError; fields are
+counted while they are read, so that no file takes longer than the largest vocabulary does.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from .errors import CheckpointError
+from .errors import CheckpointError, UnsupportedModel
+from .tokenizer import MAX_TOKEN, MAX_TOKENS
 
+FILE = 32 << 20
+"""Bytes of a tokenizer.model, at most. The largest published ones have 5 MB."""
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # piece types; GGUF files use them too
 _FLOAT = struct.Struct("<f")
 
@@ -63,29 +68,56 @@ def write(model: Model, *, space_prefix: bool) -> bytes:
 
 
 def read(data: bytes, where: str) -> Model:
-    """Parse a serialized ModelProto; CheckpointError naming `where` for anything else."""
+    """Parse a serialized ModelProto; CheckpointError naming `where` for anything else, UnsupportedModel for one that
+    is neither of unigrams nor of BPE."""
     model = Model()
     try:
-        for number, value in _fields(data):
+        for number, value in _fields(data, MAX_TOKENS):
             if number == 1 and isinstance(value, bytes):
-                piece = dict(_fields(value))
-                model.add(_text(piece[1]), _FLOAT.unpack(_raw(piece.get(2, bytes(4))))[0], _number(piece.get(3, 1)))
+                model.add(*_piece(value))
             elif number == 2:
-                model.trainer += _raw(value)
+                model.trainer = _once(model.trainer, value)
             elif number == 3:
-                model.normalizer += _raw(value)
+                model.normalizer = _once(model.normalizer, value)
         space_rules(model.normalizer)  # asked for later: damaged there is damaged here
+        kind = trained_as(model.trainer)
     except (IndexError, KeyError, ValueError, struct.error) as error:
-        raise CheckpointError(f"{where}: not a sentencepiece model, or a damaged one") from error
+        raise CheckpointError(f"{where}: not a sentencepiece model, or a damaged one ({error})") from error
     if not model.pieces or not all(NORMAL <= kind <= BYTE for kind in set(model.types)):
         raise CheckpointError(f"{where}: not a sentencepiece model: no pieces, or pieces of unknown types")
+    if kind not in (1, 2):
+        raise UnsupportedModel(f"{where}: a sentencepiece model of type {kind} is not supported; unigrams and BPE are")
     return model
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(field number, value) of every field of one message; fixed32 and fixed64 come as their bytes."""
-    at, end = 0, len(data)
+def _piece(data: bytes) -> tuple[str, float, int]:
+    """(piece, score, type) of a SentencePiece message."""
+    fields = dict(_fields(data))
+    text, (score,) = _text(fields[1]), _FLOAT.unpack(_raw(fields.get(2, bytes(4))))
+    if not 0 < len(text) <= MAX_TOKEN:
+        raise ValueError(f"a piece of {len(text)} characters")
+    if not math.isfinite(score):
+        raise ValueError("a score that is no number")
+    return text, score, _number(fields.get(3, 1))
+
+
+def _once(known: bytes, value: int | bytes) -> bytes:
+    """A message that a file has one of: joined, a million parts would take the square of their number."""
+    if known:
+        raise ValueError("a specification given twice")
+    return _raw(value)
+
+
+def _fields(data: bytes, most: int = 100_000) -> Iterator[tuple[int, int | bytes]]:
+    """(field number, value) of every field of one message; fixed32 and fixed64 come as their bytes.
+
+    ValueError for more than `most` fields.
+    """
+    at, end, count = 0, len(data), 0
     while at < end:
+        count += 1
+        if count > most:
+            raise ValueError(f"more than {most} fields")
         key, at = _read_varint(data, at)
         wire = key & 7
         if wire == 0:

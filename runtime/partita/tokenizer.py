@@ -17,6 +17,11 @@ from typing import Any, Protocol
 from .errors import DataError
 from .printable import printable
 
+MAX_TOKENS = 1 << 20
+"""Tokens of a vocabulary, and ids, at most: the largest published ones have 300,000."""
+MAX_TOKEN = 1024
+"""Characters of one token, at most: the longest published ones have some 500."""
+
 # Tokens that end a turn in the models people run. They stop generation where the vocabulary has them as control tokens.
 END_TOKENS = frozenset(
     {
@@ -99,7 +104,8 @@ class Tokenizer:
     def from_folder(cls, path: Path) -> Tokenizer:
         """From a model folder: tokenizer.json, else tokenizer.model, and the configs beside it.
 
-        Raises CheckpointError for missing or damaged files, UnsupportedModel for a vocabulary of another kind.
+        Raises CheckpointError for missing or damaged files, UnsupportedModel for a vocabulary or a step of another
+        kind: what the files say is judged before a library is given any of it.
         """
         from .tokenizer_folder import read_folder
 

@@ -1,18 +1,20 @@
 """The two segmentation libraries behind one interface (`tokenizer.Engine`). Reads no files.
 
-Invariant: `encode(parse=False)` never returns a control token, whatever the text says.
+Invariants: `encode(parse=False)` never returns a control token, whatever the text says; what a library fails on is a
+CheckpointError.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
-from .errors import CheckpointError, UnsupportedModel
+from .errors import UnsupportedModel
+from .tokenizer_added import Added, Literals
+from .tokenizer_guard import Watch, guarded, translated
+from .tokenizer_steps import Step
 
 # Literals that act as markers whatever type the file gives them: `<|name|>`, and Gemma's turns and images.
 _MARKER = re.compile(r"<[|｜][^\s<>]*>|<[^\s<>]*[|｜]>|</?(start|end)_of_(turn|image)>")
@@ -46,27 +48,12 @@ def sentence_bytes(text: str) -> bytes:
     return text.replace("▁", " ").encode("utf-8", "replace")
 
 
-class _Controls:
-    """What the engines share: where literals of control tokens stand in a text."""
-
-    controls: Mapping[str, int]
-
-    @property
-    def pattern(self) -> re.Pattern[str]:
-        """Matches any control token's literal; longest first, so that one which begins like another is found whole."""
-        return self._compiled
-
-    @cached_property  # on demand: thousands of literals take tens of milliseconds
-    def _compiled(self) -> re.Pattern[str]:
-        names = sorted(self.controls, key=len, reverse=True)
-        return re.compile("(" + "|".join(map(re.escape, names)) + ")" if names else r"((?!))")
-
-
-class TokenizersEngine(_Controls):
+class TokenizersEngine:
     """An instance of the `tokenizers` library.
 
-    literals: tokens whose text is taken as it is (added tokens). The library parses control tokens or not by a switch
-    of the whole instance, hence the lock.
+    literals: tokens whose text is taken as it is (added tokens). where: what errors call its source. slow: its
+    expressions may cost the square of a text's length. The library parses control tokens or not by a switch of the
+    whole instance, hence the lock.
     """
 
     def __init__(
@@ -79,6 +66,8 @@ class TokenizersEngine(_Controls):
         to_bytes: Callable[[str], bytes],
         space_prefix: bool,
         size: int,
+        where: str,
+        slow: bool = False,
     ) -> None:
         self.size = size
         self.controls = controls
@@ -88,11 +77,27 @@ class TokenizersEngine(_Controls):
         self._literals = literals
         self._to_bytes = to_bytes
         self._lock = threading.Lock()
+        self._found = Literals(controls)
+        self._where, self._encode = where, Watch(self._batch, where) if slow else self._whole
+
+    @property
+    def pattern(self) -> re.Pattern[str]:
+        return self._found.pattern
 
     def encode(self, text: str, *, parse: bool, first: bool) -> list[int]:
         with self._lock:
-            self._library.encode_special_tokens = not parse
-            return self._library.encode(text, add_special_tokens=False).ids
+            try:
+                self._library.encode_special_tokens = not parse
+                return self._encode(text)
+            except BaseException as error:  # a panic is no Exception
+                raise translated(error, self._where) from None
+
+    def _whole(self, text: str) -> list[int]:
+        return self._library.encode(text, add_special_tokens=False).ids
+
+    def _batch(self, text: str) -> list[int]:
+        # unlike `encode`, it lets other threads run: the one that waits for it
+        return self._library.encode_batch([text], add_special_tokens=False)[0].ids
 
     def token_text(self, token: int) -> str:
         text = self._literals.get(token)
@@ -103,10 +108,12 @@ class TokenizersEngine(_Controls):
         return literal.encode("utf-8", "replace") if literal is not None else self._to_bytes(self.token_text(token))
 
 
-class SentencePieceEngine(_Controls):
+class SentencePieceEngine:
     """A sentencepiece model, with control tokens split off by us and the space in front of a text written by us.
 
     The library never reads a control piece from text, which is the rule for a user's text; `parse` splits first.
+    described: tokens whose neighbours matter, by literal; those that are no controls are split off any text.
+    space_after: a text after a control token has a space in front as the first one has. where: as in TokenizersEngine.
     """
 
     def __init__(
@@ -118,7 +125,10 @@ class SentencePieceEngine(_Controls):
         literals: Mapping[int, str],
         hidden: frozenset[int],
         space_prefix: bool,
+        where: str,
         writes_space: bool = True,
+        described: Mapping[str, Added] | None = None,
+        space_after: bool = True,
     ) -> None:
         self.size = len(pieces)
         self.controls = controls
@@ -128,22 +138,37 @@ class SentencePieceEngine(_Controls):
         self._library = library
         self._pieces = pieces
         self._literals = literals
+        self._where, self._space_after = where, space_after
+        described = described or {}
+        index = {literal: i for i, literal in literals.items()}
+        own = {name: index[name] for name in described if name in index and name not in controls}
+        self._own = Literals(own, described) if own else None
+        self._found = Literals({**own, **controls}, described)
+        self._controls = Literals(controls) if own else self._found
+
+    @property
+    def pattern(self) -> re.Pattern[str]:
+        return self._controls.pattern
 
     def encode(self, text: str, *, parse: bool, first: bool) -> list[int]:
-        if not parse:
+        literals = self._found if parse else self._own
+        if literals is None:
             return self._plain(text, first)
         ids: list[int] = []
-        for i, part in enumerate(self.pattern.split(text)):
-            if i % 2:
-                ids.append(self.controls[part])
-            elif part:  # a control token begins a new text: its first word gets the space again
-                ids += self._plain(part, first or i > 0)
+        for at, part, token in literals.split(text):
+            if token is None:
+                ids += self._plain(part, first if at == 0 else self._space_after)
+            else:
+                ids.append(token)
         return ids
 
     def _plain(self, text: str, first: bool) -> list[int]:
         if not text:
             return []
-        return self._library.encode(" " + text if first and self._writes_space else text)
+        try:
+            return self._library.encode(" " + text if first and self._writes_space else text)
+        except Exception as error:
+            raise translated(error, self._where) from None
 
     def token_text(self, token: int) -> str:
         return self._literals.get(token, self._pieces[token])
@@ -153,21 +178,20 @@ class SentencePieceEngine(_Controls):
         return literal.encode("utf-8", "replace") if literal is not None else sentence_bytes(self._pieces[token])
 
 
-def decoder_kind(library: Any) -> tuple[Callable[[str], bytes], bool]:
-    """How a `tokenizers` instance turns tokens into bytes, and whether it drops a text's first space.
+def decoder_kind(steps: Sequence[Step], where: str) -> tuple[Callable[[str], bytes], bool]:
+    """How decoding by these steps turns tokens into bytes, and whether it drops a text's first space.
 
-    Read from its decoder, so that streaming agrees with what the library would decode.
+    So streaming agrees with what the library would decode.
     """
-    steps = _decoder_steps(library.decoder)
     kinds = {step["type"] for step in steps}
     if "ByteLevel" in kinds:
         alphabet = byte_alphabet()
         return lambda text: byte_level_bytes(alphabet, text), False
     if not kinds & {"Metaspace", "Replace", "ByteFallback"}:
-        raise UnsupportedModel(f"tokenizer.json: a decoder of kind {sorted(kinds) or 'none'} is not supported")
+        raise UnsupportedModel(f"{where}: a decoder of kind {sorted(kinds) or 'none'} is not supported")
     strips = any(
-        (step["type"] == "Strip" and step.get("content") == " " and step.get("start", 0) > 0)
-        or (step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never")
+        (step["type"] == "Strip" and step["content"] == " " and step["start"] > 0)
+        or (step["type"] == "Metaspace" and step["prepend_scheme"] != "never")
         for step in steps
     )
     if "ByteFallback" in kinds:
@@ -175,21 +199,11 @@ def decoder_kind(library: Any) -> tuple[Callable[[str], bytes], bool]:
     return lambda text: text.replace("▁", " ").encode("utf-8", "replace"), strips
 
 
-def _decoder_steps(decoder: Any) -> list[dict[str, Any]]:
-    if decoder is None:
-        return []
-    state = json.loads(decoder.__getstate__())
-    return state["decoders"] if state["type"] == "Sequence" else [state]
-
-
 def load_sentencepiece(proto: bytes, where: str) -> Any:
     """A SentencePieceProcessor of a serialized model; CheckpointError when the library refuses it."""
     import sentencepiece
 
     library = sentencepiece.SentencePieceProcessor()
-    try:
+    with guarded(where):
         library.LoadFromSerializedProto(proto)
-    except (RuntimeError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{where}: not a usable sentencepiece model ({reason})") from error
     return library

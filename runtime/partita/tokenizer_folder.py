@@ -7,18 +7,20 @@ Invariant: whatever is damaged is named in a CheckpointError; nothing is guessed
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from . import sentencepiece_proto as proto
+from .bounded_files import TEMPLATE, find, read_bytes, read_object, read_text
 from .errors import CheckpointError
-from .tokenizer import END_TOKENS, Engine, Facts
+from .tokenizer import END_TOKENS, MAX_TOKEN, Engine, Facts
+from .tokenizer_added import MAX_ADDED, Added
 from .tokenizer_engines import SentencePieceEngine, TokenizersEngine, decoder_kind, is_marker, load_sentencepiece
+from .tokenizer_guard import guarded
+from .tokenizer_json import load_json
 
-_MAX_CONFIG = 64 << 20  # bytes
 TOOL_TEMPLATE = "additional_chat_templates/tool_use.jinja"
 """Where transformers keeps the chat template for conversations with tools, if that is another one."""
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
@@ -37,7 +39,7 @@ class Configs:
     @classmethod
     def read(cls, folder: Path) -> Configs:
         names = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "config.json")
-        return cls(folder, *(_json(folder / name) for name in names))
+        return cls(folder, *(_json(folder, name) for name in names))
 
     def role(self, name: str) -> str | None:
         """Literal of a special token by its role; the tokenizer's own config decides, a null there too."""
@@ -62,12 +64,14 @@ class Configs:
                 found |= {_literal(item) for item in (listed.values() if isinstance(listed, dict) else listed)}
         return frozenset(literal for literal in found if literal)
 
-    def added(self) -> dict[int, tuple[str, bool]]:
-        """Tokens added to the vocabulary: id to (literal, special)."""
-        result = {int(i): (literal, False) for literal, i in _json(self.folder / "added_tokens.json").items()}
+    def added(self) -> dict[int, Added]:
+        """Tokens added to the vocabulary, by id."""
+        result = {int(i): Added(literal) for literal, i in _json(self.folder, "added_tokens.json").items()}
         for i, entry in (self.tokenizer.get("added_tokens_decoder") or {}).items():
-            result[int(i)] = (str(entry["content"]), bool(entry.get("special", False)))
-        return result
+            result[int(i)] = Added.read(entry)
+        if len(result) > MAX_ADDED or any(len(token.literal) > MAX_TOKEN for token in result.values()):
+            raise ValueError(f"more than {MAX_ADDED} added tokens, or one of more than {MAX_TOKEN} characters")
+        return dict(sorted(result.items()))
 
     def ids(self, name: str) -> Iterator[int]:
         """Ids that config.json and generation_config.json give for `eos_token_id` or `bos_token_id`."""
@@ -80,10 +84,10 @@ def read_folder(folder: Path) -> tuple[Engine, Facts]:
     """Engine and facts of a model folder."""
     configs = Configs.read(folder)
     try:
-        if (folder / "tokenizer.json").is_file():
-            return _from_json(folder / "tokenizer.json", configs)
-        if (folder / "tokenizer.model").is_file():
-            return _from_sentencepiece(folder / "tokenizer.model", configs)
+        if path := find(folder, "tokenizer.json"):
+            return _from_json(path, configs)
+        if path := find(folder, "tokenizer.model"):
+            return _from_sentencepiece(path, configs)
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{folder}: a tokenizer config has an unexpected form ({reason})") from error
@@ -91,14 +95,17 @@ def read_folder(folder: Path) -> tuple[Engine, Facts]:
 
 
 def _from_json(path: Path, configs: Configs) -> tuple[Engine, Facts]:
-    library = _load_json(path, configs)
-    controls, hidden = _mark_controls(library, configs.special_literals())
-    added = library.get_added_tokens_decoder()
-    size = max(library.get_vocab_size(), *(i + 1 for i in added), 1)
-    to_bytes, space_prefix = decoder_kind(library)
+    loaded = load_json(path)
+    library = loaded.library
+    with guarded(str(path)):
+        _add(library, configs.added(), path)
+        controls, hidden = _mark_controls(library, configs.special_literals())
+        added = library.get_added_tokens_decoder()
+    size = max(loaded.size, *(i + 1 for i in added), 1)
+    to_bytes, space_prefix = decoder_kind(loaded.decoders, str(path))
     facts = _facts(configs, library.token_to_id, size)
     # what the file's own post-processor would do, unless the config says it
-    by_itself = facts.bos_id is not None and library.encode("").ids[:1] == [facts.bos_id]
+    by_itself = facts.bos_id is not None and loaded.leads == facts.bos_id
     engine = TokenizersEngine(
         library,
         controls=controls,
@@ -107,25 +114,19 @@ def _from_json(path: Path, configs: Configs) -> tuple[Engine, Facts]:
         to_bytes=to_bytes,
         space_prefix=space_prefix,
         size=size,
+        where=str(path),
+        slow=loaded.slow,
     )
     return engine, replace(facts, adds_bos=_stated_bos(configs, by_itself))
 
 
-def _load_json(path: Path, configs: Configs) -> Any:
-    import tokenizers
-
-    try:
-        library = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare exceptions
-        raise CheckpointError(f"{path}: not a tokenizer's JSON ({' '.join(str(error).split())[:200]})") from error
-    library.no_truncation()  # a setting of training runs that some files carry: it would cut prompts silently
-    library.no_padding()
-    for i, (literal, special) in sorted(configs.added().items()):
-        if library.token_to_id(literal) is None:
-            library.add_tokens([tokenizers.AddedToken(literal, normalized=False, special=special)])
-            if library.token_to_id(literal) != i:
-                raise CheckpointError(f"{path}: the added token {literal!r} cannot have the id {i} given to it")
-    return library
+def _add(library: Any, added: Mapping[int, Added], path: Path) -> None:
+    """Put tokens into `library` that only the files beside it name."""
+    for i, token in added.items():
+        if library.token_to_id(token.literal) is None:
+            library.add_tokens([token.for_library()])
+            if library.token_to_id(token.literal) != i:
+                raise CheckpointError(f"{path}: the added token {token.literal!r} cannot have the id {i} given to it")
 
 
 def _mark_controls(library: Any, named: frozenset[str]) -> tuple[dict[str, int], frozenset[int]]:
@@ -144,15 +145,17 @@ def _mark_controls(library: Any, named: frozenset[str]) -> tuple[dict[str, int],
 
 
 def _from_sentencepiece(path: Path, configs: Configs) -> tuple[Engine, Facts]:
-    model = proto.read(path.read_bytes(), str(path))
+    model = proto.read(read_bytes(path, proto.FILE), str(path))
     added = configs.added()
-    special = configs.special_literals() | {literal for literal, is_special in added.values() if is_special}
-    for i, (literal, is_special) in sorted(added.items()):
+    special = configs.special_literals() | {token.literal for token in added.values() if token.special}
+    for i, token in added.items():
         if i < len(model.pieces):
             continue
         if i > len(model.pieces):
-            raise CheckpointError(f"{path}: the added token {literal!r} has the id {i}, {len(model.pieces)} is next")
-        model.add(literal.replace(" ", "▁"), 0.0, proto.CONTROL if is_special else proto.USER_DEFINED)
+            raise CheckpointError(
+                f"{path}: the added token {token.literal!r} has the id {i}, {len(model.pieces)} is next"
+            )
+        model.add(token.literal.replace(" ", "▁"), 0.0, proto.CONTROL if token.special else proto.USER_DEFINED)
     controls, hidden = {}, set()
     for i, (piece, kind) in enumerate(zip(model.pieces, model.types, strict=True)):
         marked = kind in (proto.NORMAL, proto.USER_DEFINED) and (piece in special or is_marker(piece))
@@ -166,10 +169,14 @@ def _from_sentencepiece(path: Path, configs: Configs) -> tuple[Engine, Facts]:
         load_sentencepiece(proto.write(model, space_prefix=space_prefix and shortens), str(path)),
         model.pieces,
         controls=controls,
-        literals={i: literal for i, (literal, _) in added.items()} | {i: literal for literal, i in controls.items()},
+        literals={i: token.literal for i, token in added.items()} | {i: literal for literal, i in controls.items()},
         hidden=frozenset(hidden),
         space_prefix=space_prefix,
+        where=str(path),
         writes_space=not shortens,  # a space of ours would be shortened away: there the library writes it
+        described={token.literal: token for token in added.values() if token.has_neighbours},
+        # files from before the flag existed were made by the behaviour that it calls legacy
+        space_after=configs.tokenizer.get("legacy") is not False,
     )
     return engine, replace(_facts(configs, index.get, len(index)), adds_bos=_stated_bos(configs, True))
 
@@ -202,10 +209,10 @@ def _facts(configs: Configs, find: Callable[[str], int | None], size: int) -> Fa
 def _chat_templates(configs: Configs) -> dict[str, str]:
     """By name: "default", and "tool_use" where conversations with tools have their own."""
     files = {"default": "chat_template.jinja", "tool_use": TOOL_TEMPLATE}
-    found = {name: configs.folder / file for name, file in files.items() if (configs.folder / file).is_file()}
+    found = {name: path for name, file in files.items() if (path := find(configs.folder, file))}
     if found:
-        return {name: file.read_text(encoding="utf-8") for name, file in found.items()}
-    for source in (configs.tokenizer, _json(configs.folder / "chat_template.json")):
+        return {name: read_text(path, TEMPLATE) for name, path in found.items()}
+    for source in (configs.tokenizer, _json(configs.folder, "chat_template.json")):
         template = source.get("chat_template")
         if isinstance(template, list):  # several by name
             return {entry["name"]: str(entry["template"]) for entry in template}
@@ -220,16 +227,7 @@ def _literal(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(folder: Path, name: str) -> dict[str, Any]:
     """A JSON object from a file, {} where there is none."""
-    try:
-        if path.stat().st_size > _MAX_CONFIG:
-            raise CheckpointError(f"{path}: more than {_MAX_CONFIG >> 20} MiB of configuration")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({' '.join(str(error).split())})") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: a JSON object is expected")
-    return value
+    path = find(folder, name)
+    return {} if path is None else read_object(path)

@@ -7,13 +7,15 @@ Invariant: what does not fit together (counts, ids, types) is a CheckpointError,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from .errors import CheckpointError, UnsupportedModel
 from .pretokenizers import Pretokenizer, find
 from .sentencepiece_proto import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Model, bpe_specs, write
-from .tokenizer import END_TOKENS, Engine, Facts
+from .tokenizer import END_TOKENS, MAX_TOKEN, MAX_TOKENS, Engine, Facts
+from .tokenizer_added import MAX_ADDED, Added
 from .tokenizer_engines import (
     SentencePieceEngine,
     TokenizersEngine,
@@ -22,10 +24,14 @@ from .tokenizer_engines import (
     is_marker,
     load_sentencepiece,
 )
+from .tokenizer_guard import guarded
 
-_MAX_TOKENS = 4_000_000
+_WHERE = "GGUF vocabulary"  # as errors call it
 _NAMED = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "sep": "seperator", "mask": "mask"}
 """What templates call special tokens, and what GGUF does."""
+_PHI3_NAME = re.compile(r"(?<![a-z])phi[ _-]?3", re.IGNORECASE)
+_PHI3_TOKENS = frozenset({"<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>", "<|placeholder1|>"})
+_PHI3_PLAIN = frozenset({"<unk>", "<s>", "<|endoftext|>"})
 
 
 def read_metadata(metadata: Mapping[str, Any]) -> tuple[Engine, Facts]:
@@ -49,7 +55,7 @@ def read_metadata(metadata: Mapping[str, Any]) -> tuple[Engine, Facts]:
 
 def _tokens(metadata: Mapping[str, Any]) -> list[str]:
     tokens = metadata.get("tokenizer.ggml.tokens")
-    if tokens is None or not 0 < len(tokens) <= _MAX_TOKENS:
+    if tokens is None or not 0 < len(tokens) <= MAX_TOKENS:
         raise CheckpointError("tokenizer.ggml.tokens: missing, empty or too long")
     seen: set[str] = set()
     result = []
@@ -61,6 +67,8 @@ def _tokens(metadata: Mapping[str, Any]) -> list[str]:
             text = f"[unreachable_{i}]"
         seen.add(text)
         result.append(text)
+    if max(map(len, result)) > MAX_TOKEN:
+        raise CheckpointError(f"tokenizer.ggml.tokens: a token of more than {MAX_TOKEN} characters")
     return result
 
 
@@ -119,30 +127,39 @@ def _controls(
     return controls, frozenset(hidden)
 
 
+def neighbours(metadata: Mapping[str, Any], controls: Mapping[str, int]) -> tuple[dict[str, Added], bool]:
+    """(control tokens to which white space beside them belongs, whether text after a control token has a space in
+    front) of a sentencepiece vocabulary.
+
+    No key says either. By llama.cpp's rule it is Phi-3's tokens that swallow white space after them, as its
+    tokenizer_config.json has it; llama.cpp knows the model by `general.name`, here its tokens tell it too. The space is
+    written after every control token, as by llama.cpp and Phi-3's own tokenizer.json, but for Phi-3's vocabulary in
+    another architecture: there transformers' tokenizer of that architecture follows `legacy: false` of Phi-3's config.
+    """
+    named = _PHI3_NAME.search(str(metadata.get("general.name") or ""))
+    if not (named or controls.keys() >= _PHI3_TOKENS):
+        return {}, True
+    swallow = {name: Added(name, special=True, rstrip=True) for name in controls if name not in _PHI3_PLAIN}
+    return swallow, metadata.get("general.architecture") == "phi3"
+
+
 def _byte_level(
     metadata: Mapping[str, Any], tokens: list[str], types: list[int], pre: Pretokenizer
 ) -> TokenizersEngine:
-    import tokenizers
-    from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
-
     controls, hidden = _controls(metadata, tokens, types)
-    merges = [tuple(merge.split(" ")) for merge in metadata.get("tokenizer.ggml.merges", ())]
-    if not merges or not all(len(merge) == 2 for merge in merges):
-        raise CheckpointError("tokenizer.ggml.merges: missing, or an entry that is not two tokens")
-    vocabulary = {token: i for i, token in enumerate(tokens)}
-    try:
-        model = models.BPE(vocabulary, merges, ignore_merges=pre.whole_words)
-    except Exception as error:  # the library raises bare exceptions: a merge of tokens that are not there
-        raise CheckpointError(f"tokenizer.ggml.merges: {' '.join(str(error).split())}") from error
-    library = tokenizers.Tokenizer(model)
-    if pre.nfc:
-        library.normalizer = normalizers.NFC()
-    splits = [pre_tokenizers.Split(Regex(expression), "isolated") for expression in pre.expressions]
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    library.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
     own = {i: tokens[i] for i, kind in enumerate(types) if kind == USER_DEFINED and tokens[i] not in controls}
-    library.add_tokens([AddedToken(token, normalized=False) for token in own.values()])
-    library.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in controls])
+    if len(own) + len(controls) > MAX_ADDED:
+        raise CheckpointError(f"tokenizer.ggml.token_type: more than {MAX_ADDED} control and user-defined tokens")
+    merges = metadata.get("tokenizer.ggml.merges", ())
+    if len(merges) > MAX_TOKENS:
+        raise CheckpointError(f"tokenizer.ggml.merges: more than {MAX_TOKENS}")
+    pairs = [merge.split(" ") for merge in merges]
+    if not pairs or set(map(len, pairs)) != {2}:
+        raise CheckpointError("tokenizer.ggml.merges: missing, or an entry that is not two tokens")
+    with guarded("tokenizer.ggml.merges"):  # a merge of tokens that are not there
+        library = _byte_level_library(tokens, pairs, pre)
+        library.add_tokens([Added(token).for_library() for token in own.values()])
+        library.add_special_tokens([Added(token, special=True).for_library() for token in controls])
     alphabet = byte_alphabet()
     return TokenizersEngine(
         library,
@@ -152,7 +169,23 @@ def _byte_level(
         to_bytes=lambda text: byte_level_bytes(alphabet, text),
         space_prefix=False,
         size=len(tokens),
+        where=_WHERE,
     )
+
+
+def _byte_level_library(tokens: list[str], merges: list[list[str]], pre: Pretokenizer) -> Any:
+    import tokenizers
+    from tokenizers import Regex, models, normalizers, pre_tokenizers
+
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    pairs: Any = list(map(tuple, merges))
+    library = tokenizers.Tokenizer(models.BPE(vocabulary, pairs, ignore_merges=pre.whole_words))
+    if pre.nfc:
+        library.normalizer = normalizers.NFC()
+    splits = [pre_tokenizers.Split(Regex(expression), "isolated") for expression in pre.expressions]
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    library.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
+    return library
 
 
 def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], types: list[int]) -> SentencePieceEngine:
@@ -170,13 +203,17 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], types: list[i
     if len(set(pieces)) != len(pieces):
         raise CheckpointError("tokenizer.ggml.tokens: two tokens differ only in their spaces")
     model = Model(pieces, [float(score) for score in scores], types, *bpe_specs(types))
+    described, space_after = neighbours(metadata, controls)
     return SentencePieceEngine(
-        load_sentencepiece(write(model, space_prefix=False), "GGUF vocabulary"),  # the engine writes that space
+        load_sentencepiece(write(model, space_prefix=False), _WHERE),  # the engine writes that space
         pieces,
         controls=controls,
         literals={i: tokens[i] for i, kind in enumerate(types) if kind in (CONTROL, UNKNOWN, USER_DEFINED)},
         hidden=hidden,
         space_prefix=bool(metadata.get("tokenizer.ggml.add_space_prefix", True)),
+        where=_WHERE,
+        described=described,
+        space_after=space_after,
     )
 
 
