@@ -13,6 +13,7 @@ import numpy as np
 
 from partita.checkpoint import Checkpoint
 from partita.errors import CheckpointError, UnsupportedModel
+from partita.names import HEAD, text_name
 
 _FORMAT_KEYS = ("quantization", "quantization_config", "torch_dtype", "dtype")
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -27,7 +28,8 @@ def huggingface_config(checkpoint: Checkpoint) -> tuple[dict[str, Any], frozense
         config["rope_scaling"] = _as_llama3(np.asarray(scaling["factors"]), config["rope_theta"], config["head_dim"])
         dropped.add(scaling["tensor"])
     if config.get("tie_word_embeddings"):
-        dropped.add("lm_head.weight")  # a copy, which mlx-lm would take as a sign that the head is not tied
+        # a copy, which mlx-lm would take as a sign that the head is not tied
+        dropped |= {name for name in checkpoint.names() if text_name(name) == HEAD}
     return _with_experts(_with_period(_with_rope_both_ways(config))), frozenset(dropped)
 
 

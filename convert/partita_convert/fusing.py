@@ -14,6 +14,7 @@ import numpy as np
 from partita.adapters import Adapter, fused, resolved
 from partita.checkpoint import Checkpoint
 from partita.errors import DataError
+from partita.names import Index
 from partita.quantization import Packed, dequantize
 
 from .adapters import RETAINED, Policy, fuse_quantized, retained_share
@@ -34,7 +35,7 @@ class Fusion:
     def __init__(self, base: Checkpoint, adapter: Adapter | None, policy: Policy):
         self.base, self.changed, self.names = base, base, frozenset[str]()
         if adapter is not None:
-            self.changed, present = fused(base, adapter), frozenset(base.names())
+            self.changed, present = fused(base, adapter), Index(base.names())
             self.names = frozenset(resolved(name, present, adapter) for name in adapter.changes)
         self.policy: Policy = policy
         self.retained: dict[str, float] = {}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,8 +16,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from partita.bounded_files import SETTINGS, find, read_bytes
 from partita.checkpoint import Checkpoint, open_checkpoint
 from partita.errors import CheckpointError, DataError, PartitaError
+from partita.names import canonical
 from partita.safetensors_files import MAX_TENSORS, shard_table
 
 from .atomic import scratch_folder
@@ -63,18 +64,20 @@ def refusal(folder: Path) -> CheckpointError:
 
 def _unpickled(folder: Path, scratch: Path) -> Checkpoint:
     """The checkpoint of `folder` with its weights from safetensors in `scratch`; everything else stays where it is."""
-    table = shard_table(folder / INDEX, ".bin") if (folder / INDEX).is_file() else None
+    index = find(folder, INDEX)
+    table = None if index is None else shard_table(index, ".bin")
     files = sorted(set(table.values())) if table is not None else [SINGLE]
     for number, file in enumerate(files):
-        if not (folder / file).is_file():
+        place = find(folder, file)
+        if place is None:
             raise CheckpointError(f"{INDEX} names {file}, which is not in {folder}; fetch the missing file")
         target = scratch / _shard(number, len(files))
-        total = _convert(folder / file, target)
+        total = _convert(place, target)
         if total > MAX_TENSORS:
             raise CheckpointError(f"{file}: {total} tensors, the limit is {MAX_TENSORS}")
     for name in ("config.json", "generation_config.json"):
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, scratch / name)
+        if (place := find(folder, name)) is not None:
+            (scratch / name).write_bytes(read_bytes(place, SETTINGS))
     try:
         checkpoint = open_checkpoint(scratch)
     except PartitaError as error:
@@ -88,11 +91,11 @@ def _shard(number: int, count: int) -> str:
 
 
 def _check_index(table: dict[str, str] | None, checkpoint: Checkpoint) -> None:
-    """What the index promises must have come; buffers that are derived from the config are left out on purpose."""
-    names = set(checkpoint.names())
-    lost = [name for name in table or () if name not in names and not name.endswith(("inv_freq", "masked_bias"))]
-    if lost:
-        raise CheckpointError(f"{INDEX}: tensor {lost[0]!r} should be in {(table or {})[lost[0]]} and is not")
+    """What the index promises must have come."""
+    promised = canonical(table or {}, INDEX, alone="text_config" not in checkpoint.config)
+    if lost := promised.keys() - checkpoint.names():
+        name = min(lost)
+        raise CheckpointError(f"{INDEX}: tensor {name!r} should be in {promised[name]} and is not")
 
 
 def _convert(source: Path, target: Path) -> int:

@@ -27,6 +27,7 @@ from partita.errors import CheckpointError, DataError, UnsupportedModel
 from partita.families import parse
 from partita.gguf_architectures import BARE_NAMES, OUTER_NAMES, ROPE_FACTORS, Architecture
 from partita.gguf_names import permuted_heads
+from partita.names import EMBEDDING, HEAD, text_name
 from partita.quantization import Packed
 
 from .atomic import new_file, refuse_existing
@@ -38,13 +39,6 @@ from .write_folder import OnTensor, WrittenTensor
 
 KINDS = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
 _ROUTER = "ffn_gate_inp"
-# the text decoder's prefix in checkpoints of models that see as well, and alone
-_OUTER = (
-    ("language_model.model.", "model."),
-    ("language_model.lm_head.", "lm_head."),
-    ("model.language_model.", "model."),
-    ("lm_head.", "lm_head."),
-)
 
 
 @dataclass(frozen=True)
@@ -94,7 +88,7 @@ def write_gguf(
     keys |= model
     planned = [*_plan(checkpoint, config, row), *(_factor(name, value) for name, value in factors.items())]
     check_said(config, keys, {tensor.gguf_name: tensor.shape for tensor in planned}, factors)
-    keys |= tokenizer_keys(checkpoint, config.vocab_size)
+    keys |= tokenizer_keys(checkpoint, config.vocab_size, keys)
     written = []
     with new_file(path) as temporary, open(temporary, "wb") as file:
         writer = GgufWriter(file, keys, [(tensor.gguf_name, tensor.shape) for tensor in planned])
@@ -163,7 +157,7 @@ def _plan(checkpoint: Checkpoint, config: ModelConfig, row: Architecture) -> Ite
     done = set()
     own = _text_names(checkpoint)
     for name, plain in own.items():
-        if plain == ROPE_FACTORS or (plain == "lm_head.weight" and config.tie_embeddings and not row.own_output):
+        if plain == ROPE_FACTORS or (plain == HEAD and config.tie_embeddings and not row.own_output):
             continue  # factors come from the config; a head beside tied embeddings is a copy
         if name in mlps:
             if mlps[name] not in done:
@@ -171,8 +165,8 @@ def _plan(checkpoint: Checkpoint, config: ModelConfig, row: Architecture) -> Ite
                 yield from _stacks(checkpoint, mlps[name], stacks[mlps[name]], biased, names)
             continue
         yield _tensor(checkpoint, config, row, name, _gguf_name(plain, names))
-    if row.own_output and config.tie_embeddings and "lm_head.weight" not in own.values():
-        embedding = next((name for name, plain in own.items() if plain == "model.embed_tokens.weight"), None)
+    if row.own_output and config.tie_embeddings and HEAD not in own.values():
+        embedding = next((name for name, plain in own.items() if plain == EMBEDDING), None)
         if embedding is not None:
             yield _tensor(checkpoint, config, row, embedding, "output.weight")
 
@@ -180,15 +174,9 @@ def _plan(checkpoint: Checkpoint, config: ModelConfig, row: Architecture) -> Ite
 def _text_names(checkpoint: Checkpoint) -> dict[str, str]:
     """Each tensor's name, and the same without what a model that sees as well puts in front of its text decoder's;
     the tensors of its other parts are not among them."""
-    if "text_config" not in checkpoint.config:
-        return {name: name for name in checkpoint.names()}
-    found = {}
-    for name in checkpoint.names():
-        for outer, plain in _OUTER:
-            if name.startswith(outer):
-                found[name] = plain + name.removeprefix(outer)
-                break
-    return found
+    own = {name: text_name(name) for name in checkpoint.names()}
+    sees = "text_config" in checkpoint.config
+    return {name: plain or name for name, plain in own.items() if plain or not sees}
 
 
 def _names(row: Architecture) -> dict[str, str]:

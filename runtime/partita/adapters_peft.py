@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from .errors import CheckpointError, UnsupportedModel
+from .names import unwrapped
 
 CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
@@ -134,7 +135,7 @@ def grouped(names: Iterable[str], file: str) -> tuple[dict[str, dict[str, str]],
     parts: dict[str, dict[str, str]] = {}
     replaced: dict[str, str] = {}
     for stored in names:
-        name = stored.removeprefix(PREFIX)
+        name = unwrapped(stored)
         suffix = next((suffix for suffix in _SUFFIXES if name.endswith(suffix)), None)
         if suffix is not None:
             parts.setdefault(name.removesuffix(suffix), {})[_SUFFIXES[suffix]] = stored

@@ -19,6 +19,7 @@ from .errors import CheckpointError, UnsupportedModel
 from .layers import Linear
 from .lora import LoraLinear, projection_shapes, projections, row_squares
 from .model import Decoder
+from .names import Index
 from .tree import replace_at, walk
 
 
@@ -31,7 +32,7 @@ def with_adapter(ops: Backend, decoder: Decoder, adapter: Adapter) -> Decoder:
     paths = {f"{linear.name}.weight": path for path, linear in projections(decoder)}
     if not decoder.config.tie_embeddings:
         paths[f"{decoder.head.name}.weight"] = "head"
-    nodes, present, changes = dict(walk(decoder)), frozenset(paths), {}
+    nodes, present, changes = dict(walk(decoder)), Index(paths), {}
     for name in (*adapter.replaced, *adapter.changes):
         change = adapter.changes.get(name)
         if change is None or change.a.ndim != 2 or not name.endswith(("_proj.weight", "lm_head.weight")):

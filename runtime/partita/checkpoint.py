@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import fp8, gguf, gguf_blocks, gguf_header, gguf_names, mxfp4, safetensors_files
+from . import fp8, gguf, gguf_blocks, gguf_header, gguf_names, mxfp4, names, safetensors_files
 from .bounded_files import begins_with, find, read_object
 from .brief import Brief
 from .errors import CheckpointError, UnsupportedModel
@@ -256,6 +256,12 @@ class _FolderCheckpoint(Checkpoint):
         folded |= fp8.companions(self._fp8, self.store.tensors)
         return {name: None for name in self.store.tensors if name not in folded}
 
+    def missing(self, name: str) -> CheckpointError:
+        if name not in self.store.promised:
+            return super().missing(name)
+        where = f"{safetensors_files.INDEX_FILE} looks for in {self.store.promised[name]}"
+        return CheckpointError(f"{self.path.name}: there is no tensor {name!r}, which {where}; fetch that file again")
+
     def names(self) -> tuple[str, ...]:
         return tuple(self._names)
 
@@ -308,7 +314,12 @@ def _open_folder(folder: Path) -> Checkpoint:
     _refuse_code(config)
     _check_quantization(config)
     extra = {} if generation is None else read_object(generation)
-    store = safetensors_files.open_folder(folder)
+    store, alone = safetensors_files.open_folder(folder), "text_config" not in config
+    store = replace(
+        store,
+        tensors=names.canonical(store.tensors, folder.name, alone=alone),
+        promised=names.canonical(store.promised, safetensors_files.INDEX_FILE, alone=alone),
+    )
     checkpoint = _FolderCheckpoint(path=folder, config=config, generation_config=extra, store=store)
     if _is_mxfp4(config) and not any(name.endswith("_blocks") for name in store.tensors):
         raise CheckpointError(f"{folder.name}: config.json says mxfp4, and no tensor holds such blocks")

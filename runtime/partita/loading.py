@@ -21,6 +21,7 @@ from .families import Names, family, parse
 from .gguf_blocks import AFFINE
 from .layers import MLP, ExpertLinear, Linear, MoE, RMSNorm, Stack
 from .model import Attention, Block, Decoder
+from .names import Index
 from .quantization import Packed
 
 
@@ -82,8 +83,7 @@ def load_decoder(
     name = reader.prefix + reader.names.embedding
     head = Linear(embedding, name=name)
     if not config.tie_embeddings:
-        weight = reader.matrix(reader.names.head, config.vocab_size, config.hidden_size, prefix="")
-        head = Linear(weight, name=reader.names.head)
+        head = Linear(reader.matrix(reader.head, config.vocab_size, config.hidden_size, prefix=""), name=reader.head)
     return Decoder(config, embedding, tuple(blocks), reader.norm(reader.names.norm, config.hidden_size), head, name)
 
 
@@ -107,6 +107,8 @@ class _Reader:
         self.ops, self.checkpoint, self.config, self.stack = ops, checkpoint, config, stack
         self.names = family(checkpoint.config).names
         self.prefix = _prefix(checkpoint, self.names)
+        own = Index(checkpoint.names()).find(f"{self.names.head}.weight")
+        self.head = self.names.head if own is None else own.removesuffix(".weight")
         self.experts = experts.find(checkpoint) if config.experts else {}
 
     def block(self, i: int) -> Block:
@@ -239,12 +241,11 @@ class _Reader:
 
 def _prefix(checkpoint: Checkpoint, names: Names) -> str:
     """Text decoders of multimodal checkpoints keep their tensors under one more name."""
-    present = set(checkpoint.names())
-    for outer in ("", "language_model.", "model.language_model."):
-        prefix = outer + names.prefix if outer != "model.language_model." else outer
-        if f"{prefix}{names.embedding}.weight" in present:
-            return prefix
-    raise checkpoint.missing(f"{names.prefix}{names.embedding}.weight")
+    embedding = f"{names.embedding}.weight"
+    found = Index(checkpoint.names()).find(names.prefix + embedding)
+    if found is None:
+        raise checkpoint.missing(names.prefix + embedding)
+    return found.removesuffix(embedding)
 
 
 def _same_format(a: np.ndarray | Packed, b: np.ndarray | Packed) -> bool:

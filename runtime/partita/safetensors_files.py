@@ -14,20 +14,21 @@ import math
 import mmap
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
 
-from .bounded_files import INDEX, map_file, parse_object, read_object
+from .bounded_files import INDEX, find, map_file, parse_object, read_object
 from .brief import Brief
 from .errors import CheckpointError
 
 MAX_HEADER_BYTES = 25 * 1024 * 1024
 MAX_TENSORS = 100_000
 MAX_DIMENSIONS = 32
+INDEX_FILE, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 _SAMPLE = 1024  # bytes hashed at each sampled place
 
 Place = tuple[str, int, int]
@@ -67,11 +68,12 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class SafetensorsSet(Brief):
-    """The tensors of a folder, over all its files."""
+    """The tensors of a folder, over all its files. promised: tensor to file, as an index has it, found there or not."""
 
     tensors: Mapping[str, StoredTensor]
     files: Mapping[str, mmap.mmap]
     header_ends: Mapping[str, int]
+    promised: Mapping[str, str] = field(default_factory=dict)
 
     def read(self, name: str) -> np.ndarray:
         """The tensor as stored, without a copy where it is aligned for its dtype."""
@@ -85,26 +87,29 @@ class SafetensorsSet(Brief):
 
 
 def open_folder(folder: Path) -> SafetensorsSet:
-    """All tensors of `model*.safetensors` in a folder, following the index if there is one."""
-    index = folder / "model.safetensors.index.json"
-    expected = shard_table(index, ".safetensors") if index.is_file() else None
-    names = sorted(set(expected.values())) if expected is not None else _lone_files(folder)
+    """All tensors of `model*.safetensors` in a folder, of the files that the index names if it is about them.
+
+    An index may have been left by another state of the folder: where `model.safetensors` is there, or others are and
+    none of those that it names, they count, as they do for transformers. Whether a tensor is where an index says it is
+    does not matter.
+    """
+    index = find(folder, INDEX_FILE)
+    promised = {} if index is None else shard_table(index, ".safetensors")
+    names = _weight_files(folder, frozenset(promised.values()))
     tensors: dict[str, StoredTensor] = {}
     files: dict[str, mmap.mmap] = {}
     header_ends: dict[str, int] = {}
     for name in names:
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{index.name} names {name}, which is not in {folder}; fetch the missing file")
-        files[name] = map_file(folder / name)
+        place = find(folder, name)
+        if place is None:
+            raise CheckpointError(f"{INDEX_FILE} names {name}, which is not in {folder}; fetch the missing file")
+        files[name] = map_file(place)
         found, header_ends[name] = read_header(files[name], name)
         for tensor_name, tensor in found.items():
             if tensor_name in tensors:
                 raise CheckpointError(f"{name}: tensor {tensor_name!r} is also in {tensors[tensor_name].file}")
             tensors[tensor_name] = tensor
-    for tensor_name, name in (expected or {}).items():
-        if tensor_name not in tensors or tensors[tensor_name].file != name:
-            raise CheckpointError(f"{index.name}: tensor {tensor_name!r} should be in {name} and is not")
-    return SafetensorsSet(tensors, files, header_ends)
+    return SafetensorsSet(tensors, files, header_ends, promised)
 
 
 def open_file(path: Path) -> SafetensorsSet:
@@ -114,10 +119,13 @@ def open_file(path: Path) -> SafetensorsSet:
     return SafetensorsSet(tensors, {path.name: data}, {path.name: end})
 
 
-def _lone_files(folder: Path) -> list[str]:
-    if (folder / "model.safetensors").is_file():
-        return ["model.safetensors"]
-    names = sorted(path.name for path in folder.glob("model*.safetensors") if path.is_file())
+def _weight_files(folder: Path, indexed: frozenset[str]) -> list[str]:
+    """Names of the files to read. indexed: those that an index names."""
+    if SINGLE_FILE not in indexed and find(folder, SINGLE_FILE) is not None:
+        return [SINGLE_FILE]
+    names = sorted(path.name for path in folder.glob("model*.safetensors"))
+    if indexed and (not names or any(find(folder, name) is not None for name in indexed)):
+        return sorted(indexed)
     if not names and any(folder.glob("pytorch_model*.bin")):
         raise CheckpointError(
             f"{folder}: its weights are pickles (.bin), which can run code and are not opened: if you trust their "

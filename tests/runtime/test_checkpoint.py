@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -273,19 +274,90 @@ def test_an_index_that_does_not_tell_the_truth(tmp_path):
         "a\\b.safetensors": "not a file beside",
         "a\0.safetensors": "not a file beside",
         "model.bin": "not a file beside",
-        "model-00001-of-00003.safetensors": "should be in",
     }.items():
         index.write_text(json.dumps({"weight_map": table | {"lm_head.weight": wrong}}))
         with pytest.raises(
             CheckpointError, match=rf"model\.safetensors\.index\.json: tensor 'lm_head.weight' .*{message}"
         ):
             open_checkpoint(path)
-    index.write_text(json.dumps({"weight_map": table | {"more": table["lm_head.weight"]}}))
-    with pytest.raises(CheckpointError, match="'more' should be in"):
-        open_checkpoint(path)
     index.write_text("{}")
     with pytest.raises(CheckpointError, match="weight_map"):
         open_checkpoint(path)
+
+
+def test_an_index_of_another_state_of_the_folder(tmp_path):
+    path = sharded(tmp_path / "m")
+    index = path / "model.safetensors.index.json"
+    table = json.loads(index.read_text())["weight_map"]
+    files = sorted(table.values())
+    moved = dict(zip(table, [files[1], files[2], files[0]], strict=True)) | {"model.more": files[0]}
+    index.write_text(json.dumps({"weight_map": moved}))
+    checkpoint = open_checkpoint(path)  # tensors count where they are
+    assert sorted(checkpoint.names()) == sorted(DENSE)
+    with pytest.raises(
+        CheckpointError, match=r"no tensor 'model\.more', which model\.safetensors\.index\.json looks for"
+    ):
+        checkpoint.read("model.more")
+    index.write_text(
+        json.dumps({"weight_map": {name: f"model-{i:05}-of-00009.safetensors" for i, name in enumerate(table)}})
+    )
+    assert sorted(open_checkpoint(path).names()) == sorted(DENSE)  # none of the files that it names is there
+    index.write_text(json.dumps({"weight_map": table}))
+    save_file({"model.norm.weight": np.zeros(3, np.float32)}, path / "model.safetensors")
+    assert open_checkpoint(path).names() == ("model.norm.weight",)  # as transformers has it
+    index.write_text(json.dumps({"weight_map": table | {"model.norm.weight": "model.safetensors"}}))
+    assert sorted(open_checkpoint(path).names()) == sorted(DENSE)  # the index names that file among others
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "model.safetensors"])
+def test_links_out_of_a_folder_and_pipes_are_refused(tmp_path, name):
+    path = folder(tmp_path / "m")
+    (path / "generation_config.json").write_text("{}")
+    (path / name).rename(tmp_path / name)
+    (path / name).symlink_to(tmp_path / name)
+    with pytest.raises(CheckpointError, match=f"{name} is a link that leads out of its folder"):
+        open_checkpoint(path)
+    (path / name).unlink()
+    os.mkfifo(path / name)
+    with pytest.raises(CheckpointError, match=f"{name} is a pipe, not a file"):
+        open_checkpoint(path)
+
+
+def test_settings_of_gigabytes_are_refused_unread(tmp_path):
+    path = folder(tmp_path / "m")
+    for name in ("config.json", "generation_config.json", "model.safetensors.index.json"):
+        before = (path / name).read_bytes() if (path / name).exists() else None
+        with (path / name).open("wb") as file:
+            file.truncate(3 << 30)
+        with pytest.raises(CheckpointError, match=f"{name}: 3221225472 bytes are too many"):
+            open_checkpoint(path)
+        (path / name).unlink() if before is None else (path / name).write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["base_model.model.", "module.", "_orig_mod.", "module._orig_mod.", "_fsdp_wrapped_module."]
+)
+def test_names_are_without_what_tools_put_around_them(tmp_path, prefix):
+    checkpoint = open_checkpoint(folder(tmp_path / "m", {prefix + name: value for name, value in DENSE.items()}))
+    assert sorted(checkpoint.names()) == sorted(DENSE)
+    for name, value in DENSE.items():
+        np.testing.assert_array_equal(checkpoint.read(name), value)
+
+
+def test_two_tensors_that_come_to_the_same_name_are_refused(tmp_path):
+    path = folder(tmp_path / "m", DENSE | {"module.lm_head.weight": DENSE["lm_head.weight"]})
+    with pytest.raises(CheckpointError, match=r"m: two tensors are called 'lm_head\.weight'"):
+        open_checkpoint(path)
+
+
+def test_constants_of_modules_are_no_tensors(tmp_path):
+    own = ("self_attn.rotary_emb.inv_freq", "self_attn.masked_bias", "attention.bias", "rotary_emb.cos_cached")
+    constants = {f"model.layers.0.{name}": np.ones(4, np.float32) for name in own} | {
+        "model.rotary_emb_local.original_inv_freq": np.ones(4, np.float32)
+    }
+    kept = {"model.layers.0.self_attn.c_attn.bias": np.ones(4, np.float32)}
+    checkpoint = open_checkpoint(folder(tmp_path / "m", DENSE | constants | kept))
+    assert sorted(checkpoint.names()) == sorted(DENSE | kept)
 
 
 def test_a_tensor_in_two_files(tmp_path):
