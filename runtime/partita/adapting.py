@@ -19,7 +19,7 @@ from .errors import CheckpointError, UnsupportedModel
 from .layers import Linear
 from .lora import LoraLinear, projection_shapes, projections, row_squares
 from .model import Decoder
-from .names import Index
+from .names import Index, is_beside_text
 from .tree import replace_at, walk
 
 
@@ -27,13 +27,15 @@ def with_adapter(ops: Backend, decoder: Decoder, adapter: Adapter) -> Decoder:
     """The decoder with its adapted projections. It must have been loaded with stack=False.
 
     CheckpointError: a module or a shape that this model does not have. UnsupportedModel: a change of something that is
-    no projection (embeddings, whole layers, experts).
+    no projection (embeddings, whole layers, experts). What it changes in a part that sees does not matter to a text.
     """
     paths = {f"{linear.name}.weight": path for path, linear in projections(decoder)}
     if not decoder.config.tie_embeddings:
         paths[f"{decoder.head.name}.weight"] = "head"
     nodes, present, changes = dict(walk(decoder)), Index(paths), {}
     for name in (*adapter.replaced, *adapter.changes):
+        if is_beside_text(name):  # adapted along with the text decoder, as its projections are called alike
+            continue
         change = adapter.changes.get(name)
         if change is None or change.a.ndim != 2 or not name.endswith(("_proj.weight", "lm_head.weight")):
             raise UnsupportedModel(_only_fused(name, adapter))

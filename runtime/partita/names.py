@@ -20,7 +20,9 @@ HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _TOOLS = re.compile(
     r"^(?:base_model\.model\.|module\.)+|(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
-_PLACE = re.compile(r"^(?:(?:model|language_model)\.)*(?=(?:layers|embed_tokens|norm|lm_head)\.)")
+_PLACE = re.compile(r"^(?:(?:model|language_model)\.)+")
+_TEXT = ("layers.", "embed_tokens.", "norm.", "lm_head.")
+_OTHERS = re.compile(r"vision_\w+|visual|audio_\w+|multi_modal_projector")
 # of a module's making, the same for every checkpoint: rope's tables and masks, which old files carry along
 _CONSTANT = re.compile(
     r"(?:.*\.)?(?:rotary_\w+\.(?:\w*inv_freq|cos_cached|sin_cached)|(?:self_)?(?:attn|attention)\.(?:masked_)?bias)"
@@ -36,11 +38,15 @@ def unwrapped(name: str) -> str:
 
 def text_name(name: str) -> str | None:
     """A tensor's name in its text decoder by itself, `model.layers.0…` or `lm_head…`; else None."""
-    place = _PLACE.match(name)
-    if place is None:
+    plain = _PLACE.sub("", name)
+    if not plain.startswith(_TEXT):
         return None
-    plain = name[place.end() :]
     return plain if plain.startswith("lm_head.") else f"model.{plain}"
+
+
+def is_beside_text(name: str) -> bool:
+    """Whether a tensor belongs to a part that sees or hears, which a text does not pass through."""
+    return _OTHERS.match(_PLACE.sub("", name)) is not None
 
 
 def is_constant(name: str) -> bool:
@@ -66,15 +72,14 @@ def canonical(tensors: Mapping[str, T], where: str, *, alone: bool) -> dict[str,
 
 
 class Index:
-    """Names to be looked up, by themselves or by what they are in their text decoder; of two alike the first."""
+    """Names to be looked up, by themselves or wherever they stand in their model; of two alike the first."""
 
     def __init__(self, names: Iterable[str]):
         self._names = dict.fromkeys(names)
-        self._places: dict[str, str] = {}
+        self._anywhere: dict[str, str] = {}
         for name in self._names:
-            if (plain := text_name(name)) is not None:
-                self._places.setdefault(plain, name)
+            self._anywhere.setdefault(_PLACE.sub("", name), name)
 
     def find(self, name: str) -> str | None:
         """The name here of what is called `name` elsewhere."""
-        return name if name in self._names else self._places.get(text_name(name) or "")
+        return name if name in self._names else self._anywhere.get(_PLACE.sub("", name))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import partita_backends
 from partita.adapters import fused, open_adapter
@@ -71,6 +71,39 @@ def logits(ops: Backend, decoder: Decoder) -> np.ndarray:
     return ops.to_numpy(decoder(ops, ops.array(IDS), cache, every=True))
 
 
+def test_an_adapter_of_a_model_that_sees_is_found_wherever_peft_puts_it(
+    ops: Backend, tiny_family: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """PEFT names modules as transformers has them, `model.language_model.layers…` and `model.vision_tower…`; the files
+    have `language_model.model.layers…` and `vision_tower…`."""
+    text, sees = tiny_family("gemma3"), tmp_path / "sees"
+    sees.mkdir()
+    config = {"model_type": "gemma3", "text_config": json.loads((text / "config.json").read_text())}
+    (sees / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    seen, random = "vision_model.encoder.layers.0.self_attn.q_proj", np.random.default_rng(1)
+    own = {f"vision_tower.{seen}.weight": random.standard_normal((8, 8), np.float32)}
+    tensors = {f"language_model.{name}": value for name, value in load_file(text / "model.safetensors").items()}
+    save_file(tensors | own, sees / "model.safetensors")
+    plain = write(tmp_path / "plain", open_checkpoint(text))
+    (tmp_path / "wrapped").mkdir()
+    (tmp_path / "wrapped/adapter_config.json").write_bytes((plain / "adapter_config.json").read_bytes())
+    matrices = load_file(plain / "adapter_model.safetensors")
+    wrapped = {name.replace("model.layers", "model.language_model.layers"): x for name, x in matrices.items()}
+    for part in ("A", "B"):
+        shape = (4, 8) if part == "A" else (8, 4)
+        wrapped[f"base_model.model.model.vision_tower.{seen}.lora_{part}.weight"] = random.standard_normal(
+            shape, np.float32
+        )
+    save_file(wrapped, tmp_path / "wrapped/adapter_model.safetensors")
+    base, adapter = open_checkpoint(sees), open_adapter(tmp_path / "wrapped")
+    expected = logits(ops, load_decoder(ops, fused(open_checkpoint(text), open_adapter(plain))))
+    beside = with_adapter(ops, load_decoder(ops, base, stack=False), adapter)
+    np.testing.assert_allclose(logits(ops, beside), expected, atol=1e-4)
+    whole = fused(base, adapter)
+    np.testing.assert_allclose(logits(ops, load_decoder(ops, whole)), expected, atol=1e-4)
+    assert np.abs(whole.read(f"vision_tower.{seen}.weight") - own[f"vision_tower.{seen}.weight"]).max() > 0.1
+
+
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 @pytest.mark.parametrize("mlx", [False, True], ids=["peft", "mlx-lm"])
 def test_beside_the_weights_is_in_the_weights(
@@ -93,7 +126,7 @@ def test_packed_weights_stay_packed(ops: Backend, tiny_model: Path, tmp_path: Pa
     adapter = open_adapter(write(tmp_path / "adapter", base))
     plain = load_decoder(ops, base, stack=False)
     adapted = with_adapter(ops, plain, adapter)
-    assert adapted.blocks[0].attention.out.base.weight is plain.blocks[0].attention.out.weight  # pyright: ignore
+    assert adapted.blocks[0].attention.out.base.weight is plain.blocks[0].attention.out.weight
     expected = logits(ops, load_decoder(ops, fused(base, adapter)))  # dense where it is adapted
     np.testing.assert_allclose(logits(ops, adapted), expected, atol=5e-4)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from partita.names import Index, text_name, unwrapped
+from partita.names import Index, is_beside_text, text_name, unwrapped
 
 LAYER = "layers.3.self_attn.q_proj.weight"
 PLACES = ("", "model.", "language_model.model.", "model.language_model.", "language_model.", "model.model.")
@@ -19,6 +19,7 @@ def test_a_tensor_of_a_text_decoder_is_known_wherever_it_stands(place):
 @pytest.mark.parametrize("name", ["vision_tower.layers.0.weight", "model.vision_tower.norm.weight", "model", "layers"])
 def test_what_is_no_part_of_a_text_decoder(name):
     assert text_name(name) is None
+    assert is_beside_text(name) == ("vision" in name)
 
 
 def test_names_are_looked_up_by_themselves_first():
@@ -27,6 +28,7 @@ def test_names_are_looked_up_by_themselves_first():
     assert index.find("norm.weight") == "norm.weight"
     assert index.find("language_model.norm.weight") == "model.norm.weight"
     assert index.find("vision_tower.norm.weight") == "vision_tower.norm.weight"
+    assert index.find("model.vision_tower.norm.weight") == "vision_tower.norm.weight"
     assert index.find("vision_model.norm.weight") is None
     assert index.find("model.layers.9.weight") is None
 
