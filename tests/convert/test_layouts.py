@@ -22,7 +22,7 @@ from partita.quantization import Packed, dequantize, quantize_weight
 from partita_convert.layouts import as_huggingface, as_mlx
 from partita_convert.write_folder import write_huggingface, write_mlx
 
-from .. import tiny_models
+from .. import bounds, tiny_models
 
 Family = Callable[[str], Path]
 EXPERTS = ["qwen3_moe", "gpt_oss"]
@@ -128,7 +128,7 @@ def test_written_folders_give_the_same_logits(tiny_family: Family, tmp_path: Pat
     tokens = tiny_models.tokens(source)
     expected = tiny_models.reference_logits(source, tokens)
     write_mlx(open_checkpoint(source), tmp_path / "mlx")
-    assert np.abs(logits(tmp_path / "mlx", tokens) - expected).max() <= 1e-4
+    bounds.assert_near(logits(tmp_path / "mlx", tokens), expected, bounds.logits(source))
     written = write_huggingface(open_checkpoint(tmp_path / "mlx"), tmp_path / "hf")
     np.testing.assert_array_equal(tiny_models.reference_logits(tmp_path / "hf", tokens), expected)
     assert {tensor.error for tensor in written.tensors} == {0.0}
@@ -136,7 +136,7 @@ def test_written_folders_give_the_same_logits(tiny_family: Family, tmp_path: Pat
     write_mlx(open_checkpoint(source), tmp_path / "packed", transform=eight_bits)
     ours = logits(tmp_path / "packed", tokens)
     write_huggingface(open_checkpoint(tmp_path / "packed"), tmp_path / "dense")
-    assert np.abs(tiny_models.reference_logits(tmp_path / "dense", tokens) - ours).max() <= 1e-4
+    bounds.assert_near(tiny_models.reference_logits(tmp_path / "dense", tokens), ours, bounds.logits(source))
     assert np.abs(ours - expected).max() > 1e-3
 
 
@@ -183,7 +183,7 @@ def test_4_bit_floats_stay_exact(tiny_family: Family, tmp_path: Path) -> None:
             np.testing.assert_array_equal(found.pop(name), stored[name])
     assert not found
     ours = logits(source, tokens)
-    assert np.abs(tiny_models.reference_logits(tmp_path / "hf", tokens) - ours).max() <= 1e-4
+    bounds.assert_near(tiny_models.reference_logits(tmp_path / "hf", tokens), ours, bounds.logits(source))
 
 
 def test_configs_name_the_experts_for_both_readers(tiny_family: Family, tmp_path: Path) -> None:

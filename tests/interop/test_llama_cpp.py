@@ -23,7 +23,7 @@ from partita_convert.gguf_tokenizer import SAMPLES
 from partita_convert.write_folder import write_huggingface
 from partita_convert.write_gguf import write_gguf
 
-from .. import gguf_models, tiny_models
+from .. import bounds, gguf_models, tiny_models
 
 pytestmark = pytest.mark.interop
 CHILD = Path(__file__).with_name("llama_cpp_child.py")
@@ -67,8 +67,10 @@ def test_logits_are_those_of_transformers(name: str, kind: str, folder: Path, tm
         config["rope_parameters"]["truncate"] = True
         (plain / "config.json").write_text(json.dumps(config))
     expected = tiny_models.reference_logits(plain, tokens)
-    tolerance = 1e-4 if kind == "F32" and "gemma" not in name else 1e-2 if kind == "F32" else 5e-2
-    assert np.abs(found - expected).max() < tolerance
+    # llama.cpp takes gemma's activation from a table in 16 bits, and rounds what meets weights of 16 bits
+    exact = kind == "F32" and "gemma" not in name
+    error = bounds.logits(source) if exact else (1e-2 if kind == "F32" else 5e-2) / np.abs(expected).max()
+    bounds.assert_near(found, expected, error)
     tokenizer = open_checkpoint(tmp_path / "m.gguf").load_tokenizer()
     assert ids == [tokenizer.encode(text, bos=False) for text in TEXTS]
 

@@ -155,14 +155,16 @@ def test_half_precision_stays_half_precision(
     play: Players, judge: Judge, text: list[int], name: str, backend: str, dtype: str
 ) -> None:
     """Numbers of the config take the residual stream's dtype; logits stay near the exact ones, less so where two
-    experts were so near each other that rounding chose between them."""
+    experts were so near each other that rounding chose between them. A layer rounds twelve times one after another; in
+    the mean square that is half of what an entry may be off."""
     ops, model = play(name, backend, dtype)
     spec = spec_of(ops, model)
     part = ops.array(np.array([text], np.int32))
     hidden = model._hidden(ops, part, Cache(ops, spec))
     assert str(hidden.dtype).endswith(ops.dtype)
     ours, exact = fed(ops, model, spec, text, [95, 1]), judge(name)
-    assert rms(ours - exact) <= (0.05 if name in tiny_models.DENSE else 0.2) * rms(exact)
+    error = bounds.drift(12 * len(model.config.layers), dtype) / 2
+    assert rms(ours - exact) <= (error if name in tiny_models.DENSE else 4 * error) * rms(exact)
 
 
 @pytest.mark.parametrize("name", ["smollm3", "gemma2", "phi4-mini", "olmo3", "granite", "qwen3_moe", "gpt_oss"])

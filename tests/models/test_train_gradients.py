@@ -132,9 +132,11 @@ def test_mlx_and_torch_agree_behind_experts(
 def test_sixteen_bits_stay_near(
     backends: dict[str, Backend], tiny_family: Callable[[str], Path], batch: Batch, method: str, dtype: str
 ) -> None:
-    """Trained values, gradients and losses are float32 whatever the stream is."""
+    """Trained values, gradients and losses are float32 whatever the stream is: four layers that round twelve times,
+    there and back. In the mean square over many tokens that is half of what one entry may be off."""
+    error = bounds.drift(2 * 4 * 12, "bfloat16")
     short = batch_of([[documents(1, 6, 280)[0]]])  # few rows: no way for decoding is taken
-    for fed, bound in ((batch, 0.05), (short, 0.2)):
+    for fed, bound in ((batch, error / 2), (short, error)):
         expected = gradients(backends["torch"], *made(backends["torch"], tiny_family("llama"), method), fed)
         ops = partita_backends.load("torch", dtype=dtype)
         model, values = made(ops, tiny_family("llama"), method)

@@ -16,6 +16,8 @@ from partita.errors import DataError
 from partita.optim import AdamW, clip_factor, global_norm, moments_of, update
 from partita.schedule import Schedule
 
+from .. import bounds
+
 
 @pytest.fixture(params=partita_backends.names(), scope="module")
 def ops(request: pytest.FixtureRequest) -> Backend:
@@ -48,12 +50,13 @@ def test_adamw_is_torchs(ops: Backend, settings: AdamW) -> None:
             group["lr"] = rate
         judge.step()
         update(ops, values, {n: ops.array(g, "float32") for n, g in grads.items()}, moments, settings, rate)
-        for name in SHAPES:
-            np.testing.assert_allclose(ops.to_numpy(values[name]), theirs[name].detach().numpy(), rtol=0, atol=1e-6)
+        for name in SHAPES:  # each step rounds values twice, and what it adds is a hundredth of them
+            bounds.assert_near(ops.to_numpy(values[name]), theirs[name].detach().numpy(), bounds.drift(2 * 2 * step))
     assert moments.updates == 50
     state = judge.state[theirs["matrix"]]
-    np.testing.assert_allclose(ops.to_numpy(moments.m["matrix"]), state["exp_avg"].numpy(), atol=1e-6)
-    np.testing.assert_allclose(ops.to_numpy(moments.v["matrix"]), state["exp_avg_sq"].numpy(), atol=1e-6)
+    # means over ten and a thousand steps, each of three roundings
+    bounds.assert_near(ops.to_numpy(moments.m["matrix"]), state["exp_avg"].numpy(), bounds.drift(2 * 3 * 10), 4)
+    bounds.assert_near(ops.to_numpy(moments.v["matrix"]), state["exp_avg_sq"].numpy(), bounds.drift(2 * 3 * 50))
 
 
 @pytest.mark.parametrize("limit", [0.5, 100.0])
@@ -67,9 +70,9 @@ def test_clipping_is_torchs(ops: Backend, limit: float) -> None:
         parameter.grad = torch.from_numpy(grad.copy())
     expected = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
     norm = float(ops.to_numpy(global_norm(ops, {name: ops.array(grad, "float32") for name, grad in grads.items()})))
-    assert norm == pytest.approx(expected, rel=1e-6)
+    assert norm == pytest.approx(expected, rel=bounds.drift(2 * 53))
     first = next(iter(grads.values())) * clip_factor(norm, limit)
-    np.testing.assert_allclose(first, parameters[0].grad, rtol=1e-5)
+    np.testing.assert_allclose(first, parameters[0].grad, rtol=bounds.drift(2 * (53 + 4)))
     assert clip_factor(norm, None) == 1.0
 
 
