@@ -14,7 +14,7 @@ from .reply_formats import WHOLE, Block, ReplyFormat
 from .reply_parts import Machine
 from .stopping import overlap
 
-_WHITE = 64  # characters of white space in which a call that is a whole reply may begin
+_WHITE = 64  # characters of white space that say nothing, at most, where nothing has been said
 # up to what decides whether it is one: the first key (group 1), or something else
 _FIRST_KEY = re.compile(r'\s*\{(?:\s{64}|\s*(?:"([^"\\]{0,32})"|"(?:[^"\\]{33}|[^"\\]*\\)|[^"\s]))')
 _KEYS = frozenset({"name", "type", "function", "parameters", "arguments", "id"})
@@ -84,13 +84,18 @@ class Blocks(Machine):
         self._whole = blocks.pop(WHOLE, None)  # a reply that is a call from its first character on
         self._blocks = blocks
         self._noise, self._controls = form.noise, frozenset(form.controls.values())
+        thoughts = {begin for begin, block in blocks.items() if block.kind == "thought"}
+        self._early = thoughts - self._controls  # as text they count until something is said; then they are talked of
         self._thought: Block | None = None  # None: speech
         self._label = ""  # what may stand in front of a thought
         self._writing: _Writing | None = None
         self._drafts: list[ToolCall] = []
         self._held = ""  # what may be the beginning of a marker, and line ends in front of one
         self._fresh = False  # nothing has been said since the last marker
-        self._begun = self._sure = False  # whether a reply that may be a call as a whole has begun, and is one
+        self._begun = False  # something but white space has come
+        self._spoke = False  # something has been said
+        self._prompt = True  # what comes is the end of the prompt
+        self._sure = False  # a reply that may be a call as a whole is one
         self._lenient = False  # a quotation did not end: from now on every marker counts
         self._look()
 
@@ -98,7 +103,7 @@ class Blocks(Machine):
         """The reply itself begins here: what went before was the prompt's."""
         self._forget()
         self._writing, self._drafts, self._held = None, [], ""
-        self._begun = self._sure = False
+        self._begun = self._sure = self._spoke = self._prompt = False
         self._look()
 
     def takes(self, literal: str) -> bool:
@@ -114,16 +119,18 @@ class Blocks(Machine):
 
     def text(self, more: str) -> None:
         text, place, self._held = self._held + more, 0, ""
-        if not self._begun and self._whole is not None and self._thought is None:
-            white = len(text) - len(text.lstrip())
-            if white == len(text) <= _WHITE:
-                self._held = text
-                return
-            if white <= _WHITE and text[white] == WHOLE:
+        if not self._begun and text.strip():
+            self._begun = True
+            if self._whole is not None and self._thought is None and not self._spoke and _begins_whole(text):
                 self._write(self._whole)
-        self._begun = self._begun or bool(text)
         while (found := self._markers.search(text, place)) is not None:
-            self._put(text[place : found.start()], True)
+            front = text[place : found.start()]
+            if found[0] in self._early and not (self._prompt or _is_white(front)):  # now something is said
+                front = front.rstrip("\n")
+                self._put(front, False)
+                place += len(front)
+                continue
+            self._put(front, True)
             place = found.end()
             self._cross(found[0], False)
         sure = len(text) - self._doubtful(text[place:])
@@ -151,7 +158,7 @@ class Blocks(Machine):
         elif self._thought is not None:
             self._found = calls | set(self._thought.ends)
         else:
-            self._found = self._blocks.keys() | self._noise
+            self._found = (self._blocks.keys() | self._noise) - (self._early if self._spoke else set())
         self._literals = sorted(self._found - self._controls)
         self._markers = re.compile("|".join(map(re.escape, self._literals)) or r"(?!)")
 
@@ -181,12 +188,17 @@ class Blocks(Machine):
         if self._label and (text or marker):
             text = "" if f"{text}\n" == self._label else text.removeprefix(self._label)
             self._label = ""
+        if marker and self._thought is None and not self._spoke and _is_white(text):
+            return
         text = text.lstrip("\n") if self._fresh else text
         text = text[: len(text) - _line_ends(text)] if marker else text
         if text:
             self._fresh = False
             self._discard_drafts()
             self._say("speech" if self._thought is None else "thought", text)
+            if self._thought is None and not self._spoke and not self._prompt:
+                self._spoke = True
+                self._look()
 
     def _flush(self, marker: bool) -> None:
         held, self._held = self._held, ""
@@ -201,7 +213,10 @@ class Blocks(Machine):
             return keep
         if self._label and self._label.startswith(text):
             return len(text)
-        return keep + _line_ends(text[: len(text) - keep])
+        front = text[: len(text) - keep]
+        if self._thought is None and not self._spoke and _is_white(front):
+            return len(text)
+        return keep + _line_ends(front)
 
     # ---------------------------------------------------------------- calls
 
@@ -271,6 +286,16 @@ class Blocks(Machine):
         if self._writing is not None:
             writing, self._writing = self._writing, None
             self._cut(writing)
+
+
+def _is_white(text: str) -> bool:
+    """Whether this may stand in front of a reply's first marker, and says nothing."""
+    return len(text) <= _WHITE and not text.strip()
+
+
+def _begins_whole(text: str) -> bool:
+    white = len(text) - len(text.lstrip())
+    return white <= _WHITE and text.startswith(WHOLE, white)
 
 
 def _line_ends(text: str) -> int:

@@ -19,6 +19,7 @@ _HEADER_TEXT = re.compile(r"[\w .=:/-]*")
 _ROLE = re.compile(r" *(assistant)?( *to=\S+)? *")
 _CHANNEL = re.compile(r" *\w*( +to=\S+)?( +\w+)? *")
 _RECIPIENT = re.compile(r"to=(\S+)")
+_UNMARKED = re.compile(r"assistant(analysis|commentary|final)?")
 
 
 class Channels(Machine):
@@ -62,8 +63,8 @@ class Channels(Machine):
         elif more:
             self._header = self._header.longer(more)
             if not self._header.possible():
-                self._kind = "speech"
-                self._say("speech", self._header.text())
+                self._kind, shown = self._header.shown()
+                self._say(self._kind, shown)
 
     def end(self) -> None:
         self._close()
@@ -82,8 +83,9 @@ class Channels(Machine):
         elif kind is not None:
             self._part_from(kind)
         elif not header.whole():
-            self._say("speech", header.text())
-            self._part_from("speech")
+            kind, shown = header.shown()
+            self._say(kind, shown)
+            self._part_from(kind)
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,13 @@ class _Header:
     def whole(self) -> bool:
         """Whether it is one, or the beginning of one: then nobody needs to see it."""
         return _ROLE.fullmatch(self.role) is not None and _CHANNEL.fullmatch(self.channel) is not None
+
+    def shown(self) -> tuple[Kind, str]:
+        """What is said where this is no header: all but a role, and the name of a channel without its marker."""
+        text = self.text()
+        found = _UNMARKED.match(text)
+        rest = text if found is None else text[found.end() :]
+        return "thought" if found is not None and found[1] == "analysis" else "speech", rest
 
     def recipient(self) -> str:
         found = _RECIPIENT.search(f"{self.role} {self.channel}")

@@ -75,7 +75,10 @@ REPLIES = [
     ("none", "\n\nHi\n", "\n\nHi\n", "", []),
     ("thinking", "<think>\nHm.\n</think>\n\nParis.", "Paris.", "Hm.", []),
     ("thinking", "<think>\n\n</think>\n\nParis.\n", "Paris.\n", "", []),
-    ("thinking", "<think>Hm.</think>a<think>So.</think>b", "ab", "Hm.\nSo.", []),
+    ("thinking", " \n<think>Hm.</think> <think>So.</think>b", "b", "Hm.\nSo.", []),
+    ("thinking", "The tag <think> and\n<think>", "The tag <think> and\n<think>", "", []),
+    ("thinking", "<think>Hm.</think>The tag\n\n<think>", "The tag\n\n<think>", "Hm.", []),
+    ("gemma4", "So.<|channel>thought\nHm.<channel|>", "So.", "Hm.", []),
     ("thinking", "<think>\nHm, and", "", "Hm, and", []),
     ("thinking", "Paris.</think>", "Paris.</think>", "", []),
     ("thinking", "I call.\n<tool_call>\n" + json.dumps({"name": "weather", "arguments": {"city": "Oslo"}}) +
@@ -105,6 +108,9 @@ REPLIES = [
     ("harmony", "<|channel|>commentary to=python <|constrain|>code<|message|>1 + 1", "", "",
      [("commentary to=python code 1 + 1",)]),
     ("harmony", "<|channel|>final", "", "", []),
+    ("harmony", "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistantfinalParis", "Paris", "Hm.", []),
+    ("harmony", "<|start|>assistantanalysisHm, so.<|end|>assistant Paris.<|end|>final, it is.",
+     " Paris.\nfinal, it is.", "Hm, so.", []),
     ("harmony", "Hello there, you.", "Hello there, you.", "", []),
     ("harmony", "Hello there", "Hello there", "", []),
     ("harmony", "word " * 99, "word " * 99, "", []),
@@ -211,7 +217,7 @@ def test_a_broken_call_stays_visible(forms, name, text, words):
 
 def test_a_string_that_never_ends_costs_its_call_alone(forms):
     good = '<tool_call>{"name": "now"}</tool_call>'
-    text = f'<tool_call>{{"name": "a, "arguments": {{}}}}</tool_call>So.{good}<think>Hm.</think>'
+    text = f'<tool_call>{{"name": "a, "arguments": {{}}}}</tool_call>\n<think>Hm.</think>So.{good}'
     speech, thought, calls = read_as(forms, "thinking", text)
     assert (speech, thought) == ("So.", "Hm.")
     assert calls == [('<tool_call>{"name": "a, "arguments": {}}</tool_call>',), ("now", {})]
