@@ -26,6 +26,8 @@ from partita_apps.chat.trace import Trace, bar, cells, fitted, percent
 PARTITA = str(Path(sys.executable).with_name("partita"))
 FIELDS = {
     "text",
+    "reasoning",
+    "tool_calls",
     "tokens",
     "prompt_tokens",
     "finish_reason",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from partita.language_model import Piece
+from partita.reply import ToolCall
 
 from ..progress import size
 from .talk import Talk
@@ -17,7 +18,11 @@ class Figures:
         self._talk = talk
         self.tokens: list[int] = []
         """Generated ids without the token that ended the reply."""
-        self.text = ""
+        self.text = self.thought = ""
+        """What was said, and what was thought."""
+        self.calls: list[ToolCall] = []
+        self.thought_tokens = 0
+        self._thinks = False
         self.finish_reason: str | None = None
         self.trace: list[dict[str, Any]] = []
         self._seconds: list[float] = []
@@ -25,6 +30,11 @@ class Figures:
     def add(self, piece: Piece) -> None:
         tokenizer = self._talk.model.tokenizer
         self.text += piece.text
+        self.thought += piece.thought
+        self.calls += [piece.call] if piece.call is not None else []
+        if piece.thought or piece.text or piece.call is not None:
+            self._thinks = bool(piece.thought)
+        self.thought_tokens += self._thinks and piece.token is not None
         self.finish_reason = piece.finish_reason
         token = piece.token
         if token is None:
@@ -51,8 +61,8 @@ class Figures:
         """For people, under the reply."""
         session = self._talk.session
         slots, spec = session.cache.slots(), session.cache.spec
-        count = len(self.tokens)
-        parts = [f"{count} token{'s' * (count != 1)}"]
+        thoughts = f", {self.thought_tokens} of them thoughts" if self.thought_tokens else ""
+        parts = [f"{counted(len(self.tokens))}{thoughts}"]
         if self.tokens_per_second is not None:
             parts.append(f"{self.tokens_per_second:.1f}/s")
         if self.first_token_seconds is not None:
@@ -74,6 +84,8 @@ class Figures:
         spec = session.cache.spec
         found = {
             "text": self.text,
+            "reasoning": self.thought or None,
+            "tool_calls": [described(call) for call in self.calls],
             "tokens": self.tokens,
             "prompt_tokens": self._talk.prompt_tokens,
             "finish_reason": self.finish_reason,
@@ -101,3 +113,14 @@ class Figures:
         found = self._talk.draft.acceptance
         counts = {"proposed": found.proposed, "accepted": found.accepted, "steps": found.steps}
         return {**counts, "acceptance_rate": found.rate}
+
+
+def described(call: ToolCall) -> dict[str, Any]:
+    """A tool call as OpenAI's API has it. One that is not understood has no function, but an error and its text."""
+    if call.error is not None:
+        return {"type": "error", "error": call.error, "written": call.written}
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def counted(tokens: int) -> str:
+    return f"{tokens} token{'s' * (tokens != 1)}"

@@ -19,8 +19,9 @@ from .ask import Ask
 from .commands import COMMANDS, Leave, counted, perform
 from .figures import Figures
 from .kept import Keeper
+from .screen import Screen
 from .settings import NAMES
-from .show import Screen, last_turn, no_longer_seen, pieces, wrapped
+from .show import last_turn, no_longer_seen, pieces, wrapped
 from .talk import Talk
 from .trace import ALTERNATIVES
 
@@ -80,7 +81,8 @@ def greet(talk: Talk) -> None:
 
 def turn(talk: Talk, text: str, trace: bool) -> None:
     """One text and its reply, with what it cost below."""
-    figures, screen = Figures(talk), Screen(talk, trace)
+    figures = Figures(talk)
+    screen = Screen(talk, figures, trace, hint=" · /show thoughts")
     note = ""
     try:
         prompt = talk.encode(text)  # by the model's template, a stranger's program: Ctrl-C does not wait for it
@@ -104,7 +106,7 @@ def turn(talk: Talk, text: str, trace: bool) -> None:
         except Stopped:
             click.secho(NOT_BEGUN, dim=True)
             return
-    screen.end(figures)
+    screen.end()
     click.secho(wrapped(f"{figures.line()}{note}"), dim=True)
 
 

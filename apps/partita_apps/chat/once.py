@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from contextlib import closing
 
 import click
 
 from partita.language_model import DEFAULT_MAX_TOKENS
+from partita.printable import printable
 
-from .figures import Figures
-from .show import Screen, longer_than_context, no_longer_seen, pieces
+from ..options import tell
+from .figures import Figures, counted
+from .screen import Screen
+from .show import longer_than_context, no_longer_seen, pieces
 from .talk import Talk
 from .trace import ALTERNATIVES
 
@@ -20,7 +24,8 @@ def answer(talk: Talk, text: str, *, trace: bool, as_json: bool) -> None:
     """The reply on standard output; notes, and figures for people, on standard error."""
     sampling = talk.settings.seeded()
     talk.change(talk.settings.set("seed", sampling.seed))
-    figures, screen = Figures(talk), None if as_json else Screen(talk, trace)
+    figures = Figures(talk)
+    screen = None if as_json else Screen(talk, figures, trace)
     prompt = talk.encode(text)
     long = longer_than_context(talk, prompt)
     if long:
@@ -33,12 +38,23 @@ def answer(talk: Talk, text: str, *, trace: bool, as_json: bool) -> None:
     if screen is None:
         click.echo(json.dumps(figures.document(sampling.seed, trace), ensure_ascii=False))
     else:
-        screen.end(figures)
+        screen.end()
     if talk.session.forgotten > 0 and not long:
         click.echo(f"partita: {no_longer_seen(talk)}", err=True)
     if screen is None:
         return
+    if not sys.stdout.isatty():
+        tell(*unseen(figures))
     if sys.stderr.isatty():
         click.secho(figures.line(), dim=True, err=True)
     elif figures.finish_reason == "length" and talk.settings.max_tokens == DEFAULT_MAX_TOKENS:
         click.echo(f"partita: the reply was cut at {DEFAULT_MAX_TOKENS} tokens: give -n N for longer ones", err=True)
+
+
+def unseen(figures: Figures) -> Iterator[str]:
+    """What standard output does not show where it is no terminal."""
+    if figures.calls:
+        names = ", ".join(printable(call.name) or "a tool" for call in figures.calls)
+        yield f"partita: the reply calls {names}: --json shows it"
+    elif figures.thought and not figures.text:
+        yield f"partita: the reply is nothing but thoughts ({counted(figures.thought_tokens)}): --json shows them"

@@ -17,15 +17,17 @@ CONVERSATION = Sampling(temperature=0.7, min_p=0.05)
 """How a conversation samples where its model recommends nothing: always taking the most probable token, small models
 repeat themselves without end."""
 SAMPLING = tuple(each.name for each in fields(Sampling))
-NAMES = (*SAMPLING, "max_tokens", "system", "stop", "template_var")
+NAMES = (*SAMPLING, "max_tokens", "system", "stop", "template_var", "thoughts")
 INTEGERS = ("top_k", "seed", "max_tokens")
+SHOW, FOLD, HIDE = THOUGHTS = ("show", "fold", "hide")
 
 
 @dataclass(frozen=True)
 class Settings:
     """How replies are made. Raises DataError for a value that the runtime does not take.
 
-    template_var: what the chat template is told besides the conversation, by name.
+    template_var: what the chat template is told besides the conversation, by name. thoughts: how much of them a person
+    sees: all, a line at a time, or nothing.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
@@ -33,9 +35,12 @@ class Settings:
     stop: tuple[str, ...] = ()
     system: str | None = None
     template_var: Mapping[str, Any] = field(default_factory=dict)
+    thoughts: str = SHOW
 
     def __post_init__(self) -> None:
         StopStrings(self.stop)
+        if self.thoughts not in THOUGHTS:
+            raise DataError(f"thoughts must be one of {', '.join(THOUGHTS)}, got {self.thoughts!r}")
         if self.max_tokens < 1:
             raise DataError(f"the number of new tokens must be at least 1, not {self.max_tokens}")
 
@@ -53,6 +58,8 @@ class Settings:
         if name not in NAMES:
             raise DataError(f"no setting is called {name!r}: there are {', '.join(NAMES)}")
         absent = text in ("", "none")
+        if name == "thoughts":
+            return self.set(name, text)
         if name == "system":
             return self.set(name, None if absent else text)
         if name == "stop":
@@ -75,7 +82,7 @@ class Settings:
 
     def document(self) -> dict[str, Any]:
         own = {"max_tokens": self.max_tokens, "stop": list(self.stop), "system": self.system}
-        return {**asdict(self.sampling), **own, "template_var": dict(self.template_var)}
+        return {**asdict(self.sampling), **own, "template_var": dict(self.template_var), "thoughts": self.thoughts}
 
     @classmethod
     def over(cls, usual: Sampling, given: Mapping[str, Any]) -> Settings:
@@ -99,6 +106,8 @@ def _fits(name: str, value: Any) -> bool:
         return isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)
     if name == "system":
         return value is None or isinstance(value, str)
+    if name == "thoughts":
+        return isinstance(value, str)
     if name == "template_var":
         return isinstance(value, dict) and all(map(is_variable, value))
     if name in INTEGERS:

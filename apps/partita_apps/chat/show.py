@@ -1,22 +1,19 @@
-"""A reply on its way to a person: the bar while the prompt is read, text or trace rows after it, and the notes."""
+"""What a person sees beside a reply: the bar while the prompt is read, lines that end between words, and the notes."""
 
 from __future__ import annotations
 
 import re
 import shutil
-import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
-
-import click
+from typing import Any
 
 from partita.language_model import Piece
 from partita.printable import visible
 
 from ..progress import bar
-from .figures import Figures
 from .talk import Talk
-from .trace import Trace, cells
+from .trace import cells
 
 _ASKED, _ANSWERED = 240, 600  # characters of the last turn that are shown when a conversation goes on
 
@@ -45,39 +42,6 @@ def pieces(
                 yield piece
 
 
-class Screen:
-    """Standard output: the text as it comes, or a row a token and the text at the end."""
-
-    def __init__(self, talk: Talk, trace: bool):
-        self._talk = talk
-        self._trace = Trace(talk.model.tokenizer) if trace else None
-        self._lines = Lines() if sys.stdout.isatty() else None
-        self._begun = False
-
-    def show(self, piece: Piece) -> None:
-        if self._trace is None:
-            self._write(piece.text)
-            return
-        if not self._begun:
-            click.echo(self._trace.header())
-            self._begun = True
-        if piece.token is not None:
-            click.echo(self._trace.row(piece.token, self._talk.session.cache.slots()))
-
-    def end(self, figures: Figures) -> None:
-        """The end of the line; after a trace, the whole text."""
-        if self._trace is not None:
-            self._write(f"\n{figures.text}")
-        sys.stdout.write("\n" if self._lines is None else self._lines.finish() + "\n")
-        sys.stdout.flush()
-
-    def _write(self, text: str) -> None:
-        text = text if self._lines is None else self._lines.push(text)
-        if text:
-            sys.stdout.write(text)
-            sys.stdout.flush()
-
-
 class Lines:
     """Breaks lines between words as text streams through, and shows what would act on a terminal. Waits with a word
     until it has ended, never with a line."""
@@ -86,6 +50,11 @@ class Lines:
         self._width = width
         self._column = 0
         self._held = ""
+
+    @property
+    def begins(self) -> bool:
+        """Whether the line that is being written is still empty."""
+        return not self._held and self._column == 0
 
     def push(self, text: str) -> str:
         """What can be shown now."""
@@ -129,12 +98,20 @@ def wrapped(text: str) -> str:
 
 def last_turn(talk: Talk) -> str:
     """How a conversation that goes on left off: what was asked, and the end of the answer."""
-    asked, answered = (visible(message["content"]).strip() for message in talk.messages[-2:])
+    asked, answered = (visible(_said(message)).strip() for message in talk.messages[-2:])
     if len(asked) > _ASKED:
         asked = asked[:_ASKED] + "…"
     if len(answered) > _ANSWERED:
         answered = "…" + answered[-_ANSWERED:]
     return f"> {asked}\n{answered}"
+
+
+def _said(message: Mapping[str, Any]) -> str:
+    """What was said; where that is nothing, what was done instead."""
+    called = ", ".join(call["function"]["name"] for call in message.get("tool_calls", ()))
+    return message["content"] or (
+        f"→ {called}" if called else "(it only thought)" if "reasoning_content" in message else ""
+    )
 
 
 def longer_than_context(talk: Talk, prompt: Sequence[int]) -> str | None:

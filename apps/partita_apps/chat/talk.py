@@ -5,13 +5,15 @@ Invariant: messages hold whole turns only, a user's text followed by what the mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+import json
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from partita.conversation import Transcript
-from partita.errors import DataError
+from partita.errors import DataError, TemplateError
 from partita.language_model import LanguageModel, Piece
+from partita.reply import ReplyParser
 from partita.speculative import Drafter
 from partita.template import encode_chat
 
@@ -108,7 +110,13 @@ class Talk:
         if self.transcript is None:
             return self.model.encode(text, raw=True)
         messages = [*self._system(), *self.messages, {"role": "user", "content": text}]
-        return self.transcript.encode(messages, **self.settings.template_var)
+        try:
+            return self.transcript.encode(messages, **self.settings.template_var)
+        except TemplateError:  # some take a tool call only with what the tool gave back
+            spoken = list(map(without_calls, messages))
+            if spoken == messages:
+                raise
+            return self.transcript.encode(spoken, **self.settings.template_var)
 
     def reply(
         self,
@@ -125,7 +133,7 @@ class Talk:
         """
         prompt = self.encode(text) if prompt is None else prompt
         self.prompt_tokens = len(prompt)
-        said: list[str] = []
+        said: list[Piece] = []
         ids: list[int] = []
         try:
             for piece in self.session.generate(
@@ -136,9 +144,10 @@ class Talk:
                 alternatives=alternatives,
                 continues=self.raw,
                 draft=self.draft,
+                reply=self._told_apart(prompt),
                 on_progress=on_progress,
             ):
-                said.append(piece.text)
+                said.append(piece)
                 if piece.token is not None and piece.token.id not in self.model.tokenizer.stop_ids:
                     ids.append(piece.token.id)
                 yield piece
@@ -148,8 +157,15 @@ class Talk:
                 if self.settings.system != self._read:  # everything was read anew, and the earlier answers as text
                     self.replies, self._read = [None] * len(self.replies), self.settings.system
                 self.replies = [*self.replies, ids]
-                answer = {"role": "assistant", "content": "".join(said)}
+                answer = answered(said, self.model.template.mentions("tool_calls"))
                 self.messages = [*self.messages, {"role": "user", "content": text}, answer]
+
+    def _told_apart(self, prompt: Sequence[int]) -> ReplyParser | None:
+        if self.raw:
+            return None
+        tools = self.settings.template_var.get("tools")
+        calls = sum(len(message.get("tool_calls", ())) for message in self.messages)
+        return self.model.reply_to(prompt, tools=tools if isinstance(tools, list) else None, calls=calls)
 
     def _system(self) -> list[Mapping[str, Any]]:
         return system_message(self.settings.system)
@@ -176,3 +192,32 @@ class Talk:
 def system_message(system: str | None) -> list[Mapping[str, Any]]:
     """What stands in front of a conversation: nothing, or the instructions."""
     return [] if system is None else [{"role": "system", "content": system}]
+
+
+def answered(pieces: Iterable[Piece], calls: bool) -> dict[str, Any]:
+    """The message of a reply. calls: whether the template reads `tool_calls`; what it does not read is said.
+
+    So is a call that is not understood, since a model should see what it wrote.
+    """
+    said: list[str] = []
+    thought, called = "", []
+    for piece in pieces:
+        said.append(piece.text)
+        thought += piece.thought
+        if piece.call is not None and piece.call.error is None and calls:
+            function = {"name": piece.call.name, "arguments": json.loads(piece.call.arguments)}
+            called.append({"id": piece.call.id, "type": "function", "function": function})
+        elif piece.call is not None:
+            said.append(f"\n{piece.call.written}" if any(said) else piece.call.written)
+    message: dict[str, Any] = {"role": "assistant", "content": "".join(said)}
+    message |= {"reasoning_content": thought} if thought else {}
+    return message | ({"tool_calls": called} if called else {})
+
+
+def without_calls(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A message that says its tool calls instead of having them."""
+    if "tool_calls" not in message:
+        return message
+    said = [json.dumps(call["function"], ensure_ascii=False) for call in message["tool_calls"]]
+    rest = {key: value for key, value in message.items() if key != "tool_calls"}
+    return {**rest, "content": "\n".join([message["content"], *said]).strip()}

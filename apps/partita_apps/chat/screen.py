@@ -1,0 +1,149 @@
+"""A reply on standard output: what is said as it comes, thoughts and calls told apart from it, or a row a token.
+
+Not here: what to say beside the reply. Invariant: where standard output is no terminal, nothing but what the model says
+goes there (and the rows of a trace).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from textwrap import indent
+
+import click
+
+from partita.language_model import Piece
+from partita.printable import printable, visible
+from partita.reply import ToolCall
+
+from ..terminal import draws
+from .figures import Figures, counted
+from .settings import FOLD, HIDE
+from .show import Lines
+from .talk import Talk
+from .trace import Trace, cells
+
+_CLEAR = "\r\x1b[K"
+_THINKING = "thinking…"
+
+
+class Screen:
+    """Give every piece to `show` once its figures have it, then call `end`. hint: how to see folded thoughts."""
+
+    def __init__(self, talk: Talk, figures: Figures, trace: bool, hint: str = ""):
+        self._talk, self._figures = talk, figures
+        self._trace = Trace(talk.model.tokenizer) if trace else None
+        self._person = sys.stdout.isatty()
+        self._lines = Lines() if self._person else None
+        self._thoughts = Thoughts(talk.settings.thoughts if self._person else HIDE, hint)
+        self._begun = False
+        self._open = False  # something was said on the line that is being written
+
+    def show(self, piece: Piece) -> None:
+        if self._trace is not None:
+            self._row(self._trace, piece)
+            return
+        if piece.thought:
+            self._break()
+            self._thoughts.show(piece.thought)
+        elif piece.text or piece.call is not None:
+            self._thoughts.end(self._figures.thought_tokens)
+        self._write(piece.text)
+        if piece.call is not None and self._person:
+            self._break()
+            click.echo(block(piece.call))
+
+    def end(self) -> None:
+        """The end of the line; after a trace, the whole text."""
+        self._thoughts.end(self._figures.thought_tokens)
+        if self._trace is not None:
+            self._write(f"\n{self._figures.text}")
+        if self._open or not self._person or not (self._figures.calls or self._figures.thought):
+            sys.stdout.write("\n" if self._lines is None else self._lines.finish() + "\n")
+        sys.stdout.flush()
+
+    def _row(self, trace: Trace, piece: Piece) -> None:
+        if not self._begun:
+            click.echo(trace.header())
+            self._begun = True
+        if piece.token is not None:
+            click.echo(trace.row(piece.token, self._talk.session.cache.slots()))
+
+    def _write(self, text: str) -> None:
+        text = text if self._lines is None else self._lines.push(text)
+        if text:
+            self._open = True
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+    def _break(self) -> None:
+        """What follows stands on a line of its own."""
+        if self._lines is not None and self._open:
+            sys.stdout.write(self._lines.finish() + "\n")
+            self._lines, self._open = Lines(), False
+
+
+class Thoughts:
+    """What a model thinks, on its way to a person: as it comes, or its end in one line, or not at all."""
+
+    def __init__(self, way: str, hint: str):
+        self._way, self._hint = way, hint if way == FOLD else ""
+        self._moves = draws(sys.stdout)  # a line may change in its place
+        self._lines: Lines | None = None  # None: there are none just now
+        self._latest = ""
+
+    def show(self, text: str) -> None:
+        if self._way == HIDE:
+            return
+        if self._lines is None:
+            self._lines, self._latest = Lines(), ""
+            if self._way != FOLD or not self._moves:
+                click.secho(_THINKING, dim=True)
+        if self._way != FOLD:
+            _dim(self._lines.push(text))
+        elif self._moves:
+            width = shutil.get_terminal_size().columns - 1
+            self._latest = (self._latest + text)[-width:]
+            latest = visible(" ".join(self._latest.split()))
+            _dim(f"{_THINKING} {_ending(latest, width - cells(_THINKING) - 1)}", _CLEAR)
+
+    def end(self, tokens: int) -> None:
+        """tokens: how many there were."""
+        if self._lines is None:
+            return
+        if self._way != FOLD:
+            rest = self._lines.finish()
+            _dim(rest + "\n" * (not self._lines.begins))
+        _dim(f"thought for {counted(tokens)}{self._hint}\n\n", _CLEAR if self._way == FOLD and self._moves else "")
+        self._lines = None
+
+
+def _dim(text: str, before: str = "") -> None:
+    if text:
+        click.echo(before + click.style(text, dim=True), nl=False)
+
+
+def _ending(text: str, width: int) -> str:
+    """The end of a text, as much as fits."""
+    while cells(text) > width:
+        text = text[max(1, (cells(text) - width) // 2) :]
+    return text
+
+
+def block(call: ToolCall) -> str:
+    """A tool call for a person: the tool, and its arguments below."""
+    if call.error is not None:
+        return click.style(f"→ not understood: {call.error}", bold=True) + "\n" + _indented(call.written, 2)
+    rows = [click.style(f"→ {printable(call.name)}", bold=True)]
+    for name, value in json.loads(call.arguments).items():
+        text = value.rstrip("\n") if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        short = "\n" not in text and cells(f"  {name}: {text}") <= shutil.get_terminal_size().columns
+        rows += [f"  {printable(name)}: {visible(text)}"] if short else [f"  {printable(name)}:", _indented(text, 4)]
+    return "\n".join(rows)
+
+
+def _indented(text: str, margin: int) -> str:
+    """A text with lines broken to fit beside a margin."""
+    lines = Lines(max(shutil.get_terminal_size().columns - margin, 1))
+    return indent(lines.push(text) + lines.finish(), " " * margin, lambda line: True)
