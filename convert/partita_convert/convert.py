@@ -203,9 +203,10 @@ class _Transform:
         return self._dense(name, value)
 
     def _dense(self, name: str, value: Value) -> Value:
-        if isinstance(value, Packed) or self.dtype is None or not is_floating(value):
+        if isinstance(value, Packed) or not is_floating(value):
             return value
-        return cast(name, value, self.dtype)
+        dtype = np.dtype(np.float32) if self.dtype is None and value.dtype == np.float64 else self.dtype
+        return value if dtype is None else cast(name, value, dtype)  # MLX computes in float64 on a CPU alone
 
 
 def _is_already(value: Value, wanted: Format) -> bool:

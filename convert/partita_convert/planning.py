@@ -8,14 +8,15 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from partita.adapters import Adapter
 from partita.backend import Backend
 from partita.checkpoint import Checkpoint
-from partita.errors import DataError
-from partita.loading import packed_as
+from partita.errors import DataError, UnsupportedModel
+from partita.loading import check_whole, packed_as
 
 from .adapters import Policy
 from .atomic import refuse_existing
@@ -27,7 +28,7 @@ from .write_gguf import KINDS
 FORMS = ("mlx", "huggingface", "gguf")
 _BITS_OF_KIND = {"F32": 32, "F16": 16, "BF16": 16, "Q8_0": 8.5, "Q5_1": 6, "Q5_0": 5.5, "Q4_1": 5, "Q4_0": 4.5}
 _KIND_OF_BITS = {"8": "Q8_0", "5": "Q5_1", "4": "Q4_1"}
-_KIND_OF_STORED = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
+_KIND_OF_STORED = {"F32": "F32", "F16": "F16", "BF16": "BF16", "F64": "F32"}
 _BITS_OF_DTYPE = {"float32": 32, "float16": 16, "bfloat16": 16}
 _BITS_OF_STORED = {"F64": 64, "F16": 16, "BF16": 16, "F8_E4M3": 16, "F8_E5M2": 16}  # others: 32, once they are read
 _BESIDE = 64 << 20  # tokenizer and headers, for the space that a conversion asks for
@@ -76,9 +77,12 @@ class Request:
 
 
 def check(source: Checkpoint, place: Path, request: Request) -> None:
-    """Refuse what can be refused before a tensor is read. DataError, in one line."""
+    """Refuse what can be refused before a tensor is read: DataError, or CheckpointError where the source lacks a tensor
+    or has one of another shape than its config says. In one line."""
     check_options(place, request)
     check_outside(source.path, place)
+    with suppress(UnsupportedModel):  # what cannot be run here can be copied, and not be judged
+        check_whole(source)
 
 
 def check_outside(source: Path, place: Path) -> None:

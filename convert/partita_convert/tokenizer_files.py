@@ -6,11 +6,11 @@ Not here: encoding text. Invariant: the ids that the written tokenizer gives are
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from partita.bounded_files import find, read_bytes
 from partita.checkpoint import Checkpoint
 from partita.errors import CheckpointError
 from partita.tokenizer import Tokenizer
@@ -18,6 +18,7 @@ from partita.tokenizer_added import Added
 from partita.tokenizer_engines import TokenizersEngine
 from partita.tokenizer_folder import TOOL_TEMPLATE
 from partita.tokenizer_gguf import neighbours
+from partita.tokenizer_json import FILE
 
 _FILES = (
     "tokenizer.json",
@@ -25,12 +26,11 @@ _FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
     TOOL_TEMPLATE,
 )
+_SLOW = ("vocab.json", "merges.txt")  # what others read where there is no tokenizer.json
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # sentencepiece's types, as GGUF keeps them
 _SPACE = "▁"  # sentencepiece's letter for a space
 
@@ -38,10 +38,7 @@ _SPACE = "▁"  # sentencepiece's letter for a space
 def write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
     """Write the tokenizer's files into `folder`."""
     if checkpoint.metadata is None:
-        for name in _FILES:
-            if (checkpoint.path / name).is_file():
-                (folder / name).parent.mkdir(exist_ok=True)
-                shutil.copyfile(checkpoint.path / name, folder / name)
+        _copy(checkpoint.path, folder)
         return
     metadata, tokenizer = checkpoint.metadata, checkpoint.load_tokenizer()
     is_sentencepiece = metadata.get("tokenizer.ggml.model") == "llama"
@@ -55,6 +52,18 @@ def write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
     if tokenizer.tool_template:
         (folder / TOOL_TEMPLATE).parent.mkdir(exist_ok=True)
         (folder / TOOL_TEMPLATE).write_text(tokenizer.tool_template, encoding="utf-8")
+
+
+def _copy(source: Path, folder: Path) -> None:
+    """The files that somebody reads. CheckpointError for a link out of the source: what it leads to is not the model's,
+    and would be published with it."""
+    places = {name: find(source, name) for name in _FILES}
+    if places[_FILES[0]] is None:
+        places |= {name: find(source, name) for name in _SLOW}
+    for name, place in places.items():
+        if place is not None:
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(read_bytes(place, FILE))
 
 
 def _write_json(path: Path, value: Any) -> None:

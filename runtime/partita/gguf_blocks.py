@@ -25,7 +25,7 @@ from .errors import CheckpointError, UnsupportedModel
 from .quantization import Packed, pack
 
 GROUP = 32
-DENSE = ("F32", "F16", "BF16")
+DENSE = ("F32", "F16", "BF16", "F64")
 AFFINE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K")
 
 
@@ -56,7 +56,7 @@ def _dense(raw: np.ndarray, type_name: str) -> np.ndarray:
         import ml_dtypes
 
         return raw.view(ml_dtypes.bfloat16)
-    return raw.view("<f4" if type_name == "F32" else "<f2")
+    return raw.view({"F64": "<f8", "F32": "<f4", "F16": "<f2"}[type_name])
 
 
 def _affine(raw: np.ndarray, type_name: str, shape: tuple[int, ...], what: str) -> Packed:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 
@@ -72,8 +73,19 @@ def load_decoder(
     stack: store projections of one input as one matrix where their formats allow. on_layer(done, total): progress.
     Raises CheckpointError for a missing tensor or a shape that the config does not have.
     """
-    config = read_config(checkpoint)
-    reader = _Reader(ops, checkpoint, config, stack)
+    return _decoder(_Reader(ops, checkpoint, read_config(checkpoint), stack), on_layer)
+
+
+def check_whole(checkpoint: Checkpoint) -> None:
+    """Whether `load_decoder` would find every tensor, in its shape. Nothing is read.
+
+    Raises what it would raise: CheckpointError that names the tensor, UnsupportedModel for another kind of model.
+    """
+    _decoder(_Judge(checkpoint, read_config(checkpoint)), None)
+
+
+def _decoder(reader: _Reader, on_layer: Callable[[int, int], None] | None) -> Decoder:
+    config = reader.config
     embedding = reader.matrix(reader.names.embedding, config.vocab_size, config.hidden_size)
     blocks = []
     for i in range(config.num_layers):
@@ -167,15 +179,21 @@ class _Reader:
     ) -> ExpertLinear:
         found = stored.shape(projection)
         if found == shape:
-            weight = self.ops.prepare(stored.weight(projection))
+            weight = self.ops.prepare(self.expert_weight(stored, projection))
             if not bias:
                 return ExpertLinear(weight)
-            vectors = stored.bias(projection)
+            vectors = self.expert_bias(stored, projection)
             if vectors.shape == shape[:2]:
                 return ExpertLinear(weight, self.ops.prepare_vector(vectors))
             found, shape = vectors.shape, shape[:2]
         where = f"{self.checkpoint.path.name}: {projection} of the experts of {stored.module}"
         raise CheckpointError(f"{where} has shape {found}, the config says {shape}")
+
+    def expert_weight(self, stored: experts.StoredExperts, projection: str) -> np.ndarray | Packed:
+        return stored.weight(projection)
+
+    def expert_bias(self, stored: experts.StoredExperts, projection: str) -> np.ndarray:
+        return stored.bias(projection)
 
     def matrix(self, name: str, out: int, size: int, prefix: str | None = None):
         return self.ops.prepare(self.read(name, (out, size), prefix))
@@ -222,21 +240,59 @@ class _Reader:
         return Stack(tuple(stored), tuple(sizes))
 
     def vector(self, name: str, size: int) -> np.ndarray:
-        value = self.checkpoint.read(self.prefix + name)
-        if isinstance(value, Packed) or value.shape != (size,):
-            raise CheckpointError(
-                f"{self.checkpoint.path.name}: {name} has shape {value.shape}, the config says ({size},)"
-            )
+        value = self.tensor(self.prefix + name, (size,))
+        if isinstance(value, Packed):
+            raise CheckpointError(f"{self.checkpoint.path.name}: {name} is packed where a dense tensor belongs")
         return value
 
     def read(self, name: str, shape: tuple[int, int], prefix: str | None = None) -> np.ndarray | Packed:
-        full = f"{self.prefix if prefix is None else prefix}{name}.weight"
-        value = self.checkpoint.read(full)
-        if tuple(value.shape) != shape:
-            raise CheckpointError(
-                f"{self.checkpoint.path.name}: {full} has shape {value.shape}, the config says {shape}"
-            )
-        return value
+        return self.tensor(f"{self.prefix if prefix is None else prefix}{name}.weight", shape)
+
+    def differs(self, name: str, found: tuple[int, ...], shape: tuple[int, ...]) -> CheckpointError:
+        return CheckpointError(f"{self.checkpoint.path.name}: {name} has shape {found}, the config says {shape}")
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> np.ndarray | Packed:
+        """What the checkpoint has under its own name. No backend computes in float64."""
+        found = self.checkpoint.shape(name)
+        if found != shape:
+            raise self.differs(name, found, shape)
+        value = self.checkpoint.read(name)
+        return value.astype(np.float32) if isinstance(value, np.ndarray) and value.dtype == np.float64 else value
+
+
+class _Judge(_Reader):
+    """Looks for what a reader would read; tensors of zeros, which take no room, stand for what it finds."""
+
+    def __init__(self, checkpoint: Checkpoint, config: ModelConfig):
+        super().__init__(cast(Backend, _Nowhere()), checkpoint, config, stack=False)
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        found = self.checkpoint.shape(name)
+        if found != shape:
+            raise self.differs(name, found, shape)
+        return np.broadcast_to(np.float32(0), shape)
+
+    def expert_weight(self, stored: experts.StoredExperts, projection: str) -> np.ndarray:
+        for name in stored.sources(projection):
+            self.checkpoint.shape(name)
+        return np.broadcast_to(np.float32(0), stored.shape(projection))
+
+    def expert_bias(self, stored: experts.StoredExperts, projection: str) -> np.ndarray:
+        for name in stored.bias_sources(projection):
+            self.checkpoint.shape(name)
+        return np.broadcast_to(np.float32(0), stored.shape(projection)[:2])
+
+
+class _Nowhere:
+    """In place of a backend: what is prepared is not looked at again."""
+
+    def prepare(self, x: Any) -> Any:
+        return x
+
+    prepare_vector = prepare
+
+    def array(self, x: Any, dtype: str) -> Any:
+        return x
 
 
 def _prefix(checkpoint: Checkpoint, names: Names) -> str:
