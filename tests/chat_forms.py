@@ -14,7 +14,7 @@ from tests import conftest
 _TURN = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
 _ASKS = "{% if add_generation_prompt %}<|im_start|>assistant\n"
 _CALLS = (
-    '{% for c in m.tool_calls %}\n<tool_call>\n{"name": {{ c.function.name | tojson }}, '
+    '{% for c in m.tool_calls %}{{ "\\n" }}<tool_call>\n{"name": {{ c.function.name | tojson }}, '
     '"arguments": {{ c.function.arguments | tojson }}}\n</tool_call>{% endfor %}'
 )
 # thoughts of earlier turns are left out; those since the last question stay

@@ -18,8 +18,8 @@ class Figures:
         self._talk = talk
         self.tokens: list[int] = []
         """Generated ids without the token that ended the reply."""
-        self.text = self.thought = ""
-        """What was said, and what was thought."""
+        self._said: list[str] = []
+        self._thought: list[str] = []
         self.calls: list[ToolCall] = []
         self.thought_tokens = 0
         self._thinks = False
@@ -29,8 +29,8 @@ class Figures:
 
     def add(self, piece: Piece) -> None:
         tokenizer = self._talk.model.tokenizer
-        self.text += piece.text
-        self.thought += piece.thought
+        self._said.append(piece.text)
+        self._thought.append(piece.thought)
         self.calls += [piece.call] if piece.call is not None else []
         if piece.thought or piece.text or piece.call is not None:
             self._thinks = bool(piece.thought)
@@ -46,6 +46,15 @@ class Figures:
             others = [{"id": i, "text": tokenizer.token_text(i), "probability": p} for i, p in token.alternatives]
             row = {"id": token.id, "text": tokenizer.token_text(token.id), "probability": token.probability}
             self.trace.append({**row, "alternatives": others, "milliseconds": token.seconds * 1000})
+
+    @property
+    def text(self) -> str:
+        """What was said."""
+        return "".join(self._said)
+
+    @property
+    def thought(self) -> str:
+        return "".join(self._thought)
 
     @property
     def first_token_seconds(self) -> float | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from partita.conversation import Transcript
@@ -99,8 +100,8 @@ class Talk:
         """Go on with a conversation whose tokens the session holds already, held under the prompt `system`."""
         if self.transcript is None:
             raise DataError("--raw has no conversation to go on with: leave it out")
-        said = [*system_message(system), *messages]
-        self.transcript.resume(self.session.tokens, said, **self.settings.template_var)
+        resume = partial(self.transcript.resume, self.session.tokens)
+        self._rendered(resume, [*system_message(system), *messages])
         self.messages, self.replies, self._read = messages, replies, system
 
     def encode(self, text: str) -> list[int]:
@@ -110,13 +111,7 @@ class Talk:
         if self.transcript is None:
             return self.model.encode(text, raw=True)
         messages = [*self._system(), *self.messages, {"role": "user", "content": text}]
-        try:
-            return self.transcript.encode(messages, **self.settings.template_var)
-        except TemplateError:  # some take a tool call only with what the tool gave back
-            spoken = list(map(without_calls, messages))
-            if spoken == messages:
-                raise
-            return self.transcript.encode(spoken, **self.settings.template_var)
+        return self._rendered(self.transcript.encode, messages)
 
     def reply(
         self,
@@ -159,6 +154,19 @@ class Talk:
                 self.replies = [*self.replies, ids]
                 answer = answered(said, self.model.template.mentions("tool_calls"))
                 self.messages = [*self.messages, {"role": "user", "content": text}, answer]
+
+    def _rendered(self, use: Callable[..., Any], messages: Sequence[Mapping[str, Any]]) -> Any:
+        """use(messages, …); with tool calls as text where the template does not take them as they are.
+
+        Some want what the tool gave back behind each, and here nobody calls tools.
+        """
+        try:
+            return use(messages, **self.settings.template_var)
+        except TemplateError:
+            spoken = list(map(without_calls, messages))
+            if spoken == list(messages):
+                raise
+            return use(spoken, **self.settings.template_var)
 
     def _told_apart(self, prompt: Sequence[int]) -> ReplyParser | None:
         if self.raw:
