@@ -69,7 +69,7 @@ FORMS = {
         ("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>", "<|call|>", "<|return|>"), _HARMONY
     ),
     "gemma4": Form(("<|turn>", "<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>', "<turn|>"), _GEMMA),
-    "coder": Form(_CHATML_CONTROLS, f"{{# <tool_call> <function= #}}{_CHATML}"),
+    "coder": Form(_CHATML_CONTROLS, f"{{# <think></think> <tool_call> <function= #}}{_CHATML}"),
     "glm": Form(_CHATML_CONTROLS, f"{{# <think></think> <tool_call> <arg_key> #}}{_CHATML}"),
     "lfm": Form(("<|tool_call_start|>", "<|tool_call_end|>", *_CHATML_CONTROLS), _CHATML),
     "phi": Form(("<|tool_call|>", "<|/tool_call|>", *_CHATML_CONTROLS), _CHATML),
