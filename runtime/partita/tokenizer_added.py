@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 from .errors import CheckpointError
@@ -65,9 +66,9 @@ class Added:
 class Literals:
     """Finds the literals of `tokens` in a text. described: those of which more is known than the literal."""
 
-    def __init__(self, tokens: Mapping[str, int], described: Mapping[str, Added] | None = None) -> None:
+    def __init__(self, tokens: Mapping[str, int], described: Mapping[str, Added] = MappingProxyType({})) -> None:
         self._tokens = tokens
-        self._described = {name: added for name, added in (described or {}).items() if added.has_neighbours}
+        self._described = {name: added for name, added in described.items() if added.has_neighbours}
 
     @cached_property  # on demand: thousands of literals take tens of milliseconds
     def pattern(self) -> re.Pattern[str]:

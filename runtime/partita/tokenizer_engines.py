@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from .errors import UnsupportedModel
@@ -112,8 +113,8 @@ class SentencePieceEngine:
     """A sentencepiece model, with control tokens split off by us and the space in front of a text written by us.
 
     The library never reads a control piece from text, which is the rule for a user's text; `parse` splits first.
-    described: tokens whose neighbours matter, by literal; those that are no controls are split off any text.
-    space_after: a text after a control token has a space in front as the first one has. where: as in TokenizersEngine.
+    own: literals that are split off any text. described: what is known of these and of controls. space_after: text
+    after any of them has a space in front, as a text's beginning has. where: as in TokenizersEngine.
     """
 
     def __init__(
@@ -127,7 +128,8 @@ class SentencePieceEngine:
         space_prefix: bool,
         where: str,
         writes_space: bool = True,
-        described: Mapping[str, Added] | None = None,
+        own: Mapping[str, int] = MappingProxyType({}),
+        described: Mapping[str, Added] = MappingProxyType({}),
         space_after: bool = True,
     ) -> None:
         self.size = len(pieces)
@@ -139,9 +141,6 @@ class SentencePieceEngine:
         self._pieces = pieces
         self._literals = literals
         self._where, self._space_after = where, space_after
-        described = described or {}
-        index = {literal: i for i, literal in literals.items()}
-        own = {name: index[name] for name in described if name in index and name not in controls}
         self._own = Literals(own, described) if own else None
         self._found = Literals({**own, **controls}, described)
         self._controls = Literals(controls) if own else self._found

@@ -18,7 +18,7 @@ from .errors import CheckpointError
 from .tokenizer import END_TOKENS, MAX_TOKEN, Engine, Facts
 from .tokenizer_added import MAX_ADDED, Added
 from .tokenizer_engines import SentencePieceEngine, TokenizersEngine, decoder_kind, is_marker, load_sentencepiece
-from .tokenizer_guard import guarded
+from .tokenizer_guard import guarded, without_collector
 from .tokenizer_json import load_json
 
 TOOL_TEMPLATE = "additional_chat_templates/tool_use.jinja"
@@ -145,7 +145,8 @@ def _mark_controls(library: Any, named: frozenset[str]) -> tuple[dict[str, int],
 
 
 def _from_sentencepiece(path: Path, configs: Configs) -> tuple[Engine, Facts]:
-    model = proto.read(read_bytes(path, proto.FILE), str(path))
+    with without_collector():
+        model = proto.read(read_bytes(path, proto.FILE), str(path))
     added = configs.added()
     special = configs.special_literals() | {token.literal for token in added.values() if token.special}
     for i, token in added.items():
@@ -156,12 +157,15 @@ def _from_sentencepiece(path: Path, configs: Configs) -> tuple[Engine, Facts]:
                 f"{path}: the added token {token.literal!r} has the id {i}, {len(model.pieces)} is next"
             )
         model.add(token.literal.replace(" ", "▁"), 0.0, proto.CONTROL if token.special else proto.USER_DEFINED)
-    controls, hidden = {}, set()
+    controls, hidden, own = {}, set(), {}
     for i, (piece, kind) in enumerate(zip(model.pieces, model.types, strict=True)):
-        marked = kind in (proto.NORMAL, proto.USER_DEFINED) and (piece in special or is_marker(piece))
+        literal = added[i].literal if i in added else piece
+        marked = kind in (proto.NORMAL, proto.USER_DEFINED) and (literal in special or is_marker(literal))
         if marked or kind == proto.CONTROL:
-            controls[piece], model.types[i] = i, proto.CONTROL
-        if kind in (proto.CONTROL, proto.UNKNOWN, proto.UNUSED) or (marked and piece in special | END_TOKENS):
+            controls[literal], model.types[i] = i, proto.CONTROL
+        elif kind == proto.USER_DEFINED and i in added:
+            own[literal], model.types[i] = i, proto.CONTROL  # which the library never finds: the engine does
+        if kind in (proto.CONTROL, proto.UNKNOWN, proto.UNUSED) or (marked and literal in special | END_TOKENS):
             hidden.add(i)
     space_prefix, shortens = proto.space_rules(model.normalizer)
     index = {piece: i for i, piece in enumerate(model.pieces)}
@@ -174,7 +178,8 @@ def _from_sentencepiece(path: Path, configs: Configs) -> tuple[Engine, Facts]:
         space_prefix=space_prefix,
         where=str(path),
         writes_space=not shortens,  # a space of ours would be shortened away: there the library writes it
-        described={token.literal: token for token in added.values() if token.has_neighbours},
+        own=own,
+        described={token.literal: token for token in added.values()},
         # files from before the flag existed were made by the behaviour that it calls legacy
         space_after=configs.tokenizer.get("legacy") is not False,
     )

@@ -7,6 +7,7 @@ Invariant: what does not fit together (counts, ids, types) is a CheckpointError,
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +25,7 @@ from .tokenizer_engines import (
     is_marker,
     load_sentencepiece,
 )
-from .tokenizer_guard import guarded
+from .tokenizer_guard import guarded, without_collector
 
 _WHERE = "GGUF vocabulary"  # as errors call it
 _NAMED = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "sep": "seperator", "mask": "mask"}
@@ -43,10 +44,11 @@ def read_metadata(metadata: Mapping[str, Any]) -> tuple[Engine, Facts]:
         raise UnsupportedModel(f"tokenizer.ggml.model: a vocabulary of kind {kind!r} is not supported")
     pre = find(str(metadata.get("tokenizer.ggml.pre") or "default")) if kind == "gpt2" else None
     try:
-        tokens = _tokens(metadata)
-        types = _types(metadata, tokens)
-        facts = _facts(metadata, tokens, adds_bos=pre is None or pre.adds_bos)
-        engine = _byte_level(metadata, tokens, types, pre) if pre else _sentencepiece(metadata, tokens, types)
+        with without_collector():
+            tokens = _tokens(metadata)
+            types = _types(metadata, tokens)
+            facts = _facts(metadata, tokens, adds_bos=pre is None or pre.adds_bos)
+            engine = _byte_level(metadata, tokens, types, pre) if pre else _sentencepiece(metadata, tokens, types)
     except (AttributeError, OverflowError, TypeError, ValueError) as error:  # a value of another type than its key's
         reason = " ".join(str(error).split())
         raise CheckpointError(f"tokenizer.ggml: a value has an unexpected form ({reason})") from error
@@ -153,7 +155,7 @@ def _byte_level(
     merges = metadata.get("tokenizer.ggml.merges", ())
     if len(merges) > MAX_TOKENS:
         raise CheckpointError(f"tokenizer.ggml.merges: more than {MAX_TOKENS}")
-    pairs = [merge.split(" ") for merge in merges]
+    pairs: list[Any] = [tuple(merge.split(" ")) for merge in merges]
     if not pairs or set(map(len, pairs)) != {2}:
         raise CheckpointError("tokenizer.ggml.merges: missing, or an entry that is not two tokens")
     with guarded("tokenizer.ggml.merges"):  # a merge of tokens that are not there
@@ -173,13 +175,12 @@ def _byte_level(
     )
 
 
-def _byte_level_library(tokens: list[str], merges: list[list[str]], pre: Pretokenizer) -> Any:
+def _byte_level_library(tokens: list[str], merges: list[Any], pre: Pretokenizer) -> Any:
     import tokenizers
     from tokenizers import Regex, models, normalizers, pre_tokenizers
 
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    pairs: Any = list(map(tuple, merges))
-    library = tokenizers.Tokenizer(models.BPE(vocabulary, pairs, ignore_merges=pre.whole_words))
+    library = tokenizers.Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre.whole_words))
     if pre.nfc:
         library.normalizer = normalizers.NFC()
     splits = [pre_tokenizers.Split(Regex(expression), "isolated") for expression in pre.expressions]
@@ -202,7 +203,10 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], types: list[i
     ]
     if len(set(pieces)) != len(pieces):
         raise CheckpointError("tokenizer.ggml.tokens: two tokens differ only in their spaces")
-    model = Model(pieces, [float(score) for score in scores], types, *bpe_specs(types))
+    values = [float(score) for score in scores]
+    if not all(map(math.isfinite, values)):
+        raise CheckpointError("tokenizer.ggml.scores: one that is no number")
+    model = Model(pieces, values, types, *bpe_specs(types))
     described, space_after = neighbours(metadata, controls)
     return SentencePieceEngine(
         load_sentencepiece(write(model, space_prefix=False), _WHERE),  # the engine writes that space

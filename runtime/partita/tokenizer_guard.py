@@ -7,6 +7,7 @@ a text's length has a limit of time, and Ctrl-C ends the wait.
 
 from __future__ import annotations
 
+import gc
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -34,6 +35,18 @@ def guarded(where: str) -> Iterator[None]:
         yield
     except BaseException as error:
         raise translated(error, where) from None
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """A vocabulary is a million objects, none of them garbage: half of the time goes into looking for some."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class Watch:

@@ -8,11 +8,9 @@ refused by name; a field of training is left out.
 
 from __future__ import annotations
 
-import gc
 import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as brief
@@ -22,7 +20,7 @@ from .bounded_files import parse, read_bytes
 from .errors import CheckpointError, UnsupportedModel
 from .tokenizer import MAX_TOKEN, MAX_TOKENS
 from .tokenizer_added import MAX_ADDED, Added
-from .tokenizer_guard import guarded
+from .tokenizer_guard import guarded, without_collector
 from .tokenizer_steps import Step, Steps, read_steps
 
 FILE = 64 << 20
@@ -48,13 +46,16 @@ class LoadedJson:
 def load_json(path: Path) -> LoadedJson:
     """The tokenizer of a tokenizer.json. CheckpointError, UnsupportedModel name the file and what is wrong with it."""
     where = str(path)
-    with _without_collector():
+    with without_collector():
         document = read_document(path)
         try:
             steps, added = read_steps(document, where), _added(document)
             leads = _leading(document.get("post_processor"), where)
+            model, size = _model(document.pop("model", None), where)
             with guarded(where):
-                return _built(_model(document.get("model"), where), steps, added, leads)
+                library = _library(model, steps, added)
+                size = max(size, *(i + 1 for i in library.get_added_tokens_decoder()), 1)
+            return LoadedJson(library, size, steps.decoders, leads, steps.slow)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else error
             raise CheckpointError(f"{where}: not a tokenizer's JSON ({reason})") from None
@@ -76,28 +77,15 @@ def read_document(path: Path) -> dict[str, Any]:
     return document
 
 
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """Parsing makes a million objects, none of them garbage, and half of its time would go into looking for some."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def _built(model: tuple[Any, int], steps: Steps, added: list[Added], leads: int | None) -> LoadedJson:
+def _library(model: Any, steps: Steps, added: list[Added]) -> Any:
     import tokenizers
 
     # the library's only way in for single steps is a file's text
     empty = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
     library = tokenizers.Tokenizer.from_str(json.dumps({**empty, **steps.as_json()}))
-    library.model, size = model
+    library.model = model
     library.add_tokens([token.for_library() for token in added])
-    size = max(size, *(i + 1 for i in library.get_added_tokens_decoder()), 1)
-    return LoadedJson(library, size, steps.decoders, leads, steps.slow)
+    return library
 
 
 def _added(document: Mapping[str, Any]) -> list[Added]:
@@ -143,7 +131,7 @@ def _model(model: Any, where: str) -> tuple[Any, int]:
     if kind == "BPE":
         return _bpe(model, where)
     if kind == "Unigram":
-        return _unigram(model)
+        return _unigram(model, where)
     raise UnsupportedModel(f"{where}: a model of kind {brief(kind)} is not supported; BPE and Unigram are")
 
 
@@ -157,34 +145,27 @@ def _bpe(model: Mapping[str, Any], where: str) -> tuple[Any, int]:
     if not isinstance(vocabulary, dict) or len(vocabulary) > MAX_TOKENS:
         raise ValueError(f"vocab: a table of at most {MAX_TOKENS} tokens is expected")
     ids = vocabulary.values()
-    if set(map(type, ids)) - {int} or not 0 <= min(ids, default=0) <= max(ids, default=0) < MAX_TOKENS:
+    last = -1 if set(map(type, ids)) - {int} else max(ids, default=0)
+    if not 0 <= last < MAX_TOKENS or min(ids, default=0) < 0:
         raise ValueError(f"vocab: an id that is no number from 0 to {MAX_TOKENS - 1}")
     _short(vocabulary)
-    found = models.BPE(
-        vocabulary,
-        _merges(model["merges"]),
-        unk_token=_optional(model, "unk_token", str, None),
-        fuse_unk=_optional(model, "fuse_unk", bool, False),
-        byte_fallback=_optional(model, "byte_fallback", bool, False),
-        ignore_merges=_optional(model, "ignore_merges", bool, False),
-    )
-    return found, max(ids, default=-1) + 1
+    merges = _merges(model["merges"])
+    flags = {name: _optional(model, name, bool, False) for name in ("fuse_unk", "byte_fallback", "ignore_merges")}
+    with guarded(where):  # a merge of tokens that are not there
+        found = models.BPE(vocabulary, merges, unk_token=_optional(model, "unk_token", str, None), **flags)
+    return found, last + 1
 
 
 def _merges(merges: Any) -> list[tuple[str, str]]:
     """Pairs; older files have them as "a b"."""
     if not isinstance(merges, list) or len(merges) > MAX_TOKENS:
         raise ValueError(f"merges: a list of at most {MAX_TOKENS} is expected")
-    if set(map(type, merges)) <= {str}:
+    if str in set(map(type, merges)):
         merges = [merge.split(" ") for merge in merges]
-    elif set(map(type, merges)) != {list}:
-        raise TypeError("merges: pairs of tokens are expected")
-    if set(map(len, merges)) - {2}:
-        raise ValueError("merges: one that is not of two tokens")
-    return list(map(tuple, merges))  # pyright: ignore[reportReturnType]
+    return [(left, right) for left, right in merges]
 
 
-def _unigram(model: Mapping[str, Any]) -> tuple[Any, int]:
+def _unigram(model: Mapping[str, Any], where: str) -> tuple[Any, int]:
     from tokenizers import models
 
     entries, unknown = model["vocab"], model.get("unk_id")
@@ -196,7 +177,9 @@ def _unigram(model: Mapping[str, Any]) -> tuple[Any, int]:
     if type(unknown) is not int or not 0 <= unknown < len(vocabulary):
         raise ValueError(f"unk_id: {brief(unknown)} is none of its tokens, and text of other letters needs one")
     _short(token for token, _ in vocabulary)
-    return models.Unigram(vocabulary, unknown, _optional(model, "byte_fallback", bool, False)), len(vocabulary)
+    by_bytes = _optional(model, "byte_fallback", bool, False)
+    with guarded(where):
+        return models.Unigram(vocabulary, unknown, by_bytes), len(vocabulary)
 
 
 def _short(tokens: Any) -> None:
