@@ -14,12 +14,12 @@ QUICK = ("--backend", "torch", "--max-length", "96", "--rank", "4", "--learning-
 MARK = "partita_apps.cli"
 
 
-def write_chats(path: Path, count: int = 24) -> Path:
+def write_chats(path: Path, count: int = 24, reply: str = "the lazy dog jumps over the quick fox ") -> Path:
     lines = [
         {
             "messages": [
                 {"role": "user", "content": f"the fox number {i}"},
-                {"role": "assistant", "content": "the lazy dog jumps over the quick fox " * (1 + i % 3)},
+                {"role": "assistant", "content": reply * (1 + i % 3)},
             ]
         }
         for i in range(count)
