@@ -68,7 +68,9 @@ def _embedded(ops: Backend, checkpoint: Checkpoint, ids: np.ndarray) -> Array:
     config = read_config(checkpoint)
     table = checkpoint.read(_named(checkpoint, "embed_tokens.weight"))
     rows, places = np.unique(ids, return_inverse=True)
-    rows = np.minimum(rows, table.shape[0] - 1)
+    if rows[0] < 0 or rows[-1] >= table.shape[0]:
+        wrong = rows[0] if rows[0] < 0 else rows[-1]
+        raise DataError(f"the calibration text has token {wrong}, and the model's embedding {table.shape[0]} rows")
     chosen = table.map(lambda part: part[rows]) if isinstance(table, Packed) else table[rows]
     x = ops.embed(ops.prepare(chosen), ops.array(places.astype(np.int32).reshape(1, -1)))
     return x if config.embedding_scale is None else x * ops.full((1,), config.embedding_scale, ops.dtype)

@@ -119,6 +119,7 @@ class _Source:
             raise DataError(
                 f"the calibration text is too short, {len(tokens)} of the 2 tokens that are needed: give more"
             )
+        decoder.check(tokens)
         dense = KVFormat.parse("auto", dense_bits=32 if ops.decode_dtype == "float32" else 16)
         cache = Cache(ops, plan(decoder.config, dense, context=None, sinks=0, chunk=len(tokens)))
         fed = ops.array(np.asarray(tokens, np.int32)[None])

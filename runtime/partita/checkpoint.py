@@ -77,14 +77,30 @@ class Checkpoint(Brief, ABC):
         """Bytes of the files that hold the weights."""
 
     def load_tokenizer(self) -> Tokenizer:
+        """CheckpointError, UnsupportedModel: damaged files, a vocabulary that cannot be read, or more tokens than the
+        embedding has rows."""
         from .tokenizer import Tokenizer
 
         if self.metadata is None:
-            return Tokenizer.from_folder(self.path)
-        try:
-            return Tokenizer.from_gguf(self.metadata)
-        except (CheckpointError, UnsupportedModel) as error:
-            raise type(error)(f"{self.path.name}: {error}") from error
+            tokenizer = Tokenizer.from_folder(self.path)
+        else:
+            try:
+                tokenizer = Tokenizer.from_gguf(self.metadata)
+            except (CheckpointError, UnsupportedModel) as error:
+                raise type(error)(f"{self.path.name}: {error}") from error
+        self._check_rows(tokenizer)
+        return tokenizer
+
+    def _check_rows(self, tokenizer: Tokenizer) -> None:
+        """Texts become ids that the embedding has. A control token may lie beyond it (Gemma 3's of images do, in its
+        models without): a prompt that has one is refused then."""
+        embedding = names.Index(self.names()).find(names.EMBEDDING)
+        rows = tokenizer.vocab_size if embedding is None else self.shape(embedding)[0]
+        if rows < tokenizer.vocab_size and {*range(rows, tokenizer.vocab_size)} - {*tokenizer.controls.values()}:
+            raise CheckpointError(
+                f"{self.path.name}: its tokenizer has {tokenizer.vocab_size} tokens and its embedding {rows} rows, so "
+                "they are of different models"
+            )
 
     def missing(self, name: str) -> CheckpointError:
         return CheckpointError(f"{self.path.name}: there is no tensor {name!r}")

@@ -18,7 +18,7 @@ from .compiled import DecodeStep
 from .errors import DataError
 from .model import Decoder
 from .quantization import Array
-from .sampling import Sampler
+from .sampling import Sampler, finite, not_finite
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ def prefill(
     """
     if not prompt:
         raise DataError("the prompt is empty: give at least one token")
+    model.check(prompt)
     tokens, chunk, total = np.asarray(prompt, np.int32)[None], cache.spec.chunk, len(prompt)
     last = (total - 1) // chunk * chunk
     for start in range(0, last, chunk):
@@ -114,8 +115,8 @@ class _Step:
     """One sampled token on its way to the host."""
 
     def __init__(self, ops: Backend, logits: Array, sampler: Sampler, alternatives: int):
-        self.token = sampler(logits)
-        self._read = ops.fetch(self.token)
+        self.token, self._ops = sampler(logits), ops
+        self._read = ops.fetch(ops.concat([self.token, finite(ops, logits)], 0))
         self._details: list[Callable[[], np.ndarray]] = []
         if alternatives:
             p = ops.softmax(logits, -1)
@@ -124,7 +125,9 @@ class _Step:
             self._details = [ops.fetch(best[0]), ops.fetch(index[0]), ops.fetch(chosen)]
 
     def read(self, begun: float) -> Generated:
-        token = int(self._read()[0])
+        token, whole = self._read().tolist()
+        if not whole:
+            raise not_finite(self._ops)
         seconds = time.perf_counter() - begun
         if not self._details:
             return Generated(token, seconds)

@@ -244,6 +244,7 @@ class Session:
         if max_tokens < 1:
             raise DataError(f"the number of new tokens must be at least 1, not {max_tokens}")
         model = self.model
+        model.decoder.check(prompt)
         told = _Told(reply or ReplyParser(ReplyFormat(), model.tokenizer, continues=continues), StopStrings(stop))
         sampler = Sampler(model.ops, sampling or Sampling(), model.config.vocab_size, prompt)
         new = self.align(prompt)

@@ -6,12 +6,16 @@ which also rotates them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from .backend import Backend
 from .brief import Brief
 from .cache import Cache, Step
 from .config import ModelConfig
+from .errors import DataError
 from .layers import MLP, Linear, MoE, RMSNorm, Stack
 from .quantization import Array
 
@@ -100,6 +104,15 @@ class Decoder(Brief):
         """
         x = self._hidden(ops, tokens, cache, step)
         return self.logits(ops, self.norm(ops, x if every else x[:, -1]))
+
+    def check(self, *ids: Sequence[int] | np.ndarray) -> None:
+        """DataError for a token that has no row in the embedding: not every library looks where the embedding ends."""
+        rows = self.config.vocab_size
+        for some in filter(len, ids):
+            low, high = (some.min(), some.max()) if isinstance(some, np.ndarray) else (min(some), max(some))
+            if low < 0 or high >= rows:
+                wrong = low if low < 0 else high
+                raise DataError(f"token {wrong} is none of the model's {rows}: the ids are those of another tokenizer")
 
     def logits(self, ops: Backend, x: Array) -> Array:
         """float32 (..., V) of what the last norm gave, (..., E)."""

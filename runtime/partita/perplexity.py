@@ -17,6 +17,7 @@ from .cache import Cache
 from .errors import DataError
 from .model import Decoder
 from .quantization import Array
+from .sampling import not_finite
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,15 @@ def token_losses(
     *,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
-    """Negative log likelihood in nats of tokens[1:], float64 (n - 1,), through an empty cache of one row."""
+    """Negative log likelihood in nats of tokens[1:], float64 (n - 1,), through an empty cache of one row.
+
+    DataError for ids that the model lacks, CheckpointError for weights that give no numbers.
+    """
     losses = []
+    model.check(tokens)
     for inputs, targets, done, total in _chunks(tokens, cache.spec.chunk):
         logits = model(ops, ops.array(inputs[None]), cache, every=True)[0]  # T V
-        losses.append(ops.to_numpy(_losses(ops, logits, targets)).astype(np.float64))
+        losses.append(_numbers(ops, _losses(ops, logits, targets)).astype(np.float64))
         if on_progress is not None:
             on_progress(done, total)
     return np.concatenate(losses)
@@ -86,6 +91,7 @@ def compare(
     if reference.spec.chunk != tested.spec.chunk:
         raise DataError(f"caches with chunks of {reference.spec.chunk} and {tested.spec.chunk} cannot be compared")
     found = []
+    model.check(tokens)
     for inputs, targets, done, total in _chunks(tokens, tested.spec.chunk):
         fed = ops.array(inputs[None])
         players = (model, reference), (changed or model, tested)
@@ -94,7 +100,7 @@ def compare(
         divergence = ops.sum(ops.exp(log_p) * (log_p - log_q), -1)
         agrees = ops.argmax(p, -1) == ops.argmax(q, -1)
         rows = (_losses(ops, q, targets), _losses(ops, p, targets), divergence, agrees)
-        found.append([ops.to_numpy(x) for x in rows])
+        found.append([_numbers(ops, x) for x in rows])
         if on_progress is not None:
             on_progress(done, total)
     losses, before, divergence, agrees = (np.concatenate(part) for part in zip(*found, strict=True))
@@ -117,6 +123,14 @@ def _losses(ops: Backend, logits: Array, targets: np.ndarray) -> Array:
     """Negative log likelihood in nats (T,) of targets (T,) under logits (T, V)."""
     place = np.arange(len(targets), dtype=np.int64) * logits.shape[-1] + targets
     return ops.logsumexp(logits, -1) - ops.take(logits.reshape(-1), ops.array(place), 0)
+
+
+def _numbers(ops: Backend, x: Array) -> np.ndarray:
+    """On the host. CheckpointError where one is NaN, as no text's loss is."""
+    found = ops.to_numpy(x)
+    if np.isnan(found).any():
+        raise not_finite(ops)
+    return found
 
 
 def perplexity(losses: np.ndarray) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Backend
-from .errors import DataError
+from .errors import CheckpointError, DataError
 from .quantization import Array
 
 
@@ -87,6 +87,23 @@ def _taken(name: str, value: Any) -> bool:
     except DataError:
         return False
     return True
+
+
+def finite(ops: Backend, logits: Array) -> Array:
+    """Of float32 logits (B, V), whether a token can be chosen by them: int32 (B,), 0 where any is NaN or infinite.
+
+    It travels to the host with the token, which costs no wait of its own.
+    """
+    return ops.cast(ops.max(logits, -1) < 1e38, "int32")  # a maximum is NaN where any number is
+
+
+def not_finite(ops: Backend) -> CheckpointError:
+    """The error for a token that cannot be chosen."""
+    narrow = next((name for name in (ops.dtype, ops.decode_dtype) if name != "float32"), None)
+    hint = "fetch them again" if narrow is None else f"or too large for {narrow}: try --dtype float32"
+    return CheckpointError(
+        f"the model's logits are not finite numbers (NaN or infinite): its weights are damaged, {hint}"
+    )
 
 
 class Sampler:

@@ -19,11 +19,11 @@ import numpy as np
 from .backend import Backend
 from .cache import Cache
 from .compiled import DecodeStep
-from .errors import ContextError, DataError
 from .decode import Generated, prefill
+from .errors import ContextError, DataError
 from .model import Decoder
 from .quantization import Array
-from .sampling import Sampler
+from .sampling import Sampler, finite, not_finite
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -289,19 +289,22 @@ def _verify(
     All of a step's seconds are its first token's: the others were there at the same moment.
     """
     tokens = sampler.ahead(logits, drafts)
-    read = ops.fetch(tokens if drafts is None else ops.concat([tokens, drafts], 0))
+    rows = logits.shape[0]
+    read = ops.fetch(ops.concat([finite(ops, logits), tokens, *([] if drafts is None else [drafts])], 0))
     details: list[Callable[[], np.ndarray]] = []
     if alternatives:
         p = ops.softmax(logits, -1)
-        rows, vocabulary = p.shape
+        vocabulary = p.shape[-1]
         best, index = ops.topk(p, min(alternatives, vocabulary))
         places = ops.array(np.arange(rows, dtype=np.int32) * vocabulary) + tokens
         details = [ops.fetch(best), ops.fetch(index), ops.fetch(ops.take(p.reshape(-1), places, 0))]
     ids = read().tolist()
     seconds = time.perf_counter() - begun
-    own, drafted = ids[: logits.shape[0]], ids[logits.shape[0] :]
+    whole, own, drafted = ids[:rows], ids[rows : 2 * rows], ids[2 * rows :]
     accepted = next((i for i, (a, b) in enumerate(zip(own, drafted, strict=False)) if a != b), len(drafted))
     emitted = own[: accepted + 1]
+    if not all(whole[: accepted + 1]):
+        raise not_finite(ops)
     sampler.settle(emitted)
     found = [part() for part in details]
     run = []

@@ -61,6 +61,7 @@ class Trainable(Brief):
         batch: a `data_batches.Batch`. checkpoint: blocks are computed again in the backward pass. rows: of logits that
         are computed together.
         """
+        self.decoder.check(batch.tokens, batch.targets)
         hidden = self.hidden(ops, values, batch.tokens, sequences, checkpoint=checkpoint)
         decoder, head = self.decoder, self._own("head", values)
 

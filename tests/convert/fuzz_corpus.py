@@ -141,16 +141,18 @@ def expert_keys(architecture: str) -> list[Key]:
 Shape = tuple[str, tuple[int, ...], int]  # name, dimensions in the file's order, type
 
 
-def outer_shapes(width: int, *, head: bool = False) -> list[Shape]:
-    found: list[Shape] = [("token_embd.weight", (width, VOCABULARY), 8), ("output_norm.weight", (width,), 0)]
+def outer_shapes(width: int, rows: int = VOCABULARY, *, head: bool = False) -> list[Shape]:
+    found: list[Shape] = [("token_embd.weight", (width, rows), 8), ("output_norm.weight", (width,), 0)]
     return [*found, ("output.weight", (width, VOCABULARY), 8)] if head else found
 
 
-def model_shapes(layers: int, width: int, types: list[int], more: Iterable[str] = (), cut: int = 1) -> list[Shape]:
+def model_shapes(
+    layers: int, width: int, types: list[int], more: Iterable[str] = (), cut: int = 1, vocabulary: int = VOCABULARY
+) -> list[Shape]:
     """Every tensor of a small model; the matrices take `types` in turn. cut: what their rows are divided by."""
     kv = width // HEADS * KV_HEADS
     matrices = {"attn_q": width, "attn_k": kv, "attn_v": kv, "attn_output": width, "ffn_gate": width, "ffn_up": width}
-    found = outer_shapes(width)
+    found = outer_shapes(width, vocabulary)
     for layer in range(layers):
         found += [(f"blk.{layer}.{name}.weight", (width,), 0) for name in ("attn_norm", "ffn_norm", *more)]
         for i, (name, rows) in enumerate((matrices | {"ffn_down": width}).items()):
@@ -176,7 +178,9 @@ def gguf_forms() -> dict[str, tuple[list[Key], list[Tensor], bytes]]:
     llama = [*model_shapes(1, 32, [2, 3, 6, 7, 8, 1, 30])]
     factors = [*model_shapes(1, 32, [8]), ("rope_freqs.weight", (4,), 0)]
     kinds = model_shapes(2, 256, [12, 13, 14, 10, 11, 20, 0], cut=16)
-    gemma = model_shapes(1, 256, [2, 12, 30], ["post_attention_norm", "post_ffw_norm"], cut=16)
+    sentences = sentence_keys(with_bytes=True)
+    own = ["post_attention_norm", "post_ffw_norm"]
+    gemma = model_shapes(1, 256, [2, 12, 30], own, cut=16, vocabulary=len(sentences[1][2][1]))
     yarn = [("gpt-oss.rope.scaling.type", STRING, "yarn"), ("gpt-oss.rope.scaling.factor", F32, 32.0)]
     yarn.append(("gpt-oss.rope.scaling.original_context_length", U32, 4096))
     oss = [*model_keys("gpt-oss", 1, 32), *expert_keys("gpt-oss"), *yarn, *byte_level_keys()]
@@ -185,7 +189,7 @@ def gguf_forms() -> dict[str, tuple[list[Key], list[Tensor], bytes]]:
         "factors": ([*model_keys("llama", 1, 32), *byte_level_keys()], *place(factors)),
         "experts": (oss, *place(gpt_oss_shapes(32))),
         "kinds": ([*model_keys("llama", 2, 256), *sentence_keys()], *place(kinds)),
-        "gemma": ([*model_keys("gemma3", 1, 256), *sentence_keys(with_bytes=True)], *place(gemma)),
+        "gemma": ([*model_keys("gemma3", 1, 256), *sentences], *place(gemma)),
     }
 
 
@@ -235,6 +239,7 @@ CONFIG: dict[str, Any] = {
 GEMMA: dict[str, Any] = CONFIG | {
     "model_type": "gemma3_text",
     "architectures": ["Gemma3ForCausalLM"],
+    "vocab_size": VOCABULARY + 1,
     "head_dim": 16,
     "hidden_activation": "gelu_pytorch_tanh",
     "query_pre_attn_scalar": 16,
@@ -320,10 +325,10 @@ def _single(folder: Path) -> None:
 
 
 def _sharded(folder: Path) -> None:
-    table = {}
+    table, extra = {}, {"model.embed_tokens.weight": ("BF16", (VOCABULARY + 1, 64))}
     for i in range(2):
         norms = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
-        file, tensors = f"model-0000{i + 1}-of-00002.safetensors", layer(i, "F32", norms) | (OUTER if i else {})
+        file, tensors = f"model-0000{i + 1}-of-00002.safetensors", layer(i, "F32", norms) | (OUTER | extra if i else {})
         tensors |= {f"model.layers.{i}.self_attn.{name}_norm.weight": ("F32", (16,)) for name in "qk"}
         (folder / file).write_bytes(stored(tensors, i))
         table |= dict.fromkeys(tensors, file)

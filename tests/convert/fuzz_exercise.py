@@ -14,7 +14,7 @@ from partita.errors import PartitaError
 from partita.families import parse
 from partita.kv_format import KVFormat
 from partita.loading import load_decoder
-from partita.printable import MAX_MESSAGE
+from partita.printable import MAX_MESSAGE, printable
 from partita.quantization import Packed, dequantize
 from partita.tokenizer import Tokenizer
 
@@ -75,6 +75,6 @@ def use(tokenizer: Tokenizer) -> None:
 def told(error: PartitaError) -> str:
     """A message for a person: one line, of a length that fits a screen."""
     text = str(error)
-    assert text.isprintable(), repr(text[:2000])
+    assert printable(text) == text, repr(text[:2000])
     assert 0 < len(text) <= MAX_MESSAGE, repr(text[:2000])
     return type(error).__name__

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import sentencepiece
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from partita.checkpoint import open_checkpoint
 from partita.errors import CheckpointError, UnsupportedModel
@@ -26,6 +28,7 @@ from ..conftest import SPECIALS, TEMPLATE, WORDS
 
 LINES = [WORDS, "Ünïcödé 日本語 text, 1234 numbers", "and more of the same: the fox, the dog, the end.", *SAMPLES[:3]]
 ROWS = 512
+ENOUGH = {"model.embed_tokens.weight": np.zeros((ROWS, 8), np.float32)}
 
 Keys = dict[str, Any]
 Folder = Callable[..., Path]
@@ -40,6 +43,7 @@ def folder(tiny_model: Path, tmp_path: Path) -> Folder:
         shutil.copytree(tiny_model, path, ignore=shutil.ignore_patterns("tokenizer*"))
         config = json.loads((path / "config.json").read_text()) | {"eos_token_id": None}  # an id of another vocabulary
         (path / "config.json").write_text(json.dumps(config))
+        save_file(ENOUGH, path / "model.safetensors")
         for name, value in files.items():
             file = path / name.replace("__", ".")
             file.write_bytes(value) if isinstance(value, bytes) else file.write_text(json.dumps(value))
@@ -292,6 +296,7 @@ def merged(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     shutil.copytree(tiny_model, base / "pieces", ignore=shutil.ignore_patterns("tokenizer*"))
     config = json.loads((base / "pieces" / "config.json").read_text()) | {"eos_token_id": 2}
     (base / "pieces" / "config.json").write_text(json.dumps(config))
+    save_file(ENOUGH, base / "pieces" / "model.safetensors")
     (base / "pieces" / "tokenizer.model").write_bytes(pieces())
     (base / "pieces" / "tokenizer_config.json").write_text(json.dumps(LLAMA))
     source = open_checkpoint(base / "pieces")
