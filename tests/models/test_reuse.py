@@ -13,6 +13,8 @@ from partita.errors import ContextError
 from partita.language_model import LanguageModel, Session
 from partita.prefix_cache import PrefixCache
 
+from .. import bounds
+
 Load = Callable[..., LanguageModel]
 BUDGET = 1 << 30
 
@@ -63,7 +65,7 @@ def test_warm_logits_equal_cold_ones(name: str, context: int | None, count: int,
         found = logits(warm, prompt)
         assert warm.reused == min(match, count - 1)
         cold = logits(model.session(prefixes=None, context=context), prompt)
-        np.testing.assert_allclose(found, cold, atol=1e-4, rtol=0)
+        bounds.assert_near(found, cold, bounds.logits(model.config, count))
 
 
 def test_a_turn_that_leaves_the_reply_out_goes_back_before_it(load: Load, speeches: str) -> None:
@@ -82,7 +84,7 @@ def test_a_turn_that_leaves_the_reply_out_goes_back_before_it(load: Load, speech
     reply(cold, [*first, *said], 1)
     expected = logits(cold, changed)
     assert cold.reused == 0
-    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
+    bounds.assert_near(found, expected, bounds.logits(model.config, 600))
 
 
 def test_a_shared_beginning_is_kept_once_it_is_seen_to_be_shared(load: Load, speeches: str) -> None:
@@ -126,7 +128,7 @@ def test_a_session_goes_on_in_another_run(load: Load, tmp_path: Path) -> None:
         assert again.restore(file) == {"messages": ["..."]}
         found = logits(again, following)
         assert again.reused == held
-        np.testing.assert_allclose(found, expected, atol=0 if backend == "torch" else 1e-4, rtol=0)
+        bounds.assert_near(found, expected, 0 if backend == "torch" else bounds.logits(model.config))
     other = load("gemma3", "torch").session(kv="32")
     with pytest.raises(ContextError, match="the session was saved with the model"):
         other.restore(file)
