@@ -93,8 +93,8 @@ def test_the_document(ask, tiny):
     assert found["text"] == tiny.tokenizer.decode(found["tokens"])
     assert found["prompt_tokens"] == len(tiny.encode("the fox"))
     assert (found["finish_reason"], found["backend"], found["kv"], found["context"]) == ("length", "numpy", "32", 512)
-    assert 0 < found["first_token_seconds"] < 10
-    assert found["tokens_per_second"] > 1
+    assert found["first_token_seconds"] > 0
+    assert found["tokens_per_second"] > 0
     assert (found["seed"], found["forgotten_tokens"]) == (None, 0)
     assert (found["reused_tokens"], found["draft"]) == (0, None)
     assert ask("-p", "the fox", "-n", 1)["tokens_per_second"] is None
