@@ -17,8 +17,10 @@ from typing import Any, Protocol
 from .errors import DataError
 from .printable import printable
 
-MAX_TOKENS = 1 << 20
+MAX_TOKENS = 1 << 19
 """Tokens of a vocabulary, and ids, at most: the largest published ones have 300,000."""
+MAX_MERGES = 750_000
+"""Of byte-pair vocabularies: the largest published ones have 515,000."""
 MAX_TOKEN = 1024
 """Characters of one token, at most: the longest published ones have some 500."""
 

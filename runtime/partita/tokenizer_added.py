@@ -15,7 +15,7 @@ from typing import Any
 
 from .errors import CheckpointError
 
-MAX_ADDED = 1 << 18  # the most in a published file are 65,536, for sounds
+MAX_ADDED = 1 << 17  # the most in a published file are 65,536, for sounds
 _MAX_DEPTH = 50  # literals that begin with one another: nested in an expression, which Python reads recursively
 _SPACE = r"[^\S\x1c-\x1f]"  # white space as Unicode has it, which Python sees in four separators too
 

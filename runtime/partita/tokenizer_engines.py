@@ -86,6 +86,8 @@ class TokenizersEngine:
         return self._found.pattern
 
     def encode(self, text: str, *, parse: bool, first: bool) -> list[int]:
+        if not text:  # in which the library cannot replace the beginning of a line
+            return []
         with self._lock:
             try:
                 self._library.encode_special_tokens = not parse

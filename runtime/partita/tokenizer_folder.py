@@ -157,13 +157,15 @@ def _from_sentencepiece(path: Path, configs: Configs) -> tuple[Engine, Facts]:
                 f"{path}: the added token {token.literal!r} has the id {i}, {len(model.pieces)} is next"
             )
         model.add(token.literal.replace(" ", "▁"), 0.0, proto.CONTROL if token.special else proto.USER_DEFINED)
+    # whether text after an added token has a space in front; files from before the flag have it after control tokens
+    legacy = configs.tokenizer.get("legacy")
     controls, hidden, own = {}, set(), {}
     for i, (piece, kind) in enumerate(zip(model.pieces, model.types, strict=True)):
         literal = added[i].literal if i in added else piece
         marked = kind in (proto.NORMAL, proto.USER_DEFINED) and (literal in special or is_marker(literal))
         if marked or kind == proto.CONTROL:
             controls[literal], model.types[i] = i, proto.CONTROL
-        elif kind == proto.USER_DEFINED and i in added:
+        elif kind == proto.USER_DEFINED and i in added and (legacy or added[i].has_neighbours):
             own[literal], model.types[i] = i, proto.CONTROL  # which the library never finds: the engine does
         if kind in (proto.CONTROL, proto.UNKNOWN, proto.UNUSED) or (marked and literal in special | END_TOKENS):
             hidden.add(i)
@@ -180,8 +182,7 @@ def _from_sentencepiece(path: Path, configs: Configs) -> tuple[Engine, Facts]:
         writes_space=not shortens,  # a space of ours would be shortened away: there the library writes it
         own=own,
         described={token.literal: token for token in added.values()},
-        # files from before the flag existed were made by the behaviour that it calls legacy
-        space_after=configs.tokenizer.get("legacy") is not False,
+        space_after=legacy is not False,
     )
     return engine, replace(_facts(configs, index.get, len(index)), adds_bos=_stated_bos(configs, True))
 

@@ -15,7 +15,7 @@ from typing import Any
 from .errors import CheckpointError, UnsupportedModel
 from .pretokenizers import Pretokenizer, find
 from .sentencepiece_proto import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Model, bpe_specs, write
-from .tokenizer import END_TOKENS, MAX_TOKEN, MAX_TOKENS, Engine, Facts
+from .tokenizer import END_TOKENS, MAX_MERGES, MAX_TOKEN, MAX_TOKENS, Engine, Facts
 from .tokenizer_added import MAX_ADDED, Added
 from .tokenizer_engines import (
     SentencePieceEngine,
@@ -153,8 +153,8 @@ def _byte_level(
     if len(own) + len(controls) > MAX_ADDED:
         raise CheckpointError(f"tokenizer.ggml.token_type: more than {MAX_ADDED} control and user-defined tokens")
     merges = metadata.get("tokenizer.ggml.merges", ())
-    if len(merges) > MAX_TOKENS:
-        raise CheckpointError(f"tokenizer.ggml.merges: more than {MAX_TOKENS}")
+    if len(merges) > MAX_MERGES:
+        raise CheckpointError(f"tokenizer.ggml.merges: more than {MAX_MERGES}")
     pairs: list[Any] = [tuple(merge.split(" ")) for merge in merges]
     if not pairs or set(map(len, pairs)) != {2}:
         raise CheckpointError("tokenizer.ggml.merges: missing, or an entry that is not two tokens")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as brief
@@ -18,7 +18,7 @@ from typing import Any
 
 from .bounded_files import parse, read_bytes
 from .errors import CheckpointError, UnsupportedModel
-from .tokenizer import MAX_TOKEN, MAX_TOKENS
+from .tokenizer import MAX_MERGES, MAX_TOKEN, MAX_TOKENS
 from .tokenizer_added import MAX_ADDED, Added
 from .tokenizer_guard import guarded, without_collector
 from .tokenizer_steps import Step, Steps, read_steps
@@ -28,6 +28,7 @@ FILE = 64 << 20
 _MAX_TABLES = 1_500_000  # tables and lists in it; 515,000 are published, a merge each
 _MAX_COMMAS = 4_000_000
 _WORST_SCORE = 1e9
+_MAX_UNIGRAM = 128  # characters: each is tried at each place of a text
 _NOT_FOLLOWED = {"continuing_subword_prefix": "", "end_of_word_suffix": ""}
 
 
@@ -135,7 +136,7 @@ def _model(model: Any, where: str) -> tuple[Any, int]:
     raise UnsupportedModel(f"{where}: a model of kind {brief(kind)} is not supported; BPE and Unigram are")
 
 
-def _bpe(model: Mapping[str, Any], where: str) -> tuple[Any, int]:
+def _bpe(model: dict[str, Any], where: str) -> tuple[Any, int]:
     from tokenizers import models
 
     for name, usual in _NOT_FOLLOWED.items():
@@ -148,8 +149,8 @@ def _bpe(model: Mapping[str, Any], where: str) -> tuple[Any, int]:
     last = -1 if set(map(type, ids)) - {int} else max(ids, default=0)
     if not 0 <= last < MAX_TOKENS or min(ids, default=0) < 0:
         raise ValueError(f"vocab: an id that is no number from 0 to {MAX_TOKENS - 1}")
-    _short(vocabulary)
-    merges = _merges(model["merges"])
+    _short(vocabulary, MAX_TOKEN)
+    merges = _merges(model.pop("merges"))
     flags = {name: _optional(model, name, bool, False) for name in ("fuse_unk", "byte_fallback", "ignore_merges")}
     with guarded(where):  # a merge of tokens that are not there
         found = models.BPE(vocabulary, merges, unk_token=_optional(model, "unk_token", str, None), **flags)
@@ -158,11 +159,10 @@ def _bpe(model: Mapping[str, Any], where: str) -> tuple[Any, int]:
 
 def _merges(merges: Any) -> list[tuple[str, str]]:
     """Pairs; older files have them as "a b"."""
-    if not isinstance(merges, list) or len(merges) > MAX_TOKENS:
-        raise ValueError(f"merges: a list of at most {MAX_TOKENS} is expected")
-    if str in set(map(type, merges)):
-        merges = [merge.split(" ") for merge in merges]
-    return [(left, right) for left, right in merges]
+    if not isinstance(merges, list) or len(merges) > MAX_MERGES:
+        raise ValueError(f"merges: a list of at most {MAX_MERGES} is expected")
+    pairs = (merge.split(" ") for merge in merges) if str in set(map(type, merges)) else merges
+    return [(left, right) for left, right in pairs]
 
 
 def _unigram(model: Mapping[str, Any], where: str) -> tuple[Any, int]:
@@ -176,15 +176,15 @@ def _unigram(model: Mapping[str, Any], where: str) -> tuple[Any, int]:
         raise ValueError("vocab: a score that is no number")
     if type(unknown) is not int or not 0 <= unknown < len(vocabulary):
         raise ValueError(f"unk_id: {brief(unknown)} is none of its tokens, and text of other letters needs one")
-    _short(token for token, _ in vocabulary)
+    _short((token for token, _ in vocabulary), _MAX_UNIGRAM)
     by_bytes = _optional(model, "byte_fallback", bool, False)
     with guarded(where):
         return models.Unigram(vocabulary, unknown, by_bytes), len(vocabulary)
 
 
-def _short(tokens: Any) -> None:
-    if max(map(len, tokens), default=0) > MAX_TOKEN:
-        raise ValueError(f"vocab: a token of more than {MAX_TOKEN} characters")
+def _short(tokens: Iterable[str], most: int) -> None:
+    if max(map(len, tokens), default=0) > most:
+        raise ValueError(f"vocab: a token of more than {most} characters")
 
 
 def _optional(model: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:

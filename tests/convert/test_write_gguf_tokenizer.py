@@ -21,6 +21,7 @@ from partita.errors import CheckpointError, UnsupportedModel
 from partita.pretokenizers import find
 from partita.tokenizer import Tokenizer
 from partita_convert import gguf_vocabulary
+from partita_convert.gguf_file import Typed
 from partita_convert.gguf_tokenizer import SAMPLES, tokenizer_keys
 from partita_convert.tokenizer_files import write_tokenizer
 
@@ -355,3 +356,42 @@ def test_a_gguf_source_keeps_its_keys_and_needs_a_vocabulary(folder: Folder) -> 
     object.__setattr__(source, "metadata", {})
     with pytest.raises(CheckpointError, match="no vocabulary"):
         tokenizer_keys(source, ROWS)
+
+
+# --- what stands beside control tokens
+
+
+TURNS = "<|user|>\nthe fox<|end|> \n<|assistant|>\n"
+
+
+def phi3(**config: Any) -> dict[str, Any]:
+    """A tokenizer_config.json whose added tokens swallow white space after them."""
+    names = ["<|end|>", "<|user|>", "<|assistant|>"]
+    added = {str(420 + i): {"content": name, "rstrip": True, "special": True} for i, name in enumerate(names)}
+    added["2"] = added["420"] | {"content": "</s>"}
+    return LLAMA | {"added_tokens_decoder": added} | config
+
+
+def test_tokens_that_swallow_white_space_cannot_be_said_but_by_a_name_that_readers_know(folder: Folder) -> None:
+    path = folder(tokenizer__model=pieces(), tokenizer_config__json=phi3())
+    with pytest.raises(UnsupportedModel, match="otherwise"):
+        keys_of(path)
+    general = {"general.name": Typed("str", "phi-3"), "general.architecture": Typed("str", "phi3")}
+    keys = {**general, **tokenizer_keys(open_checkpoint(path), ROWS, general)}
+    source, back = Tokenizer.from_folder(path), Tokenizer.from_gguf({key: value.value for key, value in keys.items()})
+    assert back.encode(TURNS, specials=True) == source.encode(TURNS, specials=True)
+    assert back.decode(back.encode(TURNS, specials=True)) == "the fox"
+
+
+@pytest.mark.parametrize("architecture", ["phi3", "llama"])
+def test_phi3s_vocabulary_as_json_swallows_white_space_too(architecture: str, folder: Folder, tmp_path: Path) -> None:
+    path = folder(tokenizer__model=pieces(), tokenizer_config__json=phi3(legacy=architecture == "phi3"))
+    source = open_checkpoint(path)
+    general = {"general.name": Typed("str", "Phi 3 mini"), "general.architecture": Typed("str", architecture)}
+    keys = {**general, **tokenizer_keys(source, ROWS, general)}
+    object.__setattr__(source, "metadata", {key: value.value for key, value in keys.items()})
+    (tmp_path / "out").mkdir()
+    write_tokenizer(source, tmp_path / "out")
+    written, read = Tokenizer.from_folder(tmp_path / "out"), Tokenizer.from_folder(path)
+    for text in (TURNS, "the fox", "the<|user|>fox <|end|> and\n\n<|end|>\n\n"):
+        assert written.encode(text, specials=True) == read.encode(text, specials=True)
