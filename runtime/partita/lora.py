@@ -166,6 +166,13 @@ def attach(
     return replace_at(decoder, changes), values, places
 
 
+def count_values(decoder: Decoder, config: LoraConfig) -> int:
+    """How many values `attach` would make, before it makes them. Errors as there."""
+    shapes = projection_shapes(decoder.config)
+    sizes = (shapes[_kind(linear)] for _, linear in chosen(decoder, config))
+    return sum(config.rank * (out + size) + out * config.dora for out, size in sizes)
+
+
 def projection_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     """(out, in) of every projection of a layer with a dense MLP, by the last part of its name."""
     e, f = config.hidden_size, config.intermediate_size

@@ -15,13 +15,15 @@ from .errors import MemoryBudgetError
 from .loss import chunk_rows
 
 FLOAT = 4  # bytes; trained values, gradients and moments are float32
+_BATCH = 5 * 4  # bytes of a slot in a batch
 _LOGITS = 4  # arrays of a chunk's logits alive at once, when much goes wrong
 _PASSING = 3  # arrays of a block's widest activations that come and go beside what is kept
 
 
 @dataclass(frozen=True)
 class TrainingShape:
-    """rows, length: of a batch. trained: values. itemsize: bytes of the residual dtype. full: weights are trained."""
+    """rows, length: of a batch. trained: number of trained values. itemsize: bytes of the residual dtype. accumulate:
+    batches of a step, which are there at once."""
 
     rows: int
     length: int
@@ -29,19 +31,22 @@ class TrainingShape:
     itemsize: int = FLOAT
     grad_checkpoint: bool = False
     packing: bool = True
+    accumulate: int = 1
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes. optimizer: gradients and moments. activations: kept for the backward pass. logits: a chunk's."""
+    """Bytes. optimizer: gradients and moments. activations: kept for the backward pass. logits: a chunk's. batches:
+    tokens, targets and what else is kept of each (`data_batches.Batch`)."""
 
     optimizer: int
     activations: int
     logits: int
+    batches: int
 
     @property
     def total(self) -> int:
-        return self.optimizer + self.activations + self.logits
+        return self.optimizer + self.activations + self.logits + self.batches
 
 
 def estimate(config: ModelConfig, shape: TrainingShape) -> Estimate:
@@ -60,7 +65,8 @@ def estimate(config: ModelConfig, shape: TrainingShape) -> Estimate:
     activations = tokens * (kept + _PASSING * widest) * shape.itemsize + masks
     unpacked = config.hidden_size * max(config.vocab_size, f) * FLOAT  # a packed matrix is dense while it is multiplied
     logits = _LOGITS * min(chunk_rows(config.vocab_size), tokens) * config.vocab_size * FLOAT
-    return Estimate(3 * FLOAT * shape.trained, activations, logits + unpacked)
+    batches = shape.accumulate * tokens * _BATCH
+    return Estimate(3 * FLOAT * shape.trained, activations, logits + unpacked, batches)
 
 
 def admit(config: ModelConfig, shape: TrainingShape, free: int, *, full: bool = False) -> Estimate:
@@ -73,8 +79,8 @@ def admit(config: ModelConfig, shape: TrainingShape, free: int, *, full: bool = 
         helps = "--method lora"
     raise MemoryBudgetError(
         f"training needs {size(needs.total)} beside the weights (gradients and moments {size(needs.optimizer)}, "
-        f"activations {size(needs.activations)}, logits {size(needs.logits)}), {size(free)} are free "
-        f"({size(RESERVE)} of them are kept back): "
+        f"activations {size(needs.activations)}, logits {size(needs.logits)}, batches {size(needs.batches)}), "
+        f"{size(free)} are free ({size(RESERVE)} of them are kept back): "
         + (f"try {helps}" if helps else "take fewer --targets or --layers, a lower --rank, or a smaller model")
     )
 
@@ -86,13 +92,18 @@ def _smaller(shape: TrainingShape) -> Iterator[tuple[str, TrainingShape]]:
         yield flag, checkpointed
     rows = shape.rows
     if rows > 1:
-        one = f"--batch-size 1 --accumulate {rows}"
-        yield one, replace(shape, rows=1)
-        yield f"{flag} {one}", replace(checkpointed, rows=1)
+        count = rows * shape.accumulate
+        one = f"--batch-size 1 --accumulate {count}"
+        yield one, replace(shape, rows=1, accumulate=count)
+        yield f"{flag} {one}", replace(checkpointed, rows=1, accumulate=count)
     length = shape.length // 2
     while length >= 64:
         yield f"{flag} --batch-size 1 --max-length {length}", replace(checkpointed, rows=1, length=length)
         length //= 2
+    count = shape.accumulate // 2
+    while count:
+        yield f"--accumulate {count}", replace(shape, accumulate=count)
+        count //= 2
 
 
 def _mlp_width(config: ModelConfig) -> int:

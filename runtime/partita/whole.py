@@ -21,6 +21,8 @@ import numpy as np
 
 from .errors import DataError
 
+LOCK = ".lock"
+"""In a folder that is somebody's alone."""
 _MARK = ".partial-"
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP})  # what such a file system says
 
@@ -99,7 +101,7 @@ def alone(place: Path, refusal: str) -> Iterator[None]:
 def _lock_of(place: Path) -> Path:
     """In a folder; beside a file, which is another one after each write. The same by whatever link it is reached."""
     place = _resolved(place)
-    return place / ".lock" if place.is_dir() else place.parent / f".{place.name}.lock"
+    return place / LOCK if place.is_dir() else place.parent / f".{place.name}.lock"
 
 
 def _resolved(path: Path) -> Path:

@@ -65,6 +65,11 @@ def mistake(
         (["--seed", "-1"], ["--seed must be at least 0"]),
         (["--warmup", "-1"], ["--warmup must be at least 0"]),
         (["--max-length", "1"], ["--max-length must be at least 2"]),
+        (["--accumulate", 10**10], ["--accumulate must be at most 1000000000"]),
+        (["--eval-batches", 10**30], ["--eval-batches must be at most 1000000000"]),
+        (["--rank", "9" * 4000], ["--rank must be at most 1000000000"]),
+        (["--steps", "9" * 5000], ["--steps", "not a valid integer"]),
+        (["--seed", 2**63], ["--seed must be at most 9223372036854775807"]),
         (["--rslora", "--method", "full"], ["--rslora", "leave one of them out"]),
         (["--layers", "8", "--method", "full"], ["--layers is for adapters", "leave one of them out"]),
         (["--alpha", "1", "--method", "full"], ["--alpha is for adapters"]),
@@ -75,7 +80,7 @@ def mistake(
     ],
 )
 def test_settings_are_judged_before_anything_is_loaded(
-    mistake: Mistake, tmp_path: Path, options: list[str], words: list[str]
+    mistake: Mistake, tmp_path: Path, options: list[object], words: list[str]
 ) -> None:
     missing = ("finetune", "no-such-model", "data.jsonl", "--out", "out")  # would be told if it were looked for
     mistake(*options, arguments=missing, words=words)
@@ -86,6 +91,8 @@ def test_settings_are_judged_before_anything_is_loaded(
     ("options", "words"),
     [
         (["--rank", "0"], ["--rank must be at least 1"]),
+        (["--rank", 10**9], ["training needs", "gradients and moments", "a lower --rank"]),
+        (["--accumulate", 10**9, "--max-length", 64], ["training needs", "batches", "--accumulate"]),
         (["--targets", "x_proj"], ["--targets x_proj", "q_proj"]),
         (["--layers", "9"], ["--layers 9 is more than the 2 layers"]),
         (["--max-length", "9999"], ["--max-length 9999 is beyond the 512 tokens"]),
@@ -96,7 +103,7 @@ def test_settings_are_judged_before_anything_is_loaded(
         (["--backend", "numpy"], ["numpy", "torch or mlx"]),
     ],
 )
-def test_settings_that_the_model_or_the_data_refuse(mistake: Mistake, options: list[str], words: list[str]) -> None:
+def test_settings_that_the_model_or_the_data_refuse(mistake: Mistake, options: list[object], words: list[str]) -> None:
     more = [] if "--backend" in options else ["--backend", "torch"]
     mistake(*options, *more, words=words)
 
@@ -167,7 +174,26 @@ def test_a_bad_line(mistake: Mistake, tmp_path: Path, line: str, words: list[str
         ("steps: 2.5", ["run.yaml", "steps is a whole number, not 2.5"]),
         ("steps: [1", ["run.yaml is not YAML"]),
         ("just words", ["run.yaml must hold lines of `name: value`"]),
-        ("max-length: 4\nmax_length: 5", ["run.yaml", "said twice"]),
+        ("max-length: 4\nmax_length: 5", ["run.yaml", "max_length given twice"]),
+        ("rank: 1\nsteps: 4\nrank: 2", ["run.yaml", "rank given twice in line 3"]),
+        ("rank: .inf", ["run.yaml", "rank is a whole number, not inf"]),
+        ("rank: .nan", ["run.yaml", "rank is a whole number, not nan"]),
+        ("rank: 2001-99-99", ["run.yaml", "rank is a whole number, not '2001-99-99'"]),
+        ("alpha: 2001-09-09", ["run.yaml", "alpha is a number, not '2001-09-09'"]),
+        ("rank: " + "9" * 5000, ["run.yaml", "a number that cannot be read", "in line 1"]),
+        ("alpha: " + "9" * 4000, ["run.yaml", "alpha is a number"]),
+        ("rank: 0x_", ["run.yaml", "a number that cannot be read"]),
+        ('rank: !!int "_"', ["run.yaml", "a tag (!)", "in line 1"]),
+        ("out: !!python/object/apply:os.system [id]", ["run.yaml", "a tag (!)"]),
+        ("sample: !!set {a, b}", ["run.yaml", "a tag (!)"]),
+        ("a: &a [x, x]\nsample: [*a, *a]", ["run.yaml", "a reference (*)", "in line 2"]),
+        ("x: &x {rank: 2}\n<<: *x", ["run.yaml", "a reference (*)"]),
+        ("<<: {rank: 2}", ["run.yaml", "no setting '<<'"]),
+        ("? [a]\n: 1", ["run.yaml", "a key that is no name"]),
+        ("sample: " + "[" * 30_000, ["run.yaml", "nested too deeply"]),
+        ("# " + "x" * 70_000, ["run.yaml is too long"]),
+        ("out: \x1b[31m", ["run.yaml is not YAML", "#x001b"]),
+        ("steps: 1\n---\nsteps: 2", ["run.yaml is not YAML"]),
         ("sample: 7", ["run.yaml", "sample is a text or a list of texts"]),
     ],
 )

@@ -143,7 +143,7 @@ def test_a_terminal_that_is_gone_is_no_reason_to_lose_steps(tiny_model: Path, ch
     endless = ("--steps", 1_000_000, "--sample-tokens", 0, "--eval-every", 1_000_000)
     program, *arguments = command("finetune", tiny_model, chats, "--out", out, *endless, *QUICK)
     child = pexpect.spawn(program, arguments, env={**environment(), "TERM": "xterm"}, dimensions=(24, 160), timeout=60)
-    child.expect(r"[1-9]\d*/1000000 .*loss")
+    child.expect("tokens/s")
     os.close(child.child_fd)  # as when a window is closed
     _, status = os.waitpid(child.pid, 0)
     assert os.waitstatus_to_exitcode(status) == 130
@@ -178,10 +178,8 @@ def test_one_run_at_a_time_in_a_folder(tiny_model: Path, chats: Path, tmp_path: 
     child.kill()
     child.communicate()
     assert (out / ".lock").exists()
-    steps = len(column(rows(out), "train_loss"))
-    done = partita("finetune", "--resume", "--out", out, "--steps", 1_000_000, "--schedule", "linear", status=2)
-    assert "schedule was cosine" in done.stderr  # it was let in, and read what is there
-    assert len(column(rows(out), "train_loss")) == steps
+    done = partita("finetune", "--resume", "--out", out, "--rank", 10**9, status=2)
+    assert "training needs" in done.stderr  # it was let in
     assert not (out / ".lock").exists()
 
 

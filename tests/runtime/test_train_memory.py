@@ -31,6 +31,7 @@ def test_more_of_anything_takes_more(config: ModelConfig) -> None:
     assert estimate(config, replace(SHAPE, trained=100_001)).total > total
     assert estimate(config, replace(SHAPE, itemsize=2)).total < total
     assert estimate(config, replace(SHAPE, grad_checkpoint=True)).total < total
+    assert estimate(config, replace(SHAPE, accumulate=2)).total > total
     assert estimate(config, SHAPE).optimizer == 12 * SHAPE.trained
 
 
@@ -64,3 +65,10 @@ def test_what_fits_is_admitted_and_full_training_may_become_adapters(config: Mod
         admit(config, replace(SHAPE, trained=10**9), 2**30, full=True)
     with pytest.raises(MemoryBudgetError, match="a lower --rank"):
         admit(config, replace(SHAPE, trained=10**9), 2**30)
+
+
+def test_batches_that_do_not_fit_are_refused_with_a_number_that_does(config: ModelConfig) -> None:
+    shape = replace(SHAPE, accumulate=10**9)
+    with pytest.raises(MemoryBudgetError, match=r"batches 19073.5 GiB.*try --accumulate \d+$") as caught:
+        admit(config, shape, 2**31)
+    admit(config, replace(shape, accumulate=int(str(caught.value).split()[-1])), 2**31)

@@ -1,9 +1,9 @@
-"""Ctrl-C and SIGTERM during training: the first asks the run to stop, the second ends the process at once.
+"""Ctrl-C, SIGTERM and SIGHUP during training: the first asks the run to stop, the second ends the process at once.
 
 A pass through a model is one long call into a library, and Python runs signal handlers only between such calls. A
 thread therefore waits for the signals' numbers on a socket, which the interpreter writes to in the moment they come:
 the answer is immediate, and the second signal does not wait for the pass. Nothing is lost by it: checkpoints are there
-whole or not at all.
+whole or not at all. A SIGHUP is never a second one, as systemd sends it right behind SIGTERM, and nobody watches then.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from ..terminal import ENDING, HANGUP, leave_terminal
+
+SIGNALS = (signal.SIGINT, *ENDING)
 STATUS = 130
 LAUNCHERS = 10.0  # seconds in which a launcher of several processes passes a signal on to them
 
@@ -29,7 +31,9 @@ def stopping(first: Callable[[], None], second: Callable[[], None], apart: float
     read, write = socket.socketpair()
     write.setblocking(False)
     watcher = threading.Thread(target=_watch, args=(read, first, second, apart), daemon=True)
-    before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+    nohup = HANGUP is not None and signal.getsignal(HANGUP) is signal.SIG_IGN
+    heeded = [number for number in SIGNALS if not (nohup and number == HANGUP)]
+    before = {number: signal.signal(number, lambda *_: None) for number in heeded}
     woken = signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
     watcher.start()
     try:
@@ -49,9 +53,11 @@ def _watch(read: socket.socket, first: Callable[[], None], second: Callable[[], 
         for number in data:
             if number not in SIGNALS:
                 continue
+            if number == HANGUP:
+                leave_terminal()
             if came is None:
                 came = time.monotonic()
                 first()
-            elif time.monotonic() - came >= apart:
+            elif number != HANGUP and time.monotonic() - came >= apart:
                 second()
                 os._exit(STATUS)

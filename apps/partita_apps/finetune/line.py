@@ -7,9 +7,14 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 from partita.admission import size
+from partita.printable import printable
+
+from ..terminal import console, draws
 
 INTERVAL = 10.0  # seconds between plain lines
 _MEMORY = 0.9  # of what was before, in smoothed numbers
@@ -17,7 +22,10 @@ _SHORT = 10  # steps; runs of fewer are not smoothed
 
 
 class Line:
-    """total: steps of the run. done: steps of an earlier process. quiet: say nothing. Use as a context."""
+    """total: steps of the run. done: steps of an earlier process. quiet: say nothing. Use as a context.
+
+    A terminal or a disk that takes no more lines is no reason to lose a run: it goes on quietly.
+    """
 
     def __init__(self, total: int, done: int = 0, stream: TextIO | None = None, *, quiet: bool = False):
         self.total, self.step, self.quiet = total, done, quiet
@@ -30,7 +38,7 @@ class Line:
         self._told = -INTERVAL
 
     def __enter__(self) -> Line:
-        if self.stream.isatty() and not self.quiet:
+        if draws(self.stream) and not self.quiet:
             self._bar, self._task = _bar(self.stream, self.total, self.step)
         return self
 
@@ -40,7 +48,8 @@ class Line:
     def leave(self) -> None:
         """The line as it is now stays where it is."""
         if self._bar is not None:
-            self._bar.stop()
+            with self._spared():
+                self._bar.stop()
             self._bar = None
 
     def advance(self, step: int, loss: float, tokens: int, seconds: float, memory: int) -> None:
@@ -50,7 +59,8 @@ class Line:
         self._seconds.add(seconds)
         self._rate.add(tokens / max(seconds, 1e-9))
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, words=self.words())
+            with self._spared():
+                self._bar.update(self._task, completed=step, words=self.words())
         elif time.monotonic() - self._told >= INTERVAL or step == self.total:
             self._told = time.monotonic()
             self.say(f"step {step}/{self.total} · {self.words()}")
@@ -63,10 +73,18 @@ class Line:
         """A line of its own, above the living one."""
         if self.quiet:
             return
-        if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False)
-        else:
-            print(text, file=self.stream, flush=True)
+        with self._spared():
+            if self._bar is not None:
+                self._bar.console.print(printable(text), markup=False, highlight=False)
+            else:
+                print(printable(text), file=self.stream, flush=True)
+
+    @contextmanager
+    def _spared(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self.quiet = True
 
     def words(self) -> str:
         """The numbers of the line."""
@@ -107,13 +125,12 @@ def duration(seconds: float) -> str:
 
 
 def _bar(stream: TextIO, total: int, done: int) -> tuple[Any, Any]:
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.table import Column
 
     words = TextColumn("{task.fields[words]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
     columns = (MofNCompleteColumn(), BarColumn(bar_width=16), words)
-    bar = Progress(*columns, console=Console(file=stream), refresh_per_second=4)
+    bar = Progress(*columns, console=console(stream), refresh_per_second=4)
     task = bar.add_task("", total=total, completed=done, words="")
     bar.start()
     bar.console.show_cursor(True)  # a process that is ended at once leaves a terminal that can be used

@@ -23,7 +23,7 @@ from partita.data_records import Chat
 from partita.errors import DataError, MemoryBudgetError
 from partita.initialise import initialise
 from partita.loading import load_decoder, read_config, weight_bytes
-from partita.lora import LoraConfig
+from partita.lora import LoraConfig, count_values
 from partita.model import Decoder
 from partita.optim import AdamW
 from partita.paths import own
@@ -102,6 +102,7 @@ def prepare(settings: Settings, out: Path) -> Prepared:
         ITEMSIZE[ops.dtype],
         bool(settings.grad_checkpoint),
         settings.packing,
+        settings.accumulate,
     )
     before = ops.memory().active
     with bar("loading the model") as advance:
@@ -151,12 +152,11 @@ def _trainable(
     grad_checkpoint: bool | None,
 ) -> tuple[Trainable, dict[str, Any]]:
     """What is trained, and its initial values. shape: trained is the number of all weights here."""
-    if lora is not None:
-        return adapted(ops, decoder, lora)
-    values_too = shape.trained * 4 // 3  # four arrays of their size to come, where the estimate counts three
+    count = shape.trained if lora is None else count_values(decoder, lora)
+    values_too = count * 4 // 3  # four arrays of their size to come, where the estimate counts three
     least = replace(shape, trained=values_too, grad_checkpoint=grad_checkpoint is not False)
-    admit(decoder.config, least, ops.memory().free, full=True)
-    return full(ops, decoder, checkpoint)
+    admit(decoder.config, least, ops.memory().free, full=lora is None)
+    return full(ops, decoder, checkpoint) if lora is None else adapted(ops, decoder, lora)
 
 
 def _base(settings: Settings, path: Path) -> tuple[Checkpoint, Tokenizer]:

@@ -7,7 +7,7 @@ folder that holds another run is touched; whatever ends a run, its folder can be
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from partita import train_state
 from partita.errors import DataError, PartitaError, TrainingError
 from partita.train import Evaluation, Finished, Saved, Step
 from partita.train_group import Group
+from partita.whole import LOCK, alone
 from partita_backends import together
 
 from ..options import tell
@@ -71,7 +72,7 @@ def look(out: Path, resume: bool) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         if out.exists() and not out.is_dir():
             raise DataError(f"{out} is no folder: choose another --out")
-        if out.exists() and any(out.iterdir()):
+        if out.exists() and any(path.name != LOCK for path in out.iterdir()):
             raise DataError(f"{out} is not empty: choose another --out")
         _refuse_place(out)
     except OSError as error:
@@ -81,14 +82,25 @@ def look(out: Path, resume: bool) -> tuple[dict[str, Any], dict[str, str]]:
 
 def run(settings: Settings, out: Path, before: dict[str, str], *, resume: bool) -> tuple[Prepared, Outcome]:
     """Train, and leave everything in `out`. before: the untrained model's replies that an earlier process had."""
-    prepared = prepare(settings, out)
+    with ExitStack() as place:
+        if resume and together.first():
+            place.enter_context(_alone(out))
+        prepared = prepare(settings, out)
+        if prepared.ops.rank == 0 and not resume:
+            _make(out)
+            place.enter_context(_alone(out))
+            look(out, resume)  # another run may have been quicker
+        return prepared, _run(prepared, out, before, resume=resume)
+
+
+def _run(prepared: Prepared, out: Path, before: dict[str, str], *, resume: bool) -> Outcome:
+    """Train, in a folder that is this run's alone."""
     trainer = prepared.trainer
     writes = prepared.ops.rank == 0
     if resume:
         trainer.resume(tell)
     if writes:
         tell(*summary(prepared))
-        _make(out)
         if resume:
             tell(f"going on after step {trainer.step} of {prepared.settings.steps}")
     asked = samples.prompts(prepared) if writes else []
@@ -114,7 +126,11 @@ def run(settings: Settings, out: Path, before: dict[str, str], *, resume: bool) 
     with stopping(_nothing, _nothing, _apart(prepared)) if outcome.reason == "stopped" else nullcontext():
         _finish(prepared, out, outcome)
     Group(prepared.ops).wait()  # a launcher ends everything when one process has ended badly, or was stopped
-    return prepared, outcome
+    return outcome
+
+
+def _alone(out: Path) -> AbstractContextManager[None]:
+    return alone(out, f"a run is going on in {out}: wait for its end, stop it, or choose another --out")
 
 
 def _refuse_place(out: Path) -> None:

@@ -20,7 +20,8 @@ LEARNING_RATES = {"lora": 2e-4, "dora": 2e-4, "full": 2e-5}
 FROM_SCRATCH_RATE = 1e-3
 MAX_LENGTH = 1024
 EPOCHS, MOST_STEPS = 3, 1000
-_LARGEST_FILE = 1 << 20
+MOST, MOST_SEED = 10**9, 2**63 - 1
+"""Of counts and of the seed: what is more is a typing mistake, and no library takes any number."""
 OF_ADAPTERS = ("rslora", "rank", "alpha", "dropout", "targets", "layers")
 
 
@@ -81,6 +82,10 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not value >= low:
                 raise DataError(f"{flag(name)} must be at least {low}, not {value}")
+        for name, value in asdict(self).items():
+            high = MOST_SEED if name == "seed" else MOST
+            if isinstance(value, int) and value > high:
+                raise DataError(f"{flag(name)} must be at most {high}, not {value}")
 
     def _refuse_adapters_settings(self) -> None:
         """Of a run that has no adapters: `--layers 8` would not mean that the other layers stay."""
@@ -125,25 +130,9 @@ def merged(*layers: Mapping[str, Any]) -> Settings:
 
 def read_config(path: Path) -> dict[str, Any]:
     """The values of a YAML file, under the names of `Settings` and `out`. DataError names the file and the key."""
-    import yaml
+    from .settings_file import read
 
-    try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise DataError(f"{path} is too long for a file of settings")
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start})") from None
-    except yaml.YAMLError as error:
-        raise DataError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise DataError(f"{path} is not YAML that can be read: nested too deeply") from None
-    if document is None:
-        return {}
-    if not isinstance(document, dict):
-        raise DataError(f"{path} must hold lines of `name: value`, as `steps: 200`")
-    return _checked(document, str(path))
+    return _checked(read(path), str(path))
 
 
 def read_run(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -170,12 +159,12 @@ def _checked(document: Mapping[Any, Any], where: str) -> dict[str, Any]:
             known = ", ".join(kinds).replace("_", "-")
             raise DataError(f"{where}: there is no setting {key!r}: known are {known}")
         if name in found:
-            raise DataError(f"{where}: {key} is said twice")
+            raise DataError(f"{where}: {key} given twice")
         if value is None:
             continue
         try:
             found[name] = _fitted(value, kinds[name])
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise DataError(f"{where}: {key} is {_kind(kinds[name])}, not {value!r}") from None
     return found
 
