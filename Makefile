@@ -1,6 +1,6 @@
 # One place for every command: each target sets up what it needs, and a second run is fast.
 .DEFAULT_GOAL := help
-.PHONY: help setup chat test test-long interop bench example-shakespeare lint format clean
+.PHONY: help setup chat test test-long test-cpus interop bench example-shakespeare lint format clean
 
 PYTHON_IN_VENV := .venv/bin/python
 export PYTHON PEERS
@@ -34,6 +34,9 @@ test: lint       ## what CI runs: format, lint, types and the suite
 
 test-long: setup ## the tests that take minutes
 	@$(PYTHON_IN_VENV) -m pytest -m slow
+
+test-cpus: setup ## the numeric tests as on CPUs with fewer instructions than this one: AVX2, SSE
+	@$(PYTHON_IN_VENV) .ci/cpus.py $(CPUS)
 
 interop: setup   ## judge our GGUF files with llama.cpp, which is built for ten minutes; PEERS=… is a Python that has it
 	@PARTITA_PEER_PYTHON="$$(.ci/peers)" && export PARTITA_PEER_PYTHON && $(PYTHON_IN_VENV) -m pytest -m interop
