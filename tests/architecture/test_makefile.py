@@ -168,3 +168,8 @@ def test_with_a_gpu_torch_is_taken_as_it_comes(copy: Copy) -> None:
     copy.make("setup", PATH=f"{copy.gpu}{os.pathsep}{os.environ['PATH']}")
     assert copy.calls("+cpu") == []
     assert len(copy.calls("--editable")) == 1
+
+
+def test_the_workflow_keeps_models_by_files_that_exist() -> None:
+    (names,) = re.findall(r"hashFiles\((.*?)\)", (ROOT / ".github/workflows/ci.yml").read_text())
+    assert [name for name in re.findall(r"'(.*?)'", names) if not (ROOT / name).is_file()] == []
