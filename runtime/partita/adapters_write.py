@@ -6,7 +6,6 @@ or not at all; the tensors decide, as the config is the same for every state of 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .lora import A, LoraConfig
+from .printable import json_text
 from .whole import remove_leftovers, whole_file
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -35,7 +35,7 @@ def write_adapter(
     with whole_file(folder / TENSORS) as partial:
         partial.write_bytes(save(tensors, metadata={"format": "pt"}))  # small; `save_file` hides it from other users
     with whole_file(folder / CONFIG) as partial:
-        document = json.dumps(peft_config(values, config, base, num_layers), indent=1, ensure_ascii=False)
+        document = json_text(peft_config(values, config, base, num_layers), indent=1)
         partial.write_text(document + "\n", encoding="utf-8")
 
 

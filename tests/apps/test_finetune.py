@@ -110,12 +110,16 @@ def test_a_finished_run_can_be_resumed_and_says_the_same(run: tuple[Path, dict])
 
 
 def test_replies_stand_under_their_own_prompts(run: tuple[Path, dict], tmp_path: Path) -> None:
-    """Another prompt, when the untrained model cannot be asked any more."""
+    """Another prompt, when the untrained model cannot be asked any more; what would act on a terminal is shown."""
     out = shutil.copytree(run[0], tmp_path / "out")
-    train("--resume", "--out", out, "--sample", "the dog")
+    train("--resume", "--out", out, "--sample", "the dog\x1b]0;title\x07 \u202e")
     report = (out / "report.md").read_text()
-    assert "the dog" in report
+    assert r"the dog\x1b]0;title\x07 \u202e" in report
     assert "*before*" not in report
+    settings = (out / "run.json").read_text()
+    assert json.loads(settings)["settings"]["sample"] == ["the dog\x1b]0;title\x07 \u202e"]
+    for text in (report, settings):
+        assert text.replace("\n", "").isprintable()
 
 
 def test_settings_from_a_file_and_flags_that_win(tiny_model: Path, chats: Path, tmp_path: Path) -> None:

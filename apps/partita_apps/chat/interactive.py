@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 
 import click
 
@@ -63,7 +63,7 @@ def greet(talk: Talk) -> None:
     model, spec = talk.model, talk.session.cache.spec
     per_token = size(round(talk.session.cache.bytes_per_token()))
     adapter = f" with {talk.adapters.current}" if model.adapter else ""
-    click.secho(f"{model.name}{adapter}", bold=True)
+    click.secho(wrapped(f"{model.name}{adapter}"), bold=True)
     facts = (
         f"{model.ops.name} on {model.ops.device}",
         f"context {spec.context}",
@@ -153,4 +153,5 @@ def unechoed() -> Iterator[None]:
     try:
         yield
     finally:
-        termios.tcsetattr(file, termios.TCSADRAIN, before)
+        with suppress(termios.error):  # it is gone
+            termios.tcsetattr(file, termios.TCSADRAIN, before)

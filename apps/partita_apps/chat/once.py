@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -10,7 +9,7 @@ from contextlib import closing
 import click
 
 from partita.language_model import DEFAULT_MAX_TOKENS
-from partita.printable import printable
+from partita.printable import json_text, printable
 
 from ..options import tell
 from .figures import Figures, counted
@@ -36,7 +35,7 @@ def answer(talk: Talk, text: str, *, trace: bool, as_json: bool) -> None:
             if screen is not None:
                 screen.show(piece)
     if screen is None:
-        click.echo(json.dumps(figures.document(sampling.seed, trace), ensure_ascii=False))
+        click.echo(json_text(figures.document(sampling.seed, trace)))
     else:
         screen.end()
     if talk.session.forgotten > 0 and not long:

@@ -134,7 +134,7 @@ def _ending(text: str, width: int) -> str:
 def block(call: ToolCall) -> str:
     """A tool call for a person: the tool, and its arguments below."""
     if call.error is not None:
-        return click.style(f"→ not understood: {call.error}", bold=True) + "\n" + _indented(call.written, 2)
+        return click.style(f"→ not understood: {printable(call.error)}", bold=True) + "\n" + _indented(call.written, 2)
     rows = [click.style(f"→ {printable(call.name)}", bold=True)]
     for name, value in json.loads(call.arguments).items():
         text = value.rstrip("\n") if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

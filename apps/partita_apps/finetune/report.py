@@ -1,6 +1,7 @@
 """report.md and loss.png: what was trained on what, how it went, and what the model says before and after.
 
-For people; programs read metrics.jsonl. Invariant: every number in it comes from the run.
+For people; programs read metrics.jsonl. Invariants: every number in it comes from the run; what the data hold is shown
+as text, and does nothing to a terminal.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from partita import __version__
 from partita.admission import size
+from partita.printable import visible
 
 from .line import Smoothed, duration, loss_memory
 from .results import write_text
@@ -90,7 +92,7 @@ def write_report(folder: Path, prepared: Prepared, outcome: Outcome) -> None:
         _settings(prepared, outcome),
         f"Written by partita {__version__}. Every step: [metrics.jsonl](metrics.jsonl).",
     ]
-    write_text(folder / REPORT, "\n\n".join(parts) + "\n")
+    write_text(folder / REPORT, visible("\n\n".join(parts) + "\n"))
 
 
 def _commands(prepared: Prepared, outcome: Outcome, folder: Path) -> list[str]:

@@ -5,7 +5,6 @@ Not here: checkpoints (the runtime's) and what is told to people. Invariant: a f
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ import numpy as np
 from partita import adapters_write
 from partita.errors import DataError
 from partita.initialise import trained
+from partita.printable import json_text
 from partita.whole import whole_file
 
 from .prepare import Prepared
@@ -57,10 +57,10 @@ def write_run(folder: Path, prepared: Prepared, before: Mapping[str, str]) -> No
 
 
 def write_json(path: Path, document: Any) -> None:
-    write_text(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json_text(document, indent=1) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
     """Whole or not at all. DataError where the disk refuses."""
     with whole_file(path) as partial:
-        partial.write_text(text, encoding="utf-8", errors="replace")
+        partial.write_text(text, encoding="utf-8")
