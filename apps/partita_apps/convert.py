@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from partita.errors import DataError, PartitaError
+from partita.errors import DataError, PartitaError, UnsupportedModel
 from partita.paths import own
 from partita.printable import printable
 
@@ -174,6 +174,7 @@ def written(
     checkpoint: Checkpoint, dest: Path, request: Request, player: Player, calibration: str | None, text: str | None
 ) -> Report:
     """Convert, with a bar for each of its parts. text: that of --calibration."""
+    from partita.loading import notes
     from partita_convert.card import card
     from partita_convert.convert import convert as convert_checkpoint
     from partita_convert.planning import check
@@ -181,6 +182,8 @@ def written(
     from .progress import bar
 
     check(checkpoint, dest, request)
+    with suppress(UnsupportedModel):
+        tell(*notes(checkpoint))
     if request.searches and calibration != "none":
         judge = calibrated(checkpoint, request, player, text)
         if judge is not None and calibration is not None:

@@ -24,7 +24,7 @@ from .decode import Generated, generate
 from .errors import CheckpointError, DataError
 from .kv_format import KVFormat
 from .kv_quality import kv_warning
-from .loading import load_decoder, weight_bytes
+from .loading import load_decoder, notes, weight_bytes
 from .model import Decoder
 from .prefix_cache import PrefixCache
 from .reply import Part, ReplyFormat, ReplyParser, ToolCall
@@ -45,7 +45,8 @@ class LanguageModel:
     """name: what the user asked for. path: the folder or file it was found at. fingerprint: its weights' identity.
 
     adapter: the identity of the adapter that its decoder has, "" for none. recommended: how its makers recommend to
-    sample, None where they say nothing; nobody but a conversation takes that unasked.
+    sample, None where they say nothing; nobody but a conversation takes that unasked. notes: lines for people,
+    where its files say two things.
     """
 
     name: str
@@ -56,6 +57,7 @@ class LanguageModel:
     fingerprint: str
     adapter: str = ""
     recommended: Sampling | None = None
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         config, where = self.config, f"{self.ops.name} on {self.ops.device}"
@@ -374,5 +376,6 @@ def load(
     tokenizer = checkpoint.load_tokenizer()
     called = str(name) if name is not None else path.stem
     usual = recommended(checkpoint.generation_config)
-    model = LanguageModel(called, path, backend, decoder, tokenizer, checkpoint.fingerprint(), recommended=usual)
+    mark, told = checkpoint.fingerprint(), notes(checkpoint)
+    model = LanguageModel(called, path, backend, decoder, tokenizer, mark, recommended=usual, notes=told)
     return model if found is None else model.with_adapter(found)

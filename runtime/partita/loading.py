@@ -22,8 +22,10 @@ from .families import Names, family, parse
 from .gguf_blocks import AFFINE
 from .layers import MLP, ExpertLinear, Linear, MoE, RMSNorm, Stack
 from .model import Attention, Block, Decoder
-from .names import Index
-from .quantization import Packed
+from .names import EMBEDDING, HEAD, Index
+from .quantization import Packed, dequantize
+
+_COMPARED = 64  # rows of two matrices that should be one
 
 
 def read_config(checkpoint: Checkpoint) -> ModelConfig:
@@ -82,6 +84,32 @@ def check_whole(checkpoint: Checkpoint) -> None:
     Raises what it would raise: CheckpointError that names the tensor, UnsupportedModel for another kind of model.
     """
     _decoder(_Judge(checkpoint, read_config(checkpoint)), None)
+
+
+def notes(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What a person should know of a checkpoint that says two things: the config decides, and the other is told."""
+    index = Index(checkpoint.names())
+    head, embedding = index.find(HEAD), index.find(EMBEDDING)
+    if head is None or embedding is None or not read_config(checkpoint).tie_embeddings:
+        return ()
+    if checkpoint.shape(head) == checkpoint.shape(embedding) and _alike(
+        checkpoint.read(head), checkpoint.read(embedding)
+    ):
+        return ()
+    return (
+        f"{checkpoint.path.name}: {head} is not the embedding, and config.json says that it is: the embedding is used; "
+        "if the head is meant, set tie_word_embeddings to false there",
+    )
+
+
+def _alike(a: np.ndarray | Packed, b: np.ndarray | Packed) -> bool:
+    """Whether two matrices hold the same numbers, by rows from all over them; each may be rounded in its own way."""
+    rows = np.unique(np.linspace(0, a.shape[0] - 1, _COMPARED, dtype=int))
+    x, y = (dequantize(v.map(lambda part: part[rows])) if isinstance(v, Packed) else v[rows] for v in (a, b))
+    x, y = x.astype(np.float32), y.astype(np.float32)
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.dtype == b.dtype:
+        return np.array_equal(x, y, equal_nan=True)
+    return float(np.square(x - y).sum()) <= 0.05 * float(np.square(x).sum())
 
 
 def _decoder(reader: _Reader, on_layer: Callable[[int, int], None] | None) -> Decoder:

@@ -1,4 +1,5 @@
-"""How many bytes a model's weights will take on a device, said before any is read, beside what they then take."""
+"""How many bytes a model's weights will take on a device, said before any is read, beside what they then take; and what
+is said of a checkpoint that says two things."""
 
 from __future__ import annotations
 
@@ -15,8 +16,9 @@ import partita_backends
 from partita.backend import Backend
 from partita.checkpoint import open_checkpoint
 from partita.errors import CheckpointError
-from partita.loading import load_decoder, weight_bytes
-from partita.quantization import Packed
+from partita.language_model import load
+from partita.loading import load_decoder, notes, weight_bytes
+from partita.quantization import Packed, quantize_weight
 from partita.tree import walk
 from partita_convert.convert import convert
 from partita_convert.planning import Request
@@ -86,3 +88,32 @@ def test_a_folder_without_a_decoder(tiny_model: Path, tmp_path: Path) -> None:
     save_file({"else": np.ones(1, np.float32)}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="embed_tokens"):
         weight_bytes(partita_backends.load("numpy"), open_checkpoint(tmp_path))
+
+
+def test_a_head_beside_tied_embeddings(tiny_family: Callable[[str], Path], tmp_path: Path) -> None:
+    """Where it is the embedding it counts as one with it; where it is not the config decides, and that is said."""
+    plain = tiny_family("gemma3")
+    embedding = load_file(plain / "model.safetensors")["model.embed_tokens.weight"]
+    others = {"same": embedding, "rounded": embedding.astype(np.float16), "other": embedding[::-1].copy()}
+    others["few"] = embedding[1:].copy()
+    for name, head in others.items():
+        path = rewritten(plain, tmp_path / name, lambda tensors, head=head: tensors | {"lm_head.weight": head})
+        model = load(path, backend="numpy")
+        assert model.decoder.head.weight is model.decoder.embedding
+        assert bool(model.notes) == (name in ("other", "few")), name
+        assert (
+            not model.notes or "lm_head.weight is not the embedding, and config.json says that it is" in model.notes[0]
+        )
+    assert load(plain, backend="numpy").notes == ()
+
+
+def test_a_packed_head_may_be_rounded_otherwise(tiny_family: Callable[[str], Path], tmp_path: Path) -> None:
+    plain = tiny_family("gemma3")
+    for order, said in (1, False), (-1, True):
+
+        def change(tensors: dict[str, Any], order: int = order) -> dict[str, Any]:
+            packed = quantize_weight(tensors["model.embed_tokens.weight"][::order].astype(np.float32), 4, 32)
+            return tensors | {f"lm_head.{part}": getattr(packed, part) for part in ("weight", "scales", "biases")}
+
+        path = rewritten(plain, tmp_path / f"{order}", change, quantization={"bits": 4, "group_size": 32})
+        assert bool(notes(open_checkpoint(path))) == said
