@@ -29,6 +29,8 @@ def read(path: Path) -> dict[Any, Any]:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start})") from None
+    except _Refused as error:
+        raise DataError(f"{path} line {error.args[1] + 1}: {error.args[0]}") from None
     except yaml.YAMLError as error:
         raise DataError(f"{path} is not YAML that can be read: {_reason(error)}") from None
     except RecursionError:
@@ -51,30 +53,30 @@ class Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
-            raise _refusal("a reference (*) to another value: write the value itself", event)
+            raise _Refused("a reference (*) to another value: write the value itself", event.start_mark.line)
         if getattr(event, "tag", None) not in (None, "!"):
-            raise _refusal("a tag (!): write plain values", event)
+            raise _Refused("a tag (!): write plain values", event.start_mark.line)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise _refusal("a key that is no name", key)
+                raise _Refused("a key that is not a name", key.start_mark.line)
             if key.value in seen:
-                raise _refusal(f"{key.value} given twice", key)
+                raise _Refused(f"{key.value} given twice", key.start_mark.line)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except (ValueError, OverflowError) as error:  # a number of thousands of digits
-            raise _refusal(f"a number that cannot be read ({error})", node) from None
+        except (ValueError, OverflowError):  # "0x_", or thousands of digits
+            raise _Refused("a number that cannot be read", node.start_mark.line) from None
 
 
-def _refusal(what: str, at: Any) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(None, None, what, at.start_mark)
+class _Refused(Exception):
+    """What, and in which line, from 0."""
 
 
 def _reason(error: yaml.YAMLError) -> str:
