@@ -7,6 +7,7 @@ that documents use (MODEL, DATA, letters.jsonl …) are a tiny model, its adapte
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
 import shutil
@@ -29,6 +30,8 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")])
 FENCE = re.compile(r"^```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
 LANGUAGES = {"python", "sh", "console", "yaml", "text"}
+QUESTION = "What is the capital of France?"
+"""What is written to a command that reads."""
 LAUNCHERS = ("torchrun", "mlx.launch")
 ONLY_PARSED = {
     "partita chat --adapter build/shakespeare": "its adapter takes a quarter of an hour to train",
@@ -100,7 +103,7 @@ def run(place: Path, command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command,
         cwd=place,
-        input="What is the capital of France?",
+        input=QUESTION,
         capture_output=True,
         text=True,
         env=finetuning.environment(),
@@ -147,15 +150,19 @@ def test_the_function_is_not_hidden_by_a_module() -> None:
 
 
 @pytest.mark.parametrize("line", starting("partita"))
-def test_a_command_runs(line: str, folder: Path) -> None:
+def test_a_command_runs(
+    line: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process, since each new one would spend seconds on importing torch."""
     arguments = shlex.split(line)[1:]
     if line in ONLY_PARSED:
         assert_parses(arguments)
         return
     if "--out" in arguments:
         shutil.rmtree(folder / arguments[arguments.index("--out") + 1])
-    done = run(folder, [sys.executable, "-m", "partita_apps.cli", *arguments])
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(QUESTION.encode())))
+    status = cli.run(arguments)
+    assert status == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("line", starting(*LAUNCHERS))
