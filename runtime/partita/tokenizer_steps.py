@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from reprlib import repr as brief
 from typing import Any
 
 from .errors import CheckpointError, UnsupportedModel
@@ -104,7 +105,7 @@ class _Judge:
         return flat
 
     def damaged(self, expected: str, found: Any) -> CheckpointError:
-        return CheckpointError(f"{self._where}: {self._at}: {expected} is expected, not {str(found)[:80]}")
+        return CheckpointError(f"{self._where}: {self._at}: {expected} is expected, not {brief(found)}")
 
     def text(self, step: Step, key: str) -> str:
         value = step.get(key)
@@ -142,7 +143,7 @@ class _Judge:
             raise self.damaged("a pattern of kind String or Regex", value)
         if "String" in value:
             if not self.text(value, "String"):
-                raise self.damaged("a pattern that is not empty", "an empty one")
+                raise self.damaged("a pattern that is not empty", "")
             return {"String": value["String"]}
         expression = value.get("Regex")
         if not isinstance(expression, str):
