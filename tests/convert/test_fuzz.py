@@ -50,6 +50,19 @@ def test_ten_thousand_damaged_files(tmp_path):
     check(run_child(tmp_path, 10_000), 10_000)
 
 
+@pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_hostile_metadata_ends_soon_and_in_little_memory(tmp_path, count):
+    """The limits are the child's: 10 s a file, and 1 GB."""
+    child = CHILD.with_name("metadata_child.py")
+    command = [sys.executable, "-B", "-W", "error", str(child), str(tmp_path), str(count)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=550)
+    assert done.returncode == 0, done.stderr[-4000:]
+    outcomes = json.loads(done.stdout.splitlines()[-1])["outcomes"]
+    assert outcomes.keys() == {"opened", "refused later", "CheckpointError"}
+    assert min(outcomes.values()) > count / 60
+    assert sum(outcomes.values()) == count
+
+
 # ---------------------------------------------------------------- headers from nothing
 
 NUMBERS = st.one_of(
