@@ -21,6 +21,7 @@ from partita import __version__
 from partita.errors import PartitaError
 from partita.printable import printable
 
+from .aliases import similar
 from .terminal import end_on_signals, is_gone, is_plain, open_streams, silence
 
 COMPLETE = "_PARTITA_COMPLETE"  # how a shell asks, in the name that click gives it
@@ -47,6 +48,13 @@ COMMANDS = {
     "models": Entry("partita_apps.models", "models", "List, fetch and remove models."),
     "info": Entry("partita_apps.info", "info", "Show backends, devices, versions and memory."),
 }
+ALIASES = {
+    "run": Entry("partita_apps.chat.command", "run_command", "chat MODEL, or answer PROMPT"),
+    "pull": Entry("partita_apps.models", "pull_command", "models pull"),
+    "list": Entry("partita_apps.models", "list_command", "models list"),
+    "rm": Entry("partita_apps.models", "rm_command", "models rm"),
+}
+"""Commands by the names that other tools give them: one line of the help."""
 
 
 class LazyGroup(click.Group):
@@ -56,12 +64,22 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        entry = COMMANDS.get(cmd_name)
+        entry = COMMANDS.get(cmd_name) or ALIASES.get(cmd_name)
         return None if entry is None else getattr(importlib.import_module(entry.module), entry.attribute)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        known = [*COMMANDS, *ALIASES]
+        if args[0] not in known and not args[0].startswith("-") and not ctx.resilient_parsing:
+            raise click.UsageError(f"No such command {args[0]!r}.{similar(args[0], known)}", ctx)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
+        formatter.write_paragraph()
+        formatter.write_text("Also: run MODEL [PROMPT] for chat; pull, list and rm for those of models.")
 
 
 @click.group(cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -135,7 +153,10 @@ def usage(error: click.UsageError) -> int:
     path = "partita" if error.ctx is None else error.ctx.command_path
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         return complain(f"{path} needs a subcommand (see {path} --help)")
-    message = " ".join(error.format_message().split()).rstrip(".")
+    message = error.format_message()
+    if isinstance(error, click.NoSuchOption):
+        message = f"{error.message}{similar(error.option_name, error.possibilities or ())}"
+    message = " ".join(message.split()).rstrip(".")
     where = path.removeprefix("partita").strip()
     return complain(f"{where}{': ' if where else ''}{message[:1].lower()}{message[1:]} (see {path} --help)")
 

@@ -15,6 +15,7 @@ import click
 
 from partita.printable import printable
 
+from .aliases import option
 from .completion import folders, one_of
 
 if TYPE_CHECKING:
@@ -62,8 +63,8 @@ def _stacked(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
     """The options as one decorator, in the order in which help shows them."""
 
     def decorate(function: Command) -> Command:
-        for option in reversed(options):
-            function = option(function)
+        for each in reversed(options):
+            function = each(function)
         return function
 
     return decorate
@@ -91,8 +92,9 @@ model_options = _stacked(
         shell_complete=one_of("auto", "float32", "bfloat16", "float16"),
         help="auto, float32, bfloat16 or float16.  [default: auto]",
     ),
-    click.option(
+    option(
         "--threads",
+        also=("-t",),
         type=int,
         default=None,
         metavar="N",
@@ -102,17 +104,19 @@ model_options = _stacked(
 """Keywords: backend, device, dtype, threads. What `load_model` takes."""
 
 
-adapter_option = click.option(
+adapter_option = option(
     "--adapter",
+    also=("--adapter-path",),
     default=None,
     metavar="DIR",
     shell_complete=folders,
     help="A fine-tuned adapter for the model: a PEFT or mlx-lm folder.",
 )
 """Keyword: adapter. What `load_model` takes."""
-adapter_options = click.option(
+adapter_options = option(
     "--adapter",
     "adapters",
+    also=("--adapter-path",),
     multiple=True,
     metavar="DIR",
     shell_complete=folders,
@@ -124,8 +128,9 @@ adapter_options = click.option(
 def _cache_options(system: bool) -> Callable[[Command], Command]:
     sinks = "first tokens that are kept for ever" + (", or system for the whole system prompt" if system else "")
     return _stacked(
-        click.option(
+        option(
             "--context",
+            also=("-c", "--ctx-size"),
             type=Context(),
             default=None,
             metavar="N|auto",
@@ -155,8 +160,9 @@ chat_cache_options = _cache_options(system=True)
 
 
 sampling_options = _stacked(
-    click.option(
+    option(
         "--temperature",
+        also=("--temp",),
         type=float,
         default=None,
         metavar="F",
@@ -239,7 +245,7 @@ def load_model(
     with bar(f"loading {what}") as advance:
         placed = {"backend": backend, "device": device, "dtype": dtype, "threads": threads, "on_fallback": notes.append}
         loaded = load(model, **placed, stack=stack and found is None, on_layer=advance)
-    tell(*notes)
+    tell(*notes, *loaded.notes)
     if found is None:
         return loaded
     adapted = loaded.with_adapter(found)

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from partita_apps.cli import COMMANDS
+from partita_apps.cli import ALIASES, COMMANDS
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -91,7 +91,7 @@ def test_commands_that_are_named_exist(document: Path) -> None:
     for target in re.findall(r"(?:^|[`;&] ?|\$ )make ([a-z][a-z-]*)", code, re.MULTILINE):
         assert target in make_targets(), f"{document.name}: make {target}"
     for command in re.findall(r"(?:^|[`;&|] ?|\$ )partita ([a-z]+)", code, re.MULTILINE):
-        assert command in COMMANDS, f"{document.name}: partita {command}"
+        assert command in COMMANDS | ALIASES, f"{document.name}: partita {command}"
 
 
 def test_every_target_says_what_it_does() -> None:

