@@ -16,6 +16,7 @@ from .adapters import Adapter, open_adapter
 from .adapting import identity, with_adapter
 from .admission import RESERVE, Choice, choose
 from .backend import Backend
+from .brief import brief
 from .cache import Cache
 from .cache_spec import DEFAULT_CHUNK, CacheSpec
 from .checkpoint import open_checkpoint
@@ -60,9 +61,11 @@ class LanguageModel:
     notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        config, where = self.config, f"{self.ops.name} on {self.ops.device}"
+        config = self.config
+        size = f"{config.num_layers} layers of {config.hidden_size}, context {config.max_positions}"
         adapter = ", with an adapter" if self.adapter else ""
-        return f"LanguageModel({self.name!r}, {config.num_layers} layers of {config.hidden_size}, {where}{adapter})"
+        where = f"{self.ops.name} on {self.ops.device}"
+        return f"LanguageModel({brief(self.name)}, {config.model_type}, {size}, {where}{adapter})"
 
     @property
     def config(self) -> ModelConfig:
@@ -372,8 +375,8 @@ def load(
             needs=lambda ops: weight_bytes(ops, checkpoint) + RESERVE,
             on_fallback=on_fallback,
         )
+    tokenizer = checkpoint.load_tokenizer()  # first: it may be refused, and weights take long
     decoder = load_decoder(backend, checkpoint, stack=stack and found is None, on_layer=on_layer)
-    tokenizer = checkpoint.load_tokenizer()
     called = str(name) if name is not None else path.stem
     usual = recommended(checkpoint.generation_config)
     mark, told = checkpoint.fingerprint(), notes(checkpoint)

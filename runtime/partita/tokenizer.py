@@ -102,6 +102,9 @@ class Tokenizer:
         """Literals of special tokens, by the names under which chat templates know them."""
         self.stop_ids = _stop_ids(engine, facts)
 
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.vocab_size} tokens, {len(self.controls)} of control)"
+
     @classmethod
     def from_folder(cls, path: Path) -> Tokenizer:
         """From a model folder: tokenizer.json, else tokenizer.model, and the configs beside it.

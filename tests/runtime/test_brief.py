@@ -45,6 +45,9 @@ def test_every_part_of_a_model_is_one_short_line(tiny_model: Path, backend: str)
         assert len(repr(value)) <= SHORT
         assert "\n" not in repr(value)
     assert "layers=<2>" in repr(model.config)  # all its fields are worth reading, thirty layers' are not
+    for said in (model.config.model_type, "2 layers", str(model.config.max_positions), f"{backend} on "):
+        assert said in repr(model)
+    assert f"({model.tokenizer.vocab_size} tokens" in repr(model.tokenizer)
 
 
 def test_so_is_what_files_and_training_hold(tiny_model: Path) -> None:
