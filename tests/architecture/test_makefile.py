@@ -21,7 +21,7 @@ printf '\\n' >>"$NOTES"
 case "$*" in
     *"-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
     *"import partita_apps.cli"*) test -e .venv/works ;;
-    *"+cpu"*) exit "$NO_CPU_BUILD" ;;
+    *"+cpu"*) if [ -n "$NO_CPU_BUILD" ]; then echo "$NO_CPU_BUILD" >&2; exit 1; fi ;;
     *"pip install"*) if [ -n "$PIP_SAYS" ]; then echo "$PIP_SAYS" >&2; exit 1; fi; touch .venv/works ;;
 esac
 """
@@ -53,7 +53,7 @@ class Copy:
         self.notes.write_text("")
         environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
         environment |= {"PYTHON": str(self.python), "NOTES": str(self.notes), "PIP_SAYS": ""}
-        environment |= {"NO_CPU_BUILD": "0", "PATH": f"{self.no_gpu}{os.pathsep}{environment['PATH']}"}
+        environment |= {"NO_CPU_BUILD": "", "PATH": f"{self.no_gpu}{os.pathsep}{environment['PATH']}"}
         done = subprocess.run(
             ["make", *arguments], cwd=self.place, env=environment | settings, capture_output=True, text=True
         )
@@ -155,13 +155,21 @@ def test_without_a_gpu_the_cpu_build_of_torch_is_taken_where_pip_finds_it(copy: 
     assert version is not None
     assert asked == ([f"torch=={version[1]}+cpu"] if LINUX else [])  # elsewhere no build brings CUDA
     assert len(copy.calls("--editable")) == 1
+    assert said.count("installing with the CPU build of torch") == LINUX
     assert "CUDA" not in said
 
 
 def test_without_a_cpu_build_one_line_says_what_is_taken(copy: Copy) -> None:
-    said = copy.make("setup", NO_CPU_BUILD="1")
+    said = copy.make("setup", NO_CPU_BUILD="ERROR: No matching distribution found for torch")
     assert len(copy.calls("--editable")) == 1
     assert said.count("pip finds no CPU build of torch") == LINUX
+
+
+def test_without_a_network_nothing_is_said_of_builds(copy: Copy) -> None:
+    said = "WARNING: Retrying (Retry(total=0))\nERROR: No matching distribution"
+    lines = copy.make("setup", status=2, NO_CPU_BUILD=said, PIP_SAYS=said)
+    assert "CPU build" not in lines
+    assert lines.count("the package index cannot be reached") == 1
 
 
 def test_with_a_gpu_torch_is_taken_as_it_comes(copy: Copy) -> None:
