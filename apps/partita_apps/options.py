@@ -82,7 +82,7 @@ model_options = _stacked(
         "--device",
         default=None,
         metavar="NAME",
-        shell_complete=one_of("cpu", "cuda", "metal"),
+        shell_complete=one_of("cpu", "cuda", "metal", "rocm"),
         help="Where the backend computes: cpu, metal, cuda or rocm.",
     ),
     click.option(
