@@ -10,6 +10,7 @@ import functools
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -135,8 +136,7 @@ def choose(
     """What `load` gives, with what was passed over on the way."""
     if dtype not in DTYPES:
         raise DataError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
-    if threads is not None and threads < 1:
-        raise DataError(f"--threads must be at least 1, not {threads}")
+    _judge_threads(threads)
     candidates, options = _candidates(name, device), {"dtype": dtype, "threads": threads}
     if (together := launched()) is not None:
         return Choice(_together(together[0], name, device, options))
@@ -161,6 +161,7 @@ def first(attempts: Iterable[Attempt]) -> Choice:
 
 def survey() -> tuple[Attempt, ...]:
     """Every candidate, tried."""
+    _judge_threads(None)
     return tuple(_attempts(CANDIDATES, None, {}))
 
 
@@ -178,6 +179,20 @@ def status(attempts: Sequence[Attempt]) -> list[Status]:
         faults = f"; {choice.faults}" if choice.faults else ""
         found.append(Status(name, True, backend.device, _version(name), f"{backend.dtype}{products}{faults}"))
     return found
+
+
+def _judge_threads(threads: int | None) -> None:
+    """DataError for a number that a library would end the process over. Threads beyond the cores only wait for each
+    other, and some are tried now and then; no machine has several for each core and dozens of them."""
+    most = max(4 * (os.cpu_count() or 1), 64)
+    if threads is not None and threads < 1:
+        raise DataError(f"--threads must be at least 1, not {threads}")
+    if threads is not None and threads > most:
+        raise DataError(f"--threads must be at most {most} on this machine, not {threads}")
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    for number in given.split(","):
+        if number.strip().isdecimal() and (len(number) > 9 or int(number) > most):
+            raise DataError(f"OMP_NUM_THREADS is {given} and must be at most {most} here: change or unset it")
 
 
 def _candidates(name: str, device: str | None) -> list[tuple[str, str]]:

@@ -75,7 +75,7 @@ def parse_recipe(text: str) -> Recipe:
         value, _, group = group.partition(":")
         return Recipe(text, min(BITS), max(BITS), _group(text, group), True, _budget(text, value))
     low, high = MIXTURES.get(name, (0, 0))
-    if not low and name.isdecimal() and int(name) in BITS:
+    if name in map(str, BITS):  # numbers of thousands of digits are texts that cannot become numbers
         low = high = int(name)
     if not low:
         raise DataError(
@@ -88,7 +88,7 @@ def parse_recipe(text: str) -> Recipe:
 def _group(text: str, group: str) -> int:
     if not group and not text.endswith(":"):
         return DEFAULT_GROUP
-    if not group.isdecimal() or int(group) not in GROUP_SIZES:
+    if group not in map(str, GROUP_SIZES):
         raise DataError(f"--quantize {text!r}: groups are {', '.join(map(str, GROUP_SIZES))}, not {group!r}")
     return int(group)
 

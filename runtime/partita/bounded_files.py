@@ -24,6 +24,8 @@ INDEX = 64 << 20
 """Of the index of a sharded model: a line a tensor. The largest published ones have 10 MB."""
 TEMPLATE = 4 << 20
 """Of a chat template's file: 2**20 characters of up to four bytes."""
+TENSOR_NAME = 1024
+"""Of a tensor's name, in characters. The longest published ones have 100; numbers in them are read as numbers."""
 MAX_NESTING = 100
 """Tables within tables of one settings file."""
 
@@ -117,7 +119,7 @@ def parse_object(raw: bytes | str, what: str) -> dict[str, Any]:
         raise CheckpointError(f"{what}: not JSON text: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{what}: not a JSON object")
-    if _nesting(value) > MAX_NESTING:
+    if nesting(value) > MAX_NESTING:
         raise CheckpointError(f"{what}: tables are nested more than {MAX_NESTING} deep")
     return value
 
@@ -155,7 +157,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def _nesting(value: Any) -> int:
+def nesting(value: Any) -> int:
     """How deep tables and lists lie in one another; not followed further than one level too many."""
     level, depth = [value], 0
     while level and depth <= MAX_NESTING:

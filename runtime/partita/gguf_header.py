@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from .bounded_files import TENSOR_NAME
 from .errors import CheckpointError
 
 MAGIC = b"GGUF"
@@ -233,6 +234,8 @@ def _texts(data: mmap.mmap, key: str, start: int, ends: array[int] | list[int]) 
 
 def _read_tensor_info(cursor: Cursor) -> TensorInfo:
     name = cursor.name_of("a tensor name")
+    if len(name) > TENSOR_NAME:
+        raise cursor.error(f"the name of a tensor has {len(name)} characters, the limit is {TENSOR_NAME}")
     rank = cursor.u32(name)
     if not 1 <= rank <= MAX_DIMENSIONS:
         raise cursor.error(f"tensor {name!r} has {rank} dimensions, 1 to {MAX_DIMENSIONS} are possible")

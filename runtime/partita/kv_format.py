@@ -9,7 +9,7 @@ from .errors import DataError
 
 BITS = (4, 8, 16, 32)
 GROUPS = (32, 64)
-_NAME = re.compile(r"k(\d+)v(\d+)(?::(\d+))?(h)?(?::(\d+))?")
+_NAME = re.compile(r"k(\d{1,4})v(\d{1,4})(?::(\d{1,4}))?(h)?(?::(\d{1,4}))?")
 
 
 @dataclass(frozen=True)

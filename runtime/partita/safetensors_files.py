@@ -21,7 +21,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from .bounded_files import INDEX, find, map_file, parse_object, read_object
+from .bounded_files import INDEX, TENSOR_NAME, find, map_file, parse_object, read_object
 from .brief import Brief
 from .errors import CheckpointError
 
@@ -184,6 +184,8 @@ def read_metadata(data: mmap.mmap, file: str) -> dict[str, str]:
 
 def _stored(file: str, name: str, entry: Any, base: int, size: int) -> StoredTensor:
     where = f"{file}: tensor {name!r}"
+    if len(name) > TENSOR_NAME:
+        raise CheckpointError(f"{file}: the name of a tensor has {len(name)} characters, the limit is {TENSOR_NAME}")
     if not isinstance(entry, dict):
         raise CheckpointError(f"{where} has no description")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")

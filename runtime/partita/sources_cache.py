@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,6 +91,11 @@ def human(size: int) -> str:
             return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+def without_secrets(text: str) -> str:
+    """A text whose addresses have no user, password or signature any more."""
+    return re.sub(r"([a-z][a-z0-9+.-]*://)(?:[^/\s]*@)?([^\s?#]*)(?:[?#]\S*)?", r"\1\2", text, flags=re.IGNORECASE)
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:

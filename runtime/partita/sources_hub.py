@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from .errors import SourceError
 from .sources_cache import (
@@ -29,6 +30,7 @@ from .sources_cache import (
     need_room,
     sum_of,
     told,
+    without_secrets,
     write_atomic,
 )
 from .sources_hubfiles import (
@@ -188,8 +190,16 @@ def quiet() -> Iterator[None]:
     """Keep the library's bars and its log lines below errors off the terminal: `progress` and one SourceError speak."""
     import logging
 
-    from huggingface_hub import utils
+    _check_address()
+    try:
+        from huggingface_hub import constants, utils
 
+        _ = constants.ENDPOINT  # imported now
+    except Exception as error:  # it reads a dozen variables of the environment
+        said = f"{type(error).__name__}: {without_secrets(str(error))}"
+        raise SourceError(
+            f"the Hub's library cannot be used ({said}): look at the HF_ variables you have set"
+        ) from error
     level, bars = utils.logging.get_verbosity(), not utils.are_progress_bars_disabled()
     utils.logging.set_verbosity(max(level, logging.ERROR))
     if bars:
@@ -200,6 +210,20 @@ def quiet() -> Iterator[None]:
         utils.logging.set_verbosity(level)
         if bars:
             utils.enable_progress_bars()
+
+
+def _check_address() -> None:
+    """SourceError for an HF_ENDPOINT that is no address; it is not shown, as it may hold a password."""
+    given = os.environ.get("HF_ENDPOINT")
+    if not given:
+        return
+    try:
+        parts = urlsplit(given)
+        sound = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port)
+    except ValueError:  # of brackets, or a port that is no number
+        sound = False
+    if not sound or not given.isprintable():
+        raise SourceError("HF_ENDPOINT is not an address: write https://HOST, or unset it for the public Hub")
 
 
 # ---------------------------------------------------------------- errors
@@ -227,14 +251,15 @@ def explain(model: HubModel, error: Exception) -> SourceError:
     def first(kind: type) -> BaseException | None:
         return next((e for e in chain(error) if isinstance(e, kind)), None)
 
-    page = f"{ENDPOINT}/{quote(model.page)}"
+    hub_at = without_secrets(ENDPOINT)
+    page = f"{hub_at}/{quote(model.page)}"
     if is_no_room(error):
         return SourceError(f"{model.name}: no space left in {hub_cache()}: free some or point HF_HOME to another disk")
     if first(hub.GatedRepoError):
         return SourceError(f"{model.name} is gated: accept its licence on {page}, then set HF_TOKEN to your token")
     if first(hub.RepositoryNotFoundError):
         return SourceError(
-            f"{model.name}: neither a folder here nor a repository that {ENDPOINT} shows to you: check the name; a "
+            f"{model.name}: neither a folder here nor a repository that {hub_at} shows to you: check the name; a "
             "private one needs HF_TOKEN"
         )
     if first(hub.RevisionNotFoundError):
@@ -243,13 +268,13 @@ def explain(model: HubModel, error: Exception) -> SourceError:
         return missing_offline(model)
     if is_unreachable(error):
         return SourceError(
-            f"{model.name}: {ENDPOINT} cannot be reached or broke off: try again (what has arrived is kept); "
+            f"{model.name}: {hub_at} cannot be reached or broke off: try again (what has arrived is kept); "
             "HF_ENDPOINT names another Hub"
         )
     answered = first(hub.HfHubHTTPError)
     if isinstance(answered, hub.HfHubHTTPError):
-        return SourceError(f"{model.name}: {ENDPOINT} answered {answered.response.status_code}: see HF_TOKEN, {page}")
-    said = " ".join(str(error).split())[:300]
+        return SourceError(f"{model.name}: {hub_at} answered {answered.response.status_code}: see HF_TOKEN, {page}")
+    said = without_secrets(" ".join(str(error).split()))[:300]
     return SourceError(f"{model.name}: {type(error).__name__}: {said}")
 
 

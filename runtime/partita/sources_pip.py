@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from .errors import SourceError
-from .sources_cache import Progress, cache_dir, is_no_room, need_room, no_room, told
+from .sources_cache import Progress, cache_dir, is_no_room, need_room, no_room, told, without_secrets
 
 NEARLY_FULL = 1 << 20  # bytes
 POLL = 0.1  # seconds between two looks at a running pip
@@ -155,4 +155,4 @@ def explain(requirement: str, log: str, place: Path) -> SourceError:
     errors = [] if crashed else [line for line in log.splitlines() if line.startswith("ERROR")]
     errors = errors or log.strip().splitlines()[-1:]
     said = errors[0].removeprefix("ERROR:").strip() if errors else "nothing"
-    return SourceError(f"{requirement}: pip could not download it: {said[:300]}")
+    return SourceError(f"{requirement}: pip could not download it: {without_secrets(said)[:300]}")

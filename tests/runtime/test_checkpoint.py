@@ -393,6 +393,14 @@ def test_broken_headers_name_file_and_tensor(tmp_path, name):
         open_checkpoint(path)
 
 
+def test_a_name_without_end_is_refused(tmp_path):
+    header = json.dumps({f"model.layers.{'9' * 5000}.x": GOOD}).encode()  # its number could not be read
+    path = folder(tmp_path / "m")
+    (path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
+    with pytest.raises(CheckpointError, match="name of a tensor has 5015 characters, the limit is 1024"):
+        open_checkpoint(path)
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"123", struct.pack("<Q", 1 << 60) + bytes(99), struct.pack("<Q", 4) + b"nope"]
 )

@@ -530,6 +530,7 @@ DAMAGED = {
     "key twice": (header(keys=[(b"k", struct.pack("<IB", 0, 1))] * 2), "twice"),
     "not text": (header(keys=[(b"\xff", struct.pack("<IB", 0, 1))]), "UTF-8"),
     "alignment": (header(keys=[(b"general.alignment", struct.pack("<II", 4, 24))]), "alignment"),
+    "name": (header([(b"blk." + b"9" * 5000, (4,), 0, 0)]), "name of a tensor has 5004 characters, the limit is 1024"),
     "no dimensions": (header([(b"t", (), 0, 0)]), "0 dimensions"),
     "five dimensions": (header([(b"t", (1,) * 5, 0, 0)]), "5 dimensions"),
     "zero": (header([(b"t", (0, 4), 0, 0)]), "divide"),
