@@ -159,8 +159,9 @@ def test_without_a_gpu_the_cpu_build_of_torch_is_taken_where_pip_finds_it(copy: 
     assert "CUDA" not in said
 
 
-def test_without_a_cpu_build_one_line_says_what_is_taken(copy: Copy) -> None:
-    said = copy.make("setup", NO_CPU_BUILD="ERROR: No matching distribution found for torch")
+@pytest.mark.parametrize("words", ["No matching distribution found for torch", "ResolutionImpossible: for help"])
+def test_without_a_cpu_build_one_line_says_what_is_taken(copy: Copy, words: str) -> None:
+    said = copy.make("setup", NO_CPU_BUILD=f"ERROR: {words}")  # without a constraint, and with one
     assert len(copy.calls("--editable")) == 1
     assert said.count("pip finds no CPU build of torch") == LINUX
 
