@@ -97,9 +97,10 @@ def read_folder(folder: Path) -> tuple[Engine, Facts]:
 def _from_json(path: Path, configs: Configs) -> tuple[Engine, Facts]:
     loaded = load_json(path)
     library = loaded.library
+    named, beside = configs.special_literals(), configs.added()
     with guarded(str(path)):
-        _add(library, configs.added(), path)
-        controls, hidden = _mark_controls(library, configs.special_literals())
+        _add(library, beside, path)
+        controls, hidden = _mark_controls(library, named)
         added = library.get_added_tokens_decoder()
     size = max(loaded.size, *(i + 1 for i in added), 1)
     to_bytes, space_prefix = decoder_kind(loaded.decoders, str(path))
