@@ -153,19 +153,35 @@ def marked_turns(chat: MarkedChat, record: Chat) -> list[Draft]:
     known = 0
     if record.first:
         known = len(_common(text, chat.render(record.first, add_generation_prompt=False)))
+    left = _left(chat, record, text)
+    if left is None:
+        return []
     plain, spans = "", []
     for i, piece in enumerate(chat.render(add_generation_prompt=False, marks=True).split(chat.begin)):
         inside, _, after = piece.partition(chat.end) if i else ("", "", piece)
         span = (max(len(plain), known), len(plain) + len(inside))
-        if span[0] < span[1]:
+        if span[0] < span[1] and not any(begin < span[1] and span[0] < end for begin, end in left):
             spans.append(span)
         plain += inside + after
     return [Draft(text, tuple(spans))] if spans and plain == text else []
 
 
+def _left(chat: MarkedChat, record: Chat, text: str) -> list[tuple[int, int]] | None:
+    """Where in `text` the messages stand that are left untrained; None where it cannot be told."""
+    if len(record.messages) > _MOST and record.left:
+        return None
+    found = []
+    for i in sorted(record.left):
+        before, through = chat.render_each((((0, n),), False) for n in (i, i + 1))
+        if not (through.startswith(before) and text.startswith(through)):
+            return None
+        found.append((len(before), len(through)))
+    return found
+
+
 def turns(chat: MarkedChat, record: Chat) -> list[Draft]:
     """By differences of renderings; more than one draft where the template writes earlier turns differently later."""
-    replies = [i for i in range(record.first, len(record.messages)) if record.messages[i]["role"] == "assistant"]
+    replies = record.replies
     found = growth(chat) if len(record.messages) >= _LONG else None
     if found is not None:
         return [_grown(found, replies)]

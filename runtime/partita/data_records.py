@@ -5,7 +5,9 @@
     {"prompt": [messages], "completion": [messages], "tools": […]}        trained: the completion's assistant turns
     {"text": "…"}                                                         trained: everything
 
-The first of these forms that a record has counts, and its other keys are ignored. Anything wrong is one DataError
+A message of the assistant may have a "weight", 1 or 0, as OpenAI's format has it: 0 is read and not trained.
+
+The first of these forms that a record has counts, and its other keys are `unread`. Anything wrong is one DataError
 that says what; the caller says where.
 """
 
@@ -13,9 +15,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from .bounded_files import MAX_NESTING, nesting
 from .errors import DataError
 from .template_child import THOUGHTS
 
@@ -25,13 +28,27 @@ _FORMS = 'it needs "messages", "prompt" with "completion", or "text"'
 Message = Mapping[str, Any]
 
 
+def _unread() -> Any:
+    """Keys of a record that nothing reads, in its order."""
+    return field(default=(), compare=False)
+
+
 @dataclass(frozen=True)
 class Chat:
-    """Messages in the template's form. Assistant turns at or after the index `first` are trained."""
+    """Messages in the template's form. Assistant turns at or after the index `first` are trained, but for those whose
+    indices are in `left`."""
 
     messages: tuple[Message, ...]
     first: int = 0
     tools: Sequence[Any] | None = None
+    left: frozenset[int] = frozenset()
+    unread: tuple[str, ...] = _unread()
+
+    @property
+    def replies(self) -> list[int]:
+        """The indices of what is trained, ascending."""
+        said = range(self.first, len(self.messages))
+        return [i for i in said if self.messages[i]["role"] == "assistant" and i not in self.left]
 
 
 @dataclass(frozen=True)
@@ -40,11 +57,13 @@ class Completion:
 
     prompt: str
     completion: str
+    unread: tuple[str, ...] = _unread()
 
 
 @dataclass(frozen=True)
 class Text:
     text: str
+    unread: tuple[str, ...] = _unread()
 
 
 Record = Chat | Completion | Text
@@ -59,7 +78,7 @@ def parse_line(line: bytes) -> Record:
     try:
         value = json.loads(text.rstrip("\r\n"))
     except RecursionError as error:
-        raise DataError("not JSON that can be read: nested too deeply") from error
+        raise DataError("nested too deeply") from error
     except json.JSONDecodeError as error:
         raise DataError(f"not JSON: {error.msg} at character {error.pos + 1}") from error
     except ValueError as error:
@@ -71,35 +90,48 @@ def parse(value: Any) -> Record:
     """A decoded record. Raises DataError."""
     if not isinstance(value, dict):
         raise DataError(f"{_kind(value)} where an object should be: {_FORMS}")
+    if nesting(value) > MAX_NESTING:
+        raise DataError("nested too deeply")
     if "messages" in value:
-        messages = _messages(value["messages"], "messages")
-        return _chat(messages, 0, value)
-    if "prompt" in value and "completion" in value:
-        return _completion(value)
-    if "text" in value:
-        return Text(_text(value["text"], "text"))
-    raise DataError(f"none of the known forms: {_FORMS}, and has {_keys(value)}")
+        record, read = _chat(value["messages"], [], value), ("messages", "tools")
+    elif "prompt" in value and "completion" in value:
+        record = _completion(value)
+        read = ("prompt", "completion", *(["tools"] if isinstance(record, Chat) else []))
+    elif "text" in value:
+        record, read = Text(_text(value["text"], "text")), ("text",)
+    else:
+        raise DataError(f"none of the known forms: {_FORMS}, and has {_keys(value)}")
+    return replace(record, unread=tuple(key for key, item in value.items() if key not in read and item is not None))
 
 
 def _completion(value: Mapping[str, Any]) -> Record:
     prompt, completion = value["prompt"], value["completion"]
     if isinstance(prompt, list) and isinstance(completion, list):
-        before = _messages(prompt, "prompt")
-        return _chat([*before, *_messages(completion, "completion")], len(before), value)
+        return _chat(completion, _messages(prompt, "prompt"), value)
     if not isinstance(prompt, str) or not isinstance(completion, str):
         kinds = f"{_kind(prompt)} and {_kind(completion)}"
         raise DataError(f'"prompt" and "completion" are {kinds}: both must be strings, or both lists of messages')
     return Completion(prompt, _text(completion, "completion"))
 
 
-def _chat(messages: Sequence[Message], first: int, value: Mapping[str, Any]) -> Chat:
-    if not any(message["role"] == "assistant" for message in messages[first:]):
-        where = "completion" if first else "messages"
-        raise DataError(f'"{where}" has no message of the assistant: there is nothing to train on')
-    return Chat(tuple(messages), first, _tools(value.get("tools")))
+def _chat(said: Any, before: Sequence[dict[str, Any]], value: Mapping[str, Any]) -> Chat:
+    """said: messages to be trained, after those of the prompt, if it has one."""
+    where = "completion" if before else "messages"
+    messages = [*before, *_messages(said, where)]
+    left = frozenset(i for i, message in enumerate(messages) if not _weight(message))
+    chat = Chat(tuple(messages), len(before), _tools(value.get("tools")), left)
+    if not chat.replies:
+        which = "no message of the assistant" if not left else 'no message of the assistant but with "weight" 0'
+        raise DataError(f'"{where}" has {which}: there is nothing to train on')
+    return chat
 
 
-def _messages(value: Any, name: str) -> list[Message]:
+def _weight(message: dict[str, Any]) -> bool:
+    """Whether a checked message may be trained; the key is no business of templates."""
+    return message.pop("weight", 1) != 0
+
+
+def _messages(value: Any, name: str) -> list[dict[str, Any]]:
     if not isinstance(value, list):
         raise DataError(f'"{name}" is {_kind(value)}: it must be a list of messages')
     if not value:
@@ -107,7 +139,7 @@ def _messages(value: Any, name: str) -> list[Message]:
     return [_message(message, f"{name}[{i}]") for i, message in enumerate(value)]
 
 
-def _message(value: Any, where: str) -> Message:
+def _message(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f'{where} is {_kind(value)}: it must be an object with "role" and "content"')
     role = value.get("role")
@@ -122,6 +154,7 @@ def _message(value: Any, where: str) -> Message:
     else:
         message.pop("tool_calls", None)
     _check_content(message, where)
+    _check_weight(message, where)
     return message
 
 
@@ -143,6 +176,15 @@ def _check_content(message: dict[str, Any], where: str) -> None:
     elif content is None:
         raise DataError(f"{where} has no content")
     message.setdefault("content", None)
+
+
+def _check_weight(message: Mapping[str, Any], where: str) -> None:
+    weight = message.get("weight", 1)
+    if isinstance(weight, bool) or weight not in (0, 1):
+        said = json.dumps(weight, ensure_ascii=False)[:40]
+        raise DataError(f"{where} has the weight {said}: 1 (trained) or 0 (not trained) are known")
+    if weight == 1 and "weight" in message and message["role"] != "assistant":
+        raise DataError(f"{where} has weight 1, and only messages of the assistant are trained: leave it out")
 
 
 def _tool_calls(calls: Any, where: str) -> list[Any]:

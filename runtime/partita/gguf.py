@@ -88,7 +88,11 @@ def open_gguf(path: Path) -> GgufFile:
     first = _open_one(path)
     number, count = _split(first)
     if number:
-        raise CheckpointError(f"{path.name}: part {number + 1} of {count} of a split model: give its first part")
+        named = PART.fullmatch(path.name)
+        first_name = f", {named['prefix']}-00001-of-{named['count']}{named['end']}" if named else ""
+        raise CheckpointError(
+            f"{path.name}: part {number + 1} of {count} of a split model: give its first part{first_name}"
+        )
     if count == 1:
         return first
     tensors, files = dict(first.tensors), [first]
