@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ def start(tiny_model: Path, tmp_path: Path) -> Iterator[Start]:
     """start(*options) is a chat with the tiny model, at its prompt."""
     running = []
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")},
         "TERM": "xterm",
         "PROMPT_TOOLKIT_NO_CPR": "1",  # nobody here answers where the cursor is
         "XDG_STATE_HOME": str(tmp_path / "state"),
@@ -45,7 +46,9 @@ def start(tiny_model: Path, tmp_path: Path) -> Iterator[Start]:
 
     yield spawn
     for child in running:
-        child.close(force=True)
+        child.kill(signal.SIGKILL) if child.isalive() else None
+        child.wait() if child.isalive() else None
+        child.close()
 
 
 def say(child: pexpect.spawn, line: str) -> str:

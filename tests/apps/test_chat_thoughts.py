@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -280,7 +281,9 @@ def start(folders, tmp_path: Path) -> Iterator[Start]:
 
     yield spawn
     for child in running:
-        child.close(force=True)
+        child.kill(signal.SIGKILL) if child.isalive() else None
+        child.wait() if child.isalive() else None
+        child.close()
 
 
 def say(child: pexpect.spawn, line: str) -> str:
