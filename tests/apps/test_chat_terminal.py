@@ -46,8 +46,9 @@ def start(tiny_model: Path, tmp_path: Path) -> Iterator[Start]:
 
     yield spawn
     for child in running:
-        child.kill(signal.SIGKILL) if child.isalive() else None
-        child.wait() if child.isalive() else None
+        if child.isalive():
+            child.kill(signal.SIGKILL)
+            child.wait()
         child.close()
 
 

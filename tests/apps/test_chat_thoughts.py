@@ -270,7 +270,8 @@ def start(folders, tmp_path: Path) -> Iterator[Start]:
     def spawn(name: str, texts: list[str], *options: object, columns: int = 80, ends: bool = True, **more: str):
         file = replies(folders(name), tmp_path, *texts, ends=ends)
         state = {"XDG_STATE_HOME": str(tmp_path), "HOME": str(tmp_path), "PYTHONPATH": str(SCRIPTED.parent.parent)}
-        environment = {**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", **state, **more}
+        own = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+        environment = {**own, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", **state, **more}
         arguments = [str(SCRIPTED), str(file), "chat", str(folders(name)), "--backend", "numpy", *map(str, options)]
         child = pexpect.spawn(
             sys.executable, arguments, env=environment, encoding="utf-8", timeout=30, dimensions=(24, columns)
@@ -281,8 +282,9 @@ def start(folders, tmp_path: Path) -> Iterator[Start]:
 
     yield spawn
     for child in running:
-        child.kill(signal.SIGKILL) if child.isalive() else None
-        child.wait() if child.isalive() else None
+        if child.isalive():
+            child.kill(signal.SIGKILL)
+            child.wait()
         child.close()
 
 
