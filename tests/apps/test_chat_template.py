@@ -172,7 +172,10 @@ def test_ctrl_c_takes_a_turn_back_whose_template_does_not_end(hanging, tmp_path)
         child.send("the fox\r")
         child.expect("4 tokens")
     finally:
-        child.close(force=True)
+        if child.isalive():
+            child.kill(signal.SIGKILL)
+            child.wait()
+        child.close()
 
 
 def renderer_at_work(pid: int) -> psutil.Process:
