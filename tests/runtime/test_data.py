@@ -47,7 +47,7 @@ BAD = [
     ("{", "not JSON: "),
     ("[1]", 'a list where an object should be: it needs "messages", "prompt" with "completion", or "text"'),
     ("null", "null where an object should be"),
-    ("[" * 100_000, "not JSON"),
+    ("[" * 100_000, "nested too deeply"),
     ('{"a": 1' + "0" * 5000 + "}", "not JSON: "),
     ("{}", "none of the known forms: .* has no keys"),
     ('{"conversations": []}', 'none of the known forms: .* has "conversations"'),
