@@ -45,7 +45,12 @@ def draws(stream: TextIO) -> bool:
 
 def is_plain() -> bool:
     """Whether no terminal is to be sent escape sequences. NO_COLOR: https://no-color.org."""
-    return os.environ.get("TERM", "").lower() in ("dumb", "unknown") or bool(os.environ.get("NO_COLOR"))
+    return is_dumb() or bool(os.environ.get("NO_COLOR"))
+
+
+def is_dumb() -> bool:
+    """Whether the terminal knows no escape sequences: a shell inside an editor, some logs."""
+    return os.environ.get("TERM", "").lower() in ("dumb", "unknown")
 
 
 def console(stream: TextIO | None = None, **options: Any) -> Console:

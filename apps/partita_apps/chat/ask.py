@@ -1,8 +1,12 @@
-"""The line editor of the chat: many lines, history, completion of commands. Returns texts and knows no model."""
+"""The line editor of the chat: many lines, history, completion of commands. Returns texts and knows no model.
+
+On a terminal that knows no escape sequences its own line is all the editor there is.
+"""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,6 +83,30 @@ class Ask:
             self._armed = True
 
         return keys
+
+
+class PlainAsk:
+    """The same for a terminal that takes no escape sequences. A line that ends in a backslash goes on in the next."""
+
+    def ask(self) -> str:
+        armed, lines = False, []
+        while True:
+            sys.stdout.write("  " if lines else "> ")
+            sys.stdout.flush()
+            try:
+                line = sys.stdin.readline()
+            except KeyboardInterrupt:
+                if armed:
+                    raise EOFError from None
+                armed, lines = True, []
+                sys.stdout.write(f"\n{AGAIN}\n")
+                continue
+            if not line:
+                raise EOFError
+            lines.append(line.removesuffix("\n"))
+            if not lines[-1].endswith("\\"):
+                return "\n".join(lines)
+            lines[-1] = lines[-1].removesuffix("\\")
 
 
 class Slashes(Completer):

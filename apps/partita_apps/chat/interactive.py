@@ -15,7 +15,8 @@ import click
 from partita.errors import PartitaError
 
 from ..progress import size
-from .ask import Ask
+from ..terminal import is_dumb
+from .ask import Ask, PlainAsk
 from .commands import COMMANDS, Leave, counted, perform
 from .figures import Figures
 from .kept import Keeper
@@ -34,7 +35,7 @@ class Stopped(Exception):
 
 def converse(talk: Talk, keeper: Keeper, *, trace: bool) -> None:
     """Until the person leaves. Every turn is kept, in its file if there is one."""
-    ask = Ask(list(COMMANDS), NAMES)
+    ask = PlainAsk() if is_dumb() else Ask(list(COMMANDS), NAMES)
     greet(talk)
     told = talk.session.forgotten > 0
     while True:
