@@ -17,11 +17,14 @@ import partita
 from partita.cache import Slots
 from partita.decode import Generated
 from partita.errors import DataError
+from partita_apps import cli
 from partita_apps.chat import saved
+from partita_apps.chat.commands import perform
 from partita_apps.chat.settings import NAMES, Settings
-from partita_apps.chat.show import Lines
+from partita_apps.chat.show import Lines, last_turn, wrapped
 from partita_apps.chat.talk import CacheOptions, Talk
 from partita_apps.chat.trace import Trace, bar, cells, fitted, percent
+from partita_apps.options import tell
 
 PARTITA = str(Path(sys.executable).with_name("partita"))
 FIELDS = {
@@ -424,3 +427,21 @@ def test_another_system_prompt_pins_another_number_of_tokens(tiny):
     list(talk.reply("the dog"))
     talk.clear()
     assert (talk.messages, talk.session.tokens) == ([], [])
+
+
+def test_names_and_texts_of_files_do_not_control_the_terminal(tiny, tmp_path, capsys):
+    evil = "evil\x1b]0;owned\x07\u202e"
+    talk = Talk(tiny, Settings.of({"system": evil, "stop": [evil]}), CacheOptions())
+    path = tmp_path / evil
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": evil}]
+    saved.save(saved.Saved(evil, talk.settings, messages), path)
+    assert path.read_text().replace("\n", "").isprintable()
+    assert saved.load(path).messages == messages
+    for line in (f"/load {path}", "/show", f"/set system {evil}"):
+        told = wrapped(perform(talk, line))
+        assert r"evil\x1b]0;owned\x07\u202e" in told
+        assert told.replace("\n", "").isprintable()
+    assert r"evil\x1b]0;owned\x07\u202e" in last_turn(talk)
+    tell(f"{evil} was trained on {evil}")
+    cli.complain(f"no such option {evil}")
+    assert capsys.readouterr().err.replace("\n", "").isprintable()
