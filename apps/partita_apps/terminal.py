@@ -73,8 +73,9 @@ def end_on_signals() -> None:
 
 
 def _end(number: int, frame: object) -> None:
-    if HANGUP is not None:
-        signal.signal(HANGUP, signal.SIG_IGN)  # systemd sends both, and the way out is begun
+    for other in ENDING:  # systemd sends both and shells send one twice; the way out is begun
+        if HANGUP in (number, other):
+            signal.signal(other, signal.SIG_IGN)
     if number == HANGUP:
         leave_terminal()
     raise SystemExit(128 + number)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from partita.checkpoint import Checkpoint
+from partita.printable import visible
 
 from .report import kinds
 from .write_folder import WrittenFolder
@@ -28,6 +29,6 @@ def card(source: Checkpoint, asked: str) -> Callable[[WrittenFolder], str]:
         for kind in kinds(written.tensors):
             error = "" if kind.error is None else "exact" if kind.error == 0 else f"{kind.error:.2%}"
             lines.append(f"| {kind.name} | {kind.count} | {kind.source} | {kind.target} | {error} |")
-        return "\n".join([*lines, "", "error: root mean square of the change, relative to the weights.", ""])
+        return visible("\n".join([*lines, "", "error: root mean square of the change, relative to the weights.", ""]))
 
     return text

@@ -164,6 +164,22 @@ def test_a_run_that_is_deaf_to_hangups_stays_so() -> None:
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout == b"done\n"
 
 
+@pytest.mark.parametrize("numbers", ["TERM HUP", "HUP TERM", "HUP HUP"])
+def test_a_hangup_and_what_comes_with_it_are_one_signal(numbers: str) -> None:
+    program = (
+        "import signal, sys, time\n"
+        "from partita_apps.finetune.interrupts import stopping\n"
+        "def say(text): print(text, flush=True)\n"
+        "with stopping(lambda: say('first'), lambda: say('second')):\n"
+        "    for name in sys.argv[1:]:\n"
+        "        signal.raise_signal(signal.Signals['SIG' + name])\n"
+        "    time.sleep(0.3)\n"
+        "print('done')\n"
+    )
+    line = [sys.executable, "-c", program, *numbers.split()]
+    assert subprocess.run(line, capture_output=True, check=True, text=True).stdout == "first\ndone\n"
+
+
 def test_one_run_at_a_time_in_a_folder(tiny_model: Path, chats: Path, tmp_path: Path) -> None:
     out, link = tmp_path / "out", tmp_path / "link"
     link.symlink_to(out)

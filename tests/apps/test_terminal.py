@@ -65,6 +65,40 @@ def test_streams_that_take_nothing(tmp_path: Path) -> None:
         assert subprocess.run([PARTITA, "sing"], stderr=full, cwd=tmp_path).returncode == 2
 
 
+@pytest.mark.parametrize("numbers", [[signal.SIGTERM], [signal.SIGHUP], [signal.SIGTERM, signal.SIGHUP]])
+def test_a_signal_ends_work_that_is_half_done_and_cleans_up(tmp_path: Path, numbers: list[signal.Signals]) -> None:
+    program = (
+        "import time\n"
+        "from pathlib import Path\n"
+        "from partita_apps.terminal import end_on_signals\n"
+        "from partita_convert.atomic import new_folder\n"
+        "end_on_signals()\n"
+        "with new_folder(Path('out')) as folder:\n"
+        "    (folder / 'half').touch()\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        for number in numbers:
+            child.send_signal(number)
+        assert child.wait(timeout=30) in [128 + number for number in numbers]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    program = (
+        "import os, signal\n"
+        "from partita_apps.terminal import end_on_signals\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "end_on_signals()\n"
+        "os.kill(os.getpid(), signal.SIGHUP)\n"
+        "print('alive')\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout == b"alive\n"
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Start:
     """start(*arguments, **variables): the command in a terminal of its own."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from partita.bounded_files import parse, read_bytes
 from partita.errors import DataError
 from partita.printable import json_text
 from partita.whole import alone, remove_leftovers_of, whole_file
@@ -56,14 +56,11 @@ def held(path: Path) -> Iterator[None]:
 
 
 def load(path: Path) -> Saved:
-    """Raises DataError for a file that cannot be read or is no conversation of this version."""
+    """CheckpointError for a file that cannot be read, DataError for one that is no conversation of this version."""
+    data = read_bytes(path, _LONGEST)
     try:
-        with path.open("rb") as file:
-            data = file.read(_LONGEST + 1)
-        document = json.loads(data.decode("utf-8")) if len(data) <= _LONGEST else None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
+        document = parse(data.decode())
+    except ValueError:
         document = None
     if not isinstance(document, dict) or _KEY not in document:
         raise DataError(f"{path} is not a saved conversation: give a file that /save has written")

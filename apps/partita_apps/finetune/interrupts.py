@@ -3,7 +3,8 @@
 A pass through a model is one long call into a library, and Python runs signal handlers only between such calls. A
 thread therefore waits for the signals' numbers on a socket, which the interpreter writes to in the moment they come:
 the answer is immediate, and the second signal does not wait for the pass. Nothing is lost by it: checkpoints are there
-whole or not at all. A SIGHUP is never a second one, as systemd sends it right behind SIGTERM, and nobody watches then.
+whole or not at all. Nothing is a second signal beside a SIGHUP: systemd sends it with SIGTERM, shells send it twice,
+and nobody watches any more.
 """
 
 from __future__ import annotations
@@ -48,16 +49,17 @@ def stopping(first: Callable[[], None], second: Callable[[], None], apart: float
 
 
 def _watch(read: socket.socket, first: Callable[[], None], second: Callable[[], None], apart: float) -> None:
-    came: float | None = None
+    came, hung_up = None, False
     while data := read.recv(64):
         for number in data:
             if number not in SIGNALS:
                 continue
             if number == HANGUP:
+                hung_up = True
                 leave_terminal()
             if came is None:
                 came = time.monotonic()
                 first()
-            elif number != HANGUP and time.monotonic() - came >= apart:
+            elif not hung_up and time.monotonic() - came >= apart:
                 second()
                 os._exit(STATUS)
