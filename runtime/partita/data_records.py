@@ -118,17 +118,13 @@ def _chat(said: Any, before: Sequence[dict[str, Any]], value: Mapping[str, Any])
     """said: messages to be trained, after those of the prompt, if it has one."""
     where = "completion" if before else "messages"
     messages = [*before, *_messages(said, where)]
-    left = frozenset(i for i, message in enumerate(messages) if not _weight(message))
+    weights = [message.pop("weight", 1) for message in messages]  # no business of templates
+    left = frozenset(i for i, message in enumerate(messages) if message["role"] == "assistant" and not weights[i])
     chat = Chat(tuple(messages), len(before), _tools(value.get("tools")), left)
     if not chat.replies:
         which = "no message of the assistant" if not left else 'no message of the assistant but with "weight" 0'
         raise DataError(f'"{where}" has {which}: there is nothing to train on')
     return chat
-
-
-def _weight(message: dict[str, Any]) -> bool:
-    """Whether a checked message may be trained; the key is no business of templates."""
-    return message.pop("weight", 1) != 0
 
 
 def _messages(value: Any, name: str) -> list[dict[str, Any]]:

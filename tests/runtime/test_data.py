@@ -75,6 +75,16 @@ BAD = [
         '"completion" has no message of the assistant',
     ),
     ('{"messages": [{"role": "assistant", "content": "a", "tool_calls": "x"}]}', '"tool_calls" that are no list'),
+    ('{"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]}', r"messages\[0\] has the weight 0.5: 1 "),
+    ('{"messages": [{"role": "assistant", "content": "a", "weight": true}]}', "has the weight true: 1 "),
+    ('{"messages": [{"role": "assistant", "content": "a", "weight": [0]}]}', r"has the weight \[0\]: 1 "),
+    ('{"messages": [{"role": "assistant", "content": "a", "weight": 0}]}', 'but with "weight" 0: there is nothing to'),
+    (
+        '{"messages": [{"role": "user", "content": "a", "weight": 1}, {"role": "assistant", "content": "b"}]}',
+        r"messages\[0\] has weight 1, and only messages of the assistant are trained",
+    ),
+    ('{"text": "a", "more": ' + "[" * 600 + "]" * 600 + "}", "line 3: nested too deeply$"),
+    ('{"text": "a", "more": ' + '{"a":' * 200 + "1" + "}" * 201, "line 3: nested too deeply$"),
     ('{"messages": [{"role": "assistant", "content": "a"}], "tools": {}}', '"tools" is an object: it must be a list'),
     ('{"messages": [{"role": "assistant", "content": "a"}], "tools": "{"}', '"tools" is a string that is no JSON'),
 ]

@@ -171,6 +171,29 @@ def test_marks_win_over_differences(load):
     assert "assistant\n[[a d]]og<|im_end|>" in encoded(load(source), {"messages": TALK[1:3]})[0]
 
 
+def weighed(talk: list[dict[str, Any]], *weights: float) -> dict[str, Any]:
+    """A record of which the assistant's messages have these weights, None for no word."""
+    given = iter(weights)
+    return {"messages": [{**m, "weight": next(given)} if m["role"] == "assistant" else m for m in talk]}
+
+
+@pytest.mark.parametrize("source", [CHATML, MARKED, MARKED_BADLY, THINKS])
+def test_messages_of_weight_zero_are_read_and_not_trained(load, source):
+    made = load(source)
+    (plain,) = encoded(made, {"messages": TALK})
+    assert encoded(made, weighed(TALK, 0, 1)) == [plain.replace("[[a dog<|im_end|>]]", "a dog<|im_end|>")]
+    assert encoded(made, weighed(TALK, 1.0, 1)) == [plain]
+    (last,) = encoded(made, weighed(TALK, 1, 0))
+    assert "[[a dog<|im_end|>]]" in last
+    assert "[[the end" not in last
+
+
+def test_a_weight_where_marks_of_earlier_turns_change(load):
+    source = MARKED.replace("{% generation %}{{ m.content }}", "{% generation %}{{ 'hm' if loop.last }}{{ m.content }}")
+    assert encoded(load(source), weighed(TALK, 0, 1))[0].count("[[") == 1
+    assert encoded(load(source), weighed(TALK, 0, 1))[0].endswith("assistant\n[[hmthe end<|im_end|>]]\n")
+
+
 def test_marks_that_mark_nothing_leave_it_to_differences(load):
     source = "{% if never %}{% generation %}{% endgeneration %}{% endif %}" + CHATML
     assert encoded(load(source), {"messages": TALK}) == encoded(load(CHATML), {"messages": TALK})
