@@ -78,7 +78,7 @@ def run(name: str, variables: Mapping[str, str]) -> int:
     )
     if done.returncode:
         print(done.stdout, file=sys.stderr)
-    return done.returncode
+    return done.returncode if done.returncode >= 0 else 128 - done.returncode  # a signal's number, as shells have it
 
 
 def main(names: list[str]) -> int:
