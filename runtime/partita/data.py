@@ -33,12 +33,14 @@ OnProgress = Callable[[int, int], None]
 @dataclass(frozen=True)
 class Splits:
     """valid, test: None where there is none, or nothing in it can be used. held_out: `valid` was taken out of the
-    training records."""
+    training records. notes: lines for a person, on what is in the data and was not read, or not as someone may mean
+    it."""
 
     train: Dataset
     valid: Dataset | None
     test: Dataset | None
     held_out: bool
+    notes: tuple[str, ...] = ()
 
     def statistics(self) -> dict[str, dict[str, int]]:
         """The numbers of each split that is there, for a report."""
@@ -55,6 +57,7 @@ def load_data(
     valid_fraction: float = VALID_FRACTION,
     seed: int = 0,
     variables: Mapping[str, Any] | None = None,
+    control_tokens: bool = False,
     on_progress: OnProgress = lambda done, total: None,
     progress: Progress | None = None,
     offline: bool = False,
@@ -64,6 +67,7 @@ def load_data(
     source: see data_files. template: None for a base model, for which chats are refused. max_length: tokens of a
     document at most. valid_fraction: share of the training records (of a text file: of its end) that is held out where
     no file is given for validation; 0 holds out nothing. variables: what the template is told besides.
+    control_tokens: whether their literals in plain text are tokens, not letters. Those of chats are letters.
     on_progress(done, total): bytes of files tokenized. progress: of fetching from the Hub.
 
     Raises DataError (a bad record by its file and line; nothing to train on), SourceError.
@@ -73,13 +77,15 @@ def load_data(
     if seed < 0:
         raise DataError(f"the seed {seed} cannot be: give 0 or more")
     files = data_files.find(source, progress=progress, offline=offline)
-    reader = _Reader(Encoder(tokenizer, template, variables), tokenizer, max_length, _Meter(files, on_progress))
+    encoder = Encoder(tokenizer, template, variables, control_tokens=control_tokens)
+    reader = _Reader(encoder, tokenizer, max_length, _Meter(files, on_progress))
     hold = valid_fraction if not files.valid else 0.0
     train, held = reader.read(files.train, hold, seed)
     valid, test = (reader.read(part, 0.0, seed)[0] if part else None for part in (files.valid, files.test))
     if not len(train):
         raise DataError(_nothing(source, train, max_length))
-    return Splits(train, _used(held if hold else valid), _used(test), bool(hold) and len(held) > 0)
+    valid = _used(held if hold else valid)
+    return Splits(train, valid, _used(test), bool(hold) and len(held) > 0, encoder.notes.lines())
 
 
 def _used(data: Dataset | None) -> Dataset | None:
@@ -134,7 +140,7 @@ class _Reader:
 
     def _record(self, found: data_files.Found, into: DatasetBuilder) -> None:
         try:
-            documents = self.encoder.encode(found.record)
+            documents = self.encoder.encode(found.record, found.place)
         except (DataError, TemplateError) as error:
             raise DataError(f"{found.place}: {error}") from error
         unopened = sum(document.unopened for document in documents)
@@ -145,7 +151,7 @@ class _Reader:
         """A long text in documents of the maximum length; what is held out is its end."""
         blocks = data_files.blocks(path)
         size, characters = path.stat().st_size, sum(map(len, blocks))
-        ids = self.encoder.long_text(blocks, lambda done: self.meter.at(size * done // characters))
+        ids = self.encoder.long_text(blocks, lambda done: self.meter.at(size * done // characters), str(path))
         tail = round(len(ids) * hold)
         tail = 0 if tail < MIN_LENGTH or len(ids) - tail < MIN_LENGTH else tail
         bos = self.tokenizer.bos_id if self.tokenizer.adds_bos else None

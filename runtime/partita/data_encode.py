@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
+from .data_notes import Notes
 from .data_records import Chat, Completion, Record, Text
 from .errors import DataError
 from .template import ChatTemplate, MarkedChat, one_bos
@@ -55,53 +56,71 @@ class Encoder:
     """Encodes records for one model.
 
     template: None for a base model, which then takes no chats. variables: what the template is told besides
-    (`enable_thinking=False`).
+    (`enable_thinking=False`). control_tokens: their literals in texts, prompts and completions are read as tokens; in
+    chats only the template places them. `notes` says what nobody would notice otherwise.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, template: ChatTemplate | None, variables: Mapping[str, Any] | None = None
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        variables: Mapping[str, Any] | None = None,
+        *,
+        control_tokens: bool = False,
     ) -> None:
         self._tokenizer, self._template = tokenizer, None if template is None else template.dated(*TODAY)
         self._variables = dict(variables or {})
+        self._control_tokens = control_tokens
         self._end = end_of_text(tokenizer)
+        self.notes = Notes()
 
-    def encode(self, record: Record) -> list[Document]:
+    def encode(self, record: Record, place: str = "the record") -> list[Document]:
         """The documents of a record: one, or more for a chat whose template writes earlier turns differently.
 
         Raises TemplateError where the template fails or takes no such messages, DataError where it cannot be told what
-        is to be trained.
+        is to be trained. place: of the record, for `notes`.
         """
+        self.notes.unread(record.unread, place)
         if isinstance(record, Text):
-            return [self._plain([([(record.text, False)], True)])]
+            return [self._plain([([self._part(record.text, place)], True)])]
         if isinstance(record, Completion):
-            return [self._plain([([(record.prompt, False)], False), ([(record.completion, False)], True)])]
-        return self._chat(record)
+            prompt, completion = self._part(record.prompt, place), self._part(record.completion, place)
+            return [self._plain([([prompt], False), ([completion], True)])]
+        return self._chat(record, place)
 
-    def long_text(self, blocks: Sequence[str], on_block: Callable[[int], None] = lambda done: None) -> array[int]:
+    def long_text(
+        self, blocks: Sequence[str], on_block: Callable[[int], None] = lambda done: None, place: str = "the text"
+    ) -> array[int]:
         """Ids of one long text given as consecutive blocks, without BOS, with the token that ends a text.
 
         on_block: told the number of characters that are through.
         """
         ids, done = array("i"), 0
         for block in blocks:
-            ids.extend(self._tokenizer.encode_parts([(block, False)], continues=len(ids) > 0))
+            ids.extend(self._tokenizer.encode_parts([self._part(block, place)], continues=len(ids) > 0))
             done += len(block)
             on_block(done)
-        if self._end is not None:
+        if self._end is not None and ids[-1:] != array("i", [self._end]):
             ids.append(self._end)
         return ids
+
+    def _part(self, text: str, place: str) -> tuple[str, bool]:
+        """Plain text as the tokenizer takes it, and a note where someone may have meant something else."""
+        if not self._control_tokens and (found := self._tokenizer.control_pattern.search(text)):
+            self.notes.letters(found[0], place)
+        return text, self._control_tokens
 
     def _plain(self, segments: Sequence[Segment]) -> Document:
         ids, runs = encode_segments(self._tokenizer, segments)
         trained = _flags(len(ids), runs)
-        if self._end is not None:
+        if self._end is not None and ids[-1:] != [self._end]:
             ids, trained = [*ids, self._end], [*trained, True]
         tokenizer = self._tokenizer
-        if tokenizer.adds_bos and tokenizer.bos_id is not None:
+        if tokenizer.adds_bos and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
             ids, trained = [tokenizer.bos_id, *ids], [False, *trained]
         return Document(ids, trained)
 
-    def _chat(self, record: Chat) -> list[Document]:
+    def _chat(self, record: Chat, place: str) -> list[Document]:
         if self._template is None:
             raise DataError(
                 'this model has no chat template (a base model): give "text", or "prompt" and "completion" as strings'
@@ -109,7 +128,16 @@ class Encoder:
         variables = self._variables if record.tools is None else {**self._variables, "tools": record.tools}
         chat = MarkedChat(self._tokenizer, self._template, record.messages, **variables)
         drafts = marked_turns(chat, record) or turns(chat, record)
+        self._note(chat, record, place)
         return [self._document(chat, draft) for draft in drafts]
+
+    def _note(self, chat: MarkedChat, record: Chat, place: str) -> None:
+        """Keys that the template does not read. Those that are noted are not looked at again."""
+        if self.notes.full:
+            return
+        self.notes.unread(chat.unread(self.notes.message_keys), place, of_messages=True)
+        if record.tools is not None and not chat.mentions("tools"):
+            self.notes.unread(["tools"], place)
 
     def _document(self, chat: MarkedChat, draft: Draft) -> Document:
         segments: list[Segment] = []

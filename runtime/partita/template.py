@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NoReturn
 
@@ -206,17 +206,26 @@ class MarkedChat:
         """Any piece of a rendering without marks, as (text, may control tokens be read from it?) parts."""
         return _parts(text, self._names)
 
-    def unread(self) -> list[str]:
+    def mentions(self, name: str) -> bool:
+        """Whether the template that takes this conversation has this name somewhere."""
+        return self._template.mentions(name)
+
+    def unread(self, but: Collection[str] = ()) -> list[str]:
         """Keys of messages, sorted, that come to nothing: the template does not mention them, and writes the same
-        without them. A thought is read if it is read under any name that it is given to the template under."""
+        without them. A thought is read if it is read under any name that it is given to the template under.
+
+        but: keys that need not be looked at.
+        """
         keys = {key for message in self._messages for key, value in message.items() if value is not None}
+        keys.difference_update(but)
         unknown = {key for key in keys if not any(map(self._template.mentions, _given_as(key)))}
         if not unknown:
             return []
         rest = [{key: value for key, value in message.items() if key not in unknown} for message in self._messages]
         which = [(ALL, {"add_generation_prompt": False})]
         written = self._template.renderings(rest, which, self._variables) != self._rendered(which)
-        return [] if written else sorted(unknown)  # written whole (`message | tojson`), it is read
+        names = sorted("".join(text for text, _ in self.parts(key)) for key in unknown)
+        return [] if written else names  # written whole (`message | tojson`), it is read
 
     def _rendered(self, which: Sequence[Rendering]) -> list[str]:
         return self._template.renderings(self._messages, which, self._variables)

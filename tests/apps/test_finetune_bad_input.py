@@ -124,6 +124,28 @@ def test_a_loss_that_is_no_number_stops_the_run_and_says_where(
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
 
 
+def test_what_data_hold_that_is_not_read_is_told_and_does_not_stop_a_run(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"text": "<|im_start|>user\nthe fox<|im_end|>\n", "source": "a book"}) + "\n")
+    short = ("--steps", 1, "--valid-fraction", 0, "--sample", "<|im_end|>", "--sample-tokens", 1, "--backend", "torch")
+
+    def run(out: str, *more: str) -> tuple[list[str], str]:
+        arguments = ("finetune", tiny_model, data, "--out", tmp_path / out, *short, "--json", *more)
+        assert cli.run([str(argument) for argument in arguments]) == 0
+        said = capsys.readouterr()
+        notes = json.loads(said.out)["data_notes"]
+        assert all(f"  {note}\n" in said.err for note in notes)
+        return notes, (tmp_path / out / "report.md").read_text()
+
+    notes, report = run("letters")
+    assert notes[0] == 'nothing reads "source" (data.jsonl line 1)'
+    assert "<|im_start|> in data.jsonl line 1: --control-tokens reads them as tokens" in notes[1]
+    assert "\n".join(notes) in report
+    assert run("tokens", "--control-tokens")[0] == notes[:1]
+
+
 def test_a_run_that_meets_no_number_leaves_the_adapter_of_an_earlier_step(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,6 +122,22 @@ def test_forms_of_records():
     assert parse({"messages": [parts, REPLY]}) == Chat((parts, REPLY))
 
 
+def test_keys_that_nothing_reads_are_noted_with_their_first_lines(tmp_path, load):
+    odd = {f"key {i}": i for i in range(20)}
+    write(tmp_path / "train.jsonl", {"text": "a", "id": 1, "no": None}, {"text": "b", "id": 2, "\x1b[2J" * 30: 1})
+    write(tmp_path / "valid.jsonl", {"messages": [USER, {**REPLY, "source": "x"}], "text": "c"})
+    (note,) = load(tmp_path).notes
+    assert note.startswith('nothing reads "id" (train.jsonl line 1), "')
+    assert note.endswith(
+        '" (train.jsonl line 2), "text" (valid.jsonl line 1), "source" of messages (valid.jsonl line 1)'
+    )
+    assert note.isprintable()
+    assert len(note) < 250
+    (note,) = load(write(tmp_path / "mine.jsonl", {"text": "a", **odd}, {"text": "b", **odd})).notes
+    assert note.endswith(', "key 7" (mine.jsonl line 1) and more keys')
+    assert load(write(tmp_path / "mine.jsonl", {"messages": [USER, {**REPLY, "weight": 1}], "tools": []})).notes == ()
+
+
 def test_calls_have_their_arguments_as_objects_and_no_empty_keys():
     call = {"type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
     message = {"role": "assistant", "content": None, "tool_calls": [call], "name": None}

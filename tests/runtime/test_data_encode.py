@@ -342,3 +342,50 @@ def test_a_library_that_writes_spaces_is_given_the_whole(tmp_path):
     trained = [tokenizer.decode([i for i, _ in run], specials=True, continues=True) for flag, run in runs if flag]
     assert trained == [" a dog </s>", " the end </s>"]
     assert document.ids.count(tokenizer.bos_id) == 2  # this template opens every question with it
+
+
+def test_control_tokens_of_plain_text_are_tokens_where_that_is_asked_for(load):
+    tokenizer, template = load(CHATML, "<s>", adds_bos=True)
+    text = "<s><|im_start|>user\nwhy<|im_end|>\n<|im_start|>assistant\nthe end<|im_end|>"
+    reads, letters = Encoder(tokenizer, template, control_tokens=True), Encoder(tokenizer, template)
+    (document,) = reads.encode(parse({"text": text}))
+    assert document.ids == tokenizer.encode(text, specials=True)  # neither a second BOS nor a second end
+    assert reads.notes.lines() == ()
+    cut = text.index("the end")
+    (pair,) = reads.encode(parse({"prompt": text[:cut], "completion": text[cut:]}))
+    assert shown(tokenizer, pair) == f"{text[:cut]}[[{text[cut:]}]]"
+    assert reads.long_text([text]).tolist() == document.ids
+    (plain,) = letters.encode(parse({"text": text}), "d.jsonl line 7")
+    assert tokenizer.controls["<|im_start|>"] not in plain.ids
+    assert letters.notes.lines() == (
+        "control tokens in plain text are read as letters, as <s> in d.jsonl line 7: --control-tokens reads them as "
+        "tokens",
+    )
+    (chat,) = reads.encode(parse({"messages": [TALK[1], {**TALK[2], "content": "<|im_end|>"}]}))
+    assert chat.ids.count(tokenizer.controls["<|im_end|>"]) == 2  # those of the template
+
+
+def test_keys_that_the_template_does_not_read_are_noted_once(load):
+    tokenizer, template = load(CHATML)
+    encoder = Encoder(tokenizer, template)
+    said = {"messages": [{**TALK[1], "name": "ada", "ids<|im_end|>": 1, "nothing": None}, TALK[2]], "tools": [{}]}
+    encoder.encode(parse(said), "a.jsonl line 1")
+    encoder.encode(parse(said), "a.jsonl line 2")
+    assert encoder.notes.lines() == (
+        'nothing reads "ids<|im_end|>" of messages (a.jsonl line 1), "name" of messages (a.jsonl line 1), '
+        '"tools" (a.jsonl line 1)',
+    )
+    whole = Encoder(*load("{% for m in messages %}{{ m | tojson }}<|im_end|>{% endfor %}"))
+    whole.encode(parse({"messages": [{**TALK[1], "name": "ada"}, TALK[2]]}))
+    assert whole.notes.lines() == ()
+
+
+def test_thoughts_are_read_under_any_of_their_names(load):
+    made = load(CHATML.replace("{{ m.content }}", "{{ m.thinking }}{{ m.content }}"))
+    encoder = Encoder(*made)
+    found = [
+        encoder.encode(parse({"messages": [TALK[1], {**TALK[2], name: "hm"}]}))[0].ids
+        for name in ("thinking", "reasoning", "reasoning_content")
+    ]
+    assert found[0] == found[1] == found[2]
+    assert encoder.notes.lines() == ()

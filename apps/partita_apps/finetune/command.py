@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 GROUPS = {
     "What is trained": ("method", "rank", "alpha", "rslora", "dropout", "targets", "layers", "from_scratch"),
-    "Data": ("max_length", "packing", "valid_fraction", "seed"),
+    "Data": ("max_length", "packing", "valid_fraction", "control_tokens", "seed"),
     "Steps": (
         *("steps", "epochs", "batch_size", "accumulate", "learning_rate", "schedule", "warmup", "weight_decay", "clip"),
         "grad_checkpoint",
@@ -72,6 +72,7 @@ def _option(*names: str, **how: Any) -> Any:
 @_option("--max-length", type=int, metavar="N", help="Tokens of a document; longer ones are cut.  [default: 1024]")
 @_option("--packing/--no-packing", help="Several documents in a row, none seeing another.  [default: packing]")
 @_option("--valid-fraction", type=float, metavar="F", help="Held out where DATA has no validation.  [default: 0.05]")
+@_option("--control-tokens/--no-control-tokens", help="Read <|im_start|> and its kind in plain text as tokens.")
 @_option("--seed", type=int, metavar="N", help="Of data order, initial values and dropout.  [default: 0]")
 @_option(
     "--steps", also=("--iters",), type=int, metavar="N", help="Updates.  [default: those of 3 epochs, at most 1000]"
@@ -217,6 +218,7 @@ def document(prepared: Prepared, outcome: Outcome) -> dict[str, Any]:
         "weights_bytes": prepared.weights,
         "estimated_bytes": prepared.rest.total,
         "data": prepared.splits.statistics(),
+        "data_notes": list(prepared.splits.notes),
         "backend": prepared.ops.name,
         "device": prepared.ops.device,
         "dtype": prepared.ops.dtype,

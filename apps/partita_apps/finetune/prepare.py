@@ -211,6 +211,7 @@ def _data(settings: Settings, tokenizer: Tokenizer) -> Splits:
             max_length=settings.max_length or 0,
             valid_fraction=settings.valid_fraction,
             seed=settings.seed,
+            control_tokens=settings.control_tokens,
             on_progress=advance,
             progress=TerminalProgress(),
         )

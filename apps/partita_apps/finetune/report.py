@@ -176,7 +176,8 @@ def _data(prepared: Prepared) -> str:
     rows = [(words, *(f"{found[split][name]:,}" for split in found)) for name, words in _COUNTS.items()]
     rows = [row for row in rows if row[0] in ("records", "documents", "tokens") or any(cell != "0" for cell in row[1:])]
     held = "\n\nThe validation records were held out of the training data." if prepared.splits.held_out else ""
-    return f"`{prepared.settings.data}`\n\n{_table((' ', *found), rows)}{held}"
+    notes = "\n\n" + _quoted("\n".join(prepared.splits.notes)) if prepared.splits.notes else ""
+    return f"`{prepared.settings.data}`\n\n{_table((' ', *found), rows)}{held}{notes}"
 
 
 def _settings(prepared: Prepared, outcome: Outcome) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from partita.data import Dataset, Splits
-from partita.errors import PartitaError
+from partita.errors import DataError, PartitaError
 from partita.language_model import LanguageModel
 
 from .prepare import Prepared
@@ -39,9 +39,17 @@ def prompts(prepared: Prepared) -> list[Prompt]:
     if not settings.sample_tokens:
         return []
     if settings.sample:
-        speaker, raw = _language_model(prepared, None), not prepared.chats
-        return [Prompt(tuple(speaker.encode(text, raw=raw)), text) for text in settings.sample]
+        if not prepared.chats:  # read as the texts of the data are
+            return [Prompt(tuple(_raw(prepared, text)), text) for text in settings.sample]
+        speaker = _language_model(prepared, None)
+        return [Prompt(tuple(speaker.encode(text)), text) for text in settings.sample]
     return _of_data(prepared.splits, tokenizer, settings.sample_tokens)
+
+
+def _raw(prepared: Prepared, text: str) -> list[int]:
+    if not text.strip():
+        raise DataError("--sample: the prompt is empty: give some text")
+    return prepared.tokenizer.encode(text, specials=prepared.settings.control_tokens)
 
 
 def replies(prepared: Prepared, values: Mapping[str, Any], asked: Sequence[Prompt]) -> dict[str, str]:

@@ -52,6 +52,7 @@ class Settings:
     max_length: int | None = None
     packing: bool = True
     valid_fraction: float = 0.05
+    control_tokens: bool = False
     seed: int = 0
     eval_every: int | None = None
     eval_batches: int = 50

@@ -32,6 +32,7 @@ def summary(prepared: Prepared) -> list[str]:
         lines.append(
             f"  {were(counts.skipped)} left out for prompts that alone fill --max-length {settings.max_length}"
         )
+    lines += [f"  {note}" for note in prepared.splits.notes]
     rows = settings.batch_size * settings.accumulate
     lines.append(
         f"{counted(settings.steps or 0, 'step')} of {counted(rows, 'row')} of up to {settings.max_length} tokens, "
