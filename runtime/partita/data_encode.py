@@ -20,9 +20,10 @@ Ids are those of inference: prompt and reply are tokenized apart, as a reply is 
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
 from .data_notes import Notes
@@ -216,7 +217,7 @@ def turns(chat: MarkedChat, record: Chat) -> list[Draft]:
     if len(record.messages) > _MOST:
         raise DataError(
             f"{len(record.messages)} messages, of which the chat template writes early ones differently as others "
-            f"follow: split conversations of more than {_MOST}"
+            f"follow: split conversations of over {_MOST}"
         )
     drafts: list[Draft] = []
     for i, asked, answered in _renderings(chat, replies):
@@ -304,7 +305,39 @@ def encode_segments(tokenizer: Tokenizer, segments: Sequence[Segment]) -> tuple[
 
 
 def _cuts(tokenizer: Tokenizer, segments: Sequence[Segment], joined: Sequence[int]) -> list[int]:
-    """Where each segment begins in the ids of the whole: as far as the ids of all before it are those of the whole."""
+    """Where each segment begins in the ids of the whole; a token across a boundary belongs to the later one."""
+    texts = ["".join(text for text, _ in parts).encode("utf-8", "replace") for parts, _ in segments]
+    ends = _ends(map(tokenizer.token_bytes, joined), b"".join(texts))
+    if ends is None:
+        return _cuts_of_ids(tokenizer, segments, joined)
+    cuts = []
+    for begin in accumulate(map(len, texts[:-1]), initial=0):
+        at = bisect_left(ends, begin)
+        cuts.append(at + 1 if begin and at < len(ends) and ends[at] == begin else at if begin else 0)
+    return [*cuts, len(joined)]
+
+
+def _ends(pieces: Iterable[bytes], text: bytes) -> list[int] | None:
+    """Where in the text the bytes of each token end, but for spaces of the library's own; None where it has changed
+    more."""
+    ends, at = [], 0
+    for piece in pieces:
+        if not text.startswith(piece, at):
+            piece = piece.removeprefix(b" ")
+            if not text.startswith(piece, at):
+                return None
+        at += len(piece)
+        ends.append(at)
+    return ends if at == len(text) else None
+
+
+def _cuts_of_ids(tokenizer: Tokenizer, segments: Sequence[Segment], joined: Sequence[int]) -> list[int]:
+    """The same of a text that the vocabulary changes: as far as the ids of all before it are those of the whole. Work
+    that grows with the square."""
+    if len(segments) > 2 * _MOST:
+        raise DataError(
+            f"{len(segments) // 2} turns, and the tokenizer changes their text: split conversations of over {_MOST}"
+        )
     cuts, before = [0], []
     for parts, _ in segments[:-1]:
         before += parts

@@ -189,6 +189,10 @@ class Tokenizer:
         text = self._contribution(token, True).decode("utf-8", "surrogateescape").replace(" ", "·")
         return "".join(map(_printable, text))
 
+    def token_bytes(self, token: int) -> bytes:
+        """What one token adds to a text, a control token its literal; b"" for none of its own."""
+        return self._contribution(token, True)
+
     def _contribution(self, token: int, specials: bool) -> bytes:
         if not specials and token in self._engine.hidden:
             return b""
