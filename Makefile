@@ -32,8 +32,8 @@ chat: setup      ## talk with the default model; PROMPT="…" answers once, MODE
 test: lint       ## what CI runs: format, lint, types and the suite
 	@$(PYTHON_IN_VENV) -m pytest -m "not slow and not interop" --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
-test-long: setup ## the tests that take minutes
-	@$(PYTHON_IN_VENV) -m pytest -m slow
+test-long: setup ## the tests that take minutes, and the property tests on examples that differ from run to run
+	@$(PYTHON_IN_VENV) -m pytest -m "slow or (hypothesis and not interop)" --hypothesis-profile=default
 
 test-cpus: setup ## the numeric tests as on CPUs with fewer instructions than this one: AVX2, SSE
 	@$(PYTHON_IN_VENV) .ci/cpus.py $(CPUS)

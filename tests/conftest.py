@@ -17,6 +17,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+from hypothesis import settings
+
+# `make test` tries the same examples in every run, so that it passes or fails by what has changed; others are looked for
+# by `make test-long`, which asks for the profile "default".
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 for name in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS"):  # `make test` runs this: a make in a test is not a part of that one
     os.environ.pop(name, None)

@@ -158,7 +158,8 @@ def _from_sentencepiece(path: Path, configs: Configs) -> tuple[Engine, Facts]:
                 f"{path}: the added token {token.literal!r} has the id {i}, {len(model.pieces)} is next"
             )
         model.add(token.literal.replace(" ", "▁"), 0.0, proto.CONTROL if token.special else proto.USER_DEFINED)
-    # whether text after an added token has a space in front; files from before the flag have it after control tokens
+    # whether text after an added token has a space in front, and a text that begins with one; files from before the flag
+    # have it so with control tokens alone
     legacy = configs.tokenizer.get("legacy")
     controls, hidden, own = {}, set(), {}
     for i, (piece, kind) in enumerate(zip(model.pieces, model.types, strict=True)):
@@ -166,7 +167,7 @@ def _from_sentencepiece(path: Path, configs: Configs) -> tuple[Engine, Facts]:
         marked = kind in (proto.NORMAL, proto.USER_DEFINED) and (literal in special or is_marker(literal))
         if marked or kind == proto.CONTROL:
             controls[literal], model.types[i] = i, proto.CONTROL
-        elif kind == proto.USER_DEFINED and i in added and (legacy or added[i].has_neighbours):
+        elif kind == proto.USER_DEFINED and i in added and (legacy is not None or added[i].has_neighbours):
             own[literal], model.types[i] = i, proto.CONTROL  # which the library never finds: the engine does
         if kind in (proto.CONTROL, proto.UNKNOWN, proto.UNUSED) or (marked and literal in special | END_TOKENS):
             hidden.add(i)

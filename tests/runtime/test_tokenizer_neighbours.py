@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, models
 from tokenizers import Tokenizer as Library
@@ -74,6 +74,7 @@ texts = st.lists(words, min_size=1, max_size=12).map("".join)
 
 
 @given(flags=st.lists(neighbours, min_size=4, max_size=4), legacy=st.booleans(), text=texts)
+@example(flags=[dict.fromkeys(FLAGS, False)] * 4, legacy=False, text="<call>hello")  # where no space is put in front
 @settings(max_examples=60, deadline=None)
 def test_a_sentencepiece_model_reads_them_as_a_json(proto, tmp_path_factory, flags, legacy, text):
     folder = tmp_path_factory.mktemp("m")
