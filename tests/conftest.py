@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-# `make test` tries the same examples in every run, so that it passes or fails by what has changed; others are looked for
-# by `make test-long`, which asks for the profile "default".
+# `make test` tries the same examples in every run, so that it passes or fails by what has changed; `make test-long`
+# looks for others: it asks for the profile "default".
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
 

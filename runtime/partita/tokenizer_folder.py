@@ -158,8 +158,8 @@ def _from_sentencepiece(path: Path, configs: Configs) -> tuple[Engine, Facts]:
                 f"{path}: the added token {token.literal!r} has the id {i}, {len(model.pieces)} is next"
             )
         model.add(token.literal.replace(" ", "▁"), 0.0, proto.CONTROL if token.special else proto.USER_DEFINED)
-    # whether text after an added token has a space in front, and a text that begins with one; files from before the flag
-    # have it so with control tokens alone
+    # whether text after an added token has a space in front, and a text that begins with one; files from before the
+    # flag have it so with control tokens alone
     legacy = configs.tokenizer.get("legacy")
     controls, hidden, own = {}, set(), {}
     for i, (piece, kind) in enumerate(zip(model.pieces, model.types, strict=True)):
