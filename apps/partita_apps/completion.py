@@ -27,8 +27,9 @@ def folders(ctx: click.Context, param: click.Parameter, typed: str) -> list[Comp
 
 
 def models(ctx: click.Context, param: click.Parameter, typed: str) -> list[CompletionItem]:
-    """Models on this machine by name; where none is meant, files and folders."""
-    from partita.sources import list_models
+    """Models on this machine by their names and short names; where none is meant, files and folders."""
+    from partita.sources import list_models, short_name
 
-    names = [model.name for model in list_models() if model.name.startswith(typed)] if typed else []
-    return [CompletionItem(name) for name in names] or files(ctx, param, typed)
+    found = list_models() if typed else []
+    names = [name for model in found for name in (short_name(model, found), model.name) if name is not None]
+    return [CompletionItem(name) for name in names if name.startswith(typed)] or files(ctx, param, typed)

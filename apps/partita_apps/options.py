@@ -258,6 +258,9 @@ def other_base(adapter: Adapter, model: str | None) -> str | None:
 
     Names are all there is to compare: last parts of paths, without what says a version or a kind of file.
     """
+    from partita.sources import full_name
+
+    model = None if model is None else full_name(model)
     trained, used = (_last_part(name) for name in (adapter.base_model, model))
     if trained is None or used is None or trained.lower() == used.lower():
         return None

@@ -31,7 +31,7 @@ from .prefix_cache import PrefixCache
 from .reply import Part, ReplyFormat, ReplyParser, ToolCall
 from .reuse import Reuse, default_bytes
 from .sampling import Sampler, Sampling, recommended
-from .sources import Progress, resolve
+from .sources import DEFAULT_MODEL, Progress, full_name, resolve
 from .speculative import Drafter, speculate
 from .stopping import StopStrings
 from .template import ChatTemplate, encode_chat
@@ -354,7 +354,8 @@ def load(
     on_layer: Callable[[int, int], None] | None = None,
     on_fallback: Callable[[str], None] | None = None,
 ) -> LanguageModel:
-    """A model by name: a folder, a `.gguf` file, `hf:owner/name`, `pypi:distribution==version`, or the default one.
+    """A model by name: a folder, a `.gguf` file, `hf:owner/name`, `pypi:distribution==version`, or the default one; of
+    a model that is on this machine, a short name that is no other's.
 
     backend: "auto", "mlx", "torch", "numpy", or an instance. adapter: the folder of one, PEFT's or mlx-lm's. stack:
     False where `with_adapter` is to be used later. on_fallback: is given one line where "auto" passed over something
@@ -377,7 +378,8 @@ def load(
         )
     tokenizer = checkpoint.load_tokenizer()  # first: it may be refused, and weights take long
     decoder = load_decoder(backend, checkpoint, stack=stack and found is None, on_layer=on_layer)
-    called = str(name) if name is not None else path.stem
+    full = full_name(None if name is None else str(name))
+    called = path.stem if full == DEFAULT_MODEL else full
     usual = recommended(checkpoint.generation_config)
     mark, told = checkpoint.fingerprint(), notes(checkpoint)
     model = LanguageModel(called, path, backend, decoder, tokenizer, mark, recommended=usual, notes=told)

