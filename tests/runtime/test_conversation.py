@@ -85,6 +85,26 @@ def test_what_a_cache_holds_is_known_whatever_it_is(tiny_model, source, turns, h
         assert found[: len(cached)] == cached or tokenizer.decode(cached, specials=True).endswith("\ufffd")
 
 
+def test_going_on_renders_the_conversation_once_however_long_it_is(tiny_model, monkeypatch):
+    tokenizer, template, rendered = tokenizer_of(tiny_model), ChatTemplate(CHATML), 0
+    render = ChatTemplate.renderings
+
+    def counted(self, messages, which, variables):
+        nonlocal rendered
+        texts = render(self, messages, which, variables)
+        rendered += sum(map(len, texts))
+        return texts
+
+    monkeypatch.setattr(ChatTemplate, "renderings", counted)
+    talk = [{"role": ("user", "assistant")[i % 2], "content": "a fox"} for i in range(1000)]
+    ids = encode_chat(tokenizer, template, talk, add_generation_prompt=False)
+    once, rendered = rendered, 0
+    transcript = Transcript(tokenizer, template)
+    transcript.resume(ids, talk)
+    assert rendered == once
+    assert transcript.encode([*talk, {"role": "user", "content": "and then"}])[: len(ids)] == ids
+
+
 @pytest.mark.parametrize("front", ["", "{{ bos_token }}", "{{ bos_token }}{{ bos_token }}"])
 @pytest.mark.parametrize("adds_bos", [True, False])
 def test_a_cache_has_one_bos_whatever_the_template_writes(tiny_model, front, adds_bos):

@@ -192,6 +192,17 @@ def test_what_another_tool_left_is_used(monkeypatch, tmp_path):
     assert sources.list_models() == []
 
 
+def test_a_damaged_note_is_none(monkeypatch):
+    with hub_at(Hub(dict(FOLDER)), monkeypatch):
+        got = elsewhere("owner/name")
+    (written,) = (sources.cache_dir() / "hub").iterdir()
+    for note in ("[" * 100_000, '{"files": ' + "[" * 100_000, "[]", '{"commit": 7, "files": 7}'):
+        written.write_text(note)
+        assert sources.find("owner/name") == Path(got["path"])  # as one that another tool left
+    (Path(got["path"]) / "model-00002-of-00002.safetensors").unlink()
+    assert "nothing is fetched offline" in elsewhere("owner/name", offline=True)["error"]
+
+
 def test_a_new_commit_is_seen_by_refresh_only(monkeypatch):
     with hub_at(Hub(dict(FOLDER)), monkeypatch) as hub:
         old = elsewhere("owner/name")["path"]

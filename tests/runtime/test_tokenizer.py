@@ -413,3 +413,12 @@ def test_template_files_go_before_the_config(library, tmp_path):
     assert Tokenizer.from_folder(tmp_path).chat_template == "D"
     (tmp_path / "chat_template.jinja").write_text("J")
     assert Tokenizer.from_folder(tmp_path).chat_template == "J"
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "chat_template.json", "tokenizer_config.json"])
+def test_the_size_of_a_template_is_bounded_before_it_is_read(library, tmp_path, name):
+    library.save(str(tmp_path / "tokenizer.json"))
+    with (tmp_path / name).open("wb") as file:
+        file.truncate(3 << 30)  # sparse
+    with pytest.raises(CheckpointError, match=f"{name}: 3221225472 bytes are too many"):
+        Tokenizer.from_folder(tmp_path)
