@@ -7,13 +7,16 @@ that documents use (MODEL, DATA, letters.jsonl …) are a tiny model, its adapte
 
 from __future__ import annotations
 
+import ast
 import io
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +25,17 @@ import pytest
 
 import partita
 from partita_apps import cli
+from partita_apps.aliases import Aliased
+from partita_apps.chat import commands as chat_commands
 from partita_apps.finetune.settings import read_config
 
 from ..apps import finetuning
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")])
+COMING_FROM = ROOT / "docs/coming-from.md"
+TROUBLESHOOTING = ROOT / "docs/troubleshooting.md"
+SOURCES = sorted(path for name in ("runtime", "backends", "convert", "apps") for path in (ROOT / name).rglob("*.py"))
 FENCE = re.compile(r"^```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
 LANGUAGES = {"python", "sh", "console", "yaml", "text"}
 QUESTION = "What is the capital of France?"
@@ -192,3 +200,149 @@ def test_settings_are_read(block: Block, tmp_path: Path) -> None:
     (tmp_path / "settings.yaml").write_text(block.text)
     found: dict[str, Any] = read_config(tmp_path / "settings.yaml")
     assert len(found) == sum(bool(re.match(r"[\w-]+:", line)) for line in block.text.splitlines())
+
+
+# Options, messages and variables that the documents name
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table. heads, cells: of its columns, from left to right."""
+
+    heads: list[str]
+    cells: list[str]
+
+    def column(self, head: str) -> str:
+        return self.cells[self.heads.index(head)]
+
+
+def table_rows(document: Path) -> Iterator[Row]:
+    heads: list[str] | None = None
+    for line in FENCE.sub("", document.read_text(encoding="utf-8")).splitlines():
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if not line.startswith("|"):
+            heads = None
+        elif heads is None:
+            heads = cells
+        elif not re.fullmatch(r"[-:| ]+", line):
+            assert len(cells) == len(heads), f"{document.name}: {line}"
+            yield Row(heads, cells)
+
+
+def code(text: str) -> list[str]:
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+def subcommand(names: list[str]) -> tuple[click.Command, list[str]]:
+    """The command that words begin with, and the words after its name."""
+    command: click.Command = cli.cli
+    while isinstance(command, click.Group) and names and not names[0].startswith("-"):
+        found = command.get_command(click.Context(command), names[0])
+        assert found is not None, names
+        command, names = found, names[1:]
+    return command, names
+
+
+def option_names(command: click.Command) -> set[str]:
+    """Every spelling that the command's parser takes."""
+    found = {"-h", "--help"}
+    for param in command.params:
+        if isinstance(param, click.Option):
+            found |= {*param.opts, *param.secondary_opts, *(param.also if isinstance(param, Aliased) else ())}
+    return found
+
+
+@cache
+def all_option_names() -> frozenset[str]:
+    waiting, found = [subcommand([name])[0] for name in cli.COMMANDS | cli.ALIASES], set[str]()
+    while waiting:
+        command = waiting.pop()
+        found |= option_names(command)
+        waiting += command.commands.values() if isinstance(command, click.Group) else ()
+    return frozenset(found)
+
+
+def assert_exists(text: str, command: str | None = None) -> None:
+    """A piece of code that begins as something of ours is something of ours. command: whose options stand alone."""
+    words = text.split()
+    if words[0].startswith("/"):
+        assert words[0].removeprefix("/") in chat_commands.COMMANDS, text
+        return
+    if words[0] == "partita" and len(words) > 1:
+        known, words = subcommand(words[1:])
+        names = option_names(known)
+    else:
+        names = all_option_names() if command is None else option_names(subcommand([command])[0])
+    for word in words:
+        assert not re.match(r"--?[a-z]", word) or word.partition("=")[0] in names, text
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_a_command_that_is_named_has_its_options(document: Path) -> None:
+    for text in code(FENCE.sub("", document.read_text(encoding="utf-8"))):
+        if text.startswith("partita ") and "…" not in text:
+            assert_exists(text)
+
+
+def test_what_stands_beside_other_tools_exists() -> None:
+    """The column `partita` (or `partita COMMAND`, for a command's own options), and what "works too"."""
+    rows = list(table_rows(COMING_FROM))
+    assert len(rows) > 100
+    for row in rows:
+        head = next(head for head in row.heads if head.startswith("partita"))
+        also = re.findall(r"((?:`[^`]+`(?:, | and )?)+) works? too", row.cells[-1])
+        for text in [*code(row.column(head)), *code(" ".join(also))]:
+            assert_exists(text, head.removeprefix("partita").strip() or None)
+
+
+@cache
+def source_texts() -> tuple[str, ...]:
+    """Every text in the sources, with a zero byte for each value that is filled in."""
+    found = [(ROOT / ".ci/setup").read_text(encoding="utf-8")]
+    for path in SOURCES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        found += [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and type(node.value) is str]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "\0" for part in node.values]
+                found.append("".join(map(str, parts)))
+    return tuple(found)
+
+
+MESSAGES = [code(row.column("message"))[0] for row in table_rows(TROUBLESHOOTING) if "message" in row.heads]
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_a_message_that_is_quoted_is_printed(message: str) -> None:
+    """`…` stands for what is filled in."""
+    parts = [re.escape(part) for part in message.split("…")]
+    assert any(re.search(".*".join(parts), text, re.DOTALL) for text in source_texts())
+
+
+def variables(path: Path) -> set[str]:
+    """Environment variables that a module names; nothing for one that reads no environment."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = list(ast.walk(tree))
+    if not any(isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv") for node in nodes):
+        return set()
+    texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    return {text for text in texts if re.fullmatch(r"_?[A-Z][A-Z0-9]*(_[A-Z0-9]+)*", text)} - NO_VARIABLES
+
+
+NO_VARIABLES = {"ON", "YES", "TRUE", "ERROR", "MB", "GB", "CUDA", "SIGTERM", "SIGHUP"}
+"""Words in capitals in modules that read the environment."""
+
+
+def test_every_variable_that_is_read_is_in_the_table() -> None:
+    rows = [row for row in table_rows(TROUBLESHOOTING) if "variable" in row.heads]
+    told = {name for row in rows for name in code(row.column("variable"))}
+    read = set[str]().union(*map(variables, SOURCES))
+    assert {"PARTITA_CACHE", "HF_HOME", "LOCAL_RANK", "NO_COLOR"} <= read
+    assert read <= told, read - told
+    ours = {
+        name for row in rows if row.column("read by").startswith("partita") for name in code(row.column("variable"))
+    }
+    assert ours <= read, f"nothing reads {ours - read}"
+    tests = (ROOT / "tests").rglob("*.py")
+    everywhere = "".join(path.read_text(encoding="utf-8") for path in [*tests, ROOT / "Makefile"])
+    assert set(re.findall(r"\bPARTITA_[A-Z_]+", everywhere)) <= told | {"_PARTITA_COMPLETE", "PARTITA_COMPLETE"}
