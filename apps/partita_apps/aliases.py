@@ -55,7 +55,12 @@ def shifted(named: str | None, *arguments: str | None) -> tuple[str | None, ...]
 
 def similar(typed: str, known: Iterable[str]) -> str:
     """ " Did you mean …?" for a mistyped word, or nothing. Dashes make no two options alike."""
+    found = alike(typed, known)
+    return f" Did you mean {' or '.join(map(repr, found))}?" if found else ""
+
+
+def alike(typed: str, known: Iterable[str]) -> list[str]:
+    """The words that a mistyped one may stand for, the most similar first."""
     bare = typed.lstrip("-")
     found = get_close_matches(typed, list(known))
-    found = [word for word in found if SequenceMatcher(None, bare, word.lstrip("-")).ratio() >= CLOSE]
-    return f" Did you mean {' or '.join(map(repr, found))}?" if found else ""
+    return [word for word in found if SequenceMatcher(None, bare, word.lstrip("-")).ratio() >= CLOSE]

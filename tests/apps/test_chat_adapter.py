@@ -106,7 +106,7 @@ def test_switching_goes_on_with_the_conversation(talk: Talk, tiny_model: Path) -
     expected = reply(base, "the fox")
     loud = reply(talk, "the fox")
     assert perform(talk, "/adapter") == "adapter: loud; there are also calm, none"
-    assert perform(talk, "/adapter calm").startswith("adapter: calm")
+    assert str(perform(talk, "/adapter calm")).startswith("adapter: calm")
     perform(talk, "/clear")
     calm = reply(talk, "the fox")
     perform(talk, "/adapter none")
@@ -117,7 +117,7 @@ def test_switching_goes_on_with_the_conversation(talk: Talk, tiny_model: Path) -
     assert [message["role"] for message in talk.messages] == ["user", "assistant"]
     assert reply(talk, "and the dog")
     assert len(talk.messages) == 4
-    assert "adapter             loud" in perform(talk, "/show")
+    assert "adapter             loud" in str(perform(talk, "/show"))
 
 
 def test_a_switch_reads_the_conversation_anew(talk: Talk) -> None:

@@ -39,7 +39,7 @@ def shown(model: Path, given: dict[str, object]) -> dict[str, str]:
     """The settings of a conversation as /show tells them."""
     loaded = partita.load(model, backend="numpy")
     talk = Talk(loaded, Settings.over(usual_sampling(loaded.recommended)[0], given), CacheOptions())
-    return {line.split()[0]: line.split(maxsplit=1)[1] for line in perform(talk, "/show").splitlines()}
+    return {line.split()[0]: line.split(maxsplit=1)[1] for line in str(perform(talk, "/show")).splitlines()}
 
 
 def test_a_conversation_takes_what_the_model_recommends(recommending: Path) -> None:

@@ -1,6 +1,7 @@
 """The line editor of the chat: many lines, history, completion of commands. Returns texts and knows no model.
 
-On a terminal that knows no escape sequences its own line is all the editor there is.
+On a terminal that knows no escape sequences its own line is all the editor there is. A text that begins with three
+quotation marks goes on, whatever keys end its lines, until a line ends with three.
 """
 
 from __future__ import annotations
@@ -22,9 +23,31 @@ from prompt_toolkit.styles import Style
 
 HINT = "Enter sends · Alt+Enter new line · /help · Ctrl-D leaves"
 AGAIN = "Ctrl-C again leaves"
+QUOTES = '"""'
+HOW_TO_CLOSE = f"{QUOTES} at the end of a line sends · Ctrl-C clears"
 _STYLE = Style.from_dict(
     {"prompt": "bold ansigreen", "bottom-toolbar": "noreverse", "bottom-toolbar.text": "ansibrightblack"}
 )
+
+
+def is_open(text: str) -> bool:
+    """Whether a text begins with three quotation marks, and no line of it ends with three more."""
+    return text.startswith(QUOTES) and not any(map(_closes, text.removeprefix(QUOTES).split("\n")))
+
+
+def quoted(text: str) -> str | None:
+    """What stands between three quotation marks and three more; None for a text that does not stand between them.
+
+    A line end beside them belongs to them.
+    """
+    inner = text.rstrip().removeprefix(QUOTES)
+    if not text.startswith(QUOTES) or not _closes(inner):
+        return None
+    return inner.removesuffix(QUOTES).removeprefix("\n").removesuffix("\n")
+
+
+def _closes(line: str) -> bool:
+    return line.rstrip().endswith(QUOTES)
 
 
 class Ask:
@@ -55,7 +78,8 @@ class Ask:
         self._armed = False
 
     def _toolbar(self) -> StyleAndTextTuples:
-        return [("class:bottom-toolbar.text", AGAIN if self._armed else HINT)]
+        hint = HOW_TO_CLOSE if is_open(self._session.default_buffer.text) else HINT
+        return [("class:bottom-toolbar.text", AGAIN if self._armed else hint)]
 
     def _keys(self) -> KeyBindings:
         keys = KeyBindings()
@@ -63,7 +87,9 @@ class Ask:
         @keys.add("enter")
         def send(event: KeyPressEvent) -> None:
             buffer = event.current_buffer
-            if buffer.document.char_before_cursor == "\\":
+            if is_open(buffer.text):  # a backslash in it is text
+                buffer.insert_text("\n")
+            elif buffer.document.char_before_cursor == "\\":
                 buffer.delete_before_cursor()
                 buffer.insert_text("\n")
             else:
@@ -89,7 +115,7 @@ class PlainAsk:
     """The same for a terminal that takes no escape sequences. A line that ends in a backslash goes on in the next."""
 
     def ask(self) -> str:
-        armed, lines = False, []
+        armed, goes_on, lines = False, False, []
         while True:
             sys.stdout.write("  " if lines else "> ")
             sys.stdout.flush()
@@ -103,10 +129,13 @@ class PlainAsk:
                 continue
             if not line:
                 raise EOFError
-            lines.append(line.removesuffix("\n"))
-            if not lines[-1].endswith("\\"):
+            line = line.removesuffix("\n")
+            goes_on = goes_on and not _closes(line) if lines else is_open(line)
+            lines.append(line)
+            if not goes_on and not line.endswith("\\"):
                 return "\n".join(lines)
-            lines[-1] = lines[-1].removesuffix("\\")
+            if not goes_on:
+                lines[-1] = line.removesuffix("\\")
 
 
 class Slashes(Completer):

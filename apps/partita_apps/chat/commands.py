@@ -1,9 +1,15 @@
-"""What a line that begins with a slash does. A command is a function from the talk and the rest of the line to text."""
+"""What a line means: a text for the model, a command that begins with a slash, or a wish to leave.
+
+A command is a function from the talk and the rest of the line to what the person is told, or to a text to be answered.
+Not here: asking the model.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+import textwrap
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +17,17 @@ from partita.errors import DataError
 from partita.paths import own
 from partita.sampling import Sampling
 
+from ..aliases import alike
 from ..progress import size
+from .ask import QUOTES, quoted
+from .clipboard import copy
+from .editor import edited
 from .saved import Saved, load, save
-from .settings import NAMES, SAMPLING, usual_sampling
+from .settings import NAMES, SAMPLING, Settings, usual_sampling
+from .show import last_turn
 from .talk import Talk
+
+WORDS = ("exit", "quit", "bye")  # alone on a line they leave
 
 
 class Leave(Exception):
@@ -22,26 +35,73 @@ class Leave(Exception):
 
 
 @dataclass(frozen=True)
+class Send:
+    """A text to be answered. replaces: in the place of the last turn. note: what the person is told before."""
+
+    text: str
+    replaces: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Command:
+    """also: its other names."""
+
     arguments: str
     summary: str
-    run: Callable[[Talk, str], str]
+    run: Callable[[Talk, str], str | Send]
+    also: tuple[str, ...] = ()
 
 
-def perform(talk: Talk, line: str) -> str:
-    """What to tell the person. Raises DataError for what cannot be done, Leave for /exit."""
+def read(talk: Talk, line: str) -> str | Send:
+    """What to tell the person, or to ask the model. Errors as `perform`; Leave for a word that stands for it."""
+    block = quoted(line)
+    if block is not None:
+        return Send(block)
+    if line.rstrip() in WORDS:
+        raise Leave
+    if not line.startswith("/"):
+        return Send(line)
+    return Send(line[1:]) if line.startswith("//") else perform(talk, line.strip())
+
+
+def perform(talk: Talk, line: str) -> str | Send:
+    """What a command has to say or to ask. Raises DataError for what cannot be done, Leave for /exit."""
     name, _, rest = line.removeprefix("/").partition(" ")
-    command = COMMANDS.get(name)
+    command = named_commands().get(name)
     if command is None:
-        raise DataError(f"/{name} is no command: /help lists them, and // in front sends a text that begins with /")
+        found = " or ".join(f"/{word}" for word in alike(name, named_commands()))
+        known = f"; did you mean {found}? /help lists them" if found else ": /help lists them"
+        raise DataError(f"/{name} is no command{known}, and // in front sends a text that begins with /")
+    if rest.strip() and not command.arguments:
+        raise DataError(f"/{name} takes nothing behind it; // in front sends a text that begins with /")
     return command.run(talk, rest.strip())
 
 
+def named_commands() -> dict[str, Command]:
+    """The commands by all their names."""
+    return {each: command for name, command in COMMANDS.items() for each in (name, *command.also)}
+
+
 def help_(talk: Talk, rest: str) -> str:
-    rows = [(f"/{name} {command.arguments}".rstrip(), command.summary) for name, command in COMMANDS.items()]
-    rows += KEYS
-    width = max(len(left) for left, _ in rows)
-    return "\n".join(f"  {left:<{width}}  {right}" for left, right in rows)
+    rows = [(f"{names(name)} {command.arguments}".rstrip(), command.summary) for name, command in COMMANDS.items()]
+    return beside([*rows, *KEYS])
+
+
+def names(first: str) -> str:
+    return ", ".join(f"/{name}" for name in (first, *COMMANDS[first].also))
+
+
+def beside(rows: Sequence[tuple[str, str]]) -> str:
+    """Two columns; on a narrow terminal the right one below the left one, so that its lines stay readable."""
+    columns, left = shutil.get_terminal_size().columns, max(len(left) for left, _ in rows)
+    if columns < left + 40:
+        return "\n".join(f"{a}\n{indented(b, ' ' * 4, max(columns, 20))}" for a, b in rows)
+    return "\n".join(f"  {a:<{left}}  {indented(b, ' ' * (left + 4), columns).lstrip()}" for a, b in rows)
+
+
+def indented(text: str, margin: str, width: int) -> str:
+    return textwrap.fill(text, width, initial_indent=margin, subsequent_indent=margin)
 
 
 def set_(talk: Talk, rest: str) -> str:
@@ -110,7 +170,58 @@ def load_(talk: Talk, rest: str) -> str:
     saved = load(path)
     talk.take(saved.messages, saved.settings)
     other = "" if saved.model == talk.model.name else f"; it was held with {saved.model}"
-    return f"{counted(len(saved.messages))} loaded from {path}{other}"
+    shown = f"{last_turn(talk)}\n" if talk.messages else ""
+    return f"{shown}{counted(len(saved.messages))} loaded from {path}{other}"
+
+
+def undo(talk: Talk, rest: str) -> str:
+    if talk.raw:
+        raise DataError("/undo takes back a turn of a conversation, and --raw has none: each text stands by itself")
+    text = talk.undo()
+    left = f"{counted(len(talk.messages))} left" if talk.messages else "nothing is left"
+    return f"taken back: {brief(text, 60)}\n{left}"
+
+
+def retry(talk: Talk, rest: str) -> Send:
+    if not talk.latest:
+        raise DataError("there is nothing to answer again: send a text first")
+    return Send(talk.latest[0]["content"], replaces=not talk.raw, note=unvaried(talk.settings))
+
+
+def unvaried(settings: Settings) -> str:
+    """Why the same text is given the same reply; nothing where chance decides."""
+    if settings.sampling.temperature == 0:
+        return "temperature is 0: a text is given the same reply every time; /set temperature 0.7 varies it"
+    if settings.sampling.seed is not None:
+        return (
+            f"seed is {settings.sampling.seed}, which gives a text the same reply every time; /set seed none varies it"
+        )
+    return ""
+
+
+def edit(talk: Talk, rest: str) -> str | Send:
+    if rest not in ("", "new"):
+        raise DataError(f"/edit {rest}: there is only /edit, for the last text, and /edit new")
+    again = bool(talk.latest) and not rest
+    text = edited(talk.latest[0]["content"] if again else "")
+    if text is None:
+        return "Nothing was saved, so nothing is sent."
+    return Send(text, replaces=again and not talk.raw, note=f"> {brief(text, 240)}")
+
+
+def copy_(talk: Talk, rest: str) -> str:
+    if not talk.latest:
+        raise DataError("there is no reply to copy yet")
+    text = talk.latest[1]["content"]
+    if not text:
+        raise DataError("the latest reply says nothing that could be copied: it is only thoughts or calls")
+    return f"{len(text)} character{'s' * (len(text) != 1)} copied {copy(text)}"
+
+
+def brief(text: str, most: int) -> str:
+    """The beginning of a text in one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[:most]}…"
 
 
 def exit_(talk: Talk, rest: str) -> str:
@@ -138,17 +249,23 @@ def shown(value: object) -> str:
 
 
 COMMANDS = {
-    "help": Command("", "this list", help_),
+    "help": Command("", "this list", help_, also=("?",)),
     "set": Command("NAME VALUE", "change a setting; none takes system, stop, seed and template_var away", set_),
     "show": Command("[thoughts]", "settings, model, cache and memory; or what was thought for the latest reply", show),
+    "retry": Command("", "answer the last text again", retry),
+    "undo": Command("", "take the last turn back; again: the one before", undo),
+    "edit": Command("[new]", "change the last text in your editor and answer it again; new: write another", edit),
+    "copy": Command("", "put the latest reply into the clipboard", copy_),
     "adapter": Command("NAME", "use another of the adapters given with --adapter, or none", adapter),
     "clear": Command("", "a new conversation", clear),
     "save": Command("FILE", "write the conversation to a file", save_),
     "load": Command("FILE", "go on with a saved conversation", load_),
-    "exit": Command("", "leave", exit_),
+    "exit": Command("", "leave", exit_, also=("bye", "quit")),
 }
 KEYS = [
     ("//text", "send a text that begins with /"),
+    (QUOTES, f"begin a text of many lines, which ends with {QUOTES} and is sent as it is"),
+    (", ".join(WORDS), "leave, alone on a line; a space in front sends the word"),
     ("Enter", "send"),
     ("Alt+Enter, \\ Enter", "a new line"),
     ("Ctrl-C", "stop the reply; at the prompt clear the line, twice leave"),

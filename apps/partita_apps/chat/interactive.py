@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 
 import click
 
@@ -17,7 +17,7 @@ from partita.errors import PartitaError
 from ..progress import size
 from ..terminal import is_dumb
 from .ask import Ask, PlainAsk
-from .commands import COMMANDS, Leave, counted, perform
+from .commands import Leave, Send, counted, named_commands, read
 from .figures import Figures
 from .kept import Keeper
 from .screen import Screen
@@ -35,7 +35,7 @@ class Stopped(Exception):
 
 def converse(talk: Talk, keeper: Keeper, *, trace: bool) -> None:
     """Until the person leaves. Every turn is kept, in its file if there is one."""
-    ask = PlainAsk() if is_dumb() else Ask(list(COMMANDS), NAMES)
+    ask = PlainAsk() if is_dumb() else Ask(list(named_commands()), NAMES)
     greet(talk)
     told = talk.session.forgotten > 0
     while True:
@@ -45,13 +45,16 @@ def converse(talk: Talk, keeper: Keeper, *, trace: bool) -> None:
             return
         if not line.strip():
             continue
+        before = talk.messages
         try:
-            if line.startswith("/") and not line.startswith("//"):
-                click.echo(wrapped(perform(talk, line.strip())) + "\n")
-            else:
-                turn(talk, line[1:] if line.startswith("//") else line, trace)
+            meant = read(talk, line)
+            if isinstance(meant, Send):
+                send(talk, meant, trace)
                 told = tell_forgotten(talk, told)
                 click.echo()
+            else:
+                click.echo(wrapped(meant) + "\n")
+            if talk.messages is not before:
                 keeper.save()
         except Leave:
             return
@@ -78,6 +81,13 @@ def greet(talk: Talk) -> None:
         click.echo(wrapped(last_turn(talk)))
         held = len(talk.session.tokens)
         click.secho(f"{counted(len(talk.messages))} so far, {held} tokens in the cache\n", dim=True)
+
+
+def send(talk: Talk, what: Send, trace: bool) -> None:
+    if what.note:
+        click.secho(wrapped(what.note), dim=True)
+    with talk.replacing() if what.replaces else nullcontext():
+        turn(talk, what.text, trace)
 
 
 def turn(talk: Talk, text: str, trace: bool) -> None:

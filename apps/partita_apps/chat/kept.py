@@ -80,12 +80,12 @@ class Keeper:
             self._kept = self._now()
 
     def save(self) -> None:
-        """Write the file, where anything was said since. Raises DataError where that cannot be done.
+        """Write the file, where anything was said or taken back since. Raises DataError where that cannot be done.
 
         A conversation that was cleared replaces the one in the file once something is said in it.
         """
         now = self._now()
-        if self._path is None or not now.messages or now == self._kept:
+        if self._path is None or not (now.messages or self._talk.emptied) or now == self._kept:
             return
         said = {"messages": now.messages, "replies": now.replies, "system": now.system}
         self._talk.session.save(self._path, {_KEY: said})

@@ -6,7 +6,8 @@ Invariant: messages hold whole turns only, a user's text followed by what the mo
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -62,16 +63,47 @@ class Talk:
         self.messages: list[dict[str, Any]] = []
         self.replies: list[list[int] | None] = []
         """Ids of each answer as generated; None where they stand no longer as they did, so its text counts."""
+        self.emptied = False
+        """Whether there are no messages because the first turn was taken back."""
+        self._alone: list[dict[str, Any]] = []  # the last turn of --raw, which has no conversation
         self._read: str | None = settings.system  # the system prompt that the answers were given under
         self.transcript = None if raw else Transcript(model.tokenizer, model.template)
         self.session = self._new_session()
         self.prompt_tokens = 0
         """Tokens of the last prompt, the whole conversation included."""
 
+    @property
+    def latest(self) -> list[dict[str, Any]]:
+        """The last turn, what was asked and what was answered; empty where nothing was said yet."""
+        return self.messages[-2:] or self._alone
+
     def clear(self) -> None:
         """A new conversation with the same settings."""
-        self.messages, self.replies = [], []
+        self.messages, self.replies, self.emptied, self._alone = [], [], False, []
         self.session = self._new_session()
+
+    def undo(self) -> str:
+        """Take the last turn back and return what was asked in it. The cache then holds nothing of it, either.
+
+        Raises DataError where there is no turn.
+        """
+        if not self.messages:
+            raise DataError("there is no turn to take back")
+        text, left = self.messages[-2]["content"], self.messages[:-2]
+        self.session.align(self._prompt(left, "?"))  # any next text will do: it parts from the one taken back
+        self.messages, self.replies, self.emptied = left, self.replies[:-1], not left
+        return text
+
+    @contextmanager
+    def replacing(self) -> Iterator[None]:
+        """What is asked inside takes the place of the last turn, which stays if no reply begins."""
+        messages, replies = self.messages, self.replies
+        self.messages, self.replies = messages[:-2], replies[:-1]
+        try:
+            yield
+        finally:
+            if len(self.messages) < len(messages):
+                self.messages, self.replies = messages, [*replies[:-1], None]
 
     def change(self, settings: Settings) -> None:
         """Other settings from now on. Another system prompt is read at the next turn, with all that follows it."""
@@ -94,24 +126,23 @@ class Talk:
     def take(self, messages: list[dict[str, Any]], settings: Settings) -> None:
         """Go on with another conversation."""
         self.messages, self.replies = messages, [None] * (len(messages) // 2)
+        self.emptied = False
         self.change(settings)
 
     def resume(self, messages: list[dict[str, Any]], replies: list[list[int] | None], system: str | None) -> None:
         """Go on with a conversation whose tokens the session holds already, held under the prompt `system`."""
         if self.transcript is None:
             raise DataError("--raw has no conversation to go on with: leave it out")
-        resume = partial(self.transcript.resume, self.session.tokens)
-        self._rendered(resume, [*system_message(system), *messages])
+        if messages:  # else every turn was taken back, and templates want one
+            resume = partial(self.transcript.resume, self.session.tokens)
+            self._rendered(resume, [*system_message(system), *messages])
         self.messages, self.replies, self._read = messages, replies, system
 
     def encode(self, text: str) -> list[int]:
         """Ids of the conversation with `text` as its next turn. Raises DataError for an empty text."""
         if not text.strip():
             raise DataError("the prompt is empty: give some text")
-        if self.transcript is None:
-            return self.model.encode(text, raw=True)
-        messages = [*self._system(), *self.messages, {"role": "user", "content": text}]
-        return self._rendered(self.transcript.encode, messages)
+        return self._prompt(self.messages, text)
 
     def reply(
         self,
@@ -147,13 +178,20 @@ class Talk:
                     ids.append(piece.token.id)
                 yield piece
         finally:
-            if said and self.transcript is not None:
+            if said and self.transcript is None:
+                self._alone = [asked(text), answered(said, calls=False)]
+            elif said and self.transcript is not None:
                 self.transcript.add_reply(ids)
                 if self.settings.system != self._read:  # everything was read anew, and the earlier answers as text
                     self.replies, self._read = [None] * len(self.replies), self.settings.system
                 self.replies = [*self.replies, ids]
                 answer = answered(said, self.model.template.mentions("tool_calls"))
-                self.messages = [*self.messages, {"role": "user", "content": text}, answer]
+                self.messages, self.emptied = [*self.messages, asked(text), answer], False
+
+    def _prompt(self, messages: Sequence[Mapping[str, Any]], text: str) -> list[int]:
+        if self.transcript is None:
+            return self.model.encode(text, raw=True)
+        return self._rendered(self.transcript.encode, [*self._system(), *messages, asked(text)])
 
     def _rendered(self, use: Callable[..., Any], messages: Sequence[Mapping[str, Any]]) -> Any:
         """use(messages, …); with tool calls as text where the template does not take them as they are.
@@ -193,13 +231,18 @@ class Talk:
         return next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), len(first))
 
     def _begun_with(self, word: str) -> list[int]:
-        messages = [*self._system(), {"role": "user", "content": word}]
+        messages = [*self._system(), asked(word)]
         return encode_chat(self.model.tokenizer, self.model.template, messages, **self.settings.template_var)
 
 
 def system_message(system: str | None) -> list[Mapping[str, Any]]:
     """What stands in front of a conversation: nothing, or the instructions."""
     return [] if system is None else [{"role": "system", "content": system}]
+
+
+def asked(text: str) -> dict[str, Any]:
+    """The message of a text that a person sent."""
+    return {"role": "user", "content": text}
 
 
 def answered(pieces: Iterable[Piece], calls: bool) -> dict[str, Any]:
