@@ -10,30 +10,37 @@ from typing import Any
 import click
 
 from partita.errors import DataError, MemoryBudgetError
+from partita.paths import own
 
-from .completion import models
+from .aliases import model_option, shifted
+from .completion import files, models
 from .options import adapter_option, cache_options, load_model, model_options, tell
-from .paths import OwnPath
 from .terminal import console
 
 
 @click.command("eval")
-@click.argument("model", shell_complete=models)
-@click.argument("textfile", type=OwnPath())
-@click.option("--max-tokens", type=int, default=None, help="Use the first N tokens of the text only.")
-@click.option("--segment", type=int, default=2048, show_default=True, help="Tokens a segment of the report covers.")
+@click.argument("model", required=False, metavar="MODEL", shell_complete=models)
+@click.argument("textfile", required=False, metavar="TEXTFILE", shell_complete=files)
+@click.option("--max-tokens", type=int, default=None, metavar="N", help="Use the first N tokens only; 2 or more.")
+@click.option(
+    "--segment", type=int, default=2048, show_default=True, metavar="N", help="Tokens a segment of the report covers."
+)
 @click.option(
     "--compare/--no-compare",
     default=None,
-    help="KL and top-1 against a cache of full width.  [default: with several --kv]",
+    help="KL (nats) and top-1 against a cache of full width.  [default: with several --kv]",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 @adapter_option
+@model_option
 @model_options
 @cache_options
+@click.pass_context
 def evaluate(
-    model: str,
-    textfile: Path,
+    ctx: click.Context,
+    model: str | None,
+    textfile: str | None,
+    named: str | None,
     max_tokens: int | None,
     segment: int,
     compare: bool | None,
@@ -46,11 +53,17 @@ def evaluate(
     """Perplexity of TEXTFILE (UTF-8) under MODEL, streamed once through the cache.
 
     --kv takes several formats, separated by commas, for a table, in which each is then read once more beside a cache of
-    full width: KL is the mean divergence of the next token's probabilities, top-1 how often the likeliest agrees.
+    full width: KL is the mean divergence of the next token's probabilities in nats, top-1 how often the most probable
+    token is the same.
     """
+    model, textfile = shifted(named, model, textfile)
+    if model is None or textfile is None:
+        raise click.UsageError(f"Missing argument {'MODEL' if model is None else 'TEXTFILE'!r}", ctx)
     if max_tokens is not None and max_tokens < 2:
-        raise DataError(f"--max-tokens must be at least 2, one token to predict the next from, not {max_tokens}")
-    text = read_text(textfile)
+        raise DataError(f"--max-tokens must be >= 2, one token to predict the next from, got {max_tokens}")
+    if segment < 2:
+        raise DataError(f"--segment must be >= 2 tokens, got {segment}")  # now, not after minutes of reading
+    text = read_text(own(textfile))
     language_model = load_model(model, **backend)
     formats = [name.strip() for name in kv.split(",")]
     choices = [language_model.choose_cache(context=context, sinks=sinks, kv=name) for name in formats]

