@@ -86,7 +86,7 @@ class LazyGroup(click.Group):
 @click.version_option(__version__, prog_name="partita", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
-    """Run language models on this machine: one model and one cache, played by MLX, torch or numpy."""
+    """Run language models on this machine: one model and one cache, computed by MLX, torch or numpy."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 

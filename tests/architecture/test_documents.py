@@ -14,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -130,7 +131,7 @@ def assert_parses(arguments: list[str]) -> None:
 
 def test_every_block_says_what_it_is() -> None:
     assert {block.language for block in blocks()} <= LANGUAGES, [str(b) for b in blocks() if not b.language]
-    known = {"make", "partita", "python", ".venv/bin/pytest", "PARTITA_BACKENDS=torch", *LAUNCHERS}
+    known = {"make", "partita", "pip", "python", ".venv/bin/pytest", "PARTITA_BACKENDS=torch", *LAUNCHERS}
     assert {line.split()[0] for line in commands()} <= known
     assert set(ONLY_PARSED) <= set(commands())
 
@@ -186,6 +187,14 @@ def test_a_script_takes_its_flags(line: str) -> None:
     _, script, *arguments = shlex.split(line)
     assert (ROOT / script).is_file()
     assert_parses(["finetune", "MODEL", "DATA", *arguments])  # whose flags it passes on
+
+
+def test_what_pip_installs_exists() -> None:
+    """tests/architecture/test_packaging.py installs it. Extras: in brackets, wherever the documents name them."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {line.split(maxsplit=2)[2] for line in starting("pip")} == {"."}
+    texts = "".join(document.read_text(encoding="utf-8") for document in DOCUMENTS)
+    assert set(re.findall(r"(?:'\.|partita)\[(\w+)\]", texts)) <= set(extras)
 
 
 @pytest.mark.parametrize("line", [line for line in commands() if ".venv/bin/pytest" in line])
@@ -266,7 +275,7 @@ def assert_exists(text: str, command: str | None = None) -> None:
     """A piece of code that begins as something of ours is something of ours. command: whose options stand alone."""
     words = text.split()
     if words[0].startswith("/"):
-        assert words[0].removeprefix("/") in chat_commands.COMMANDS, text
+        assert words[0].removeprefix("/") in chat_commands.named_commands(), text
         return
     if words[0] == "partita" and len(words) > 1:
         known, words = subcommand(words[1:])
