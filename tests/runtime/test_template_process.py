@@ -9,18 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 
 import psutil
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from jinja2.filters import FILTERS
 
 from partita import template_process
 from partita.errors import TemplateError
-from partita.template import ChatTemplate
-from partita.template_process import TemplateProcess, shared
+from partita.template_process import TemplateProcess
 
 HELLO = [{"role": "user", "content": "hello"}]
 PLAIN = "{{ messages[0].content }}"
@@ -44,17 +39,16 @@ def pid_of(process: TemplateProcess) -> int:
     return process._child._process.pid
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        HANGS,
-        "{{ 2.5|round(400000000, 'floor') }}",
-        "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3,
-        "{{ ([range(99999)] * 99999)|map('sum')|sum }}",
-        "{% set n = namespace(x=0) %}{% for i in range(64) %}{% set n.x = {'a': n.x, 'b': n.x} %}{% endfor %}{{ n.x }}",
-        "{{ ('(' * 99999)|urlize(9, true)|length }}" * 999,
-    ],
-)
+LONG = [
+    "{{ 2.5|round(400000000, 'floor') }}",
+    "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3,
+    "{{ ([range(99999)] * 99999)|map('sum')|sum }}",
+    "{% set n = namespace(x=0) %}{% for i in range(64) %}{% set n.x = {'a': n.x, 'b': n.x} %}{% endfor %}{{ n.x }}",
+    "{{ ('(' * 99999)|urlize(9, true)|length }}" * 999,
+]
+
+
+@pytest.mark.parametrize("source", [HANGS, *LONG])
 def test_a_template_that_takes_too_long_is_one_line_and_the_next_one_renders(process, source):
     with pytest.raises(TemplateError, match=r"^chat template: it did not finish within 0\.3 seconds$"):
         rendered(process, source, 0.3)
@@ -181,15 +175,18 @@ def test_it_ends_with_a_process_that_is_killed(busy):
 
 
 def test_ctrl_c_reaches_a_program_whose_template_hangs():
+    """While one compiles as while it renders. The 2 s within which it is answered are the template's: later it would
+    be the template that is refused."""
     code = f"""
-threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
-try:
-    ChatTemplate({HANGS!r}, seconds=60).render(hello)
-except KeyboardInterrupt:
-    print(ChatTemplate({PLAIN!r}).render(hello))
+for source in {[HANGS, *LONG]!r}:
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    try:
+        ChatTemplate(source, seconds=2).render(hello)
+    except KeyboardInterrupt:
+        print(ChatTemplate({PLAIN!r}).render(hello))
 """
     out, err = python(BEGIN + code).communicate(timeout=60)
-    assert (out.split("\n")[1], err) == ("hello", "")
+    assert (out.split("\n")[1:-1], err) == (["hello"] * (1 + len(LONG)), "")
 
 
 def test_a_fork_has_its_own():
@@ -231,69 +228,3 @@ def wait_until(condition) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
-
-
-# ---------------------------------------------------------------- hostile templates
-
-VALUES = {
-    str: ["'a' * 999999", "'\\n ' * 99999", "'%99999999d'", "'{:99999999}'", "'<a>' * 9999", "'www.a.b ' * 9999", "''"],
-    list: ["['a'] * 9999", "[['a'] * 99] * 99", "range(99999)|list", "messages", "n.v", "[1, 2.5, 10 ** 4000]"],
-    dict: ["{'a': 'b' * 99999, 'c': n.v}", "{}", "messages[0]"],
-    int: ["10 ** 12", "99999999", "-1", "10 ** 4000"],
-    float: ["2.5", "1e300", "-0.0"],
-}
-ARGUMENTS = [
-    "99999999",
-    "'x' * 99999",
-    "99999999, 'x'",
-    "'a', 'b' * 99999",
-    "'a', 99999999",
-    "-1",
-    "true",
-    "n.v",
-    "1e9",
-]
-
-
-@st.composite
-def hostile(draw: st.DrawFn) -> str:
-    """A value through a filter or method, and perhaps another, with few arguments or large ones; then an operator.
-
-    n.v is a list that holds a list twice, that holds a list twice, and so on.
-    """
-    kind = draw(st.sampled_from(list(VALUES)))
-    value = st.sampled_from(VALUES[kind])
-    own = [f".{name}" for name in dir(kind) if name[0] != "_"]
-    filters = [f"|{name}" for name in sorted(FILTERS)]
-    expression = draw(value)
-    for names in (own + filters, filters)[: draw(st.integers(1, 2))]:
-        argument = draw(st.sampled_from(["", "", *ARGUMENTS]))
-        expression = f"({expression}){draw(st.sampled_from(names))}({argument})"
-    operator = draw(st.sampled_from(["", "", " + ", " * ", " ** ", " ~ ", " % ", " == ", " < ", " in "]))
-    times = draw(st.sampled_from([2, 40]))
-    doubled = f"{{% for i in range({times}) %}}{{% set n.v = [n.v, n.v] %}}{{% endfor %}}"
-    return f"{{% set n = namespace(v='a') %}}{doubled}{{{{ {expression}{operator}{draw(value) if operator else ''} }}}}"
-
-
-def attempt(source: str) -> None:
-    began = time.monotonic()
-    with suppress(TemplateError):
-        ChatTemplate(source, seconds=0.2).render(HELLO)
-    assert time.monotonic() - began < 10
-    if sys.platform == "linux" and shared()._child is not None:
-        assert psutil.Process(pid_of(shared())).rlimit(psutil.RLIMIT_AS) == (512 << 20, 512 << 20)
-
-
-@given(sources=st.lists(hostile(), min_size=8, max_size=8))
-@settings(max_examples=25, deadline=None)
-def test_whatever_a_template_tries_it_is_a_text_or_one_line(sources):
-    for source in sources:
-        attempt(source)
-
-
-@pytest.mark.slow
-@given(sources=st.lists(hostile(), min_size=8, max_size=8))
-@settings(max_examples=1000, deadline=None)
-def test_whatever_many_templates_try(sources):
-    for source in sources:
-        attempt(source)
