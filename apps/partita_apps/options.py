@@ -98,7 +98,7 @@ model_options = _stacked(
         type=int,
         default=None,
         metavar="N",
-        help="CPU threads of torch (the others decide for themselves).",
+        help="CPU threads; torch only, other backends choose by themselves.",
     ),
 )
 """Keywords: backend, device, dtype, threads. What `load_model` takes."""
@@ -126,7 +126,7 @@ adapter_options = option(
 
 
 def _cache_options(system: bool) -> Callable[[Command], Command]:
-    sinks = "first tokens that are kept for ever" + (", or system for the whole system prompt" if system else "")
+    sinks = "First tokens that are never dropped" + (", or system for the whole system prompt" if system else "")
     return _stacked(
         option(
             "--context",
@@ -134,21 +134,21 @@ def _cache_options(system: bool) -> Callable[[Command], Command]:
             type=Context(),
             default=None,
             metavar="N|auto",
-            help="Tokens that are seen; auto: as many as memory allows.  [default: the model's]",
+            help="Tokens that the model sees; auto: as many as fit into memory.  [default: the model's]",
         ),
         click.option(
             "--sinks",
             type=Sinks(system),
             default=None,
             metavar="N|system" if system else "N",
-            help=f"Of these, {sinks}.  [default: 4]",
+            help=f"{sinks}.  [default: 4]",
         ),
         click.option(
             "--kv",
             default="auto",
             metavar="FORMAT",
             shell_complete=one_of("auto", "16", "k8v8", "k8v4", "k4v4", "k4v4h"),
-            help="Bits of cached keys and values: auto (16 if it fits), 16, k8v8, k8v4, k4v4; h rotates, :64 groups.",
+            help="Bits of cached keys and values: auto (16 if it fits), 16, k8v8, k8v4, k4v4; an h rotates them first.",
         ),
     )
 
@@ -183,7 +183,7 @@ sampling_options = _stacked(
         type=float,
         default=None,
         metavar="F",
-        help="Leave out tokens less than F times as probable as the first.",
+        help="Leave out tokens less than F times as probable as the most probable one.",
     ),
     click.option(
         "--repetition-penalty",
@@ -207,11 +207,9 @@ sampling_options = _stacked(
         help="Subtract F for each time that a token was generated.",
     ),
     click.option("--seed", type=int, default=None, metavar="N", help="Make sampling repeatable."),
+    click.option("--stop", multiple=True, metavar="TEXT", help="End the reply before TEXT; repeatable."),
     click.option(
-        "--stop", multiple=True, metavar="TEXT", help="End the reply before TEXT; may be given several times."
-    ),
-    click.option(
-        "-n", "--max-tokens", type=int, default=None, metavar="N", help="Most tokens of a reply.  [default: 512]"
+        "-n", "--max-tokens", type=int, default=None, metavar="N", help="Longest reply, in tokens.  [default: 512]"
     ),
 )
 """Keywords: the fields of `Sampling` and max_tokens, None where not given; stop, a tuple."""
