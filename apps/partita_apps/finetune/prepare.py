@@ -27,7 +27,7 @@ from partita.lora import LoraConfig, count_values
 from partita.model import Decoder
 from partita.optim import AdamW
 from partita.paths import own
-from partita.sources import resolve
+from partita.sources import full_name, resolve
 from partita.template import ChatTemplate
 from partita.tokenizer import Tokenizer
 from partita.train import TrainConfig, Trainer
@@ -74,6 +74,7 @@ class Prepared:
 def prepare(settings: Settings, out: Path) -> Prepared:
     """Everything but the first step. out: the run's folder; the trainer writes its checkpoints there, when it runs."""
     path = resolve(settings.model, progress=TerminalProgress())
+    settings = replace(settings, model=full_name(settings.model))
     checkpoint, tokenizer = _base(settings, path)
     ops = _backend(settings, checkpoint)
     settings = replace(settings, dtype=ops.dtype)  # decided, so that --resume on another backend computes in the same
@@ -86,6 +87,8 @@ def prepare(settings: Settings, out: Path) -> Prepared:
             f"--max-length {settings.max_length} is beyond the {config.max_positions} tokens this model was trained on"
         )
     lora = _lora(settings)
+    chats = tokenizer.chat_template is not None and _is_chat(settings.data)
+    _check_variables(settings, tokenizer, chats)
     splits = _data(settings, tokenizer)
     if settings.patience is not None and splits.valid is None:
         raise DataError(
@@ -123,7 +126,6 @@ def prepare(settings: Settings, out: Path) -> Prepared:
         folder=out / CHECKPOINTS if ops.rank == 0 else None,
         identity={"model": checkpoint.fingerprint(), "dtype": ops.dtype},
     )
-    chats = tokenizer.chat_template is not None and _is_chat(settings.data)
     return Prepared(settings, ops, checkpoint, tokenizer, splits, chats, lora, trainer, parameters, weights, rest)
 
 
@@ -211,15 +213,29 @@ def _data(settings: Settings, tokenizer: Tokenizer) -> Splits:
             max_length=settings.max_length or 0,
             valid_fraction=settings.valid_fraction,
             seed=settings.seed,
+            variables=settings.variables,
             control_tokens=settings.control_tokens,
             on_progress=advance,
             progress=TerminalProgress(),
         )
 
 
+def _check_variables(settings: Settings, tokenizer: Tokenizer, chats: bool) -> None:
+    """DataError where no template would be told them; a line where the template does not read some of them."""
+    if not settings.template_var:
+        return
+    if not chats:
+        why = "the model has no chat template" if tokenizer.chat_template is None else "DATA begins with plain text"
+        raise DataError(f"--template-var is for conversations, and {why}: leave it out")
+    template = ChatTemplate.of(tokenizer)
+    unread = [name for name in settings.variables if not template.mentions(name)]
+    if unread:
+        tell(f"the model's chat template does not read {', '.join(unread)}")
+
+
 def _is_chat(source: str) -> bool:
     """Whether the first record of the training data is a conversation."""
-    path = data_files.find(source).train[0]
+    path = data_files.find(source, progress=TerminalProgress()).train[0]
     if path.suffix == ".txt":
         return False
     found = next(data_files.records(path), None)

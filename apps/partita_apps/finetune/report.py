@@ -181,7 +181,7 @@ def _data(prepared: Prepared) -> str:
 
 
 def _settings(prepared: Prepared, outcome: Outcome) -> str:
-    ops, trained = prepared.ops, prepared.trained
+    ops, trained, settings = prepared.ops, prepared.trained, prepared.settings
     rows: list[tuple[Any, ...]] = [
         ("trained values", f"{trained:,} of {prepared.parameters:,} ({trained / max(prepared.parameters, 1):.2%})"),
         ("device", f"{ops.name} on {ops.device}, {ops.dtype}"),
@@ -191,7 +191,8 @@ def _settings(prepared: Prepared, outcome: Outcome) -> str:
     ]
     hidden: tuple[str, ...] = ("model", "data", "sample", "backend", "device", "dtype", "epochs")
     hidden += OF_ADAPTERS if prepared.lora is None else ()
-    said = prepared.settings.document()
+    said = settings.document()
+    said["template_var"] = ", ".join(f"`{text}`" for text in settings.template_var) or None
     rows += [(f"`{name.replace('_', '-')}`", value) for name, value in said.items() if name not in hidden]
     return _table(("", ""), [row for row in rows if row[1] is not None])
 

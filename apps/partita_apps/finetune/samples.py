@@ -42,7 +42,7 @@ def prompts(prepared: Prepared) -> list[Prompt]:
         if not prepared.chats:  # read as the texts of the data are
             return [Prompt(tuple(_raw(prepared, text)), text) for text in settings.sample]
         speaker = _language_model(prepared, None)
-        return [Prompt(tuple(speaker.encode(text)), text) for text in settings.sample]
+        return [Prompt(tuple(speaker.encode(text, **settings.variables)), text) for text in settings.sample]
     return _of_data(prepared.splits, tokenizer, settings.sample_tokens)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from partita.errors import DataError
+from partita.template import parse_variable
 
 METHODS = ("lora", "dora", "full")
 SCHEDULES = ("cosine", "linear", "constant")
@@ -53,6 +54,7 @@ class Settings:
     packing: bool = True
     valid_fraction: float = 0.05
     control_tokens: bool = False
+    template_var: tuple[str, ...] = ()
     seed: int = 0
     eval_every: int | None = None
     eval_batches: int = 50
@@ -77,6 +79,7 @@ class Settings:
         if self.from_scratch is not None and self.method != "full":
             raise DataError("--from-scratch trains every weight: add --method full")
         self._refuse_adapters_settings()
+        _ = self.variables
         least = {"eval_batches": 1, "sample_tokens": 0, "batch_size": 1, "save_every": 1, "seed": 0, "clip": 0}
         least |= {"steps": 1, "eval_every": 1, "accumulate": 1, "patience": 1, "warmup": 0, "max_length": 2}
         for name, low in least.items():
@@ -87,6 +90,16 @@ class Settings:
             high = MOST_SEED if name == "seed" else MOST
             if isinstance(value, int) and value > high:
                 raise DataError(f"{flag(name)} must be at most {high}, not {value}")
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the chat template is told besides the conversation, by name. DataError for a name given twice."""
+        found: dict[str, Any] = {}
+        for name, value in map(parse_variable, self.template_var):
+            if name in found:
+                raise DataError(f"--template-var {name} given twice: leave one of them out")
+            found[name] = value
+        return found
 
     def _refuse_adapters_settings(self) -> None:
         """Of a run that has no adapters: `--layers 8` would not mean that the other layers stay."""
@@ -107,7 +120,7 @@ class Settings:
         return FROM_SCRATCH_RATE if self.from_scratch is not None else LEARNING_RATES[self.method]
 
     def document(self) -> dict[str, Any]:
-        return {**asdict(self), "sample": list(self.sample)}
+        return {**asdict(self), "sample": list(self.sample), "template_var": list(self.template_var)}
 
 
 def flag(name: str) -> str:

@@ -74,8 +74,11 @@ def resume_command(out: Path) -> str:
 
 
 def use_commands(prepared: Prepared, result: Path) -> list[str]:
-    """How the result is used. GGUF files and folders alike."""
-    raw = "" if prepared.chats else " --raw"
-    if result.name == MODEL and prepared.lora is None:
-        return [f"partita chat {shlex.quote(str(result))}{raw}"]
-    return [f"partita chat {shlex.quote(prepared.settings.model)} --adapter {shlex.quote(str(result))}{raw}"]
+    """How the result is used: told what it was trained with. GGUF files and folders alike."""
+    settings = prepared.settings
+    words = ["partita", "chat", str(result)]
+    if result.name != MODEL or prepared.lora is not None:
+        words[2:] = [settings.model, "--adapter", str(result)]
+    words += [] if prepared.chats else ["--raw"]
+    words += [word for text in settings.template_var for word in ("--template-var", text)]
+    return [shlex.join(words)]
