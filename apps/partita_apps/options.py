@@ -148,7 +148,8 @@ def _cache_options(system: bool) -> Callable[[Command], Command]:
             default="auto",
             metavar="FORMAT",
             shell_complete=one_of("auto", "16", "k8v8", "k8v4", "k4v4", "k4v4h"),
-            help="Bits of cached keys and values: auto (16 if it fits), 16, k8v8, k8v4, k4v4; an h rotates them first.",
+            help="Bits of cached keys and values: auto (16 if it fits), 16, k8v8, k8v4, k4v4; k4v4h rotates first, "
+            "k4v4:64 has groups of 64 in place of 32.",
         ),
     )
 
