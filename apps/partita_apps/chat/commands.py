@@ -206,7 +206,7 @@ def edit(talk: Talk, rest: str) -> str | Send:
     text = edited(talk.latest[0]["content"] if again else "")
     if text is None:
         return "Nothing was saved, so nothing is sent."
-    return Send(text, replaces=again and not talk.raw, note=f"> {brief(text, 240)}")
+    return Send(text, replaces=again and not talk.raw, note=f"sent: {brief(text, 240)}")
 
 
 def copy_(talk: Talk, rest: str) -> str:
