@@ -1,7 +1,8 @@
 """A program: open GGUF files of hostile metadata, made by hypothesis. Run as `python metadata_child.py FOLDER COUNT`.
 
 Types, counts and nesting are whatever they can be, and a file may be hundreds of megabytes of nothing (a hole on the
-disk). Each is opened and every value asked for, or refused with one line, within SECONDS and ROOM bytes of memory.
+disk). Each is opened and every value asked for, or refused with one line, within SECONDS and ROOM bytes of memory, and
+Ctrl-C is answered within ANSWERED seconds. Wants `pulse` on its path.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from typing import Any
 import fuzz_corpus
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from pulse import Pulse
 
 from partita.errors import PartitaError
 from partita.gguf import open_gguf
 from partita.gguf_names import config_from, generation_config_from
 from partita.tokenizer import Tokenizer
 
-SECONDS, ROOM = 10, 1 << 30
+SECONDS, ANSWERED, ROOM = 10, 2, 1 << 30
 LARGEST_HOLE = 300 << 20
 SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 
@@ -127,7 +129,7 @@ def exercise(path: Path) -> str:
 
 def main(folder: Path, count: int) -> None:
     outcomes: dict[str, int] = {}
-    slowest = 0.0
+    slowest, pulse = 0.0, Pulse()
     pages = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
     @settings(
@@ -144,9 +146,11 @@ def main(folder: Path, count: int) -> None:
         write(folder / "m.gguf", *made)
         faulthandler.dump_traceback_later(SECONDS, exit=True)
         begun = time.perf_counter()
-        outcome = exercise(folder / "m.gguf")
+        with pulse:
+            outcome = exercise(folder / "m.gguf")
         slowest = max(slowest, time.perf_counter() - begun)
         faulthandler.cancel_dump_traceback_later()
+        assert pulse.longest < ANSWERED
         outcomes[outcome] = outcomes.get(outcome, 0) + 1
 
     # the files themselves are mapped, which is address space too
@@ -155,7 +159,7 @@ def main(folder: Path, count: int) -> None:
     run()
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
     assert grown < ROOM, f"{grown >> 20} MiB more than at the beginning"
-    print(json.dumps({"outcomes": outcomes, "slowest": slowest, "grown": grown}))
+    print(json.dumps({"outcomes": outcomes, "slowest": slowest, "deaf": pulse.longest, "grown": grown}))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """A program: tokenizers whose fields are replaced by hostile values, COUNT of them, each loaded and used.
 
 Run as `python tokenizer_child.py FOLDER COUNT`. Each must work or end in one line of ours. Memory beyond the limit, a
-crash, or SECONDS without an end makes the program fail; FOLDER then has the last file.
+crash, SECONDS without an end, or ANSWERED seconds in which Ctrl-C would not be answered make the program fail; FOLDER
+then has the last file. Wants `pulse` on its path.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from pulse import Pulse
 from tokenizers import decoders, normalizers, pre_tokenizers, processors
 from tokenizers import models as library_models
 
@@ -25,7 +27,7 @@ from partita.errors import PartitaError
 from partita.tokenizer import Tokenizer
 
 ROOM = 1 << 30  # bytes that a tokenizer may map
-SECONDS = 20  # that one may take, on a machine that others use too
+SECONDS, ANSWERED = 10, 2
 TEXTS = ["a", "x" * 400, "ab  <s>\n 12,345 é世界 </s>x ", "x y" * 2000, ""]
 
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
@@ -212,10 +214,18 @@ def models(draw: st.DrawFn) -> bytes:
     return data[: len(data) - cut]
 
 
-def use(folder: Path) -> None:
+def use(folder: Path, pulse: Pulse) -> None:
     """Everything that text does to a tokenizer; only errors of ours, each of one line."""
     faulthandler.dump_traceback_later(SECONDS, exit=True)
-    message = "whole"
+    with pulse:
+        message = outcome(folder)
+    faulthandler.cancel_dump_traceback_later()
+    assert message.isprintable(), repr(message)
+    assert 0 < len(message) < 3000
+    assert pulse.longest < ANSWERED
+
+
+def outcome(folder: Path) -> str:
     try:
         tokenizer = Tokenizer.from_folder(folder)
         for text in TEXTS:
@@ -224,13 +234,12 @@ def use(folder: Path) -> None:
             assert not ids or 0 <= min(ids) <= max(ids) < tokenizer.vocab_size
             tokenizer.decode([*ids[:100], *range(min(tokenizer.vocab_size, 50))])
     except PartitaError as error:
-        message = str(error)
-    assert message.isprintable(), repr(message)
-    assert 0 < len(message) < 3000
-    faulthandler.cancel_dump_traceback_later()
+        return str(error)
+    return "whole"
 
 
 def main(folder: Path, count: int) -> None:
+    pulse = Pulse()
     quiet = settings(
         max_examples=count,
         deadline=None,
@@ -244,13 +253,13 @@ def main(folder: Path, count: int) -> None:
     @given(damage())
     def json_files(damage: tuple[int, list[tuple[tuple[Any, ...], Any]]]) -> None:
         (folder / "tokenizer.json").write_text(json.dumps(changed(*damage)))
-        use(folder)
+        use(folder, pulse)
 
     @quiet
     @given(models())
     def model_files(data: bytes) -> None:
         (folder / "tokenizer.model").write_bytes(data)
-        use(folder)
+        use(folder, pulse)
 
     for document in DOCUMENTS:  # also imports whatever is used
         (folder / "tokenizer.json").write_text(json.dumps(document))
@@ -260,6 +269,7 @@ def main(folder: Path, count: int) -> None:
     json_files()
     (folder / "tokenizer.json").unlink()
     model_files()
+    print(f"at most {pulse.longest:.1f} s without a look at signals")
 
 
 if __name__ == "__main__":
