@@ -10,13 +10,18 @@ from tests.chat_forms import write_model
 from tests.scripted import sampler, script
 
 import partita
+from partita.checkpoint import open_checkpoint
 from partita.errors import DataError
 from partita_apps.chat import clipboard, editor, kept
+from partita_apps.chat.adapters import Adapters
+from partita_apps.chat.adapters import read as adapters_of
 from partita_apps.chat.ask import is_open, quoted
 from partita_apps.chat.commands import Leave, Send, help_, named_commands, perform, read
 from partita_apps.chat.layout import wrapped
 from partita_apps.chat.settings import Settings
 from partita_apps.chat.talk import CacheOptions, Talk
+
+from ..runtime.test_adapting import write
 
 # Newer Pythons warn of fork in a process that has threads; the child here does nothing but exec.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
@@ -206,6 +211,21 @@ def test_thoughts_and_calls_are_taken_back_with_their_turn(tmp_path, monkeypatch
     with talk.replacing():
         list(talk.reply("the fox"))
     assert talk.messages == [{"role": "user", "content": "the fox"}, {"role": "assistant", "content": "Yes."}]
+
+
+def test_turns_of_another_adapter_are_taken_back(tiny_model, tmp_path):
+    folder = write(tmp_path / "loud", open_checkpoint(tiny_model))
+    adapters = Adapters(partita.load(tiny_model, backend="numpy", stack=False), adapters_of([str(folder)]))
+    talk = Talk(adapters.model, Settings.of({"max_tokens": 8}), CacheOptions(), adapters=adapters)
+    loud = reply(talk, "the fox")
+    perform(talk, "/adapter none")
+    plain = reply(talk, "and the dog")
+    for name, said in (("loud", None), ("none", plain)):
+        perform(talk, f"/adapter {name}")
+        perform(talk, "/undo")
+        assert len(talk.messages) == 2
+        assert (reply(talk, "and the dog") == plain) is (said == plain)
+    assert talk.messages[1]["content"] == loud
 
 
 def test_raw_text_is_asked_again_and_copied_and_not_taken_back(tiny, monkeypatch):
