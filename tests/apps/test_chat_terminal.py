@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -12,6 +13,12 @@ from pathlib import Path
 
 import pexpect
 import pytest
+
+from partita.checkpoint import open_checkpoint
+from partita_apps.chat.saved import Saved, save
+from partita_apps.chat.settings import Settings
+
+from ..runtime.test_adapting import write
 
 # Newer Pythons warn of fork in a process that has threads; the child here does nothing but exec.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
@@ -211,6 +218,22 @@ def test_a_conversation_goes_on_in_another_run(start, tmp_path):
     assert len(kept[1]["content"]) > 20
     child.send("/exit" + ENTER)
     assert leave(child) == 0
+
+
+def test_nothing_that_files_and_options_hold_acts_on_the_terminal(start, tiny_model, tmp_path):
+    evil = "evil\x1b]0;owned\x07\u202e"
+    adapter = write(tmp_path / evil, open_checkpoint(tiny_model))
+    messages = [{"role": "user", "content": evil}, {"role": "assistant", "content": evil}]
+    save(Saved(evil, Settings.of({"system": evil, "stop": [evil]}), messages), tmp_path / "c.json")
+    child = start("--adapter", adapter, "--system", evil)
+    told = child.before
+    child.logfile_read = read = io.StringIO()
+    for line in ("/show", "/adapter", "/load c.json", "/show"):
+        say(child, line)
+    told += read.getvalue()
+    assert told.count(r"evil\x1b]0;owned\x07\u202e") >= 8  # else they are not shown at all
+    assert "\x1b]" not in told
+    assert "\u202e" not in told
 
 
 def test_a_chat_needs_a_terminal_for_json(tiny_model):
