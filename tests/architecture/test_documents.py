@@ -305,13 +305,17 @@ def test_what_stands_beside_other_tools_exists() -> None:
 
 
 @cache
+def nodes_of(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+@cache
 def source_texts() -> tuple[str, ...]:
     """Every text in the sources, with a zero byte for each value that is filled in."""
     found = [(ROOT / ".ci/setup").read_text(encoding="utf-8")]
     for path in SOURCES:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        found += [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and type(node.value) is str]
-        for node in ast.walk(tree):
+        found += [node.value for node in nodes_of(path) if isinstance(node, ast.Constant) and type(node.value) is str]
+        for node in nodes_of(path):
             if isinstance(node, ast.JoinedStr):
                 parts = [part.value if isinstance(part, ast.Constant) else "\0" for part in node.values]
                 found.append("".join(map(str, parts)))
@@ -330,8 +334,7 @@ def test_a_message_that_is_quoted_is_printed(message: str) -> None:
 
 def variables(path: Path) -> set[str]:
     """Environment variables that a module names; nothing for one that reads no environment."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes = list(ast.walk(tree))
+    nodes = nodes_of(path)
     if not any(isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv") for node in nodes):
         return set()
     texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
