@@ -2,7 +2,7 @@
 
 Run as `python tokenizer_child.py FOLDER COUNT`. Each must work or end in one line of ours. Memory beyond the limit, a
 crash, SECONDS without an end, or ANSWERED seconds in which Ctrl-C would not be answered make the program fail; FOLDER
-then has the last file. Wants `pulse` on its path.
+then has the last file.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from pulse import Pulse
 from tokenizers import decoders, normalizers, pre_tokenizers, processors
 from tokenizers import models as library_models
 
 from partita import sentencepiece_proto as proto
 from partita.errors import PartitaError
 from partita.tokenizer import Tokenizer
+
+sys.path.append(str(Path(__file__).parents[1]))  # of the tests
+from pulse import Pulse
 
 ROOM = 1 << 30  # bytes that a tokenizer may map
 SECONDS, ANSWERED = 10, 2
