@@ -20,8 +20,9 @@ from partita.errors import DataError
 from partita_apps import cli
 from partita_apps.chat import saved
 from partita_apps.chat.commands import perform
+from partita_apps.chat.layout import wrapped
 from partita_apps.chat.settings import NAMES, Settings
-from partita_apps.chat.show import Lines, last_turn, wrapped
+from partita_apps.chat.show import Lines, last_turn
 from partita_apps.chat.talk import CacheOptions, Talk
 from partita_apps.chat.trace import Trace, bar, cells, fitted, percent
 from partita_apps.options import tell
@@ -45,6 +46,8 @@ FIELDS = {
     "cache_bytes",
     "first_token_seconds",
     "tokens_per_second",
+    "prompt_tokens_per_second",
+    "peak_bytes",
     "seed",
     "forgotten_tokens",
     "reused_tokens",
@@ -98,6 +101,8 @@ def test_the_document(ask, tiny):
     assert (found["finish_reason"], found["backend"], found["kv"], found["context"]) == ("length", "numpy", "32", 512)
     assert found["first_token_seconds"] > 0
     assert found["tokens_per_second"] > 0
+    assert found["prompt_tokens_per_second"] == pytest.approx(found["prompt_tokens"] / found["first_token_seconds"])
+    assert found["peak_bytes"] > found["cache_bytes"] > 0
     assert (found["seed"], found["forgotten_tokens"]) == (None, 0)
     assert (found["reused_tokens"], found["draft"]) == (0, None)
     assert ask("-p", "the fox", "-n", 1)["tokens_per_second"] is None

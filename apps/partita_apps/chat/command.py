@@ -56,6 +56,8 @@ CACHE_OPTIONS = ("context", "sinks", "kv")
     help="Tell the chat template more, as JSON or text: enable_thinking=false, reasoning_effort=high.",
 )
 @click.option("--thoughts", default=None, metavar="HOW", help="On a terminal: show, fold or hide.  [default: show]")
+@click.option("--plain", is_flag=True, default=None, help="Show Markdown as the model wrote it, without styles.")
+@click.option("--stats", is_flag=True, default=None, help="Show the prompt's tokens/s and the peak of memory, too.")
 @click.option("--trace", is_flag=True, help="A row for every token: probability, what else could have come, the cache.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output; needs one prompt.")
 @click.option(

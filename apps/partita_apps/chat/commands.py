@@ -241,6 +241,8 @@ def counted(messages: int) -> str:
 def shown(value: object) -> str:
     if value is None or value in ((), {}):
         return "none"
+    if isinstance(value, bool):
+        return "on" if value else "off"
     if isinstance(value, dict):
         return ", ".join(f"{name}={json.dumps(item, ensure_ascii=False)}" for name, item in value.items())
     if isinstance(value, tuple):

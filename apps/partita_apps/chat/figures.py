@@ -66,6 +66,26 @@ class Figures:
         later = self._seconds[1:]
         return len(later) / sum(later) if later and sum(later) > 0 else None
 
+    @property
+    def prompt_tokens_per_second(self) -> float | None:
+        """Of the tokens that were read for this reply; those in the cache already cost nothing and do not count."""
+        seconds, read = self.first_token_seconds, self._talk.prompt_tokens - self._talk.session.reused
+        return read / seconds if seconds and read > 0 else None
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """The most memory that the process had on the device so far; None where the backend does not know."""
+        return self._talk.model.ops.memory().peak or None
+
+    def details(self) -> str:
+        """For people who asked for it, under that line: how fast the prompt was read, and the peak of memory."""
+        session, speed, peak = self._talk.session, self.prompt_tokens_per_second, self.peak_bytes
+        parts = [f"prompt {counted(self._talk.prompt_tokens - session.reused)}"]
+        parts += [] if speed is None else [f"{speed:.1f}/s"]
+        parts += [f"{session.reused} reused"] if session.reused else []
+        parts += [] if peak is None else [f"peak memory {size(peak)}"]
+        return " · ".join(parts)
+
     def line(self) -> str:
         """For people, under the reply."""
         session = self._talk.session
@@ -109,6 +129,8 @@ class Figures:
             "cache_bytes": session.cache.nbytes,
             "first_token_seconds": self.first_token_seconds,
             "tokens_per_second": self.tokens_per_second,
+            "prompt_tokens_per_second": self.prompt_tokens_per_second,
+            "peak_bytes": self.peak_bytes,
             "seed": seed,
             "forgotten_tokens": max(session.forgotten, 0),
             "reused_tokens": session.reused,

@@ -20,9 +20,10 @@ from .ask import Ask, PlainAsk
 from .commands import Leave, Send, counted, named_commands, read
 from .figures import Figures
 from .kept import Keeper
+from .layout import wrapped
 from .screen import Screen
 from .settings import NAMES
-from .show import last_turn, no_longer_seen, pieces, wrapped
+from .show import last_turn, no_longer_seen, pieces
 from .talk import Talk
 from .trace import ALTERNATIVES
 
@@ -119,6 +120,8 @@ def turn(talk: Talk, text: str, trace: bool) -> None:
             return
     screen.end()
     click.secho(wrapped(f"{figures.line()}{note}"), dim=True)
+    if talk.settings.stats:
+        click.secho(wrapped(figures.details()), dim=True)
 
 
 def tell_forgotten(talk: Talk, told: bool) -> bool:

@@ -13,6 +13,7 @@ from partita.printable import json_text, printable
 
 from ..options import tell
 from .figures import Figures, counted
+from .layout import wrapped
 from .screen import Screen
 from .show import longer_than_context, no_longer_seen, pieces
 from .talk import Talk
@@ -44,10 +45,19 @@ def answer(talk: Talk, text: str, *, trace: bool, as_json: bool) -> None:
         return
     if not sys.stdout.isatty():
         tell(*unseen(figures))
+    show_figures(talk, figures)
     if sys.stderr.isatty():
-        click.secho(figures.line(), dim=True, err=True)
-    elif figures.finish_reason == "length" and talk.settings.max_tokens == DEFAULT_MAX_TOKENS:
+        return
+    if figures.finish_reason == "length" and talk.settings.max_tokens == DEFAULT_MAX_TOKENS:
         click.echo(f"partita: the reply was cut at {DEFAULT_MAX_TOKENS} tokens: give -n N for longer ones", err=True)
+
+
+def show_figures(talk: Talk, figures: Figures) -> None:
+    """The line under a reply, where a person looks; the one that was asked for (`stats`) in any case."""
+    person = sys.stderr.isatty()
+    lines = [figures.line()] * person + [figures.details()] * talk.settings.stats
+    for line in lines:
+        click.secho(wrapped(line) if person else f"partita: {line}", dim=person, err=True)
 
 
 def unseen(figures: Figures) -> Iterator[str]:

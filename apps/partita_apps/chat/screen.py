@@ -19,8 +19,9 @@ from partita.reply import ToolCall
 
 from ..terminal import draws
 from .figures import Figures, counted
+from .markdown import Markdown
 from .settings import FOLD, HIDE
-from .show import Lines
+from .show import AsWritten, Lines
 from .talk import Talk
 from .trace import Trace, cells
 
@@ -35,10 +36,10 @@ class Screen:
         self._talk, self._figures = talk, figures
         self._trace = Trace(talk.model.tokenizer) if trace else None
         self._person = sys.stdout.isatty()
-        self._lines = Lines() if self._person else None
+        self._said = self._new_writer()
         self._thoughts = Thoughts(talk.settings.thoughts if self._person else HIDE, hint)
         self._begun = False
-        self._open = False  # something was said on the line that is being written
+        self._open = False  # something was said, and its line has not ended
 
     def show(self, piece: Piece) -> None:
         if self._trace is not None:
@@ -60,7 +61,7 @@ class Screen:
         if self._trace is not None:
             self._write(f"\n{self._figures.text}")
         if self._open or not self._person or not (self._figures.calls or self._figures.thought):
-            sys.stdout.write("\n" if self._lines is None else self._lines.finish() + "\n")
+            sys.stdout.write("\n" if self._said is None else self._said.finish() + "\n")
         sys.stdout.flush()
 
     def _row(self, trace: Trace, piece: Piece) -> None:
@@ -70,18 +71,28 @@ class Screen:
         if piece.token is not None:
             click.echo(trace.row(piece.token, self._talk.session.cache.slots()))
 
+    def _new_writer(self) -> Markdown | Lines | AsWritten | None:
+        """What lays out the text of a reply; None where nobody looks."""
+        if not self._person:
+            return None
+        if self._trace is not None:
+            return Lines()
+        if self._talk.settings.plain:
+            return AsWritten()
+        return Lines() if self._talk.raw else Markdown(styled=draws(sys.stdout))
+
     def _write(self, text: str) -> None:
-        text = text if self._lines is None else self._lines.push(text)
-        if text:
-            self._open = True
-            sys.stdout.write(text)
+        self._open |= bool(text)
+        shown = text if self._said is None else self._said.push(text)
+        if shown:
+            sys.stdout.write(shown)
             sys.stdout.flush()
 
     def _break(self) -> None:
         """What follows stands on a line of its own."""
-        if self._lines is not None and self._open:
-            sys.stdout.write(self._lines.finish() + "\n")
-            self._lines, self._open = Lines(), False
+        if self._said is not None and self._open:
+            sys.stdout.write(self._said.finish() + "\n")
+            self._said, self._open = self._new_writer(), False
 
 
 class Thoughts:

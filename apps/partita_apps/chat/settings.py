@@ -17,7 +17,8 @@ CONVERSATION = Sampling(temperature=0.7, min_p=0.05)
 """How a conversation samples where its model recommends nothing: always taking the most probable token, small models
 repeat themselves without end."""
 SAMPLING = tuple(each.name for each in fields(Sampling))
-NAMES = (*SAMPLING, "max_tokens", "system", "stop", "template_var", "thoughts")
+NAMES = (*SAMPLING, "max_tokens", "system", "stop", "template_var", "thoughts", "plain", "stats")
+SWITCHES = ("plain", "stats")
 INTEGERS = ("top_k", "seed", "max_tokens")
 SHOW, FOLD, HIDE = THOUGHTS = ("show", "fold", "hide")
 
@@ -27,7 +28,8 @@ class Settings:
     """How replies are made. Raises DataError for a value that the runtime does not take.
 
     template_var: what the chat template is told besides the conversation, by name. thoughts: how much of them a person
-    sees: all, a line at a time, or nothing.
+    sees: all, a line at a time, or nothing. plain: a terminal shows Markdown as the model wrote it. stats: the prompt's
+    speed and the peak of memory stand below a reply, too.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
@@ -36,6 +38,8 @@ class Settings:
     system: str | None = None
     template_var: Mapping[str, Any] = field(default_factory=dict)
     thoughts: str = SHOW
+    plain: bool = False
+    stats: bool = False
 
     def __post_init__(self) -> None:
         StopStrings(self.stop)
@@ -57,6 +61,8 @@ class Settings:
         """These settings with one changed to what a person typed. Nothing, or "none", takes away what may be absent."""
         if name not in NAMES:
             raise DataError(f"no setting is called {name!r}: there are {', '.join(NAMES)}")
+        if name in SWITCHES:
+            return self.set(name, switched(name, text))
         absent = text in ("", "none")
         if name == "thoughts":
             return self.set(name, text)
@@ -82,7 +88,8 @@ class Settings:
 
     def document(self) -> dict[str, Any]:
         own = {"max_tokens": self.max_tokens, "stop": list(self.stop), "system": self.system}
-        return {**asdict(self.sampling), **own, "template_var": dict(self.template_var), "thoughts": self.thoughts}
+        shown = {"thoughts": self.thoughts, "plain": self.plain, "stats": self.stats}
+        return {**asdict(self.sampling), **own, "template_var": dict(self.template_var), **shown}
 
     @classmethod
     def over(cls, usual: Sampling, given: Mapping[str, Any]) -> Settings:
@@ -108,11 +115,21 @@ def _fits(name: str, value: Any) -> bool:
         return value is None or isinstance(value, str)
     if name == "thoughts":
         return isinstance(value, str)
+    if name in SWITCHES:
+        return isinstance(value, bool)
     if name == "template_var":
         return isinstance(value, dict) and all(map(is_variable, value))
     if name in INTEGERS:
         return (value is None and name == "seed") or (isinstance(value, int) and not isinstance(value, bool))
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def switched(name: str, text: str) -> bool:
+    """What "on" or "off" means. Raises DataError for anything else."""
+    values = {"on": True, "true": True, "off": False, "false": False}
+    if text.lower() not in values:
+        raise DataError(f"{name} must be on or off, got {text!r}")
+    return values[text.lower()]
 
 
 def usual_sampling(recommended: Sampling | None) -> tuple[Sampling, str]:

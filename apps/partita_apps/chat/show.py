@@ -81,7 +81,7 @@ class Lines:
         size = cells(word) if word != "\t" else 8 - self._column % 8
         fits = self._column + size <= width
         if fits or size > width:
-            self._column = self._column + size if fits else (self._column + size) % width
+            self._column = self._column + size if fits else (self._column + size - 1) % width + 1
             return word
         if word.isspace():
             self._column = 0
@@ -90,10 +90,21 @@ class Lines:
         return f"\n{word}"
 
 
-def wrapped(text: str) -> str:
-    """A note for a person, broken between words at the width of the terminal."""
-    lines = Lines()
-    return lines.push(text) + lines.finish()
+class AsWritten:
+    """Text as it is, for a terminal that breaks its lines itself; only what would act on it is shown instead."""
+
+    def __init__(self) -> None:
+        self._held = ""  # perhaps half of a line's end
+
+    def push(self, text: str) -> str:
+        """What can be shown now."""
+        text = self._held + text
+        self._held = "\r" if text.endswith("\r") else ""
+        return visible(text.removesuffix(self._held))
+
+    def finish(self) -> str:
+        held, self._held = self._held, ""
+        return visible(held)
 
 
 def last_turn(talk: Talk) -> str:
