@@ -319,6 +319,8 @@ def show(report: Report) -> None:
         say(f"largest error: {tensor.error:.2%} in {tensor.name}")
     if report.least_retained is not None:
         click.echo(f"at least {report.least_retained:.0%} of the adapter's change in every weight")
+    if (why := report.why_raised) is not None:
+        say(why)
     if (check := report.check) is not None:
         click.echo(
             f"perplexity {check.source_perplexity:.2f} → {check.perplexity:.2f}, KL {check.kl:.4f} nats, "

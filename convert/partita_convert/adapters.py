@@ -199,12 +199,14 @@ def fuse_quantized(
     policy: Policy = "raise",
     minimum: float = RETAINED,
     name: str = "a weight",
+    on_share: Callable[[int, float], None] = lambda bits, share: None,
 ) -> tuple[Value, float]:
     """base + delta in `bits` bits, and the share of delta that is in it.
 
     Where that share is below `minimum`, or as far above 1 (rounding then moves weights more than the change does):
     "raise" takes the next width that keeps enough, at last the dense float32 sum; "keep" takes it as it is; "refuse"
-    raises DataError with the figure. quantize(x, bits, group_size) -> Packed.
+    raises DataError with the figure. quantize(x, bits, group_size) -> Packed. on_share(bits, share): of each width that
+    was tried.
     """
     dense = _dense(base)
     total = dense + delta
@@ -213,6 +215,7 @@ def fuse_quantized(
         written = quantize(total, width, group_size)
         # a packed base too: rules that do not give a grid back unchanged move both alike
         share = retained_share(quantize(dense, width, group_size), delta, written)
+        on_share(width, share)
         if abs(1 - share) <= 1 - minimum or policy == "keep":
             return written, share
         if policy == "refuse":

@@ -37,7 +37,7 @@ from .planning import (
 )
 from .quantize import quantize
 from .recipes import Format, Recipe, formats, quantizable
-from .report import Report
+from .report import Report, why_raised
 from .write_folder import (
     Card,
     OnTensor,
@@ -94,11 +94,20 @@ def convert(
         request.quantize,
         None if request.calibration is None else request.calibration.name,
         dict(fusion.retained),
+        dict(fusion.raised),
     )
 
 
 def _described(card: Card | None, fusion: Fusion) -> Card | None:
-    return card and (lambda written: card(replace(written, tensors=fusion.described(written.tensors))))
+    """The card of what the source has, with the line on weights that got more bits for an adapter."""
+    if card is None:
+        return None
+
+    def text(written: WrittenFolder) -> str:
+        why = why_raised(fusion.raised, written.tensors, len(fusion.retained))
+        return card(replace(written, tensors=fusion.described(written.tensors))) + (f"\n{why}.\n" if why else "")
+
+    return text
 
 
 def laid_out(source: Checkpoint, to: str) -> Checkpoint:
@@ -114,7 +123,7 @@ def _write_gguf(
     columns = _columns(as_mlx(fusion.changed), request, on_progress) if request.searches else {}
     # an mlx folder of gpt-oss calls its stacks otherwise than `write_gguf` calls all
     columns = {name.replace(".mlp.experts.", ".mlp.switch_mlp."): value for name, value in columns.items()}
-    kinds = {**kinds, **gguf_kinds(fusion, kind, kinds)}
+    kinds = {**kinds, **gguf_kinds(fusion, kind, kinds, as_stored=request.quantize is None)}
     return write_gguf(fusion.changed, place, kind=kind, kinds=kinds, columns=columns, on_tensor=on_tensor)
 
 

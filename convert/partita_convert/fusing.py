@@ -1,11 +1,13 @@
 """An adapter's change on its way into the weights that are written, and how much of it arrives.
 
 Not here: what an adapter is (`partita.adapters`), the rule of what counts as kept (`adapters.py`). Invariant: every
-weight that the adapter changes has its share noted, whatever form it is written in.
+weight that the adapter changes has its share noted, whatever form it is written in, and every one that gets more bits
+for it what it would have had.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
@@ -18,8 +20,10 @@ from partita.names import Index
 from partita.quantization import Packed, dequantize
 
 from .adapters import RETAINED, Policy, fuse_quantized, retained_share
-from .gguf_encode import WIDTHS, as_written
+from .gguf_encode import WIDTHS, as_written, exact_type
+from .gguf_file import size
 from .recipes import Format
+from .report import Raised
 from .write_folder import Value, WrittenTensor, numpy_dtype
 from .write_gguf import dense_type
 
@@ -29,7 +33,7 @@ _WIDER = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16", "F32")
 class Fusion:
     """base: the checkpoint without the adapter, changed: with it; one and the same without an adapter.
 
-    names: of the weights that the adapter changes. retained: filled as weights are written.
+    names: of the weights that the adapter changes. retained, raised: filled as weights are written.
     """
 
     def __init__(self, base: Checkpoint, adapter: Adapter | None, policy: Policy):
@@ -39,6 +43,7 @@ class Fusion:
             self.names = frozenset(resolved(name, present, adapter) for name in adapter.changes)
         self.policy: Policy = policy
         self.retained: dict[str, float] = {}
+        self.raised: dict[str, Raised] = {}
 
     def changes(self, name: str) -> bool:
         return name in self.names
@@ -63,9 +68,16 @@ class Fusion:
     def quantized(self, name: str, wanted: Format, quantize: Callable[..., Packed]) -> Value:
         """The changed weight in `wanted`, or wider where that would lose the change."""
         base, delta = self.delta(name)
+        shares: dict[int, float] = {}
         value, self.retained[name] = fuse_quantized(
-            base, delta, wanted.bits, wanted.group_size, quantize, policy=self.policy, name=name
+            *(base, delta, wanted.bits, wanted.group_size, quantize),
+            policy=self.policy,
+            name=name,
+            on_share=shares.__setitem__,
         )
+        if not isinstance(value, Packed) or value.bits != wanted.bits:
+            nbytes = math.ceil(wanted.bits_per_weight * delta.size / 8)
+            self.raised[name] = Raised(str(wanted), shares[wanted.bits], nbytes)
         return value
 
     def note(self, name: str, written: Value) -> None:
@@ -81,17 +93,25 @@ class Fusion:
                 self.note(tensor.name, _float32(self.changed.read(tensor.name)).astype(numpy_dtype(tensor.target)))
 
 
-def gguf_kinds(fusion: Fusion, kind: str, kinds: Mapping[str, str]) -> dict[str, str]:
-    """The type of every weight that the adapter changes: as wanted, or wider where that would lose the change."""
+def gguf_kinds(fusion: Fusion, kind: str, kinds: Mapping[str, str], *, as_stored: bool) -> dict[str, str]:
+    """The type of every weight that the adapter changes: as wanted, or wider where that would lose the change.
+
+    as_stored: no type was asked for, so that a packed weight's own is wanted, if it has one that can be written.
+    """
     untied = any(name.endswith("lm_head.weight") for name in fusion.base.names())
     head, found = "lm_head.weight" if untied else "embed_tokens.weight", {}
     for name in sorted(fusion.names):
         base, delta = fusion.delta(name)
-        wanted = dense_type(kinds.get(name, kind), delta.shape[-1], is_head=name.endswith(head))
+        own = exact_type(base) if as_stored and isinstance(base, Packed) else None
+        asked = own if own in _WIDER else kinds.get(name, kind)
+        wanted = dense_type(asked, delta.shape[-1], is_head=name.endswith(head))
         wider = _WIDER[_WIDER.index(wanted) :] if wanted in WIDTHS else (wanted,)
         for candidate in wider:
             plain, whole = _float32(base), _float32(base) + delta
             share = retained_share(as_written(name, plain, candidate), delta, as_written(name, whole, candidate))
+            if candidate != wanted:
+                first = fusion.raised[name].share if name in fusion.raised else fusion.retained[name]
+                fusion.raised[name] = Raised(wanted, first, size(wanted, delta.shape))
             found[name], fusion.retained[name] = candidate, share
             if abs(1 - share) <= 1 - RETAINED or fusion.policy == "keep":
                 break

@@ -6,6 +6,7 @@ Not here: printing, measuring. Invariant: `as_json` holds numbers that JSON has 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +29,19 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Raised:
+    """A weight that got more bits, so that an adapter's change is not lost in rounding. wanted: the format that it
+    would have had. share: of the change that would be left in that. nbytes: in that."""
+
+    wanted: str
+    share: float
+    nbytes: int
+
+
+@dataclass(frozen=True)
 class Report:
-    """retained: of each weight that an adapter changed, the share of the change that is in what was written."""
+    """retained: of each weight that an adapter changed, the share of the change that is in what was written. raised:
+    those that got more bits for it."""
 
     path: Path
     form: str
@@ -39,6 +51,7 @@ class Report:
     recipe: str | None = None
     calibration: str | None = None
     retained: Mapping[str, float] = field(default_factory=dict)
+    raised: Mapping[str, Raised] = field(default_factory=dict)
     check: Check | None = None
 
     @property
@@ -55,6 +68,8 @@ class Report:
             row |= {"shape": list(tensor.shape), "bytes": tensor.nbytes}
             if tensor.name in self.retained:
                 row["retained"] = _finite(self.retained[tensor.name])
+            if (raised := self.raised.get(tensor.name)) is not None:
+                row |= {"wanted": raised.wanted, "retained_in_wanted": _finite(raised.share)}
             tensors.append(row)
         check = self.check
         return {
@@ -67,12 +82,35 @@ class Report:
             "calibration": self.calibration,
             "tensors": tensors,
             "retained": _finite(self.least_retained),
+            "raised": self.why_raised,
             "check": None if check is None else {key: _finite(value) for key, value in vars(check).items()},
         }
 
     @property
     def least_retained(self) -> float | None:
         return min(self.retained.values(), default=None)
+
+    @property
+    def why_raised(self) -> str | None:
+        """One line on the weights that got more bits: how many, what that costs, why, and how to do without."""
+        return why_raised(self.raised, self.tensors, len(self.retained))
+
+
+def why_raised(raised: Mapping[str, Raised], tensors: Sequence[WrittenTensor], changed: int) -> str | None:
+    """The line of a `Report`; None where no weight was raised. changed: how many weights the adapter changes."""
+    written = [(raised[tensor.name], tensor) for tensor in tensors if tensor.name in raised]
+    if not written:
+        return None
+    moves = Counter(f"{before.wanted} → {tensor.target}" for before, tensor in written)
+    shown = ", ".join(f"{move} ({count})" if len(moves) > 1 else move for move, count in moves.most_common())
+    extra = sum(tensor.nbytes - before.nbytes for before, tensor in written) / 1e6
+    least, most = (bound(before.share for before, _ in written) for bound in (min, max))
+    shares = f"{least:.0%} to {most:.0%}" if f"{least:.0%}" != f"{most:.0%}" else f"{least:.0%}"
+    return (
+        f"{len(written)} of {changed} weights that the adapter changes have more bits ({shown}), {extra:.1f} MB more: "
+        f"rounding would have left {shares} of its change in them; to stay small, --adapter-loss keep takes that loss, "
+        "chat --adapter DIR keeps the adapter beside the weights"
+    )
 
 
 def _finite(value: float | None) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,39 @@ def test_bits_are_raised_for_a_change_that_a_grid_would_lose(packed, tmp_path):
     assert {tensor.target for tensor in kept.tensors if tensor.name in (Q, DOWN)} == {"4-bit:32"}
     assert kept.least_retained is not None
     assert kept.least_retained < 0.9
-    assert f"| 1 | 4-bit:32 | {rows[DOWN].target} |" in (tmp_path / "raised" / "README.md").read_text()
+    readme = (tmp_path / "raised" / "README.md").read_text()
+    assert f"| 1 | 4-bit:32 | {rows[DOWN].target} |" in readme
+    why = raised.why_raised
+    assert why is not None
+    assert "2 of 2 weights that the adapter changes have more bits (4-bit:32 → " in why
+    assert f"{min(item.share for item in raised.raised.values()):.0%} to " in why
+    assert all(item.share == pytest.approx(kept.retained[name]) for name, item in raised.raised.items())
+    assert "--adapter-loss keep" in why
+    assert why in readme
+    assert raised.as_json()["raised"] == why
+    assert kept.why_raised is None
+
+
+def test_what_raising_costs_is_the_difference_to_keeping_the_loss(packed, tmp_path):
+    tuned = adapter(packed, 0.004)
+    asked = Request(adapter=tuned), Request(to="gguf", quantize="Q4_1", adapter=tuned), Request("gguf", adapter=tuned)
+    for i, request in enumerate(asked):
+        ending = ".gguf" if request.to == "gguf" else ""
+        raised = convert(packed, tmp_path / f"raised{i}{ending}", request)
+        kept = convert(packed, tmp_path / f"kept{i}{ending}", replace(request, policy="keep"))
+        extra = sum(tensor.nbytes for tensor in raised.tensors) - sum(tensor.nbytes for tensor in kept.tensors)
+        assert raised.why_raised is not None
+        assert f", {extra / 1e6:.1f} MB more: rounding would have left" in raised.why_raised
+        rows = {row["name"]: row for row in raised.as_json()["tensors"]}
+        assert {name for name, row in rows.items() if "wanted" in row} == {Q, DOWN}
+        assert {tensor.name: tensor.target for tensor in kept.tensors}[Q] == rows[Q]["wanted"]
+        assert rows[Q]["retained_in_wanted"] == pytest.approx(kept.retained[Q])
+
+
+def test_without_a_wish_a_gguf_file_keeps_the_type_where_the_change_fits(packed, tmp_path):
+    report = convert(packed, tmp_path / "out.gguf", Request(to="gguf", adapter=adapter(packed, 0.1)))
+    assert {tensor.target for tensor in report.tensors if tensor.name in (Q, DOWN)} == {"Q4_1"}
+    assert report.why_raised is None
 
 
 @pytest.mark.parametrize("request_", [{}, {"to": "gguf", "quantize": "Q4_1"}])
