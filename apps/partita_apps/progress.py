@@ -113,13 +113,13 @@ class _Steps:
         self.shown: Any = None
 
     def show(self) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
         with self.lock:
             if self.over:
                 return
             words = TextColumn("{task.description}", markup=False)
-            columns = words, BarColumn(), TimeRemainingColumn()
+            columns = words, BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
             self.shown = Progress(*columns, console=console(self.stream), transient=True)
             self.shown.add_task(self.what, total=self.total or None, completed=self.done)
             self.shown.start()

@@ -110,6 +110,13 @@ def test_words_that_fit_are_not_broken(text, width):
         assert cell_len(line) <= width
 
 
+@pytest.mark.parametrize(
+    "text", ["*" * 5000, "**`a" * 500, "> " * 500, "- " * 500, "|" * 5000, "[a](b " * 500, "`" * 999]
+)
+def test_nothing_is_too_deep(text):
+    assert shown(text, 80)
+
+
 # ---------------------------------------------------------------- blocks
 
 
@@ -133,6 +140,9 @@ def test_code_keeps_its_lines_and_what_was_not_closed_is_code():
     assert "\x1b[2m# very" in found
     assert "\x1b[32m    two\x1b[0m" in shown('```python\nx = """one\n    two"""\n```')
     assert "\x1b[3" not in shown(f"```what\n{code}\n```")
+    long = 'x = """one\ntwo"""\n\n' * 100  # more than is read again
+    assert shown(f"```python\n{long}").count("\x1b[32mtwo") == 100
+    assert re.sub(r"\x1b\[[0-9;]*m", "", shown("```c\n" + "/* a\n" * 500)) == "```c\n" + "/* a\n" * 500
     assert lines("\n    x = 1  #  very long indeed\nfox", 80) == ["", "    x = 1  #  very long indeed", "fox"]
 
 
@@ -291,3 +301,27 @@ def test_a_reply_as_the_model_wrote_it(reply):
     assert "\x1b" not in sent
     assert found[0] == "## Two **steps**"
     assert found[2:4] == ["1. The quick brown fox jumps over the", "   lazy dog, and *then* the other fox."]
+
+
+@pytest.mark.parametrize("columns", [80, 40])
+def test_the_bar_of_a_prompt_leaves_no_trace(columns):
+    program = (
+        "from time import sleep\n"
+        "from partita_apps.progress import bar\n"
+        "print('before')\n"
+        "with bar('reading the prompt', delay=0) as advance:\n"
+        "    for i in range(5):\n"
+        "        advance(i, 5); sleep(0.2)\n"
+        "print('after')\n"
+    )
+    own = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
+    child = pexpect.spawn(
+        sys.executable, ["-c", program], env=own | {"TERM": "xterm"}, encoding="utf-8", dimensions=(24, columns)
+    )
+    child.expect("reading the prompt.*%")
+    sent = str(child.before) + str(child.after)
+    child.expect(pexpect.EOF)
+    terminal = Terminal(columns)
+    terminal.push(sent + str(child.before))
+    assert "\n".join(terminal.lines).split() == ["before", "after"]
+    assert not terminal.hides_cursor

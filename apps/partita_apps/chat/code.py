@@ -9,8 +9,9 @@ from typing import Any
 
 from .layout import Spans
 
+_COMMENT, _STRING = "2", "32"
 _STYLES = {  # of the eight colours that every terminal has, those that can be read on dark and on light ones
-    "Token.Comment": "2",
+    "Token.Comment": _COMMENT,
     "Token.Keyword": "35",
     "Token.Operator.Word": "35",
     "Token.Name.Decorator": "35",
@@ -20,13 +21,13 @@ _STYLES = {  # of the eight colours that every terminal has, those that can be r
     "Token.Name.Class": "36",
     "Token.Name.Attribute": "36",
     "Token.Literal.Number": "36",
-    "Token.Literal.String": "32",
+    "Token.Literal.String": _STRING,
     "Token.Generic.Deleted": "31",
     "Token.Generic.Inserted": "32",
     "Token.Generic.Heading": "1",
     "Token.Generic.Prompt": "2",
 }
-_CONTEXT, _MOST = 4_000, 16_000  # characters that are read again; past the first, from where something new begins
+_CONTEXT, _MORE, _MOST = 500, 1_500, 8_000  # characters that are read again
 
 
 class Code:
@@ -36,6 +37,7 @@ class Code:
         self._lexer = _lexer(language)
         self._context = ""
         self._new = 0  # where in it, as far as can be told, something new begins
+        self._line = 0  # where its last line begins that is not within a string or a comment
 
     def line(self, text: str) -> Spans:
         """A line or a piece of one, its line end left out."""
@@ -46,17 +48,20 @@ class Code:
         spans = _last(tokens, len(self._context), len(text))
         if "".join(piece for piece, _ in spans) != text:
             spans = [(text, "")]
-        if self._context.endswith("\n\n") and not text[0].isspace() and spans[0][1] not in ("2", "32"):
-            self._new = len(self._context)
+        if spans[0][1] not in (_COMMENT, _STRING):
+            begins = self._context.endswith("\n\n") and not text[0].isspace()
+            self._new = len(self._context) if begins else self._new
+            self._line = len(self._context)
         self._remember(f"{text}\n")
         return spans
 
     def _remember(self, text: str) -> None:
+        """Past _CONTEXT what follows a blank line is enough, past _MORE the last line, past _MOST nothing is kept."""
         self._context += text
-        if len(self._context) > _MOST:
-            self._new = len(self._context)
-        if len(self._context) > _CONTEXT:
-            self._context, self._new = self._context[self._new :], 0
+        size = len(self._context)
+        cut = size if size > _MOST else self._line if size > _MORE else self._new if size > _CONTEXT else 0
+        if cut:
+            self._context, self._new, self._line = self._context[cut:], 0, 0
 
 
 def _lexer(language: str) -> Any:

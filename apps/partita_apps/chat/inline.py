@@ -27,17 +27,21 @@ _INLINE = re.compile(
 _OPENS = re.compile(
     rf"`|(?<![\d*])\*\*(?!\s)|{_BEFORE}\*(?![\s*])|{_BEFORE}_(?![\s_])|~~(?!\s)|\[[^\[\]]*$|\]\([^()\s]*$"
 )
+_DEEPEST = 4
 _MARKS = re.compile(r"[\\`*_~\[]")
 _STYLES = {"strong": BOLD, "em": ITALIC, "underscored": ITALIC, "struck": STRUCK}
 
 
-def inline(text: str, style: str = "") -> Spans:
-    """The pieces of a line with their styles, markers left out where they come in pairs. style: of all of it."""
+def inline(text: str, style: str = "", depth: int = 0) -> Spans:
+    """The pieces of a line with their styles, markers left out where they come in pairs.
+
+    style: of all of it. depth: how many markers it stands between.
+    """
     found: Spans = []
     at = 0
-    for match in _INLINE.finditer(text) if _MARKS.search(text) else ():
+    for match in _INLINE.finditer(text) if _MARKS.search(text) and depth < _DEEPEST else ():
         found += [(text[at : match.start()], style)]
-        found += _styled(match, style)
+        found += _styled(match, style, depth + 1)
         at = match.end()
     return [(piece, each) for piece, each in [*found, (text[at:], style)] if piece]
 
@@ -49,7 +53,7 @@ def is_open(text: str) -> bool:
     return _OPENS.search(_INLINE.sub(lambda match: "x" * len(match[0]), text)) is not None
 
 
-def _styled(match: re.Match[str], style: str) -> Spans:
+def _styled(match: re.Match[str], style: str, depth: int) -> Spans:
     kind = match.lastgroup
     if kind == "escape":
         return [(match["escape"], style)]
@@ -59,11 +63,11 @@ def _styled(match: re.Match[str], style: str) -> Spans:
         return [(code[1:-1] if whole else code, _both(style, CODE))]
     if kind == "address":
         name, address = match["linked"], match["address"]
-        beside = [] if name in ("", address) else [*inline(name, style), (" (", style)]
+        beside = [] if name in ("", address) else [*inline(name, style, depth), (" (", style)]
         end = [(")", style)] if beside else []
         return [*beside, (address, _both(style, UNDERLINED)), *end]
     assert kind is not None
-    return inline(match[kind], _both(style, _STYLES[kind]))
+    return inline(match[kind], _both(style, _STYLES[kind]), depth)
 
 
 def _both(one: str, other: str) -> str:

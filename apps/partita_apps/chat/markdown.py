@@ -84,10 +84,10 @@ class Markdown:
         line = self._line
         if line.whole is not None:
             shown += self._judge(False)
-        elif line.text is not None:
-            shown += self._flush()
-        elif line.prefix:
+        elif line.text is None and line.prefix:
             shown += self._close_table() + self._begin()
+        if self._line.text is not None:
+            shown += self._flush()
         waits = self._close_table()
         return shown + (waits if self._ended else waits.removesuffix("\n"))
 
