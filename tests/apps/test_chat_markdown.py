@@ -229,7 +229,7 @@ def test_notes_hang_and_keep_numbers_with_their_units():
         "  /set NAME VALUE  change a setting of", "                   this chat", "  /exit            leave",
     ]  # fmt: skip
     assert wrapped(rows, 30).split("\n") == [
-        "  /set NAME VALUE", "      change a setting of this", "      chat", "  /exit", "      leave",
+        "  /set NAME VALUE", "      change a setting of this", "      chat", "  /exit            leave",
     ]  # fmt: skip
 
 

@@ -126,7 +126,7 @@ def _wrapped_line(line: str, writer: Writer) -> str:
     row = _ROW.fullmatch(line)
     rest = line.lstrip(" ") if row is None else row[2]
     hang = shown = front = line[: len(line) - len(rest)]
-    if row is not None and cells(front) > writer.width // 2:
+    if row is not None and cells(front) > writer.width // 2 and cells(line) > writer.width:
         hang = " " * 6
         shown = f"{front.rstrip()}\n{hang}"
     room = writer.width - cells(hang)
