@@ -1,7 +1,7 @@
 """How long a program does not look at signals: whether Ctrl-C would be answered soon, whatever it is doing.
 
 A step of a library written in C or Rust holds the interpreter, and a signal waits for its end. Not here: time spent in
-waiting, which a signal ends. Counted is CPU time, so that a busy machine changes nothing.
+waiting, which a signal ends, and of other threads. Counted is CPU time, so that a busy machine changes nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Pulse:
 
     def __enter__(self) -> Pulse:
         self._before = signal.signal(signal.SIGPROF, self._beat)
-        self._last = time.process_time()
+        self._last = time.thread_time()
         signal.setitimer(signal.ITIMER_PROF, BEAT, BEAT)
         return self
 
@@ -31,5 +31,5 @@ class Pulse:
         signal.signal(signal.SIGPROF, self._before)
 
     def _beat(self, number: int, frame: FrameType | None) -> None:
-        now = time.process_time()
+        now = time.thread_time()
         self.longest, self._last = max(self.longest, now - self._last), now

@@ -29,8 +29,8 @@ _ONE: Work = (0, 1)
 _HOPELESS: Work = (99, MAX_WAYS)
 
 
-def judge(expression: str) -> bool:
-    """Whether it may cost a text's length at every place of that text: rare, yet too long for long texts.
+def judge(expression: str) -> Work:
+    """What it may try at one place of a text: (power of the text's length, 0 or 1; factor of at most MAX_WAYS).
 
     Raises ValueError, which says why, for an expression that is not accepted.
     """
@@ -43,7 +43,7 @@ def judge(expression: str) -> bool:
     power, ways = cost.first
     if power > 1 or ways > MAX_WAYS:
         raise ValueError("its repetitions can take a text apart in too many ways")
-    return power > 0
+    return power, ways
 
 
 @dataclass(frozen=True)

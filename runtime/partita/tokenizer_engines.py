@@ -52,8 +52,8 @@ def sentence_bytes(text: str) -> bytes:
 class TokenizersEngine:
     """An instance of the `tokenizers` library.
 
-    literals: tokens whose text is taken as it is (added tokens). where: what errors call its source. slow: its
-    expressions may cost the square of a text's length. The library parses control tokens or not by a switch of the
+    literals: tokens whose text is taken as it is (added tokens). where: what errors call its source. easy: as in
+    `tokenizer_steps.Steps`. The library parses control tokens or not by a switch of the
     whole instance, hence the lock.
     """
 
@@ -68,7 +68,7 @@ class TokenizersEngine:
         space_prefix: bool,
         size: int,
         where: str,
-        slow: bool = False,
+        easy: int | None = None,
     ) -> None:
         self.size = size
         self.controls = controls
@@ -79,7 +79,7 @@ class TokenizersEngine:
         self._to_bytes = to_bytes
         self._lock = threading.Lock()
         self._found = Literals(controls)
-        self._where, self._encode = where, Watch(self._batch, where) if slow else self._whole
+        self._where, self._encode = where, self._whole if easy is None else Watch(self._batch, where, easy)
 
     @property
     def pattern(self) -> re.Pattern[str]:

@@ -116,7 +116,7 @@ def _from_json(path: Path, configs: Configs) -> tuple[Engine, Facts]:
         space_prefix=space_prefix,
         size=size,
         where=str(path),
-        slow=loaded.slow,
+        easy=loaded.easy,
     )
     return engine, replace(facts, adds_bos=_stated_bos(configs, by_itself))
 

@@ -16,8 +16,7 @@ from typing import Any
 
 from .errors import CheckpointError, PartitaError
 
-_LONG = 10_000  # characters; what takes the square of fewer is done in a second
-_SECONDS, _RATE = 10.0, 20_000  # time for a text: so long, and a second more for so many characters
+_SECONDS, _RATE = 5.0, 20_000  # time for a text: so long, and a second more for so many characters
 
 
 def translated(error: BaseException, where: str) -> BaseException:
@@ -50,19 +49,19 @@ def without_collector() -> Iterator[None]:
 
 
 class Watch:
-    """Runs a function on texts, of which long ones have a time limit.
+    """Runs a function on texts, of which those of more than `easy` characters have a time limit.
 
     The function goes on by itself after that, since nothing can end it: until it is done there is only the same error.
     """
 
-    def __init__(self, encode: Callable[[str], Any], where: str) -> None:
-        self._encode, self._where = encode, where
+    def __init__(self, encode: Callable[[str], Any], where: str, easy: int) -> None:
+        self._encode, self._where, self._easy = encode, where, easy
         self._thread: threading.Thread | None = None
 
     def __call__(self, text: str) -> Any:
         if self._thread is not None and self._thread.is_alive():
             raise CheckpointError(f"{self._where}: its expressions are still busy with an earlier text")
-        if len(text) <= _LONG:
+        if len(text) <= self._easy:
             return self._encode(text)
         answers: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._answer, args=(text, answers), daemon=True)

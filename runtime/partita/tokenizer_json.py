@@ -34,14 +34,14 @@ _NOT_FOLLOWED = {"continuing_subword_prefix": "", "end_of_word_suffix": ""}
 
 @dataclass(frozen=True)
 class LoadedJson:
-    """library: a `tokenizers.Tokenizer`. size: one more than the largest id. decoders, slow: as in `Steps`. leads: the
+    """library: a `tokenizers.Tokenizer`. size: one more than the largest id. decoders, easy: as in `Steps`. leads: the
     id that the file's post-processor puts before a text."""
 
     library: Any
     size: int
     decoders: list[Step]
     leads: int | None
-    slow: bool
+    easy: int | None
 
 
 def load_json(path: Path) -> LoadedJson:
@@ -56,7 +56,7 @@ def load_json(path: Path) -> LoadedJson:
             with guarded(where):
                 library = _library(model, steps, added)
                 size = max(size, *(i + 1 for i in library.get_added_tokens_decoder()), 1)
-            return LoadedJson(library, size, steps.decoders, leads, steps.slow)
+            return LoadedJson(library, size, steps.decoders, leads, steps.easy)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else error
             raise CheckpointError(f"{where}: not a tokenizer's JSON ({reason})") from None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import isqrt
 from reprlib import repr as brief
 from typing import Any
 
@@ -21,6 +22,7 @@ from .pretokenizers import published
 MAX_GROWTH = 64  # bytes out for a byte in, through all steps
 MAX_STEPS = 32
 MAX_LITERAL = 256  # characters of what a step looks for or puts in
+_MOMENT = 10**7  # tries of an expression; some tenth of a second
 SPACE = "▁"  # sentencepiece's letter for a space
 
 Step = Mapping[str, Any]
@@ -34,13 +36,14 @@ _PLAIN = ("Whitespace", "WhitespaceSplit", "UnicodeScripts")
 class Steps:
     """What a tokenizer.json does before and after its model, as the library takes it.
 
-    slow: with an expression that may cost the square of a text's length, and that no published model has.
+    easy: characters of a text that its expressions are done with in a moment, whatever the text; longer ones may take
+    the square of their length. None where published models have all of its expressions.
     """
 
     normalizers: list[Step]
     pre_tokenizers: list[Step]
     decoders: list[Step]
-    slow: bool
+    easy: int | None
 
     @property
     def byte_level(self) -> bool:
@@ -60,17 +63,25 @@ def read_steps(document: Mapping[str, Any], where: str) -> Steps:
     judge = _Judge(where)
     normalizers = judge.part(document, "normalizer", "normalizers", _normalizer)
     pre_tokenizers = judge.part(document, "pre_tokenizer", "pretokenizers", _pre_tokenizer)
-    slow, judge.growth = judge.slow, 1  # decoders are handed over for the library's own sake: we decode ourselves
+    easy, judge.growth = judge.easy, 1  # decoders are handed over for the library's own sake: we decode ourselves
     decoders = judge.part(document, "decoder", "decoders", _decoder)
-    return Steps(normalizers, pre_tokenizers, decoders or _inferred(normalizers, pre_tokenizers), slow)
+    return Steps(normalizers, pre_tokenizers, decoders or _inferred(normalizers, pre_tokenizers), easy)
 
 
 class _Judge:
-    """Checks of single fields, and what all steps come to. growth: bytes out for a byte in so far."""
+    """Checks of single fields, and what all steps come to. growth: bytes out for a byte in so far. power, ways: what
+    expressions may try at one place of a text, as in `expressions.judge`, of all that no published model has."""
 
     def __init__(self, where: str) -> None:
         self._where, self._at = where, ""
-        self.growth, self.slow = 1, False
+        self.growth, self.power, self.ways = 1, 0, 0
+
+    @property
+    def easy(self) -> int | None:
+        if not self.ways:
+            return None
+        tries = _MOMENT // self.ways
+        return (isqrt(tries) if self.power else tries) // self.growth
 
     def part(
         self, document: Step, name: str, inner: str, check: Callable[[_Judge, Step], dict[str, Any] | None]
@@ -150,11 +161,12 @@ class _Judge:
             raise self.damaged("a pattern of kind String or Regex", value)
         if expression not in published():
             try:
-                self.slow |= judge(expression)
+                power, ways = judge(expression)
             except ValueError as error:
                 raise UnsupportedModel(
                     f"{self._where}: {self._at}: the expression {expression[:200]!r} is not supported: {error}"
                 ) from None
+            self.power, self.ways = max(self.power, power), self.ways + ways
         return {"Regex": expression}
 
     def grows(self, factor: int) -> None:

@@ -30,7 +30,7 @@ from pulse import Pulse
 
 ROOM = 1 << 30  # bytes that a tokenizer may map
 SECONDS, ANSWERED = 10, 2
-TEXTS = ["a", "x" * 400, "ab  <s>\n 12,345 é世界 </s>x ", "x y" * 2000, ""]
+TEXTS = ["a", "x" * 9_999, "x" * 400, "ab  <s>\n 12,345 é世界 </s>x ", "x y" * 2000, ""]
 
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 SPACES = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": False}
