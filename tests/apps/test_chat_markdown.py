@@ -19,10 +19,13 @@ from tests.chat_forms import write_model
 from tests.screen import Terminal, seen
 from tests.scripted import script
 
+from partita.errors import DataError
 from partita.tokenizer import Tokenizer
+from partita_apps.chat.commands import shown as value
 from partita_apps.chat.inline import inline
 from partita_apps.chat.layout import wrapped
 from partita_apps.chat.markdown import Markdown
+from partita_apps.chat.settings import Settings
 
 # Newer Pythons warn of fork in a process that has threads; the child here does nothing but exec.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
@@ -233,6 +236,15 @@ def test_notes_hang_and_keep_numbers_with_their_units():
     ]  # fmt: skip
 
 
+def test_switches_are_on_or_off():
+    settings = Settings().set_text("plain", "on").set_text("stats", "ON").set_text("stats", "off")
+    assert (settings.plain, settings.stats) == (True, False)
+    assert (value(settings.plain), value(settings.stats)) == ("on", "off")
+    assert Settings.of(settings.document()) == settings
+    with pytest.raises(DataError, match="plain must be on or off, got 'maybe'"):
+        settings.set_text("plain", "maybe")
+
+
 # ---------------------------------------------------------------- the real terminal
 
 
@@ -297,6 +309,7 @@ def test_a_reply_as_the_model_wrote_it(reply):
     assert reply(REPLY, "--plain")[1][: REPLY.count("\n") + 1][:3] == REPLY.split("\n")[:3]
     sent, _ = reply(REPLY, "--plain", columns=40)
     assert REPLY in sent.replace("\r\n", "\n")
+    assert "\n".join(reply("x **y**\n", "--raw", "-n", "9")[1]).startswith("x **y**")
     sent, found = reply(REPLY, NO_COLOR="1", columns=40)
     assert "\x1b" not in sent
     assert found[0] == "## Two **steps**"
