@@ -130,6 +130,14 @@ class Finished:
 
 Event = Step | Evaluation | Saved | Finished
 
+OnBatch = Callable[[str, int, int | None], None]
+"""Told ("step" or "validation", batches done, of how many or None), from 0 on. Where a backend computes later than it
+is asked to (MLX), this is ahead of what is computed."""
+
+
+def _unheard(what: str, done: int, total: int | None) -> None:
+    """An `OnBatch` for nobody."""
+
 
 class Source(Protocol):
     """Batches without end that can go on where they stopped: `data_batches.Batches`."""
@@ -167,17 +175,20 @@ class Trainer:
         self._group = Group(ops)
         self._sequences = Sequences(ops, model.decoder.config)
         self._stopped, self._saved = False, 0
+        self._on_batch: OnBatch = _unheard
 
     def stop(self) -> None:
         """Finish the step at hand, save, and end, in all processes: safe to call from a signal handler."""
         self._stopped = True
 
-    def run(self) -> Iterator[Event]:
-        """Steps, evaluations and checkpoints as they happen, from where this run stands to its end.
+    def run(self, on_batch: OnBatch = _unheard) -> Iterator[Event]:
+        """Steps, evaluations and checkpoints as they happen, from where this run stands to its end. on_batch: how far
+        a step or an evaluation is.
 
         Evaluates before the first step, at intervals, and at the end. Raises TrainingError, naming step and batch, for
         a loss or a gradient that is no number: the values are then those of the step before.
         """
+        self._on_batch = on_batch
         reason: Literal["steps", "patience", "stopped"] = "steps"
         self._group.agree([self._identity, self.batches.state(), self.config.steps, self.step])
         if self.step == 0 and self._validation is not None:
@@ -231,6 +242,7 @@ class Trainer:
         """Each batch's share of the step's mean loss, float32 (1,), and the gradients of their sum."""
         losses, grads = [], {}
         for i, batch in enumerate(batches):
+            self._on_batch("step", i, len(batches))
             if not batch.trained:
                 losses.append(self.ops.zeros((1,), "float32"))
                 continue
@@ -247,6 +259,7 @@ class Trainer:
             grads = {name: grads[name] + new[name] for name in new} if grads else new
             losses.append(value.reshape(1))
             self.ops.launch(losses[-1], *grads.values())
+        self._on_batch("step", len(batches), len(batches))
         if self.model.dropout is not None:
             self.model.dropout.draw = None
         if not grads:  # this process has nothing but padding
@@ -287,12 +300,13 @@ class Trainer:
         """The mean loss over the trained tokens of the validation data, of all processes together."""
         if self._validation is None:
             raise DataError("there is no validation data")
-        return self.measure(self._validation(), "validation")
+        return self.measure(self._validation(), "validation", self._on_batch)
 
-    def measure(self, batches: Iterable[Batch], what: str) -> float:
+    def measure(self, batches: Iterable[Batch], what: str, on_batch: OnBatch = _unheard) -> float:
         """The mean loss over the trained tokens of these batches, of all processes together. what: for messages."""
         total, trained = 0.0, 0
-        for batch in batches:
+        for i, batch in enumerate(batches):
+            on_batch(what, i, None)
             if not batch.trained:
                 continue
             sequences = self._sequences.view(batch.positions, batch.segments)

@@ -65,6 +65,38 @@ def test_plain_lines_come_at_intervals_and_for_every_evaluation() -> None:
     ]
 
 
+def test_a_long_step_shows_how_far_it_is() -> None:
+    clock = [100.0]
+    line = Line(4, 0, io.StringIO(), now=lambda: clock[0])
+    assert line.shown() == ""
+    line.within("validation", 0, None)
+    assert line.shown() == ""  # short so far
+    clock[0] += 5
+    line.within("validation", 2, None)
+    assert line.shown() == "validation batch 3, 5 s"
+    line.evaluated(0, 3.0, True)
+    line.within("step", 0, 8)
+    clock[0] += 70
+    line.within("step", 1, 8)
+    assert line.shown() == "batch 2/8, 1 min"
+    line.within("step", 8, 8)
+    assert line.shown() == "batch 8/8, 1 min"  # gradients are there, the update goes on
+    line.advance(1, 2.0, 1000, 100.0, 3 << 30)
+    assert line.shown() == "loss 2.0000 · valid 3.0000 · 10 tokens/s · 3.0 GiB · 5 min left"
+    line.within("step", 0, 8)
+    clock[0] += 30
+    assert line.shown().startswith("batch 1/8, 30 s of about 2 min · loss 2.0000 · ")
+
+
+def test_nothing_within_a_step_where_there_is_no_terminal() -> None:
+    stream, clock = io.StringIO(), [0.0]
+    with Line(4, 0, stream, now=lambda: clock[0]) as line:
+        for done in range(9):
+            clock[0] += 60
+            line.within("step", done, 8)
+    assert stream.getvalue() == ""
+
+
 def test_a_quiet_line_says_nothing() -> None:
     stream = io.StringIO()
     with Line(5, 0, stream, quiet=True) as line:

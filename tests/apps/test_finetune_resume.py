@@ -121,6 +121,24 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     check_equal(out, found, whole)
 
 
+def test_a_long_step_shows_how_far_it_is_on_a_terminal(tiny_model: Path, chats: Path, tmp_path: Path) -> None:
+    program, *arguments = command("finetune", tiny_model, chats, "--out", tmp_path / "out", *QUICK, "--steps", 9)
+    arguments += ["--accumulate", "3000", "--valid-fraction", "0", "--sample-tokens", "0"]
+    child = pexpect.spawn(
+        program, arguments, env={**environment(), "TERM": "xterm"}, encoding="utf-8", timeout=60, dimensions=(24, 160)
+    )
+    child.expect(r"0/9\x1b.* batch (\d+)/3000, \d+ s")
+    first = int(child.match[1])
+    child.expect(r" batch (\d+)/3000, \d+ s")
+    assert int(child.match[1]) >= first > 1
+    child.sendintr()
+    child.expect("finishing this step and saving")
+    child.sendintr()  # this step would take minutes
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 130
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_other_signals_are_the_same(tiny_model: Path, chats: Path, tmp_path: Path, number: signal.Signals) -> None:
     out = tmp_path / "out"

@@ -69,6 +69,15 @@ def test_events_come_in_order(ops: Backend, tiny_model: Path, tmp_path: Path) ->
     ]
 
 
+def test_a_step_and_an_evaluation_say_how_far_they_are(ops: Backend, tiny_model: Path) -> None:
+    told: list[tuple[str, int, int | None]] = []
+    config = TrainConfig(2, accumulate=3, evaluate_every=2)
+    list(trainer(ops, tiny_model, config, validation=batches).run(lambda *part: told.append(part)))
+    evaluation = [("validation", i, None) for i in range(len(batches()))]
+    step = [("step", i, 3) for i in range(4)]
+    assert told == [*evaluation, *step, *step, *evaluation]
+
+
 def test_stopping_saves_and_the_rest_follows(ops: Backend, tiny_model: Path, tmp_path: Path) -> None:
     config = TrainConfig(4, 1e-2)
     whole = [event.loss for event in trainer(ops, tiny_model, config).run() if isinstance(event, Step)]

@@ -160,7 +160,7 @@ def _train(prepared: Prepared, out: Path, metrics: Metrics | None) -> Finished:
         Line(total, trainer.step, quiet=metrics is None) as line,
         stopping(first, line.leave, _apart(prepared)),
     ):
-        for event in trainer.run():
+        for event in trainer.run(line.within):
             if isinstance(event, Finished):
                 return event
             if metrics is None:
