@@ -102,6 +102,12 @@ def test_all_words_are_shown_and_nothing_acts_on_the_terminal(text, width, style
         assert bare == found
 
 
+@given(TEXTS)
+def test_without_styles_everything_is_left_as_it_was_written(text):
+    text = re.sub(r"[|\r\x1b]", "", text)
+    assert "".join(shown(text, 10**6, styled=False).split()) == "".join(text.split())
+
+
 def letters(text: str) -> str:
     """What a reader reads: the names of languages and of all else without markers and white space."""
     return "".join(c for c in text if c.isalpha() or c in "🎉。（")
@@ -147,6 +153,12 @@ def test_code_keeps_its_lines_and_what_was_not_closed_is_code():
     assert shown(f"```python\n{long}").count("\x1b[32mtwo") == 100
     assert re.sub(r"\x1b\[[0-9;]*m", "", shown("```c\n" + "/* a\n" * 500)) == "```c\n" + "/* a\n" * 500
     assert lines("\n    x = 1  #  very long indeed\nfox", 80) == ["", "    x = 1  #  very long indeed", "fox"]
+
+
+def test_a_fence_at_the_end_is_shown_once():
+    for text in ("```\nx\n```", "> ~~~\n> x\n> ~~~", "```\nx", "```", "````\n```\n````\n", "- ```\n  x\n  ```"):
+        shown = lines(text)
+        assert [line.strip("│• ") for line in shown] == [line.strip("> -") for line in text.split("\n")]
 
 
 def test_code_within_a_quotation_ends_with_it():

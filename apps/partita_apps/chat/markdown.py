@@ -70,12 +70,13 @@ class Markdown:
     def push(self, text: str) -> str:
         """What can be shown now."""
         self._ended = text.endswith("\n") if text else self._ended
-        return self._units(self._held + text)
+        *units, self._held = _units(self._held + text)
+        return "".join(self._unit(visible(unit)) for unit in units)
 
     def finish(self) -> str:
         """The rest. The line stays open."""
         held, self._held = self._held, ""
-        shown = self._unit(visible(held)) if held else ""
+        shown = self._unit(visible(held))
         self._over = True
         if self._fence is not None and self._line.whole:
             shown += self._code(self._fence, False)
@@ -91,19 +92,10 @@ class Markdown:
         waits = self._close_table()
         return shown + (waits if self._ended else waits.removesuffix("\n"))
 
-    def _units(self, text: str) -> str:
-        shown, at = [], 0
-        while (unit := UNIT.match(text, at)) is not None:
-            shown.append(self._unit(visible(unit[0])))
-            at = unit.end()
-        self._held = text[at:]
-        if self._over and self._held:
-            shown.append(self._unit(visible(self._held)))
-            self._held = ""
-        return "".join(shown)
-
     def _unit(self, unit: str) -> str:
         line = self._line
+        if not unit:
+            return ""
         if self._fence is not None:
             line.whole = (line.whole or "") + unit
             return self._code(self._fence, unit.endswith("\n"))
@@ -237,14 +229,11 @@ class Markdown:
             for _ in range(fence.quotes):
                 if (quote := _QUOTE.match(text)) is None:  # the quotation is over
                     self._fence, self._line = None, _Line()
-                    return self._units(whole)
+                    return "".join(map(self._unit, _units(whole)))
                 text = text[quote.end() :]
-            if (
-                (ends or self._over)
-                and text.strip().startswith(fence.marker)
-                and set(text.strip()) == {fence.marker[0]}
-            ):
-                self._fence = None
+            mark = text.strip()
+            if (ends or self._over) and mark.startswith(fence.marker) and not mark.strip(fence.marker[0]):
+                self._fence, line.whole = None, None
                 return front + self._writer.verbatim([(text, DIM)]) + (self._newline() if ends else "")
         line.whole, line.glued = "", True
         shown = front + self._writer.verbatim(fence.code.line(text) if self._styled else [(text, "")])
@@ -284,6 +273,15 @@ class Markdown:
             shown = self._as_text(f"{header.whole}\n")
         self._line = line
         return shown
+
+
+def _units(text: str) -> list[str]:
+    """The units of a text, and last what may become one."""
+    units, at = [], 0
+    while (unit := UNIT.match(text, at)) is not None:
+        units.append(unit[0])
+        at = unit.end()
+    return [*units, text[at:]]
 
 
 def _fence(match: re.Match[str], line: _Line) -> _Fence:
