@@ -182,14 +182,11 @@ PLACES = [(i, place) for i, document in enumerate(DOCUMENTS) for place in places
 
 def changed(which: int, changes: list[tuple[tuple[Any, ...], Any]]) -> Any:
     document = copy.deepcopy(DOCUMENTS[which])
-    for path, hostile in changes:
+    for path, hostile in sorted(changes, key=lambda change: -len(change[0])):  # so that what is put in stays as it is
         node, value = document, LARGE[hostile] if isinstance(hostile, str) else hostile[0]
-        try:
-            for key in path[:-1]:
-                node = node[key]
-            node[path[-1]] = value
-        except (KeyError, IndexError, TypeError):
-            continue  # an earlier change took this place away
+        for key in path[:-1]:
+            node = node[key]
+        node[path[-1]] = value
     return document
 
 
