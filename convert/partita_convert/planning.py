@@ -95,7 +95,7 @@ def check_outside(source: Path, place: Path) -> None:
 def check_options(place: Path, request: Request) -> None:
     """The same without a source, so before one is fetched."""
     if request.to not in FORMS:
-        raise DataError(f"--to {request.to!r}: give {', '.join(FORMS)}")
+        raise DataError(f"unknown --to {request.to!r}; expected one of {', '.join(FORMS)}")
     refuse_existing(place)
     if (request.to == "gguf") != (place.suffix == ".gguf"):
         wanted = "a file that ends in .gguf" if request.to == "gguf" else "a folder, or say --to gguf"
@@ -105,7 +105,7 @@ def check_options(place: Path, request: Request) -> None:
     if request.to == "gguf" and request.dtype is not None:
         raise DataError(f"--dtype: a GGUF file's type is --quantize, one of {', '.join(KINDS)}")
     if request.dtype is not None and request.dtype not in DTYPES:
-        raise DataError(f"--dtype {request.dtype!r}: give {', '.join(DTYPES)}")
+        raise DataError(f"unknown --dtype {request.dtype!r}; expected one of {', '.join(DTYPES)}")
     if request.exact and request.to != "mlx":
         raise DataError("--exact is about the scales of an mlx folder: leave it out")
     if request.policy != "raise" and request.adapter is None:
@@ -122,8 +122,8 @@ def gguf_kind(wanted: str | None) -> str | None:
     kind = _KIND_OF_BITS.get(wanted, wanted.upper())
     if kind not in KINDS:
         raise DataError(
-            f"--quantize {wanted!r}: a GGUF file takes {', '.join(KINDS)}, or {', '.join(_KIND_OF_BITS)} for a "
-            "type of so many bits"
+            f"unknown --quantize {wanted!r} for a GGUF file; expected one of {', '.join(KINDS)}, or "
+            f"{', '.join(_KIND_OF_BITS)} for a type of so many bits"
         )
     return kind
 

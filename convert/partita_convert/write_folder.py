@@ -148,7 +148,7 @@ def _unpacked(name: str, value: Value) -> Value:
 def numpy_dtype(name: str) -> Any:
     """One of DTYPES; DataError for another name."""
     if name not in DTYPES:
-        raise DataError(f"dtype {name!r} is not one of {', '.join(DTYPES)}")
+        raise DataError(f"unknown dtype {name!r}; expected one of {', '.join(DTYPES)}")
     if name != "bfloat16":
         return np.dtype(name)
     import ml_dtypes

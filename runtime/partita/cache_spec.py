@@ -84,7 +84,7 @@ def plan(
     """
     context = config.max_positions if context is None else context
     if context < 1:
-        raise ContextError(f"--context must be at least 1 token, not {context}")
+        raise ContextError(f"--context must be >= 1 token, got {context}")
     if context > config.max_positions:
         raise ContextError(
             f"--context {context} is beyond the {config.max_positions} tokens this model was trained on: "

@@ -141,7 +141,7 @@ def _message(value: Any, where: str) -> dict[str, Any]:
     role = value.get("role")
     if role not in ROLES:
         said = "no role" if "role" not in value else f"the unknown role {json.dumps(role, ensure_ascii=False)[:80]}"
-        raise DataError(f"{where} has {said}: known are {', '.join(ROLES)}")
+        raise DataError(f"{where} has {said}; expected one of {', '.join(ROLES)}")
     # data sets write every key of every message, null where it is not used; templates ask whether a key is there
     message = {key: item for key, item in value.items() if item is not None or key == "content"}
     calls = message.get("tool_calls")

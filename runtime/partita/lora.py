@@ -50,13 +50,13 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise DataError(f"--rank must be at least 1, not {self.rank}")
+            raise DataError(f"--rank must be >= 1, got {self.rank}")
         if not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise DataError(f"--alpha must be a number above 0, not {self.alpha}")
+            raise DataError(f"--alpha must be a number > 0, got {self.alpha}")
         if not 0 <= self.dropout < 1:
             raise DataError(f"--dropout must be from 0 to below 1, not {self.dropout}")
         if self.layers is not None and self.layers < 1:
-            raise DataError(f"--layers must be at least 1, not {self.layers}")
+            raise DataError(f"--layers must be >= 1, got {self.layers}")
         if not self.names:
             raise DataError("--targets names no projection: give all-linear, or names such as q_proj,v_proj")
 

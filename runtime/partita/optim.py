@@ -34,9 +34,9 @@ class AdamW:
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise DataError(f"the optimizer's betas must be from 0 to below 1, not {self.beta1} and {self.beta2}")
         if not self.eps > 0:
-            raise DataError(f"the optimizer's eps must be above 0, not {self.eps}")
+            raise DataError(f"the optimizer's eps must be > 0, got {self.eps}")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise DataError(f"--weight-decay must be at least 0, not {self.weight_decay}")
+            raise DataError(f"--weight-decay must be >= 0, got {self.weight_decay}")
 
 
 @dataclass

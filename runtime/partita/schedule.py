@@ -27,13 +27,13 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.peak) and self.peak > 0):
-            raise DataError(f"--learning-rate must be a number above 0, not {self.peak}")
+            raise DataError(f"--learning-rate must be a number > 0, got {self.peak}")
         if self.steps < 1:
-            raise DataError(f"--steps must be at least 1, not {self.steps}")
+            raise DataError(f"--steps must be >= 1, got {self.steps}")
         if not 0 <= self.warmup <= self.steps:
             raise DataError(f"--warmup must be from 0 to the {self.steps} steps of the run, not {self.warmup}")
         if self.kind not in KINDS:
-            raise DataError(f"--schedule {self.kind!r} is not one of {', '.join(KINDS)}")
+            raise DataError(f"unknown --schedule {self.kind!r}; expected one of {', '.join(KINDS)}")
         if not 0 <= self.floor <= 1:
             raise DataError(f"the schedule's floor must be from 0 to 1, not {self.floor}")
 

@@ -53,7 +53,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _ = self.rates
         if self.clip is not None and not self.clip > 0:
-            raise DataError(f"--clip must be above 0, not {self.clip}")
+            raise DataError(f"--clip must be > 0, got {self.clip}")
         counts = {
             "accumulate": self.accumulate,
             "eval-every": self.evaluate_every,
@@ -62,7 +62,7 @@ class TrainConfig:
         }
         for flag, count in counts.items():
             if count is not None and count < 1:
-                raise DataError(f"--{flag} must be at least 1, not {count}")
+                raise DataError(f"--{flag} must be >= 1, got {count}")
 
     @property
     def rates(self) -> Schedule:

@@ -351,8 +351,8 @@ def test_an_unknown_kv(mistake: Mistake, model: Path, tmp_path: Path, command: s
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--context", "0"], ["--context must be at least 1"]),
-        (["--context", "-5"], ["--context must be at least 1", "-5"]),
+        (["--context", "0"], ["--context must be >= 1"]),
+        (["--context", "-5"], ["--context must be >= 1", "-5"]),
         (["--context", "65"], ["--context 65 is beyond the 64 tokens", "--context 64 or less"]),
         (["--context", "many"], ["'many'", "--context"]),
         (["--sinks", "64"], ["--sinks must be from 0 to 63"]),
@@ -366,8 +366,8 @@ def test_an_unknown_kv(mistake: Mistake, model: Path, tmp_path: Path, command: s
         (["--backend", "torch", "--device", "tpu"], ["no device 'tpu'", "--device cpu"]),
         (["--backend", "mlx", "--device", "tpu"], ["no device 'tpu'", "--device cpu"]),
         (["--backend", "torch", "--device", "mps"], ["no device 'mps'", "--backend mlx --device metal"]),
-        (["--threads", "0"], ["--threads must be at least 1"]),
-        (["--threads", "-2"], ["--threads must be at least 1"]),
+        (["--threads", "0"], ["--threads must be >= 1"]),
+        (["--threads", "-2"], ["--threads must be >= 1"]),
         (["--threads", "100000"], ["--threads must be at most", "not 100000"]),
         (["--threads", "1" * 4000], ["--threads must be at most", "not 1111"]),
         (["--threads", "1" * 5000], ["--threads", "not a valid integer"]),

@@ -139,7 +139,7 @@ def test_where_the_prompt_comes_from(ask):
         (["-p", "x", "--kv", "k3v3"], "", "--kv"),
         (["-p", "x", "--context", "513"], "", "--context 513 is beyond the 512"),
         (["-p", "x", "--context", "8", "--sinks", "8"], "", "--sinks must be from 0 to 7"),
-        (["-p", "x", "--sinks", "most"], "", "'most' is neither a number nor system"),
+        (["-p", "x", "--sinks", "most"], "", "expected a number of tokens or system, got 'most'"),
         (["-p", "x", "--raw", "--sinks", "system"], "", "--raw leaves out"),
         (["-p", "x", "--raw", "--system", "Be brief."], "", "--raw leaves out"),
         (["-p", "x", "--dtype", "int3"], "", "unknown dtype"),

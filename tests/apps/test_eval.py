@@ -52,7 +52,7 @@ def test_an_automatic_context_is_the_trained_maximum_where_it_fits(tiny_model: P
     assert json.loads(run(tiny_model, text, "--context", "auto", "--json").stdout)["context"] == 512
     refused = run(tiny_model, text, "--context", "much")
     assert refused.returncode == 2
-    assert "'much' is neither a number nor auto" in refused.stderr
+    assert "expected a number of tokens or auto, got 'much'" in refused.stderr
 
 
 def test_the_model_may_be_an_option(tiny_model: Path, text: Path) -> None:

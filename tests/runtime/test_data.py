@@ -59,7 +59,7 @@ BAD = [
     ('{"messages": "hi"}', '"messages" is a string: it must be a list of messages'),
     ('{"messages": []}', '"messages" is empty'),
     ('{"messages": ["hi"]}', r"messages\[0\] is a string: it must be an object"),
-    ('{"messages": [{"content": "hi"}]}', r"messages\[0\] has no role: known are system, developer, user"),
+    ('{"messages": [{"content": "hi"}]}', r"messages\[0\] has no role; expected one of system, developer, user"),
     ('{"messages": [{"role": "bot", "content": "hi"}]}', r'messages\[0\] has the unknown role "bot"'),
     ('{"messages": [{"role": ["user"], "content": "hi"}]}', "unknown role"),
     ('{"messages": [{"role": "user"}]}', r"messages\[0\] has no content"),

@@ -58,11 +58,13 @@ def _option(*names: str, **how: Any) -> Any:
 @click.argument("data", required=False, shell_complete=files)
 @_option("--out", type=OwnPath(), metavar="DIR", help="Where everything goes; needed.")
 @_option("--method", metavar="NAME", help="lora, dora (LoRA and row lengths) or full (every weight).  [default: lora]")
-@_option("--rank", type=int, metavar="N", help="Size of the adapters.  [default: 16]")
+@_option("--rank", type=int, metavar="N", help="Rank of the adapters' matrices, 1 or more.  [default: 16]")
 @_option("--alpha", type=float, metavar="F", help="Adapters are scaled by F / rank.  [default: twice the rank]")
 @_option("--rslora/--no-rslora", help="Scale by F / sqrt(rank), for high ranks.")
-@_option("--dropout", type=float, metavar="F", help="Share of an adapter's input that is left out.  [default: 0]")
-@_option("--targets", metavar="NAMES", help="Projections, as q_proj,v_proj.  [default: all-linear]")
+@_option(
+    "--dropout", type=float, metavar="F", help="Share of an adapter's input that is dropped, below 1.  [default: 0]"
+)
+@_option("--targets", metavar="NAMES", help="Projections by name, as q_proj,v_proj.  [default: all-linear]")
 @_option("--layers", type=int, metavar="N", help="Adapters in the last N layers only.  [default: all]")
 @_option(
     "--from-scratch",
@@ -71,7 +73,12 @@ def _option(*names: str, **how: Any) -> Any:
 )
 @_option("--max-length", type=int, metavar="N", help="Tokens of a document; longer ones are cut.  [default: 1024]")
 @_option("--packing/--no-packing", help="Several documents in a row, none seeing another.  [default: packing]")
-@_option("--valid-fraction", type=float, metavar="F", help="Held out where DATA has no validation.  [default: 0.05]")
+@_option(
+    "--valid-fraction",
+    type=float,
+    metavar="F",
+    help="Share held out if DATA has no valid file.  [default: 0.05]",
+)
 @_option("--control-tokens/--no-control-tokens", help="Read <|im_start|> and its kind in plain text as tokens.")
 @click.option(
     "--template-var",
@@ -79,9 +86,13 @@ def _option(*names: str, **how: Any) -> Any:
     metavar="NAME=VALUE",
     help="Tell the chat template more, as JSON or text: enable_thinking=false; repeatable.",
 )
-@_option("--seed", type=int, metavar="N", help="Of data order, initial values and dropout.  [default: 0]")
+@_option("--seed", type=int, metavar="N", help="Seed of data order, initial values and dropout, >= 0.  [default: 0]")
 @_option(
-    "--steps", also=("--iters",), type=int, metavar="N", help="Updates.  [default: those of 3 epochs, at most 1000]"
+    "--steps",
+    also=("--iters",),
+    type=int,
+    metavar="N",
+    help="Updates.  [default: those of 3 epochs, at most 1000]",
 )
 @_option("--epochs", type=float, metavar="F", help="Passes over the data, in place of --steps.")
 @_option("--batch-size", type=int, metavar="N", help="Rows computed at once.  [default: 2]")
@@ -90,12 +101,12 @@ def _option(*names: str, **how: Any) -> Any:
     "--learning-rate",
     type=float,
     metavar="F",
-    help="[default: 2e-4 for adapters, 2e-5 for full, 1e-3 from scratch]",
+    help="Largest rate, above 0.  [default: 2e-4 for adapters, 2e-5 for full, 1e-3 from scratch]",
 )
-@_option("--schedule", metavar="NAME", help="cosine, linear or constant, after the warm-up.  [default: cosine]")
+@_option("--schedule", metavar="NAME", help="After the warm-up, one of cosine, linear, constant.  [default: cosine]")
 @_option("--warmup", type=int, metavar="N", help="Steps in which the rate rises.  [default: 5 %, at most 100]")
-@_option("--weight-decay", type=float, metavar="F", help="Of matrices, as AdamW has it.  [default: 0.01]")
-@_option("--clip", type=float, metavar="F", help="Largest norm of the gradients; 0: any.  [default: 1]")
+@_option("--weight-decay", type=float, metavar="F", help="AdamW's weight decay, of matrices only.  [default: 0.01]")
+@_option("--clip", type=float, metavar="F", help="Largest norm of the gradients; 0: no limit.  [default: 1]")
 @_option(
     "--grad-checkpoint/--no-grad-checkpoint",
     help="Compute activations twice in place of keeping them.  [default: where memory needs it]",
@@ -103,10 +114,10 @@ def _option(*names: str, **how: Any) -> Any:
 @_option("--eval-every", type=int, metavar="N", help="Steps between evaluations.  [default: a tenth of all]")
 @_option("--eval-batches", type=int, metavar="N", help="Most batches of an evaluation.  [default: 50]")
 @_option("--save-every", type=int, metavar="N", help="Steps between checkpoints; two are kept.  [default: 50]")
-@_option("--patience", type=int, metavar="N", help="End after N evaluations without a better one; keep the best.")
+@_option("--patience", type=int, metavar="N", help="Stop after N evaluations without a lower loss; keep the best.")
 @click.option("--resume", is_flag=True, help="Go on with the run in DIR; its settings need not be said again.")
 @click.option("--sample", multiple=True, metavar="TEXT", help="Prompt for samples before and after; repeatable.")
-@_option("--sample-tokens", type=int, metavar="N", help="Length of samples; 0: none.  [default: 64]")
+@_option("--sample-tokens", type=int, metavar="N", help="Tokens of a sample; 0: no samples.  [default: 64]")
 @click.option(
     "--config",
     type=OwnPath(),

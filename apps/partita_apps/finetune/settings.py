@@ -69,13 +69,13 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise DataError(f"--method {self.method!r} is not one of {', '.join(METHODS)}")
+            raise DataError(f"unknown --method {self.method!r}; expected one of {', '.join(METHODS)}")
         if self.schedule not in SCHEDULES:
-            raise DataError(f"--schedule {self.schedule!r} is not one of {', '.join(SCHEDULES)}")
+            raise DataError(f"unknown --schedule {self.schedule!r}; expected one of {', '.join(SCHEDULES)}")
         if self.steps is not None and self.epochs is not None:
             raise DataError("--steps and --epochs exclude each other: choose one of them")
         if self.epochs is not None and not 0 < self.epochs < 1e6:
-            raise DataError(f"--epochs must be above 0, not {self.epochs}")
+            raise DataError(f"--epochs must be > 0, got {self.epochs}")
         if self.from_scratch is not None and self.method != "full":
             raise DataError("--from-scratch trains every weight: add --method full")
         self._refuse_adapters_settings()
@@ -85,11 +85,11 @@ class Settings:
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and not value >= low:
-                raise DataError(f"{flag(name)} must be at least {low}, not {value}")
+                raise DataError(f"{flag(name)} must be >= {low}, got {value}")
         for name, value in asdict(self).items():
             high = MOST_SEED if name == "seed" else MOST
             if isinstance(value, int) and value > high:
-                raise DataError(f"{flag(name)} must be at most {high}, not {value}")
+                raise DataError(f"{flag(name)} must be <= {high}, got {value}")
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def _checked(document: Mapping[Any, Any], where: str) -> dict[str, Any]:
         name = str(key).replace("-", "_")
         if name not in kinds:
             known = ", ".join(kinds).replace("_", "-")
-            raise DataError(f"{where}: there is no setting {key!r}: known are {known}")
+            raise DataError(f"{where}: unknown setting {key!r}; expected one of {known}")
         if name in found:
             raise DataError(f"{where}: {key} given twice")
         if value is None:
@@ -179,7 +179,7 @@ def _checked(document: Mapping[Any, Any], where: str) -> dict[str, Any]:
         try:
             found[name] = _fitted(value, kinds[name])
         except (TypeError, ValueError, OverflowError):
-            raise DataError(f"{where}: {key} is {_kind(kinds[name])}, not {value!r}") from None
+            raise DataError(f"{where}: {key}: expected {_kind(kinds[name])}, got {value!r}") from None
     return found
 
 
