@@ -1,7 +1,7 @@
 """A program: damage small models COUNT times and open each. Run as `python fuzz_child.py FOLDER SEED COUNT`.
 
 Every file must open well or end in a PartitaError. Anything else, a file opened for writing, a program started, a
-network connection, memory beyond the limit, a crash or 20 s without an end makes the program fail; FOLDER/now.json
+network connection, memory beyond the limit, a crash or 10 s without an end makes the program fail; FOLDER/now.json
 then says which file it was, by seed and number, and the damaged model is still in FOLDER/case.
 """
 
@@ -24,7 +24,7 @@ from fuzz_exercise import exercise
 
 ADDRESS_ROOM = 1 << 30  # bytes that opening a damaged file may map; the files have some 100 kB
 RESIDENT_ROOM = 96 << 20
-SECONDS = 20
+SECONDS = 10
 NUMBERS = [0, 1, 2, 7, 31, 255, 256, 65535, 2**24, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**53, 2**62, 2**63, 2**64 - 1]
 VALUES: list[Any] = [
     *(None, True, False, 0, -1, 1, 3, 64, 10**9, 2**63, 2**70, 1e308, -1e308, 1e-320, float("nan"), float("inf"), 0.5),
