@@ -246,10 +246,14 @@ def test_experts_in_a_gguf_file_are_weighed_too(tmp_path, ops, tokens, name):
         ("out", Request(to="gguf"), "writes a file that ends in .gguf"),
         ("out", Request(to="onnx"), "--to 'onnx'"),
         ("out", Request(to="huggingface", quantize="4"), "transformers reads dense weights only"),
-        ("out.gguf", Request(to="gguf", quantize="4:64"), "--quantize '4:64': a GGUF file takes F32"),
+        (
+            "out.gguf",
+            Request(to="gguf", quantize="4:64"),
+            "unknown --quantize '4:64' for a GGUF file; expected one of F32",
+        ),
         ("out.gguf", Request(to="gguf", dtype="float16"), "--dtype: a GGUF file's type is --quantize"),
         ("out", Request(quantize="q4_0"), "is a GGUF type: say --to gguf"),
-        ("out", Request(dtype="int8"), "--dtype 'int8': give float32"),
+        ("out", Request(dtype="int8"), "unknown --dtype 'int8'; expected one of float32"),
         ("out", Request(to="huggingface", exact=True), "--exact is about the scales of an mlx folder"),
     ],
 )
