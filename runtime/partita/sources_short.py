@@ -54,10 +54,10 @@ def short_name(model: StoredModel, stored: Sequence[StoredModel]) -> str | None:
 
 def similar_names(name: str, stored: Sequence[StoredModel]) -> list[str]:
     """Full names of stored models, and aliases, that somebody who typed `name` may have meant; the closest first."""
-    known = {alias: alias for alias in ALIASES}
+    known, shorter = {alias: alias for alias in ALIASES}, {full: alias for alias, full in ALIASES.items()}
     for model in stored:
         for whole in _whole(model):
-            known.setdefault(whole, model.name)
+            known.setdefault(whole, shorter.get(model.name, model.name))
     close = get_close_matches(name.lower(), known, n=3, cutoff=0.6)
     return list(dict.fromkeys(known[word] for word in close))
 

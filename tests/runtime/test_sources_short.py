@@ -79,7 +79,7 @@ def test_the_name_that_is_shown_means_the_model():
 
 def test_similar_names_are_suggested():
     assert similar_names("quen3-0.6b", STORED)[0] == "hf:Qwen/Qwen3-0.6B"
-    assert similar_names("smolm2", []) == ["smollm2"]
+    assert similar_names("smolm2", []) == similar_names("smolm2", STORED) == ["smollm2"]
     assert similar_names("zzzz", STORED) == []
 
 
