@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from partita.errors import DataError
+from partita.paths import own
 from partita.printable import printable
 
 from .aliases import option
@@ -238,6 +240,10 @@ def load_model(
 
     from .progress import TerminalProgress, bar
 
+    model, own_adapter = adapter_as_model(model)
+    if own_adapter is not None and adapter is not None:
+        raise DataError(f"{own_adapter} is an adapter, and so is --adapter {adapter}: leave one of them out")
+    adapter = adapter if own_adapter is None else own_adapter
     found = None if adapter is None else open_adapter(adapter)
     resolve(model, progress=TerminalProgress())  # first by itself: two bars at a time would fight for the line
     notes: list[str] = []
@@ -250,6 +256,23 @@ def load_model(
     adapted = loaded.with_adapter(found)
     tell(other_base(found, model))
     return adapted
+
+
+def adapter_as_model(name: str | None) -> tuple[str | None, str | None]:
+    """The model to load and the adapter for it, where the folder of an adapter was given as MODEL: its base's name and
+    the folder. Otherwise the name as it is and None.
+
+    Raises DataError for an adapter that does not name its base, and what `open_adapter` raises.
+    """
+    from partita.adapters import is_adapter, open_adapter
+
+    if name is None or not is_adapter(Path(own(name))):
+        return name, None
+    base = open_adapter(name).base_model
+    if not base:
+        raise DataError(f"{name} is an adapter that does not name its base: give the model and --adapter {name}")
+    tell(f"{name} is an adapter for {base}, which is loaded with it")
+    return base, name
 
 
 def other_base(adapter: Adapter, model: str | None) -> str | None:

@@ -26,7 +26,15 @@ from ..runtime.test_adapting import write
 def folders(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     place = tmp_path_factory.mktemp("adapters")
     base = open_checkpoint(tiny_model)
-    return [write(place / name, base, seed=seed) for seed, name in enumerate(("loud", "calm"))]
+    made = [write(place / name, base, seed=seed) for seed, name in enumerate(("loud", "calm"))]
+    for folder in made:
+        name_base(folder, str(tiny_model))
+    return made
+
+
+def name_base(folder: Path, base: str | None) -> None:
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": base}))
 
 
 @pytest.fixture
@@ -55,6 +63,27 @@ def test_an_adapter_changes_the_reply(
     assert loud["adapter"] == both["adapter"] == "loud"  # the first one speaks
     assert loud["tokens"] != plain["tokens"]
     assert both["tokens"] == loud["tokens"]
+
+
+def test_an_adapter_s_folder_is_a_model(
+    tiny_model: Path, folders: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The base that it names is loaded with it; what it does not name has to be given."""
+    ask = ("-p", "the fox", "-n", 12)
+    loud = document(capsys, "chat", tiny_model, *ask, "--adapter", folders[0])
+    assert document(capsys, "chat", folders[0], *ask)["tokens"] == loud["tokens"]
+    both = document(capsys, "chat", folders[0], *ask, "--adapter", folders[1])
+    assert (both["adapter"], both["tokens"]) == ("loud", loud["tokens"])
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog")
+    measured = document(capsys, "eval", tiny_model, text, "--adapter", folders[0])
+    assert document(capsys, "eval", folders[0], text)["perplexity"] == measured["perplexity"]
+    assert cli.run(["eval", str(folders[0]), str(text), "--adapter", str(folders[1])]) == 2
+    assert "leave one of them out" in capsys.readouterr().err
+    nameless = shutil.copytree(folders[0], tmp_path / "nameless")
+    name_base(nameless, None)
+    assert cli.run(["chat", str(nameless), "-p", "x"]) == 2
+    assert "does not name its base: give the model and --adapter" in capsys.readouterr().err
 
 
 def test_an_adapter_changes_what_eval_measures(

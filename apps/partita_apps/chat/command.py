@@ -15,7 +15,16 @@ from partita.paths import own
 
 from ..aliases import model_option, option, shifted
 from ..completion import models
-from ..options import adapter_options, chat_cache_options, load_model, model_options, other_base, sampling_options, tell
+from ..options import (
+    adapter_as_model,
+    adapter_options,
+    chat_cache_options,
+    load_model,
+    model_options,
+    other_base,
+    sampling_options,
+    tell,
+)
 from ..paths import OwnPath
 
 if TYPE_CHECKING:
@@ -213,7 +222,8 @@ def begin(model: str | None, raw: bool, once: bool, options: dict[str, Any]) -> 
     found = None if file is None else find(file)
     if found is not None:
         given.setdefault("system", found.system)
-    read = adapters.read(options["adapters"])
+    model, own_adapter = adapter_as_model(model)
+    read = adapters.read([*([] if own_adapter is None else [own_adapter]), *options["adapters"]])
     if not raw:
         shared().start()  # while the model is loaded
     base = load_model(model, **{name: options[name] for name in MODEL_OPTIONS}, stack=not read)
