@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from partita.checkpoint import open_checkpoint
-from partita.config import ModelConfig
-from partita.loading import read_config
+from partita.checkpoint.checkpoint import open_checkpoint
+from partita.model.config import ModelConfig
+from partita.model.load import read_config
 
 UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 """Half the distance from 1 to the next number of a dtype."""

@@ -92,7 +92,7 @@ def tiny_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 @pytest.fixture(scope="session")
 def default_model() -> Path:
     """The file of the default model. Required: a test that asks for it fails where it cannot be fetched."""
-    from partita.sources import resolve
+    from partita.sources.resolve import resolve
 
     return resolve(None)
 

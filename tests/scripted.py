@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from partita.sampling import Sampler
-from partita.tokenizer import Tokenizer
+from partita.inference.sampling import Sampler
+from partita.text.tokenizer import Tokenizer
 
 
 def script(tokenizer: Tokenizer, *replies: str, ends: bool = True) -> list[list[int]]:

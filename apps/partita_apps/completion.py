@@ -28,7 +28,7 @@ def folders(ctx: click.Context, param: click.Parameter, typed: str) -> list[Comp
 
 def models(ctx: click.Context, param: click.Parameter, typed: str) -> list[CompletionItem]:
     """Models on this machine by their names and short names; where none is meant, files and folders."""
-    from partita.sources import list_models, short_name
+    from partita.sources.resolve import list_models, short_name
 
     found = list_models() if typed else []
     names = [name for model in found for name in (short_name(model, found), model.name) if name is not None]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from partita.errors import DataError, PartitaError, UnsupportedModel
-from partita.paths import own
+from partita.files.paths import own
 from partita.printable import printable
 
 from .completion import models
@@ -22,7 +22,7 @@ from .paths import OwnPath
 from .terminal import console, say
 
 if TYPE_CHECKING:
-    from partita.checkpoint import Checkpoint
+    from partita.checkpoint.checkpoint import Checkpoint
     from partita_convert.planning import Calibration, Request
     from partita_convert.report import Check, Report
 
@@ -105,7 +105,7 @@ def convert(
     list`). What SOURCE has packed keeps its integers unless --quantize asks for others. An adapter's folder becomes
     PEFT's with --to huggingface, mlx-lm's with --to mlx.
     """
-    from partita.adapters import is_adapter, open_adapter
+    from partita.adapters.read import is_adapter, open_adapter
     from partita_convert.planning import Request, check_options
 
     form = to if to is not None else "gguf" if dest.suffix.lower() == ".gguf" else "mlx"
@@ -158,7 +158,7 @@ class Player:
 
 def opened(source: str, dest: Path, allow_pickle: bool, offline: bool) -> Any:
     """The source's checkpoint as a context."""
-    from partita.sources import resolve
+    from partita.sources.resolve import resolve
     from partita_convert.pickle_reader import open_source
 
     from .progress import TerminalProgress
@@ -180,7 +180,7 @@ def written(
     checkpoint: Checkpoint, dest: Path, request: Request, player: Player, calibration: str | None, text: str | None
 ) -> Report:
     """Convert, with a bar for each of its parts. text: that of --calibration."""
-    from partita.loading import notes
+    from partita.model.load import notes
     from partita_convert.card import card
     from partita_convert.convert import convert as convert_checkpoint
     from partita_convert.planning import check
@@ -221,7 +221,7 @@ def command_line(request: Request, calibration: str | None) -> str:
 
 def calibrated(checkpoint: Checkpoint, request: Request, player: Player, text: str | None) -> Calibration | None:
     """What the weights are judged with; None, and a line, where this version cannot run the model."""
-    from partita.loading import read_config
+    from partita.model.load import read_config
     from partita_convert.calibration import SAMPLE
     from partita_convert.planning import Calibration
 
@@ -268,7 +268,7 @@ def judge_check(checkpoint: Checkpoint, text: str, player: Player) -> None:
 
 def checked(checkpoint: Checkpoint, dest: Path, request: Request, text: str, player: Player) -> Check:
     """Source and result on a text, side by side."""
-    from partita.adapters import fused
+    from partita.adapters.read import fused
     from partita_convert.check import check_loss
     from partita_convert.convert import laid_out
 
@@ -281,7 +281,7 @@ def checked(checkpoint: Checkpoint, dest: Path, request: Request, text: str, pla
 
 def translate(source: Path, dest: Path, form: str, asked: bool, as_json: bool) -> None:
     """An adapter in the other library's layout. asked: whether options are given that only a model has."""
-    from partita.adapters import open_adapter
+    from partita.adapters.read import open_adapter
     from partita_convert.adapters import write_mlx_lm, write_peft
     from partita_convert.planning import check_outside
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from partita.errors import DataError, MemoryBudgetError
-from partita.paths import own
+from partita.files.paths import own
 
 from .aliases import model_option, shifted
 from .completion import files, models
@@ -97,8 +97,8 @@ def read_text(path: Path) -> str:
 
 def measure(language_model: Any, spec: Any, tokens: list[int], segment: int) -> dict[str, Any]:
     """One row of the report: figures of one pass over the tokens with an empty cache."""
-    from partita.cache import Cache
-    from partita.perplexity import perplexity, segments, token_losses
+    from partita.cache.state import Cache
+    from partita.inference.perplexity import perplexity, segments, token_losses
 
     from .progress import bar
 
@@ -139,8 +139,8 @@ def reference_spec(language_model: Any, like: Any, asked: bool | None) -> Any:
 
 def losses_of_format(language_model: Any, spec: Any, reference: Any, tokens: list[int]) -> dict[str, Any]:
     """Mean KL in nats and share of equal likeliest tokens against the reference; None where there is none."""
-    from partita.cache import Cache
-    from partita.perplexity import compare
+    from partita.cache.state import Cache
+    from partita.inference.perplexity import compare
 
     from .progress import bar
 

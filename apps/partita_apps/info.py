@@ -50,7 +50,8 @@ def collect() -> dict[str, Any]:
     import psutil
 
     import partita_backends
-    from partita import __version__, sources
+    from partita import __version__
+    from partita.sources import resolve as sources
 
     attempts = partita_backends.survey()
     auto = partita_backends.first(attempts)

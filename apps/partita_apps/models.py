@@ -41,7 +41,7 @@ def models() -> None:
 )
 @as_json()
 def list_command(json: bool) -> None:
-    from partita import sources
+    from partita.sources import resolve as sources
 
     found = sources.list_models()
     if json:
@@ -68,7 +68,7 @@ def print_table(found: list[Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from partita.sources import DEFAULT_MODEL, short_name
+    from partita.sources.resolve import DEFAULT_MODEL, short_name
 
     out = console(highlight=False)
     if not out.is_terminal:
@@ -96,7 +96,7 @@ def shorter(path: Path) -> str:
 @click.argument("name", required=False)
 @as_json()
 def pull_command(name: str | None, json: bool) -> None:
-    from partita import sources
+    from partita.sources import resolve as sources
 
     full = sources.full_name(name)
     path = sources.resolve(full, progress=TerminalProgress(), refresh=True)
@@ -114,7 +114,7 @@ def pull_command(name: str | None, json: bool) -> None:
 @click.argument("name")
 @as_json()
 def rm_command(name: str, json: bool) -> None:
-    from partita import sources
+    from partita.sources import resolve as sources
 
     full = sources.full_name(name)
     freed = sources.remove(full, progress=TerminalProgress())
@@ -128,8 +128,8 @@ def rm_command(name: str, json: bool) -> None:
 @click.argument("name", required=False)
 @as_json()
 def path_command(name: str | None, json: bool) -> None:
-    from partita import sources
     from partita.errors import SourceError
+    from partita.sources import resolve as sources
 
     full = sources.full_name(name)
     path = sources.find(full)

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from partita.errors import DataError
-from partita.paths import own
+from partita.files.paths import own
 from partita.printable import printable
 
 from .aliases import option
 from .completion import folders, one_of
 
 if TYPE_CHECKING:
-    from partita.adapters import Adapter
+    from partita.adapters.read import Adapter
     from partita.backend import Backend
     from partita.language_model import LanguageModel
 
@@ -234,9 +234,9 @@ def load_model(
     backend: a name, or an instance that another model is on already (the other options are then its own). adapter,
     stack: as in `partita.load`.
     """
-    from partita.adapters import open_adapter
+    from partita.adapters.read import open_adapter
     from partita.language_model import load
-    from partita.sources import resolve
+    from partita.sources.resolve import resolve
 
     from .progress import TerminalProgress, bar
 
@@ -264,7 +264,7 @@ def adapter_as_model(name: str | None) -> tuple[str | None, str | None]:
 
     Raises DataError for an adapter that does not name its base, and what `open_adapter` raises.
     """
-    from partita.adapters import is_adapter, open_adapter
+    from partita.adapters.read import is_adapter, open_adapter
 
     if name is None or not is_adapter(Path(own(name))):
         return name, None
@@ -280,7 +280,7 @@ def other_base(adapter: Adapter, model: str | None) -> str | None:
 
     Names are all there is to compare: last parts of paths, without what says a version or a kind of file.
     """
-    from partita.sources import full_name
+    from partita.sources.resolve import full_name
 
     model = None if model is None else full_name(model)
     trained, used = (_last_part(name) for name in (adapter.base_model, model))

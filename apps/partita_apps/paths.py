@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from partita.paths import own
+from partita.files.paths import own
 
 
 class OwnPath(click.Path):

@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from partita import experts
 from partita.backend import Backend
-from partita.cache import Cache
-from partita.cache_spec import plan
-from partita.checkpoint import Checkpoint
+from partita.cache.kv_format import KVFormat
+from partita.cache.spec import plan
+from partita.cache.state import Cache
+from partita.checkpoint import experts
+from partita.checkpoint.checkpoint import Checkpoint
 from partita.errors import DataError
-from partita.kv_format import KVFormat
-from partita.layers import MoE
-from partita.loading import load_block, load_last_norm, read_config
-from partita.model import Block
+from partita.model.decoder import Block
+from partita.model.layers import MoE
+from partita.model.load import load_block, load_last_norm, read_config
 from partita.quantization import Array, Packed
 
 TOKENS = 256

@@ -1,6 +1,6 @@
 """Adapters out, as PEFT or mlx-lm keep them, and what quantization leaves of a change.
 
-Not here: reading and fusing (`partita.adapters`). Invariants: matrices are written as they were read, transposed at
+Not here: reading and fusing (`partita.adapters.read`). Invariants: matrices are written as they were read, transposed at
 most; what a format cannot say is refused by name; a folder is there whole or not at all.
 
 How much of a change survives is measured against the base *written the same way without it*, so that quantization's
@@ -19,9 +19,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from partita.adapters import CONFIG, EMBEDDINGS, MLX_FILE, PEFT_FILE, Adapter, LowRank
-from partita.adapters_peft import PREFIX
-from partita.checkpoint import BITS
+from partita.adapters.peft import PREFIX
+from partita.adapters.read import CONFIG, EMBEDDINGS, MLX_FILE, PEFT_FILE, Adapter, LowRank
+from partita.checkpoint.checkpoint import BITS
 from partita.errors import DataError, UnsupportedModel
 from partita.quantization import Packed, dequantize
 

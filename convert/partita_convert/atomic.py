@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from partita.errors import DataError
-from partita.whole import flush, remove
+from partita.files.atomic import flush, remove
 
 _MARK = ".partial-"
 

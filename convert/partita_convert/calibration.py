@@ -14,11 +14,11 @@ from collections.abc import Callable
 import numpy as np
 
 from partita.backend import Backend
-from partita.cache import Cache
-from partita.cache_spec import plan
-from partita.kv_format import KVFormat
-from partita.model import Decoder
-from partita.tokenizer import Tokenizer
+from partita.cache.kv_format import KVFormat
+from partita.cache.spec import plan
+from partita.cache.state import Cache
+from partita.model.decoder import Decoder
+from partita.text.tokenizer import Tokenizer
 
 ROWS, LENGTH = 8, 64
 _SEED = 7

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from partita.derived import Derived
+from partita.checkpoint.overlay import Derived
 from partita.quantization import Packed
 
 Value = np.ndarray | Packed

@@ -1,6 +1,6 @@
 """What a conversion lost, on a text: perplexity of source and result, and the divergence of their predictions.
 
-Not here: the measures (`partita.perplexity`). Both models are in memory, and read the text side by side.
+Not here: the measures (`partita.inference.perplexity`). Both models are in memory, and read the text side by side.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from partita.backend import Backend
-from partita.cache import Cache
-from partita.cache_spec import plan
-from partita.checkpoint import Checkpoint, open_checkpoint
+from partita.cache.kv_format import KVFormat
+from partita.cache.spec import plan
+from partita.cache.state import Cache
+from partita.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from partita.errors import DataError
-from partita.kv_format import KVFormat
-from partita.loading import load_decoder, read_config
-from partita.perplexity import compare, perplexity
+from partita.inference.perplexity import compare, perplexity
+from partita.model.load import load_decoder, read_config
 
 from .report import Check
 

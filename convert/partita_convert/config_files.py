@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from partita.checkpoint import Checkpoint
+from partita.checkpoint.checkpoint import Checkpoint
+from partita.checkpoint.names import HEAD, text_name
 from partita.errors import CheckpointError, UnsupportedModel
-from partita.names import HEAD, text_name
 
 _FORMAT_KEYS = ("quantization", "quantization_config", "torch_dtype", "dtype")
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}

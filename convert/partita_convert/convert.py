@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from partita.checkpoint import Checkpoint
+from partita.checkpoint.checkpoint import Checkpoint
 from partita.errors import DataError
-from partita.loading import load_decoder
+from partita.model.load import load_decoder
 from partita.quantization import Packed
 
 from .activations import Importance, importance

@@ -1,6 +1,6 @@
 """An adapter's change on its way into the weights that are written, and how much of it arrives.
 
-Not here: what an adapter is (`partita.adapters`), the rule of what counts as kept (`adapters.py`). Invariant: every
+Not here: what an adapter is (`partita.adapters.read`), the rule of what counts as kept (`adapters.py`). Invariant: every
 weight that the adapter changes has its share noted, whatever form it is written in, and every one that gets more bits
 for it what it would have had.
 """
@@ -13,10 +13,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from partita.adapters import Adapter, fused, resolved
-from partita.checkpoint import Checkpoint
+from partita.adapters.read import Adapter, fused, resolved
+from partita.checkpoint.checkpoint import Checkpoint
+from partita.checkpoint.names import Index
 from partita.errors import DataError
-from partita.names import Index
 from partita.quantization import Packed, dequantize
 
 from .adapters import RETAINED, Policy, fuse_quantized, retained_share

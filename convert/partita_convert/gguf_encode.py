@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from partita import mxfp4
+from partita.checkpoint.gguf.blocks import decode
+from partita.checkpoint.schemes import mxfp4
 from partita.errors import DataError
-from partita.gguf_blocks import decode
 from partita.quantization import Packed, dequantize, unpack
 
 from .gguf_file import TYPES, size

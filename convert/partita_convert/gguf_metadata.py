@@ -14,20 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from partita.checkpoint import Checkpoint
-from partita.config import LayerConfig, ModelConfig, RopeConfig
-from partita.errors import CheckpointError, UnsupportedModel
-from partita.families import parse
-from partita.gguf_architectures import (
+from partita.checkpoint.checkpoint import Checkpoint
+from partita.checkpoint.gguf.architectures import (
     ARCHITECTURES,
     LONG_FACTORS,
     ROPE_FACTORS,
     SHORT_FACTORS,
     Architecture,
 )
-from partita.gguf_names import SAMPLING_KEYS, config_from, usual_attention_factor, with_rope_tensors
-from partita.rope import inverse_frequencies
-from partita.sampling import recommended_values
+from partita.checkpoint.gguf.names import SAMPLING_KEYS, config_from, usual_attention_factor, with_rope_tensors
+from partita.errors import CheckpointError, UnsupportedModel
+from partita.inference.sampling import recommended_values
+from partita.model.config import LayerConfig, ModelConfig, RopeConfig
+from partita.model.families.parse import parse
+from partita.model.rope import inverse_frequencies
 
 from .gguf_file import Typed, inferred
 

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from partita.checkpoint import Checkpoint
+from partita.checkpoint.checkpoint import Checkpoint
 from partita.errors import CheckpointError, UnsupportedModel
-from partita.sentencepiece_proto import UNKNOWN
-from partita.tokenizer import Tokenizer
-from partita.tokenizer_folder import Configs
+from partita.text.from_folder import Configs
+from partita.text.sentencepiece_model import UNKNOWN
+from partita.text.tokenizer import Tokenizer
 
 from .gguf_file import Typed, inferred
 from .gguf_vocabulary import Vocabulary, read_vocabulary

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from partita import sentencepiece_proto as proto
-from partita.bounded_files import find, read_bytes
 from partita.errors import CheckpointError, UnsupportedModel
-from partita.pretokenizers import Pretokenizer, gpt2, name_of
-from partita.sentencepiece_proto import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
-from partita.tokenizer_added import Added
-from partita.tokenizer_folder import Configs
-from partita.tokenizer_json import read_document
+from partita.files.bounded import find, read_bytes
+from partita.text import sentencepiece_model as proto
+from partita.text.added_tokens import Added
+from partita.text.from_folder import Configs
+from partita.text.pretokenizers import Pretokenizer, gpt2, name_of
+from partita.text.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from partita.text.tokenizer_json import read_document
 
 _SPACE = "▁"
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from partita import experts
-from partita.checkpoint import Checkpoint
-from partita.derived import Derived
-from partita.experts import PROJECTIONS, StoredExperts, Value
+from partita.checkpoint import experts
+from partita.checkpoint.checkpoint import Checkpoint
+from partita.checkpoint.experts import PROJECTIONS, StoredExperts, Value
+from partita.checkpoint.overlay import Derived
 from partita.quantization import Packed, dequantize
 
 

@@ -18,13 +18,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from partita.backend import Backend
-from partita.cache import Cache
-from partita.cache_spec import plan
-from partita.checkpoint import BITS, Checkpoint
+from partita.cache.kv_format import KVFormat
+from partita.cache.spec import plan
+from partita.cache.state import Cache
+from partita.checkpoint.checkpoint import BITS, Checkpoint
 from partita.errors import DataError
-from partita.kv_format import KVFormat
-from partita.loading import load_block
-from partita.model import Decoder
+from partita.model.decoder import Decoder
+from partita.model.load import load_block
 from partita.quantization import Array, Packed, dequantize
 
 from .activations import Importance

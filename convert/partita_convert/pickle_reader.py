@@ -16,11 +16,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from partita.bounded_files import SETTINGS, find, read_bytes
-from partita.checkpoint import Checkpoint, open_checkpoint
+from partita.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from partita.checkpoint.names import canonical
 from partita.errors import CheckpointError, DataError, PartitaError
-from partita.names import canonical
-from partita.safetensors_files import MAX_TENSORS, shard_table
+from partita.files.bounded import SETTINGS, find, read_bytes
+from partita.files.safetensors import MAX_TENSORS, shard_table
 
 from .atomic import scratch_folder
 

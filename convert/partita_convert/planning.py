@@ -12,11 +12,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from partita.adapters import Adapter
+from partita.adapters.read import Adapter
 from partita.backend import Backend
-from partita.checkpoint import Checkpoint
+from partita.checkpoint.checkpoint import Checkpoint
 from partita.errors import DataError, UnsupportedModel
-from partita.loading import check_whole, packed_as
+from partita.model.load import check_whole, packed_as
 
 from .adapters import Policy
 from .atomic import refuse_existing

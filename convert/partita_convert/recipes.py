@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from partita.checkpoint import BITS, GROUP_SIZES, Checkpoint
+from partita.checkpoint.checkpoint import BITS, GROUP_SIZES, Checkpoint
 from partita.errors import DataError
 
 DEFAULT_GROUP = 64

@@ -10,15 +10,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from partita.bounded_files import find, read_bytes
-from partita.checkpoint import Checkpoint
+from partita.checkpoint.checkpoint import Checkpoint
 from partita.errors import CheckpointError
-from partita.tokenizer import Tokenizer
-from partita.tokenizer_added import Added
-from partita.tokenizer_engines import TokenizersEngine
-from partita.tokenizer_folder import TOOL_TEMPLATE
-from partita.tokenizer_gguf import neighbours
-from partita.tokenizer_json import FILE
+from partita.files.bounded import find, read_bytes
+from partita.text.added_tokens import Added
+from partita.text.engines import TokenizersEngine
+from partita.text.from_folder import TOOL_TEMPLATE
+from partita.text.from_gguf import neighbours
+from partita.text.tokenizer import Tokenizer
+from partita.text.tokenizer_json import FILE
 
 _FILES = (
     "tokenizer.json",

@@ -20,14 +20,14 @@ from types import MappingProxyType
 
 import numpy as np
 
-from partita import experts
-from partita.checkpoint import Checkpoint, unpermuted_rows
-from partita.config import ModelConfig
+from partita.checkpoint import experts
+from partita.checkpoint.checkpoint import Checkpoint, unpermuted_rows
+from partita.checkpoint.gguf.architectures import BARE_NAMES, OUTER_NAMES, ROPE_FACTORS, Architecture
+from partita.checkpoint.gguf.names import permuted_heads
+from partita.checkpoint.names import EMBEDDING, HEAD, text_name
 from partita.errors import CheckpointError, DataError, UnsupportedModel
-from partita.families import parse
-from partita.gguf_architectures import BARE_NAMES, OUTER_NAMES, ROPE_FACTORS, Architecture
-from partita.gguf_names import permuted_heads
-from partita.names import EMBEDDING, HEAD, text_name
+from partita.model.config import ModelConfig
+from partita.model.families.parse import parse
 from partita.quantization import Packed
 
 from .atomic import new_file, refuse_existing

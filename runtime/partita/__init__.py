@@ -18,7 +18,7 @@ __all__ = ["Cache", "__version__", "generate", "load"]
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from .cache import Cache
+    from .cache.state import Cache
     from .language_model import LanguageModel, Message, Piece, load
 
 
@@ -45,7 +45,7 @@ def __getattr__(name: str) -> Any:
 
         return load
     if name == "Cache":
-        from .cache import Cache
+        from .cache.state import Cache
 
         return Cache
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,31 +11,31 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
-from . import cache_file
-from .adapters import Adapter, open_adapter
-from .adapting import identity, with_adapter
-from .admission import RESERVE, Choice, choose
+from .adapters.attach import identity, with_adapter
+from .adapters.read import Adapter, open_adapter
 from .backend import Backend
 from .brief import brief
-from .cache import Cache
-from .cache_spec import DEFAULT_CHUNK, CacheSpec
-from .checkpoint import open_checkpoint
-from .config import ModelConfig
-from .decode import Generated, generate
+from .cache import session_file
+from .cache.budget import RESERVE, Choice, choose
+from .cache.key_outliers import kv_warning
+from .cache.kv_format import KVFormat
+from .cache.prefix_cache import PrefixCache
+from .cache.prefix_reuse import Reuse, default_bytes
+from .cache.spec import DEFAULT_CHUNK, CacheSpec
+from .cache.state import Cache
+from .checkpoint.checkpoint import open_checkpoint
 from .errors import CheckpointError, DataError
-from .kv_format import KVFormat
-from .kv_quality import kv_warning
-from .loading import load_decoder, notes, weight_bytes
-from .model import Decoder
-from .prefix_cache import PrefixCache
-from .reply import Part, ReplyFormat, ReplyParser, ToolCall
-from .reuse import Reuse, default_bytes
-from .sampling import Sampler, Sampling, recommended
-from .sources import DEFAULT_MODEL, Progress, full_name, resolve
-from .speculative import Drafter, speculate
-from .stopping import StopStrings
-from .template import ChatTemplate, encode_chat
-from .tokenizer import Tokenizer
+from .inference.decode import Generated, generate
+from .inference.sampling import Sampler, Sampling, recommended
+from .inference.speculative import Drafter, speculate
+from .model.config import ModelConfig
+from .model.decoder import Decoder
+from .model.load import load_decoder, notes, weight_bytes
+from .sources.resolve import DEFAULT_MODEL, Progress, full_name, resolve
+from .text.chat_template import ChatTemplate, encode_chat
+from .text.reply.parser import Part, ReplyFormat, ReplyParser, ToolCall
+from .text.stop_strings import StopStrings
+from .text.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
 DEFAULT_MAX_TOKENS = 512
@@ -206,7 +206,7 @@ class Session:
         Raises DataError where that cannot be done.
         """
         self._settle()
-        cache_file.save(Path(path), self.cache, self.tokens, self._identity, extra)
+        session_file.save(Path(path), self.cache, self.tokens, self._identity, extra)
 
     def restore(self, path: Path | str) -> dict[str, Any]:
         """Go on from a file that `save` wrote, on any backend; gives back its `extra`.
@@ -214,7 +214,7 @@ class Session:
         Raises ContextError for another model or other cache options, CheckpointError for a damaged file; the session
         is then as it was.
         """
-        saved = cache_file.load(Path(path), self.cache, self._identity)
+        saved = session_file.load(Path(path), self.cache, self._identity)
         if any(token >= self.model.config.vocab_size for token in saved.tokens):
             raise CheckpointError(f"{Path(path).name}: it has tokens that the model lacks; the file is damaged")
         self.cache.restore(saved.snapshot)
@@ -222,8 +222,8 @@ class Session:
         return saved.extra
 
     @property
-    def _identity(self) -> cache_file.Identity:
-        return cache_file.Identity(self.model.name, self.model.fingerprint, self.model.adapter)
+    def _identity(self) -> session_file.Identity:
+        return session_file.Identity(self.model.name, self.model.fingerprint, self.model.adapter)
 
     def generate(
         self,

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from partita.errors import DataError
-from partita.sources import DEFAULT_MODEL
+from partita.sources.resolve import DEFAULT_MODEL
 from partita_apps.aliases import Aliased, shifted, similar
 from partita_apps.chat.command import chat, run_command
 from partita_apps.cli import ALIASES, cli, run

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import partita
-from partita.cache import Slots
-from partita.decode import Generated
+from partita.cache.state import Slots
 from partita.errors import DataError
+from partita.inference.decode import Generated
 from partita_apps import cli
 from partita_apps.chat import saved
 from partita_apps.chat.commands import perform
@@ -360,7 +360,7 @@ def test_saving_is_whole_or_not_at_all(tmp_path, monkeypatch):
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("partita.whole.os.fsync", full)
+    monkeypatch.setattr("partita.files.atomic.os.fsync", full)
     with pytest.raises(DataError, match="No space left"):
         saved.save(saved.Saved("m", Settings(), []), path)
     assert [file.name for file in tmp_path.iterdir()] == ["conversation.json"]

@@ -20,7 +20,7 @@ from tests.screen import Terminal, seen
 from tests.scripted import script
 
 from partita.errors import DataError
-from partita.tokenizer import Tokenizer
+from partita.text.tokenizer import Tokenizer
 from partita_apps.chat.commands import shown as value
 from partita_apps.chat.inline import inline
 from partita_apps.chat.layout import wrapped

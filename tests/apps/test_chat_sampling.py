@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import partita
-from partita.checkpoint import open_checkpoint
-from partita.sampling import Sampling
+from partita.checkpoint.checkpoint import open_checkpoint
+from partita.inference.sampling import Sampling
 from partita_apps.chat.commands import perform
 from partita_apps.chat.settings import CONVERSATION, Settings, usual_sampling
 from partita_apps.chat.talk import CacheOptions, Talk

@@ -12,7 +12,7 @@ import pytest
 
 import partita
 from partita.errors import CheckpointError, DataError
-from partita.speculative import ModelDraft, PromptLookup
+from partita.inference.speculative import ModelDraft, PromptLookup
 from partita_apps.chat import kept, saved
 from partita_apps.chat.settings import Settings
 from partita_apps.chat.show import last_turn
@@ -288,7 +288,7 @@ def test_a_killed_chat_holds_nothing_and_what_it_left_goes(run, tmp_path):
     program = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from partita.whole import whole_file\n"
+        "from partita.files.atomic import whole_file\n"
         "from partita_apps.chat.saved import held\n"
         "with held(Path('talk.st')), whole_file(Path('talk.st'), private=True):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

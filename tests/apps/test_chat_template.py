@@ -18,7 +18,7 @@ import pytest
 import partita
 from partita.errors import DataError
 from partita.language_model import LanguageModel
-from partita.template import parse_variable
+from partita.text.chat_template import parse_variable
 from partita_apps.chat.commands import perform
 from partita_apps.chat.settings import Settings
 from partita_apps.chat.talk import CacheOptions, Talk

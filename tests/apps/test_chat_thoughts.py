@@ -17,10 +17,10 @@ from tests.chat_forms import write_model
 from tests.scripted import sampler, script
 
 import partita
-from partita.cache_file import read_extra
+from partita.cache.session_file import read_extra
 from partita.errors import TemplateError
 from partita.language_model import LanguageModel
-from partita.tokenizer import Tokenizer
+from partita.text.tokenizer import Tokenizer
 from partita_apps.chat import kept, saved
 from partita_apps.chat.settings import Settings
 from partita_apps.chat.show import last_turn

@@ -13,7 +13,7 @@ import click
 import pytest
 
 from partita import __version__
-from partita.sources import DEFAULT_MODEL
+from partita.sources.resolve import DEFAULT_MODEL
 from partita_apps.cli import COMMANDS, cli
 
 PARTITA = [str(Path(sys.executable).with_name("partita"))]

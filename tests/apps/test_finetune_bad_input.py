@@ -151,14 +151,14 @@ def test_what_data_hold_that_is_not_read_is_told_and_does_not_stop_a_run(
 def test_a_run_that_meets_no_number_leaves_the_adapter_of_an_earlier_step(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from partita.optim import update
+    from partita.training.optim import update
 
     def spoilt(*arguments: Any) -> None:
         update(*arguments)
         if arguments[3].updates == 4:
             arguments[1].update({name: x * float("inf") for name, x in arguments[1].items()})
 
-    monkeypatch.setattr("partita.train.update", spoilt)
+    monkeypatch.setattr("partita.training.trainer.update", spoilt)
     data, out = write_chats(tmp_path / "data.jsonl", 6), tmp_path / "out"
     short = ("--steps", 9, "--save-every", 2, "--eval-every", 9, "--sample-tokens", 0, "--backend", "torch")
     assert cli.run([str(argument) for argument in ("finetune", tiny_model, data, "--out", out, *short)]) == 2

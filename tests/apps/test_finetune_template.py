@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from partita.checkpoint import open_checkpoint
-from partita.template import ChatTemplate, encode_chat
+from partita.checkpoint.checkpoint import open_checkpoint
+from partita.text.chat_template import ChatTemplate, encode_chat
 from partita_apps import cli
 from partita_apps.finetune.prepare import Prepared, prepare
 from partita_apps.finetune.samples import prompts

@@ -7,7 +7,8 @@ import json
 from click.testing import CliRunner
 
 import partita_backends
-from partita import __version__, sources
+from partita import __version__
+from partita.sources import resolve as sources
 from partita_apps.info import info
 
 

@@ -10,8 +10,8 @@ import zipfile
 import pytest
 from click.testing import CliRunner
 
-from partita import sources
 from partita.errors import SourceError
+from partita.sources import resolve as sources
 from partita_apps.models import models
 from partita_apps.progress import TerminalProgress, size
 

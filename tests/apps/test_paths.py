@@ -8,11 +8,11 @@ from pathlib import Path
 import click
 import pytest
 
-from partita.adapters import open_adapter
-from partita.data_files import find
+from partita.adapters.read import open_adapter
+from partita.data.files import find
 from partita.errors import CheckpointError, DataError, SourceError
-from partita.paths import own
-from partita.sources import resolve
+from partita.files.paths import own
+from partita.sources.resolve import resolve
 from partita_apps import cli
 from partita_apps.chat.commands import named
 from partita_apps.paths import OwnPath

@@ -9,7 +9,7 @@ import pytest
 
 import partita
 from partita.backend import Backend
-from partita.cache import Cache
+from partita.cache.state import Cache
 
 from .. import bounds
 

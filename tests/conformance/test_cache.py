@@ -14,15 +14,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from partita import cache_file
 from partita.backend import Backend
-from partita.cache import Cache
-from partita.cache_spec import ALIGN, CacheSpec, LayerSpec, Span, cache_bytes
-from partita.config import RopeConfig
+from partita.cache import session_file
+from partita.cache.kv_format import KVFormat
+from partita.cache.spec import ALIGN, CacheSpec, LayerSpec, Span, cache_bytes
+from partita.cache.state import Cache
 from partita.errors import ContextError
-from partita.kv_format import KVFormat
+from partita.model.config import RopeConfig
+from partita.model.rope import RopeTable, inverse_frequencies
 from partita.quantization import dequantize, quantize_minmax
-from partita.rope import RopeTable, inverse_frequencies
 
 from .. import bounds
 
@@ -336,8 +336,8 @@ def test_taken_back_into_the_sinks_the_rings_are_empty(ops: Backend, tmp_path: P
     fresh.trim(1)
     assert cache.offsets == fresh.offsets == [3]
     assert cache.nbytes == fresh.nbytes == cache_bytes(spec, 3)
-    cache_file.save(tmp_path / "kept", cache, [1, 2, 3], cache_file.Identity("tiny", "f"))
-    assert cache_file.load(tmp_path / "kept", cache, cache_file.Identity("tiny", "f")).tokens == [1, 2, 3]
+    session_file.save(tmp_path / "kept", cache, [1, 2, 3], session_file.Identity("tiny", "f"))
+    assert session_file.load(tmp_path / "kept", cache, session_file.Identity("tiny", "f")).tokens == [1, 2, 3]
     for i in range(100):
         np.testing.assert_array_equal(step(cache, i, 3, slice(0, 1)), step(fresh, i, 3, slice(0, 1)))
     assert cache.can_trim(3)

@@ -16,12 +16,12 @@ from safetensors import safe_open
 
 import partita_backends
 from partita.backend import Backend
-from partita.cache import Cache
-from partita.cache_file import FORMAT, Identity, layout, load, read_extra, save
-from partita.cache_spec import CacheSpec, LayerSpec, Span
-from partita.config import RopeConfig
+from partita.cache.kv_format import KVFormat
+from partita.cache.session_file import FORMAT, Identity, layout, load, read_extra, save
+from partita.cache.spec import CacheSpec, LayerSpec, Span
+from partita.cache.state import Cache
 from partita.errors import CheckpointError, ContextError, DataError, PartitaError
-from partita.kv_format import KVFormat
+from partita.model.config import RopeConfig
 
 from .. import bounds
 

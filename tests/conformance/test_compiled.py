@@ -10,8 +10,8 @@ import pytest
 
 import partita
 from partita.backend import Backend
-from partita.cache import Cache
-from partita.compiled import DecodeStep
+from partita.cache.state import Cache
+from partita.inference.compiled_step import DecodeStep
 
 from .. import bounds
 

@@ -286,7 +286,7 @@ def sentence_json() -> dict[str, Any]:
 
 
 def sentencepiece_bytes() -> bytes:
-    from partita import sentencepiece_proto as proto
+    from partita.text import sentencepiece_model as proto
 
     keys = {name: value for name, _, value in sentence_keys()}
     pieces, types = keys["tokenizer.ggml.tokens"][1], keys["tokenizer.ggml.token_type"][1]

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 
 import partita_backends
-from partita.cache import Cache
-from partita.cache_spec import plan
-from partita.checkpoint import Checkpoint, open_checkpoint
+from partita.cache.kv_format import KVFormat
+from partita.cache.spec import plan
+from partita.cache.state import Cache
+from partita.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from partita.errors import PartitaError
-from partita.families import parse
-from partita.kv_format import KVFormat
-from partita.loading import load_decoder
+from partita.model.families.parse import parse
+from partita.model.load import load_decoder
 from partita.printable import MAX_MESSAGE, printable
 from partita.quantization import Packed, dequantize
-from partita.tokenizer import Tokenizer
+from partita.text.tokenizer import Tokenizer
 
 
 def exercise(path: Path) -> str:

@@ -20,10 +20,10 @@ import fuzz_corpus
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from partita.checkpoint.gguf.names import config_from, generation_config_from
+from partita.checkpoint.gguf.reader import open_gguf
 from partita.errors import PartitaError
-from partita.gguf import open_gguf
-from partita.gguf_names import config_from, generation_config_from
-from partita.tokenizer import Tokenizer
+from partita.text.tokenizer import Tokenizer
 
 sys.path.append(str(Path(__file__).parents[1]))  # of the tests
 from pulse import Pulse

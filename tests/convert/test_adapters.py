@@ -14,13 +14,13 @@ from mlx.utils import tree_flatten, tree_unflatten
 from safetensors.numpy import load_file, save_file
 
 import partita_backends
-from partita.adapters import fused, open_adapter
-from partita.cache import Cache
-from partita.cache_spec import plan
-from partita.checkpoint import Checkpoint, open_checkpoint
+from partita.adapters.read import fused, open_adapter
+from partita.cache.kv_format import KVFormat
+from partita.cache.spec import plan
+from partita.cache.state import Cache
+from partita.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from partita.errors import DataError, UnsupportedModel
-from partita.kv_format import KVFormat
-from partita.loading import load_decoder
+from partita.model.load import load_decoder
 from partita.quantization import Packed, dequantize, quantize_weight
 from partita_convert.adapters import fuse_quantized, retained_share, write_mlx_lm, write_peft
 from partita_convert.write_folder import write_huggingface, write_mlx

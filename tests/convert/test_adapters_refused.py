@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from partita.adapters import fused, open_adapter
-from partita.checkpoint import open_checkpoint
+from partita.adapters.read import fused, open_adapter
+from partita.checkpoint.checkpoint import open_checkpoint
 from partita.errors import CheckpointError, UnsupportedModel
 
 from .test_adapters import Q, mlx_folder, normal, peft_folder, random_base

@@ -15,10 +15,10 @@ from safetensors.numpy import load_file, save_file
 
 import partita_backends
 from partita.backend import Backend
-from partita.checkpoint import Checkpoint, open_checkpoint
+from partita.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from partita.checkpoint.gguf.blocks import AFFINE, decode
 from partita.errors import CheckpointError, DataError
-from partita.gguf_blocks import AFFINE, decode
-from partita.loading import load_decoder
+from partita.model.load import load_decoder
 from partita.quantization import Packed, dequantize
 from partita_convert.activations import importance
 from partita_convert.calibration import SAMPLE, written_tokens

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from partita.checkpoint import open_checkpoint
-from partita.families import parse
+from partita.checkpoint.checkpoint import open_checkpoint
+from partita.model.families.parse import parse
 from partita.quantization import Packed
 
 from ..conftest import write_tokenizer

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from partita.adapters import Adapter, LowRank
-from partita.checkpoint import Checkpoint, open_checkpoint
+from partita.adapters.read import Adapter, LowRank
+from partita.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from partita.errors import DataError
 from partita.quantization import Packed, dequantize
 from partita_convert.card import card

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from partita.adapters import open_adapter
+from partita.adapters.read import open_adapter
 from partita.errors import PartitaError
 
 from . import fuzz_corpus

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from partita.checkpoint import Checkpoint, open_checkpoint
-from partita.families import parse
+from partita.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from partita.model.families.parse import parse
 from partita.quantization import Packed, quantize_weight
 from partita_convert.layouts import as_huggingface, as_mlx
 from partita_convert.write_folder import write_huggingface, write_mlx

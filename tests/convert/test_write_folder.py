@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from partita.checkpoint import Checkpoint, open_checkpoint
+from partita.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from partita.errors import CheckpointError, DataError, UnsupportedModel
 from partita.quantization import Packed, dequantize, quantize_weight
 from partita_convert.write_folder import write_huggingface, write_mlx

@@ -13,13 +13,13 @@ import pytest
 from safetensors.numpy import load_file
 
 import partita_backends
-from partita.cache import Cache
-from partita.cache_spec import plan
-from partita.checkpoint import Checkpoint, open_checkpoint
+from partita.cache.kv_format import KVFormat
+from partita.cache.spec import plan
+from partita.cache.state import Cache
+from partita.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from partita.checkpoint.gguf.reader import open_gguf
 from partita.errors import CheckpointError, DataError, UnsupportedModel
-from partita.gguf import open_gguf
-from partita.kv_format import KVFormat
-from partita.loading import load_decoder
+from partita.model.load import load_decoder
 from partita.quantization import Packed, dequantize, quantize_weight
 from partita_convert import write_gguf as module
 from partita_convert.write_folder import write_huggingface, write_mlx

@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from partita.checkpoint import open_checkpoint
+from partita.checkpoint.checkpoint import open_checkpoint
 from partita.errors import CheckpointError, UnsupportedModel
-from partita.pretokenizers import find
-from partita.tokenizer import Tokenizer
+from partita.text.pretokenizers import find
+from partita.text.tokenizer import Tokenizer
 from partita_convert import gguf_vocabulary
 from partita_convert.gguf_file import Typed
 from partita_convert.gguf_tokenizer import SAMPLES, tokenizer_keys

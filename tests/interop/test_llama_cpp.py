@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from partita.checkpoint import open_checkpoint
+from partita.checkpoint.checkpoint import open_checkpoint
 from partita_convert.gguf_tokenizer import SAMPLES
 from partita_convert.write_folder import write_huggingface
 from partita_convert.write_gguf import write_gguf

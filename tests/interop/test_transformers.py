@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import partita_backends
-from partita.cache import Cache
-from partita.cache_spec import plan
-from partita.checkpoint import open_checkpoint
-from partita.kv_format import KVFormat
-from partita.loading import load_decoder
+from partita.cache.kv_format import KVFormat
+from partita.cache.spec import plan
+from partita.cache.state import Cache
+from partita.checkpoint.checkpoint import open_checkpoint
+from partita.model.load import load_decoder
 from partita_convert.convert import convert
 from partita_convert.planning import Request
 

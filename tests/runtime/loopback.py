@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from partita import sources
 from partita.errors import SourceError
+from partita.sources import resolve as sources
 
 GGUF = b"GGUF" + bytes(range(256)) * 700  # a body to move about; no test here looks inside
 NAME = "pypi:demo-model==1.0"
@@ -131,7 +131,7 @@ def refused(name: str | None, *words: str, **options) -> str:
 
 RUN = """
 import json, sys
-from partita import sources
+from partita.sources import resolve as sources
 from partita.errors import SourceError
 try:
     print(json.dumps({"path": str(sources.resolve(sys.argv[1], **json.loads(sys.argv[2])))}))

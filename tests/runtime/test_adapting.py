@@ -13,18 +13,18 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import partita_backends
-from partita.adapters import fused, open_adapter
-from partita.adapting import identity, with_adapter
+from partita.adapters.attach import identity, with_adapter
+from partita.adapters.lora import projection_shapes
+from partita.adapters.read import fused, open_adapter
 from partita.backend import Backend
-from partita.cache import Cache
-from partita.cache_spec import plan
-from partita.checkpoint import Checkpoint, open_checkpoint
+from partita.cache.kv_format import KVFormat
+from partita.cache.spec import plan
+from partita.cache.state import Cache
+from partita.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from partita.errors import CheckpointError, ContextError, UnsupportedModel
-from partita.kv_format import KVFormat
 from partita.language_model import load
-from partita.loading import load_decoder, read_config
-from partita.lora import projection_shapes
-from partita.model import Decoder
+from partita.model.decoder import Decoder
+from partita.model.load import load_decoder, read_config
 from partita_convert.quantize import quantize
 from partita_convert.write_folder import write_mlx
 

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from partita.admission import RESERVE, choose, full_bytes
 from partita.backend import Memory
-from partita.cache_spec import plan
-from partita.config import LayerConfig, ModelConfig, RopeConfig
+from partita.cache.budget import RESERVE, choose, full_bytes
+from partita.cache.kv_format import KVFormat
+from partita.cache.spec import plan
 from partita.errors import ContextError, MemoryBudgetError
-from partita.kv_format import KVFormat
 from partita.language_model import load
+from partita.model.config import LayerConfig, ModelConfig, RopeConfig
 
 DENSE = KVFormat(16, 16)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from partita.bounded_files import MAX_NESTING, find, map_file, parse, parse_object, read_bytes, read_object, read_text
 from partita.errors import CheckpointError
+from partita.files.bounded import MAX_NESTING, find, map_file, parse, parse_object, read_bytes, read_object, read_text
 
 READERS = (lambda path: read_bytes(path, 9), lambda path: read_text(path, 9), read_object, map_file)
 

@@ -13,12 +13,12 @@ from safetensors.numpy import load_file, save_file
 
 import partita_backends
 from partita.backend import Backend
-from partita.checkpoint import open_checkpoint
+from partita.checkpoint.checkpoint import open_checkpoint
 from partita.errors import CheckpointError, DataError
+from partita.inference.perplexity import compare, token_losses
+from partita.inference.sampling import Sampling
+from partita.inference.speculative import ModelDraft, PromptLookup
 from partita.language_model import LanguageModel, load
-from partita.perplexity import compare, token_losses
-from partita.sampling import Sampling
-from partita.speculative import ModelDraft, PromptLookup
 from partita_convert.activations import importance
 
 REPEATED = [5, 6, 7, 8] * 6

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from partita.conversation import Transcript
-from partita.template import ChatTemplate, encode_chat
-from partita.tokenizer import Facts, Tokenizer
+from partita.text.chat_template import ChatTemplate, encode_chat
+from partita.text.tokenizer import Facts, Tokenizer
+from partita.text.transcript import Transcript
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

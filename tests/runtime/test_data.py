@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from partita import data_files
-from partita.data import Batches, Splits, cut_text, load_data
-from partita.data_records import Chat, Completion, Text, parse, parse_line
+from partita.data import files as data_files
+from partita.data.load import Batches, Splits, cut_text, load_data
+from partita.data.records import Chat, Completion, Text, parse, parse_line
 from partita.errors import DataError
-from partita.template import ChatTemplate
-from partita.tokenizer import Tokenizer
+from partita.text.chat_template import ChatTemplate
+from partita.text.tokenizer import Tokenizer
 
 USER, REPLY = {"role": "user", "content": "the fox"}, {"role": "assistant", "content": "a dog"}
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from partita.data_batches import OPEN_ROWS, WIDTH_STEP, Batch, Batches, first_fit
-from partita.data_set import Dataset, DatasetBuilder, Statistics
+from partita.data.batches import OPEN_ROWS, WIDTH_STEP, Batch, Batches, first_fit
+from partita.data.dataset import Dataset, DatasetBuilder, Statistics
 from partita.errors import DataError
 
 MAX_LENGTH = 40

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
-from partita.data_encode import Encoder, Segment, _cuts, _cuts_of_ids, _ends, _merged
-from partita.data_records import Chat, parse
+from partita.data.encode import Encoder, Segment, _cuts, _cuts_of_ids, _ends, _merged
+from partita.data.records import Chat, parse
 from partita.errors import DataError, TemplateError
-from partita.template import ChatTemplate, encode_chat
-from partita.tokenizer import Tokenizer
+from partita.text.chat_template import ChatTemplate, encode_chat
+from partita.text.tokenizer import Tokenizer
 
 CONTROLS = [
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from partita import data_hub
 from partita.errors import SourceError
+from partita.sources import datasets as data_hub
 
 from . import loopback
 from .loopback import closed_port, send, serving
@@ -29,7 +29,7 @@ FILES = {
 
 RUN = """
 import json, sys
-from partita import data_files
+from partita.data import files as data_files
 from partita.errors import PartitaError
 try:
     files = data_files.find(sys.argv[1], offline=sys.argv[2] == "offline")

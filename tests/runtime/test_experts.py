@@ -13,15 +13,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import partita_backends
-from partita import experts
-from partita.cache import Cache
-from partita.cache_spec import plan
-from partita.checkpoint import open_checkpoint
+from partita.cache.kv_format import KVFormat
+from partita.cache.spec import plan
+from partita.cache.state import Cache
+from partita.checkpoint import experts
+from partita.checkpoint.checkpoint import open_checkpoint
 from partita.errors import CheckpointError, UnsupportedModel
-from partita.families import parse
-from partita.kv_format import KVFormat
-from partita.layers import ExpertLinear, Linear, MoE
-from partita.loading import load_decoder
+from partita.model.families.parse import parse
+from partita.model.layers import ExpertLinear, Linear, MoE
+from partita.model.load import load_decoder
 from partita.quantization import dequantize, quantize_weight
 
 from .. import bounds, tiny_models

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import normalizers, pre_tokenizers
 
-from partita import pretokenizers
 from partita.errors import UnsupportedModel
-from partita.expressions import judge
-from partita.tokenizer_steps import read_steps
+from partita.text import pretokenizers
+from partita.text.expressions import judge
+from partita.text.steps import read_steps
 
 from ..pulse import Pulse
 

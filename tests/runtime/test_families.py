@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from partita.cache_spec import plan
-from partita.config import RopeConfig
+from partita.cache.kv_format import KVFormat
+from partita.cache.spec import plan
 from partita.errors import CheckpointError, PartitaError, UnsupportedModel
-from partita.families import family, parse
-from partita.kv_format import KVFormat
-from partita.rope import inverse_frequencies
+from partita.model.config import RopeConfig
+from partita.model.families.parse import family, parse
+from partita.model.rope import inverse_frequencies
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from partita.checkpoint import open_checkpoint
+from partita.checkpoint.checkpoint import open_checkpoint
 from partita.errors import CheckpointError, UnsupportedModel
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
@@ -117,7 +117,7 @@ def test_exponents_as_scales(tmp_path):
 
 
 def test_a_large_tensor_is_read_in_parts(tmp_path, monkeypatch):
-    from partita import fp8
+    from partita.checkpoint.schemes import fp8
 
     monkeypatch.setattr(fp8, "_ROWS", 128 * 64)
     q, s = weight(700, 64), scales(6, 1)

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from partita.checkpoint import open_checkpoint, unpermuted_rows
+from partita.checkpoint.checkpoint import open_checkpoint, unpermuted_rows
+from partita.checkpoint.gguf.blocks import decode
+from partita.checkpoint.gguf.reader import open_gguf
 from partita.errors import CheckpointError, PartitaError, UnsupportedModel
-from partita.gguf import open_gguf
-from partita.gguf_blocks import decode
 from partita.quantization import Packed, dequantize
 
 Type = gguf.GGMLQuantizationType

@@ -12,10 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from partita.checkpoint.gguf.architectures import ARCHITECTURES
+from partita.checkpoint.gguf.names import (
+    config_from,
+    permuted_heads,
+    tensor_names,
+    usual_attention_factor,
+    with_rope_tensors,
+)
 from partita.errors import CheckpointError, PartitaError, UnsupportedModel
-from partita.families import parse
-from partita.gguf_architectures import ARCHITECTURES
-from partita.gguf_names import config_from, permuted_heads, tensor_names, usual_attention_factor, with_rope_tensors
+from partita.model.families.parse import parse
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 LAYERS, WIDTH, HEADS = 6, 64, 4

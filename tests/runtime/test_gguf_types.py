@@ -7,9 +7,9 @@ import gguf.quants
 import numpy as np
 import pytest
 
-from partita.checkpoint import open_checkpoint
+from partita.checkpoint.checkpoint import open_checkpoint
+from partita.checkpoint.gguf.blocks import AFFINE, decode
 from partita.errors import CheckpointError, UnsupportedModel
-from partita.gguf_blocks import AFFINE, decode
 from partita.quantization import Packed, dequantize
 
 from .test_gguf import Llama

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from partita.cache import Cache
-from partita.kv_format import KVFormat
+from partita.cache.kv_format import KVFormat
+from partita.cache.state import Cache
+from partita.inference.perplexity import compare
 from partita.language_model import LanguageModel, load
-from partita.perplexity import compare
 
 IDS = [int(i) for i in np.random.default_rng(3).integers(0, 250, 200)]
 

@@ -14,12 +14,12 @@ from safetensors.numpy import load_file, save_file
 
 import partita_backends
 from partita.backend import Backend
-from partita.checkpoint import open_checkpoint
+from partita.checkpoint.checkpoint import open_checkpoint
 from partita.errors import CheckpointError
 from partita.language_model import load
-from partita.loading import load_decoder, notes, weight_bytes
+from partita.model.load import load_decoder, notes, weight_bytes
+from partita.model.tree import walk
 from partita.quantization import Packed, quantize_weight
-from partita.tree import walk
 from partita_convert.convert import convert
 from partita_convert.planning import Request
 from partita_convert.write_gguf import write_gguf

@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 
 import partita_backends
+from partita.adapters.lora import LoraConfig, LoraLinear, attach, chosen, projection_shapes, settled
 from partita.backend import Backend
-from partita.cache import Cache
-from partita.cache_spec import plan
-from partita.checkpoint import open_checkpoint
-from partita.config import ExpertsConfig, ModelConfig
+from partita.cache.kv_format import KVFormat
+from partita.cache.spec import plan
+from partita.cache.state import Cache
+from partita.checkpoint.checkpoint import open_checkpoint
 from partita.errors import DataError, UnsupportedModel
-from partita.kv_format import KVFormat
-from partita.layers import Linear
-from partita.loading import load_decoder
-from partita.lora import LoraConfig, LoraLinear, attach, chosen, projection_shapes, settled
-from partita.model import Decoder
+from partita.model.config import ExpertsConfig, ModelConfig
+from partita.model.decoder import Decoder
+from partita.model.layers import Linear
+from partita.model.load import load_decoder
 from partita.quantization import quantize_weight
-from partita.trainable import adapted
+from partita.training.trainable import adapted
 from partita_backends.numpy import NumpyBackend
 
 from .. import bounds

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from partita.checkpoint.schemes.mxfp4 import repack
 from partita.errors import CheckpointError
-from partita.mxfp4 import repack
 from partita.quantization import dequantize
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from partita.names import Index, is_beside_text, text_name, unwrapped
+from partita.checkpoint.names import Index, is_beside_text, text_name, unwrapped
 
 LAYER = "layers.3.self_attn.q_proj.weight"
 PLACES = ("", "model.", "language_model.model.", "model.language_model.", "language_model.", "model.model.")

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 import partita_backends
 from partita.backend import Backend
 from partita.errors import DataError
-from partita.optim import AdamW, clip_factor, global_norm, moments_of, update
-from partita.schedule import Schedule
+from partita.training.optim import AdamW, clip_factor, global_norm, moments_of, update
+from partita.training.schedule import Schedule
 
 from .. import bounds
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from partita.cache import Cache
+from partita.cache.state import Cache
 from partita.errors import DataError
+from partita.inference.perplexity import compare, perplexity, segments, token_losses
 from partita.language_model import LanguageModel, load
-from partita.perplexity import compare, perplexity, segments, token_losses
 
 from .. import bounds
 

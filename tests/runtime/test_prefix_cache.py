@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from partita.cache import Snapshot
-from partita.cache_spec import CacheSpec, LayerSpec, Span
-from partita.config import RopeConfig
+from partita.cache.kv_format import KVFormat
+from partita.cache.prefix_cache import TOKEN_BYTES, PrefixCache
+from partita.cache.spec import CacheSpec, LayerSpec, Span
+from partita.cache.state import Snapshot
 from partita.errors import DataError
-from partita.kv_format import KVFormat
-from partita.prefix_cache import TOKEN_BYTES, PrefixCache
+from partita.model.config import RopeConfig
 
 
 def spec_of(window: int | None, sinks: int = 0, chunk: int = 3) -> CacheSpec:

@@ -11,11 +11,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.chat_forms import FORMS, write_tokenizer
 
-from partita.reply import Part, ReplyFormat, ReplyParser
-from partita.reply_calls import NOTATIONS, Malformed, read
-from partita.reply_formats import BLOCKS, NOISE
-from partita.template import ChatTemplate
-from partita.tokenizer import Tokenizer
+from partita.text.chat_template import ChatTemplate
+from partita.text.reply.calls import NOTATIONS, Malformed, read
+from partita.text.reply.formats import BLOCKS, NOISE
+from partita.text.reply.parser import Part, ReplyFormat, ReplyParser
+from partita.text.tokenizer import Tokenizer
 
 TOOLS = [
     {"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": properties}}}

@@ -11,9 +11,9 @@ from canitoolcall.fixtures import Fixture, load_families, load_fixtures
 from canitoolcall.results import Observation, ParsedToolCall, ParseResult, Status
 from tests.chat_forms import write_tokenizer
 
-from partita.reply import Part, ReplyFormat, ReplyParser
-from partita.template import ChatTemplate
-from partita.tokenizer import Tokenizer
+from partita.text.chat_template import ChatTemplate
+from partita.text.reply.parser import Part, ReplyFormat, ReplyParser
+from partita.text.tokenizer import Tokenizer
 
 FORMS = {
     "qwen3-hermes": "thinking",

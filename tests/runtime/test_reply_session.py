@@ -9,9 +9,9 @@ from tests.chat_forms import write_model
 from tests.scripted import sampler, script
 
 import partita
-from partita.conversation import Transcript
+from partita.cache.prefix_cache import PrefixCache
 from partita.language_model import LanguageModel, Piece
-from partita.prefix_cache import PrefixCache
+from partita.text.transcript import Transcript
 
 THOUGHT = "<think>\nThe fox.\n</think>\n\n"
 CALL = '<tool_call>\n{"name": "jump", "arguments": {"over": "the dog"}}\n</tool_call>'

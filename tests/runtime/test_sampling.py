@@ -8,7 +8,7 @@ import pytest
 import partita_backends
 from partita.backend import Backend
 from partita.errors import DataError
-from partita.sampling import Sampler, Sampling, recommended
+from partita.inference.sampling import Sampler, Sampling, recommended
 
 V = 40
 

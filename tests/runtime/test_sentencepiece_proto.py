@@ -2,9 +2,9 @@
 
 import pytest
 
-from partita import sentencepiece_proto as proto
 from partita.errors import CheckpointError, UnsupportedModel
-from partita.tokenizer import MAX_TOKENS, Tokenizer
+from partita.text import sentencepiece_model as proto
+from partita.text.tokenizer import MAX_TOKENS, Tokenizer
 
 PIECES = ["<unk>", "▁", "a", "b", "ab", "▁ab"]
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from partita import sources, sources_hubfiles, sources_pypi
 from partita.errors import SourceError
+from partita.sources import hub_files, pypi
+from partita.sources import resolve as sources
 
 from . import loopback
 from .loopback import (
@@ -70,20 +71,20 @@ def test_no_name_leads_out_of_the_caches(text, prefix):
         what = sources.parse(prefix + text)
     except SourceError:
         return
-    if isinstance(what, sources_hubfiles.HubModel):
-        assert what.storage.resolve().parent == sources_hubfiles.hub_cache().resolve()
+    if isinstance(what, hub_files.HubModel):
+        assert what.storage.resolve().parent == hub_files.hub_cache().resolve()
         assert what.note.resolve().parent == (sources.cache_dir() / "hub").resolve()
-        assert sources_hubfiles.parse(what.name) == what
-    elif isinstance(what, sources_pypi.WheelModel):
+        assert hub_files.parse(what.name) == what
+    elif isinstance(what, pypi.WheelModel):
         assert what.folder.resolve().parent.parent == (sources.cache_dir() / "pypi").resolve()
-        assert sources_pypi.parse(what.name) == what
+        assert pypi.parse(what.name) == what
 
 
 def test_the_default_is_pinned():
-    model = sources_pypi.parse(sources.DEFAULT_MODEL)
-    pinned = [key for key in sources_pypi.PINNED if key[:2] == (model.distribution, model.version)]
+    model = pypi.parse(sources.DEFAULT_MODEL)
+    pinned = [key for key in pypi.PINNED if key[:2] == (model.distribution, model.version)]
     assert len(pinned) == 1
-    assert len(sources_pypi.PINNED[pinned[0]]) == 64
+    assert len(pypi.PINNED[pinned[0]]) == 64
     refused(None, sources.DEFAULT_MODEL, "offline", offline=True)
 
 
@@ -102,8 +103,8 @@ def test_removal_stays_inside(tmp_path, monkeypatch):
     for name in (str(mine), str(mine / "x.gguf")):
         with pytest.raises(SourceError, match="a path of your own"):
             sources.remove(name)
-    sources_hubfiles.hub_cache().mkdir(parents=True)
-    (sources_hubfiles.hub_cache() / "models--owner--name").symlink_to(mine)
+    hub_files.hub_cache().mkdir(parents=True)
+    (hub_files.hub_cache() / "models--owner--name").symlink_to(mine)
     with pytest.raises(SourceError, match="outside the cache"):
         sources.remove("hf:owner/name")
     for name in ("hf:owner/none", "pypi:demo==1"):
@@ -115,6 +116,6 @@ def test_removal_stays_inside(tmp_path, monkeypatch):
 
 
 def test_finding_a_model_loads_no_library():
-    code = "import sys; from partita import sources; sources.list_models(); sources.find('hf:a/b'); print(*sys.modules)"
+    code = "import sys; from partita.sources import resolve as sources; sources.list_models(); sources.find('hf:a/b'); print(*sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"huggingface_hub", "torch", "mlx", "rich", "filelock"} & set(out)

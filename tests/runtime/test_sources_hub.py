@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from partita import sources, sources_hubfiles
 from partita.errors import SourceError
+from partita.sources import hub_files
+from partita.sources import resolve as sources
 
 from . import loopback
 from .loopback import (
@@ -136,7 +137,7 @@ def test_a_repository_arrives_without_what_is_not_needed(monkeypatch):
         got = elsewhere("owner/name")
         folder = Path(got["path"])
         assert {p.name: p.read_bytes() for p in folder.iterdir()} == FOLDER
-        assert folder.parent.parent == sources_hubfiles.hub_cache() / "models--owner--name"
+        assert folder.parent.parent == hub_files.hub_cache() / "models--owner--name"
         hub.asked.clear()
         assert elsewhere("hf:owner/name") == got
         assert hub.asked == []  # a model that is here needs no network
@@ -149,14 +150,14 @@ def test_a_repository_arrives_without_what_is_not_needed(monkeypatch):
     assert [(m.name, m.path, m.kind) for m in sources.list_models()] == [("hf:owner/name", folder, "safetensors")]
     assert sources.list_models()[0].bytes == sum(map(len, FOLDER.values()))
     assert sources.remove("owner/name") >= sum(map(len, FOLDER.values()))
-    assert not list(sources_hubfiles.hub_cache().glob("models--*"))
+    assert not list(hub_files.hub_cache().glob("models--*"))
     assert sources.list_models() == []
     assert sources.find("owner/name") is None
 
 
 def test_a_hubs_progress_adds_up(monkeypatch):
     code = RUN.replace("**json", "progress=Told(), **json").replace(
-        "from partita import sources", "from partita import sources\n" + TOLD
+        "from partita.sources import resolve as sources", "from partita.sources import resolve as sources\n" + TOLD
     )
     monkeypatch.setattr(loopback, "RUN", code)
     with hub_at(Hub(FOLDER, drops=1), monkeypatch):
@@ -265,7 +266,7 @@ def test_a_broken_transfer_is_taken_up_again(monkeypatch):
 def test_an_interrupted_fetch_is_not_whole(monkeypatch):
     with hub_at(Hub(FOLDER, drops=10**6), monkeypatch) as hub:
         process = start("owner/name")
-        while not any(path.suffix == ".json" for path in sources_hubfiles.hub_cache().rglob("snapshots/*/*")):
+        while not any(path.suffix == ".json" for path in hub_files.hub_cache().rglob("snapshots/*/*")):
             assert process.poll() is None
             time.sleep(0.02)
         process.kill()
@@ -364,33 +365,33 @@ def test_the_hubs_cache_is_found_as_its_library_finds_it(monkeypatch, tmp_path):
             for key, value in setting.items():
                 patch.setenv(key, value)
             said = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout
-            assert str(sources_hubfiles.hub_cache()) == said.strip()
+            assert str(hub_files.hub_cache()) == said.strip()
 
 
 def test_whole_means_every_shard_and_a_tokenizer(tmp_path):
     for name, body in FOLDER.items():
         (tmp_path / name).write_bytes(body)
     names = sorted(FOLDER)
-    assert sources_hubfiles.is_whole(tmp_path, names)
+    assert hub_files.is_whole(tmp_path, names)
     for lost in ("model-00001-of-00002.safetensors", "tokenizer.json"):
-        assert not sources_hubfiles.is_whole(tmp_path, [n for n in names if n != lost])
+        assert not hub_files.is_whole(tmp_path, [n for n in names if n != lost])
     without_index = [n for n in names if not n.endswith("index.json") and "00002-of" not in n]
-    assert not sources_hubfiles.is_whole(tmp_path, without_index)
+    assert not hub_files.is_whole(tmp_path, without_index)
 
 
 def test_names_with_several_files_list_what_is_there():
     names = ["model-00001-of-00003.gguf", "a.gguf"]
-    assert sources_hubfiles.choose(sources_hubfiles.HubModel("o/n"), names) == ["a.gguf"]
+    assert hub_files.choose(hub_files.HubModel("o/n"), names) == ["a.gguf"]
     with pytest.raises(SourceError, match=r"not whole there: model-00002-of-00003\.gguf is missing"):
-        sources_hubfiles.choose(sources_hubfiles.HubModel("o/n", file=names[0]), names)
+        hub_files.choose(hub_files.HubModel("o/n", file=names[0]), names)
     parts = [f"sub/q-{i:05}-of-00002.gguf" for i in (1, 2)]
-    assert sources_hubfiles.choose(sources_hubfiles.HubModel("o/n"), [*parts, names[0]]) == parts
-    assert sources_hubfiles.choose(sources_hubfiles.HubModel("o/n", file=parts[0]), [*parts, *names]) == parts
+    assert hub_files.choose(hub_files.HubModel("o/n"), [*parts, names[0]]) == parts
+    assert hub_files.choose(hub_files.HubModel("o/n", file=parts[0]), [*parts, *names]) == parts
     with pytest.raises(SourceError, match=r"part of a split model: give its first, sub/q-00001-of-00002\.gguf"):
-        sources_hubfiles.choose(sources_hubfiles.HubModel("o/n", file=parts[1]), parts)
+        hub_files.choose(hub_files.HubModel("o/n", file=parts[1]), parts)
     many = [f"m{i:02d}.gguf" for i in range(20)]
     with pytest.raises(SourceError, match="and 8 more"):
-        sources_hubfiles.choose(sources_hubfiles.HubModel("o/n"), many)
+        hub_files.choose(hub_files.HubModel("o/n"), many)
 
 
 PICKLED = {name: body for name, body in FOLDER.items() if "safetensors" not in name} | {

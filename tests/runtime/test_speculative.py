@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 import partita
 import partita_backends
-from partita.config import LayerConfig
-from partita.decode import Generated
 from partita.errors import ContextError, DataError
+from partita.inference.decode import Generated
+from partita.inference.sampling import Sampling
+from partita.inference.speculative import Acceptance, Drafter, ModelDraft, PromptLookup, drafter
 from partita.language_model import LanguageModel, Piece
-from partita.sampling import Sampling
-from partita.speculative import Acceptance, Drafter, ModelDraft, PromptLookup, drafter
+from partita.model.config import LayerConfig
 
 from .. import bounds
 

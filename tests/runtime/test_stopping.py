@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from partita.errors import DataError
-from partita.stopping import StopStrings
+from partita.text.stop_strings import StopStrings
 
 LETTERS = st.text("ab⁂", max_size=12)
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from partita.errors import TemplateError
-from partita.template import MAX_SOURCE, ChatTemplate, MarkedChat, encode_chat
-from partita.tokenizer import Facts, Tokenizer
+from partita.text.chat_template import MAX_SOURCE, ChatTemplate, MarkedChat, encode_chat
+from partita.text.tokenizer import Facts, Tokenizer
 
 CHATML = (
     "{%- for message in messages %}\n{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}\n"

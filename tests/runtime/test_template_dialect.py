@@ -10,8 +10,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from partita.errors import TemplateError
-from partita.template import ChatTemplate, encode_chat
-from partita.tokenizer import Tokenizer
+from partita.text.chat_template import ChatTemplate, encode_chat
+from partita.text.tokenizer import Tokenizer
 
 from ..conftest import SPECIALS, write_tokenizer
 

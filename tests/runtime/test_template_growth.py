@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from partita import data_encode
-from partita.data_encode import marked_turns, turns
-from partita.data_records import parse
+from partita.data import encode as data_encode
+from partita.data.encode import marked_turns, turns
+from partita.data.records import parse
 from partita.errors import DataError, PartitaError
-from partita.template import ChatTemplate, MarkedChat
-from partita.template_growth import Growth, growth
-from partita.tokenizer import Tokenizer
+from partita.text.chat_template import ChatTemplate, MarkedChat
+from partita.text.template_growth import Growth, growth
+from partita.text.tokenizer import Tokenizer
 
 from ..conftest import write_tokenizer
 

@@ -19,10 +19,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from partita import template_child
 from partita.errors import TemplateError
-from partita.template import ChatTemplate
-from partita.template_process import shared
+from partita.text import template_child
+from partita.text.chat_template import ChatTemplate
+from partita.text.template_process import shared
 
 SECONDS, ROOM = 10, 512 << 20
 HELLO = [{"role": "user", "content": "hello"}]

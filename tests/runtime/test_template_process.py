@@ -13,9 +13,9 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from partita import template_process
 from partita.errors import TemplateError
-from partita.template_process import TemplateProcess
+from partita.text import template_process
+from partita.text.template_process import TemplateProcess
 
 HELLO = [{"role": "user", "content": "hello"}]
 PLAIN = "{{ messages[0].content }}"
@@ -143,8 +143,8 @@ def python(code: str, *options: str) -> subprocess.Popen[str]:
 BEGIN = f"""
 import os, signal, threading, time
 from partita.errors import TemplateError
-from partita.template import ChatTemplate
-from partita.template_process import shared
+from partita.text.chat_template import ChatTemplate
+from partita.text.template_process import shared
 hello = {HELLO!r}
 shared().compile("x", 5)
 child = shared()._child._process.pid

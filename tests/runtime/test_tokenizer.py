@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from partita import pretokenizers, sentencepiece_proto
 from partita.errors import CheckpointError, DataError, UnsupportedModel
-from partita.tokenizer import Tokenizer
+from partita.text import pretokenizers, sentencepiece_model
+from partita.text.tokenizer import Tokenizer
 
 LINES = [
     "The quick brown fox jumps over the lazy dog.",
@@ -74,7 +74,7 @@ def train_sentencepiece(**options):
 
 
 def sentencepiece_metadata(proto, **changes):
-    model = sentencepiece_proto.read(proto, "test")
+    model = sentencepiece_model.read(proto, "test")
     metadata = {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.tokens": [
@@ -117,7 +117,7 @@ def every(library, proto, tmp_path_factory):
 
 def metaspace_folder(folder):
     """A tokenizer.json in the form of Llama 2: U+2581 for spaces, byte tokens, a post-processor that writes BOS."""
-    base = sentencepiece_proto.read(train_sentencepiece(), "test")
+    base = sentencepiece_model.read(train_sentencepiece(), "test")
     index = {piece: i for i, piece in enumerate(base.pieces)}
     pairs = [
         (base.scores[i], left, right)
@@ -143,7 +143,7 @@ def metaspace_folder(folder):
 
 def sentencepiece_folder(folder, proto):
     (folder / "tokenizer.model").write_bytes(proto)
-    size = len(sentencepiece_proto.read(proto, "test").pieces)
+    size = len(sentencepiece_model.read(proto, "test").pieces)
     added = {str(size): {"content": "<|extra|>", "special": True}, str(size + 1): {"content": "<tool call>"}}
     config = {"bos_token": "<s>", "eos_token": "</s>", "added_tokens_decoder": added, "chat_template": "t"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
@@ -402,7 +402,7 @@ def test_damaged_folders_are_named(tmp_path, files, message):
 @settings(max_examples=100, deadline=None)
 def test_any_bytes_as_a_sentencepiece_model_end_in_one_error(data):
     with pytest.raises(CheckpointError):
-        sentencepiece_proto.read(data + b"\x0a\x7f", "test")
+        sentencepiece_model.read(data + b"\x0a\x7f", "test")
 
 
 def test_template_files_go_before_the_config(library, tmp_path):

@@ -30,8 +30,8 @@ def test_thousands_of_hostile_tokenizers_work_or_are_one_line(tmp_path):
 CTRL_C = """
 import os, signal, sys, threading
 from pathlib import Path
-from partita import tokenizer_guard
-from partita.tokenizer import Tokenizer
+from partita.text import guard as tokenizer_guard
+from partita.text.tokenizer import Tokenizer
 tokenizer_guard._SECONDS = 2
 tokenizer = Tokenizer.from_folder(Path(sys.argv[1]))
 threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()

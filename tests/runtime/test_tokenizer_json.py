@@ -7,11 +7,11 @@ import pytest
 from tokenizers import Regex, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Library
 
-from partita import tokenizer_guard, tokenizer_json
 from partita.errors import CheckpointError, UnsupportedModel
-from partita.tokenizer import Tokenizer
-from partita.tokenizer_engines import TokenizersEngine
-from partita.tokenizer_guard import Watch
+from partita.text import guard, tokenizer_json
+from partita.text.engines import TokenizersEngine
+from partita.text.guard import Watch
+from partita.text.tokenizer import Tokenizer
 
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
@@ -271,8 +271,8 @@ def test_an_error_of_the_library_is_one_error():
 
 
 def test_what_may_take_the_square_of_a_text_is_waited_for_no_longer_than_that(monkeypatch):
-    monkeypatch.setattr(tokenizer_guard, "_SECONDS", 0.05)
-    monkeypatch.setattr(tokenizer_guard, "_RATE", 10**9)
+    monkeypatch.setattr(guard, "_SECONDS", 0.05)
+    monkeypatch.setattr(guard, "_RATE", 10**9)
     done, answers = threading.Event(), []
     watch = Watch(lambda text: answers.append(done.wait(20)) if len(text) > 10_000 else text, "the file", 1000)
     assert watch("short") == "short"

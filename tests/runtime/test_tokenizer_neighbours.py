@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, models
 from tokenizers import Tokenizer as Library
 
-from partita import sentencepiece_proto
 from partita.errors import CheckpointError
-from partita.tokenizer import Tokenizer
-from partita.tokenizer_added import Added, Literals
+from partita.text import sentencepiece_model
+from partita.text.added_tokens import Added, Literals
+from partita.text.tokenizer import Tokenizer
 
 from .test_tokenizer import sentencepiece_metadata, train_sentencepiece
 
@@ -31,7 +31,7 @@ def described(flags, special=True):
 
 def model_folder(folder, proto, flags, **settings_):
     """A tokenizer.model whose added tokens have these flags, the last of them no control token."""
-    size = len(sentencepiece_proto.read(proto, "test").pieces)
+    size = len(sentencepiece_model.read(proto, "test").pieces)
     added = {
         str(size + i): described(flags[i], special=name != "<call>") | {"content": name} for i, name in enumerate(NAMES)
     }
@@ -43,7 +43,7 @@ def model_folder(folder, proto, flags, **settings_):
 
 def json_folder(folder, proto, flags, scheme):
     """The same vocabulary as a tokenizer.json: merges in the order of scores, the space from a metaspace step."""
-    base = sentencepiece_proto.read(proto, "test")
+    base = sentencepiece_model.read(proto, "test")
     index = {piece: i for i, piece in enumerate(base.pieces)}
     merges = [
         (-base.scores[i], index[piece[:cut]], index[piece[cut:]], [piece[:cut], piece[cut:]])

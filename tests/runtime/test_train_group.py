@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from partita import train_group
 from partita.errors import DataError
-from partita.train_group import Group
-from partita.train_state import Best, TrainState
+from partita.training import group as train_group
+from partita.training.group import Group
+from partita.training.state import Best, TrainState
 from partita_backends.numpy import NumpyBackend
 
 

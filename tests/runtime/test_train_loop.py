@@ -13,12 +13,12 @@ import pytest
 
 import partita_backends
 from partita.backend import Backend
-from partita.data_batches import Batch
+from partita.data.batches import Batch
 from partita.errors import CheckpointError, DataError, TrainingError
-from partita.optim import AdamW
-from partita.train import Evaluation, Finished, Saved, Step, TrainConfig, Trainer
-from partita.train_state import Best, TrainState, latest, load, save
-from partita.trainable import Trainable
+from partita.training.optim import AdamW
+from partita.training.state import Best, TrainState, latest, load, save
+from partita.training.trainable import Trainable
+from partita.training.trainer import Evaluation, Finished, Saved, Step, TrainConfig, Trainer
 
 from .training import Fixed, batch_of, documents, lora
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from partita.admission import RESERVE
-from partita.checkpoint import open_checkpoint
-from partita.config import ModelConfig
+from partita.cache.budget import RESERVE
+from partita.checkpoint.checkpoint import open_checkpoint
 from partita.errors import MemoryBudgetError
-from partita.loading import read_config
-from partita.train_memory import TrainingShape, admit, estimate
+from partita.model.config import ModelConfig
+from partita.model.load import read_config
+from partita.training.memory import TrainingShape, admit, estimate
 
 SHAPE = TrainingShape(rows=4, length=256, trained=100_000)
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from partita.checkpoint import open_checkpoint
-from partita.layers import Linear
-from partita.loading import load_decoder
-from partita.model import Decoder
-from partita.tree import replace_at, walk
+from partita.checkpoint.checkpoint import open_checkpoint
+from partita.model.decoder import Decoder
+from partita.model.layers import Linear
+from partita.model.load import load_decoder
+from partita.model.tree import replace_at, walk
 from partita_backends.numpy import NumpyBackend
 
 

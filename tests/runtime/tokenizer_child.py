@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from tokenizers import decoders, normalizers, pre_tokenizers, processors
 from tokenizers import models as library_models
 
-from partita import sentencepiece_proto as proto
 from partita.errors import PartitaError
-from partita.tokenizer import Tokenizer
+from partita.text import sentencepiece_model as proto
+from partita.text.tokenizer import Tokenizer
 
 sys.path.append(str(Path(__file__).parents[1]))  # of the tests
 from pulse import Pulse

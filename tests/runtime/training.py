@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from partita.adapters.lora import LoraConfig
 from partita.backend import Backend
-from partita.checkpoint import open_checkpoint
-from partita.data_batches import Batch
-from partita.loading import load_decoder
-from partita.lora import LoraConfig
-from partita.sequences import Sequences
-from partita.trainable import Trainable, adapted, full
+from partita.checkpoint.checkpoint import open_checkpoint
+from partita.data.batches import Batch
+from partita.model.load import load_decoder
+from partita.training.packed import Sequences
+from partita.training.trainable import Trainable, adapted, full
 
 
 def batch_of(rows: Sequence[Sequence[Sequence[int]]], masked: int = 0) -> Batch:

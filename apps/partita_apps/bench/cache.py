@@ -60,7 +60,7 @@ def decode_cached(model: Any, prompt: list[int], count: int) -> tuple[list[int],
 
 def decode_recomputed(model: Any, prompt: list[int], count: int) -> tuple[list[int], list[float]]:
     """The same by feeding the whole sequence to an empty cache for every token."""
-    from partita.decode import prefill
+    from partita.inference.decode import prefill
 
     ops, tokens, seconds = model.ops, [], []
     for _ in range(count):
@@ -73,7 +73,7 @@ def decode_recomputed(model: Any, prompt: list[int], count: int) -> tuple[list[i
 
 def beyond_the_ring(model: Any, context: int, runs: int) -> tuple[float, float]:
     """Milliseconds of one token at position 1,100 and at 5,000: medians of `runs` rounds of 16, taken in turns."""
-    from partita.decode import prefill
+    from partita.inference.decode import prefill
 
     ops, text = model.ops, [(i * 7) % 4000 + 100 for i in range(5000)]
     sessions = []

@@ -63,8 +63,8 @@ def _child(wanted: dict[str, Any]) -> dict[str, Any]:
 
 def measure(*, model: str | None, tokens: int, layers: int | None, kv: str, **backend: Any) -> dict[str, Any]:
     """Bytes above the loaded weights at the peak of a prefill of `tokens`, and bytes of its cache. In this process."""
-    from partita.cache import Cache
-    from partita.cache_spec import plan
+    from partita.cache.spec import plan
+    from partita.cache.state import Cache
     from partita.language_model import load
 
     language_model = load(model, **backend)

@@ -24,7 +24,7 @@ def run(
     *, model: str | None, tokens: int, count: int | None, runs: int, threads: int | None, **backend: Any
 ) -> list[dict[str, Any]]:
     """Rows of tokens/s (ours: with lookup, peer: without) and of the share of drafts that were accepted."""
-    from partita.speculative import DEFAULT_COUNT, PromptLookup
+    from partita.inference.speculative import DEFAULT_COUNT, PromptLookup
 
     threads = threads or 1
     language_model = load_model(model, threads=threads, **backend)

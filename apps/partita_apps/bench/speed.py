@@ -61,7 +61,7 @@ def once(model: Any, ids: list[int], tokens: int) -> dict[str, float]:
 
 
 def prefill(model: Any, session: Any, ids: list[int]) -> Any:
-    from partita.decode import prefill
+    from partita.inference.decode import prefill
 
     assert np.all(np.asarray(ids) < model.config.vocab_size)
     return prefill(model.ops, model.decoder, session.cache, ids)

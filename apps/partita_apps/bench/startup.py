@@ -18,7 +18,7 @@ from .report import row
 def run(
     *, model: str | None, runs: int, peer_python: str | None, threads: int | None, **backend: Any
 ) -> list[dict[str, Any]]:
-    from partita.sources import resolve
+    from partita.sources.resolve import resolve
 
     ours = [sys.executable, "-m", "partita_apps.cli"]
     options = [f"--{name}={value}" for name, value in backend.items() if value not in (None, "auto")]

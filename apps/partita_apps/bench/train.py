@@ -46,9 +46,9 @@ def run(
 
     peft cannot train packed weights on a CPU, so the folder is dense; ours with them packed is measured beside it.
     """
-    from partita.checkpoint import open_checkpoint
-    from partita.loading import read_config
-    from partita.sources import resolve
+    from partita.checkpoint.checkpoint import open_checkpoint
+    from partita.model.load import read_config
+    from partita.sources.resolve import resolve
 
     from ..progress import TerminalProgress
     from .peers import write_for
@@ -204,12 +204,12 @@ def training(
 ) -> Iterator[dict[str, Any]]:
     """In this process: what is loaded, each step, and without an end; as in `train_peers`."""
     import partita_backends
-    from partita.checkpoint import open_checkpoint
-    from partita.loading import load_decoder
-    from partita.lora import LoraConfig
-    from partita.sequences import Sequences
-    from partita.train import Step, TrainConfig, Trainer
-    from partita.trainable import adapted
+    from partita.adapters.lora import LoraConfig
+    from partita.checkpoint.checkpoint import open_checkpoint
+    from partita.model.load import load_decoder
+    from partita.training.packed import Sequences
+    from partita.training.trainable import adapted
+    from partita.training.trainer import Step, TrainConfig, Trainer
 
     ops = partita_backends.load(
         backend["backend"], device=backend["device"], dtype=backend["dtype"], threads=backend["threads"]
@@ -249,7 +249,7 @@ def serve() -> None:
 
 def full_rows(tokens: np.ndarray) -> Any:
     """A batch of rows (B, T + 1) in which every token but the first is predicted."""
-    from partita.data_batches import Batch
+    from partita.data.batches import Batch
 
     inputs = np.ascontiguousarray(tokens[:, :-1])
     positions = np.broadcast_to(np.arange(inputs.shape[1], dtype=np.int32), inputs.shape)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from partita.adapters import Adapter, open_adapter
+from partita.adapters.read import Adapter, open_adapter
 from partita.errors import DataError
+from partita.files.paths import own
 from partita.language_model import LanguageModel
-from partita.paths import own
 
 NONE = "none"
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from partita.errors import DataError
-from partita.paths import own
+from partita.files.paths import own
 
 from ..aliases import model_option, option, shifted
 from ..completion import models
@@ -28,8 +28,8 @@ from ..options import (
 from ..paths import OwnPath
 
 if TYPE_CHECKING:
+    from partita.inference.speculative import Drafter
     from partita.language_model import LanguageModel
-    from partita.speculative import Drafter
 
     from .kept import Keeper
     from .talk import CacheOptions, Talk
@@ -152,7 +152,7 @@ def refuse_question(model: str | None) -> None:
     if model is None or os.path.lexists(own(model)):
         return
     if any(letter.isspace() for letter in model.strip()) or model.strip().isalpha():
-        from partita.sources import full_name, suggestion
+        from partita.sources.resolve import full_name, suggestion
 
         if full_name(model) != model:  # a short name
             return
@@ -199,10 +199,10 @@ def begin(model: str | None, raw: bool, once: bool, options: dict[str, Any]) -> 
 
     Options and file are judged before the model is loaded: a mistake should not take seconds.
     """
-    from partita.kv_format import KVFormat
-    from partita.sampling import Sampling
-    from partita.template import parse_variable
-    from partita.template_process import shared
+    from partita.cache.kv_format import KVFormat
+    from partita.inference.sampling import Sampling
+    from partita.text.chat_template import parse_variable
+    from partita.text.template_process import shared
 
     from . import adapters
     from .kept import Keeper, find
@@ -245,7 +245,7 @@ def drafter_for(target: LanguageModel, draft: str | None, lookup: bool, cache: C
 
     Its cache follows the same options, as far as it was trained to.
     """
-    from partita.speculative import drafter
+    from partita.inference.speculative import drafter
 
     model = None if draft is None else load_model(draft, backend=target.ops, what="the draft model")
     if model is None:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from partita.errors import DataError
-from partita.paths import own
-from partita.sampling import Sampling
+from partita.files.paths import own
+from partita.inference.sampling import Sampling
 
 from ..aliases import alike
 from ..progress import size

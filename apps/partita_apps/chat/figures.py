@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from partita.language_model import Piece
-from partita.reply import ToolCall
+from partita.text.reply.parser import ToolCall
 
 from ..progress import size
 from .talk import Talk

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from partita.cache_file import read_extra
+from partita.cache.session_file import read_extra
 from partita.errors import CheckpointError, DataError
 
 from .saved import checked

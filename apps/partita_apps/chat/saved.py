@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from partita.bounded_files import parse, read_bytes
 from partita.errors import DataError
+from partita.files.atomic import alone, remove_leftovers_of, whole_file
+from partita.files.bounded import parse, read_bytes
 from partita.printable import json_text
-from partita.whole import alone, remove_leftovers_of, whole_file
 
 from .settings import Settings
 

@@ -15,7 +15,7 @@ import click
 
 from partita.language_model import Piece
 from partita.printable import printable, visible
-from partita.reply import ToolCall
+from partita.text.reply.parser import ToolCall
 
 from ..terminal import draws
 from .figures import Figures, counted

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from partita.errors import DataError
+from partita.inference.sampling import Sampling
 from partita.language_model import DEFAULT_MAX_TOKENS
-from partita.sampling import Sampling
-from partita.stopping import StopStrings
-from partita.template import is_variable, parse_variable
+from partita.text.chat_template import is_variable, parse_variable
+from partita.text.stop_strings import StopStrings
 
 CONVERSATION = Sampling(temperature=0.7, min_p=0.05)
 """How a conversation samples where its model recommends nothing: always taking the most probable token, small models

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from partita.conversation import Transcript
 from partita.errors import DataError, TemplateError
+from partita.inference.speculative import Drafter
 from partita.language_model import LanguageModel, Piece
-from partita.reply import ReplyParser
-from partita.speculative import Drafter
-from partita.template import encode_chat
+from partita.text.chat_template import encode_chat
+from partita.text.reply.parser import ReplyParser
+from partita.text.transcript import Transcript
 
 from .adapters import Adapters
 from .settings import Settings

@@ -6,9 +6,9 @@ import shutil
 
 import click
 
-from partita.cache import Slots
-from partita.decode import Generated
-from partita.tokenizer import Tokenizer
+from partita.cache.state import Slots
+from partita.inference.decode import Generated
+from partita.text.tokenizer import Tokenizer
 
 ALTERNATIVES = 5
 _EIGHTHS = " ▏▎▍▌▋▊▉█"

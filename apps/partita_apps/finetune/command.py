@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from partita.paths import own
+from partita.files.paths import own
 
 from ..aliases import Aliased, model_option, shifted
 from ..completion import files, models
@@ -169,7 +169,7 @@ def _arguments(
     first: str | None, second: str | None, named: str | None, known: dict[str, Any]
 ) -> tuple[str | None, str | None]:
     """MODEL and DATA. One argument that can only be data, where no file names either, is for the default model."""
-    from partita.sources import DEFAULT_MODEL
+    from partita.sources.resolve import DEFAULT_MODEL
 
     model, data = shifted(named, first, second)
     if (

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from partita.admission import size
+from partita.cache.budget import size
 from partita.printable import printable
 
 from ..terminal import console, draws

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from partita.errors import DataError
-from partita.whole import whole_file
+from partita.files.atomic import whole_file
 
 NAME = "metrics.jsonl"
 Row = dict[str, Any]

@@ -15,24 +15,24 @@ from pathlib import Path
 from typing import Any
 
 import partita_backends
-from partita import data_files
+from partita.adapters.lora import LoraConfig, count_values
 from partita.backend import Backend
-from partita.checkpoint import Checkpoint, open_checkpoint
-from partita.data import Batch, Batches, Splits, load_data
-from partita.data_records import Chat
+from partita.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from partita.data import files as data_files
+from partita.data.load import Batch, Batches, Splits, load_data
+from partita.data.records import Chat
 from partita.errors import DataError, MemoryBudgetError
-from partita.initialise import initialise
-from partita.loading import load_decoder, read_config, weight_bytes
-from partita.lora import LoraConfig, count_values
-from partita.model import Decoder
-from partita.optim import AdamW
-from partita.paths import own
-from partita.sources import full_name, resolve
-from partita.template import ChatTemplate
-from partita.tokenizer import Tokenizer
-from partita.train import TrainConfig, Trainer
-from partita.train_memory import Estimate, TrainingShape, admit
-from partita.trainable import Trainable, adapted, full
+from partita.files.paths import own
+from partita.model.decoder import Decoder
+from partita.model.load import load_decoder, read_config, weight_bytes
+from partita.sources.resolve import full_name, resolve
+from partita.text.chat_template import ChatTemplate
+from partita.text.tokenizer import Tokenizer
+from partita.training.initialize import initialise
+from partita.training.memory import Estimate, TrainingShape, admit
+from partita.training.optim import AdamW
+from partita.training.trainable import Trainable, adapted, full
+from partita.training.trainer import TrainConfig, Trainer
 
 from ..options import tell
 from ..progress import TerminalProgress, bar

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from partita import __version__
-from partita.admission import size
+from partita.cache.budget import size
 from partita.printable import visible
 
 from .line import Smoothed, duration, loss_memory

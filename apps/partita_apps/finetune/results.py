@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from partita import adapters_write
+from partita.adapters import write as adapters_write
 from partita.errors import DataError
-from partita.initialise import trained
+from partita.files.atomic import whole_file
 from partita.printable import json_text
-from partita.whole import whole_file
+from partita.training.initialize import trained
 
 from .prepare import Prepared
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from partita import train_state
 from partita.errors import DataError, PartitaError, TrainingError
-from partita.train import Evaluation, Finished, Saved, Step
-from partita.train_group import Group
-from partita.whole import LOCK, alone
+from partita.files.atomic import LOCK, alone
+from partita.training import state as train_state
+from partita.training.group import Group
+from partita.training.trainer import Evaluation, Finished, Saved, Step
 from partita_backends import together
 
 from ..options import tell

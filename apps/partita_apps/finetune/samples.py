@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from partita.data import Dataset, Splits
+from partita.data.load import Dataset, Splits
 from partita.errors import DataError, PartitaError
 from partita.language_model import LanguageModel
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from partita.errors import DataError
-from partita.template import parse_variable
+from partita.text.chat_template import parse_variable
 
 METHODS = ("lora", "dora", "full")
 SCHEDULES = ("cosine", "linear", "constant")

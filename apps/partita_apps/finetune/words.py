@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from partita.admission import size
+from partita.cache.budget import size
 
 from .prepare import Prepared
 from .results import MODEL

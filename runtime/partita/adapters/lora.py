@@ -1,0 +1,260 @@
+"""Low-rank adapters: LoRA (arXiv 2106.09685), rank-stabilised LoRA (arXiv 2312.03732) and DoRA (arXiv 2402.09353).
+
+`attach` rewrites a decoder: the projections that were chosen become `LoraLinear`, which is called like the `Linear` it
+holds, so the model never knows. Packed bases stay packed (QLoRA, arXiv 2305.14314). Not here: training, files.
+Invariants: the base is never changed; initial values come from the seed and the projection's name alone, so they are
+the same on every backend; B is zero, so a fresh adapter changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..backend import Backend
+from ..brief import Brief
+from ..errors import DataError, UnsupportedModel
+from ..model.config import ModelConfig
+from ..model.decoder import Decoder
+from ..model.layers import Linear
+from ..model.tree import replace_at, walk
+from ..quantization import Array
+
+ALL_LINEAR = "all-linear"
+A, B, MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
+"""What a trainable's name ends with, as in PEFT's files."""
+_ROWS = 256  # of a base that are unpacked at a time
+_EXPERT_PROJECTIONS = ("gate_proj", "up_proj", "down_proj", "gate_up_proj")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """targets: "all-linear" (every projection of attention and MLP), or names, "q_proj,v_proj". layers: the last N
+    only; None for all. alpha: the update is scaled by alpha / rank, or by alpha / sqrt(rank) with rslora. dropout: of
+    what the adapter reads, the base reads everything. dora: a trained length for each row of base and update together.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: str = ALL_LINEAR
+    layers: int | None = None
+    rslora: bool = False
+    dora: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise DataError(f"--rank must be >= 1, got {self.rank}")
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise DataError(f"--alpha must be a number > 0, got {self.alpha}")
+        if not 0 <= self.dropout < 1:
+            raise DataError(f"--dropout must be from 0 to below 1, not {self.dropout}")
+        if self.layers is not None and self.layers < 1:
+            raise DataError(f"--layers must be >= 1, got {self.layers}")
+        if not self.names:
+            raise DataError("--targets names no projection: give all-linear, or names such as q_proj,v_proj")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name.strip() for name in self.targets.split(",") if name.strip())
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+class Dropout:
+    """Masks from the host, the same on every backend, which depend on the seed, `draw` and the projection's name alone:
+    a pass that is computed again gets the same ones, and there is no other state to keep.
+
+    draw: what numbers this pass (step, micro-batch, …); None while nothing is dropped.
+    """
+
+    def __init__(self, rate: float, seed: int):
+        self.rate, self.seed = rate, seed
+        self.draw: tuple[int, ...] | None = None
+
+    def __call__(self, ops: Backend, x: Array, name: str) -> Array:
+        if self.rate == 0 or self.draw is None:
+            return x
+        random = np.random.default_rng([self.seed, zlib.crc32(name.encode()), *self.draw])
+        kept = random.random(tuple(x.shape), np.float32) >= self.rate
+        return ops.where(ops.array(kept), x * (1 / (1 - self.rate)), 0.0)
+
+
+@dataclass(frozen=True)
+class LoraLinear(Brief):
+    """base(x) + scale * (x Aᵀ) Bᵀ. a: (rank, in), b: (out, rank), float32.
+
+    DoRA: that, without the base's bias, times magnitude / |row of W + scale B A|, both (out,); the gradient takes the
+    length for a constant, as the paper's section 4.3 does. base_squares: the squared lengths of W's rows. factor: the
+    quotient, where it is known once and for all (generation).
+    """
+
+    base: Linear
+    a: Array
+    b: Array
+    scale: float
+    dropout: Dropout | None = None
+    magnitude: Array | None = None
+    base_squares: Array | None = None
+    factor: Array | None = None
+
+    @property
+    def name(self) -> str:
+        return self.base.name
+
+    @property
+    def bias(self) -> Array | None:
+        return self.base.bias
+
+    def __call__(self, ops: Backend, x: Array) -> Array:
+        read = x if self.dropout is None else self.dropout(ops, x, self.name)
+        low = ops.linear(ops.linear(read, self.a) * self.scale, self.b)
+        factor = self.factor if self.magnitude is None else self._factor(ops)
+        if factor is None:
+            return self.base(ops, x) + low
+        y = (ops.linear(x, self.base.weight) + low) * ops.cast(factor, ops.dtype)
+        return y if self.base.bias is None else y + self.base.bias
+
+    def settled(self, ops: Backend) -> LoraLinear:
+        """The same for weights that do not change any more: nothing of DoRA is computed anew for every token."""
+        if self.magnitude is None:
+            return replace(self, dropout=None)
+        return replace(self, dropout=None, magnitude=None, base_squares=None, factor=self._factor(ops))
+
+    def _factor(self, ops: Backend) -> Array:
+        """|w + s b A|² = |w|² + 2 s b·(A w) + s² b (A Aᵀ) bᵀ, a row at a time: W + s B A is never formed."""
+        a, b, s = ops.stop_gradient(self.a), ops.stop_gradient(self.b), self.scale
+        aw = ops.linear(a, self.base.weight).swapaxes(0, 1)  # out, rank
+        aab = ops.linear(b, ops.linear(a, a))  # out, rank; A Aᵀ is symmetric
+        squares = self.base_squares + ops.sum(aw * b, 1) * (2 * s) + ops.sum(aab * b, 1) * (s * s)
+        squares = ops.where(squares > 1e-20, squares, 1e-20)
+        return self.magnitude / squares**0.5
+
+
+def attach(
+    ops: Backend, decoder: Decoder, config: LoraConfig, dropout: Dropout | None = None
+) -> tuple[Decoder, dict[str, Array], dict[str, tuple[str, ...]]]:
+    """A decoder with adapters, their initial values by name ("model.layers.0.self_attn.q_proj.lora_A.weight"), and the
+    places of these in the decoder, which holds None there.
+
+    A is Kaiming-uniform with a = sqrt 5, B zero, a magnitude the length of its row: PEFT's. The decoder must have been
+    loaded with stack=False. Raises DataError for targets that it does not have, UnsupportedModel for experts.
+    """
+    changes: dict[str, LoraLinear] = {}
+    values: dict[str, Array] = {}
+    places: dict[str, tuple[str, ...]] = {}
+    shapes = projection_shapes(decoder.config)
+    for path, base in chosen(decoder, config):
+        out, size = shapes[_kind(base)]
+        new, hollow = _initial(ops, base.name, out, size, config), LoraLinear(base, None, None, config.scale, dropout)
+        if config.dora:
+            squares = row_squares(ops, base, out)
+            hollow, new[MAGNITUDE] = replace(hollow, base_squares=squares), squares**0.5
+        changes[path] = hollow
+        for kind, field in ((A, "a"), (B, "b"), (MAGNITUDE, "magnitude")):
+            if kind in new:
+                values[f"{base.name}.{kind}"] = new[kind]
+                places[f"{base.name}.{kind}"] = (f"{path}.{field}",)
+    return replace_at(decoder, changes), values, places
+
+
+def count_values(decoder: Decoder, config: LoraConfig) -> int:
+    """How many values `attach` would make, before it makes them. Errors as there."""
+    shapes = projection_shapes(decoder.config)
+    sizes = (shapes[_kind(linear)] for _, linear in chosen(decoder, config))
+    return sum(config.rank * (out + size) + out * config.dora for out, size in sizes)
+
+
+def projection_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """(out, in) of every projection of a layer with a dense MLP, by the last part of its name."""
+    e, f = config.hidden_size, config.intermediate_size
+    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    return {
+        "q_proj": (q, e),
+        "k_proj": (kv, e),
+        "v_proj": (kv, e),
+        "qkv_proj": (q + 2 * kv, e),
+        "o_proj": (e, q),
+        "gate_proj": (f, e),
+        "up_proj": (f, e),
+        "gate_up_proj": (2 * f, e),
+        "down_proj": (e, f),
+    }
+
+
+def chosen(decoder: Decoder, config: LoraConfig) -> list[tuple[str, Linear]]:
+    """(path, projection) of everything that gets an adapter, in the model's order."""
+    count = len(decoder.blocks)
+    if config.layers is not None and config.layers > count:
+        raise DataError(f"--layers {config.layers} is more than the {count} layers of this model")
+    first = count - (config.layers or count)
+    there = [(path, linear) for path, linear in projections(decoder) if int(path.split(".")[1]) >= first]
+    kinds = sorted({_kind(linear) for _, linear in there})
+    _refuse_experts(decoder.config, config.names, kinds)
+    wanted = kinds if ALL_LINEAR in config.names else config.names
+    if missing := [name for name in wanted if name not in kinds]:
+        raise DataError(f"--targets {missing[0]}: this model has {', '.join(kinds)} (or all-linear)")
+    return [(path, linear) for path, linear in there if _kind(linear) in wanted]
+
+
+def projections(decoder: Decoder) -> Iterable[tuple[str, Linear]]:
+    """(path, projection) of every named projection of attention and of dense MLPs; routers are none."""
+    for path, node in walk(decoder.blocks, "blocks"):
+        if isinstance(node, Linear) and node.name.endswith("_proj"):
+            yield path, node
+        elif isinstance(node, Linear) and not node.name:
+            raise ValueError("adapters need a decoder loaded with stack=False")
+
+
+def settled(ops: Backend, decoder: Decoder, values: Mapping[str, Array], places: Mapping[str, tuple[str, ...]]) -> Any:
+    """The decoder for generation, with these values in their places."""
+    bound = replace_at(decoder, {path: values[name] for name, paths in places.items() for path in paths})
+    changes = {path: node.settled(ops) for path, node in walk(bound) if isinstance(node, LoraLinear)}
+    return replace_at(bound, changes)
+
+
+def _kind(linear: Linear) -> str:
+    return linear.name.rpartition(".")[2]
+
+
+def _refuse_experts(model: ModelConfig, names: tuple[str, ...], kinds: list[str]) -> None:
+    """Experts are stacked matrices, which take no adapters: said, never passed over."""
+    if model.experts is None:
+        return
+    dense = ",".join(kind for kind in kinds if kind not in _EXPERT_PROJECTIONS)
+    if ALL_LINEAR in names:
+        raise UnsupportedModel(
+            f"--targets all-linear would mean the experts of this {model.model_type} model too, which take no "
+            f"adapters: use --targets {dense}"
+        )
+    if asked := [name for name in names if name in _EXPERT_PROJECTIONS]:
+        raise UnsupportedModel(
+            f"--targets {asked[0]}: the experts of this {model.model_type} model take no adapters: use {dense}"
+        )
+
+
+def _initial(ops: Backend, name: str, out: int, size: int, config: LoraConfig) -> dict[str, Array]:
+    """A and B of one projection before the first step."""
+    random = np.random.default_rng([config.seed, zlib.crc32(name.encode())])
+    bound = 1 / math.sqrt(size)
+    a = random.uniform(-bound, bound, (config.rank, size)).astype(np.float32)
+    return {A: ops.array(a, "float32"), B: ops.zeros((out, config.rank), "float32")}
+
+
+def row_squares(ops: Backend, base: Linear, out: int) -> Array:
+    """Squared lengths of the rows of a prepared weight, float32 (out,), a few rows unpacked at a time."""
+    parts = []
+    for start in range(0, out, _ROWS):
+        index = ops.array(np.arange(start, min(start + _ROWS, out), dtype=np.int32)[None])
+        rows = ops.cast(ops.embed(base.weight, index)[0], "float32")
+        parts.append(ops.sum(rows * rows, 1))
+        ops.launch(parts[-1])
+    return ops.concat(parts, 0)

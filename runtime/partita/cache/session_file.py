@@ -1,0 +1,290 @@
+"""A conversation's cache as a file: saved in one run, gone on with in another, on any backend.
+
+Not here: prompts, templates, when to save. Invariants: a file holds exactly what the cache held, bit for bit; it is
+taken only by a cache that would have computed the same, and every difference is named; a damaged file is told before
+anything changes. It is written whole or not at all.
+
+Format: safetensors. `__metadata__` holds one JSON table, `partita_session`; the arrays follow in the order of
+`Cache.arrays`, each in its own dtype, and the token ids as U32. A CRC-32 covers the table and every array. A session
+is one row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import __version__
+from ..errors import CheckpointError, ContextError, DataError
+from ..files.atomic import whole_file
+from ..files.bounded import map_file
+from ..files.safetensors import MAX_HEADER_BYTES, SafetensorsSet, read_header, read_metadata
+from .spec import CacheSpec, LayerSpec
+from .state import Cache, Snapshot
+
+FORMAT = 1
+_KEY = "partita_session"
+_TOKENS = "tokens"
+_STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "uint32": "U32", "int32": "I32"}
+_LONGEST = 1 << 31  # positions are int32
+
+Place = tuple[str, tuple[int, ...], str]
+"""Name, shape and dtype of one array."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Whose keys and values these are. model: a name for people; fingerprint: `Checkpoint.fingerprint`."""
+
+    model: str
+    fingerprint: str
+    adapter: str = ""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a file holds: the state, the ids whose keys and values it is, and what the caller put beside it."""
+
+    snapshot: Snapshot
+    tokens: list[int]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def save(
+    path: Path, cache: Cache, tokens: Sequence[int], identity: Identity, extra: Mapping[str, Any] | None = None
+) -> None:
+    """Write a cache of one row and its tokens, for one writer at a time.
+
+    extra: JSON values for the caller's own use. Raises DataError where the file cannot be written (what stood there is
+    then still there), ContextError when the tokens are not what the cache holds.
+    """
+    if cache.batch != 1 or cache.offsets[0] != len(tokens):
+        raise ContextError(f"a session of {len(tokens)} tokens cannot be saved from a cache that holds {cache.offsets}")
+    state = cache.state()
+    places = [*layout(cache.spec, cache.dense, state.reached[0]), (_TOKENS, (len(tokens),), "uint32")]
+    names = zip(places, state.arrays, strict=False)
+    arrays = [_host(cache, array, place) for place, array in names] + [np.asarray(tokens, np.uint32)]
+    header = {
+        **_description(cache, identity),
+        "partita": __version__,
+        "model": identity.model,
+        "offset": state.offsets[0],
+        "reached": state.reached[0],
+        "extra": json.loads(json.dumps(dict(extra or {}))),  # as it will be read
+    }
+    header["crc32"] = _checksum(header, arrays)
+    preamble = _preamble(header, places)
+    if len(preamble) > MAX_HEADER_BYTES:
+        raise DataError(
+            f"{path}: {len(preamble)} bytes of messages are too many for one file: begin a new conversation"
+        )
+    _write(path, preamble, arrays)
+
+
+def load(path: Path, cache: Cache, identity: Identity) -> Saved:
+    """Read a file for this cache, which is left as it is: `cache.restore(saved.snapshot)` takes it.
+
+    Raises ContextError for a session of another model or cache layout, naming what differs, CheckpointError for a file
+    that is damaged or no saved session.
+    """
+    data = map_file(path)
+    header = _header(read_metadata(data, path.name), path.name)
+    _check_same(header, cache, identity, path.name)
+    tensors, end = read_header(data, path.name)
+    store = SafetensorsSet(tensors, {path.name: data}, {path.name: end})
+    offset, reached = (_natural(header, key, path.name) for key in ("offset", "reached"))
+    places = [*layout(cache.spec, cache.dense, reached), (_TOKENS, (offset,), "uint32")]
+    wanted = {name: (shape, _STORED[dtype]) for name, shape, dtype in places}
+    found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+    if found != wanted:
+        different = next(name for name in (*wanted, *found) if wanted.get(name) != found.get(name))
+        raise CheckpointError(
+            f"{path.name}: {different} should be {wanted.get(different)} and is {found.get(different)}; it is damaged"
+        )
+    arrays = [store.read(name) for name, _, _ in places]
+    if _checksum(header, arrays) != header.get("crc32"):
+        raise CheckpointError(f"{path.name}: what it holds does not match its checksum; the file is damaged")
+    snapshot = Snapshot(cache.spec, (offset,), (reached,), [cache.ops.array(array) for array in arrays[:-1]])
+    positions = [array for (name, _, _), array in zip(places, arrays, strict=True) if name.startswith("positions.")]
+    expected = _positions(cache.spec, reached)
+    sound = offset <= reached and arrays[0][0] == offset and snapshot.can_trim(0)
+    if not sound or not all(np.array_equal(a, b) for a, b in zip(positions, expected, strict=True)):
+        raise CheckpointError(f"{path.name}: its positions are not those of {offset} tokens; the file is damaged")
+    return Saved(snapshot, arrays[-1].tolist(), header["extra"])
+
+
+def read_extra(path: Path) -> tuple[str, dict[str, Any]]:
+    """The model's name and what the caller put beside the session, without reading the cache."""
+    header = _header(read_metadata(map_file(path), path.name), path.name)
+    return str(header.get("model")), header["extra"]
+
+
+# What a file of a cache looks like
+
+
+def layout(spec: CacheSpec, dense: Mapping[int, str], reached: int) -> list[Place]:
+    """Name, shape and dtype of every array of a cache of one row that `reached` tokens went into, in its order.
+
+    dense: dtype of 16 and of 32 bits (`Cache.dense`).
+    """
+    places: list[Place] = [("next", (1,), "int32")]
+    for i, span in enumerate(dict.fromkeys(layer.span for layer in spec.layers)):
+        places.append((f"positions.{i}.ring", (1, spec.slots(span, reached)), "int32"))
+        if span.sinks:
+            places.append((f"positions.{i}.sinks", (1, span.sinks + 1), "int32"))
+    for i, layer in enumerate(spec.layers):
+        slots = spec.slots(layer.span, reached)
+        for side, bits in (("k", spec.kv.key_bits), ("v", spec.kv.value_bits)):
+            places += _side(f"layers.{i}.{side}", layer, slots, bits, spec.kv.group_size, dense)
+        if layer.span.sinks:
+            shape = (1, layer.kv_heads, layer.span.sinks + 1, layer.head_dim)
+            places += [(f"layers.{i}.sink_{side}", shape, dense[spec.kv.sink_bits]) for side in ("k", "v")]
+    return places
+
+
+def _side(name: str, layer: LayerSpec, slots: int, bits: int, group: int, dense: Mapping[int, str]) -> Iterator[Place]:
+    lead = (1, layer.kv_heads, slots)
+    if bits >= 16:
+        yield name, (*lead, layer.head_dim), dense[bits]
+        return
+    yield f"{name}.weight", (*lead, layer.head_dim * bits // 32), "uint32"
+    yield f"{name}.scales", (*lead, layer.head_dim // group), "float16"
+    yield f"{name}.biases", (*lead, layer.head_dim // group), "float16"
+
+
+def _positions(spec: CacheSpec, reached: int) -> Iterator[np.ndarray]:
+    """What the slots of each kind of layer hold after `reached` tokens, int32 (1, slots), and its sinks: a slot has the
+    last position that was written to it, since a trim leaves slots as they are and a position has one slot."""
+    for span in dict.fromkeys(layer.span for layer in spec.layers):
+        ring, slots = spec.ring(span), spec.slots(span, reached)
+        turning = max(reached - span.sinks, 0)
+        slot = np.arange(slots, dtype=np.int64)
+        last = slot if ring is None else slot + (turning - 1 - slot) // ring * ring
+        held = (last >= 0) & (last < turning) & (slot < (slots if ring is None else ring))
+        yield np.where(held, last + span.sinks, -1)[None].astype(np.int32)
+        if span.sinks:
+            sink = np.arange(span.sinks + 1)
+            yield np.where(sink < min(reached, span.sinks), sink, -1)[None].astype(np.int32)
+
+
+def _description(cache: Cache, identity: Identity) -> dict[str, Any]:
+    """What decides whether another cache would have computed the same: key to value, JSON types only."""
+    spec = cache.spec
+    widths = (spec.kv.key_bits, spec.kv.value_bits, spec.kv.sink_bits)
+    return {
+        "format": FORMAT,
+        "fingerprint": identity.fingerprint,
+        "adapter": identity.adapter,
+        "kv": str(spec.kv),
+        "context": spec.context,
+        "sinks": spec.sinks,
+        "chunk": spec.chunk,
+        "slack": spec.slack,
+        "layers": hashlib.sha256(repr(spec.layers).encode()).hexdigest()[:16],
+        "dtype": cache.dense[16] if 16 in widths else cache.dense[32],
+    }
+
+
+def _check_same(header: Mapping[str, Any], cache: Cache, identity: Identity, name: str) -> None:
+    """Raise ContextError for the first difference, saying what to do about it."""
+    now = _description(cache, identity)
+    key = next((key for key, value in now.items() if header.get(key) != value), None)
+    if key is None:
+        return
+    was, value = header.get(key), now[key]
+    if key == "fingerprint":
+        was, value = header.get("model"), identity.model
+        same = was == value
+        raise ContextError(
+            f"{name}: the session was saved with the model {was}, "
+            + ("and that name now leads to other weights" if same else f"now {value} is loaded")
+            + ": give that model or another file"
+        )
+    flags = {"kv": "--kv", "context": "--context", "sinks": "--sinks"}
+    words = {
+        "format": ("format", "save it again with this partita"),
+        "adapter": ("adapter", "give that adapter or another file"),
+        "layers": ("layers (windows, heads, rotary embedding) of identity", "begin another file"),
+        "dtype": ("keys and values in", "give the --dtype and --backend of then, or another file"),
+    }
+    what, todo = words.get(key, (flags.get(key, key), f"give {flags.get(key, key)} {was} or another file"))
+    was, value = (repr(side) if side == "" else side for side in (was, value))
+    raise ContextError(f"{name}: the session was saved with {what} {was}, now {what} {value} is asked: {todo}")
+
+
+# Bytes
+
+
+def _host(cache: Cache, array: Any, place: Place) -> np.ndarray:
+    """One array of the cache in its own dtype, cut to the slots that its tokens need (rows that were in a batch with
+    longer ones have more; the last slot of what is left is empty too)."""
+    _, shape, dtype = place
+    if dtype == "bfloat16":  # to_numpy gives the same numbers in float32
+        import ml_dtypes
+
+        found = cache.ops.to_numpy(array).astype(ml_dtypes.bfloat16)
+    else:
+        found = cache.ops.to_numpy(array)
+    found = found[tuple(slice(size) for size in shape)]
+    return found.view(np.uint32) if dtype == "uint32" else found
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def _checksum(header: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> int:
+    table = {key: value for key, value in header.items() if key != "crc32"}
+    crc = zlib.crc32(json.dumps(table, sort_keys=True).encode())
+    for array in arrays:
+        crc = zlib.crc32(_bytes(array), crc)
+    return crc
+
+
+def _preamble(header: Mapping[str, Any], places: Sequence[Place]) -> bytes:
+    """Everything before the arrays' bytes; its length is a multiple of 8, so that the arrays are aligned."""
+    table: dict[str, Any] = {"__metadata__": {_KEY: json.dumps(header)}}
+    start = 0
+    for name, shape, dtype in places:
+        end = start + math.prod(shape) * (2 if dtype in ("float16", "bfloat16") else 4)
+        table[name] = {"dtype": _STORED[dtype], "shape": list(shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(table).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _write(path: Path, preamble: bytes, arrays: Sequence[np.ndarray]) -> None:
+    with whole_file(path, private=True) as partial, partial.open("wb") as out:
+        out.write(preamble)
+        for array in arrays:
+            out.write(_bytes(array))
+
+
+def _header(metadata: Mapping[str, str], name: str) -> dict[str, Any]:
+    if _KEY not in metadata:
+        raise CheckpointError(f"{name}: not a saved session; give a file that was saved as one")
+    try:
+        header = json.loads(metadata[_KEY])
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict) or type(header.get("format")) is not int:
+        raise CheckpointError(f"{name}: the session's description is damaged")
+    if header["format"] == FORMAT and not isinstance(header.get("extra"), dict):
+        raise CheckpointError(f"{name}: the session's description is damaged")
+    return {"extra": {}, **header}
+
+
+def _natural(header: Mapping[str, Any], key: str, name: str) -> int:
+    value = header.get(key)
+    if type(value) is not int or not 0 <= value < _LONGEST:
+        raise CheckpointError(f"{name}: {key} is {value!r}; the session's description is damaged")
+    return value

@@ -1,0 +1,143 @@
+"""How a cache is laid out, and what it will cost: plain numbers, decided before anything is allocated.
+
+Knows no arrays. `Cache` (cache.py) allocates exactly what `cache_bytes` says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..brief import Brief
+from ..errors import ContextError
+from ..model.config import ModelConfig, RopeConfig
+from ..quantization import check_groups, hadamard_matrix
+from .kv_format import KVFormat
+
+BLOCK = 256  # slots; a growing buffer gains this many at a time
+ALIGN = 32  # slots; the size of a full ring is rounded up to this
+DEFAULT_SINKS = 4
+DEFAULT_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Span:
+    """What one kind of layer keeps: the first `sinks` tokens and the last `window`. None: everything."""
+
+    window: int | None
+    sinks: int
+
+    @property
+    def anchor(self) -> int | None:
+        """The last position that a query to the sinks is rotated to."""
+        return None if self.window is None else self.sinks + self.window - 1
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    kv_heads: int
+    head_dim: int
+    span: Span
+    rope: RopeConfig | None
+    scale: float
+    softcap: float | None
+
+
+@dataclass(frozen=True)
+class CacheSpec(Brief):
+    """Everything that decides a cache's size and behaviour.
+
+    context: tokens that a full-attention layer keeps (None: all). chunk: the longest write. slack: how many tokens
+    `trim` can always take back.
+    """
+
+    layers: tuple[LayerSpec, ...]
+    kv: KVFormat
+    context: int | None
+    sinks: int
+    chunk: int = DEFAULT_CHUNK
+    slack: int = 0
+
+    def ring(self, span: Span) -> int | None:
+        """Slots that a full ring goes round; None where nothing is ever overwritten."""
+        return None if span.window is None else span.window + max(self.slack, self.chunk - 1)
+
+    def slots(self, span: Span, tokens: int) -> int:
+        """Slots allocated once `tokens` have been written, the spare one included."""
+        ring = self.ring(span)
+        needed = -(-(max(tokens - span.sinks, 0) + 1) // BLOCK) * BLOCK
+        return needed if ring is None else min(needed, -(-(ring + 1) // ALIGN) * ALIGN)
+
+
+def plan(
+    config: ModelConfig,
+    kv: KVFormat,
+    *,
+    context: int | None = None,
+    sinks: int | None = None,
+    chunk: int = DEFAULT_CHUNK,
+    slack: int = 0,
+) -> CacheSpec:
+    """The cache of a model. context None: its trained maximum. A sliding layer keeps its own window, without sinks.
+    Longrope's factors are the long ones where the context is beyond the original one, from the first token on.
+
+    Raises ContextError for a context or sinks that cannot be, DataError for a head_dim that the format does not divide.
+    """
+    context = config.max_positions if context is None else context
+    if context < 1:
+        raise ContextError(f"--context must be >= 1 token, got {context}")
+    if context > config.max_positions:
+        raise ContextError(
+            f"--context {context} is beyond the {config.max_positions} tokens this model was trained on: "
+            f"use --context {config.max_positions} or less (a conversation may still go on without end)"
+        )
+    sinks = min(DEFAULT_SINKS, context - 1) if sinks is None else sinks
+    if not 0 <= sinks < context:
+        raise ContextError(f"--sinks must be from 0 to {context - 1} with --context {context}, not {sinks}")
+    if chunk < 1 or slack < 0:
+        raise ContextError(f"the prefill chunk must be at least 1 and the slack at least 0, not {chunk} and {slack}")
+    for bits in sorted({kv.key_bits, kv.value_bits} - {16, 32}):
+        check_groups(config.head_dim, bits, kv.group_size, f"--kv {kv}")
+    if kv.hadamard:
+        hadamard_matrix(config.head_dim)
+    full = Span(context - sinks, sinks)
+    layers = tuple(
+        LayerSpec(
+            config.num_kv_heads,
+            config.head_dim,
+            full if layer.window is None else Span(layer.window, 0),
+            layer.rope.for_context(context) if layer.rope else None,
+            config.attention_scale,
+            config.attention_softcap,
+        )
+        for layer in config.layers
+    )
+    return CacheSpec(layers, kv, context, sinks, chunk, slack)
+
+
+def side_bytes(bits: int, group_size: int, head_dim: int) -> float:
+    """Bytes of one key or value vector: `bits` a number, and a float16 scale and bias for every packed group."""
+    return head_dim * (bits + (32 / group_size if bits < 16 else 0)) / 8
+
+
+def bytes_per_token(spec: CacheSpec) -> float:
+    """Bytes that one more token in the ring costs, over all layers."""
+    kv = spec.kv
+    return sum(
+        layer.kv_heads * side_bytes(bits, kv.group_size, layer.head_dim)
+        for layer in spec.layers
+        for bits in (kv.key_bits, kv.value_bits)
+    )
+
+
+def cache_bytes(spec: CacheSpec, tokens: int, batch: int = 1) -> int:
+    """Bytes of a cache of `batch` rows once `tokens` have been written to each: exactly `Cache.nbytes`."""
+    kv, total = spec.kv, 4  # int32: the next position
+    for span in dict.fromkeys(layer.span for layer in spec.layers):
+        total += 4 * (spec.slots(span, tokens) + (span.sinks + 1 if span.sinks else 0))  # int32: slots' positions
+    for layer in spec.layers:
+        slots, sinks = spec.slots(layer.span, tokens), layer.span.sinks
+        vectors = sum(side_bytes(bits, kv.group_size, layer.head_dim) for bits in (kv.key_bits, kv.value_bits))
+        total += int(layer.kv_heads * slots * vectors)
+        if sinks:
+            total += 2 * layer.kv_heads * (sinks + 1) * layer.head_dim * kv.sink_bits // 8
+    return total * batch

@@ -1,0 +1,343 @@
+"""GGUF's architectures as rows of one table: what their tensors are called in a Hugging Face checkpoint, and what a
+config.json says beyond the fields that all of them have. Read by `gguf_names`, and backwards by the converter.
+
+Not here: reading files, or what a config means for the mathematics (that is `families`' work). Invariant: a field that
+GGUF leaves out has a value here only where the architecture's readers fix it; these are llama.cpp's conventions:
+
+    llama, granite, smollm3   rows of q and k (and their biases) are permuted: rotation is of neighbouring pairs
+    gemma2, gemma3            norms hold 1 + w; queries are scaled by head_dim ** -0.5, but in the models of 46 and of
+                              62 layers, where it is (hidden_size / heads) ** -0.5
+    gemma2, gpt-oss           of each two layers the second is global; one in four is in olmo2, one in six in gemma3;
+                              a pattern key says otherwise
+    smollm3                   every fourth layer does not rotate
+    phi3                      q, k and v are one matrix, and gate and up are
+    olmo2                     OLMo 2, and with a sliding window OLMo 3, whose sliding layers' rope is never scaled
+    qwen3moe, gpt-oss         experts are stacks (experts, out, in); qwen3moe divides the chosen weights by their sum
+    gpt-oss                   yarn's two bounds are not rounded in the model, though llama.cpp rounds them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...errors import CheckpointError
+from .keys import Keys
+
+Config = dict[str, Any]
+ROPE_FACTORS = "rope_freqs.weight"
+LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+OUTER_NAMES: Mapping[str, str] = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+    ROPE_FACTORS: ROPE_FACTORS,  # Hugging Face has no tensor for it: its numbers belong to the config
+}
+_ATTENTION = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+}
+_MLP = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
+_EXPERTS = {
+    "ffn_gate_exps": "mlp.switch_mlp.gate_proj",
+    "ffn_up_exps": "mlp.switch_mlp.up_proj",
+    "ffn_down_exps": "mlp.switch_mlp.down_proj",
+}
+_PRE_NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+_POST_NORMS = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
+_QK_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+_LLAMA = {**_ATTENTION, **_MLP, **_PRE_NORMS}
+_GEMMA2 = {
+    **_ATTENTION,
+    **_MLP,
+    **_POST_NORMS,
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+}
+_PHI3 = {
+    **_PRE_NORMS,
+    "attn_qkv": "self_attn.qkv_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_up": "mlp.gate_up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_GPT_OSS = {
+    **_ATTENTION,
+    **_EXPERTS,
+    "attn_norm": "input_layernorm",
+    "post_attention_norm": "post_attention_layernorm",
+    "attn_sinks": "self_attn.sinks",
+    "ffn_gate_inp": "mlp.router",
+}
+_QKV = frozenset({"attn_q", "attn_k", "attn_v"})
+_LINEAR = frozenset({*_ATTENTION, *_MLP})
+BARE_NAMES = frozenset({"attn_sinks"})
+"""Parts that Hugging Face names without ".weight"."""
+CONSTANTS = frozenset({"attn_rot_embd"})
+"""Parts of old files that repeat what the keys say, which nobody reads."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One row.
+
+    model_type, class_name: how config.json calls it. written: the model types that are written under it.
+    layer_names: part of a GGUF layer's tensor to part of a Hugging Face one's. biased: the parts that may have a bias.
+    permuted: rows of q and k.
+    fields: config field to (key after "<architecture>.", type, default); ... where the key must be there.
+    constants: fields that every file of the architecture means. theta: the rope base where the key is missing; ... if
+    it must be there. period: of the layers, the last of each is global; None: no layer slides. factors: tensors of
+    rope factors that its readers take. own_output: whether they need `output.weight`. extend: fields that take more
+    than a key.
+    """
+
+    model_type: str
+    class_name: str
+    layer_names: Mapping[str, str]
+    written: tuple[str, ...]
+    biased: frozenset[str] = frozenset()
+    permuted: bool = False
+    norms_include_one: bool = False
+    fields: Mapping[str, tuple[str, type, Any]] = field(default_factory=dict)
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    theta: Any = ...
+    period: int | None = None
+    factors: frozenset[str] = frozenset()
+    own_output: bool = False
+    extend: Callable[[Keys, Config], Config] = lambda keys, config: config
+
+
+def has_bias(keys: Keys, part: str) -> bool:
+    return f"blk.0.{part}.bias" in keys.tensors
+
+
+def _biases(keys: Keys, config: Config) -> Config:
+    return config | {"attention_bias": has_bias(keys, "attn_q"), "mlp_bias": has_bias(keys, "ffn_up")}
+
+
+def _llama(keys: Keys, config: Config) -> Config:
+    """Mistral is written as llama; a file may say its window, which llama.cpp does not read."""
+    config = _biases(keys, config)
+    window = keys.get("attention.sliding_window", int, 0)
+    if 0 < window < config["max_position_embeddings"]:
+        config |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": window}
+    return config
+
+
+def _smollm3(keys: Keys, config: Config) -> Config:
+    layers = config["num_hidden_layers"]
+    return _biases(keys, config) | {
+        "no_rope_layer_interval": 4,
+        "no_rope_layers": [int((i + 1) % 4 != 0) for i in range(layers)],
+        "layer_types": [FULL] * layers,
+    }
+
+
+def _granite(keys: Keys, config: Config) -> Config:
+    if config["attention_multiplier"] is None:
+        config["attention_multiplier"] = config["head_dim"] ** -0.5
+    return _biases(keys, config)
+
+
+def _gemma(divided_at: int) -> Callable[[Keys, Config], Config]:
+    """divided_at: the number of layers of the one model that scales queries by another number."""
+
+    def extend(keys: Keys, config: Config) -> Config:
+        scalar: float = config["head_dim"]
+        if config["num_hidden_layers"] == divided_at:
+            scalar = config["hidden_size"] / config["num_attention_heads"]
+        scalar = int(scalar) if scalar == int(scalar) else scalar
+        return config | {"query_pre_attn_scalar": scalar, "layer_types": layer_types(keys, config)}
+
+    return extend
+
+
+def _phi3(keys: Keys, config: Config) -> Config:
+    """A window of 0 stands for none."""
+    return config | {"sliding_window": config["sliding_window"] or None}
+
+
+def _olmo2(keys: Keys, config: Config) -> Config:
+    window = keys.get("attention.sliding_window", int, 0)
+    if not window:
+        return config
+    theta = config["rope_theta"]
+    scaled = config["rope_scaling"] or {"rope_type": "default"}
+    parameters = {FULL: {**scaled, "rope_theta": theta}, SLIDING: {"rope_type": "default", "rope_theta": theta}}
+    return config | {
+        "model_type": "olmo3",
+        "architectures": ["Olmo3ForCausalLM"],
+        "sliding_window": window,
+        "layer_types": layer_types(keys, config),
+        "rope_parameters": parameters,  # the older fields alone are read as another base by transformers
+    }
+
+
+def _gpt_oss(keys: Keys, config: Config) -> Config:
+    if (config["rope_scaling"] or {}).get("rope_type") == "yarn":
+        config["rope_scaling"] |= {"truncate": False}
+    return config | {"layer_types": layer_types(keys, config)}
+
+
+def layer_types(keys: Keys, config: Config) -> list[str]:
+    """A pattern is a period (the last of each period is global, 0: none) or one truth value a layer (true: sliding)."""
+    layers, row = config["num_hidden_layers"], ARCHITECTURES[keys.prefix]
+    pattern = keys.metadata.get(f"{keys.prefix}.attention.sliding_window_pattern", row.period)
+    if isinstance(pattern, list):
+        if len(pattern) != layers:
+            raise CheckpointError(f"the sliding window pattern has {len(pattern)} items for {layers} layers")
+        sliding = [bool(item) for item in pattern]
+    elif type(pattern) is int and pattern >= 0:
+        sliding = [pattern == 0 or (layer + 1) % pattern != 0 for layer in range(layers)]
+    else:
+        raise CheckpointError(f"the sliding window pattern is {pattern!r}")
+    return [SLIDING if item else FULL for item in sliding]
+
+
+_SILU = {"hidden_act": "silu"}
+_QWEN = {**_SILU, "use_sliding_window": False}
+_GELU = {"hidden_activation": "gelu_pytorch_tanh", "attention_bias": False}
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "llama": Architecture(
+        "llama",
+        "LlamaForCausalLM",
+        _LLAMA,
+        written=("llama", "mistral", "ministral"),
+        biased=_LINEAR,
+        permuted=True,
+        constants=_SILU,
+        theta=10000.0,
+        factors=frozenset({ROPE_FACTORS}),
+        extend=_llama,
+    ),
+    "smollm3": Architecture(
+        "smollm3",
+        "SmolLM3ForCausalLM",
+        _LLAMA,
+        written=("smollm3",),
+        biased=_LINEAR,
+        permuted=True,
+        constants=_QWEN,
+        extend=_smollm3,
+    ),
+    "granite": Architecture(
+        "granite",
+        "GraniteForCausalLM",
+        _LLAMA,
+        written=("granite",),
+        biased=_LINEAR,
+        permuted=True,
+        fields={
+            "attention_multiplier": ("attention.scale", float, None),
+            "embedding_multiplier": ("embedding_scale", float, 1.0),
+            "residual_multiplier": ("residual_scale", float, 1.0),
+            "logits_scaling": ("logit_scale", float, ...),
+        },
+        constants=_SILU,
+        theta=10000.0,
+        factors=frozenset({ROPE_FACTORS}),
+        extend=_granite,
+    ),
+    "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", _LLAMA, written=("qwen2",), biased=_QKV, constants=_QWEN),
+    "qwen3": Architecture(
+        "qwen3",
+        "Qwen3ForCausalLM",
+        {**_LLAMA, **_QK_NORMS},
+        written=("qwen3",),
+        constants={**_QWEN, "attention_bias": False},
+    ),
+    "qwen3moe": Architecture(
+        "qwen3_moe",
+        "Qwen3MoeForCausalLM",
+        {**_ATTENTION, **_EXPERTS, **_PRE_NORMS, **_QK_NORMS, "ffn_gate_inp": "mlp.gate"},
+        written=("qwen3_moe",),
+        fields={
+            "num_experts": ("expert_count", int, ...),
+            "num_experts_per_tok": ("expert_used_count", int, ...),
+            "moe_intermediate_size": ("expert_feed_forward_length", int, ...),
+        },
+        constants={
+            **_QWEN,
+            "attention_bias": False,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+        },
+    ),
+    "gemma2": Architecture(
+        "gemma2",
+        "Gemma2ForCausalLM",
+        _GEMMA2,
+        written=("gemma2",),
+        norms_include_one=True,
+        fields={
+            "sliding_window": ("attention.sliding_window", int, 4096),
+            "attn_logit_softcapping": ("attn_logit_softcapping", float, 50.0),
+            "final_logit_softcapping": ("final_logit_softcapping", float, 30.0),
+        },
+        constants=_GELU,
+        theta=10000.0,
+        period=2,
+        extend=_gemma(46),
+    ),
+    "gemma3": Architecture(
+        "gemma3_text",
+        "Gemma3ForCausalLM",
+        {**_GEMMA2, **_QK_NORMS},
+        written=("gemma3_text", "gemma3"),
+        norms_include_one=True,
+        fields={
+            "sliding_window": ("attention.sliding_window", int, ...),
+            "rope_local_base_freq": ("rope.freq_base_swa", float, 10000.0),
+            "attn_logit_softcapping": ("attn_logit_softcapping", float, None),
+            "final_logit_softcapping": ("final_logit_softcapping", float, None),
+        },
+        constants=_GELU,
+        period=6,
+        extend=_gemma(62),
+    ),
+    "phi3": Architecture(
+        "phi3",
+        "Phi3ForCausalLM",
+        _PHI3,
+        written=("phi3",),
+        fields={"sliding_window": ("attention.sliding_window", int, 0)},
+        constants=_SILU,
+        theta=10000.0,
+        factors=frozenset({LONG_FACTORS, SHORT_FACTORS}),
+        extend=_phi3,
+    ),
+    "olmo2": Architecture(
+        "olmo2",
+        "Olmo2ForCausalLM",
+        {**_ATTENTION, **_MLP, **_POST_NORMS, **_QK_NORMS},
+        written=("olmo2", "olmo3"),
+        constants={**_SILU, "attention_bias": False},
+        period=4,
+        own_output=True,
+        extend=_olmo2,
+    ),
+    "gpt-oss": Architecture(
+        "gpt_oss",
+        "GptOssForCausalLM",
+        _GPT_OSS,
+        written=("gpt_oss",),
+        biased=frozenset({*_ATTENTION, *_EXPERTS, "ffn_gate_inp"}),
+        fields={
+            "num_local_experts": ("expert_count", int, ...),
+            "num_experts_per_tok": ("expert_used_count", int, ...),
+            "intermediate_size": ("expert_feed_forward_length", int, ...),
+            "sliding_window": ("attention.sliding_window", int, ...),
+        },
+        constants={**_SILU, "attention_bias": True, "swiglu_limit": 7.0},
+        period=2,
+        own_output=True,
+        extend=_gpt_oss,
+    ),
+}

@@ -1,0 +1,169 @@
+"""Weights kept as 8-bit floats with scales beside them: how a folder says so, and the values that they stand for.
+
+Not here: scaled activations and scaled key-value caches, which are a way of computing and not of storing; the tensors
+that only they use are left out of a checkpoint's names. Invariant: a value is `float32(q) * float32(scale)`, rounded
+once to the dtype that config.json names (bfloat16 where it names none), which is what transformers and vLLM compute.
+
+Published forms, by `quantization_config`:
+    fp8                 X_scale_inv beside X: one multiplier a block of weight_block_size (128 x 128, the last of a row
+                        or column cut off), or a row, or a tensor
+    fbgemm_fp8          X_scale beside X: one multiplier a row
+    compressed-tensors  X_scale beside X: a tensor, a row or a block, by the strategy of each config group
+The block form is DeepSeek-V3's (arXiv 2412.19437, section 3.3.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...errors import CheckpointError, UnsupportedModel
+
+METHODS = ("fp8", "fbgemm_fp8", "compressed-tensors")
+STORED = ("F8_E4M3", "F8_E5M2")
+_SCALES = ("F32", "BF16", "F16", "F8_E8M0")
+_SUFFIXES = ("_scale_inv", "_scale")
+_OF_ACTIVATIONS = ("input_scale", "activation_scale", "k_scale", "v_scale", "output_scale", "q_scale")
+_ROWS = 1 << 22  # values made float32 at a time
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Fp8Weight:
+    """scale: the name of the multipliers, None where the values stand for themselves. block: (rows, columns) of one."""
+
+    scale: str | None
+    block: tuple[int, int]
+
+
+def is_fp8(config: Mapping[str, Any]) -> bool:
+    """Whether config.json says that weights are 8-bit floats in a form read here.
+
+    UnsupportedModel for another form of one of these methods; False for any other method.
+    """
+    block = config.get("quantization_config")
+    if not isinstance(block, Mapping) or block.get("quant_method") not in METHODS:
+        return False
+    if block["quant_method"] == "compressed-tensors":
+        _check_groups(block)
+    return True
+
+
+def _check_groups(block: Mapping[str, Any]) -> None:
+    groups = block.get("config_groups")
+    if not isinstance(groups, Mapping) or not groups:
+        raise CheckpointError("config.json: quantization_config of compressed-tensors has no config_groups")
+    for key in ("transform_config", "sparsity_config"):
+        if block.get(key):
+            raise UnsupportedModel(f"config.json: compressed-tensors with a {key} is not read")
+    for name, group in groups.items():
+        weights = group.get("weights") if isinstance(group, Mapping) else None
+        if not isinstance(weights, Mapping):
+            raise CheckpointError(f"config.json: {name} of compressed-tensors has no weights")
+        kind, bits = weights.get("type"), weights.get("num_bits")
+        if (kind, bits) != ("float", 8) or not weights.get("symmetric", True):
+            raise UnsupportedModel(
+                f"config.json: compressed-tensors weights of type {kind!r} in {bits!r} bits are not read"
+            )
+
+
+def block_of(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The size of a block that config.json gives, (rows, columns), or None."""
+    if not is_fp8(config):
+        return None
+    block = config["quantization_config"]
+    size = block.get("weight_block_size")
+    if block["quant_method"] == "compressed-tensors":
+        sizes = [group["weights"].get("block_structure") for group in block["config_groups"].values()]
+        size = next((found for found in sizes if found is not None), None)
+    if size is None:
+        return None
+    if not isinstance(size, list) or len(size) != 2 or not all(type(n) is int and 0 < n < 1 << 31 for n in size):
+        raise CheckpointError(f"config.json: weight_block_size is {size!r}, not two sizes")
+    return size[0], size[1]
+
+
+def find(tensors: Mapping[str, Any], config: Mapping[str, Any], where: str) -> dict[str, Fp8Weight]:
+    """The 8-bit float tensors by name. tensors: name to an object with `dtype` (safetensors' name) and `shape`.
+
+    CheckpointError: a scale that is missing in a quantized model, or does not go with its weight.
+    """
+    quantized, block = is_fp8(config), block_of(config)
+    found = {}
+    for name, tensor in tensors.items():
+        if tensor.dtype not in STORED or name.endswith(_SUFFIXES):
+            continue
+        scale = next((name + suffix for suffix in _SUFFIXES if name + suffix in tensors), None)
+        if scale is None and quantized:
+            raise CheckpointError(f"{where}: {name} has no {name}_scale_inv or {name}_scale beside it")
+        found[name] = Fp8Weight(scale, _block(name, tensor.shape, tensors[scale], block, where) if scale else (1, 1))
+    return found
+
+
+def _block(name: str, shape: tuple[int, ...], scale: Any, block: tuple[int, int] | None, where: str) -> tuple[int, int]:
+    """Rows and columns that share a multiplier. A grid of multipliers has one place a block, cut-off ones included."""
+    rows, columns = shape[-2:] if len(shape) > 1 else (1, *shape, 1)[:2]
+    if scale.dtype not in _SCALES:
+        raise CheckpointError(f"{where}: the scales of {name} are in {scale.dtype}, not floats")
+    if all(size == 1 for size in scale.shape):
+        return max(rows, 1), max(columns, 1)
+    *lead, high, wide = scale.shape if len(scale.shape) > 1 else (*scale.shape, 1)
+    if tuple(lead) == shape[:-2] and len(shape) > 1:
+        if (high, wide) == (rows, 1):
+            return 1, max(columns, 1)
+        if (high, wide) == (1, 1):  # stacked experts, one multiplier each
+            return max(rows, 1), max(columns, 1)
+        if block is not None and (high, wide) == (-(-rows // block[0]), -(-columns // block[1])):
+            return block
+    raise CheckpointError(
+        f"{where}: {name} of shape {shape} does not go with scales of shape {scale.shape} in blocks of {block}"
+    )
+
+
+def companions(weights: Mapping[str, Fp8Weight], tensors: Mapping[str, Any]) -> frozenset[str]:
+    """Names that are no weights of their own: the multipliers, and those that only scaled activations use."""
+    if not weights:
+        return frozenset()
+    own = {weight.scale for weight in weights.values() if weight.scale is not None}
+    return frozenset(own | {name for name in tensors if name.rpartition(".")[2] in _OF_ACTIVATIONS})
+
+
+def target_dtype(config: Mapping[str, Any]) -> np.dtype:
+    """The dtype of the values: the one in config.json, else bfloat16."""
+    import ml_dtypes
+
+    text = config.get("text_config")
+    named = [
+        table.get(key)
+        for table in (config, text if isinstance(text, Mapping) else {})
+        for key in ("dtype", "torch_dtype")
+    ]
+    name = next((name for name in named if name in _DTYPES), "bfloat16")
+    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
+
+
+def dequantize(q: np.ndarray, scale: np.ndarray | None, block: tuple[int, int], dtype: np.dtype) -> np.ndarray:
+    """The values of `q` (*lead, rows, columns), float8, as `dtype`. scale: the multipliers as stored, None for none.
+
+    Works on some rows at a time, so that memory holds little more than the result.
+    """
+    if scale is None:
+        return q.astype(np.float32).astype(dtype)
+    matrix = q.reshape(-1, *(q.shape[-2:] if q.ndim > 1 else (1, q.size)))
+    lead, rows, columns = matrix.shape
+    grid = scale.astype(np.float32).reshape(-1, -(-rows // block[0]), -(-columns // block[1]))
+    grid = np.broadcast_to(grid, (lead, *grid.shape[1:]))
+    result = np.empty(matrix.shape, dtype)
+    step = max(1, _ROWS // max(columns, 1) // block[0]) * block[0]
+    of_column = np.arange(columns) // block[1]
+    with np.errstate(over="ignore", invalid="ignore"):
+        for i in range(lead):
+            for start in range(0, rows, step):
+                part = matrix[i, start : start + step].astype(np.float32)
+                of_row = np.arange(start, start + len(part)) // block[0]
+                part *= grid[i][of_row[:, None], of_column]
+                result[i, start : start + step] = part
+    return result.reshape(q.shape)

@@ -1,0 +1,68 @@
+"""MXFP4 read exactly: a 4-bit float times a power of two is an affine 5-bit integer.
+
+The sixteen values of a 4-bit float (E2M1: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives) are multiples of one half, so
+q = 2 v + 12 is an integer from 0 to 24, and v * 2**(e - 127) = q * scale + bias with scale = 2**(e - 128) and
+bias = -12 * scale. (OCP Microscaling Formats, version 1.0.) Groups are of 32 values. Not here: writing the format.
+Invariant: dequantizing what `repack` gives is exact in float32; only the sign of a zero is lost.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...errors import CheckpointError
+from ...quantization import Packed, pack
+
+BITS, GROUP = 5, 32
+_MAGNITUDES = (0, 1, 2, 3, 4, 6, 8, 12)  # twice the eight magnitudes, in the order of their codes
+_LARGEST = 251  # of e: beyond it q * scale passes float32's range (and 255 is no number at all)
+
+
+def repack(blocks: np.ndarray, scales: np.ndarray, *, halves: bool = False, what: str = "an MXFP4 tensor") -> Packed:
+    """Bytes of 4-bit floats, uint8 (*leading, groups, 16), and exponents e, uint8 (*leading, groups), to 5 bits.
+
+    A byte holds values 2j (low half) and 2j + 1 of its group, as on the Hub; with halves, values j and j + 16, as in
+    GGUF. Shape of the result: (*leading, 32 * groups); scales in bfloat16, which holds every power of two that float32
+    does. Memory beyond the result: one slice of the first axis. CheckpointError, naming `what`: shapes that do not go
+    together, or an exponent out of float32's range.
+    """
+    import ml_dtypes
+
+    if blocks.dtype != np.uint8 or scales.dtype != np.uint8 or blocks.shape != (*scales.shape, GROUP // 2):
+        raise CheckpointError(
+            f"{what}: MXFP4 blocks {blocks.shape} of {blocks.dtype} do not go with scales {scales.shape} of "
+            f"{scales.dtype}"
+        )
+    if scales.max(initial=0) > _LARGEST:
+        raise CheckpointError(f"{what}: an MXFP4 scale of 2**{int(scales.max()) - 127} is out of range")
+    *leading, groups = scales.shape
+    words = np.empty((*leading, groups * BITS), "<u4")
+    integers = _integers()
+    for index in np.ndindex(*leading[:1]):
+        words[index] = pack(_values(blocks[index], integers, halves), BITS)
+    step = np.ldexp(np.float32(1), scales.astype(np.int32) - 128)
+    return Packed(
+        words,
+        step.astype(ml_dtypes.bfloat16),
+        (step * np.float32(-12)).astype(ml_dtypes.bfloat16),
+        BITS,
+        GROUP,
+    )
+
+
+def _integers() -> np.ndarray:
+    """q of each 4-bit code, uint8 (16,)."""
+    positive = np.array(_MAGNITUDES, np.int8)
+    return (np.concatenate([positive, -positive]) + 12).astype(np.uint8)
+
+
+def _values(blocks: np.ndarray, integers: np.ndarray, halves: bool) -> np.ndarray:
+    """q of every value: uint8 (..., groups, 16) to (..., 32 * groups)."""
+    byte = np.arange(256)
+    low, high = integers[byte & 15], integers[byte >> 4]
+    *leading, groups, _ = blocks.shape
+    if halves:
+        both = np.concatenate([low[blocks], high[blocks]], -1)
+    else:
+        both = np.stack([low, high], -1).view("<u2")[:, 0][blocks].view(np.uint8)
+    return both.reshape(*leading, groups * GROUP)

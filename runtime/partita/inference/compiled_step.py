@@ -1,0 +1,39 @@
+"""A decode step compiled once: the same operations on the same shapes for every token.
+
+A step is made a function of the token and the cache's arrays alone. What the host decides (`cache.Step`) and the shapes
+of the buffers are its key; while the ring is full, or between two blocks of a growing buffer, the key does not change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..backend import Backend
+from ..cache.state import Cache, Step
+from ..model.decoder import Decoder
+from ..quantization import Array
+
+
+class DecodeStep:
+    """`model(ops, tokens, cache)` for steps of few tokens, through `ops.compile`."""
+
+    def __init__(self, ops: Backend, model: Decoder, cache: Cache):
+        self._ops, self._model, self._cache = ops, model, cache
+        self._functions: dict[Any, Callable[..., tuple[Array, ...]]] = {}
+
+    def __call__(self, tokens: Array) -> Array:
+        """Tokens (B, T) at the cache's next positions to float32 logits (B, V) after the last."""
+        step = self._cache.claim(tokens.shape[1])
+        arrays = self._cache.arrays()
+        key = (step, self._cache.rope_size, *(array.shape for array in arrays))
+        if key not in self._functions:
+            self._functions[key] = self._ops.compile(lambda token, *state: self._pure(step, token, *state))
+        logits, *state = self._functions[key](tokens, *arrays)
+        self._cache.hold(state)
+        return logits
+
+    def _pure(self, step: Step, tokens: Array, *state: Array) -> tuple[Array, ...]:
+        self._cache.hold(state)
+        logits = self._model(self._ops, tokens, self._cache, step=step)
+        return (logits, *self._cache.arrays())

