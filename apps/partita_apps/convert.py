@@ -14,6 +14,7 @@ import click
 from partita.errors import DataError, PartitaError, UnsupportedModel
 from partita.files.paths import own
 from partita.printable import printable
+from partita.text.load import load_tokenizer
 
 from .completion import models
 from .evaluate import read_text
@@ -227,7 +228,7 @@ def calibrated(checkpoint: Checkpoint, request: Request, player: Player, text: s
 
     try:
         read_config(checkpoint)
-        tokens = checkpoint.load_tokenizer().encode(SAMPLE if text is None else text)
+        tokens = load_tokenizer(checkpoint).encode(SAMPLE if text is None else text)
     except PartitaError as error:
         if request.runs_the_model or text is not None:
             raise

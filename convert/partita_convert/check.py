@@ -16,6 +16,7 @@ from partita.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from partita.errors import DataError
 from partita.inference.perplexity import compare, perplexity
 from partita.model.load import load_decoder, read_config
+from partita.text.load import load_tokenizer
 
 from .report import Check
 
@@ -29,7 +30,7 @@ def check_tokens(source: Checkpoint, text: str) -> list[int]:
     DataError for a text of fewer than two tokens, UnsupportedModel for a source that cannot be run.
     """
     read_config(source)
-    tokens = source.load_tokenizer().encode(text)[:TOKENS]
+    tokens = load_tokenizer(source).encode(text)[:TOKENS]
     if len(tokens) < 2:
         raise DataError(
             f"--check: the text is too short, {len(tokens)} of the 2 tokens that are needed: give more of it"

@@ -18,6 +18,7 @@ from partita.checkpoint.checkpoint import Checkpoint
 from partita.errors import DataError
 from partita.model.load import load_decoder
 from partita.quantization import Packed
+from partita.text.load import load_tokenizer
 
 from .activations import Importance, importance
 from .calibration import SAMPLE, written_tokens
@@ -148,7 +149,7 @@ def _columns(source: Checkpoint, request: Request, on_progress: Progress) -> Imp
         return {}
     ops, tokens = request.calibration.ops, request.calibration.tokens
     if tokens is None:
-        tokens = source.load_tokenizer().encode(SAMPLE)
+        tokens = load_tokenizer(source).encode(SAMPLE)
     found = importance(ops, source, tokens, _steps(on_progress, "reading the calibration text"))
     whole = all(np.isfinite(columns).all() for columns in found.values())
     return found if whole else {}  # numbers that are not finite are in the weights too, and are told by name
@@ -174,7 +175,7 @@ def _formats(
     decoder = load_decoder(ops, source, on_layer=_steps(on_progress, "loading the model"))
     if tokens is None:
         steps = _steps(on_progress, "writing a calibration text")
-        tokens = written_tokens(ops, decoder, source.load_tokenizer(), steps)
+        tokens = written_tokens(ops, decoder, load_tokenizer(source), steps)
     columns = _columns(source, replace(request, calibration=replace(calibration, tokens=tokens)), on_progress)
     steps = _steps(on_progress, "measuring")
     parts = measure(ops, source, decoder, weights, tokens, recipe.group_size, columns, steps)

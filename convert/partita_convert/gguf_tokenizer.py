@@ -13,6 +13,7 @@ from typing import Any
 from partita.checkpoint.checkpoint import Checkpoint
 from partita.errors import CheckpointError, UnsupportedModel
 from partita.text.from_folder import Configs
+from partita.text.load import load_tokenizer, tokenizer_from_gguf
 from partita.text.sentencepiece_model import UNKNOWN
 from partita.text.tokenizer import Tokenizer
 
@@ -46,7 +47,7 @@ def tokenizer_keys(
     """
     if checkpoint.metadata is not None:
         return _copied(checkpoint.metadata, vocab_size)
-    tokenizer = checkpoint.load_tokenizer()
+    tokenizer = load_tokenizer(checkpoint)
     configs = Configs.read(checkpoint.path)
     vocabulary = read_vocabulary(checkpoint.path)
     if len(vocabulary.tokens) > vocab_size:
@@ -119,7 +120,7 @@ def _copied(metadata: Mapping[str, Any], vocab_size: int) -> dict[str, Typed]:
 
 
 def _check(checkpoint: Checkpoint, source: Tokenizer, keys: Mapping[str, Typed]) -> None:
-    written = Tokenizer.from_gguf({key: value.value for key, value in keys.items()})
+    written = tokenizer_from_gguf({key: value.value for key, value in keys.items()})
     for text in (*SAMPLES, source.chat_template or "", _between(source, written)):
         for specials in (False, True):
             if written.encode(text, specials=specials) != source.encode(text, specials=specials):

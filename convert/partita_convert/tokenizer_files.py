@@ -17,6 +17,7 @@ from partita.text.added_tokens import Added
 from partita.text.engines import TokenizersEngine
 from partita.text.from_folder import TOOL_TEMPLATE
 from partita.text.from_gguf import neighbours
+from partita.text.load import load_tokenizer
 from partita.text.tokenizer import Tokenizer
 from partita.text.tokenizer_json import FILE
 
@@ -40,7 +41,7 @@ def write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
     if checkpoint.metadata is None:
         _copy(checkpoint.path, folder)
         return
-    metadata, tokenizer = checkpoint.metadata, checkpoint.load_tokenizer()
+    metadata, tokenizer = checkpoint.metadata, load_tokenizer(checkpoint)
     is_sentencepiece = metadata.get("tokenizer.ggml.model") == "llama"
     library = _sentencepiece(metadata, tokenizer) if is_sentencepiece else _byte_level(tokenizer)
     if tokenizer.adds_bos:

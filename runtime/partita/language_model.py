@@ -33,6 +33,7 @@ from .model.decoder import Decoder
 from .model.load import load_decoder, notes, weight_bytes
 from .sources.resolve import DEFAULT_MODEL, Progress, full_name, resolve
 from .text.chat_template import ChatTemplate, encode_chat
+from .text.load import load_tokenizer
 from .text.reply.parser import Part, ReplyFormat, ReplyParser, ToolCall
 from .text.stop_strings import StopStrings
 from .text.tokenizer import Tokenizer
@@ -376,7 +377,7 @@ def load(
             needs=lambda ops: weight_bytes(ops, checkpoint) + RESERVE,
             on_fallback=on_fallback,
         )
-    tokenizer = checkpoint.load_tokenizer()  # first: it may be refused, and weights take long
+    tokenizer = load_tokenizer(checkpoint)  # first: it may be refused, and weights take long
     decoder = load_decoder(backend, checkpoint, stack=stack and found is None, on_layer=on_layer)
     full = full_name(None if name is None else str(name))
     called = path.stem if full == DEFAULT_MODEL else full

@@ -20,7 +20,7 @@ from tests.screen import Terminal, seen
 from tests.scripted import script
 
 from partita.errors import DataError
-from partita.text.tokenizer import Tokenizer
+from partita.text.load import tokenizer_from_folder
 from partita_apps.chat.commands import shown as value
 from partita_apps.chat.inline import inline
 from partita_apps.chat.layout import wrapped
@@ -271,7 +271,7 @@ def reply(model: Path, tmp_path: Path) -> Callable[..., tuple[str, str]]:
 
     def run(text: str, *options: str, columns: int = 80, **variables: str) -> tuple[str, list[str]]:
         file = tmp_path / "replies.json"
-        file.write_text(json.dumps(script(Tokenizer.from_folder(model), text)))
+        file.write_text(json.dumps(script(tokenizer_from_folder(model), text)))
         own = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
         own |= {"TERM": "xterm", "PYTHONPATH": str(SCRIPTED.parent.parent), **variables}
         line = [str(SCRIPTED), str(file), "chat", str(model), "--backend", "numpy", "-n", "2000"]

@@ -20,7 +20,7 @@ import partita
 from partita.cache.session_file import read_extra
 from partita.errors import TemplateError
 from partita.language_model import LanguageModel
-from partita.text.tokenizer import Tokenizer
+from partita.text.load import tokenizer_from_folder
 from partita_apps.chat import kept, saved
 from partita_apps.chat.settings import Settings
 from partita_apps.chat.show import last_turn
@@ -206,7 +206,7 @@ def run(folders, tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 def replies(folder: Path, to: Path, *texts: str, ends: bool = True) -> Path:
     file = to / "replies.json"
-    file.write_text(json.dumps(script(Tokenizer.from_folder(folder), *texts, ends=ends)))
+    file.write_text(json.dumps(script(tokenizer_from_folder(folder), *texts, ends=ends)))
     return file
 
 
@@ -239,7 +239,7 @@ def test_the_document_has_every_token_but_the_last(run, folders):
     harmony = "<|channel|>analysis<|message|>The fox.<|end|><|start|>assistant<|channel|>final<|message|>It jumps."
     found = json.loads(run("harmony", harmony, "--json").stdout)
     assert (found["text"], found["reasoning"]) == ("It jumps.", "The fox.")
-    assert found["tokens"] == script(Tokenizer.from_folder(folders("harmony")), harmony, ends=False)[0]
+    assert found["tokens"] == script(tokenizer_from_folder(folders("harmony")), harmony, ends=False)[0]
 
 
 def test_raw_text_is_not_told_apart(run):

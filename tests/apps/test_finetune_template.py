@@ -12,6 +12,7 @@ import pytest
 
 from partita.checkpoint.checkpoint import open_checkpoint
 from partita.text.chat_template import ChatTemplate, encode_chat
+from partita.text.load import load_tokenizer
 from partita_apps import cli
 from partita_apps.finetune.prepare import Prepared, prepare
 from partita_apps.finetune.samples import prompts
@@ -53,7 +54,7 @@ def finetune(capsys: pytest.CaptureFixture[str], *arguments: object, status: int
 
 def test_data_and_samples_are_told_the_variables(prepared: Callable[..., Prepared], model: Path) -> None:
     found = prepared(template_var=("style=very loud",), sample=("the fox",))
-    tokenizer = open_checkpoint(model).load_tokenizer()
+    tokenizer = load_tokenizer(open_checkpoint(model))
     messages = [{"role": "user", "content": "the fox"}]
     expected = encode_chat(tokenizer, ChatTemplate.of(tokenizer), messages, style="very loud")
     (sample,) = prompts(found)

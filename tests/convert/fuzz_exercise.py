@@ -16,6 +16,7 @@ from partita.model.families.parse import parse
 from partita.model.load import load_decoder
 from partita.printable import MAX_MESSAGE, printable
 from partita.quantization import Packed, dequantize
+from partita.text.load import load_tokenizer
 from partita.text.tokenizer import Tokenizer
 
 
@@ -40,7 +41,7 @@ def exercise(path: Path) -> str:
         with np.errstate(all="ignore"):
             assert (dequantize(value) if isinstance(value, Packed) else value).shape == shape
     try:
-        use(checkpoint.load_tokenizer())
+        use(load_tokenizer(checkpoint))
     except PartitaError as error:
         outcome = told(error)
     try:

@@ -23,10 +23,11 @@ from hypothesis import strategies as st
 from partita.checkpoint.gguf.names import config_from, generation_config_from
 from partita.checkpoint.gguf.reader import open_gguf
 from partita.errors import PartitaError
-from partita.text.tokenizer import Tokenizer
 
 sys.path.append(str(Path(__file__).parents[1]))  # of the tests
 from pulse import Pulse
+
+from partita.text.load import tokenizer_from_gguf
 
 SECONDS, ANSWERED, ROOM = 10, 2, 1 << 30
 LARGEST_HOLE = 300 << 20
@@ -120,7 +121,7 @@ def exercise(path: Path) -> str:
         return type(error).__name__
     outcome = "opened"
     uses: list[Any] = [lambda key=key: metadata[key] for key in metadata]
-    uses += [lambda: config_from(metadata, {"token_embd.weight": (32, 32)}), lambda: Tokenizer.from_gguf(metadata)]
+    uses += [lambda: config_from(metadata, {"token_embd.weight": (32, 32)}), lambda: tokenizer_from_gguf(metadata)]
     for use in (*uses, lambda: generation_config_from(metadata)):
         try:
             use()

@@ -20,6 +20,7 @@ from partita.checkpoint.gguf.blocks import AFFINE, decode
 from partita.errors import CheckpointError, DataError
 from partita.model.load import load_decoder
 from partita.quantization import Packed, dequantize
+from partita.text.load import load_tokenizer
 from partita_convert.activations import importance
 from partita_convert.calibration import SAMPLE, written_tokens
 from partita_convert.changed import Changed
@@ -47,7 +48,7 @@ def source(tiny_model: Path) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def tokens(source: Checkpoint) -> list[int]:
-    return source.load_tokenizer().encode(SAMPLE)[:100]
+    return load_tokenizer(source).encode(SAMPLE)[:100]
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,7 @@ def test_a_measured_folder_keeps_to_its_budget(source, ops, tokens, tmp_path, bu
 
 
 def test_the_model_writes_the_same_text_every_time(source, ops):
-    decoder, tokenizer = load_decoder(ops, source), source.load_tokenizer()
+    decoder, tokenizer = load_decoder(ops, source), load_tokenizer(source)
     steps = []
     first = written_tokens(ops, decoder, tokenizer, lambda done, total: steps.append(done / total))
     assert first == written_tokens(ops, decoder, tokenizer)

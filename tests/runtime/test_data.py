@@ -17,14 +17,14 @@ from partita.data.load import Batches, Splits, cut_text, load_data
 from partita.data.records import Chat, Completion, Text, parse, parse_line
 from partita.errors import DataError
 from partita.text.chat_template import ChatTemplate
-from partita.text.tokenizer import Tokenizer
+from partita.text.load import tokenizer_from_folder
 
 USER, REPLY = {"role": "user", "content": "the fox"}, {"role": "assistant", "content": "a dog"}
 
 
 @pytest.fixture
 def load(tiny_model):
-    tokenizer = Tokenizer.from_folder(tiny_model)
+    tokenizer = tokenizer_from_folder(tiny_model)
 
     def make(source: Path, max_length: int = 64, **options) -> Splits:
         return load_data(source, tokenizer, ChatTemplate.of(tokenizer), max_length=max_length, **options)
@@ -39,7 +39,7 @@ def write(path: Path, *records) -> Path:
 
 
 def texts(tiny_model: Path, data) -> list[str]:
-    tokenizer = Tokenizer.from_folder(tiny_model)
+    tokenizer = tokenizer_from_folder(tiny_model)
     return [tokenizer.decode(data.document(i)[0].tolist()) for i in range(len(data))]
 
 
@@ -108,7 +108,7 @@ def test_a_line_that_is_not_utf8_and_what_the_template_refuses(tmp_path, load, t
     write(path, {"messages": [USER, REPLY]})
     template = ChatTemplate("{{ raise_exception('no foxes') }}")
     with pytest.raises(DataError, match=r"mine.jsonl line 1: chat template: no foxes"):
-        load_data(path, Tokenizer.from_folder(tiny_model), template, max_length=9)
+        load_data(path, tokenizer_from_folder(tiny_model), template, max_length=9)
 
 
 def test_forms_of_records():
@@ -209,7 +209,7 @@ def test_truncated_and_skipped_documents_are_counted(tmp_path, load):
 
 
 def test_a_chat_that_is_split_stays_on_one_side(tmp_path, tiny_model):
-    tokenizer = Tokenizer.from_folder(tiny_model)
+    tokenizer = tokenizer_from_folder(tiny_model)
     source = (
         "{% for m in messages %}{{ m.role }}: {{ m.content if m.role == 'user' or loop.last else '-' }}\n{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}"
@@ -228,7 +228,7 @@ PROSE = "the quick brown fox jumps\nover the lazy dog.\n" * 30
 def test_a_text_is_cut_into_documents_and_nothing_is_lost(tmp_path, load, tiny_model, monkeypatch, block):
     monkeypatch.setattr(data_files, "BLOCK", block)
     (tmp_path / "book.txt").write_text(PROSE)
-    tokenizer = Tokenizer.from_folder(tiny_model)
+    tokenizer = tokenizer_from_folder(tiny_model)
     data = load(tmp_path / "book.txt", 32, valid_fraction=0).train
     ids = [int(data.document(0)[0][0])]
     for i in range(len(data)):

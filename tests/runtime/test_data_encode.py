@@ -17,6 +17,7 @@ from partita.data.encode import Encoder, Segment, _cuts, _cuts_of_ids, _ends, _m
 from partita.data.records import Chat, parse
 from partita.errors import DataError, TemplateError
 from partita.text.chat_template import ChatTemplate, encode_chat
+from partita.text.load import tokenizer_from_folder
 from partita.text.tokenizer import Tokenizer
 
 CONTROLS = [
@@ -94,7 +95,7 @@ def load(folder, tmp_path_factory):
         (path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
         config = {"bos_token": bos, "eos_token": eos, "add_bos_token": adds_bos, "chat_template": source}
         (path / "tokenizer_config.json").write_text(json.dumps(config))
-        tokenizer = Tokenizer.from_folder(path)
+        tokenizer = tokenizer_from_folder(path)
         return tokenizer, ChatTemplate.of(tokenizer) if source else None
 
     return make
@@ -336,7 +337,7 @@ def spaces(tmp_path_factory):
     )
     config = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True, "chat_template": source}
     (path / "tokenizer_config.json").write_text(json.dumps(config))
-    tokenizer = Tokenizer.from_folder(path)
+    tokenizer = tokenizer_from_folder(path)
     return tokenizer, ChatTemplate.of(tokenizer)
 
 

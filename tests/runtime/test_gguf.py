@@ -15,6 +15,7 @@ from partita.checkpoint.gguf.blocks import decode
 from partita.checkpoint.gguf.reader import open_gguf
 from partita.errors import CheckpointError, PartitaError, UnsupportedModel
 from partita.quantization import Packed, dequantize
+from partita.text.load import load_tokenizer
 
 Type = gguf.GGMLQuantizationType
 AFFINE = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K"]
@@ -466,7 +467,7 @@ def test_texts_that_are_needed_are_judged_when_they_are(tmp_path):
     checkpoint = open_checkpoint(path)
     assert checkpoint.config["hidden_size"] == 32
     with pytest.raises(CheckpointError, match=r"m\.gguf: .*tokenizer\.ggml\.tokens: a text is not UTF-8"):
-        checkpoint.load_tokenizer()
+        load_tokenizer(checkpoint)
     path.write_bytes(path.read_bytes().replace(b"general.architecture", b"general.architectur\xe9"))
     with pytest.raises(CheckpointError, match="a metadata key is not UTF-8"):
         open_checkpoint(path)

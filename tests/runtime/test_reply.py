@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.chat_forms import FORMS, write_tokenizer
 
 from partita.text.chat_template import ChatTemplate
+from partita.text.load import tokenizer_from_folder
 from partita.text.reply.calls import NOTATIONS, Malformed, read
 from partita.text.reply.formats import BLOCKS, NOISE
 from partita.text.reply.parser import Part, ReplyFormat, ReplyParser
@@ -37,7 +38,7 @@ def forms(tmp_path_factory: pytest.TempPathFactory) -> Forms:
         folder = tmp_path_factory.mktemp("forms") / name
         folder.mkdir()
         write_tokenizer(folder, name)
-        tokenizer = Tokenizer.from_folder(folder)
+        tokenizer = tokenizer_from_folder(folder)
         found[name] = tokenizer, ReplyFormat.of(tokenizer, ChatTemplate.of(tokenizer))
     return found
 

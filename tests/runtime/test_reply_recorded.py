@@ -12,6 +12,7 @@ from canitoolcall.results import Observation, ParsedToolCall, ParseResult, Statu
 from tests.chat_forms import write_tokenizer
 
 from partita.text.chat_template import ChatTemplate
+from partita.text.load import tokenizer_from_folder
 from partita.text.reply.parser import Part, ReplyFormat, ReplyParser
 from partita.text.tokenizer import Tokenizer
 
@@ -83,7 +84,7 @@ def grouped(items: Sequence[int | str], seed: int) -> Iterator[int | str]:
 @pytest.mark.parametrize("family", FORMS)
 def test_recorded_replies_mean_what_they_should(family, tmp_path):
     write_tokenizer(tmp_path, FORMS[family])
-    tokenizer = Tokenizer.from_folder(tmp_path)
+    tokenizer = tokenizer_from_folder(tmp_path)
     template = ChatTemplate.of(tokenizer)
     form = ReplyFormat.of(tokenizer, template)
     tokenizer.chat_template = f"{tokenizer.chat_template}<think></think>"

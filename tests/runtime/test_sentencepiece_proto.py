@@ -4,7 +4,8 @@ import pytest
 
 from partita.errors import CheckpointError, UnsupportedModel
 from partita.text import sentencepiece_model as proto
-from partita.text.tokenizer import MAX_TOKENS, Tokenizer
+from partita.text.load import tokenizer_from_folder
+from partita.text.vocabulary import MAX_TOKENS
 
 PIECES = ["<unk>", "▁", "a", "b", "ab", "▁ab"]
 
@@ -18,7 +19,7 @@ def written(pieces=PIECES, scores=None, kinds=None, model_type=2, extra=b""):
 
 def test_a_written_model_is_read_again(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(written())
-    tokenizer = Tokenizer.from_folder(tmp_path)
+    tokenizer = tokenizer_from_folder(tmp_path)
     assert tokenizer.decode(tokenizer.encode("ab ab")) == "ab ab"
 
 
@@ -43,7 +44,7 @@ def test_a_written_model_is_read_again(tmp_path):
 def test_what_is_damaged_or_without_end_is_one_line(tmp_path, data, error, message):
     (tmp_path / "tokenizer.model").write_bytes(data)
     with pytest.raises(error, match=message) as caught:
-        Tokenizer.from_folder(tmp_path)
+        tokenizer_from_folder(tmp_path)
     assert str(tmp_path / "tokenizer.model") in str(caught.value)
     assert str(caught.value).isprintable()
 
@@ -52,4 +53,4 @@ def test_its_size_is_bounded_before_it_is_read(tmp_path):
     with (tmp_path / "tokenizer.model").open("wb") as file:
         file.truncate(proto.FILE + 1)  # sparse
     with pytest.raises(CheckpointError, match="too many"):
-        Tokenizer.from_folder(tmp_path)
+        tokenizer_from_folder(tmp_path)

@@ -13,7 +13,9 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from partita.errors import TemplateError
 from partita.text.chat_template import MAX_SOURCE, ChatTemplate, MarkedChat, encode_chat
-from partita.text.tokenizer import Facts, Tokenizer
+from partita.text.load import tokenizer_from_folder
+from partita.text.tokenizer import Tokenizer
+from partita.text.vocabulary import Facts
 
 CHATML = (
     "{%- for message in messages %}\n{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}\n"
@@ -104,7 +106,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokenizer(folder):
-    return Tokenizer.from_folder(folder)
+    return tokenizer_from_folder(folder)
 
 
 @pytest.fixture(scope="module")

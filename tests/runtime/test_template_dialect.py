@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from partita.errors import TemplateError
 from partita.text.chat_template import ChatTemplate, encode_chat
-from partita.text.tokenizer import Tokenizer
+from partita.text.load import tokenizer_from_folder
 
 from ..conftest import SPECIALS, write_tokenizer
 
@@ -182,7 +182,7 @@ def judge(folder):
 
 @pytest.fixture(scope="module")
 def tokenizer(folder):
-    return Tokenizer.from_folder(folder)
+    return tokenizer_from_folder(folder)
 
 
 def theirs(judge, source: str, messages: list[dict[str, Any]], given: dict[str, Any]) -> tuple[str, list[int]] | None:

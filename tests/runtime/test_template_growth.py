@@ -13,6 +13,7 @@ from partita.data.encode import marked_turns, turns
 from partita.data.records import parse
 from partita.errors import DataError, PartitaError
 from partita.text.chat_template import ChatTemplate, MarkedChat
+from partita.text.load import tokenizer_from_folder
 from partita.text.template_growth import Growth, growth
 from partita.text.tokenizer import Tokenizer
 
@@ -50,7 +51,7 @@ CHANGES = {
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     folder = tmp_path_factory.mktemp("vocabulary")
     write_tokenizer(folder)
-    return Tokenizer.from_folder(folder)
+    return tokenizer_from_folder(folder)
 
 
 def talk(roles: list[str], text: str = "be. so") -> dict[str, Any]:

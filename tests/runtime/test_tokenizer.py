@@ -12,7 +12,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from partita.errors import CheckpointError, DataError, UnsupportedModel
 from partita.text import pretokenizers, sentencepiece_model
-from partita.text.tokenizer import Tokenizer
+from partita.text.load import tokenizer_from_folder, tokenizer_from_gguf
 
 LINES = [
     "The quick brown fox jumps over the lazy dog.",
@@ -106,10 +106,10 @@ def every(library, proto, tmp_path_factory):
     folder = tmp_path_factory.mktemp("folder")
     library.save(str(folder / "tokenizer.json"))
     return {
-        "gguf-bpe": Tokenizer.from_gguf(byte_level_metadata(library)),
-        "gguf-sentencepiece": Tokenizer.from_gguf(sentencepiece_metadata(proto)),
-        "gguf-no-prefix": Tokenizer.from_gguf(sentencepiece_metadata(proto, add_space_prefix=False)),
-        "json-bpe": Tokenizer.from_folder(folder),
+        "gguf-bpe": tokenizer_from_gguf(byte_level_metadata(library)),
+        "gguf-sentencepiece": tokenizer_from_gguf(sentencepiece_metadata(proto)),
+        "gguf-no-prefix": tokenizer_from_gguf(sentencepiece_metadata(proto, add_space_prefix=False)),
+        "json-bpe": tokenizer_from_folder(folder),
         "json-metaspace": metaspace_folder(tmp_path_factory.mktemp("metaspace")),
         "sentencepiece": sentencepiece_folder(tmp_path_factory.mktemp("spm"), proto),
     }
@@ -138,7 +138,7 @@ def metaspace_folder(folder):
     library.save(str(folder / "tokenizer.json"))
     config = {"bos_token": "<s>", "eos_token": {"content": "</s>"}}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return Tokenizer.from_folder(folder)
+    return tokenizer_from_folder(folder)
 
 
 def sentencepiece_folder(folder, proto):
@@ -147,7 +147,7 @@ def sentencepiece_folder(folder, proto):
     added = {str(size): {"content": "<|extra|>", "special": True}, str(size + 1): {"content": "<tool call>"}}
     config = {"bos_token": "<s>", "eos_token": "</s>", "added_tokens_decoder": added, "chat_template": "t"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return Tokenizer.from_folder(folder)
+    return tokenizer_from_folder(folder)
 
 
 KINDS = ["gguf-bpe", "gguf-sentencepiece", "gguf-no-prefix", "json-bpe", "json-metaspace", "sentencepiece"]
@@ -264,8 +264,8 @@ def test_exactly_one_bos(every, library):
     plain = every["gguf-bpe"]
     assert not plain.adds_bos
     assert plain.encode("hello", bos=True) == [1, *plain.encode("hello")]
-    assert Tokenizer.from_gguf(byte_level_metadata(library, add_bos_token=True)).encode("x")[0] == 1
-    assert Tokenizer.from_gguf(byte_level_metadata(library, pre="llama-bpe")).adds_bos
+    assert tokenizer_from_gguf(byte_level_metadata(library, add_bos_token=True)).encode("x")[0] == 1
+    assert tokenizer_from_gguf(byte_level_metadata(library, pre="llama-bpe")).adds_bos
     with pytest.raises(DataError, match="no BOS"):
         every["json-bpe"].encode("x", bos=True)
 
@@ -277,7 +277,7 @@ def test_stop_ids_are_the_union_of_what_the_sources_name(every, library, tmp_pat
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 7, "bos_token_id": 1}))
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [8, 9]}))
     (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "!"}}))
-    tokenizer = Tokenizer.from_folder(tmp_path)
+    tokenizer = tokenizer_from_folder(tmp_path)
     assert tokenizer.stop_ids == {0, 2, 7, 8, 9, library.token_to_id("!")}
     assert (tokenizer.bos_id, tokenizer.eos_token) == (1, "!")
 
@@ -286,7 +286,7 @@ def test_a_message_end_inside_a_turn_does_not_stop(library):
     metadata = byte_level_metadata(library)
     metadata["tokenizer.ggml.tokens"] += ["<|end|>", "<|return|>"]
     metadata["tokenizer.ggml.token_type"] += [3, 3]
-    tokenizer = Tokenizer.from_gguf(metadata)
+    tokenizer = tokenizer_from_gguf(metadata)
     assert tokenizer.controls["<|return|>"] in tokenizer.stop_ids
     assert tokenizer.controls["<|end|>"] not in tokenizer.stop_ids
 
@@ -313,7 +313,7 @@ def test_lone_surrogates_become_replacement_characters(tokenizer):
 
 @pytest.mark.parametrize("name", pretokenizers.names())
 def test_every_pretokenizer_splits_without_loss(library, name):
-    tokenizer = Tokenizer.from_gguf(byte_level_metadata(library, pre=name))
+    tokenizer = tokenizer_from_gguf(byte_level_metadata(library, pre=name))
     for text in ["don't stop 12345 HelloWorld\r\n  x\t世界 नमस्ते ½!?", "  a\n\n", "a.b(c)"]:
         assert tokenizer.decode(tokenizer.encode(text, bos=False)) == text
 
@@ -341,7 +341,7 @@ def test_pretokenizers_split_as_their_models_expect(name, text, pieces):
 
 
 def test_composed_text_where_the_model_was_trained_on_it(library):
-    qwen = Tokenizer.from_gguf(byte_level_metadata(library, pre="qwen2"))
+    qwen = tokenizer_from_gguf(byte_level_metadata(library, pre="qwen2"))
     assert qwen.encode("e\u0301") == qwen.encode("é")
 
 
@@ -365,7 +365,7 @@ def test_composed_text_where_the_model_was_trained_on_it(library):
 )
 def test_damaged_metadata_is_named(library, changes, error, message):
     with pytest.raises(error, match=message):
-        Tokenizer.from_gguf(byte_level_metadata(library, **changes))
+        tokenizer_from_gguf(byte_level_metadata(library, **changes))
 
 
 def test_duplicate_and_empty_tokens_keep_their_ids(library, proto):
@@ -373,7 +373,7 @@ def test_duplicate_and_empty_tokens_keep_their_ids(library, proto):
     normal = [i for i, kind in enumerate(metadata["tokenizer.ggml.token_type"]) if kind == 1]
     metadata["tokenizer.ggml.tokens"][normal[-1]] = ""
     metadata["tokenizer.ggml.tokens"][normal[-2]] = metadata["tokenizer.ggml.tokens"][normal[0]]
-    tokenizer = Tokenizer.from_gguf(metadata)
+    tokenizer = tokenizer_from_gguf(metadata)
     assert tokenizer.decode(tokenizer.encode(LINES[0])) == LINES[0]
     assert tokenizer.vocab_size == len(metadata["tokenizer.ggml.tokens"])
 
@@ -394,7 +394,7 @@ def test_damaged_folders_are_named(tmp_path, files, message):
     for name, contents in files.items():
         (tmp_path / name).write_text(contents)
     with pytest.raises(CheckpointError, match=message) as caught:
-        Tokenizer.from_folder(tmp_path)
+        tokenizer_from_folder(tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -407,12 +407,12 @@ def test_any_bytes_as_a_sentencepiece_model_end_in_one_error(data):
 
 def test_template_files_go_before_the_config(library, tmp_path):
     library.save(str(tmp_path / "tokenizer.json"))
-    assert Tokenizer.from_folder(tmp_path).chat_template is None
+    assert tokenizer_from_folder(tmp_path).chat_template is None
     named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
-    assert Tokenizer.from_folder(tmp_path).chat_template == "D"
+    assert tokenizer_from_folder(tmp_path).chat_template == "D"
     (tmp_path / "chat_template.jinja").write_text("J")
-    assert Tokenizer.from_folder(tmp_path).chat_template == "J"
+    assert tokenizer_from_folder(tmp_path).chat_template == "J"
 
 
 @pytest.mark.parametrize("name", ["chat_template.jinja", "chat_template.json", "tokenizer_config.json"])
@@ -421,4 +421,4 @@ def test_the_size_of_a_template_is_bounded_before_it_is_read(library, tmp_path, 
     with (tmp_path / name).open("wb") as file:
         file.truncate(3 << 30)  # sparse
     with pytest.raises(CheckpointError, match=f"{name}: 3221225472 bytes are too many"):
-        Tokenizer.from_folder(tmp_path)
+        tokenizer_from_folder(tmp_path)

@@ -31,9 +31,10 @@ CTRL_C = """
 import os, signal, sys, threading
 from pathlib import Path
 from partita.text import guard as tokenizer_guard
+from partita.text.load import tokenizer_from_folder
 from partita.text.tokenizer import Tokenizer
 tokenizer_guard._SECONDS = 2
-tokenizer = Tokenizer.from_folder(Path(sys.argv[1]))
+tokenizer = tokenizer_from_folder(Path(sys.argv[1]))
 threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
 try:
     tokenizer.encode("x" * 9_000)

@@ -11,7 +11,7 @@ from partita.errors import CheckpointError, UnsupportedModel
 from partita.text import guard, tokenizer_json
 from partita.text.engines import TokenizersEngine
 from partita.text.guard import Watch
-from partita.text.tokenizer import Tokenizer
+from partita.text.load import tokenizer_from_folder
 
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
@@ -39,7 +39,7 @@ def unigrams(**changes):
 
 def load(folder, document):
     (folder / "tokenizer.json").write_text(document if isinstance(document, str) else json.dumps(document))
-    return Tokenizer.from_folder(folder)
+    return tokenizer_from_folder(folder)
 
 
 def judge(folder):
@@ -233,7 +233,7 @@ def test_sizes_are_bounded_before_anything_is_parsed(tmp_path, monkeypatch):
     with (tmp_path / "tokenizer.json").open("r+b") as file:
         file.truncate(tokenizer_json.FILE + 1)  # sparse
     with pytest.raises(CheckpointError, match="too many"):
-        Tokenizer.from_folder(tmp_path)
+        tokenizer_from_folder(tmp_path)
 
 
 def test_no_more_tokens_than_there_may_be(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as Library
 from partita.errors import CheckpointError
 from partita.text import sentencepiece_model
 from partita.text.added_tokens import Added, Literals
-from partita.text.tokenizer import Tokenizer
+from partita.text.load import tokenizer_from_folder, tokenizer_from_gguf
 
 from .test_tokenizer import sentencepiece_metadata, train_sentencepiece
 
@@ -38,7 +38,7 @@ def model_folder(folder, proto, flags, **settings_):
     (folder / "tokenizer.model").write_bytes(proto)
     config = {"added_tokens_decoder": added, "add_bos_token": False, **settings_}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return Tokenizer.from_folder(folder)
+    return tokenizer_from_folder(folder)
 
 
 def json_folder(folder, proto, flags, scheme):
@@ -64,7 +64,7 @@ def json_folder(folder, proto, flags, scheme):
         "model": model | {"byte_fallback": True, "fuse_unk": True, "unk_token": "<unk>"},
     }
     (folder / "tokenizer.json").write_text(json.dumps(document))
-    return Tokenizer.from_folder(folder)
+    return tokenizer_from_folder(folder)
 
 
 neighbours = st.fixed_dictionaries({name: st.booleans() for name in FLAGS})
@@ -100,7 +100,7 @@ def test_tokens_with_spaces_in_them_are_found(proto, tmp_path):
     for entry in config["added_tokens_decoder"].values():
         entry["content"] = entry["content"].replace("<", "<a ")
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    tokenizer = Tokenizer.from_folder(tmp_path)
+    tokenizer = tokenizer_from_folder(tmp_path)
     assert tokenizer.encode("<a |user|>", specials=True) == [tokenizer.vocab_size - 4]
     assert tokenizer.encode("<a call>", specials=False)[-1] == tokenizer.vocab_size - 1
 
@@ -144,7 +144,7 @@ def gguf(proto, more=(), **general):
 
 
 def shown(metadata, text):
-    tokenizer = Tokenizer.from_gguf(metadata)
+    tokenizer = tokenizer_from_gguf(metadata)
     return [tokenizer.token_text(i) for i in tokenizer.encode(text, specials=True)]
 
 

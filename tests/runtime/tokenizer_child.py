@@ -23,10 +23,11 @@ from tokenizers import models as library_models
 
 from partita.errors import PartitaError
 from partita.text import sentencepiece_model as proto
-from partita.text.tokenizer import Tokenizer
 
 sys.path.append(str(Path(__file__).parents[1]))  # of the tests
 from pulse import Pulse
+
+from partita.text.load import tokenizer_from_folder
 
 ROOM = 1 << 30  # bytes that a tokenizer may map
 SECONDS, ANSWERED = 10, 2
@@ -226,7 +227,7 @@ def use(folder: Path, pulse: Pulse) -> None:
 
 def outcome(folder: Path) -> str:
     try:
-        tokenizer = Tokenizer.from_folder(folder)
+        tokenizer = tokenizer_from_folder(folder)
         for text in TEXTS:
             ids = tokenizer.encode(text, bos=False) + tokenizer.encode(text, bos=False, specials=True)
             assert ids == tokenizer.encode(text, bos=False) + tokenizer.encode(text, bos=False, specials=True)
@@ -262,7 +263,7 @@ def main(folder: Path, count: int) -> None:
 
     for document in DOCUMENTS:  # also imports whatever is used
         (folder / "tokenizer.json").write_text(json.dumps(document))
-        assert Tokenizer.from_folder(folder).encode("ab x", bos=False)
+        assert tokenizer_from_folder(folder).encode("ab x", bos=False)
     pages = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (pages + ROOM, pages + ROOM))
     json_files()

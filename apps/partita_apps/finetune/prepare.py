@@ -27,6 +27,7 @@ from partita.model.decoder import Decoder
 from partita.model.load import load_decoder, read_config, weight_bytes
 from partita.sources.resolve import full_name, resolve
 from partita.text.chat_template import ChatTemplate
+from partita.text.load import load_tokenizer, tokenizer_from_folder
 from partita.text.tokenizer import Tokenizer
 from partita.training.initialize import initialise
 from partita.training.memory import Estimate, TrainingShape, admit
@@ -165,9 +166,9 @@ def _base(settings: Settings, path: Path) -> tuple[Checkpoint, Tokenizer]:
     """What is trained, and its tokenizer. From scratch, MODEL gives the tokenizer alone and needs no weights."""
     if settings.from_scratch is None:
         checkpoint = open_checkpoint(path)
-        return checkpoint, checkpoint.load_tokenizer()
+        return checkpoint, load_tokenizer(checkpoint)
     metadata = None if path.is_dir() else open_checkpoint(path).metadata
-    tokenizer = Tokenizer.from_folder(path) if metadata is None else open_checkpoint(path).load_tokenizer()
+    tokenizer = tokenizer_from_folder(path) if metadata is None else load_tokenizer(open_checkpoint(path))
     config = {"vocab_size": tokenizer.vocab_size, **_read_object(own(settings.from_scratch))}
     if type(config["vocab_size"]) is int and config["vocab_size"] < tokenizer.vocab_size:
         raise DataError(

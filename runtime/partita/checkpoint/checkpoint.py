@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -28,9 +28,6 @@ from . import names
 from .gguf import blocks, header, reader
 from .gguf import names as gguf_names
 from .schemes import fp8, mxfp4
-
-if TYPE_CHECKING:
-    from ..text.tokenizer import Tokenizer
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
@@ -80,31 +77,10 @@ class Checkpoint(Brief, ABC):
     def nbytes(self) -> int:
         """Bytes of the files that hold the weights."""
 
-    def load_tokenizer(self) -> Tokenizer:
-        """CheckpointError, UnsupportedModel: damaged files, a vocabulary that cannot be read, or more tokens than the
-        embedding has rows."""
-        from ..text.tokenizer import Tokenizer
-
-        if self.metadata is None:
-            tokenizer = Tokenizer.from_folder(self.path)
-        else:
-            try:
-                tokenizer = Tokenizer.from_gguf(self.metadata)
-            except (CheckpointError, UnsupportedModel) as error:
-                raise type(error)(f"{self.path.name}: {error}") from error
-        self._check_rows(tokenizer)
-        return tokenizer
-
-    def _check_rows(self, tokenizer: Tokenizer) -> None:
-        """Texts become ids that the embedding has. A control token may lie beyond it (Gemma 3's of images do, in its
-        models without): a prompt that has one is refused then."""
+    def embedding_rows(self) -> int | None:
+        """How many tokens have a row in the embedding; None for a checkpoint without one (an adapter's base may be)."""
         embedding = names.Index(self.names()).find(names.EMBEDDING)
-        rows = tokenizer.vocab_size if embedding is None else self.shape(embedding)[0]
-        if rows < tokenizer.vocab_size and {*range(rows, tokenizer.vocab_size)} - {*tokenizer.controls.values()}:
-            raise CheckpointError(
-                f"{self.path.name}: its tokenizer has {tokenizer.vocab_size} tokens and its embedding {rows} rows, so "
-                "they are of different models"
-            )
+        return None if embedding is None else self.shape(embedding)[0]
 
     def missing(self, name: str) -> CheckpointError:
         return CheckpointError(f"{self.path.name}: there is no tensor {name!r}")

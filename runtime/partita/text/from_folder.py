@@ -18,8 +18,8 @@ from . import sentencepiece_model as proto
 from .added_tokens import MAX_ADDED, Added
 from .engines import SentencePieceEngine, TokenizersEngine, decoder_kind, is_marker, load_sentencepiece
 from .guard import guarded, without_collector
-from .tokenizer import END_TOKENS, MAX_TOKEN, Engine, Facts
 from .tokenizer_json import load_json
+from .vocabulary import END_TOKENS, MAX_TOKEN, Engine, Facts
 
 TOOL_TEMPLATE = "additional_chat_templates/tool_use.jinja"
 """Where transformers keeps the chat template for conversations with tools, if that is another one."""

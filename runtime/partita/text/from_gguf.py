@@ -25,7 +25,7 @@ from .engines import (
 from .guard import guarded, without_collector
 from .pretokenizers import Pretokenizer, find
 from .sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Model, bpe_specs, write
-from .tokenizer import END_TOKENS, MAX_MERGES, MAX_TOKEN, MAX_TOKENS, Engine, Facts
+from .vocabulary import END_TOKENS, MAX_MERGES, MAX_TOKEN, MAX_TOKENS, Engine, Facts
 
 _WHERE = "GGUF vocabulary"  # as errors call it
 _NAMED = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "sep": "seperator", "mask": "mask"}

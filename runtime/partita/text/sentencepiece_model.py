@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import CheckpointError, UnsupportedModel
-from .tokenizer import MAX_TOKEN, MAX_TOKENS
+from .vocabulary import MAX_TOKEN, MAX_TOKENS
 
 FILE = 32 << 20
 """Bytes of a tokenizer.model, at most. The largest published ones have 5 MB."""

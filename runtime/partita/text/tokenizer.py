@@ -9,80 +9,11 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Iterable
 
 from ..errors import DataError
 from ..printable import printable
-
-MAX_TOKENS = 1 << 19
-"""Tokens of a vocabulary, and ids, at most: the largest published ones have 300,000."""
-MAX_MERGES = 750_000
-"""Of byte-pair vocabularies: the largest published ones have 515,000."""
-MAX_TOKEN = 1024
-"""Characters of one token, at most: the longest published ones have some 500."""
-
-# Tokens that end a turn in the models people run. They stop generation where the vocabulary has them as control tokens.
-END_TOKENS = frozenset(
-    {
-        "</s>",
-        "<|endoftext|>",
-        "<|end_of_text|>",
-        "<|im_end|>",
-        "<|eot_id|>",
-        "<|eom_id|>",
-        "<|eot|>",
-        "<|eom|>",
-        "<end_of_turn>",
-        "<turn|>",
-        "<eos>",
-        "<EOT>",
-        "<|end|>",
-        "<|return|>",
-        "<|call|>",
-        "<|end_of_turn|>",
-        "<|END_OF_TURN_TOKEN|>",
-        "<｜end▁of▁sentence｜>",
-        "<|role_end|>",
-        "<|endofturn|>",
-    }
-)
-
-
-class Engine(Protocol):
-    """A vocabulary and its segmentation rule; one implementation for each library."""
-
-    size: int  # one more than the largest token id
-    controls: Mapping[str, int]  # control tokens' literals, which are never read from a user's text
-    hidden: frozenset[int]  # ids that `decode` leaves out unless asked: controls and the unknown token
-    space_prefix: bool  # the first piece of a text carries a space that is not part of the text
-
-    @property
-    def pattern(self) -> re.Pattern[str]: ...  # one group that matches any literal of `controls`
-
-    def encode(self, text: str, *, parse: bool, first: bool) -> list[int]:
-        """Ids of `text`; `parse`: literals of control tokens are those tokens; `first`: a new text begins here."""
-        ...
-
-    def token_text(self, token: int) -> str: ...
-
-    def token_bytes(self, token: int) -> bytes: ...
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a checkpoint says beside the vocabulary itself."""
-
-    bos_id: int | None = None
-    eos_id: int | None = None
-    stop_ids: frozenset[int] = frozenset()  # every end token that the source names
-    adds_bos: bool = False
-    chat_template: str | None = None
-    tool_template: str | None = None  # for conversations with tools, where that is another one
-    special_tokens: Mapping[str, str | None] = field(default_factory=dict)
-    """Literals by what templates call them (`bos_token`); None for one that the source says is not there."""
+from .vocabulary import END_TOKENS, Engine, Facts
 
 
 class Tokenizer:
@@ -104,27 +35,6 @@ class Tokenizer:
 
     def __repr__(self) -> str:
         return f"Tokenizer({self.vocab_size} tokens, {len(self.controls)} of control)"
-
-    @classmethod
-    def from_folder(cls, path: Path) -> Tokenizer:
-        """From a model folder: tokenizer.json, else tokenizer.model, and the configs beside it.
-
-        Raises CheckpointError for missing or damaged files, UnsupportedModel for a vocabulary or a step of another
-        kind: what the files say is judged before a library is given any of it.
-        """
-        from .from_folder import read_folder
-
-        return cls(*read_folder(Path(path)))
-
-    @classmethod
-    def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:
-        """From a GGUF file's metadata, keys as in the file (`tokenizer.ggml.model`, `.tokens`, `.merges`, ...).
-
-        Raises CheckpointError for missing or contradictory keys, UnsupportedModel for an unknown kind or pre-tokenizer.
-        """
-        from .from_gguf import read_metadata
-
-        return cls(*read_metadata(metadata))
 
     @property
     def bos_token(self) -> str:

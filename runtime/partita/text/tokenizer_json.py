@@ -21,7 +21,7 @@ from ..files.bounded import parse, read_bytes
 from .added_tokens import MAX_ADDED, Added
 from .guard import guarded, without_collector
 from .steps import Step, Steps, read_steps
-from .tokenizer import MAX_MERGES, MAX_TOKEN, MAX_TOKENS
+from .vocabulary import MAX_MERGES, MAX_TOKEN, MAX_TOKENS
 
 FILE = 64 << 20
 """Bytes of a tokenizer.json, at most. The largest published ones have 35 MB."""
