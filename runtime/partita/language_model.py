@@ -256,7 +256,7 @@ class Session:
         new = self.align(prompt)
         decode = generate
         if draft is not None:
-            draft.begin(model, prompt)
+            draft.begin(prompt)
             decode = partial(speculate, drafter=draft)
         tokens = decode(
             model.ops,

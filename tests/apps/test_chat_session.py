@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 import partita
+from partita.draft_model import ModelDraft
 from partita.errors import CheckpointError, DataError
-from partita.inference.speculative import ModelDraft, PromptLookup
+from partita.inference.speculative import PromptLookup
 from partita_apps.chat import kept, saved
 from partita_apps.chat.settings import Settings
 from partita_apps.chat.show import last_turn
@@ -102,7 +103,9 @@ def test_a_draft_of_another_vocabulary_is_one_line(run, default_model):
     assert result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("drafter", [lambda model: PromptLookup(), ModelDraft], ids=["lookup", "model"])
+@pytest.mark.parametrize(
+    "drafter", [lambda model: PromptLookup(), lambda model: ModelDraft(model, model)], ids=["lookup", "model"]
+)
 def test_turns_and_replies_that_are_stopped_are_the_same_with_drafts(tiny, drafter):
     plain, drafted = talk_with(tiny), talk_with(tiny, drafter(tiny))
     for talk in (plain, drafted):

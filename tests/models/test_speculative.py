@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from partita.draft_model import ModelDraft
 from partita.inference.sampling import Sampling
-from partita.inference.speculative import Drafter, ModelDraft, PromptLookup
+from partita.inference.speculative import Drafter, PromptLookup
 from partita.language_model import LanguageModel
 
 Load = Callable[..., LanguageModel]
@@ -46,7 +47,7 @@ def test_lookup_in_a_text_that_repeats(load: Load) -> None:
 
 def test_a_model_drafts_for_itself(load: Load) -> None:
     model = load("smollm2", "torch", layers=6)
-    ids, assistant = model.encode("Write a short story about a dragon."), ModelDraft(model)
+    ids, assistant = model.encode("Write a short story about a dragon."), ModelDraft(model, model)
     assert tokens(model, ids, assistant, 25) == tokens(model, ids, None, 25)
     assert assistant.acceptance.rate == 1
     assert assistant.acceptance.steps == 4

@@ -14,10 +14,11 @@ from safetensors.numpy import load_file, save_file
 import partita_backends
 from partita.backend import Backend
 from partita.checkpoint.checkpoint import open_checkpoint
+from partita.draft_model import ModelDraft
 from partita.errors import CheckpointError, DataError
 from partita.inference.perplexity import compare, token_losses
 from partita.inference.sampling import Sampling
-from partita.inference.speculative import ModelDraft, PromptLookup
+from partita.inference.speculative import PromptLookup
 from partita.language_model import LanguageModel, load
 from partita_convert.activations import importance
 
@@ -63,7 +64,7 @@ def test_no_token_is_chosen_by_numbers_that_are_none(
     ops: Backend, tiny_model: Path, tmp_path: Path, sampling: Sampling, damage: str
 ) -> None:
     model = load(changed(tiny_model, tmp_path / "m", BROKEN[damage]), backend=ops)
-    for drafter in (None, PromptLookup(), ModelDraft(load(tiny_model, backend=ops))):
+    for drafter in (None, PromptLookup(), ModelDraft(model, load(tiny_model, backend=ops))):
         for alternatives in (0, 2):
             reply = model.session().generate(
                 REPEATED, sampling=sampling, max_tokens=8, draft=drafter, alternatives=alternatives

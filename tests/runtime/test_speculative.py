@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 import partita
 import partita_backends
+from partita.draft_model import ModelDraft, drafter
 from partita.errors import ContextError, DataError
 from partita.inference.decode import Generated
 from partita.inference.sampling import Sampling
-from partita.inference.speculative import Acceptance, Drafter, ModelDraft, PromptLookup, drafter
+from partita.inference.speculative import Acceptance, Drafter, PromptLookup
 from partita.language_model import LanguageModel, Piece
 from partita.model.config import LayerConfig
 
@@ -42,7 +43,7 @@ class Scripted(Drafter):
         self.reply, self.right, self.said = list(reply), right, 0
         self.proposals: list[int] = []
 
-    def _begin(self, target: LanguageModel, prompt: Sequence[int]) -> None:
+    def _begin(self, prompt: Sequence[int]) -> None:
         self.said = 0
 
     def _propose(self, limit: int) -> list[int]:
@@ -226,7 +227,7 @@ def test_a_draft_longer_than_the_cache_takes_back_is_refused(full: LanguageModel
     with pytest.raises(ContextError, match="draft 7 or fewer"):
         next(session.generate(PROMPT, draft=Scripted([], lambda i: True, count=8)))
     with pytest.raises(ContextError, match="draft 7 or fewer"):
-        ModelDraft(full, 8, **TINY)
+        ModelDraft(full, full, 8, **TINY)
     with pytest.raises(DataError, match="at least 1"):
         PromptLookup(count=0)
 
@@ -236,7 +237,7 @@ def test_a_draft_longer_than_the_cache_takes_back_is_refused(full: LanguageModel
 
 def proposal(text: list[int], limit: int = 4, **options: int) -> list[int]:
     lookup = PromptLookup(**{"count": 8, **options})
-    lookup._begin(None, text)  # pyright: ignore[reportArgumentType]  # it asks nothing of the model
+    lookup.begin(text)
     return list(lookup.propose(limit))
 
 
@@ -269,11 +270,11 @@ def test_lookup_equals_a_search(text: list[int], low: int, more: int) -> None:
 def test_lookup_follows_a_conversation() -> None:
     """A prompt that goes on is indexed from where it does; another one from the start."""
     lookup = PromptLookup()
-    lookup._begin(None, [1, 2, 3, 4])  # pyright: ignore[reportArgumentType]
+    lookup.begin([1, 2, 3, 4])
     lookup.told([7, 1], 0, 0)
-    lookup._begin(None, [1, 2, 3, 4, 7, 1, 2])  # pyright: ignore[reportArgumentType]
+    lookup.begin([1, 2, 3, 4, 7, 1, 2])
     assert lookup.propose(3) == [3, 4, 7]
-    lookup._begin(None, [5, 1, 2])  # pyright: ignore[reportArgumentType]
+    lookup.begin([5, 1, 2])
     assert lookup.propose(3) == ()
 
 
@@ -309,7 +310,7 @@ def test_a_draft_model_gives_the_plain_reply(model: LanguageModel, full: Languag
     cut = replace(full.config, layers=full.config.layers[:1])
     small = replace(full, decoder=replace(full.decoder, config=cut, blocks=full.decoder.blocks[:1]))
     for draft in (model, small):
-        assistant = ModelDraft(draft, 4, **TINY)
+        assistant = ModelDraft(model, draft, 4, **TINY)
         for sampling in (SAMPLINGS[0], SAMPLINGS[4]):
             plain = ids(reply(model, None, sampling=sampling))
             assert ids(reply(model, assistant, sampling=sampling)) == plain
@@ -322,14 +323,14 @@ def test_a_draft_model_gives_the_plain_reply(model: LanguageModel, full: Languag
 
 def test_a_draft_model_on_another_backend_instance(full: LanguageModel, tiny_model: Path) -> None:
     other = partita.load(tiny_model, backend="numpy")
-    assistant = ModelDraft(other, 4, **TINY)
+    assistant = ModelDraft(full, other, 4, **TINY)
     plain = ids(reply(full, None))
     assert ids(reply(full, assistant)) == plain
     assert assistant.acceptance.rate > 0.9
 
 
 def test_a_draft_model_keeps_its_cache_over_a_conversation(full: LanguageModel) -> None:
-    assistant, session, text = ModelDraft(full, 4), full.session(), list(PROMPT)
+    assistant, session, text = ModelDraft(full, full, 4), full.session(), list(PROMPT)
     for _ in range(3):
         pieces = list(session.generate(text, max_tokens=10, draft=assistant))
         text += [piece.token.id for piece in pieces if piece.token is not None] + [40, 7]
@@ -340,7 +341,7 @@ def test_a_draft_model_keeps_its_cache_over_a_conversation(full: LanguageModel) 
 @pytest.mark.parametrize("kind", ["scripted", "model"])
 def test_a_conversation_taken_back_into_its_sinks(full: LanguageModel, kind: str) -> None:
     """What the ring held before is gone, and does not keep later drafts from being taken back."""
-    assistant, session = ModelDraft(full, 4, **TINY), full.session(**TINY)
+    assistant, session = ModelDraft(full, full, 4, **TINY), full.session(**TINY)
     for prompt in (PROMPT, [*PROMPT[:2], 77, 78]):
         pieces = full.session(**TINY).generate(prompt, max_tokens=40)
         plain = [piece.token.id for piece in pieces if piece.token is not None]
@@ -367,13 +368,13 @@ def test_another_vocabulary_is_refused(full: LanguageModel) -> None:
     with pytest.raises(DataError, match=f"{size + 3} tokens and the model one of {size}"):
         drafter(full, draft=larger)
     with pytest.raises(DataError, match="token 65 is 'elsewhere'"):
-        next(full.session().generate(PROMPT, draft=ModelDraft(renamed)))
+        ModelDraft(full, renamed)
 
 
 def test_ids_that_the_draft_model_has_no_row_for(full: LanguageModel) -> None:
     """A smaller padded vocabulary never proposes beyond it, and stops drafting where such an id occurs."""
     cut = replace(full, decoder=replace(full.decoder, config=replace(full.config, vocab_size=100)))
-    assistant, plain = ModelDraft(cut, 4, **TINY), ids(reply(full, None))
+    assistant, plain = ModelDraft(full, cut, 4, **TINY), ids(reply(full, None))
     assert ids(reply(full, assistant)) == plain
     assert assistant.acceptance.proposed == 0  # PROMPT has the token 123
 

@@ -245,7 +245,7 @@ def drafter_for(target: LanguageModel, draft: str | None, lookup: bool, cache: C
 
     Its cache follows the same options, as far as it was trained to.
     """
-    from partita.inference.speculative import drafter
+    from partita.draft_model import drafter
 
     model = None if draft is None else load_model(draft, backend=target.ops, what="the draft model")
     if model is None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,18 +20,12 @@ from ..cache.state import Cache
 from ..errors import ContextError, DataError
 from ..model.decoder import Decoder
 from ..quantization import Array
-from ..text.tokenizer import Tokenizer
 from .compiled_step import DecodeStep
 from .decode import Generated, prefill
 from .sampling import Sampler, finite, not_finite
 
-if TYPE_CHECKING:
-    from ..language_model import LanguageModel
-
 DEFAULT_COUNT = 7
 """Most tokens proposed at once: eight rows with the last token, up to which fast kernels for a few rows reach."""
-COMPARED = 400
-"""Tokens whose texts are compared to tell whether two vocabularies are the same."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +57,10 @@ class Drafter:
         """Of the reply that is being written, or of the last one."""
         self._length = count
 
-    def begin(self, target: LanguageModel, prompt: Sequence[int]) -> None:
-        """A reply of `target` to the whole prompt begins. Raises DataError where this drafter cannot draft for it."""
+    def begin(self, prompt: Sequence[int]) -> None:
+        """A reply to the whole prompt begins."""
         self.acceptance, self._length = Acceptance(), self.count
-        self._begin(target, prompt)
+        self._begin(prompt)
 
     def propose(self, limit: int) -> Sequence[int] | Array:
         """At most `limit` ids that may come next, perhaps none: on the host, or int32 (n,) on the target's device."""
@@ -81,7 +74,7 @@ class Drafter:
             self._length = min(self.count, max(2 * accepted, 2)) if accepted == proposed else accepted + 1
         self._told(emitted, accepted, proposed)
 
-    def _begin(self, target: LanguageModel, prompt: Sequence[int]) -> None:
+    def _begin(self, prompt: Sequence[int]) -> None:
         """Nothing has been said after `prompt` yet."""
 
     def _propose(self, limit: int) -> Sequence[int] | Array:
@@ -106,7 +99,7 @@ class PromptLookup(Drafter):
         self._text: list[int] = []
         self._after: dict[tuple[int, ...], int] = {}  # n-gram to the place that follows its latest occurrence
 
-    def _begin(self, target: LanguageModel, prompt: Sequence[int]) -> None:
+    def _begin(self, prompt: Sequence[int]) -> None:
         held = len(self._text)
         if list(prompt[:held]) != self._text:
             held, self._text, self._after = 0, [], {}
@@ -134,94 +127,6 @@ class PromptLookup(Drafter):
         return ()
 
 
-class ModelDraft(Drafter):
-    """A smaller model of the same vocabulary drafts greedily, in a session and cache of its own.
-
-    cache: as for `LanguageModel.session`. Its tokens stay on the device when both models were loaded on one backend
-    instance. A vocabulary that differs from the target's is refused when a reply begins.
-    """
-
-    def __init__(self, model: LanguageModel, count: int = DEFAULT_COUNT, **cache: Any):
-        super().__init__(count)
-        self.model, self.session = model, model.session(prefixes=None, **cache)
-        if count >= self.session.cache.spec.chunk:
-            raise ContextError(_too_long(count, self.session.cache))
-        self._target: LanguageModel | None = None
-        self._vocabulary = model.config.vocab_size  # a target may have more rows, for ids that no text has
-        self._rest: list[int] = []  # emitted or prompted, and not yet fed here
-        self._knows = True
-
-    def _begin(self, target: LanguageModel, prompt: Sequence[int]) -> None:
-        if target is not self._target:
-            check_same_vocabulary(target.tokenizer, self.model.tokenizer)
-            self._target = target
-            self._vocabulary = min(target.config.vocab_size, self.model.config.vocab_size)
-        self._knows = max(prompt) < self._vocabulary
-        self._rest = self.session.align(prompt)
-
-    def _propose(self, limit: int) -> Sequence[int] | Array:
-        if not self._knows:
-            return ()
-        ops, decoder, session = self.model.ops, self.model.decoder, self.session
-        rest, self._rest = self._rest, []
-        logits, drafts = prefill(ops, decoder, session.cache, rest, on_fed=session.tokens.extend), []
-        for i in range(limit):
-            drafts.append(ops.argmax(logits[:, : self._vocabulary], -1))
-            if i + 1 < limit:
-                logits = decoder(ops, drafts[-1][:, None], session.cache)
-        proposal = ops.concat(drafts, 0)
-        if self._target is not None and self._target.ops is ops:
-            return proposal
-        return ops.to_numpy(proposal).tolist()
-
-    def _told(self, emitted: Sequence[int], accepted: int, proposed: int) -> None:
-        fed = max(proposed - 1, 0)  # the last of a proposal was never fed
-        kept = min(accepted, fed)
-        if fed > kept:
-            self.session.cache.trim(fed - kept)
-        self.session.tokens.extend(emitted[:kept])
-        self._rest.extend(emitted[kept:])
-        self._knows = self._knows and max(emitted) < self._vocabulary
-
-
-def drafter(
-    target: LanguageModel,
-    *,
-    draft: LanguageModel | None = None,
-    lookup: bool = False,
-    count: int = DEFAULT_COUNT,
-    **cache: Any,
-) -> Drafter | None:
-    """The drafter that a user asked for: a draft model, or the text itself, or none. cache: the draft model's.
-
-    Raises DataError for both at once, and for a draft model whose vocabulary is not the target's.
-    """
-    if draft is None:
-        return PromptLookup(count=count) if lookup else None
-    if lookup:
-        raise DataError("a draft model and prompt lookup exclude each other: choose one of --draft and --lookup")
-    check_same_vocabulary(target.tokenizer, draft.tokenizer)
-    return ModelDraft(draft, count, **cache)
-
-
-def check_same_vocabulary(target: Tokenizer, draft: Tokenizer) -> None:
-    """Raise DataError unless both give the same ids the same meaning: their sizes, and texts all over the range."""
-    if target is draft:
-        return
-    if target.vocab_size != draft.vocab_size:
-        raise DataError(
-            f"the draft model has a vocabulary of {draft.vocab_size} tokens and the model one of {target.vocab_size}: "
-            "a draft needs the same tokenizer"
-        )
-    for token in np.linspace(0, target.vocab_size - 1, min(COMPARED, target.vocab_size), dtype=int).tolist():
-        theirs, ours = draft.token_text(token), target.token_text(token)
-        if theirs != ours:
-            raise DataError(
-                f"token {token} is {theirs!r} to the draft model and {ours!r} to the model: "
-                "a draft needs the same tokenizer"
-            )
-
-
 def speculate(
     ops: Backend,
     model: Decoder,
@@ -242,7 +147,7 @@ def speculate(
     Raises ContextError for a drafter whose proposals are longer than the cache can take back.
     """
     if drafter.count >= cache.spec.chunk:  # a ring has at least chunk - 1 slots to spare, so trim never fails below
-        raise ContextError(_too_long(drafter.count, cache))
+        raise ContextError(too_long(drafter.count, cache))
     begun = time.perf_counter()
     logits = prefill(ops, model, cache, prompt, on_progress=on_progress, on_fed=on_fed)
     single = DecodeStep(ops, model, cache) if ops.compiles else lambda tokens: model(ops, tokens, cache)
@@ -319,7 +224,8 @@ def _verify(
     return run
 
 
-def _too_long(count: int, cache: Cache) -> str:
+def too_long(count: int, cache: Cache) -> str:
+    """What to tell somebody whose drafts are longer than a cache can take back."""
     return (
         f"a draft of {count} tokens is too long for a cache with chunks of {cache.spec.chunk}: "
         f"draft {cache.spec.chunk - 1} or fewer at once"
