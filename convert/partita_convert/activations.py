@@ -8,6 +8,7 @@ in memory at a time, so a model of any size can be read.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,10 @@ from partita.cache.state import Cache
 from partita.checkpoint import experts
 from partita.checkpoint.checkpoint import Checkpoint
 from partita.errors import DataError
-from partita.model.decoder import Block
+from partita.model.decoder import Block, through
 from partita.model.layers import MoE
 from partita.model.load import load_block, load_last_norm, read_config
+from partita.model.mixer import SequenceState
 from partita.quantization import Array, Packed
 
 TOKENS = 256
@@ -47,17 +49,22 @@ def importance(
         raise DataError("the calibration text is empty: give some text")
     dense = KVFormat.parse("auto", dense_bits=32 if ops.decode_dtype == "float32" else 16)
     cache = Cache(ops, plan(config, dense, sinks=0, chunk=len(ids)))
-    cache.see(cache.claim(len(ids)))
+    cache.advance(len(ids))
     stored = experts.find(checkpoint) if config.experts else {}
     found: dict[str, np.ndarray] = {}
-    x = _embedded(ops, checkpoint, ids)
-    for i in range(config.num_layers):
+
+    def layer(ops: Backend, x: Array, state: SequenceState, i: int) -> Array:
         block = load_block(ops, checkpoint, i, stack=False)
         recorder = _Recorder(ops, _names(block, stored, i))
-        x = block(recorder, x, cache, i)  # pyright: ignore[reportArgumentType]
-        found |= recorder.squares
+        y = block(recorder, x, state, i)  # pyright: ignore[reportArgumentType]
+        found.update(recorder.squares)
+        return y
+
+    def after(i: int, _: Array) -> None:
         if on_progress is not None:
             on_progress(i + 1, config.num_layers)
+
+    x = through(ops, repeat(layer, config.num_layers), _embedded(ops, checkpoint, ids), cache, after=after)
     head = _named(checkpoint, "embed_tokens.weight" if config.tie_embeddings else "lm_head.weight")
     found[head] = _mean_squares(ops, load_last_norm(ops, checkpoint)(ops, x))
     return found

@@ -23,7 +23,7 @@ from partita.cache.spec import plan
 from partita.cache.state import Cache
 from partita.checkpoint.checkpoint import BITS, Checkpoint
 from partita.errors import DataError
-from partita.model.decoder import Decoder
+from partita.model.decoder import Decoder, through
 from partita.model.load import load_block
 from partita.quantization import Array, Packed, dequantize
 
@@ -123,30 +123,25 @@ class _Source:
         dense = KVFormat.parse("auto", dense_bits=32 if ops.decode_dtype == "float32" else 16)
         cache = Cache(ops, plan(decoder.config, dense, context=None, sinks=0, chunk=len(tokens)))
         fed = ops.array(np.asarray(tokens, np.int32)[None])
-        streams = [decoder.embedded(ops, fed)]
-        _begin(cache, len(tokens))
-        for i, block in enumerate(decoder.blocks):
-            streams.append(block(ops, streams[-1], cache, i))
-        log_p = tuple(_log_softmax(ops, y) for y in _logits(ops, decoder, streams.pop()))
-        return cls(ops, cache, tuple(streams), log_p, fed)
+        x = decoder.embedded(ops, fed)
+        cache.advance(len(tokens))
+        streams = [x]
+        x = through(ops, decoder.blocks, x, cache, after=lambda _, y: streams.append(y))
+        log_p = tuple(_log_softmax(ops, y) for y in _logits(ops, decoder, x))
+        return cls(ops, cache, tuple(streams[:-1]), log_p, fed)
 
     def divergence(self, decoder: Decoder, start: int) -> float:
         """KL of the next token, nats on average, of a decoder that differs from block `start` on."""
         ops = self.ops
         changed = start == 0 and decoder.embedding is not None
         x = decoder.embedded(ops, self.tokens) if changed else self.streams[start]
-        _begin(self.cache, self.tokens.shape[1])
-        for i in range(start, len(decoder.blocks)):
-            x = decoder.blocks[i](ops, x, self.cache, i)
+        self.cache.reset()
+        self.cache.advance(self.tokens.shape[1])
+        x = through(ops, decoder.blocks[start:], x, self.cache, first=start)
         total = 0.0
         for log_p, y in zip(self.log_p, _logits(ops, decoder, x), strict=True):
             total += float(ops.to_numpy(ops.sum(ops.exp(log_p) * (log_p - _log_softmax(ops, y)), -1)).sum())
         return max(total / self.tokens.shape[1], 0.0)
-
-
-def _begin(cache: Cache, tokens: int) -> None:
-    cache.reset()
-    cache.see(cache.claim(tokens))
 
 
 def _logits(ops: Backend, decoder: Decoder, x: Array) -> Iterator[Array]:

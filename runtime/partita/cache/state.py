@@ -204,9 +204,9 @@ class Cache:
         lengths: how many of them are real in each row (the rest is padding at the end); all, if None.
         Raises ContextError when the step is longer than the chunk that the ring was made for.
         """
-        self.see(self.claim(tokens, lengths))
+        self.begin_step(self.reserve(tokens, lengths))
 
-    def claim(self, tokens: int, lengths: Sequence[int] | None = None) -> Step:
+    def reserve(self, tokens: int, lengths: Sequence[int] | None = None) -> Step:
         """The host's half of `advance`: grow, move the mirror on, and say which kind of step this is."""
         if tokens > self.spec.chunk:
             raise ContextError(f"a step of {tokens} tokens is longer than the cache's chunk of {self.spec.chunk}")
@@ -228,7 +228,7 @@ class Cache:
         )
         return Step(tokens, None if min(counts) == tokens else tuple(counts), kinds)
 
-    def see(self, step: Step) -> None:
+    def begin_step(self, step: Step) -> None:
         """The device's half: positions, where to write, and masks. Depends on `step` and device arrays alone."""
         ops, tokens = self.ops, step.tokens
         index = ops.array(np.arange(tokens, dtype=np.int32))[None, :]

@@ -1,12 +1,13 @@
 """A decode step compiled once: the same operations on the same shapes for every token.
 
-A step is made a function of the token and the cache's arrays alone. What the host decides (`cache.Step`) and the shapes
+A step is made a function of the token and the cache's arrays alone. What the host decides (`Step`) and the shapes
 of the buffers are its key; while the ring is full, or between two blocks of a growing buffer, the key does not change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..backend import Backend
@@ -24,7 +25,7 @@ class DecodeStep:
 
     def __call__(self, tokens: Array) -> Array:
         """Tokens (B, T) at the cache's next positions to float32 logits (B, V) after the last."""
-        step = self._cache.claim(tokens.shape[1])
+        step = self._cache.reserve(tokens.shape[1])
         arrays = self._cache.arrays()
         key = (step, self._cache.rope_size, *(array.shape for array in arrays))
         if key not in self._functions:
@@ -35,5 +36,19 @@ class DecodeStep:
 
     def _pure(self, step: Step, tokens: Array, *state: Array) -> tuple[Array, ...]:
         self._cache.hold(state)
-        logits = self._model(self._ops, tokens, self._cache, step=step)
+        logits = self._model(self._ops, tokens, _Reserved(self._cache, step))
         return (logits, *self._cache.arrays())
+
+
+@dataclass(frozen=True)
+class _Reserved:
+    """A cache for a step that has been reserved already: what is left of `advance` runs on the device alone."""
+
+    cache: Cache
+    step: Step
+
+    def advance(self, tokens: int, lengths: Sequence[int] | None = None) -> None:
+        self.cache.begin_step(self.step)
+
+    def attend(self, layer: int, q: Array, k: Array, v: Array, sink_logits: Array | None = None) -> Array:
+        return self.cache.attend(layer, q, k, v, sink_logits)

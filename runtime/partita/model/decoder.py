@@ -1,28 +1,31 @@
 """One decoder for every family: a transformer whose differences are fields of `ModelConfig`.
 
-Token ids in, logits out. It knows no text, no file format and no array library; keys and values live in the cache,
-which also rotates them.
+Token ids in, logits out. It knows no text, no file format and no array library; keys and values live in the state
+that it is given, which also rotates them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..backend import Backend
 from ..brief import Brief
-from ..cache.state import Cache, Step
 from ..errors import DataError
 from ..quantization import Array
 from .config import ModelConfig
 from .layers import MLP, Linear, MoE, RMSNorm, Stack
+from .mixer import SequenceState
+
+Layer = Callable[[Backend, Array, SequenceState, int], Array]
+"""A whole layer: (ops, x, state, its number) to the stream behind it."""
 
 
 @dataclass(frozen=True)
 class Attention(Brief):
-    """Grouped-query attention over the cache. q_norm, k_norm: before rotation, over each head or over all at once.
+    """Grouped-query attention, a `Mixer`. q_norm, k_norm: before rotation, over each head or over all at once.
 
     sink_logits: float32 (heads,), learned scores without values, or None.
     """
@@ -35,7 +38,7 @@ class Attention(Brief):
     full_norms: bool = False
     sink_logits: Array | None = None
 
-    def __call__(self, ops: Backend, x: Array, cache: Cache, layer: int) -> Array:
+    def __call__(self, ops: Backend, x: Array, state: SequenceState, layer: int) -> Array:
         b, t, _ = x.shape
         q, k, v = self.qkv(ops, x)  # B T H*D
         if self.full_norms:
@@ -43,7 +46,7 @@ class Attention(Brief):
         q, k, v = (y.reshape(b, t, -1, self.head_dim) for y in (q, k, v))  # B T H D
         if not self.full_norms:
             q, k = self._normed(ops, q, k)
-        out = cache.attend(layer, q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2), self.sink_logits)
+        out = state.attend(layer, q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2), self.sink_logits)
         return self.out(ops, out.swapaxes(1, 2).reshape(b, t, -1))
 
     def _normed(self, ops: Backend, q: Array, k: Array) -> tuple[Array, Array]:
@@ -67,8 +70,8 @@ class Block(Brief):
     mlp_post_norm: RMSNorm | None
     residual_scale: float | None = None
 
-    def __call__(self, ops: Backend, x: Array, cache: Cache, layer: int) -> Array:
-        y = self.attention(ops, _normed(ops, self.attention_norm, x), cache, layer)
+    def __call__(self, ops: Backend, x: Array, state: SequenceState, layer: int) -> Array:
+        y = self.attention(ops, _normed(ops, self.attention_norm, x), state, layer)
         x = self._added(x, _normed(ops, self.attention_post_norm, y))
         y = self.mlp(ops, _normed(ops, self.mlp_norm, x))
         return self._added(x, _normed(ops, self.mlp_post_norm, y))
@@ -79,6 +82,27 @@ class Block(Brief):
 
 def _normed(ops: Backend, norm: RMSNorm | None, x: Array) -> Array:
     return x if norm is None else norm(ops, x)
+
+
+def through(
+    ops: Backend,
+    blocks: Iterable[Layer],
+    x: Array,
+    state: SequenceState,
+    *,
+    first: int = 0,
+    after: Callable[[int, Array], None] | None = None,
+) -> Array:
+    """The residual stream x (B, T, E) behind some blocks, which are the model's from layer `first` on.
+
+    The one forward loop there is. after(layer, stream): called behind each block. Blocks may be made as they are
+    needed.
+    """
+    for layer, block in enumerate(blocks, first):
+        x = block(ops, x, state, layer)
+        if after is not None:
+            after(layer, x)
+    return x
 
 
 @dataclass(frozen=True)
@@ -96,14 +120,25 @@ class Decoder(Brief):
     embedding_name: str = ""
 
     def __call__(
-        self, ops: Backend, tokens: Array, cache: Cache, *, every: bool = False, step: Step | None = None
+        self,
+        ops: Backend,
+        tokens: Array,
+        state: SequenceState,
+        *,
+        lengths: Sequence[int] | None = None,
+        embeddings: Array | None = None,
+        every: bool = False,
     ) -> Array:
-        """Feed int32 tokens (B, T) at the cache's next positions; step: the cache's claim on them, if made already.
+        """Feed int32 tokens (B, T) at the state's next positions.
 
-        Returns float32 logits (B, V) after the last token, or (B, T, V) after every one.
+        lengths: how many tokens are real in each row, the rest being padding at its end; all, if None. embeddings:
+        (B, T, E), the stream that enters the first block, in place of the tokens' own rows. Returns float32 logits
+        (B, V) after the last real token of each row, or (B, T, V) after every one.
         """
-        x = self._hidden(ops, tokens, cache, step)
-        return self.logits(ops, self.norm(ops, x if every else x[:, -1]))
+        x = self._hidden(ops, tokens, state, lengths, embeddings)
+        if not every:
+            x = x[:, -1] if lengths is None else _last(ops, x, lengths)
+        return self.logits(ops, self.norm(ops, x))
 
     def check(self, *ids: Sequence[int] | np.ndarray) -> None:
         """DataError for a token that has no row in the embedding: not every library looks where the embedding ends."""
@@ -121,16 +156,29 @@ class Decoder(Brief):
         y = y if scale is None else y * scale
         return y if cap is None else cap * ops.tanh(y / cap)
 
-    def feed(self, ops: Backend, tokens: Array, cache: Cache) -> None:
-        """The same for the cache alone, without the cost of logits."""
-        self._hidden(ops, tokens, cache)
+    def feed(
+        self,
+        ops: Backend,
+        tokens: Array,
+        state: SequenceState,
+        *,
+        lengths: Sequence[int] | None = None,
+        embeddings: Array | None = None,
+    ) -> None:
+        """The same for the state alone, without the cost of logits."""
+        self._hidden(ops, tokens, state, lengths, embeddings)
 
-    def _hidden(self, ops: Backend, tokens: Array, cache: Cache, step: Step | None = None) -> Array:
-        cache.see(cache.claim(tokens.shape[1]) if step is None else step)
-        x = self.embedded(ops, tokens)
-        for i, block in enumerate(self.blocks):
-            x = block(ops, x, cache, i)
-        return x
+    def _hidden(
+        self,
+        ops: Backend,
+        tokens: Array,
+        state: SequenceState,
+        lengths: Sequence[int] | None,
+        embeddings: Array | None,
+    ) -> Array:
+        state.advance(tokens.shape[1], lengths)
+        x = self.embedded(ops, tokens) if embeddings is None else embeddings
+        return through(ops, self.blocks, x, state)
 
     def embedded(self, ops: Backend, tokens: Array) -> Array:
         """The stream (B, T, E) that enters the first block."""
@@ -138,3 +186,10 @@ class Decoder(Brief):
         if self.config.embedding_scale is None:
             return x
         return x * ops.full((1,), self.config.embedding_scale, ops.dtype)  # rounded to the residual dtype, as trained
+
+
+def _last(ops: Backend, x: Array, lengths: Sequence[int]) -> Array:
+    """(B, E): of x (B, T, E), each row's last real token."""
+    b, t, e = x.shape
+    rows = np.arange(b) * t + np.asarray(lengths) - 1
+    return ops.take(x.reshape(b * t, e), ops.array(rows.astype(np.int32)), 0)

@@ -1,4 +1,4 @@
-"""Attention in training: with the cache's interface, so that the decoder's blocks are the same, and nothing stored.
+"""Attention in training: a `SequenceState`, so that the decoder's blocks are the same, and nothing stored.
 
 A batch holds rows of several documents. A token sees the tokens of its own document at or before it, within its layer's
 window. Not here: gradients, which are the seam's.
@@ -6,6 +6,7 @@ window. Not here: gradients, which are the seam's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,9 @@ class PackedSequences:
     layers: tuple[LayerSpec, ...]
     angles: dict[RopeConfig, tuple[Array, Array]]
     masks: dict[int, Array | None]
+
+    def advance(self, tokens: int, lengths: Sequence[int] | None = None) -> None:
+        """Nothing is left to do: a batch is one step, and its positions are known."""
 
     def attend(self, layer: int, q: Array, k: Array, v: Array, sink_logits: Array | None = None) -> Array:
         """Rotate and attend: (B, Hq, T, D) of q (B, Hq, T, D) and k, v (B, Hkv, T, D), before rotation."""

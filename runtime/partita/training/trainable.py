@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,9 @@ from ..backend import Backend
 from ..brief import Brief
 from ..checkpoint.checkpoint import Checkpoint
 from ..errors import UnsupportedModel
-from ..model.decoder import Decoder
+from ..model.decoder import Decoder, through
 from ..model.layers import Linear, RMSNorm
+from ..model.mixer import SequenceState
 from ..model.tree import replace_at, walk
 from ..quantization import Array, Packed, dequantize
 from .loss import chunk_rows, cross_entropy
@@ -83,13 +85,15 @@ class Trainable(Brief):
         """(B, T, E) after the last norm, of int32 tokens (B, T)."""
         embedding = self._bound("embedding", self._own("embedding", values))
         x = replace(self.decoder, embedding=embedding).embedded(ops, ops.array(tokens))
-        for i in range(len(self.decoder.blocks)):
 
-            def run(own: dict[str, Array], x: Array, i: int = i) -> Array:
-                return self._bound(f"blocks.{i}", own)(ops, x, sequences, i)
+        def block(ops: Backend, x: Array, state: SequenceState, i: int) -> Array:
+            def run(own: dict[str, Array], x: Array) -> Array:
+                return self._bound(f"blocks.{i}", own)(ops, x, state, i)
 
             own = self._own(f"blocks.{i}", values)
-            x = ops.checkpoint(run)(own, x) if checkpoint else run(own, x)
+            return ops.checkpoint(run)(own, x) if checkpoint else run(own, x)
+
+        x = through(ops, repeat(block, len(self.decoder.blocks)), x, sequences)
         return self._bound("norm", self._own("norm", values))(ops, x)
 
     @cached_property

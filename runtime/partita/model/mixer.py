@@ -1,0 +1,38 @@
+"""What stands between a decoder's layers and what they remember: token mixers, and the state of a sequence.
+
+Not here: a cache (`cache.state`), the packed rows of a training batch (`training.packed`), which are such states; the
+mixers themselves, which a layer holds. Invariant: a decoder knows its state by this protocol alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from ..backend import Backend
+from ..quantization import Array
+
+
+class SequenceState(Protocol):
+    """Rows of tokens as the layers of a decoder see them, one step after the other."""
+
+    def advance(self, tokens: int, lengths: Sequence[int] | None = None) -> None:
+        """Begin a step of `tokens` new ones in every row, before the first layer.
+
+        lengths: how many of them are real in each row (the rest is padding at the end); all, if None.
+        """
+        ...
+
+    def attend(self, layer: int, q: Array, k: Array, v: Array, sink_logits: Array | None = None) -> Array:
+        """Rotate, remember, and attend: what the layer's queries see, (B, Hq, T, D).
+
+        q (B, Hq, T, D) and k, v (B, Hkv, T, D) of this step before rotation. sink_logits: the layer's learned ones,
+        float32 (Hq,).
+        """
+        ...
+
+
+class Mixer(Protocol):
+    """The part of a layer in which tokens meet. x and what it returns: (B, T, E)."""
+
+    def __call__(self, ops: Backend, x: Array, state: SequenceState, layer: int) -> Array: ...
