@@ -1,7 +1,7 @@
 """Adapters out, as PEFT or mlx-lm keep them, and what quantization leaves of a change.
 
-Not here: reading and fusing (`partita.adapters.read`). Invariants: matrices are written as they were read, transposed at
-most; what a format cannot say is refused by name; a folder is there whole or not at all.
+Not here: reading and fusing (`partita.adapters.read`). Invariants: matrices are written as they were read, transposed
+at most; what a format cannot say is refused by name; a folder is there whole or not at all.
 
 How much of a change survives is measured against the base *written the same way without it*, so that quantization's
 own error does not count: retained = <Q(W + D) - Q(W), D> / <D, D>. A base that was quantized already lies on the grid,

@@ -1,8 +1,8 @@
 """An adapter's change on its way into the weights that are written, and how much of it arrives.
 
-Not here: what an adapter is (`partita.adapters.read`), the rule of what counts as kept (`adapters.py`). Invariant: every
-weight that the adapter changes has its share noted, whatever form it is written in, and every one that gets more bits
-for it what it would have had.
+Not here: what an adapter is (`partita.adapters.read`), the rule of what counts as kept (`adapters.py`). Invariant:
+every weight that the adapter changes has its share noted, whatever form it is written in, and every one that gets more
+bits for it what it would have had.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ MASKED = -1e30
 
 @dataclass(frozen=True)
 class Sinks:
-    """The kept first tokens of a row, which are scored by a query of their own (`cache.py`, rule 4).
+    """The kept first tokens of a row, which are scored by a query of their own (`cache/state.py`, rule 4).
 
     q: (B, Hq, T, D), rotated to the anchored position. k, v: (B, Hkv, S, D), never quantized.
     mask: float32 (B, T, S), 0 where visible and MASKED elsewhere.

@@ -40,7 +40,7 @@ except PartitaError as error:
 
 
 def found(name: str, offline: bool = False) -> dict:
-    """`data_files.find` in a fresh process, since the Hub's library reads its settings once, on import."""
+    """`files.find` in a fresh process, since the Hub's library reads its settings once, on import."""
     command = [sys.executable, "-W", "error", "-c", RUN, name, "offline" if offline else ""]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")

@@ -116,6 +116,9 @@ def test_removal_stays_inside(tmp_path, monkeypatch):
 
 
 def test_finding_a_model_loads_no_library():
-    code = "import sys; from partita.sources import resolve as sources; sources.list_models(); sources.find('hf:a/b'); print(*sys.modules)"
+    code = (
+        "import sys; from partita.sources import resolve; resolve.list_models(); resolve.find('hf:a/b'); "
+        "print(*sys.modules)"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"huggingface_hub", "torch", "mlx", "rich", "filelock"} & set(out)

@@ -102,7 +102,7 @@ def test_a_cached_model_needs_no_network(name, unnoted, monkeypatch):
     def asked(*_: object, **__: object) -> Path:
         raise AssertionError("the network was asked")
 
-    monkeypatch.setattr(sources.sources_hub, "fetch", asked)
+    monkeypatch.setattr(sources.hub, "fetch", asked)
     assert sources.resolve(name) == unnoted
     assert sources.find(name) == unnoted
     assert sources.full_name(name) == "hf:Owner/Tiny-Model"

@@ -1,7 +1,7 @@
 """Trained adapters out, as PEFT's folder: what `peft`, transformers, and `open_adapter` here read.
 
-Not here: reading (`adapters.py`), and other kinds of folders (`partita_convert`). Invariant: a file is replaced whole
-or not at all; the tensors decide, as the config is the same for every state of a run.
+Not here: reading (`adapters/read.py`), and other kinds of folders (`partita_convert`). Invariant: a file is replaced
+whole or not at all; the tensors decide, as the config is the same for every state of a run.
 """
 
 from __future__ import annotations

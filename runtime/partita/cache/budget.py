@@ -1,6 +1,6 @@
 """Whether a cache fits before any of it is allocated: which format `auto` means, how much context, and what would help.
 
-Judges numbers only: bytes of a full cache (`cache_spec.cache_bytes`, exact) against the device's free memory less
+Judges numbers only: bytes of a full cache (`spec.cache_bytes`, exact) against the device's free memory less
 RESERVE, which is left for activations and for everybody else. Never allocates, and never chooses what was asked for.
 """
 

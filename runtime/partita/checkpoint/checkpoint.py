@@ -71,7 +71,7 @@ class Checkpoint(Brief, ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A stable identity of the weights in hexadecimal: see `safetensors_files.fingerprint` for what it covers."""
+        """A stable identity of the weights in hexadecimal: see `safetensors.fingerprint` for what it covers."""
 
     @abstractmethod
     def nbytes(self) -> int:
@@ -333,8 +333,8 @@ def _refuse_code(config: Mapping[str, Any]) -> None:
 
 
 def _is_mxfp4(config: Mapping[str, Any]) -> bool:
-    """gpt-oss as published: blocks of 4-bit floats, which `experts.py` reads. The name alone is enough: the other
-    fields say which modules are left dense, and the tensors say that too."""
+    """gpt-oss as published: blocks of 4-bit floats, which `checkpoint/experts.py` reads. The name alone is enough: the
+    other fields say which modules are left dense, and the tensors say that too."""
     other = config.get("quantization_config")
     return isinstance(other, dict) and other.get("quant_method") == "mxfp4"
 

@@ -1,7 +1,7 @@
 """What a decoder is, as frozen data: everything that differs between families is a field here.
 
-Parsed once from a checkpoint's own config (`families.py`) and validated; the model then asks no dictionary. A default
-means that the part is absent.
+Parsed once from a checkpoint's own config (`model/families/parse.py`) and validated; the model then asks no dictionary.
+A default means that the part is absent.
 """
 
 from __future__ import annotations

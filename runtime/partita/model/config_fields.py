@@ -1,7 +1,8 @@
 """Fields of a Hugging Face config, read and checked: what the families' parse functions are made of.
 
-Not here: what a family is (`families.py`). Invariant: a value that is missing, malformed or changes the mathematics in
-a way that is not implemented raises an error that names the field; nothing is guessed, least of all a rope base.
+Not here: what a family is (`model/families/parse.py`). Invariant: a value that is missing, malformed or changes the
+mathematics in a way that is not implemented raises an error that names the field; nothing is guessed, least of all a
+rope base.
 """
 
 from __future__ import annotations

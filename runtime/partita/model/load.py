@@ -1,7 +1,7 @@
 """A checkpoint to a decoder on a device: reads each tensor once, checks its shape, stacks neighbours of one format.
 
-Not here: what the files look like (`checkpoint.py`) or what a config means (`families.py`). Host memory holds the
-tensors of one projection at a time.
+Not here: what the files look like (`checkpoint/checkpoint.py`) or what a config means (`model/families/parse.py`). Host
+memory holds the tensors of one projection at a time.
 """
 
 from __future__ import annotations

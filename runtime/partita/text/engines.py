@@ -53,7 +53,7 @@ class TokenizersEngine:
     """An instance of the `tokenizers` library.
 
     literals: tokens whose text is taken as it is (added tokens). where: what errors call its source. easy: as in
-    `tokenizer_steps.Steps`. The library parses control tokens or not by a switch of the
+    `steps.Steps`. The library parses control tokens or not by a switch of the
     whole instance, hence the lock.
     """
 

@@ -1,6 +1,6 @@
 """A tokenizer.json, judged and then built out of checked parts. The `tokenizers` library never reads the file itself.
 
-Not here: single steps (`tokenizer_steps`), what other files say (`tokenizer_folder`). Given the file, the library would
+Not here: single steps (`steps`), what other files say (`from_folder`). Given the file, the library would
 panic or end the process where it is damaged, draw at random where training did (dropout), and cut or pad texts.
 Invariants: sizes are bounded before anything is parsed; a kind of model, or a field of one, that is not implemented is
 refused by name; a field of training is left out.

@@ -37,7 +37,7 @@ class TrainingShape:
 @dataclass(frozen=True)
 class Estimate:
     """Bytes. optimizer: gradients and moments. activations: kept for the backward pass. logits: a chunk's. batches:
-    tokens, targets and what else is kept of each (`data_batches.Batch`)."""
+    tokens, targets and what else is kept of each (`batches.Batch`)."""
 
     optimizer: int
     activations: int

@@ -60,7 +60,7 @@ class Trainable(Brief):
     ) -> Array:
         """Sum of the trained tokens' cross-entropies: float32 scalar, differentiable in `values`.
 
-        batch: a `data_batches.Batch`. checkpoint: blocks are computed again in the backward pass. rows: of logits that
+        batch: a `batches.Batch`. checkpoint: blocks are computed again in the backward pass. rows: of logits that
         are computed together.
         """
         self.decoder.check(batch.tokens, batch.targets)

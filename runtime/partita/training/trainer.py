@@ -140,7 +140,7 @@ def _unheard(what: str, done: int, total: int | None) -> None:
 
 
 class Source(Protocol):
-    """Batches without end that can go on where they stopped: `data_batches.Batches`."""
+    """Batches without end that can go on where they stopped: `batches.Batches`."""
 
     def __next__(self) -> Batch: ...
     def state(self) -> dict[str, Any]: ...

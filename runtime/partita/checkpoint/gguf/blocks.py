@@ -11,7 +11,7 @@ Layouts (ggml's, little-endian; d, m, dmin are float16; a group is 32 values):
     Q8_0  d q[32] signed           q d
     Q4_K  d dmin sm[12] qs[128]    q d s - dmin m    8 groups; 32 bytes hold group 2j (low) and group 2j + 1 (high)
     Q5_K  d dmin sm[12] qh[32] qs[128]               bit g of qh[j] is bit 4 of value j of group g
-    MXFP4 e qs[16]                 `mxfp4.py`; the sign of a zero is lost
+    MXFP4 e qs[16]                 `checkpoint/schemes/mxfp4.py`; the sign of a zero is lost
 """
 
 from __future__ import annotations

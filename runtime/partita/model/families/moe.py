@@ -1,6 +1,6 @@
 """Families whose MLPs are experts: Qwen3-MoE and gpt-oss, from a Hugging Face config to `ModelConfig`.
 
-Not here: how a checkpoint keeps experts (`experts.py`). The invariant is that of `families.py`.
+Not here: how a checkpoint keeps experts (`checkpoint/experts.py`). The invariant is that of `model/families/parse.py`.
 """
 
 from __future__ import annotations

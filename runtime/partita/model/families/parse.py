@@ -1,8 +1,8 @@
 """Families of models as data: a Hugging Face config to `ModelConfig`, and where each weight lives in a checkpoint.
 
-A family is one small function and one table of names over the one decoder in `model.py`; no family has code of its own
-there. How a field is read and when it is refused is `config_fields.py`'s; families with experts are in
-`families_moe.py`. Invariant: a field that changes a family's mathematics is read, or refused by name.
+A family is one small function and one table of names over the one decoder in `model/decoder.py`; no family has code of
+its own there. How a field is read and when it is refused is `model/config_fields.py`'s; families with experts are in
+`model/families/moe.py`. Invariant: a field that changes a family's mathematics is read, or refused by name.
 """
 
 from __future__ import annotations
