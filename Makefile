@@ -33,7 +33,7 @@ test: lint       ## what CI runs: format, lint, types and the suite
 	@$(PYTHON_IN_VENV) -m pytest -m "not slow and not interop" --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 test-long: setup ## the tests that take minutes, and the property tests on examples that differ from run to run
-	@$(PYTHON_IN_VENV) -m pytest -m "slow or (hypothesis and not interop)" --hypothesis-profile=default
+	@$(PYTHON_IN_VENV) -m pytest -m "slow or (hypothesis and not interop)" --hypothesis-profile=search
 
 test-cpus: setup ## the numeric tests as on CPUs with fewer instructions than this one: AVX2, SSE
 	@$(PYTHON_IN_VENV) .ci/cpus.py $(CPUS)

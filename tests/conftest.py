@@ -20,8 +20,9 @@ import pytest
 from hypothesis import settings
 
 # `make test` tries the same examples in every run, so that it passes or fails by what has changed; `make test-long`
-# looks for others: it asks for the profile "default".
-settings.register_profile("repeatable", derandomize=True)
+# looks for others: it asks for the profile "search". How long an example takes says something of the machine alone.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("search", deadline=None)
 settings.load_profile("repeatable")
 
 for name in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS"):  # `make test` runs this: a make in a test is not a part of that one

@@ -165,9 +165,7 @@ def live(ops: Backend, plan: Plan) -> None:
     assert cache.nbytes == cache_bytes(spec, max(reached), plan.batch)
 
 
-RELAXED = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+RELAXED = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 @RELAXED

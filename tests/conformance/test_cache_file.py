@@ -109,7 +109,7 @@ def test_bfloat16_is_stored_as_it_is(name: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(cache.ops.to_numpy(mine), cache.ops.to_numpy(theirs))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kv=st.sampled_from(KINDS), window=st.sampled_from([None, 8, 300]), steps=st.integers(0, 90))
 def test_the_layout_is_the_caches_own(ops: Backend, kv: str, window: int | None, steps: int) -> None:
     """Names apart, what is expected of a file is what a cache holds, at any length."""
@@ -236,7 +236,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return file.read_bytes()
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.floats(0, 1), header=st.booleans(), value=st.integers(1, 255), cut=st.booleans())
 def test_every_damage_is_told(
     place: float, header: bool, value: int, cut: bool, whole: bytes, oracle: Backend, tmp_path: Path

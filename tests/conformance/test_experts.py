@@ -31,7 +31,7 @@ def expected_products(x: np.ndarray, weight: np.ndarray, index: np.ndarray, bias
     return out if bias is None else out + bias[index]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     batch=st.integers(1, 3),
     tokens=st.integers(1, 11),

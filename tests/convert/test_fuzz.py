@@ -92,7 +92,7 @@ VALUES = st.one_of(typed(st.sampled_from(sorted(SCALARS))), ARRAYS)
 KEY_NAMES = [*(name for name, _, _ in fuzz_corpus.gguf_forms()["llama"][0]), "llama.rope.scaling.type", ""]
 KEYS = st.lists(st.tuples(st.sampled_from(KEY_NAMES) | TEXTS, VALUES).map(lambda item: (item[0], *item[1])), max_size=8)
 TENSORS = st.lists(st.tuples(TEXTS, st.lists(NUMBERS, max_size=5).map(tuple), st.integers(0, 45), NUMBERS), max_size=4)
-EASY = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+EASY = settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @EASY

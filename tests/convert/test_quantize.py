@@ -74,7 +74,7 @@ rows = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(rows, st.sampled_from(BITS), st.sampled_from([32, 64]))
 def test_never_worse_whatever_the_numbers(x, bits, group):
     packed = quantize(x, bits, group)
@@ -84,7 +84,7 @@ def test_never_worse_whatever_the_numbers(x, bits, group):
     assert ours.sum() <= exact.sum() * (1 + 1e-4) + tiny.sum()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(floats, st.sampled_from(BITS))
 def test_a_constant_group_is_exact(value, bits):
     x = np.full((1, 64), value, np.float32)

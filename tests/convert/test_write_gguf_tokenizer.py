@@ -314,7 +314,7 @@ def merged(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return tokenizer_from_gguf(keys), tokenizer_from_gguf(metadata)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(st.sampled_from("the quickbrownfxjmpdovlazy  ,.12Ü日\n🚀") | st.characters(codec="utf-8"), max_size=60))
 def test_scores_from_merges_give_the_same_ids(merged: tuple[Tokenizer, Tokenizer], text: str) -> None:
     first, second = merged

@@ -451,7 +451,7 @@ def test_a_file_cut_anywhere_is_refused(small_folder):
             open_checkpoint(path)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_mutated_files_raise_typed_errors_only(small_folder, data):
     path, content = small_folder

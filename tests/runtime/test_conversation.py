@@ -35,7 +35,7 @@ def tokenizer_of(folder: Path) -> Tokenizer:
 
 @pytest.mark.parametrize("source", [CHATML, TRIMS, THINKS, PLAIN])
 @given(turns=st.lists(st.tuples(texts, replies), min_size=1, max_size=4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_ids_decode_to_the_rendered_text(tiny_model, source, turns):
     tokenizer, template = tokenizer_of(tiny_model), ChatTemplate(source)
     transcript, messages = Transcript(tokenizer, template), []
@@ -51,7 +51,7 @@ def test_ids_decode_to_the_rendered_text(tiny_model, source, turns):
 
 
 @given(turns=st.lists(st.tuples(texts, st.lists(st.integers(0, 255), max_size=12)), min_size=2, max_size=4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_turn_begins_with_the_ids_of_the_last_one_and_its_reply(tiny_model, turns):
     tokenizer = tokenizer_of(tiny_model)
     transcript, messages, before = Transcript(tokenizer, ChatTemplate(CHATML)), [], []
@@ -66,7 +66,7 @@ def test_a_turn_begins_with_the_ids_of_the_last_one_and_its_reply(tiny_model, tu
 
 @pytest.mark.parametrize("source", [CHATML, TRIMS, THINKS, PLAIN])
 @given(turns=st.lists(st.tuples(texts, replies), min_size=1, max_size=4), held=st.integers(0, 30))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_what_a_cache_holds_is_known_whatever_it_is(tiny_model, source, turns, held):
     """Nothing is lost, and where a template keeps replies as they are, nothing that the cache holds is new."""
     tokenizer, template = tokenizer_of(tiny_model), ChatTemplate(source)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from partita.data import files as data_files
@@ -253,7 +253,6 @@ def test_the_end_of_a_text_is_held_out(tmp_path, load, tiny_model):
 
 
 @given(count=st.integers(1, 60), room=st.integers(2, 12), bos=st.sampled_from([None, 99]))
-@settings(deadline=None)
 def test_every_token_of_a_text_is_trained_exactly_once(count, room, bos):
     pieces = list(cut_text(range(count), room + (bos is not None), bos))
     trained = [(i, a) for ids, flags in pieces for i, flag, a in zip(ids[1:], flags[1:], ids, strict=False) if flag]

@@ -56,7 +56,7 @@ lengths = st.lists(st.integers(2, MAX_LENGTH), min_size=1, max_size=60)
 
 
 @given(lengths=lengths, size=st.integers(1, 5), packing=st.booleans(), seed=st.integers(0, 3), epoch=st.integers(0, 2))
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_every_document_once_an_epoch(lengths, size, packing, seed, epoch):
     data = dataset_of(lengths)
     seen: Counter[tuple[tuple[int, ...], tuple[float, ...]]] = Counter()
@@ -77,7 +77,7 @@ def test_every_document_once_an_epoch(lengths, size, packing, seed, epoch):
 
 
 @given(lengths=lengths, size=st.integers(1, 4), packing=st.booleans())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_going_on_from_every_step_gives_the_same_batches(lengths, size, packing):
     data = dataset_of(lengths)
     stream = Batches(data, size, MAX_LENGTH, packing, 7)
@@ -95,7 +95,7 @@ def test_going_on_from_every_step_gives_the_same_batches(lengths, size, packing)
 
 
 @given(lengths=lengths, size=st.integers(1, 3), world=st.integers(2, 3), packing=st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_processes_see_together_what_one_with_a_larger_batch_sees(lengths, size, world, packing):
     data = dataset_of(lengths)
     one = Batches(data, size * world, MAX_LENGTH, packing, 3)
@@ -164,7 +164,7 @@ def test_packed_rows_are_full():
 
 
 @given(sizes=st.lists(st.integers(1, 10), min_size=1, max_size=80))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_first_fit_is_first_fit(sizes):
     free: list[int] = []
     expected = []

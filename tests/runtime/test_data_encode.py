@@ -295,7 +295,7 @@ contents = st.lists(
 
 
 @given(talk=st.lists(st.tuples(contents, contents), min_size=1, max_size=3), completion=st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_typed_control_tokens_are_text_and_masks_are_whole_turns(chatml, talk, completion):
     tokenizer, template = chatml
     messages = [m for q, a in talk for m in ({"role": "user", "content": q}, {"role": "assistant", "content": a})]
@@ -353,7 +353,7 @@ def test_a_library_that_writes_spaces_is_given_the_whole(spaces):
 
 
 @given(pairs=st.lists(st.tuples(*[st.text(" afoxdg[]?/s", min_size=1, max_size=9)] * 2), min_size=1, max_size=4))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_cuts_by_bytes_are_those_by_ids(spaces, pairs):
     """Of segments that end in what no token joins to its neighbours: control tokens and spaces behind brackets."""
     tokenizer, _ = spaces

@@ -98,7 +98,7 @@ expressions = st.recursive(
 
 
 @given(expression=expressions)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_what_is_accepted_never_runs_out_of_tries(expression):
     """The library gives up after ten million tries at one place, with a panic."""
     try:
@@ -115,7 +115,7 @@ def test_what_is_accepted_never_runs_out_of_tries(expression):
     choices=st.lists(st.integers(2, 40).map(lambda count: f"(?:{'|'.join(['x'] * count)})"), max_size=4),
     growth=st.sampled_from([1, 8, 60]),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_texts_that_are_called_easy_are_done_in_a_moment(begin, choices, growth):
     """The longest of them, of the letter that takes most tries, after it was made as long as may be."""
     split = {"type": "Split", "pattern": {"Regex": f"{begin}{''.join(choices)}y"}, "behavior": "Isolated"}

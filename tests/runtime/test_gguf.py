@@ -598,7 +598,7 @@ def test_a_file_cut_anywhere_is_refused(small_file):
             open_checkpoint(cut)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_mutated_headers_raise_typed_errors_only(small_file, data):
     path, content = small_file

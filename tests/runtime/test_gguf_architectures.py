@@ -268,7 +268,7 @@ KEYS = sorted(
 FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight", "blk.0.attn_q.bias")
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     st.sampled_from(sorted(ARCHITECTURES)),
     st.dictionaries(st.sampled_from(KEYS), WILD, max_size=6),

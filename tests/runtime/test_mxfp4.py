@@ -20,7 +20,7 @@ def random_blocks(seed: int, *leading: int, low: int = 0, high: int = 252) -> tu
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.lists(st.integers(1, 4), min_size=1, max_size=3))
 def test_equals_the_transformers_dequantization(seed: int, leading: list[int]) -> None:
     import torch
@@ -36,7 +36,7 @@ def test_equals_the_transformers_dequantization(seed: int, leading: list[int]) -
     np.testing.assert_array_equal(values.reshape(*wanted[:-1], -1), theirs.numpy().swapaxes(1, 2))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 4))
 def test_equals_the_dequantization_of_gguf(seed: int, rows: int, groups: int) -> None:
     import gguf

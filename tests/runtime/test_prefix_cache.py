@@ -76,7 +76,7 @@ SPECS = st.sampled_from([FULL, RING, spec_of(3, 2), spec_of(5, 0, 1)])
 ACTIONS = st.lists(st.tuples(st.sampled_from(["put", "find"]), TOKENS, SPECS, st.integers(1, 120)), max_size=30)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(actions=ACTIONS, max_bytes=st.integers(0, 600))
 def test_equals_a_list_of_everything_held(actions: list, max_bytes: int) -> None:
     """The longest usable beginning, the same snapshots kept, and never a byte too many."""

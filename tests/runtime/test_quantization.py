@@ -74,7 +74,7 @@ def test_weights_are_quantized_bit_for_bit_as_mlx_does(bits, kind):
         np.testing.assert_array_equal(ours.biases, np.array(biases))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(bits=st.sampled_from(BITS), group_size=st.sampled_from([32, 64, 128]), seed=st.integers(0, 2**32 - 1))
 def test_a_weight_is_at_most_a_step_away_and_its_edge_exact(bits, group_size, seed):
     rng = np.random.default_rng(seed)
@@ -89,7 +89,7 @@ def test_a_weight_is_at_most_a_step_away_and_its_edge_exact(bits, group_size, se
     np.testing.assert_array_equal(packed.biases, largest)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(bits=st.sampled_from([2, 3, 4, 5, 6, 8]), seed=st.integers(0, 2**32 - 1), group_size=st.sampled_from([32, 64]))
 def test_keys_and_values_are_at_most_half_a_step_away(bits, seed, group_size):
     rng = np.random.default_rng(seed)

@@ -337,7 +337,7 @@ def test_a_stream_tells_what_the_whole_tells(forms, name):
     prompts = [prompt_of(tokenizer, "?"), prompt_of(tokenizer, "?", enable_thinking=True)]
 
     @given(pieces_of(name), st.sampled_from(prompts), st.sampled_from([None, TOOLS]), st.lists(st.integers(0, 400)))
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @example(['<tool_call>{"name": "a, "b": {}}</tool_call>', "x", "<tool_call>"], prompts[0], None, [])
     def check(pieces, prompt, tools, cuts):
         text = "".join(pieces)
@@ -374,7 +374,7 @@ def test_nothing_but_markers_and_line_ends_is_lost(forms, name):
 
     @given(st.lists(st.sampled_from([*FORMS[name].controls, "<think>", "</think>", "<tool_call>", "</tool_call>", '"']
                                     + ["\n", " ", "{", "}"] + [f"§{c}" for c in "abcdefgh"]), max_size=12))  # fmt: skip
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     def check(pieces):
         parser = ReplyParser(form, tokenizer, prompt_of(tokenizer, "?"), tools=TOOLS)
         parts = by_token(parser, tokenizer.encode("".join(pieces), bos=False, specials=True))
@@ -385,7 +385,7 @@ def test_nothing_but_markers_and_line_ends_is_lost(forms, name):
 
 
 @given(st.sampled_from(sorted(NOTATIONS)), st.text(st.sampled_from("a\"'\\{}[]()<>|=:,./ \n1-e`") | st.characters()))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_notation_gives_calls_or_a_reason(notation, text):
     try:
         calls = read(notation, text, {}, "")

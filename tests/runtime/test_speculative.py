@@ -125,7 +125,7 @@ def test_the_reply_is_the_plain_one(model: LanguageModel, sampling: Sampling, ri
         assert scripted.acceptance.steps == 40
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     right=st.lists(st.booleans(), min_size=40, max_size=40),
     sampling=st.sampled_from(SAMPLINGS),

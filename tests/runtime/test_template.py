@@ -257,7 +257,7 @@ contents = st.lists(st.sampled_from([*CONTROLS, "<|im_", "end|>", "<", "|>", "a 
 
 
 @given(content=contents)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_users_literal_is_text_and_nothing_is_lost(tokenizer, template, content):
     messages = [{"role": "user", "content": content}]
     ids = encode_chat(tokenizer, template, messages)

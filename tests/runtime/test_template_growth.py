@@ -105,7 +105,7 @@ def test_a_template_that_changes_what_it_wrote_is_rendered_for_every_turn(tokeni
     source=st.sampled_from([*APPENDS.values(), *CHANGES.values()]),
     first=st.integers(0, 2),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_whatever_the_conversation_both_ways_agree(tokenizer, roles, source, first):
     messages = talk([*roles, "assistant"])["messages"]
     prompt, completion = messages[:first], messages[first:]

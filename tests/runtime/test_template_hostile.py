@@ -164,7 +164,7 @@ def test_everything_with_many_hostile_arguments(part):
 
 
 @given(sources=st.lists(hostile(), min_size=8, max_size=8))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_whatever_a_template_tries_it_is_a_text_or_one_line(sources):
     for source in sources:
         attempt(source)
@@ -172,7 +172,7 @@ def test_whatever_a_template_tries_it_is_a_text_or_one_line(sources):
 
 @pytest.mark.slow
 @given(sources=st.lists(hostile(), min_size=8, max_size=8))
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 def test_whatever_many_templates_try(sources):
     for source in sources:
         attempt(source)

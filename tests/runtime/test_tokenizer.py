@@ -164,7 +164,7 @@ def streamed(tokenizer, ids, **options):
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_stream_of_any_ids_equals_decoding_the_whole(tokenizer, data):
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size + 3), max_size=30))
     options = {"specials": data.draw(st.booleans()), "continues": data.draw(st.booleans())}
@@ -172,7 +172,7 @@ def test_a_stream_of_any_ids_equals_decoding_the_whole(tokenizer, data):
 
 
 @given(text=texts)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_text_comes_back_whole_and_streamed_and_is_never_a_control_token(tokenizer, text):
     text = text.replace("▁", "_")  # sentencepiece's own sign for a space
     ids = tokenizer.encode(text, bos=False)
@@ -399,7 +399,7 @@ def test_damaged_folders_are_named(tmp_path, files, message):
 
 
 @given(data=st.binary(max_size=60))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_bytes_as_a_sentencepiece_model_end_in_one_error(data):
     with pytest.raises(CheckpointError):
         sentencepiece_model.read(data + b"\x0a\x7f", "test")

@@ -75,7 +75,7 @@ texts = st.lists(words, min_size=1, max_size=12).map("".join)
 
 @given(flags=st.lists(neighbours, min_size=4, max_size=4), legacy=st.booleans(), text=texts)
 @example(flags=[dict.fromkeys(FLAGS, False)] * 4, legacy=False, text="<call>hello")  # where no space is put in front
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_sentencepiece_model_reads_them_as_a_json(proto, tmp_path_factory, flags, legacy, text):
     folder = tmp_path_factory.mktemp("m")
     (folder / "json").mkdir()
@@ -106,7 +106,7 @@ def test_tokens_with_spaces_in_them_are_found(proto, tmp_path):
 
 
 @given(flags=st.lists(neighbours, min_size=3, max_size=3), text=st.text("ab <>\n\t_é", max_size=20))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_literals_are_found_as_by_the_library(flags, text):
     names = ["<", "<a>", " b"]
     library = Library(models.BPE({letter: i for i, letter in enumerate("ab <>\n\t_é")}, []))

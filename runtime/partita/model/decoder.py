@@ -173,8 +173,8 @@ class Decoder(Brief):
         ops: Backend,
         tokens: Array,
         state: SequenceState,
-        lengths: Sequence[int] | None,
-        embeddings: Array | None,
+        lengths: Sequence[int] | None = None,
+        embeddings: Array | None = None,
     ) -> Array:
         state.advance(tokens.shape[1], lengths)
         x = self.embedded(ops, tokens) if embeddings is None else embeddings
