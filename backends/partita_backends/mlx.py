@@ -314,12 +314,12 @@ class MlxBackend:
         return 0 if group is None else group.rank()
 
     @property
-    def world(self) -> int:
+    def world_size(self) -> int:
         group = mlx_group.group()
         return 1 if group is None else group.size()
 
     def all_sum(self, x: Array) -> Array:
-        return x if self.world == 1 else mlx_group.all_sum(x)
+        return x if self.world_size == 1 else mlx_group.all_sum(x)
 
 
 def _summed(x: Array, axis: int) -> Array:

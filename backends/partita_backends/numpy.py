@@ -27,7 +27,7 @@ class NumpyBackend:
     asynchronous = False
     compiles = False
     rank = 0
-    world = 1
+    world_size = 1
 
     def __init__(self, device: str | None = None, dtype: str = "auto", threads: int | None = None):
         if dtype not in ("auto", "float32", "float64"):

@@ -23,6 +23,7 @@ from partita.text.load import load_tokenizer
 from .activations import Importance, importance
 from .calibration import SAMPLE, written_tokens
 from .fusing import Fusion, gguf_kinds
+from .gguf.write import WrittenFile, write_gguf
 from .layouts import as_huggingface, as_mlx
 from .measure import allocate, check_budget, measure
 from .planning import (
@@ -50,7 +51,6 @@ from .write_folder import (
     write_huggingface,
     write_mlx,
 )
-from .write_gguf import WrittenFile, write_gguf
 
 
 def convert(
@@ -197,10 +197,10 @@ class _Transform:
                 return self._dense(name, self.fusion.quantized(name, wanted, self._quantize(name)))
         elif wanted is not None and not _is_already(value, wanted):
             return self._quantize(name)(value, wanted.bits, wanted.group_size)
-        settled = self._settled(name, value)
+        for_inference = self._settled(name, value)
         if self.fusion.changes(name):
-            self.fusion.note(name, settled)
-        return settled
+            self.fusion.note(name, for_inference)
+        return for_inference
 
     def _quantize(self, name: str) -> Callable[..., Packed]:
         return lambda x, bits, group: quantize(x, bits, group, importance=self.columns.get(name), name=name)

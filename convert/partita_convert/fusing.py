@@ -20,12 +20,12 @@ from partita.errors import DataError
 from partita.quantization import Packed, dequantize
 
 from .adapters import RETAINED, Policy, fuse_quantized, retained_share
-from .gguf_encode import WIDTHS, as_written, exact_type
-from .gguf_file import size
+from .gguf.encode import WIDTHS, as_written, exact_type
+from .gguf.file import size
+from .gguf.write import dense_type
 from .recipes import Format
 from .report import Raised
 from .write_folder import Value, WrittenTensor, numpy_dtype
-from .write_gguf import dense_type
 
 _WIDER = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16", "F32")
 

@@ -20,10 +20,10 @@ from partita.model.load import check_whole, packed_as
 
 from .adapters import Policy
 from .atomic import refuse_existing
-from .gguf_encode import SEARCHED
+from .gguf.encode import SEARCHED
+from .gguf.write import KINDS
 from .recipes import Format, Recipe, is_embedding, parse_recipe, quantizable
 from .write_folder import DTYPES, is_packed
-from .write_gguf import KINDS
 
 FORMS = ("mlx", "huggingface", "gguf")
 _BITS_OF_KIND = {"F32": 32, "F16": 16, "BF16": 16, "Q8_0": 8.5, "Q5_1": 6, "Q5_0": 5.5, "Q4_1": 5, "Q4_0": 4.5}

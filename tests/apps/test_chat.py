@@ -18,13 +18,13 @@ from partita.cache.state import Slots
 from partita.errors import DataError
 from partita.inference.decode import Generated
 from partita_apps import cli
-from partita_apps.chat import saved
 from partita_apps.chat.commands import perform
 from partita_apps.chat.layout import wrapped
-from partita_apps.chat.settings import NAMES, Settings
 from partita_apps.chat.show import Lines, last_turn
-from partita_apps.chat.talk import CacheOptions, Talk
 from partita_apps.chat.trace import Trace, bar, cells, fitted, percent
+from partita_apps.conversation import saved
+from partita_apps.conversation.conversation import CacheOptions, Conversation
+from partita_apps.conversation.settings import NAMES, Settings
 from partita_apps.options import tell
 
 PARTITA = str(Path(sys.executable).with_name("partita"))
@@ -77,8 +77,8 @@ def tiny(tiny_model):
     return partita.load(tiny_model, backend="numpy")
 
 
-def talk_with(model, **settings) -> Talk:
-    return Talk(model, Settings.of({"max_tokens": 8, **settings}), CacheOptions())
+def talk_with(model, **settings) -> Conversation:
+    return Conversation(model, Settings.of({"max_tokens": 8, **settings}), CacheOptions())
 
 
 @pytest.mark.parametrize("backend", ["torch", "mlx"])
@@ -373,80 +373,80 @@ def test_saving_is_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_the_second_turn_reads_only_what_is_new(tiny):
-    talk = talk_with(tiny)
-    list(talk.reply("the fox"))
-    held = list(talk.session.tokens)
-    list(talk.reply("and the dog"))
-    assert talk.session.reused == len(held)
-    assert talk.session.tokens[: len(held)] == held
-    assert [message["role"] for message in talk.messages] == ["user", "assistant"] * 2
+    conversation = talk_with(tiny)
+    list(conversation.reply("the fox"))
+    held = list(conversation.session.tokens)
+    list(conversation.reply("and the dog"))
+    assert conversation.session.reused == len(held)
+    assert conversation.session.tokens[: len(held)] == held
+    assert [message["role"] for message in conversation.messages] == ["user", "assistant"] * 2
 
 
 def test_a_reply_that_is_closed_early_stays(tiny):
-    talk = talk_with(tiny, max_tokens=100)
-    reply = talk.reply("the fox")
+    conversation = talk_with(tiny, max_tokens=100)
+    reply = conversation.reply("the fox")
     said = "".join(next(reply).text for _ in range(5))
     reply.close()
-    assert talk.messages[1] == {"role": "assistant", "content": said}
-    held = list(talk.session.tokens)
-    list(talk.reply("and"))
-    assert talk.session.reused == len(held)
+    assert conversation.messages[1] == {"role": "assistant", "content": said}
+    held = list(conversation.session.tokens)
+    list(conversation.reply("and"))
+    assert conversation.session.reused == len(held)
 
 
 def test_a_prompt_that_is_interrupted_between_chunks_keeps_what_was_read(tiny, tiny_model):
-    talk = talk_with(tiny)
+    conversation = talk_with(tiny)
 
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(talk.reply("the fox " * 150, on_progress=stop))
-    assert talk.messages == []
-    assert len(talk.session.tokens) == talk.session.cache.offsets[0] > 0
-    list(talk.reply("the fox " * 150))
-    assert talk.session.reused > 0
+        list(conversation.reply("the fox " * 150, on_progress=stop))
+    assert conversation.messages == []
+    assert len(conversation.session.tokens) == conversation.session.cache.offsets[0] > 0
+    list(conversation.reply("the fox " * 150))
+    assert conversation.session.reused > 0
     fresh = talk_with(partita.load(tiny_model, backend="numpy"))
     list(fresh.reply("the fox " * 150))
-    assert talk.messages == fresh.messages
+    assert conversation.messages == fresh.messages
 
 
 def test_a_cache_that_went_on_by_itself_is_not_believed(tiny, tiny_model):
-    talk = talk_with(tiny)
-    list(talk.reply("the fox"))
-    ops, cache = tiny.ops, talk.session.cache  # as when a step is interrupted after it has written
+    conversation = talk_with(tiny)
+    list(conversation.reply("the fox"))
+    ops, cache = tiny.ops, conversation.session.cache  # as when a step is interrupted after it has written
     tiny.decoder(ops, ops.array(np.array([[7]], np.int32)), cache)
-    list(talk.reply("and"))
+    list(conversation.reply("and"))
     fresh = talk_with(partita.load(tiny_model, backend="numpy"))
     list(fresh.reply("the fox"))
     list(fresh.reply("and"))
-    assert talk.messages == fresh.messages
-    assert talk.session.tokens == fresh.session.tokens
-    assert len(talk.session.tokens) == cache.offsets[0]
+    assert conversation.messages == fresh.messages
+    assert conversation.session.tokens == fresh.session.tokens
+    assert len(conversation.session.tokens) == cache.offsets[0]
 
 
 def test_another_system_prompt_pins_another_number_of_tokens(tiny):
-    talk = Talk(tiny, Settings.of({"max_tokens": 4}), CacheOptions(sinks="system"))
-    before = talk.session.cache.spec.sinks
-    talk.change(talk.settings.set("system", "the quick brown fox"))
-    assert talk.session.cache.spec.sinks > before
-    list(talk.reply("the dog"))
-    talk.clear()
-    assert (talk.messages, talk.session.tokens) == ([], [])
+    conversation = Conversation(tiny, Settings.of({"max_tokens": 4}), CacheOptions(sinks="system"))
+    before = conversation.session.cache.spec.sinks
+    conversation.change(conversation.settings.set("system", "the quick brown fox"))
+    assert conversation.session.cache.spec.sinks > before
+    list(conversation.reply("the dog"))
+    conversation.clear()
+    assert (conversation.messages, conversation.session.tokens) == ([], [])
 
 
 def test_names_and_texts_of_files_do_not_control_the_terminal(tiny, tmp_path, capsys):
     evil = "evil\x1b]0;owned\x07\u202e"
-    talk = Talk(tiny, Settings.of({"system": evil, "stop": [evil]}), CacheOptions())
+    conversation = Conversation(tiny, Settings.of({"system": evil, "stop": [evil]}), CacheOptions())
     path = tmp_path / evil
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": evil}]
-    saved.save(saved.Saved(evil, talk.settings, messages), path)
+    saved.save(saved.Saved(evil, conversation.settings, messages), path)
     assert path.read_text().replace("\n", "").isprintable()
     assert saved.load(path).messages == messages
     for line in (f"/load {path}", "/show", f"/set system {evil}"):
-        told = wrapped(str(perform(talk, line)))
+        told = wrapped(str(perform(conversation, line)))
         assert r"evil\x1b]0;owned\x07\u202e" in told
         assert told.replace("\n", "").isprintable()
-    assert r"evil\x1b]0;owned\x07\u202e" in last_turn(talk)
+    assert r"evil\x1b]0;owned\x07\u202e" in last_turn(conversation)
     tell(f"{evil} was trained on {evil}")
     cli.complain(f"no such option {evil}")
     assert capsys.readouterr().err.replace("\n", "").isprintable()

@@ -13,10 +13,10 @@ from partita.checkpoint.checkpoint import open_checkpoint
 from partita.errors import DataError
 from partita.language_model import load
 from partita_apps import cli
-from partita_apps.chat.adapters import Adapters, read
 from partita_apps.chat.commands import perform
-from partita_apps.chat.settings import Settings
-from partita_apps.chat.talk import CacheOptions, Talk
+from partita_apps.conversation.adapters import Adapters, read
+from partita_apps.conversation.conversation import CacheOptions, Conversation
+from partita_apps.conversation.settings import Settings
 from partita_apps.options import other_base
 
 from ..runtime.test_adapting import write
@@ -38,13 +38,13 @@ def name_base(folder: Path, base: str | None) -> None:
 
 
 @pytest.fixture
-def talk(tiny_model: Path, folders: list[Path]) -> Talk:
+def conversation(tiny_model: Path, folders: list[Path]) -> Conversation:
     adapters = Adapters(load(tiny_model, backend="numpy", stack=False), read([str(folder) for folder in folders]))
-    return Talk(adapters.model, Settings.of({"max_tokens": 12}), CacheOptions(), adapters=adapters)
+    return Conversation(adapters.model, Settings.of({"max_tokens": 12}), CacheOptions(), adapters=adapters)
 
 
-def reply(talk: Talk, text: str) -> str:
-    return "".join(piece.text for piece in talk.reply(text))
+def reply(conversation: Conversation, text: str) -> str:
+    return "".join(piece.text for piece in conversation.reply(text))
 
 
 def document(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict:
@@ -130,40 +130,40 @@ def test_an_adapter_of_another_model_is_told_in_one_line(
             assert capsys.readouterr().err.count(f"loud was trained on {base}; on {tiny_model} it may") == said
 
 
-def test_switching_goes_on_with_the_conversation(talk: Talk, tiny_model: Path) -> None:
-    base = Talk(load(tiny_model, backend="numpy"), Settings.of({"max_tokens": 12}), CacheOptions())
+def test_switching_goes_on_with_the_conversation(conversation: Conversation, tiny_model: Path) -> None:
+    base = Conversation(load(tiny_model, backend="numpy"), Settings.of({"max_tokens": 12}), CacheOptions())
     expected = reply(base, "the fox")
-    loud = reply(talk, "the fox")
-    assert perform(talk, "/adapter") == "adapter: loud; there are also calm, none"
-    assert str(perform(talk, "/adapter calm")).startswith("adapter: calm")
-    perform(talk, "/clear")
-    calm = reply(talk, "the fox")
-    perform(talk, "/adapter none")
-    perform(talk, "/clear")
-    assert reply(talk, "the fox") == expected
+    loud = reply(conversation, "the fox")
+    assert perform(conversation, "/adapter") == "adapter: loud; there are also calm, none"
+    assert str(perform(conversation, "/adapter calm")).startswith("adapter: calm")
+    perform(conversation, "/clear")
+    calm = reply(conversation, "the fox")
+    perform(conversation, "/adapter none")
+    perform(conversation, "/clear")
+    assert reply(conversation, "the fox") == expected
     assert len({loud, calm, expected}) == 3
-    perform(talk, "/adapter loud")
-    assert [message["role"] for message in talk.messages] == ["user", "assistant"]
-    assert reply(talk, "and the dog")
-    assert len(talk.messages) == 4
-    assert "adapter             loud" in str(perform(talk, "/show"))
+    perform(conversation, "/adapter loud")
+    assert [message["role"] for message in conversation.messages] == ["user", "assistant"]
+    assert reply(conversation, "and the dog")
+    assert len(conversation.messages) == 4
+    assert "adapter             loud" in str(perform(conversation, "/show"))
 
 
-def test_a_switch_reads_the_conversation_anew(talk: Talk) -> None:
+def test_a_switch_reads_the_conversation_anew(conversation: Conversation) -> None:
     """What the cache held was computed with the other one: the reply is that of a conversation held without it."""
-    first = reply(talk, "the fox")
-    perform(talk, "/adapter none")
-    assert talk.session.tokens == []
-    perform(talk, "/adapter loud")
-    assert reply(talk, "and the dog")
-    assert talk.messages[1]["content"] == first
+    first = reply(conversation, "the fox")
+    perform(conversation, "/adapter none")
+    assert conversation.session.tokens == []
+    perform(conversation, "/adapter loud")
+    assert reply(conversation, "and the dog")
+    assert conversation.messages[1]["content"] == first
 
 
-def test_names_that_are_not_there(talk: Talk, tiny_model: Path) -> None:
+def test_names_that_are_not_there(conversation: Conversation, tiny_model: Path) -> None:
     with pytest.raises(DataError, match="no adapter is called 'quiet': there are loud, calm, none"):
-        perform(talk, "/adapter quiet")
-    assert talk.adapters.current == "loud"
-    alone = Talk(load(tiny_model, backend="numpy"), Settings(), CacheOptions())
+        perform(conversation, "/adapter quiet")
+    assert conversation.adapters.current == "loud"
+    alone = Conversation(load(tiny_model, backend="numpy"), Settings(), CacheOptions())
     assert perform(alone, "/adapter") == "adapter: none"
     with pytest.raises(DataError, match="start with --adapter DIR"):
         perform(alone, "/adapter loud")

@@ -12,13 +12,14 @@ from tests.scripted import sampler, script
 import partita
 from partita.checkpoint.checkpoint import open_checkpoint
 from partita.errors import DataError
-from partita_apps.chat import clipboard, editor, kept
-from partita_apps.chat.adapters import Adapters
-from partita_apps.chat.adapters import read as adapters_of
+from partita_apps.chat import clipboard, editor
 from partita_apps.chat.ask import is_open, quoted
 from partita_apps.chat.commands import Leave, Send, help_, named_commands, perform, read
-from partita_apps.chat.settings import Settings
-from partita_apps.chat.talk import CacheOptions, Talk
+from partita_apps.conversation import session_file
+from partita_apps.conversation.adapters import Adapters
+from partita_apps.conversation.adapters import read as adapters_of
+from partita_apps.conversation.conversation import CacheOptions, Conversation
+from partita_apps.conversation.settings import Settings
 
 from ..runtime.test_adapting import write
 
@@ -31,16 +32,16 @@ def tiny(tiny_model):
     return partita.load(tiny_model, backend="numpy")
 
 
-def talk_with(model, cache: CacheOptions | None = None, *, raw: bool = False, **settings) -> Talk:
-    return Talk(model, Settings.of({"max_tokens": 8, **settings}), cache or CacheOptions(), raw=raw)
+def talk_with(model, cache: CacheOptions | None = None, *, raw: bool = False, **settings) -> Conversation:
+    return Conversation(model, Settings.of({"max_tokens": 8, **settings}), cache or CacheOptions(), raw=raw)
 
 
-def reply(talk: Talk, text: str) -> str:
-    return "".join(piece.text for piece in talk.reply(text))
+def reply(conversation: Conversation, text: str) -> str:
+    return "".join(piece.text for piece in conversation.reply(text))
 
 
-def sent(talk: Talk, line: str) -> Send:
-    found = read(talk, line)
+def sent(conversation: Conversation, line: str) -> Send:
+    found = read(conversation, line)
     assert isinstance(found, Send)
     return found
 
@@ -94,16 +95,16 @@ def test_where_a_text_of_many_lines_ends(text, goes_on):
 
 
 def test_a_mistyped_command_is_told_what_it_resembles(tiny):
-    talk = talk_with(tiny)
+    conversation = talk_with(tiny)
     for typed, meant in (("/unod", "/undo"), ("/retyr", "/retry"), ("/coppy", "/copy"), ("/halp", "/help")):
         with pytest.raises(DataError, match=rf"{typed} is no command; did you mean {meant}\?"):
-            perform(talk, typed)
+            perform(conversation, typed)
     with pytest.raises(DataError, match="/etc/hosts is no command: /help lists them, and // in front"):
-        perform(talk, "/etc/hosts")
+        perform(conversation, "/etc/hosts")
     for name, command in named_commands().items():
         if not command.arguments:
             with pytest.raises(DataError, match=rf"/{re.escape(name)} takes nothing behind it"):
-                perform(talk, f"/{name} more")
+                perform(conversation, f"/{name} more")
 
 
 @pytest.mark.parametrize("columns", [40, 80])
@@ -120,78 +121,78 @@ def test_help_is_readable(tiny, monkeypatch, columns):
 
 
 def test_what_is_taken_back_is_gone_from_messages_and_cache(tiny):
-    talk = talk_with(tiny)
-    reply(talk, "the fox")
-    first, held = list(talk.messages), len(talk.session.tokens)
-    again = reply(talk, "and the dog")
-    assert perform(talk, "/undo") == "taken back: and the dog\n2 messages left"
-    assert talk.messages == first
-    assert len(talk.replies) == 1
-    assert held - 1 <= len(talk.session.tokens) <= held + 8  # and the marks that begin any turn
-    assert "dog" not in tiny.tokenizer.decode(talk.session.tokens)
-    assert reply(talk, "and the dog") == again
-    assert talk.session.reused >= held - 1
-    perform(talk, "/undo")
-    assert perform(talk, "/undo") == "taken back: the fox\nnothing is left"
-    assert talk.messages == talk.replies == []
+    conversation = talk_with(tiny)
+    reply(conversation, "the fox")
+    first, held = list(conversation.messages), len(conversation.session.tokens)
+    again = reply(conversation, "and the dog")
+    assert perform(conversation, "/undo") == "taken back: and the dog\n2 messages left"
+    assert conversation.messages == first
+    assert len(conversation.replies) == 1
+    assert held - 1 <= len(conversation.session.tokens) <= held + 8  # and the marks that begin any turn
+    assert "dog" not in tiny.tokenizer.decode(conversation.session.tokens)
+    assert reply(conversation, "and the dog") == again
+    assert conversation.session.reused >= held - 1
+    perform(conversation, "/undo")
+    assert perform(conversation, "/undo") == "taken back: the fox\nnothing is left"
+    assert conversation.messages == conversation.replies == []
     with pytest.raises(DataError, match="no turn to take back"):
-        perform(talk, "/undo")
-    assert reply(talk, "the fox") == first[1]["content"]
+        perform(conversation, "/undo")
+    assert reply(conversation, "the fox") == first[1]["content"]
 
 
 @pytest.mark.parametrize("context", [48, 64, 512])
 @pytest.mark.parametrize("kv", ["32", "k8v8"])
 def test_a_greedy_reply_is_the_same_after_undo_whatever_was_forgotten(tiny_model, context, kv):
-    talk = talk_with(partita.load(tiny_model, backend="numpy"), CacheOptions(context=context, kv=kv))
-    replies = [reply(talk, text) for text in ("the fox", "and the dog", "then the other fox")]
-    assert (talk.session.forgotten > 0) is (context < 512)
+    conversation = talk_with(partita.load(tiny_model, backend="numpy"), CacheOptions(context=context, kv=kv))
+    replies = [reply(conversation, text) for text in ("the fox", "and the dog", "then the other fox")]
+    assert (conversation.session.forgotten > 0) is (context < 512)
     for _ in range(2):
-        perform(talk, "/undo")
-    assert [reply(talk, text) for text in ("and the dog", "then the other fox")] == replies[1:]
-    with talk.replacing():
-        assert reply(talk, "then the other fox") == replies[2]
-    assert [message["content"] for message in talk.messages[1::2]] == replies
+        perform(conversation, "/undo")
+    assert [reply(conversation, text) for text in ("and the dog", "then the other fox")] == replies[1:]
+    with conversation.replacing():
+        assert reply(conversation, "then the other fox") == replies[2]
+    assert [message["content"] for message in conversation.messages[1::2]] == replies
 
 
 def test_only_the_prompt_is_kept_for_a_retry(tiny):
-    talk = talk_with(tiny, temperature=1.0)
-    reply(talk, "the fox")
-    what = sent(talk, "/retry")
+    conversation = talk_with(tiny, temperature=1.0)
+    reply(conversation, "the fox")
+    what = sent(conversation, "/retry")
     assert what == Send("the fox", replaces=True)
-    with talk.replacing():
-        reply(talk, what.text)
-    assert talk.session.reused == talk.prompt_tokens - 1
-    assert len(talk.messages) == 2
+    with conversation.replacing():
+        reply(conversation, what.text)
+    assert conversation.session.reused == conversation.prompt_tokens - 1
+    assert len(conversation.messages) == 2
 
 
 def test_a_retry_says_why_the_reply_is_the_same(tiny):
-    talk = talk_with(tiny)
+    conversation = talk_with(tiny)
     with pytest.raises(DataError, match="nothing to answer again"):
-        perform(talk, "/retry")
-    reply(talk, "the fox")
-    assert "temperature is 0" in sent(talk, "/retry").note
-    perform(talk, "/set temperature 0.7")
-    assert sent(talk, "/retry").note == ""
-    perform(talk, "/set seed 3")
-    assert "seed is 3" in sent(talk, "/retry").note
+        perform(conversation, "/retry")
+    reply(conversation, "the fox")
+    assert "temperature is 0" in sent(conversation, "/retry").note
+    perform(conversation, "/set temperature 0.7")
+    assert sent(conversation, "/retry").note == ""
+    perform(conversation, "/set seed 3")
+    assert "seed is 3" in sent(conversation, "/retry").note
 
 
 def test_a_turn_stays_where_no_reply_takes_its_place(tiny):
-    talk = talk_with(tiny)
+    conversation = talk_with(tiny)
     for text in ("the fox", "and the dog"):
-        reply(talk, text)
-    before = talk.messages
+        reply(conversation, text)
+    before = conversation.messages
 
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), talk.replacing():
-        list(talk.reply("the end", on_progress=stop))
-    assert talk.messages is before
-    assert [found is None for found in talk.replies] == [False, True]
+    with pytest.raises(KeyboardInterrupt), conversation.replacing():
+        list(conversation.reply("the end", on_progress=stop))
+    assert conversation.messages is before
+    assert [found is None for found in conversation.replies] == [False, True]
     fresh = talk_with(tiny)
     fresh.take(before, fresh.settings)
-    assert reply(talk, "and then") == reply(fresh, "and then")
+    assert reply(conversation, "and then") == reply(fresh, "and then")
 
 
 def test_thoughts_and_calls_are_taken_back_with_their_turn(tmp_path, monkeypatch):
@@ -199,81 +200,81 @@ def test_thoughts_and_calls_are_taken_back_with_their_turn(tmp_path, monkeypatch
     call = '<tool_call>\n{"name": "write", "arguments": {"mode": 3}}\n</tool_call>'
     texts = [f"<think>\nThe fox.\n</think>\n\nIt jumps.\n{call}", f"<think>\nNo.\n</think>\n\n{call}", "Yes."]
     monkeypatch.setattr("partita.language_model.Sampler", sampler(script(model.tokenizer, *texts, ends=True)))
-    talk = talk_with(model, max_tokens=100)
+    conversation = talk_with(model, max_tokens=100)
     for text in ("the fox", "and"):
-        list(talk.reply(text))
+        list(conversation.reply(text))
     with pytest.raises(DataError, match="only thoughts or calls"):
-        perform(talk, "/copy")
-    perform(talk, "/undo")
-    assert [call["id"] for message in talk.messages for call in message.get("tool_calls", ())] == ["call00000"]
-    with talk.replacing():
-        list(talk.reply("the fox"))
-    assert talk.messages == [{"role": "user", "content": "the fox"}, {"role": "assistant", "content": "Yes."}]
+        perform(conversation, "/copy")
+    perform(conversation, "/undo")
+    assert [call["id"] for message in conversation.messages for call in message.get("tool_calls", ())] == ["call00000"]
+    with conversation.replacing():
+        list(conversation.reply("the fox"))
+    assert conversation.messages == [{"role": "user", "content": "the fox"}, {"role": "assistant", "content": "Yes."}]
 
 
 def test_turns_of_another_adapter_are_taken_back(tiny_model, tmp_path):
     folder = write(tmp_path / "loud", open_checkpoint(tiny_model))
     adapters = Adapters(partita.load(tiny_model, backend="numpy", stack=False), adapters_of([str(folder)]))
-    talk = Talk(adapters.model, Settings.of({"max_tokens": 8}), CacheOptions(), adapters=adapters)
-    loud = reply(talk, "the fox")
-    perform(talk, "/adapter none")
-    plain = reply(talk, "and the dog")
+    conversation = Conversation(adapters.model, Settings.of({"max_tokens": 8}), CacheOptions(), adapters=adapters)
+    loud = reply(conversation, "the fox")
+    perform(conversation, "/adapter none")
+    plain = reply(conversation, "and the dog")
     for name, said in (("loud", None), ("none", plain)):
-        perform(talk, f"/adapter {name}")
-        perform(talk, "/undo")
-        assert len(talk.messages) == 2
-        assert (reply(talk, "and the dog") == plain) is (said == plain)
-    assert talk.messages[1]["content"] == loud
+        perform(conversation, f"/adapter {name}")
+        perform(conversation, "/undo")
+        assert len(conversation.messages) == 2
+        assert (reply(conversation, "and the dog") == plain) is (said == plain)
+    assert conversation.messages[1]["content"] == loud
 
 
 def test_raw_text_is_asked_again_and_copied_and_not_taken_back(tiny, monkeypatch):
-    talk = talk_with(tiny, raw=True)
+    conversation = talk_with(tiny, raw=True)
     with pytest.raises(DataError, match="nothing to answer again"):
-        perform(talk, "/retry")
-    said = reply(talk, "the fox")
-    assert sent(talk, "/retry") == Send("the fox", note=sent(talk, "/retry").note)
+        perform(conversation, "/retry")
+    said = reply(conversation, "the fox")
+    assert sent(conversation, "/retry") == Send("the fox", note=sent(conversation, "/retry").note)
     with pytest.raises(DataError, match="--raw has none"):
-        perform(talk, "/undo")
+        perform(conversation, "/undo")
     copied = []
     monkeypatch.setattr("partita_apps.chat.commands.copy", lambda text: copied.append(text) or "somewhere")
-    assert perform(talk, "/copy") == f"{len(said)} characters copied somewhere"
+    assert perform(conversation, "/copy") == f"{len(said)} characters copied somewhere"
     assert copied == [said]
-    perform(talk, "/clear")
+    perform(conversation, "/clear")
     with pytest.raises(DataError, match="no reply to copy"):
-        perform(talk, "/copy")
+        perform(conversation, "/copy")
 
 
 def test_a_session_file_is_without_what_was_taken_back(tiny, tmp_path):
-    path, talk = tmp_path / "talk.st", talk_with(tiny, system="the lazy dog")
-    keeper = kept.Keeper(talk, path)
+    path, conversation = tmp_path / "talk.st", talk_with(tiny, system="the lazy dog")
+    saved_file = session_file.SessionFile(conversation, path)
     for text in ("the fox", "and the dog"):
-        reply(talk, text)
-    keeper.save()
+        reply(conversation, text)
+    saved_file.save()
     for expected in (["the fox"], []):
-        perform(talk, "/undo")
-        keeper.save()
-        found = kept.find(path)
+        perform(conversation, "/undo")
+        saved_file.save()
+        found = session_file.find(path)
         assert found is not None
         assert [message["content"] for message in found.messages[::2]] == expected
         again = talk_with(tiny, system="the lazy dog")
-        kept.Keeper(again, path).resume(found)
-        assert again.session.tokens == talk.session.tokens
+        session_file.SessionFile(again, path).resume(found)
+        assert again.session.tokens == conversation.session.tokens
         fresh = talk_with(tiny, system="the lazy dog")
         for text in expected:
             reply(fresh, text)
         assert reply(again, "the end") == reply(fresh, "the end")
-        assert again.session.reused >= len(talk.session.tokens)
+        assert again.session.reused >= len(conversation.session.tokens)
 
 
 def test_a_cleared_conversation_is_not_one_that_was_taken_back(tiny, tmp_path):
-    path, talk = tmp_path / "talk.st", talk_with(tiny)
-    keeper = kept.Keeper(talk, path)
-    reply(talk, "the fox")
-    keeper.save()
-    perform(talk, "/undo")
-    perform(talk, "/clear")
-    keeper.save()
-    found = kept.find(path)
+    path, conversation = tmp_path / "talk.st", talk_with(tiny)
+    saved_file = session_file.SessionFile(conversation, path)
+    reply(conversation, "the fox")
+    saved_file.save()
+    perform(conversation, "/undo")
+    perform(conversation, "/clear")
+    saved_file.save()
+    found = session_file.find(path)
     assert found is not None
     assert len(found.messages) == 2
 
@@ -314,10 +315,10 @@ def test_a_text_is_edited_in_a_private_file_that_is_removed(nothing_installed, t
 @pytest.mark.parametrize("lines", [("exit 0",), (': > "$1"',), ('echo > "$1"',)], ids=["unsaved", "empty", "blank"])
 def test_an_empty_or_unsaved_file_cancels(tiny, nothing_installed, monkeypatch, lines):
     monkeypatch.setenv("EDITOR", str(program(nothing_installed / "ed", *lines)))
-    talk = talk_with(tiny)
-    reply(talk, "the fox")
-    assert perform(talk, "/edit") == "Nothing was saved, so nothing is sent."
-    assert len(talk.messages) == 2
+    conversation = talk_with(tiny)
+    reply(conversation, "the fox")
+    assert perform(conversation, "/edit") == "Nothing was saved, so nothing is sent."
+    assert len(conversation.messages) == 2
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import Any
 import pexpect
 import pytest
 
-from partita_apps.chat import kept
+from partita_apps.conversation import session_file
 
 from .test_chat_habits import program
 from .test_chat_terminal import CTRL_C, ENTER, NEW_LINE, PROMPT, STATUS, UP, answer, leave, saved, say
@@ -91,7 +91,7 @@ def test_a_conversation_is_taken_back_asked_again_and_copied(start, tmp_path):
     say(child, "/undo")
     child.send("quit" + ENTER)
     assert leave(child) == 0
-    found = kept.find(tmp_path / "talk.st")
+    found = session_file.find(tmp_path / "talk.st")
     assert found is not None
     assert found.messages == []
     child = start("-n", 4, "--session", "talk.st")

@@ -25,7 +25,7 @@ from partita_apps.chat.commands import shown as value
 from partita_apps.chat.inline import inline
 from partita_apps.chat.layout import wrapped
 from partita_apps.chat.markdown import Markdown
-from partita_apps.chat.settings import Settings
+from partita_apps.conversation.settings import Settings
 
 # Newer Pythons warn of fork in a process that has threads; the child here does nothing but exec.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")

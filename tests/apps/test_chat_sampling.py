@@ -14,9 +14,9 @@ import partita
 from partita.checkpoint.checkpoint import open_checkpoint
 from partita.inference.sampling import Sampling
 from partita_apps.chat.commands import perform
-from partita_apps.chat.settings import CONVERSATION, Settings, usual_sampling
-from partita_apps.chat.talk import CacheOptions, Talk
-from partita_convert.write_gguf import write_gguf
+from partita_apps.conversation.conversation import CacheOptions, Conversation
+from partita_apps.conversation.settings import CONVERSATION, Settings, usual_sampling
+from partita_convert.gguf.write import write_gguf
 
 RECOMMENDED = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.9}
 
@@ -38,8 +38,8 @@ def run(model: Path, *options: object) -> subprocess.CompletedProcess[str]:
 def shown(model: Path, given: dict[str, object]) -> dict[str, str]:
     """The settings of a conversation as /show tells them."""
     loaded = partita.load(model, backend="numpy")
-    talk = Talk(loaded, Settings.over(usual_sampling(loaded.recommended)[0], given), CacheOptions())
-    return {line.split()[0]: line.split(maxsplit=1)[1] for line in str(perform(talk, "/show")).splitlines()}
+    conversation = Conversation(loaded, Settings.over(usual_sampling(loaded.recommended)[0], given), CacheOptions())
+    return {line.split()[0]: line.split(maxsplit=1)[1] for line in str(perform(conversation, "/show")).splitlines()}
 
 
 def test_a_conversation_takes_what_the_model_recommends(recommending: Path) -> None:

@@ -14,10 +14,10 @@ import partita
 from partita.draft_model import ModelDraft
 from partita.errors import CheckpointError, DataError
 from partita.inference.speculative import PromptLookup
-from partita_apps.chat import kept, saved
-from partita_apps.chat.settings import Settings
 from partita_apps.chat.show import last_turn
-from partita_apps.chat.talk import CacheOptions, Talk
+from partita_apps.conversation import saved, session_file
+from partita_apps.conversation.conversation import CacheOptions, Conversation
+from partita_apps.conversation.settings import Settings
 
 PARTITA = str(Path(sys.executable).with_name("partita"))
 PROMPT = "the fox and the dog and the fox and the dog"
@@ -51,8 +51,8 @@ def ask(run):
     return answer
 
 
-def talk_with(model, draft=None, **settings) -> Talk:
-    return Talk(model, Settings.of({"max_tokens": 8, **settings}), CacheOptions(), draft=draft)
+def talk_with(model, draft=None, **settings) -> Conversation:
+    return Conversation(model, Settings.of({"max_tokens": 8, **settings}), CacheOptions(), draft=draft)
 
 
 def altered(folder: Path, to: Path, **values: object) -> Path:
@@ -108,13 +108,13 @@ def test_a_draft_of_another_vocabulary_is_one_line(run, default_model):
 )
 def test_turns_and_replies_that_are_stopped_are_the_same_with_drafts(tiny, drafter):
     plain, drafted = talk_with(tiny), talk_with(tiny, drafter(tiny))
-    for talk in (plain, drafted):
-        list(talk.reply(PROMPT))
-        reply = talk.reply("and the dog and the fox")
+    for conversation in (plain, drafted):
+        list(conversation.reply(PROMPT))
+        reply = conversation.reply("and the dog and the fox")
         for _ in range(3):
             next(reply)
         reply.close()
-        list(talk.reply("the end"))
+        list(conversation.reply("the end"))
     assert drafted.messages == plain.messages
     assert drafted.session.tokens == plain.session.tokens
     assert drafted.session.reused - plain.session.reused in (0, 1)  # an accepted draft has been read when it is said
@@ -124,15 +124,15 @@ def test_turns_and_replies_that_are_stopped_are_the_same_with_drafts(tiny, draft
 
 
 def test_a_second_command_goes_on_and_reads_only_what_is_new(ask, tiny):
-    talk = talk_with(tiny)
+    conversation = talk_with(tiny)
     first = ask("--session", "talk.st", "-n", 8, "-p", "the fox")
-    list(talk.reply("the fox"))
-    held = len(talk.session.tokens)
+    list(conversation.reply("the fox"))
+    held = len(conversation.session.tokens)
     second = ask("--session", "talk.st", "-n", 8, "-p", "and the dog", "--lookup")
-    list(talk.reply("and the dog"))
-    assert [first["text"], second["text"]] == [message["content"] for message in talk.messages[1::2]]
+    list(conversation.reply("and the dog"))
+    assert [first["text"], second["text"]] == [message["content"] for message in conversation.messages[1::2]]
     assert (first["reused_tokens"], second["reused_tokens"]) == (0, held)
-    assert second["prompt_tokens"] == talk.prompt_tokens
+    assert second["prompt_tokens"] == conversation.prompt_tokens
 
 
 def test_a_conversation_keeps_its_system_prompt_but_takes_another_one(ask):
@@ -199,57 +199,57 @@ def test_a_damaged_conversation_is_told_before_a_model_is_loaded(tiny, tmp_path,
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     good = {"messages": messages, "replies": [[1]], "system": None}
     session.save(path, {"conversation": good})
-    assert kept.find(path) == kept.Conversation(messages, [[1]], None)
+    assert session_file.find(path) == session_file.StoredConversation(messages, [[1]], None)
     session.save(path, {"conversation": {**good, **change}})
     with pytest.raises(CheckpointError, match=r"talk\.st: its conversation is damaged"):
-        kept.find(path)
+        session_file.find(path)
 
 
 def test_a_file_is_written_when_something_was_said_and_only_then(tiny, tmp_path):
-    path, talk = tmp_path / "talk.st", talk_with(tiny)
-    keeper = kept.Keeper(talk, path)
-    keeper.save()
+    path, conversation = tmp_path / "talk.st", talk_with(tiny)
+    saved_file = session_file.SessionFile(conversation, path)
+    saved_file.save()
     assert not path.exists()
-    list(talk.reply("the fox"))
-    keeper.save()
+    list(conversation.reply("the fox"))
+    saved_file.save()
     written = path.stat().st_ino
-    keeper.save()
+    saved_file.save()
     assert path.stat().st_ino == written
-    talk.clear()
-    keeper.save()
+    conversation.clear()
+    saved_file.save()
     assert path.stat().st_ino == written  # nothing was said since: what the file holds stays
-    list(talk.reply("the dog"))
-    keeper.save()
-    assert [message["content"] for message in kept.find(path).messages][:1] == ["the dog"]
-    kept.Keeper(talk, None).save()
+    list(conversation.reply("the dog"))
+    saved_file.save()
+    assert [message["content"] for message in session_file.find(path).messages][:1] == ["the dog"]
+    session_file.SessionFile(conversation, None).save()
 
 
 def test_answers_after_another_system_prompt_come_back_as_they_stand(tiny, tmp_path):
-    path, talk = tmp_path / "talk.st", talk_with(tiny)
-    list(talk.reply("the fox"))
-    talk.change(talk.settings.set("system", "the lazy dog"))
-    list(talk.reply("and"))
-    assert talk.replies[0] is None
-    assert talk.replies[1]
-    kept.Keeper(talk, path).save()
+    path, conversation = tmp_path / "talk.st", talk_with(tiny)
+    list(conversation.reply("the fox"))
+    conversation.change(conversation.settings.set("system", "the lazy dog"))
+    list(conversation.reply("and"))
+    assert conversation.replies[0] is None
+    assert conversation.replies[1]
+    session_file.SessionFile(conversation, path).save()
     again = talk_with(tiny, system="the lazy dog")
-    found = kept.find(path)
+    found = session_file.find(path)
     assert found is not None
-    kept.Keeper(again, path).resume(found)
-    held = list(talk.session.tokens)
+    session_file.SessionFile(again, path).resume(found)
+    held = list(conversation.session.tokens)
     assert again.session.tokens == held
     list(again.reply("the end"))
-    list(talk.reply("the end"))
+    list(conversation.reply("the end"))
     assert again.session.reused == len(held)
-    assert again.messages == talk.messages
+    assert again.messages == conversation.messages
 
 
 def test_the_last_turn_is_shown_in_brief(tiny):
-    talk = talk_with(tiny)
-    talk.take(
+    conversation = talk_with(tiny)
+    conversation.take(
         [{"role": "user", "content": "a" * 999}, {"role": "assistant", "content": "b" * 999 + "\x1b\u202e"}], Settings()
     )
-    lines = last_turn(talk).split("\n")
+    lines = last_turn(conversation).split("\n")
     assert [len(line) for line in lines] == [243, 601]
     assert lines[0].endswith("…")
     assert lines[1].endswith(r"b\x1b\u202e")
@@ -257,14 +257,14 @@ def test_the_last_turn_is_shown_in_brief(tiny):
 
 def test_raw_text_has_no_conversation_to_resume(tiny):
     with pytest.raises(DataError, match="--raw"):
-        Talk(tiny, Settings(), CacheOptions(), raw=True).resume([], [], None)
+        Conversation(tiny, Settings(), CacheOptions(), raw=True).resume([], [], None)
 
 
 @pytest.mark.parametrize("once", [True, False])
 def test_one_reply_alone_copies_no_cache_for_others(tiny_model, once):
     model = partita.load(tiny_model, backend="numpy")
-    talk = Talk(model, Settings.of({"max_tokens": 2}), CacheOptions(), once=once)
-    list(talk.reply("the fox " * 40))
+    conversation = Conversation(model, Settings.of({"max_tokens": 2}), CacheOptions(), once=once)
+    list(conversation.reply("the fox " * 40))
     assert (len(model.prefixes) == 0) is once
 
 
@@ -292,7 +292,7 @@ def test_a_killed_chat_holds_nothing_and_what_it_left_goes(run, tmp_path):
         "import os, signal, sys\n"
         "from pathlib import Path\n"
         "from partita.files.atomic import whole_file\n"
-        "from partita_apps.chat.saved import held\n"
+        "from partita_apps.conversation.saved import held\n"
         "with held(Path('talk.st')), whole_file(Path('talk.st'), private=True):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -312,7 +312,7 @@ def test_a_link_stays_and_what_it_leads_to_is_written(run, tmp_path):
     assert (tmp_path / "second").is_symlink()
     assert (tmp_path / "talk.st").is_symlink()
     (real,) = (tmp_path / "vault").iterdir()
-    found = kept.find(real)
+    found = session_file.find(real)
     assert found is not None
     assert [message["content"] for message in found.messages[::2]] == ["through talk.st", "through second"]
     assert real.stat().st_mode & 0o777 == 0o600
@@ -323,18 +323,18 @@ def test_a_link_stays_and_what_it_leads_to_is_written(run, tmp_path):
 
 @pytest.mark.parametrize("token", [5000, 10**30])
 def test_ids_that_the_model_lacks_are_a_damaged_conversation(tiny, tmp_path, token):
-    path, talk = tmp_path / "talk.st", talk_with(tiny)
-    list(talk.reply("the fox"))
-    talk.replies = [[token]]
-    kept.Keeper(talk, path).save()
+    path, conversation = tmp_path / "talk.st", talk_with(tiny)
+    list(conversation.reply("the fox"))
+    conversation.replies = [[token]]
+    session_file.SessionFile(conversation, path).save()
     again = talk_with(tiny)
     with pytest.raises(CheckpointError, match="its conversation is damaged"):
-        kept.Keeper(again, path).resume(kept.find(path) or pytest.fail("no conversation"))
+        session_file.SessionFile(again, path).resume(session_file.find(path) or pytest.fail("no conversation"))
     assert again.session.tokens == again.messages == []
-    talk.replies, talk.session.tokens[-1] = [[1]], token % 2**31 + 1000
-    kept.Keeper(talk, path).save()
+    conversation.replies, conversation.session.tokens[-1] = [[1]], token % 2**31 + 1000
+    session_file.SessionFile(conversation, path).save()
     with pytest.raises(CheckpointError, match="the model lacks"):
-        kept.Keeper(again, path).resume(kept.find(path) or pytest.fail("no conversation"))
+        session_file.SessionFile(again, path).resume(session_file.find(path) or pytest.fail("no conversation"))
     assert again.session.tokens == again.messages == []
 
 
@@ -348,7 +348,7 @@ def test_a_signal_ends_a_reply_and_the_conversation_is_kept(tiny_model, tmp_path
         child.send_signal(number)
         rest, error = child.communicate(timeout=30)
     assert (child.returncode, error) == (128 + number, b"")
-    found = kept.find(tmp_path / "talk.st")
+    found = session_file.find(tmp_path / "talk.st")
     assert found is not None
     assert found.messages[0]["content"] == "on"
     assert found.messages[1]["content"].startswith((said + rest).decode(errors="replace")[:20])

@@ -20,8 +20,8 @@ from partita.errors import DataError
 from partita.language_model import LanguageModel
 from partita.text.chat_template import parse_variable
 from partita_apps.chat.commands import perform
-from partita_apps.chat.settings import Settings
-from partita_apps.chat.talk import CacheOptions, Talk
+from partita_apps.conversation.conversation import CacheOptions, Conversation
+from partita_apps.conversation.settings import Settings
 
 # Newer Pythons warn of fork in a process that has threads; the child here does nothing but exec.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
@@ -61,8 +61,8 @@ def chat(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, input="", capture_output=True, text=True, timeout=120)
 
 
-def text_of(talk: Talk, prompt: str = "the fox") -> str:
-    return talk.model.tokenizer.decode(talk.encode(prompt), specials=True)
+def text_of(conversation: Conversation, prompt: str = "the fox") -> str:
+    return conversation.model.tokenizer.decode(conversation.encode(prompt), specials=True)
 
 
 @pytest.mark.parametrize(
@@ -93,15 +93,16 @@ def test_what_is_no_variable_is_a_mistake(text):
 
 
 def test_the_template_is_told(model, folder):
-    talk = Talk(model, Settings.of({"template_var": {"effort": "high"}}), CacheOptions())
-    assert text_of(talk) == "the fox|high0>"
-    assert perform(talk, "/set template-var effort=low") == 'template_var: effort="low"'
+    conversation = Conversation(model, Settings.of({"template_var": {"effort": "high"}}), CacheOptions())
+    assert text_of(conversation) == "the fox|high0>"
+    assert perform(conversation, "/set template-var effort=low") == 'template_var: effort="low"'
     assert (
-        perform(talk, '/set template_var tools=[{"name": "x"}]') == 'template_var: effort="low", tools=[{"name": "x"}]'
+        perform(conversation, '/set template_var tools=[{"name": "x"}]')
+        == 'template_var: effort="low", tools=[{"name": "x"}]'
     )
-    assert text_of(talk) == "the fox|low1>"
-    assert perform(talk, "/set template_var none") == "template_var: none"
-    assert text_of(talk) == "the fox|none0>"
+    assert text_of(conversation) == "the fox|low1>"
+    assert perform(conversation, "/set template_var none") == "template_var: none"
+    assert text_of(conversation) == "the fox|none0>"
     assert model.tokenizer.decode(model.encode("the fox", effort="high")) == "the fox|high0>"
     told = chat(folder, "-p", "the fox", "-n", 1, "--json", "--template-var", "effort=high", "--template-var", "x=1")
     assert json.loads(told.stdout)["prompt_tokens"] == len(model.encode("the fox", effort="high"))
@@ -109,23 +110,23 @@ def test_the_template_is_told(model, folder):
 
 
 def test_the_pinned_beginning_is_what_the_template_makes_of_it(model):
-    talk = Talk(model, Settings.of({"template_var": {"effort": "x"}}), CacheOptions(64, "system"))
-    before = talk.session
-    talk.change(talk.settings.set_text("template_var", "effort=y"))
-    assert talk.session is not before
+    conversation = Conversation(model, Settings.of({"template_var": {"effort": "x"}}), CacheOptions(64, "system"))
+    before = conversation.session
+    conversation.change(conversation.settings.set_text("template_var", "effort=y"))
+    assert conversation.session is not before
 
 
 def test_what_is_told_survives_a_file(model, tmp_path):
-    talk = Talk(model, Settings.of({"template_var": {"effort": [1, None]}}), CacheOptions())
-    perform(talk, f"/save {tmp_path / 'talk.json'}")
-    other = Talk(model, Settings(), CacheOptions())
-    perform(other, f"/load {tmp_path / 'talk.json'}")
-    assert other.settings == talk.settings
+    conversation = Conversation(model, Settings.of({"template_var": {"effort": [1, None]}}), CacheOptions())
+    perform(conversation, f"/save {tmp_path / 'conversation.json'}")
+    other = Conversation(model, Settings(), CacheOptions())
+    perform(other, f"/load {tmp_path / 'conversation.json'}")
+    assert other.settings == conversation.settings
     broken = json.loads((tmp_path / "talk.json").read_text())
     broken["settings"]["template_var"] = {"messages": 1}
     (tmp_path / "talk.json").write_text(json.dumps(broken))
     with pytest.raises(DataError, match="template_var cannot be"):
-        perform(other, f"/load {tmp_path / 'talk.json'}")
+        perform(other, f"/load {tmp_path / 'conversation.json'}")
 
 
 @pytest.mark.parametrize(

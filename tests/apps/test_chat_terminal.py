@@ -15,8 +15,8 @@ import pexpect
 import pytest
 
 from partita.checkpoint.checkpoint import open_checkpoint
-from partita_apps.chat.saved import Saved, save
-from partita_apps.chat.settings import Settings
+from partita_apps.conversation.saved import Saved, save
+from partita_apps.conversation.settings import Settings
 
 from ..runtime.test_adapting import write
 

@@ -21,10 +21,10 @@ from partita.cache.session_file import read_extra
 from partita.errors import TemplateError
 from partita.language_model import LanguageModel
 from partita.text.load import tokenizer_from_folder
-from partita_apps.chat import kept, saved
-from partita_apps.chat.settings import Settings
 from partita_apps.chat.show import last_turn
-from partita_apps.chat.talk import CacheOptions, Talk
+from partita_apps.conversation import saved, session_file
+from partita_apps.conversation.conversation import CacheOptions, Conversation
+from partita_apps.conversation.settings import Settings
 
 SCRIPTED = Path(__file__).parent.parent / "scripted.py"
 ARGUMENTS = {"path": "a.py", "text": "def f():\n    return 1\n", "mode": 3}
@@ -53,13 +53,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def talk_with(folders, monkeypatch) -> Callable[..., Talk]:
+def talk_with(folders, monkeypatch) -> Callable[..., Conversation]:
     """talk_with(form, *replies) is a chat with a model that will say them."""
 
-    def make(name: str, *replies: str, ends: bool = True, model: LanguageModel | None = None, **settings) -> Talk:
+    def make(
+        name: str, *replies: str, ends: bool = True, model: LanguageModel | None = None, **settings
+    ) -> Conversation:
         model = partita.load(folders(name), backend="numpy") if model is None else model
         monkeypatch.setattr("partita.language_model.Sampler", sampler(script(model.tokenizer, *replies, ends=ends)))
-        return Talk(model, Settings.of(settings), CacheOptions())
+        return Conversation(model, Settings.of(settings), CacheOptions())
 
     return make
 
@@ -68,23 +70,23 @@ def talk_with(folders, monkeypatch) -> Callable[..., Talk]:
 
 
 def test_only_what_is_said_is_content(talk_with):
-    talk = talk_with("thinking", REPLY, "Yes.")
-    list(talk.reply("the fox"))
-    assert talk.messages == [{"role": "user", "content": "the fox"}, MESSAGE]
-    prompt = talk.model.tokenizer.decode(talk.encode("and"), specials=True)
+    conversation = talk_with("thinking", REPLY, "Yes.")
+    list(conversation.reply("the fox"))
+    assert conversation.messages == [{"role": "user", "content": "the fox"}, MESSAGE]
+    prompt = conversation.model.tokenizer.decode(conversation.encode("and"), specials=True)
     assert f"<|im_start|>assistant\nIt jumps.\n{CALL}<|im_end|>\n" in prompt
     assert THOUGHT not in prompt
-    first = talk.prompt_tokens
-    list(talk.reply("and"))
-    assert talk.messages[-1] == {"role": "assistant", "content": "Yes."}
-    assert talk.session.reused == first
+    first = conversation.prompt_tokens
+    list(conversation.reply("and"))
+    assert conversation.messages[-1] == {"role": "assistant", "content": "Yes."}
+    assert conversation.session.reused == first
 
 
 def test_calls_are_counted_through_a_conversation(talk_with):
-    talk = talk_with("thinking", REPLY, CALL)
-    list(talk.reply("the fox"))
-    list(talk.reply("and"))
-    assert [call["id"] for message in talk.messages for call in message.get("tool_calls", ())] == [
+    conversation = talk_with("thinking", REPLY, CALL)
+    list(conversation.reply("the fox"))
+    list(conversation.reply("and"))
+    assert [call["id"] for message in conversation.messages for call in message.get("tool_calls", ())] == [
         "call00000",
         "call00001",
     ]
@@ -92,14 +94,14 @@ def test_calls_are_counted_through_a_conversation(talk_with):
 
 def test_what_a_template_does_not_read_and_what_is_broken_is_said(talk_with):
     call = '<|channel|>commentary to=functions.write <|constrain|>json<|message|>{"mode": 3}'
-    talk = talk_with("harmony", call, call.replace("3", ""))
-    list(talk.reply("the fox"))
-    assert talk.messages[-1]["content"] == 'commentary to=functions.write json {"mode": 3}'
-    list(talk.reply("and"))
-    assert talk.messages[-1]["content"] == 'commentary to=functions.write json {"mode": }'
-    talk = talk_with("thinking", "Now:\n<tool_call>no</tool_call>")
-    list(talk.reply("the fox"))
-    assert talk.messages[-1] == {"role": "assistant", "content": "Now:\n<tool_call>no</tool_call>"}
+    conversation = talk_with("harmony", call, call.replace("3", ""))
+    list(conversation.reply("the fox"))
+    assert conversation.messages[-1]["content"] == 'commentary to=functions.write json {"mode": 3}'
+    list(conversation.reply("and"))
+    assert conversation.messages[-1]["content"] == 'commentary to=functions.write json {"mode": }'
+    conversation = talk_with("thinking", "Now:\n<tool_call>no</tool_call>")
+    list(conversation.reply("the fox"))
+    assert conversation.messages[-1] == {"role": "assistant", "content": "Now:\n<tool_call>no</tool_call>"}
 
 
 def test_a_template_that_wants_an_answer_to_a_call_is_told_what_was_said(talk_with, folders, tmp_path):
@@ -112,46 +114,46 @@ def test_a_template_that_wants_an_answer_to_a_call_is_told_what_was_said(talk_wi
     config["chat_template"] = refuses + config["chat_template"]
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     model = partita.load(folder, backend="numpy")
-    talk = talk_with("", REPLY, "Yes.", model=model)
-    list(talk.reply("the fox"))
-    assert "tool_calls" in talk.messages[-1]
-    prompt = model.tokenizer.decode(talk.encode("and"), specials=True)
+    conversation = talk_with("", REPLY, "Yes.", model=model)
+    list(conversation.reply("the fox"))
+    assert "tool_calls" in conversation.messages[-1]
+    prompt = model.tokenizer.decode(conversation.encode("and"), specials=True)
     said = json.dumps({"name": "write", "arguments": ARGUMENTS})
     assert f"assistant\nIt jumps.\n{said}<|im_end|>" in prompt
-    list(talk.reply("and"))
+    list(conversation.reply("and"))
     with pytest.raises(TemplateError, match="no result"):
-        model.encode(talk.messages)
-    keeper = kept.Keeper(talk, tmp_path / "talk.st")
-    keeper.save()
+        model.encode(conversation.messages)
+    saved_file = session_file.SessionFile(conversation, tmp_path / "talk.st")
+    saved_file.save()
     again = talk_with("", "Yes.", model=model)
-    kept.Keeper(again, tmp_path / "talk.st").resume(kept.find(tmp_path / "talk.st"))
+    session_file.SessionFile(again, tmp_path / "talk.st").resume(session_file.find(tmp_path / "talk.st"))
     list(again.reply("So?"))
     assert again.session.reused > 50
 
 
 def test_a_reply_that_is_closed_in_its_thought_keeps_it(talk_with):
-    talk = talk_with("opened", f"{THOUGHT}</think>It jumps.")
-    reply = talk.reply("the fox")
+    conversation = talk_with("opened", f"{THOUGHT}</think>It jumps.")
+    reply = conversation.reply("the fox")
     for _ in range(10):
         next(reply)
     reply.close()
-    answer = talk.messages[1]
+    answer = conversation.messages[1]
     assert answer["content"] == ""
     assert THOUGHT.startswith(answer["reasoning_content"])
-    assert last_turn(talk) == "> the fox\n(it only thought)"
+    assert last_turn(conversation) == "> the fox\n(it only thought)"
 
 
 def test_files_keep_what_was_thought_and_called(talk_with, tmp_path):
-    talk = talk_with("thinking", REPLY, thoughts="fold")
-    list(talk.reply("the fox"))
+    conversation = talk_with("thinking", REPLY, thoughts="fold")
+    list(conversation.reply("the fox"))
     path = tmp_path / "talk.json"
-    saved.save(saved.Saved("m", talk.settings, talk.messages), path)
-    assert saved.load(path) == saved.Saved("m", talk.settings, talk.messages)
+    saved.save(saved.Saved("m", conversation.settings, conversation.messages), path)
+    assert saved.load(path) == saved.Saved("m", conversation.settings, conversation.messages)
     old = json.loads(path.read_text())
     del old["settings"]["thoughts"]
     old["messages"][1] = {"role": "assistant", "content": "It jumps."}
     path.write_text(json.dumps(old))
-    assert saved.load(path).messages == [talk.messages[0], old["messages"][1]]
+    assert saved.load(path).messages == [conversation.messages[0], old["messages"][1]]
     assert saved.load(path).settings.thoughts == "show"
 
 
@@ -174,18 +176,18 @@ def test_a_call_in_a_damaged_file_is_one_line(tmp_path, change):
 
 
 def test_a_session_file_goes_on_behind_a_thought(talk_with, tmp_path):
-    path, talk = tmp_path / "talk.st", talk_with("thinking", REPLY)
-    list(talk.reply("the fox"))
-    kept.Keeper(talk, path).save()
+    path, conversation = tmp_path / "talk.st", talk_with("thinking", REPLY)
+    list(conversation.reply("the fox"))
+    session_file.SessionFile(conversation, path).save()
     assert read_extra(path)[1]["conversation"]["messages"][1] == MESSAGE
-    again = talk_with("thinking", "Yes.", model=talk.model)
-    kept.Keeper(again, path).resume(kept.find(path))
-    assert again.messages == talk.messages
+    again = talk_with("thinking", "Yes.", model=conversation.model)
+    session_file.SessionFile(again, path).resume(session_file.find(path))
+    assert again.messages == conversation.messages
     list(again.reply("and"))
-    fresh = talk_with("thinking", "Yes.", model=talk.model)
-    fresh.take(talk.messages, fresh.settings)
+    fresh = talk_with("thinking", "Yes.", model=conversation.model)
+    fresh.take(conversation.messages, fresh.settings)
     assert again.prompt_tokens == len(fresh.encode("and"))
-    assert again.session.reused == talk.prompt_tokens
+    assert again.session.reused == conversation.prompt_tokens
 
 
 # ---------------------------------------------------------------- the command

@@ -13,7 +13,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from partita_apps.chat import kept
+from partita_apps.conversation import session_file
 
 # Newer Pythons warn of fork in a process that has threads; the child here does nothing but exec.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
@@ -170,7 +170,7 @@ def test_a_terminal_that_is_gone_leaves_the_conversation(
     os.close(child.child_fd)  # as when a window is closed
     _, status = os.waitpid(child.pid, 0)
     assert os.waitstatus_to_exitcode(status) in (0, 128 + signal.SIGHUP, 128 + signal.SIGPIPE)
-    found = kept.find(tmp_path / "talk.st")
+    found = session_file.find(tmp_path / "talk.st")
     assert found is not None
     assert found.messages[0]["content"] == "the fox"
     assert len(found.messages[1]["content"]) > 20

@@ -315,7 +315,7 @@ def test_attributes(ops: Backend) -> None:
     assert ops.dtype == ops.decode_dtype == "float32"
     assert ops.asynchronous in (True, False)
     assert ops.compiles in (True, False)
-    assert (ops.rank, ops.world) == (0, 1)
+    assert (ops.rank, ops.world_size) == (0, 1)
 
 
 def test_argmax_takes_the_first_of_equals(ops: Backend) -> None:

@@ -15,9 +15,9 @@ from partita.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from partita.model.families.parse import parse
 from partita.quantization import Packed, quantize_weight
 from partita.text.load import load_tokenizer
+from partita_convert.gguf.write import write_gguf
 from partita_convert.layouts import as_huggingface, as_mlx
 from partita_convert.write_folder import write_huggingface, write_mlx
-from partita_convert.write_gguf import write_gguf
 
 from .. import gguf_models, tiny_models
 

@@ -21,9 +21,9 @@ from partita.checkpoint.gguf.reader import open_gguf
 from partita.errors import CheckpointError, DataError, UnsupportedModel
 from partita.model.load import load_decoder
 from partita.quantization import Packed, dequantize, quantize_weight
-from partita_convert import write_gguf as module
+from partita_convert.gguf import write as module
+from partita_convert.gguf.write import KINDS, write_gguf
 from partita_convert.write_folder import write_huggingface, write_mlx
-from partita_convert.write_gguf import KINDS, write_gguf
 
 from .. import bounds, gguf_models, tiny_models
 

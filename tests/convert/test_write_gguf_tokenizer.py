@@ -21,9 +21,9 @@ from partita.errors import CheckpointError, UnsupportedModel
 from partita.text.load import tokenizer_from_folder, tokenizer_from_gguf
 from partita.text.pretokenizers import find
 from partita.text.tokenizer import Tokenizer
-from partita_convert import gguf_vocabulary
-from partita_convert.gguf_file import Typed
-from partita_convert.gguf_tokenizer import SAMPLES, tokenizer_keys
+from partita_convert.gguf import vocabulary
+from partita_convert.gguf.file import Typed
+from partita_convert.gguf.tokenizer import SAMPLES, tokenizer_keys
 from partita_convert.tokenizer_files import write_tokenizer
 
 from ..conftest import SPECIALS, TEMPLATE, WORDS
@@ -143,7 +143,7 @@ def test_words_taken_whole_where_merging_finds_them_anyway(folder: Folder, monke
     library["model"]["ignore_merges"] = True
     (path / "tokenizer.json").write_text(json.dumps(library))
     assert keys_of(path)["tokenizer.ggml.pre"] == "gpt-4o"
-    monkeypatch.setattr(gguf_vocabulary, "_all_merge", lambda model: False)
+    monkeypatch.setattr(vocabulary, "_all_merge", lambda model: False)
     with pytest.raises(UnsupportedModel, match="expressions"):
         keys_of(path)
 
@@ -222,7 +222,7 @@ def test_steps_that_gguf_cannot_say(change: dict[str, Any], what: str, folder: F
     path = folder(tokenizer__json=good, tokenizer_config__json=CONFIG)
     (path / "tokenizer.json").write_text(json.dumps(good | change))
     with pytest.raises(UnsupportedModel, match=f"{what}.*--to mlx"):
-        gguf_vocabulary.read_vocabulary(path)
+        vocabulary.read_vocabulary(path)
 
 
 def test_more_tokens_than_rows(folder: Folder) -> None:
@@ -243,12 +243,12 @@ def test_damaged_files_are_one_error(text: str, folder: Folder) -> None:
     path = folder(tokenizer_config__json=CONFIG)
     (path / "tokenizer.json").write_text(text)
     with pytest.raises(CheckpointError, match="tokenizer"):
-        gguf_vocabulary.read_vocabulary(path)
+        vocabulary.read_vocabulary(path)
 
 
 def test_a_vocabulary_that_would_split_otherwise_is_refused(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     path = folder(tokenizer__json=byte_level(), tokenizer_config__json=CONFIG)
-    monkeypatch.setattr(gguf_vocabulary, "_pre", lambda library, model: "default")
+    monkeypatch.setattr(vocabulary, "_pre", lambda library, model: "default")
     with pytest.raises(UnsupportedModel, match=r"would split .* otherwise"):
         keys_of(path)
 

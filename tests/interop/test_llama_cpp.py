@@ -20,9 +20,9 @@ import pytest
 
 from partita.checkpoint.checkpoint import open_checkpoint
 from partita.text.load import load_tokenizer
-from partita_convert.gguf_tokenizer import SAMPLES
+from partita_convert.gguf.tokenizer import SAMPLES
+from partita_convert.gguf.write import write_gguf
 from partita_convert.write_folder import write_huggingface
-from partita_convert.write_gguf import write_gguf
 
 from .. import bounds, gguf_models, tiny_models
 

@@ -94,12 +94,12 @@ def test_going_on_from_every_step_gives_the_same_batches(lengths, size, packing)
         assert all(same(next(again), batch) for batch in batches[at : at + 4])
 
 
-@given(lengths=lengths, size=st.integers(1, 3), world=st.integers(2, 3), packing=st.booleans())
+@given(lengths=lengths, size=st.integers(1, 3), world_size=st.integers(2, 3), packing=st.booleans())
 @settings(max_examples=40)
-def test_processes_see_together_what_one_with_a_larger_batch_sees(lengths, size, world, packing):
+def test_processes_see_together_what_one_with_a_larger_batch_sees(lengths, size, world_size, packing):
     data = dataset_of(lengths)
-    one = Batches(data, size * world, MAX_LENGTH, packing, 3)
-    shares = [Batches(data, size, MAX_LENGTH, packing, 3).shard(rank, world) for rank in range(world)]
+    one = Batches(data, size * world_size, MAX_LENGTH, packing, 3)
+    shares = [Batches(data, size, MAX_LENGTH, packing, 3).shard(rank, world_size) for rank in range(world_size)]
     for _ in range(one.batches_in(0) + 2):
         state = one.state()
         assert all(share.state() == state for share in shares)

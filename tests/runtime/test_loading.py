@@ -21,8 +21,8 @@ from partita.model.load import load_decoder, notes, weight_bytes
 from partita.model.tree import walk
 from partita.quantization import Packed, quantize_weight
 from partita_convert.convert import convert
+from partita_convert.gguf.write import write_gguf
 from partita_convert.planning import Request
-from partita_convert.write_gguf import write_gguf
 
 from .test_experts import as_blocks, rewritten
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import partita_backends
-from partita.adapters.lora import LoraConfig, LoraLinear, attach, chosen, projection_shapes, settled
+from partita.adapters.lora import LoraConfig, LoraLinear, attach, chosen, for_inference, projection_shapes
 from partita.backend import Backend
 from partita.cache.kv_format import KVFormat
 from partita.cache.spec import plan
@@ -150,7 +150,7 @@ def test_what_a_projection_computes(ops: Backend, packed: bool, biased: bool) ->
     dora = replace(layer, magnitude=ops.array(magnitude), base_squares=squares)
     expected = x @ (merged * (magnitude / np.linalg.norm(merged, axis=1))[:, None]).T + shift
     bounds.assert_near(computed(dora), expected, 2 * error)  # a row's length besides
-    still = dora.settled(ops)
+    still = dora.for_inference(ops)
     assert still.magnitude is None
     bounds.assert_near(computed(still), expected, 2 * error)
     assert (layer.name, layer.bias is None) == ("some.q_proj", not biased)
@@ -196,7 +196,7 @@ def test_the_base_is_left_as_it_was(tiny_model: Path) -> None:
     assert isinstance(out, LoraLinear)
     assert out.a is None
     assert out.base is decoder.blocks[0].attention.out
-    bound = settled(ops, adapters, values, places)
+    bound = for_inference(ops, adapters, values, places)
     assert bound.blocks[0].attention.out.a is values["model.layers.0.self_attn.o_proj.lora_A.weight"]
 
 

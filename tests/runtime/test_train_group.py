@@ -22,7 +22,7 @@ class Member(NumpyBackend):
 
     def __init__(self, rank: int, table: list[Any], barrier: threading.Barrier):
         super().__init__(dtype="float32")
-        self.rank, self.world = rank, len(table)
+        self.rank, self.world_size = rank, len(table)
         self._table, self._barrier = table, barrier
 
     def all_sum(self, x: np.ndarray) -> np.ndarray:
@@ -34,11 +34,11 @@ class Member(NumpyBackend):
         return total
 
 
-def together(function: Callable[[Member], Any], world: int = 3) -> list[Any]:
+def together(function: Callable[[Member], Any], world_size: int = 3) -> list[Any]:
     """What the function gives in each of several processes."""
-    table, barrier = [None] * world, threading.Barrier(world)
-    with ThreadPoolExecutor(world) as pool:
-        running = [pool.submit(function, Member(rank, table, barrier)) for rank in range(world)]
+    table, barrier = [None] * world_size, threading.Barrier(world_size)
+    with ThreadPoolExecutor(world_size) as pool:
+        running = [pool.submit(function, Member(rank, table, barrier)) for rank in range(world_size)]
         return [each.result() for each in running]
 
 

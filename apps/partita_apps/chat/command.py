@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from partita.inference.speculative import Drafter
     from partita.language_model import LanguageModel
 
-    from .kept import Keeper
-    from .talk import CacheOptions, Talk
+    from ..conversation.conversation import CacheOptions, Conversation
+    from ..conversation.session_file import SessionFile
 
 MODEL_OPTIONS = ("backend", "device", "dtype", "threads")
 CACHE_OPTIONS = ("context", "sinks", "kv")
@@ -99,22 +99,22 @@ def chat(
     text = given_prompt(prompt, options["prompt_file"], as_json)
     if text is not None and not text.strip():
         raise DataError("the prompt is empty: give some text")
-    from .saved import held
+    from ..conversation.saved import held
 
     file = options["session"]
     with nullcontext() if file is None else held(file):
-        talk, keeper = begin(model, raw, text is not None, options)
+        conversation, session_file = begin(model, raw, text is not None, options)
         try:
             if text is not None:
                 from .once import answer
 
-                answer(talk, text, trace=trace, as_json=as_json)
+                answer(conversation, text, trace=trace, as_json=as_json)
             else:
                 from .interactive import converse
 
-                converse(talk, keeper, trace=trace)
+                converse(conversation, session_file, trace=trace)
         finally:  # whatever ended it, Ctrl-C and signals too
-            keeper.save()
+            session_file.save()
 
 
 @click.pass_context
@@ -194,7 +194,7 @@ def read_input() -> str | None:
     return text.removesuffix("\n").removesuffix("\r") if text else None
 
 
-def begin(model: str | None, raw: bool, once: bool, options: dict[str, Any]) -> tuple[Talk, Keeper]:
+def begin(model: str | None, raw: bool, once: bool, options: dict[str, Any]) -> tuple[Conversation, SessionFile]:
     """A conversation at its beginning, or where its file left it, and who keeps it.
 
     Options and file are judged before the model is loaded: a mistake should not take seconds.
@@ -204,10 +204,10 @@ def begin(model: str | None, raw: bool, once: bool, options: dict[str, Any]) -> 
     from partita.text.chat_template import parse_variable
     from partita.text.template_process import shared
 
-    from . import adapters
-    from .kept import Keeper, find
-    from .settings import NAMES, Settings, usual_sampling
-    from .talk import CacheOptions, Talk
+    from ..conversation import adapters
+    from ..conversation.conversation import CacheOptions, Conversation
+    from ..conversation.session_file import SessionFile, find
+    from ..conversation.settings import NAMES, Settings, usual_sampling
 
     file = options["session"]
     if file is not None and raw:
@@ -232,12 +232,12 @@ def begin(model: str | None, raw: bool, once: bool, options: dict[str, Any]) -> 
     usual = Sampling() if once else usual_sampling(target.recommended)[0]
     settings = Settings.over(usual, given)
     draft = drafter_for(target, options["draft"], options["lookup"], cache)
-    talk = Talk(target, settings, cache, raw=raw, once=once, draft=draft, adapters=choice)
-    keeper = Keeper(talk, file)
+    conversation = Conversation(target, settings, cache, raw=raw, once=once, draft=draft, adapters=choice)
+    session_file = SessionFile(conversation, file)
     if found is not None:
-        keeper.resume(found)
-    tell(*talk.notes, *talk.unread(), *(other_base(adapter, model) for adapter in read.values()))
-    return talk, keeper
+        session_file.resume(found)
+    tell(*conversation.notes, *conversation.unread(), *(other_base(adapter, model) for adapter in read.values()))
+    return conversation, session_file
 
 
 def drafter_for(target: LanguageModel, draft: str | None, lookup: bool, cache: CacheOptions) -> Drafter | None:

@@ -1,6 +1,6 @@
 """What a line means: a text for the model, a command that begins with a slash, or a wish to leave.
 
-A command is a function from the talk and the rest of the line to what the person is told, or to a text to be answered.
+A command is a function from the conversation and the rest of the line to what the person is told, or to a text to be answered.
 Not here: asking the model.
 """
 
@@ -18,14 +18,14 @@ from partita.files.paths import own
 from partita.inference.sampling import Sampling
 
 from ..aliases import alike
+from ..conversation.conversation import Conversation
+from ..conversation.saved import Saved, load, save
+from ..conversation.settings import NAMES, SAMPLING, Settings, usual_sampling
 from ..progress import size
 from .ask import QUOTES, quoted
 from .clipboard import copy
 from .editor import edited
-from .saved import Saved, load, save
-from .settings import NAMES, SAMPLING, Settings, usual_sampling
 from .show import last_turn
-from .talk import Talk
 
 WORDS = ("exit", "quit", "bye")  # alone on a line they leave
 
@@ -49,11 +49,11 @@ class Command:
 
     arguments: str
     summary: str
-    run: Callable[[Talk, str], str | Send]
+    run: Callable[[Conversation, str], str | Send]
     also: tuple[str, ...] = ()
 
 
-def read(talk: Talk, line: str) -> str | Send:
+def read(conversation: Conversation, line: str) -> str | Send:
     """What to tell the person, or to ask the model. Errors as `perform`; Leave for a word that stands for it."""
     block = quoted(line)
     if block is not None:
@@ -62,10 +62,10 @@ def read(talk: Talk, line: str) -> str | Send:
         raise Leave
     if not line.startswith("/"):
         return Send(line)
-    return Send(line[1:]) if line.startswith("//") else perform(talk, line.strip())
+    return Send(line[1:]) if line.startswith("//") else perform(conversation, line.strip())
 
 
-def perform(talk: Talk, line: str) -> str | Send:
+def perform(conversation: Conversation, line: str) -> str | Send:
     """What a command has to say or to ask. Raises DataError for what cannot be done, Leave for /exit."""
     name, _, rest = line.removeprefix("/").partition(" ")
     command = named_commands().get(name)
@@ -75,7 +75,7 @@ def perform(talk: Talk, line: str) -> str | Send:
         raise DataError(f"/{name} is no command{known}, and // in front sends a text that begins with /")
     if rest.strip() and not command.arguments:
         raise DataError(f"/{name} takes nothing behind it; // in front sends a text that begins with /")
-    return command.run(talk, rest.strip())
+    return command.run(conversation, rest.strip())
 
 
 def named_commands() -> dict[str, Command]:
@@ -83,7 +83,7 @@ def named_commands() -> dict[str, Command]:
     return {each: command for name, command in COMMANDS.items() for each in (name, *command.also)}
 
 
-def help_(talk: Talk, rest: str) -> str:
+def help_(conversation: Conversation, rest: str) -> str:
     rows = [(f"{names(name)} {command.arguments}".rstrip(), command.summary) for name, command in COMMANDS.items()]
     return beside([*rows, *KEYS])
 
@@ -104,88 +104,88 @@ def indented(text: str, margin: str, width: int) -> str:
     return textwrap.fill(text, width, initial_indent=margin, subsequent_indent=margin)
 
 
-def set_(talk: Talk, rest: str) -> str:
+def set_(conversation: Conversation, rest: str) -> str:
     name, _, value = rest.partition(" ")
     if not name:
         raise DataError(f"/set NAME VALUE changes one of {', '.join(NAMES)}; /show shows them")
     name = name.replace("-", "_")
-    talk.change(talk.settings.set_text(name, value.strip()))
-    return ". ".join([f"{name}: {shown(talk.settings.get(name))}", *talk.unread()])
+    conversation.change(conversation.settings.set_text(name, value.strip()))
+    return ". ".join([f"{name}: {shown(conversation.settings.get(name))}", *conversation.unread()])
 
 
-def show(talk: Talk, rest: str) -> str:
+def show(conversation: Conversation, rest: str) -> str:
     if rest == "thoughts":
-        thought = talk.messages[-1].get("reasoning_content") if talk.messages else None
+        thought = conversation.messages[-1].get("reasoning_content") if conversation.messages else None
         return thought or "There are no thoughts in the latest reply."
     if rest:
         raise DataError(f"/show {rest}: there is only /show, and /show thoughts for those of the latest reply")
-    model, session = talk.model, talk.session
+    model, session = conversation.model, conversation.session
     slots, spec, memory = session.cache.slots(), session.cache.spec, model.ops.memory()
     held = f"{slots.sinks} sinks, {slots.window} in the window, {slots.free} free, {session.forgotten} forgotten"
     rows = [
         ("model", f"{model.name}, {model.config.num_layers} layers"),
         ("file", str(model.path)),
-        ("adapter", talk.adapters.current),
+        ("adapter", conversation.adapters.current),
         ("backend", f"{model.ops.name} on {model.ops.device}, {model.ops.dtype}"),
         ("context", f"{spec.context} tokens, of these {spec.sinks} sinks"),
         ("cache", f"--kv {spec.kv}, {size(session.cache.nbytes)}: {held}"),
         ("memory", f"{size(memory.active)} in use, {size(memory.free)} of {size(memory.total)} free"),
-        ("messages", str(len(talk.messages))),
-        *((name, f"{shown(talk.settings.get(name))}{source(talk, name)}") for name in NAMES),
+        ("messages", str(len(conversation.messages))),
+        *((name, f"{shown(conversation.settings.get(name))}{source(conversation, name)}") for name in NAMES),
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
 
 
-def source(talk: Talk, name: str) -> str:
+def source(conversation: Conversation, name: str) -> str:
     """Whose choice a setting is, where it is nobody's in this conversation."""
-    usual, whose = usual_sampling(talk.model.recommended)
+    usual, whose = usual_sampling(conversation.model.recommended)
     if name not in SAMPLING or getattr(usual, name) == getattr(Sampling, name):
         return ""
-    return f" ({whose})" if talk.settings.get(name) == getattr(usual, name) else ""
+    return f" ({whose})" if conversation.settings.get(name) == getattr(usual, name) else ""
 
 
-def adapter(talk: Talk, rest: str) -> str:
+def adapter(conversation: Conversation, rest: str) -> str:
     if rest:
-        talk.use_adapter(rest)
-    others = [name for name in talk.adapters.names if name != talk.adapters.current]
-    return f"adapter: {talk.adapters.current}" + (f"; there are also {', '.join(others)}" if others else "")
+        conversation.use_adapter(rest)
+    others = [name for name in conversation.adapters.names if name != conversation.adapters.current]
+    return f"adapter: {conversation.adapters.current}" + (f"; there are also {', '.join(others)}" if others else "")
 
 
-def clear(talk: Talk, rest: str) -> str:
-    talk.clear()
+def clear(conversation: Conversation, rest: str) -> str:
+    conversation.clear()
     return "A new conversation."
 
 
-def save_(talk: Talk, rest: str) -> str:
+def save_(conversation: Conversation, rest: str) -> str:
     path = named(rest, "/save")
-    save(Saved(talk.model.name, talk.settings, talk.messages), path)
-    return f"{counted(len(talk.messages))} saved to {path}"
+    save(Saved(conversation.model.name, conversation.settings, conversation.messages), path)
+    return f"{counted(len(conversation.messages))} saved to {path}"
 
 
-def load_(talk: Talk, rest: str) -> str:
+def load_(conversation: Conversation, rest: str) -> str:
     path = named(rest, "/load")
-    if talk.raw:
+    if conversation.raw:
         raise DataError("/load goes on with a conversation, and --raw has none: start without --raw")
     saved = load(path)
-    talk.take(saved.messages, saved.settings)
-    other = "" if saved.model == talk.model.name else f"; it was held with {saved.model}"
-    shown = f"{last_turn(talk)}\n" if talk.messages else ""
+    conversation.take(saved.messages, saved.settings)
+    other = "" if saved.model == conversation.model.name else f"; it was held with {saved.model}"
+    shown = f"{last_turn(conversation)}\n" if conversation.messages else ""
     return f"{shown}{counted(len(saved.messages))} loaded from {path}{other}"
 
 
-def undo(talk: Talk, rest: str) -> str:
-    if talk.raw:
+def undo(conversation: Conversation, rest: str) -> str:
+    if conversation.raw:
         raise DataError("/undo takes back a turn of a conversation, and --raw has none: each text stands by itself")
-    text = talk.undo()
-    left = f"{counted(len(talk.messages))} left" if talk.messages else "nothing is left"
+    text = conversation.undo()
+    left = f"{counted(len(conversation.messages))} left" if conversation.messages else "nothing is left"
     return f"taken back: {brief(text, 60)}\n{left}"
 
 
-def retry(talk: Talk, rest: str) -> Send:
-    if not talk.latest:
+def retry(conversation: Conversation, rest: str) -> Send:
+    if not conversation.latest:
         raise DataError("there is nothing to answer again: send a text first")
-    return Send(talk.latest[0]["content"], replaces=not talk.raw, note=unvaried(talk.settings))
+    return Send(conversation.latest[0]["content"], replaces=not conversation.raw, note=unvaried(conversation.settings))
 
 
 def unvaried(settings: Settings) -> str:
@@ -199,20 +199,20 @@ def unvaried(settings: Settings) -> str:
     return ""
 
 
-def edit(talk: Talk, rest: str) -> str | Send:
+def edit(conversation: Conversation, rest: str) -> str | Send:
     if rest not in ("", "new"):
         raise DataError(f"/edit {rest}: there is only /edit, for the last text, and /edit new")
-    again = bool(talk.latest) and not rest
-    text = edited(talk.latest[0]["content"] if again else "")
+    again = bool(conversation.latest) and not rest
+    text = edited(conversation.latest[0]["content"] if again else "")
     if text is None:
         return "Nothing was saved, so nothing is sent."
-    return Send(text, replaces=again and not talk.raw, note=f"sent: {brief(text, 240)}")
+    return Send(text, replaces=again and not conversation.raw, note=f"sent: {brief(text, 240)}")
 
 
-def copy_(talk: Talk, rest: str) -> str:
-    if not talk.latest:
+def copy_(conversation: Conversation, rest: str) -> str:
+    if not conversation.latest:
         raise DataError("there is no reply to copy yet")
-    text = talk.latest[1]["content"]
+    text = conversation.latest[1]["content"]
     if not text:
         raise DataError("the latest reply says nothing that could be copied: it is only thoughts or calls")
     return f"{len(text)} character{'s' * (len(text) != 1)} copied {copy(text)}"
@@ -224,7 +224,7 @@ def brief(text: str, most: int) -> str:
     return line if len(line) <= most else f"{line[:most]}…"
 
 
-def exit_(talk: Talk, rest: str) -> str:
+def exit_(conversation: Conversation, rest: str) -> str:
     raise Leave
 
 

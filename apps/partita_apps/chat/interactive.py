@@ -14,17 +14,17 @@ import click
 
 from partita.errors import PartitaError
 
+from ..conversation.conversation import Conversation
+from ..conversation.session_file import SessionFile
+from ..conversation.settings import NAMES
+from ..conversation.stats import ReplyStats
 from ..progress import size
 from ..terminal import is_dumb
 from .ask import Ask, PlainAsk
 from .commands import Leave, Send, counted, named_commands, read
-from .figures import Figures
-from .kept import Keeper
 from .layout import wrapped
 from .screen import Screen
-from .settings import NAMES
 from .show import last_turn, no_longer_seen, pieces
-from .talk import Talk
 from .trace import ALTERNATIVES
 
 NOT_BEGUN = "stopped before the reply began; your text is not part of the conversation"
@@ -34,11 +34,11 @@ class Stopped(Exception):
     """Ctrl-C while the prompt was being read."""
 
 
-def converse(talk: Talk, keeper: Keeper, *, trace: bool) -> None:
+def converse(conversation: Conversation, session_file: SessionFile, *, trace: bool) -> None:
     """Until the person leaves. Every turn is kept, in its file if there is one."""
     ask = PlainAsk() if is_dumb() else Ask(list(named_commands()), NAMES)
-    greet(talk)
-    told = talk.session.forgotten > 0
+    greet(conversation)
+    told = conversation.session.forgotten > 0
     while True:
         try:
             line = ask.ask()
@@ -46,17 +46,17 @@ def converse(talk: Talk, keeper: Keeper, *, trace: bool) -> None:
             return
         if not line.strip():
             continue
-        before = talk.messages
+        before = conversation.messages
         try:
-            meant = read(talk, line)
+            meant = read(conversation, line)
             if isinstance(meant, Send):
-                send(talk, meant, trace)
-                told = tell_forgotten(talk, told)
+                send(conversation, meant, trace)
+                told = tell_forgotten(conversation, told)
                 click.echo()
             else:
                 click.echo(wrapped(meant) + "\n")
-            if talk.messages is not before:
-                keeper.save()
+            if conversation.messages is not before:
+                session_file.save()
         except Leave:
             return
         except PartitaError as error:
@@ -64,40 +64,40 @@ def converse(talk: Talk, keeper: Keeper, *, trace: bool) -> None:
             click.echo(f"{click.style('partita:', fg='red')}{said.removeprefix('partita:')}\n")
 
 
-def greet(talk: Talk) -> None:
-    model, spec = talk.model, talk.session.cache.spec
-    per_token = size(round(talk.session.cache.bytes_per_token()))
-    adapter = f" with {talk.adapters.current}" if model.adapter else ""
+def greet(conversation: Conversation) -> None:
+    model, spec = conversation.model, conversation.session.cache.spec
+    per_token = size(round(conversation.session.cache.bytes_per_token()))
+    adapter = f" with {conversation.adapters.current}" if model.adapter else ""
     click.secho(wrapped(f"{model.name}{adapter}"), bold=True)
     facts = (
         f"{model.ops.name} on {model.ops.device}",
         f"context {spec.context}",
         f"kv {spec.kv}, {per_token} a token",
-        f"temperature {talk.settings.sampling.temperature:g}",
+        f"temperature {conversation.settings.sampling.temperature:g}",
         "/help",
     )
     click.secho(wrapped(" · ".join(facts)), dim=True)
-    click.secho("each text is completed by itself (--raw)\n" if talk.raw else "", dim=True)
-    if talk.messages:
-        click.echo(wrapped(last_turn(talk)))
-        held = len(talk.session.tokens)
-        click.secho(f"{counted(len(talk.messages))} so far, {held} tokens in the cache\n", dim=True)
+    click.secho("each text is completed by itself (--raw)\n" if conversation.raw else "", dim=True)
+    if conversation.messages:
+        click.echo(wrapped(last_turn(conversation)))
+        held = len(conversation.session.tokens)
+        click.secho(f"{counted(len(conversation.messages))} so far, {held} tokens in the cache\n", dim=True)
 
 
-def send(talk: Talk, what: Send, trace: bool) -> None:
+def send(conversation: Conversation, what: Send, trace: bool) -> None:
     if what.note:
         click.secho(wrapped(what.note), dim=True)
-    with talk.replacing() if what.replaces else nullcontext():
-        turn(talk, what.text, trace)
+    with conversation.replacing() if what.replaces else nullcontext():
+        turn(conversation, what.text, trace)
 
 
-def turn(talk: Talk, text: str, trace: bool) -> None:
+def turn(conversation: Conversation, text: str, trace: bool) -> None:
     """One text and its reply, with what it cost below."""
-    figures = Figures(talk)
-    screen = Screen(talk, figures, trace, hint=" · /show thoughts")
+    reply_stats = ReplyStats(conversation)
+    screen = Screen(conversation, reply_stats, trace, hint=" · /show thoughts")
     note = ""
     try:
-        prompt = talk.encode(text)  # by the model's template, a stranger's program: Ctrl-C does not wait for it
+        prompt = conversation.encode(text)  # by the model's template, a stranger's program: Ctrl-C does not wait for it
     except KeyboardInterrupt:
         click.secho(NOT_BEGUN, dim=True)
         return
@@ -108,9 +108,11 @@ def turn(talk: Talk, text: str, trace: bool) -> None:
                 raise Stopped
 
         try:
-            with closing(pieces(talk, text, prompt, alternatives=ALTERNATIVES if trace else 0, check=check)) as reply:
+            with closing(
+                pieces(conversation, text, prompt, alternatives=ALTERNATIVES if trace else 0, check=check)
+            ) as reply:
                 for piece in reply:
-                    figures.add(piece)
+                    reply_stats.add(piece)
                     screen.show(piece)
                     if stopped() and piece.finish_reason is None:
                         note = " · stopped"
@@ -119,16 +121,16 @@ def turn(talk: Talk, text: str, trace: bool) -> None:
             click.secho(NOT_BEGUN, dim=True)
             return
     screen.end()
-    click.secho(wrapped(f"{figures.line()}{note}"), dim=True)
-    if talk.settings.stats:
-        click.secho(wrapped(figures.details()), dim=True)
+    click.secho(wrapped(f"{reply_stats.line()}{note}"), dim=True)
+    if conversation.settings.stats:
+        click.secho(wrapped(reply_stats.details()), dim=True)
 
 
-def tell_forgotten(talk: Talk, told: bool) -> bool:
+def tell_forgotten(conversation: Conversation, told: bool) -> bool:
     """Say once when a conversation outgrows its context; the line under each reply counts on."""
-    forgets = talk.session.forgotten > 0
+    forgets = conversation.session.forgotten > 0
     if forgets and not told:
-        click.secho(wrapped(no_longer_seen(talk)), fg="yellow")
+        click.secho(wrapped(no_longer_seen(conversation)), fg="yellow")
     return forgets
 
 

@@ -17,12 +17,12 @@ from partita.language_model import Piece
 from partita.printable import printable, visible
 from partita.text.reply.parser import ToolCall
 
+from ..conversation.conversation import Conversation
+from ..conversation.settings import FOLD, HIDE
+from ..conversation.stats import ReplyStats, counted
 from ..terminal import draws
-from .figures import Figures, counted
 from .markdown import Markdown
-from .settings import FOLD, HIDE
 from .show import AsWritten, Lines
-from .talk import Talk
 from .trace import Trace, cells
 
 _CLEAR = "\r\x1b[K"
@@ -32,12 +32,12 @@ _THINKING = "thinking…"
 class Screen:
     """Give every piece to `show` once its figures have it, then call `end`. hint: how to see folded thoughts."""
 
-    def __init__(self, talk: Talk, figures: Figures, trace: bool, hint: str = ""):
-        self._talk, self._figures = talk, figures
-        self._trace = Trace(talk.model.tokenizer) if trace else None
+    def __init__(self, conversation: Conversation, reply_stats: ReplyStats, trace: bool, hint: str = ""):
+        self._conversation, self._reply_stats = conversation, reply_stats
+        self._trace = Trace(conversation.model.tokenizer) if trace else None
         self._person = sys.stdout.isatty()
         self._said = self._new_writer()
-        self._thoughts = Thoughts(talk.settings.thoughts if self._person else HIDE, hint)
+        self._thoughts = Thoughts(conversation.settings.thoughts if self._person else HIDE, hint)
         self._begun = False
         self._open = False  # something was said, and its line has not ended
 
@@ -49,7 +49,7 @@ class Screen:
             self._break()
             self._thoughts.show(piece.thought)
         elif piece.text or piece.call is not None:
-            self._thoughts.end(self._figures.thought_tokens)
+            self._thoughts.end(self._reply_stats.thought_tokens)
         self._write(piece.text)
         if piece.call is not None and self._person:
             self._break()
@@ -57,10 +57,10 @@ class Screen:
 
     def end(self) -> None:
         """The end of the line; after a trace, the whole text."""
-        self._thoughts.end(self._figures.thought_tokens)
+        self._thoughts.end(self._reply_stats.thought_tokens)
         if self._trace is not None:
-            self._write(f"\n{self._figures.text}")
-        if self._open or not self._person or not (self._figures.calls or self._figures.thought):
+            self._write(f"\n{self._reply_stats.text}")
+        if self._open or not self._person or not (self._reply_stats.calls or self._reply_stats.thought):
             sys.stdout.write("\n" if self._said is None else self._said.finish() + "\n")
         sys.stdout.flush()
 
@@ -69,7 +69,7 @@ class Screen:
             click.echo(trace.header())
             self._begun = True
         if piece.token is not None:
-            click.echo(trace.row(piece.token, self._talk.session.cache.slots()))
+            click.echo(trace.row(piece.token, self._conversation.session.cache.slots()))
 
     def _new_writer(self) -> Markdown | Lines | AsWritten | None:
         """What lays out the text of a reply; None where nobody looks."""
@@ -77,9 +77,9 @@ class Screen:
             return None
         if self._trace is not None:
             return Lines()
-        if self._talk.settings.plain:
+        if self._conversation.settings.plain:
             return AsWritten()
-        return Lines() if self._talk.raw else Markdown(styled=draws(sys.stdout))
+        return Lines() if self._conversation.raw else Markdown(styled=draws(sys.stdout))
 
     def _write(self, text: str) -> None:
         self._open |= bool(text)

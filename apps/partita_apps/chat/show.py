@@ -11,15 +11,15 @@ from typing import Any
 from partita.language_model import Piece
 from partita.printable import visible
 
+from ..conversation.conversation import Conversation
 from ..progress import bar
-from .talk import Talk
 from .trace import cells
 
 _ASKED, _ANSWERED = 240, 600  # characters of the last turn that are shown when a conversation goes on
 
 
 def pieces(
-    talk: Talk,
+    conversation: Conversation,
     text: str,
     prompt: Sequence[int],
     *,
@@ -36,7 +36,7 @@ def pieces(
             if check is not None:
                 check()
 
-        with closing(talk.reply(text, prompt=prompt, alternatives=alternatives, on_progress=progress)) as reply:
+        with closing(conversation.reply(text, prompt=prompt, alternatives=alternatives, on_progress=progress)) as reply:
             for piece in reply:
                 stack.close()
                 yield piece
@@ -107,9 +107,9 @@ class AsWritten:
         return visible(held)
 
 
-def last_turn(talk: Talk) -> str:
+def last_turn(conversation: Conversation) -> str:
     """How a conversation that goes on left off: what was asked, and the end of the answer."""
-    asked, answered = (visible(_said(message)).strip() for message in talk.messages[-2:])
+    asked, answered = (visible(_said(message)).strip() for message in conversation.messages[-2:])
     if len(asked) > _ASKED:
         asked = asked[:_ASKED] + "…"
     if len(answered) > _ANSWERED:
@@ -125,27 +125,27 @@ def _said(message: Mapping[str, Any]) -> str:
     )
 
 
-def longer_than_context(talk: Talk, prompt: Sequence[int]) -> str | None:
+def longer_than_context(conversation: Conversation, prompt: Sequence[int]) -> str | None:
     """What a person should know before a prompt that does not fit is read."""
-    spec = talk.session.cache.spec
+    spec = conversation.session.cache.spec
     if spec.context is None or len(prompt) <= spec.context:
         return None
     lost = len(prompt) - spec.context
     return (
         f"the prompt has {len(prompt)} tokens and the context {spec.context}: {lost} of them are no longer seen "
-        f"when the reply begins ({_kept(talk)})"
+        f"when the reply begins ({_kept(conversation)})"
     )
 
 
-def no_longer_seen(talk: Talk) -> str:
+def no_longer_seen(conversation: Conversation) -> str:
     """What a person should know once a conversation is longer than the context."""
-    count, spec = talk.session.forgotten, talk.session.cache.spec
+    count, spec = conversation.session.forgotten, conversation.session.cache.spec
     return (
         f"longer than the context of {spec.context} tokens: {count} token{'s are' if count != 1 else ' is'} "
-        f"no longer seen ({_kept(talk)})"
+        f"no longer seen ({_kept(conversation)})"
     )
 
 
-def _kept(talk: Talk) -> str:
-    sinks = talk.session.cache.spec.sinks
+def _kept(conversation: Conversation) -> str:
+    sinks = conversation.session.cache.spec.sinks
     return f"the first {sinks} and the latest stay" if sinks else "the latest stay"

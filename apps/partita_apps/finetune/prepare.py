@@ -245,7 +245,7 @@ def _is_chat(source: str) -> bool:
 
 def _batches(settings: Settings, data: Any, ops: Backend) -> Batches:
     batches = Batches(data, settings.batch_size, settings.max_length or 0, settings.packing, settings.seed)
-    return batches.shard(ops.rank, ops.world) if ops.world > 1 else batches
+    return batches.shard(ops.rank, ops.world_size) if ops.world_size > 1 else batches
 
 
 def _validation(settings: Settings, splits: Splits, ops: Backend) -> Callable[[], Iterable[Batch]] | None:

@@ -178,7 +178,7 @@ def _train(prepared: Prepared, out: Path, metrics: Metrics | None) -> Finished:
 
 def _apart(prepared: Prepared) -> float:
     """A launcher passes on the Ctrl-C that its processes have had from the terminal: that is no second one."""
-    return 0.0 if prepared.ops.world == 1 else LAUNCHERS
+    return 0.0 if prepared.ops.world_size == 1 else LAUNCHERS
 
 
 def _nothing() -> None:

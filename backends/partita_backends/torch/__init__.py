@@ -294,11 +294,11 @@ class TorchBackend:
         return group.join(self.device)[0]
 
     @property
-    def world(self) -> int:
+    def world_size(self) -> int:
         return group.join(self.device)[1]
 
     def all_sum(self, x: Tensor) -> Tensor:
-        return x if self.world == 1 else group.all_sum(x)
+        return x if self.world_size == 1 else group.all_sum(x)
 
 
 def _gpu() -> str:

@@ -76,5 +76,5 @@ def _layer(ops: Backend, config: ModelConfig, base: Linear, change: LowRank, ada
     a, b, *magnitude = (ops.array(part, "float32") for part in parts)
     layer = LoraLinear(base, a, b, change.scale)
     if magnitude:
-        layer = replace(layer, magnitude=magnitude[0], base_squares=row_squares(ops, base, shape[0])).settled(ops)
+        layer = replace(layer, magnitude=magnitude[0], base_squares=row_squares(ops, base, shape[0])).for_inference(ops)
     return replace(layer, a=ops.cast(a, ops.dtype), b=ops.cast(b, ops.dtype))

@@ -123,7 +123,7 @@ class LoraLinear(Brief):
         y = (ops.linear(x, self.base.weight) + low) * ops.cast(factor, ops.dtype)
         return y if self.base.bias is None else y + self.base.bias
 
-    def settled(self, ops: Backend) -> LoraLinear:
+    def for_inference(self, ops: Backend) -> LoraLinear:
         """The same for weights that do not change any more: nothing of DoRA is computed anew for every token."""
         if self.magnitude is None:
             return replace(self, dropout=None)
@@ -214,10 +214,12 @@ def projections(decoder: Decoder) -> Iterable[tuple[str, Linear]]:
             raise ValueError("adapters need a decoder loaded with stack=False")
 
 
-def settled(ops: Backend, decoder: Decoder, values: Mapping[str, Array], places: Mapping[str, tuple[str, ...]]) -> Any:
+def for_inference(
+    ops: Backend, decoder: Decoder, values: Mapping[str, Array], places: Mapping[str, tuple[str, ...]]
+) -> Any:
     """The decoder for generation, with these values in their places."""
     bound = replace_at(decoder, {path: values[name] for name, paths in places.items() for path in paths})
-    changes = {path: node.settled(ops) for path, node in walk(bound) if isinstance(node, LoraLinear)}
+    changes = {path: node.for_inference(ops) for path, node in walk(bound) if isinstance(node, LoraLinear)}
     return replace_at(bound, changes)
 
 

@@ -80,16 +80,16 @@ class Batches:
         self.dataset, self.max_length, self.packing, self.seed = dataset, max_length, packing, seed
         self.batch_size = batch_size  # of all processes together
         self.epoch, self.index = 0, 0  # where the next batch stands
-        self.rank, self.world = 0, 1
+        self.rank, self.world_size = 0, 1
         self._plan: tuple[int, Plan] | None = None
 
-    def shard(self, rank: int, world: int) -> Batches:
+    def shard(self, rank: int, world_size: int) -> Batches:
         """The share of one of `world` processes, from the same position: rows rank, rank + world, … of batches that
         have `world` times as many rows. Where rows run out, a row of padding keeps all shares equally large."""
-        if self.world != 1 or not 0 <= rank < world:
-            raise DataError(f"share {rank} of {world} cannot be taken")
-        share = Batches(self.dataset, self.batch_size * world, self.max_length, self.packing, self.seed)
-        share.rank, share.world = rank, world
+        if self.world_size != 1 or not 0 <= rank < world_size:
+            raise DataError(f"share {rank} of {world_size} cannot be taken")
+        share = Batches(self.dataset, self.batch_size * world_size, self.max_length, self.packing, self.seed)
+        share.rank, share.world_size = rank, world_size
         share.epoch, share.index = self.epoch, self.index
         return share
 
@@ -152,8 +152,8 @@ class Batches:
         documents = [plan.documents[plan.rows[r] : plan.rows[r + 1]] for r in rows]
         filled = max(int((self.dataset.lengths[row] - 1).sum()) for row in documents)
         width = min(-(-filled // WIDTH_STEP) * WIDTH_STEP, self.max_length)
-        mine = documents[self.rank :: self.world]
-        return fill(self.dataset, mine, -(-len(documents) // self.world), width)
+        mine = documents[self.rank :: self.world_size]
+        return fill(self.dataset, mine, -(-len(documents) // self.world_size), width)
 
 
 _NAMES = {

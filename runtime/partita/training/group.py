@@ -32,7 +32,7 @@ class Group:
 
     @property
     def alone(self) -> bool:
-        return self.ops.world == 1
+        return self.ops.world_size == 1
 
     def counts(self, *counts: int) -> list[int]:
         """Each summed over the processes; below 2**31."""
@@ -63,10 +63,10 @@ class Group:
             return
         mine = zlib.crc32(json.dumps(about, sort_keys=True).encode()) & 0x7FFFFFFF
         (first,) = self.counts(mine if self.ops.rank == 0 else 0)
-        others = self.counts(*(int(rank == self.ops.rank and mine != first) for rank in range(self.ops.world)))
+        others = self.counts(*(int(rank == self.ops.rank and mine != first) for rank in range(self.ops.world_size)))
         if any(others):
             raise DataError(
-                f"process {others.index(1)} of {self.ops.world} was given other data or settings than the first: "
+                f"process {others.index(1)} of {self.ops.world_size} was given other data or settings than the first: "
                 "start all of them with the same model, data and flags"
             )
 

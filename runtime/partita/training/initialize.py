@@ -29,7 +29,7 @@ STANDARD_DEVIATION = 0.02  # of GPT-2 and of most that came after
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn(Checkpoint):
+class RandomWeights(Checkpoint):
     """Random weights: normal with a deviation of 0.02; projections into the stream divided by sqrt(2 layers), so that
     its size does not grow with depth (the GPT-2 report); norms one, biases zero. float32."""
 
@@ -67,7 +67,7 @@ class Drawn(Checkpoint):
         return hashlib.sha256(said.encode()).hexdigest()[:32]
 
 
-def initialise(config: Mapping[str, Any], seed: int = 0, path: Path | str = "a new model") -> Drawn:
+def initialise(config: Mapping[str, Any], seed: int = 0, path: Path | str = "a new model") -> RandomWeights:
     """Random weights for a Hugging Face config.json. path: what messages call it, and where its tokenizer is read.
 
     Raises what `families.parse` raises, and UnsupportedModel for a model with experts.
@@ -77,7 +77,7 @@ def initialise(config: Mapping[str, Any], seed: int = 0, path: Path | str = "a n
         raise UnsupportedModel(f"a {parsed.model_type} model has experts, which cannot be trained from nothing")
     shapes = _shapes(parsed, family(config).names)
     one = 0.0 if parsed.norm_adds_one else 1.0
-    return Drawn(
+    return RandomWeights(
         path=Path(path),
         config=dict(config),
         generation_config={},

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..adapters.lora import Dropout, LoraConfig, attach, settled
+from ..adapters.lora import Dropout, LoraConfig, attach, for_inference
 from ..backend import Backend
 from ..brief import Brief
 from ..checkpoint.checkpoint import Checkpoint
@@ -46,7 +46,7 @@ class Trainable(Brief):
     def bind(self, ops: Backend, values: Mapping[str, Array]) -> Decoder:
         """The decoder with these values, for generation."""
         shifted = {name: self._shifted(name, values[name]) for name in self.places}
-        return settled(ops, self.decoder, shifted, self.places)
+        return for_inference(ops, self.decoder, shifted, self.places)
 
     def loss(
         self,

@@ -32,7 +32,7 @@ class CacheOptions:
     kv: str = "auto"
 
 
-class Talk:
+class Conversation:
     """raw: no template and no memory; each text is completed by itself. once: there will be a single reply.
 
     draft: proposes the tokens of replies (`speculative.drafter`); it changes how fast they come. adapters: of which

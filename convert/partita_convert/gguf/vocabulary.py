@@ -1,6 +1,6 @@
 """A folder's vocabulary in the two forms that GGUF has: byte-level BPE with merges, and sentencepiece with scores.
 
-Not here: ids by role and the check that both sides agree (`gguf_tokenizer`). Invariant: a step of tokenizer.json that
+Not here: ids by role and the check that both sides agree (`tokenizer`). Invariant: a step of tokenizer.json that
 neither form can say (a normalizer, a pre-tokenizer, another kind of model) is refused by name.
 """
 

@@ -8,14 +8,14 @@ from partita.language_model import Piece
 from partita.text.reply.parser import ToolCall
 
 from ..progress import size
-from .talk import Talk
+from .conversation import Conversation
 
 
-class Figures:
+class ReplyStats:
     """Give every piece to `add`. seconds of a token: since the one before, of the first: since the prompt began."""
 
-    def __init__(self, talk: Talk):
-        self._talk = talk
+    def __init__(self, conversation: Conversation):
+        self._conversation = conversation
         self.tokens: list[int] = []
         """Generated ids without the token that ended the reply."""
         self._said: list[str] = []
@@ -28,7 +28,7 @@ class Figures:
         self._seconds: list[float] = []
 
     def add(self, piece: Piece) -> None:
-        tokenizer = self._talk.model.tokenizer
+        tokenizer = self._conversation.model.tokenizer
         self._said.append(piece.text)
         self._thought.append(piece.thought)
         self.calls += [piece.call] if piece.call is not None else []
@@ -69,18 +69,18 @@ class Figures:
     @property
     def prompt_tokens_per_second(self) -> float | None:
         """Of the tokens that were read for this reply; those in the cache already cost nothing and do not count."""
-        seconds, read = self.first_token_seconds, self._talk.prompt_tokens - self._talk.session.reused
+        seconds, read = self.first_token_seconds, self._conversation.prompt_tokens - self._conversation.session.reused
         return read / seconds if seconds and read > 0 else None
 
     @property
     def peak_bytes(self) -> int | None:
         """The most memory that the process had on the device so far; None where the backend does not know."""
-        return self._talk.model.ops.memory().peak or None
+        return self._conversation.model.ops.memory().peak or None
 
     def details(self) -> str:
         """For people who asked for it, under that line: how fast the prompt was read, and the peak of memory."""
-        session, speed, peak = self._talk.session, self.prompt_tokens_per_second, self.peak_bytes
-        parts = [f"prompt {counted(self._talk.prompt_tokens - session.reused)}"]
+        session, speed, peak = self._conversation.session, self.prompt_tokens_per_second, self.peak_bytes
+        parts = [f"prompt {counted(self._conversation.prompt_tokens - session.reused)}"]
         parts += [] if speed is None else [f"{speed:.1f}/s"]
         parts += [f"{session.reused} reused"] if session.reused else []
         parts += [] if peak is None else [f"peak memory {size(peak)}"]
@@ -88,7 +88,7 @@ class Figures:
 
     def line(self) -> str:
         """For people, under the reply."""
-        session = self._talk.session
+        session = self._conversation.session
         slots, spec = session.cache.slots(), session.cache.spec
         thoughts = f", {self.thought_tokens} of them thoughts" if self.thought_tokens else ""
         parts = [f"{counted(len(self.tokens))}{thoughts}"]
@@ -101,25 +101,25 @@ class Figures:
         if session.forgotten > 0:
             parts.append(f"{session.forgotten} forgotten")
         if self.finish_reason == "length":
-            parts.append(f"cut at {self._talk.settings.max_tokens} tokens (max_tokens)")
-        if self._talk.draft is not None:
-            found = self._talk.draft.acceptance
+            parts.append(f"cut at {self._conversation.settings.max_tokens} tokens (max_tokens)")
+        if self._conversation.draft is not None:
+            found = self._conversation.draft.acceptance
             parts.append(f"drafts {found.accepted}/{found.proposed} accepted")
         return " · ".join(parts)
 
     def document(self, seed: int | None, trace: bool) -> dict[str, Any]:
         """Everything, for programs. sizes in bytes, times in seconds, the trace's in milliseconds."""
-        model, session = self._talk.model, self._talk.session
+        model, session = self._conversation.model, self._conversation.session
         spec = session.cache.spec
         found = {
             "text": self.text,
             "reasoning": self.thought or None,
             "tool_calls": [described(call) for call in self.calls],
             "tokens": self.tokens,
-            "prompt_tokens": self._talk.prompt_tokens,
+            "prompt_tokens": self._conversation.prompt_tokens,
             "finish_reason": self.finish_reason,
             "model": model.name,
-            "adapter": None if not model.adapter else self._talk.adapters.current,
+            "adapter": None if not model.adapter else self._conversation.adapters.current,
             "backend": model.ops.name,
             "device": model.ops.device,
             "dtype": model.ops.dtype,
@@ -139,9 +139,9 @@ class Figures:
         return {**found, "trace": self.trace} if trace else found
 
     def _draft(self) -> dict[str, Any] | None:
-        if self._talk.draft is None:
+        if self._conversation.draft is None:
             return None
-        found = self._talk.draft.acceptance
+        found = self._conversation.draft.acceptance
         counts = {"proposed": found.proposed, "accepted": found.accepted, "steps": found.steps}
         return {**counts, "acceptance_rate": found.rate}
 

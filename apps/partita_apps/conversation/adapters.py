@@ -21,7 +21,10 @@ class Adapters:
     def __init__(self, base: LanguageModel, found: dict[str, Adapter]):
         self._base, self._found = base, found
         self._made = {NONE: base}
-        for name, adapter in found.items():  # all at once: one that does not suit this model is told before the talk
+        for (
+            name,
+            adapter,
+        ) in found.items():  # all at once: one that does not suit this model is reported before it begins
             self._made[name] = base.with_adapter(adapter)
         self.current = next(iter(found), NONE)
 

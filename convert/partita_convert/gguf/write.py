@@ -1,6 +1,6 @@
 """Checkpoints out as one GGUF file, which llama.cpp and its kin load.
 
-Not here: how a value becomes blocks (`gguf_encode`), what the keys say (`gguf_metadata`, `gguf_tokenizer`). Invariants:
+Not here: how a value becomes blocks (`encode`), what the keys say (`metadata`, `tokenizer`). Invariants:
 the file is there whole or not at all; the source is never touched; the same source gives the same bytes; memory holds
 one tensor at a time; what GGUF cannot say is refused before anything is written.
 
@@ -30,12 +30,12 @@ from partita.model.config import ModelConfig
 from partita.model.families.parse import parse
 from partita.quantization import Packed
 
-from .atomic import new_file, refuse_existing
-from .gguf_encode import WIDTHS, Encoder, Value, exact_type, too_large
-from .gguf_file import TYPES, GgufWriter
-from .gguf_metadata import architecture_of, check_said, general_keys, model_keys
-from .gguf_tokenizer import tokenizer_keys
-from .write_folder import OnTensor, WrittenTensor
+from ..atomic import new_file, refuse_existing
+from ..write_folder import OnTensor, WrittenTensor
+from .encode import WIDTHS, Encoder, Value, exact_type, too_large
+from .file import TYPES, GgufWriter
+from .metadata import architecture_of, check_said, general_keys, model_keys
+from .tokenizer import tokenizer_keys
 
 KINDS = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
 _ROUTER = "ffn_gate_inp"

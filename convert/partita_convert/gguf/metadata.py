@@ -29,7 +29,7 @@ from partita.model.config import LayerConfig, ModelConfig, RopeConfig
 from partita.model.families.parse import parse
 from partita.model.rope import inverse_frequencies
 
-from .gguf_file import Typed, inferred
+from .file import Typed, inferred
 
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
 _QUANTIZATION_VERSION = 2

@@ -15,14 +15,14 @@ from typing import Any
 from partita.cache.session_file import read_extra
 from partita.errors import CheckpointError, DataError
 
+from .conversation import Conversation
 from .saved import checked
-from .talk import Talk
 
 _KEY = "conversation"
 
 
 @dataclass(frozen=True)
-class Conversation:
+class StoredConversation:
     """messages: user and assistant in turn. replies: the ids of each answer, or None where its text counts."""
 
     messages: list[dict[str, Any]] = field(default_factory=list)
@@ -30,7 +30,7 @@ class Conversation:
     system: str | None = None
 
 
-def find(path: Path) -> Conversation | None:
+def find(path: Path) -> StoredConversation | None:
     """What was said in the conversation of a file; None where there is no file yet.
 
     Raises CheckpointError for a file that is no saved conversation.
@@ -47,7 +47,7 @@ def find(path: Path) -> Conversation | None:
     whole = isinstance(replies, list) and len(replies) * 2 == len(messages) and all(map(_ids, replies))
     if not whole or not isinstance(system, str | None):
         raise damaged(path)
-    return Conversation(messages, replies, system)
+    return StoredConversation(messages, replies, system)
 
 
 def damaged(path: Path) -> CheckpointError:
@@ -58,25 +58,25 @@ def _ids(reply: Any) -> bool:
     return reply is None or (isinstance(reply, list) and all(type(token) is int and token >= 0 for token in reply))
 
 
-class Keeper:
+class SessionFile:
     """One conversation and the file it is kept in. path None: it is kept nowhere."""
 
-    def __init__(self, talk: Talk, path: Path | None):
-        self._talk, self._path = talk, path
-        self._kept: Conversation | None = None  # as the file has it
+    def __init__(self, conversation: Conversation, path: Path | None):
+        self._conversation, self._path = conversation, path
+        self._kept: StoredConversation | None = None  # as the file has it
 
-    def resume(self, found: Conversation) -> None:
+    def resume(self, found: StoredConversation) -> None:
         """Go on from the file, which `found` was read from.
 
         Raises ContextError where it was saved for another model or cache, CheckpointError where its tokens are none of
-        this model's; talk and file are then as they were.
+        this model's; conversation and file are then as they were.
         """
         if self._path is not None:
-            known = self._talk.model.config.vocab_size
+            known = self._conversation.model.config.vocab_size
             if any(token >= known for reply in found.replies if reply is not None for token in reply):
                 raise damaged(self._path)
-            self._talk.session.restore(self._path)
-            self._talk.resume(found.messages, found.replies, found.system)
+            self._conversation.session.restore(self._path)
+            self._conversation.resume(found.messages, found.replies, found.system)
             self._kept = self._now()
 
     def save(self) -> None:
@@ -85,11 +85,13 @@ class Keeper:
         A conversation that was cleared replaces the one in the file once something is said in it.
         """
         now = self._now()
-        if self._path is None or not (now.messages or self._talk.emptied) or now == self._kept:
+        if self._path is None or not (now.messages or self._conversation.emptied) or now == self._kept:
             return
         said = {"messages": now.messages, "replies": now.replies, "system": now.system}
-        self._talk.session.save(self._path, {_KEY: said})
+        self._conversation.session.save(self._path, {_KEY: said})
         self._kept = now
 
-    def _now(self) -> Conversation:
-        return Conversation(self._talk.messages, self._talk.replies, self._talk.settings.system)
+    def _now(self) -> StoredConversation:
+        return StoredConversation(
+            self._conversation.messages, self._conversation.replies, self._conversation.settings.system
+        )

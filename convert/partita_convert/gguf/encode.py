@@ -21,8 +21,8 @@ from partita.checkpoint.schemes import mxfp4
 from partita.errors import DataError
 from partita.quantization import Packed, dequantize, unpack
 
-from .gguf_file import TYPES, size
-from .quantize import quantize
+from ..quantize import quantize
+from .file import TYPES, size
 
 Value = np.ndarray | Packed
 GROUP = 32
@@ -102,7 +102,7 @@ def _flat(value: Any) -> Any:
 class Encoder:
     """One tensor on its way: iterate `blocks` and `error` is that of what was written (None before).
 
-    type_name: of `gguf_file.TYPES`. order: of the rows. shift: added to every value, in float32. importance: of the
+    type_name: of `file.TYPES`. order: of the rows. shift: added to every value, in float32. importance: of the
     columns, for the types whose scales are searched for.
     """
 

@@ -1,6 +1,6 @@
 """A checkpoint's tokenizer as GGUF keys.
 
-Not here: how a folder keeps its vocabulary (`gguf_vocabulary`). Invariant: the keys, read by our own reader, give the
+Not here: how a folder keeps its vocabulary (`vocabulary`). Invariant: the keys, read by our own reader, give the
 source's ids for texts of many scripts; a vocabulary for which they do not is refused.
 """
 
@@ -17,8 +17,8 @@ from partita.text.load import load_tokenizer, tokenizer_from_gguf
 from partita.text.sentencepiece_model import UNKNOWN
 from partita.text.tokenizer import Tokenizer
 
-from .gguf_file import Typed, inferred
-from .gguf_vocabulary import Vocabulary, read_vocabulary
+from .file import Typed, inferred
+from .vocabulary import Vocabulary, read_vocabulary
 
 _PREFIX = "tokenizer."
 _TYPES = {"tokens": "str", "merges": "str", "scores": "f32", "token_type": "i32"}

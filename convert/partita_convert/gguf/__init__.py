@@ -1,0 +1,1 @@
+"""GGUF files out: metadata, vocabulary, block types, and the file itself."""
