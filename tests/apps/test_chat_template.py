@@ -118,15 +118,15 @@ def test_the_pinned_beginning_is_what_the_template_makes_of_it(model):
 
 def test_what_is_told_survives_a_file(model, tmp_path):
     conversation = Conversation(model, Settings.of({"template_var": {"effort": [1, None]}}), CacheOptions())
-    perform(conversation, f"/save {tmp_path / 'conversation.json'}")
+    perform(conversation, f"/save {tmp_path / 'talk.json'}")
     other = Conversation(model, Settings(), CacheOptions())
-    perform(other, f"/load {tmp_path / 'conversation.json'}")
+    perform(other, f"/load {tmp_path / 'talk.json'}")
     assert other.settings == conversation.settings
     broken = json.loads((tmp_path / "talk.json").read_text())
     broken["settings"]["template_var"] = {"messages": 1}
     (tmp_path / "talk.json").write_text(json.dumps(broken))
     with pytest.raises(DataError, match="template_var cannot be"):
-        perform(other, f"/load {tmp_path / 'conversation.json'}")
+        perform(other, f"/load {tmp_path / 'talk.json'}")
 
 
 @pytest.mark.parametrize(

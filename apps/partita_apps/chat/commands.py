@@ -1,7 +1,7 @@
 """What a line means: a text for the model, a command that begins with a slash, or a wish to leave.
 
-A command is a function from the conversation and the rest of the line to what the person is told, or to a text to be answered.
-Not here: asking the model.
+A command is a function from the conversation and the rest of the line to what the person is told, or to a text to be
+answered. Not here: asking the model.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class Adapters:
         for (
             name,
             adapter,
-        ) in found.items():  # all at once: one that does not suit this model is reported before it begins
+        ) in found.items():  # all at once: one that does not suit is reported first
             self._made[name] = base.with_adapter(adapter)
         self.current = next(iter(found), NONE)
 
