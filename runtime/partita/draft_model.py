@@ -58,7 +58,7 @@ class ModelDraft(Drafter):
         proposal = ops.concat(drafts, 0)
         return proposal if self._stays_on_device else ops.to_numpy(proposal).tolist()
 
-    def _told(self, emitted: Sequence[int], accepted: int, proposed: int) -> None:
+    def _observe(self, emitted: Sequence[int], accepted: int, proposed: int) -> None:
         fed = max(proposed - 1, 0)  # the last of a proposal was never fed
         kept = min(accepted, fed)
         if fed > kept:

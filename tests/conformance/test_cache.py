@@ -287,25 +287,25 @@ def test_a_snapshot_is_restored_exactly(ops: Backend, kv: str) -> None:
 
 
 @pytest.mark.parametrize("kv", ["32", "k8v4"])
-def test_rows_join_and_leave_at_any_step(ops: Backend, kv: str) -> None:
-    """A row of a batch sees what it would see alone, whoever joins or leaves, at whatever positions they are. Of keys
+def test_rows_are_filtered_and_extended_at_any_step(ops: Backend, kv: str) -> None:
+    """A row of a batch sees what it would see alone, whatever rows are beside it and at whatever positions. Of keys
     that differ in the last bit, one may fall to the other of two integers: a step of 8 bits moves a score by 0.006."""
     error = 2 * bounds.attention(D, 12, score=8, value=4) if kv == "32" else 0.006
     spec = spec_of(Plan(8, 2, 3, 4, 1, kv, [], 0))
     alone = [Cache(ops, spec) for _ in range(3)]
     batch = Cache(ops, spec)
-    joining = [Cache(ops, spec) for _ in range(2)]
+    others = [Cache(ops, spec) for _ in range(2)]
     for row, count in ((0, 7), (1, 2), (2, 5)):  # rows begin at positions 28, 8 and 20
         for i in range(count):
-            for cache in (alone[row], [batch, *joining][row]):
+            for cache in (alone[row], [batch, *others][row]):
                 step(cache, i, 4, slice(row, row + 1))
-    for other in joining:
-        batch.join(other)
+    for other in others:
+        batch.extend(other)
     assert batch.offsets == [28, 8, 20]
     members = [0, 1, 2]
     for i in range(5):
         if i == 2:
-            batch.keep([2, 0])
+            batch.filter([2, 0])
             members = [2, 0]
         found = []
         rng = np.random.default_rng(i)
@@ -320,7 +320,7 @@ def test_rows_join_and_leave_at_any_step(ops: Backend, kv: str) -> None:
             alone[row].advance(2)
             alone[row].attend(0, *(ops.array(x[row : row + 1]) for x in (q, k, v)))
     with pytest.raises(ContextError, match="own layout"):
-        batch.join(Cache(ops, spec_of(Plan(9, 2, 3, 4, 1, kv, [], 0))))
+        batch.extend(Cache(ops, spec_of(Plan(9, 2, 3, 4, 1, kv, [], 0))))
 
 
 def test_taken_back_into_the_sinks_the_rings_are_empty(ops: Backend, tmp_path: Path) -> None:

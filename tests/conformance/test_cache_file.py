@@ -128,8 +128,8 @@ def test_a_row_that_was_in_a_batch_is_saved_at_its_own_size(ops: Backend, tmp_pa
     spec = spec_of(window=None)
     row, tokens = filled(ops, spec, 2)
     alone, _ = filled(ops, spec, 2)
-    row.join(filled(ops, spec, 70)[0])
-    row.keep([0])
+    row.extend(filled(ops, spec, 70)[0])
+    row.filter([0])
     assert row.nbytes > alone.nbytes
     save(tmp_path / "session", row, tokens, MINE)
     fresh = Cache(ops, spec)

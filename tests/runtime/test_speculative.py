@@ -52,7 +52,7 @@ class Scripted(Drafter):
         self.proposals.append(len(found))
         return found
 
-    def _told(self, emitted: Sequence[int], accepted: int, proposed: int) -> None:
+    def _observe(self, emitted: Sequence[int], accepted: int, proposed: int) -> None:
         self.said += len(emitted)
 
 
@@ -271,7 +271,7 @@ def test_lookup_follows_a_conversation() -> None:
     """A prompt that goes on is indexed from where it does; another one from the start."""
     lookup = PromptLookup()
     lookup.begin([1, 2, 3, 4])
-    lookup.told([7, 1], 0, 0)
+    lookup.observe([7, 1], 0, 0)
     lookup.begin([1, 2, 3, 4, 7, 1, 2])
     assert lookup.propose(3) == [3, 4, 7]
     lookup.begin([5, 1, 2])

@@ -199,7 +199,7 @@ class Cache:
     # One step: advance, then attend once a layer
 
     def advance(self, tokens: int, lengths: Sequence[int] | None = None) -> None:
-        """Claim the next positions of every row for a step of `tokens` new ones, and decide what its queries see.
+        """Reserve the next positions of every row for a step of `tokens` new ones, and decide what its queries see.
 
         lengths: how many of them are real in each row (the rest is padding at the end); all, if None.
         Raises ContextError when the step is longer than the chunk that the ring was made for.
@@ -384,7 +384,7 @@ class Cache:
 
     # Rows
 
-    def keep(self, rows: Sequence[int]) -> None:
+    def filter(self, rows: Sequence[int]) -> None:
         """Hold these rows only, in this order."""
         index = self.ops.array(np.asarray(rows, np.int32))
         self._each(lambda array: self.ops.take(array, index, 0))
@@ -392,10 +392,13 @@ class Cache:
         self._reached = [self._reached[row] for row in rows]
         self.batch = len(rows)
 
-    def join(self, other: Cache) -> None:
-        """Take in the rows of another cache of the same layout, behind this one's. The other is used up."""
+    def extend(self, other: Cache) -> None:
+        """Add the rows of another cache of the same layout behind this one's. The other must not be used afterwards.
+
+        Raises ContextError for another layout.
+        """
         if other.spec != self.spec:
-            raise ContextError("rows join a cache of their own layout only")
+            raise ContextError("a cache can be extended by rows of its own layout only")
         furthest = max(*self._reached, *other._reached)
         self._grow(furthest)
         other._grow(furthest)
@@ -417,11 +420,11 @@ class Cache:
             track.ring = self.ops.concat([track.ring, self.ops.full((self.batch, more), -1, "int32")], 1)
             for layer, buffers in zip(self.spec.layers, self._layers, strict=True):
                 if layer.span == span:
-                    buffers.k = self._extend(buffers.k, self.spec.kv.key_bits, layer, more)
-                    buffers.v = self._extend(buffers.v, self.spec.kv.value_bits, layer, more)
+                    buffers.k = self._lengthened(buffers.k, self.spec.kv.key_bits, layer, more)
+                    buffers.v = self._lengthened(buffers.v, self.spec.kv.value_bits, layer, more)
             self._capacity[span] = wanted
 
-    def _extend(self, buffer: Array | Packed, bits: int, layer: LayerSpec, more: int) -> Array | Packed:
+    def _lengthened(self, buffer: Array | Packed, bits: int, layer: LayerSpec, more: int) -> Array | Packed:
         new, concat = self._empty(bits, layer, more), self.ops.concat
         if not isinstance(buffer, Packed):
             return concat([buffer, new], 2)

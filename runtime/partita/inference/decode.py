@@ -46,7 +46,7 @@ def prefill(
 ) -> Array:
     """Feed the prompt in chunks; logits (1, V) after its last token. on_progress(done, total) after each chunk.
 
-    Interrupted between chunks, the cache holds exactly the chunks that were fed, which is what on_fed(ids) was told.
+    Interrupted between chunks, the cache holds exactly the chunks that were fed, which on_fed(ids) has reported.
     """
     if not prompt:
         raise DataError("the prompt is empty: give at least one token")

@@ -132,11 +132,11 @@ class Sampler:
             self._generated = self._ops.scatter_add(self._generated, token[:, None], 1.0)
         return token
 
-    def ahead(self, logits: Array, drafts: Array | None) -> Array:
+    def verify(self, logits: Array, drafts: Array | None) -> Array:
         """What `__call__` would choose after each draft, were those before it chosen: int32 tokens (T,).
 
         logits: float32 (T, V), before the first draft and after each of them. drafts: int32 (T - 1,), or None. For a
-        batch of one. Nothing is remembered until `settle` is told which of these positions came to be.
+        batch of one. Nothing is remembered until `accept` is given the tokens that came to be.
         """
         s, ops, count = self._sampling, self._ops, logits.shape[0]
         generated = self._generated
@@ -150,8 +150,8 @@ class Sampler:
             self._waiting.append(self._random.random(self._batch, dtype=np.float32))
         return self._draw(logits / s.temperature, np.concatenate(self._waiting[:count]))
 
-    def settle(self, tokens: Sequence[int]) -> None:
-        """Remember the tokens that came to be after `ahead`, as if `__call__` had chosen them one by one."""
+    def accept(self, tokens: Sequence[int]) -> None:
+        """Remember the tokens that came to be after `verify`, as if `__call__` had chosen them one by one."""
         del self._waiting[: len(tokens)]
         if self._generated is not None:
             index = self._ops.array(np.asarray([tokens], np.int32))

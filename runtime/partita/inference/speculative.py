@@ -46,7 +46,8 @@ class Drafter:
     """Proposes tokens. What it proposes decides how fast a reply comes, never what it says.
 
     count: most tokens of one proposal. Its length adapts: it doubles while everything is accepted, and otherwise
-    becomes one more than was accepted. A subclass gives `_begin`, `_propose` and `_told`. One conversation at a time.
+    becomes one more than was accepted. A subclass gives `_begin`, `_propose` and `_observe`. For one conversation at a
+    time.
     """
 
     def __init__(self, count: int = DEFAULT_COUNT):
@@ -66,13 +67,13 @@ class Drafter:
         """At most `limit` ids that may come next, perhaps none: on the host, or int32 (n,) on the target's device."""
         return self._propose(min(limit, self._length)) if limit > 0 else ()
 
-    def told(self, emitted: Sequence[int], accepted: int, proposed: int) -> None:
+    def observe(self, emitted: Sequence[int], accepted: int, proposed: int) -> None:
         """What the model said instead: the first `accepted` are those of the last proposal. Before the next one."""
         was = self.acceptance
         self.acceptance = Acceptance(was.proposed + proposed, was.accepted + accepted, was.steps + 1)
         if proposed:
             self._length = min(self.count, max(2 * accepted, 2)) if accepted == proposed else accepted + 1
-        self._told(emitted, accepted, proposed)
+        self._observe(emitted, accepted, proposed)
 
     def _begin(self, prompt: Sequence[int]) -> None:
         """Nothing has been said after `prompt` yet."""
@@ -80,7 +81,7 @@ class Drafter:
     def _propose(self, limit: int) -> Sequence[int] | Array:
         return ()
 
-    def _told(self, emitted: Sequence[int], accepted: int, proposed: int) -> None:
+    def _observe(self, emitted: Sequence[int], accepted: int, proposed: int) -> None:
         """Take in what was emitted since the last proposal."""
 
 
@@ -103,12 +104,12 @@ class PromptLookup(Drafter):
         held = len(self._text)
         if list(prompt[:held]) != self._text:
             held, self._text, self._after = 0, [], {}
-        self._extend(prompt[held:])
+        self._index(prompt[held:])
 
-    def _told(self, emitted: Sequence[int], accepted: int, proposed: int) -> None:
-        self._extend(emitted)
+    def _observe(self, emitted: Sequence[int], accepted: int, proposed: int) -> None:
+        self._index(emitted)
 
-    def _extend(self, tokens: Sequence[int]) -> None:
+    def _index(self, tokens: Sequence[int]) -> None:
         text, after = self._text, self._after
         for token in tokens:
             place = len(text)  # an n-gram is known once something follows it, so the text's own end finds earlier ones
@@ -158,8 +159,8 @@ def speculate(
         if proposed > accepted:
             cache.trim(proposed - accepted)
         emitted = [generated.id for generated in run]
-        drafter.told(emitted, accepted, proposed)
-        unsaid = accepted  # tokens of this run in the cache that nobody was told of
+        drafter.observe(emitted, accepted, proposed)
+        unsaid = accepted  # tokens of this run in the cache not yet reported by on_fed
         try:
             for i, generated in enumerate(run):
                 if i < accepted:
@@ -193,7 +194,7 @@ def _verify(
 
     All of a step's seconds are its first token's: the others were there at the same moment.
     """
-    tokens = sampler.ahead(logits, drafts)
+    tokens = sampler.verify(logits, drafts)
     rows = logits.shape[0]
     read = ops.fetch(ops.concat([finite(ops, logits), tokens, *([] if drafts is None else [drafts])], 0))
     details: list[Callable[[], np.ndarray]] = []
@@ -210,7 +211,7 @@ def _verify(
     emitted = own[: accepted + 1]
     if not all(whole[: accepted + 1]):
         raise not_finite(ops)
-    sampler.settle(emitted)
+    sampler.accept(emitted)
     found = [part() for part in details]
     run = []
     for i, token in enumerate(emitted):
