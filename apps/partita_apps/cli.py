@@ -22,6 +22,7 @@ from partita.errors import PartitaError
 from partita.printable import printable
 
 from .aliases import similar
+from .messages import invoked, options_of, rendered
 from .terminal import end_on_signals, is_gone, is_plain, open_streams, silence
 
 COMPLETE = "_PARTITA_COMPLETE"  # how a shell asks, in the name that click gives it
@@ -112,7 +113,7 @@ def run(arguments: Sequence[str]) -> int:
     except click.UsageError as error:
         return usage(error)
     except PartitaError as error:
-        return complain(str(error))
+        return complain(rendered(str(error), options_of(invoked(cli, arguments))))
     except click.ClickException as error:
         return complain(error.format_message())
     except (KeyboardInterrupt, click.Abort):

@@ -19,6 +19,7 @@ from partita.printable import printable
 
 from .aliases import option
 from .completion import folders, one_of
+from .messages import shown
 
 if TYPE_CHECKING:
     from partita.adapters.read import Adapter
@@ -299,7 +300,7 @@ def _last_part(name: str | None) -> str | None:
 
 
 def tell(*lines: str | None) -> None:
-    """What a person should know though nothing failed, on standard error. None is nothing to tell."""
+    """Notes for a person though nothing failed, on standard error, with this command's options. None: no note."""
     for line in lines:
         if line is not None:
-            click.echo(printable(line), err=True)
+            click.echo(printable(shown(line)), err=True)

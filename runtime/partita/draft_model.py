@@ -83,7 +83,7 @@ def drafter(
     if draft is None:
         return PromptLookup(count=count) if lookup else None
     if lookup:
-        raise DataError("a draft model and prompt lookup exclude each other: choose one of --draft and --lookup")
+        raise DataError("`draft` and `lookup` exclude each other: choose one of them", field="lookup")
     return ModelDraft(target, draft, count, **cache)
 
 

@@ -5,24 +5,28 @@
     ├── CheckpointError         a file is damaged, truncated or not what it says it is
     ├── UnsupportedModel        a well-formed model whose mathematics is not implemented
     ├── TemplateError           a chat template that cannot be rendered
-    ├── ContextError            positions that the cache does not hold, or a context that cannot be
-    ├── MemoryBudgetError       a request that cannot fit; the message carries the numbers and the flags
+    ├── ContextError            positions that the cache does not hold, or an impossible context
+    ├── MemoryBudgetError       a request that cannot fit; the message carries the numbers and the settings
     ├── DataError               input text or settings that cannot be used
-    ├── TrainingError           a run that must not go on: a loss that is no number
+    ├── TrainingError           a run that must not go on: a non-finite loss
     └── BackendUnavailable      the backend or device asked for is not here
 
 Messages name what, where and what to do, in one line. They quote files that nobody has vetted, so the root keeps
 control characters and texts without end out of them.
+
+`field` is the setting that an error is about, by its Python name ("context"), or None. Messages name settings in
+backticks ("`context` must be >= 1, got 0: try `kv` k8v4"): only an app knows what a person types for them.
 """
 
 from .printable import printable
 
 
 class PartitaError(Exception):
-    """Root of every error partita raises on purpose."""
+    """Root of every error partita raises on purpose. field: the setting it is about, by its Python name."""
 
-    def __init__(self, message: str = "") -> None:
+    def __init__(self, message: str = "", *, field: str | None = None) -> None:
         super().__init__(printable(message))
+        self.field = field
 
 
 class SourceError(PartitaError):
@@ -42,7 +46,7 @@ class TemplateError(PartitaError):
 
 
 class ContextError(PartitaError):
-    """The cache does not hold the positions asked for, or the context cannot be what was asked."""
+    """The cache does not hold the positions asked for, or a context of that size is impossible."""
 
 
 class MemoryBudgetError(PartitaError):

@@ -95,9 +95,10 @@ class LanguageModel:
             raise DataError("the prompt is empty: give some text")
         if raw:
             if not isinstance(prompt, str):
-                raise DataError("--raw completes plain text; a list of messages needs the chat template")
+                raise DataError("`raw` completes plain text; a list of messages needs the chat template", field="raw")
             if variables:
-                raise DataError(f"--raw leaves the chat template out, which {', '.join(variables)} would be for")
+                given = ", ".join(variables)
+                raise DataError(f"`raw` leaves the chat template out, which reads {given}", field="raw")
             return self.tokenizer.encode(prompt)
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         return encode_chat(self.tokenizer, self.template, messages, **variables)
@@ -112,7 +113,7 @@ class LanguageModel:
         return ReplyParser(self.reply_format, self.tokenizer, prompt, tools=tools, calls=calls)
 
     def kv_format(self, name: str = "auto") -> KVFormat:
-        """A `--kv` name; `auto` is 16 bits, or 32 where everything is computed in float32."""
+        """name: as in `KVFormat.parse`; "auto" is 16 bits, or 32 where everything is computed in float32."""
         return KVFormat.parse(name, dense_bits=32 if self.ops.decode_dtype == "float32" else 16)
 
     def cache_spec(
@@ -248,7 +249,7 @@ class Session:
         Raising from on_progress stops a prompt between two chunks; the chunks that were fed stay in the cache.
         """
         if max_tokens < 1:
-            raise DataError(f"the number of new tokens must be at least 1, not {max_tokens}")
+            raise DataError(f"`max_tokens` must be >= 1, got {max_tokens}", field="max_tokens")
         model = self.model
         model.decoder.check(prompt)
         told = _Told(reply or ReplyParser(ReplyFormat(), model.tokenizer, continues=continues), StopStrings(stop))

@@ -145,7 +145,8 @@ def hadamard_matrix(size: int) -> np.ndarray:
     """
     if size < 1 or size & (size - 1):
         raise DataError(
-            f"a Hadamard rotation needs a head_dim that is a power of two, not {size}: leave the h out of --kv"
+            f"a Hadamard rotation needs a head_dim that is a power of two, got {size}: leave the h out of `kv`",
+            field="kv",
         )
     matrix = np.ones((1, 1), np.float32)
     while matrix.shape[0] < size:

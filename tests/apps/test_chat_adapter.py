@@ -165,7 +165,7 @@ def test_names_that_are_not_there(conversation: Conversation, tiny_model: Path) 
     assert conversation.adapters.current == "loud"
     alone = Conversation(load(tiny_model, backend="numpy"), Settings(), CacheOptions())
     assert perform(alone, "/adapter") == "adapter: none"
-    with pytest.raises(DataError, match="start with --adapter DIR"):
+    with pytest.raises(DataError, match="start with `adapter` DIR"):
         perform(alone, "/adapter loud")
 
 

@@ -256,7 +256,7 @@ def test_the_last_turn_is_shown_in_brief(tiny):
 
 
 def test_raw_text_has_no_conversation_to_resume(tiny):
-    with pytest.raises(DataError, match="--raw"):
+    with pytest.raises(DataError, match="`raw`"):
         Conversation(tiny, Settings(), CacheOptions(), raw=True).resume([], [], None)
 
 

@@ -29,6 +29,7 @@ from partita_apps import cli
 from partita_apps.aliases import Aliased
 from partita_apps.chat import commands as chat_commands
 from partita_apps.finetune.settings import read_config
+from partita_apps.messages import flag, rendered
 
 from ..apps import finetuning
 
@@ -311,7 +312,7 @@ def nodes_of(path: Path) -> tuple[ast.AST, ...]:
 
 @cache
 def source_texts() -> tuple[str, ...]:
-    """Every text in the sources, with a zero byte for each value that is filled in."""
+    """Every text in the sources as the command line shows it, with a zero byte for each value that is filled in."""
     found = [(ROOT / ".ci/setup").read_text(encoding="utf-8")]
     for path in SOURCES:
         found += [node.value for node in nodes_of(path) if isinstance(node, ast.Constant) and type(node.value) is str]
@@ -319,7 +320,7 @@ def source_texts() -> tuple[str, ...]:
             if isinstance(node, ast.JoinedStr):
                 parts = [part.value if isinstance(part, ast.Constant) else "\0" for part in node.values]
                 found.append("".join(map(str, parts)))
-    return tuple(found)
+    return tuple(rendered(text, flag) for text in found)
 
 
 MESSAGES = [code(row.column("message"))[0] for row in table_rows(TROUBLESHOOTING) if "message" in row.heads]

@@ -49,7 +49,7 @@ def test_auto_steps_down_to_what_fits_and_says_so(kv: str) -> None:
     assert str(choice.spec.kv) == kv
     assert choice.spec.context == 131072
     assert choice.text is not None
-    assert choice.text.startswith(f"--kv auto is {kv} here: a cache of 131072 tokens needs 2.0 GiB at 16, ")
+    assert choice.text.startswith(f"`kv` auto is {kv} here: a cache of 131072 tokens needs 2.0 GiB at 16, ")
     assert "\n" not in choice.text
 
 
@@ -58,9 +58,9 @@ def test_formats_that_the_head_dim_does_not_allow_are_left_out() -> None:
     assert str(choose(model, "auto", DENSE, need("k8v4", model=model) + RESERVE).spec.kv) == "k8v4"
     with pytest.raises(MemoryBudgetError) as error:
         choose(model, "auto", DENSE, need("k8v4", model=model) + RESERVE - 1)
-    assert "--kv" not in str(error.value).split("): ")[1]
+    assert "`kv`" not in str(error.value).split("): ")[1]
     model = config(head_dim=80)  # no whole groups: 16 bits only
-    with pytest.raises(MemoryBudgetError, match=r"try --context [0-9]+$"):
+    with pytest.raises(MemoryBudgetError, match=r"try `context` [0-9]+$"):
         choose(model, "auto", DENSE, need("16", model=model) + RESERVE - 1)
 
 
@@ -68,8 +68,8 @@ def test_what_was_asked_for_is_never_changed() -> None:
     with pytest.raises(MemoryBudgetError) as error:
         choose(config(), "16", DENSE, need("k8v4") + RESERVE)
     text = str(error.value)
-    assert text.startswith("a cache of 131072 tokens at --kv 16 needs 2.0 GiB, 1.1 GiB are free (256 MiB of them are")
-    assert "try --kv k8v4 or --context " in text
+    assert text.startswith("a cache of 131072 tokens at `kv` 16 needs 2.0 GiB, 1.1 GiB are free (256 MiB of them are")
+    assert "try `kv` k8v4 or `context` " in text
 
 
 @given(free=st.integers(RESERVE + 2**24, 5 * 2**30), kv=st.sampled_from(["16", "k8v8", "k4v4"]), sliding=st.booleans())
@@ -79,10 +79,10 @@ def test_flags_that_a_refusal_names_do_help(free: int, kv: str, sliding: bool) -
         choice = choose(model, kv, DENSE, free)
     except MemoryBudgetError as error:
         hint = str(error).split("): ")[1]
-        for flag, value in re.findall(r"--(kv|context) (\S+)", hint):
+        for flag, value in re.findall(r"`(kv|context)` (\S+)", hint):
             asked = {"kv": value} if flag == "kv" else {"kv": kv, "context": int(value)}
             assert choose(model, asked.pop("kv"), DENSE, free, **asked).bytes <= free - RESERVE
-        assert "--" in hint or need(kv, 1024, model) > free - RESERVE
+        assert "`" in hint or need(kv, 1024, model) > free - RESERVE
     else:
         assert choice.bytes <= free - RESERVE
 
@@ -113,7 +113,7 @@ def test_rows_of_a_batch_each_need_their_own() -> None:
 def test_a_context_that_cannot_be_is_refused_as_such() -> None:
     with pytest.raises(ContextError, match="beyond the 131072 tokens"):
         choose(config(), "16", DENSE, 0, context=200_000)
-    with pytest.raises(ContextError, match="or auto, not 'all'"):
+    with pytest.raises(ContextError, match="or auto, got 'all'"):
         choose(config(), "16", DENSE, 0, context="all")
 
 
@@ -131,5 +131,5 @@ def test_a_model_is_judged_by_its_devices_memory(tiny_model: Path, monkeypatch: 
     free = RESERVE + full.bytes - 1
     monkeypatch.setattr(type(model.ops), "memory", lambda _: Memory(2**40, free, 0, 0))
     assert str(model.cache_spec().kv) == "16"
-    with pytest.raises(MemoryBudgetError, match=r"try --kv 16$"):
+    with pytest.raises(MemoryBudgetError, match=r"try `kv` 16$"):
         model.session(kv="32")

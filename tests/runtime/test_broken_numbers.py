@@ -69,7 +69,7 @@ def test_no_token_is_chosen_by_numbers_that_are_none(
             reply = model.session().generate(
                 REPEATED, sampling=sampling, max_tokens=8, draft=drafter, alternatives=alternatives
             )
-            with pytest.raises(CheckpointError, match=r"logits are not finite numbers .* its weights are damaged"):
+            with pytest.raises(CheckpointError, match=r"logits are not finite .* its weights are damaged"):
                 next(reply)
 
 
@@ -106,7 +106,7 @@ def test_a_reply_ends_where_its_numbers_do(ops: Backend, tiny_model: Path, tmp_p
 
 def test_the_hint_names_the_dtype(tiny_model: Path, tmp_path: Path) -> None:
     model = load(changed(tiny_model, tmp_path / "m", all_nan), backend="torch", device="cpu", dtype="bfloat16")
-    with pytest.raises(CheckpointError, match="or too large for bfloat16: try --dtype float32"):
+    with pytest.raises(CheckpointError, match="or too large for bfloat16: try `dtype` float32"):
         next(model.session().generate([1, 2]))
 
 

@@ -47,5 +47,5 @@ def test_held_back_text_is_released_at_the_end() -> None:
 
 @pytest.mark.parametrize("stops", [[""], ["x"] * 17, ["x" * 1025]])
 def test_bounds(stops: list[str]) -> None:
-    with pytest.raises(DataError, match="stop strings"):
+    with pytest.raises(DataError, match="`stop` must be"):
         StopStrings(stops)

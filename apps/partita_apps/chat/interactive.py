@@ -18,6 +18,7 @@ from ..conversation.conversation import Conversation
 from ..conversation.session_file import SessionFile
 from ..conversation.settings import NAMES
 from ..conversation.stats import ReplyStats
+from ..messages import rendered, shown
 from ..progress import size
 from ..terminal import is_dumb
 from .ask import Ask, PlainAsk
@@ -60,8 +61,13 @@ def converse(conversation: Conversation, session_file: SessionFile, *, trace: bo
         except Leave:
             return
         except PartitaError as error:
-            said = wrapped(f"partita: {' '.join(str(error).split())}")
+            said = wrapped(f"partita: {' '.join(in_words(error).split())}")
             click.echo(f"{click.style('partita:', fg='red')}{said.removeprefix('partita:')}\n")
+
+
+def in_words(error: PartitaError) -> str:
+    """The message with `/set NAME` for what can be changed now, and options for what the next chat is given."""
+    return shown(rendered(str(error), {name: f"/set {name}" for name in NAMES}.get))
 
 
 def greet(conversation: Conversation) -> None:

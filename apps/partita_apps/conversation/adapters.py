@@ -39,7 +39,7 @@ class Adapters:
     def choose(self, name: str) -> LanguageModel:
         """The model with another adapter, which is the current one from now on. DataError for a name not given."""
         if not self._found:
-            raise DataError("there are no adapters to choose from: start with --adapter DIR, several times for several")
+            raise DataError("there are no adapters to choose from: start with `adapter` DIR, several times for several")
         if name not in self._made:
             raise DataError(f"no adapter is called {name!r}: there are {', '.join(self.names)}")
         self.current = name

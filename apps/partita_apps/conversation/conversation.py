@@ -51,11 +51,18 @@ class Conversation:
         adapters: Adapters | None = None,
     ):
         if raw and cache.sinks == "system":
-            raise DataError("--sinks system pins the system prompt, which --raw leaves out: give a number")
+            raise DataError(
+                "`sinks` system pins the system prompt, which `raw` leaves out: give a number", field="sinks"
+            )
         if raw and settings.system is not None:
-            raise DataError("--system needs the chat template, which --raw leaves out: put it into the text")
+            raise DataError(
+                "`system` needs the chat template, which `raw` leaves out: put it into the text", field="system"
+            )
         if raw and settings.template_var:
-            raise DataError("--template-var is for the chat template, which --raw leaves out: leave out one of them")
+            raise DataError(
+                "`template_var` is for the chat template, which `raw` leaves out: leave out one of them",
+                field="template_var",
+            )
         self.model, self.raw, self.cache, self.draft = model, raw, cache, draft
         self.adapters = Adapters(model, {}) if adapters is None else adapters
         self._prefixes = None if once else model.prefixes  # one reply has no other to begin from
@@ -65,7 +72,7 @@ class Conversation:
         """Ids of each answer as generated; None where they stand no longer as they did, so its text counts."""
         self.emptied = False
         """Whether there are no messages because the first turn was taken back."""
-        self._alone: list[dict[str, Any]] = []  # the last turn of --raw, which has no conversation
+        self._alone: list[dict[str, Any]] = []  # the last turn of raw mode, which has no conversation
         self._read: str | None = settings.system  # the system prompt that the answers were given under
         self.transcript = None if raw else Transcript(model.tokenizer, model.template)
         self.session = self._new_session()
@@ -132,7 +139,7 @@ class Conversation:
     def resume(self, messages: list[dict[str, Any]], replies: list[list[int] | None], system: str | None) -> None:
         """Go on with a conversation whose tokens the session holds already, held under the prompt `system`."""
         if self.transcript is None:
-            raise DataError("--raw has no conversation to go on with: leave it out")
+            raise DataError("`raw` has no conversation to go on with: leave it out", field="raw")
         if messages:  # else every turn was taken back, and templates want one
             resume = partial(self.transcript.resume, self.session.tokens)
             self._rendered(resume, [*system_message(system), *messages])

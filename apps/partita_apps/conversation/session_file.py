@@ -1,4 +1,4 @@
-"""The file of `--session`: a conversation with its keys and values, which another run goes on with and does not reread.
+"""The file of a session: a conversation with its keys and values, which another run goes on with and does not reread.
 
 The runtime writes the file and judges whether it suits this model and cache; `saved.held` keeps other chats from it
 while this one goes on, as the last writer would win. Here is only what the chat puts beside the tokens: messages, the
@@ -39,7 +39,9 @@ def find(path: Path) -> StoredConversation | None:
         return None
     extra = read_extra(path)[1].get(_KEY)
     if extra is None:
-        raise CheckpointError(f"{path.name}: a saved session without a conversation: give a file of `chat --session`")
+        raise CheckpointError(
+            f"{path.name}: a saved session without a conversation: give a file that chat has saved as a session"
+        )
     try:
         messages, replies, system = checked(extra["messages"]), extra["replies"], extra["system"]
     except (KeyError, TypeError, DataError):

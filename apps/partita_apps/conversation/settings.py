@@ -44,9 +44,9 @@ class Settings:
     def __post_init__(self) -> None:
         StopStrings(self.stop)
         if self.thoughts not in THOUGHTS:
-            raise DataError(f"thoughts must be one of {', '.join(THOUGHTS)}, got {self.thoughts!r}")
+            raise DataError(f"`thoughts` must be one of {', '.join(THOUGHTS)}, got {self.thoughts!r}", field="thoughts")
         if self.max_tokens < 1:
-            raise DataError(f"the number of new tokens must be at least 1, not {self.max_tokens}")
+            raise DataError(f"`max_tokens` must be >= 1, got {self.max_tokens}", field="max_tokens")
 
     def get(self, name: str) -> Any:
         return getattr(self.sampling if name in SAMPLING else self, name)
@@ -60,7 +60,7 @@ class Settings:
     def set_text(self, name: str, text: str) -> Settings:
         """These settings with one changed to what a person typed. Nothing, or "none", takes away what may be absent."""
         if name not in NAMES:
-            raise DataError(f"no setting is called {name!r}: there are {', '.join(NAMES)}")
+            raise DataError(f"unknown setting {name!r}; expected one of {', '.join(NAMES)}")
         if name in SWITCHES:
             return self.set(name, switched(name, text))
         absent = text in ("", "none")
@@ -77,7 +77,8 @@ class Settings:
         try:
             value = int(text) if name in INTEGERS else float(text)
         except ValueError:
-            raise DataError(f"{name} is a{' whole' * (name in INTEGERS)} number, not {text!r}") from None
+            kind = "an integer" if name in INTEGERS else "a number"
+            raise DataError(f"`{name}` must be {kind}, got {text!r}", field=name) from None
         return self.set(name, value)
 
     def seeded(self) -> Sampling:
@@ -103,7 +104,7 @@ class Settings:
         settings = cls()
         for name, value in values.items():
             if name not in NAMES or not _fits(name, value):
-                raise DataError(f"{name} cannot be {value!r}")
+                raise DataError(f"invalid {name}: {value!r}", field=name)
             settings = settings.set(name, tuple(value) if name == "stop" else value)
         return settings
 
@@ -128,7 +129,7 @@ def switched(name: str, text: str) -> bool:
     """What "on" or "off" means. Raises DataError for anything else."""
     values = {"on": True, "true": True, "off": False, "false": False}
     if text.lower() not in values:
-        raise DataError(f"{name} must be on or off, got {text!r}")
+        raise DataError(f"`{name}` must be on or off, got {text!r}", field=name)
     return values[text.lower()]
 
 

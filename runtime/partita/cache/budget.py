@@ -17,8 +17,8 @@ from .spec import CacheSpec, bytes_per_token, cache_bytes, plan
 
 RESERVE = 256 * 2**20
 SMALLER = ("16", "k8v8", "k8v4", "k4v4h")
-"""What `--kv auto` steps down to, in this order: each costs more quality than the one before."""
-STEP = 1024  # tokens; `--context auto` is a multiple of this
+"""What kv "auto" steps down to, in this order: each costs more quality than the one before."""
+STEP = 1024  # tokens; context "auto" is a multiple of this
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ def choose(
 ) -> Choice:
     """The cache that was asked for, or with `auto` the best that fits. layout: sinks, chunk, slack as in `plan`.
 
-    kv: a `--kv` name. dense: what `auto` means where nothing presses. free: bytes. context: tokens, "auto" or None (the
-    trained maximum). Raises MemoryBudgetError with the flags that would help, and what `plan` raises.
+    kv: a format's name. dense: `auto` where nothing presses. free: bytes. context: tokens, "auto" or None (the
+    trained maximum). Raises MemoryBudgetError with the settings that would help, and what `plan` raises.
     """
     if isinstance(context, str) and context != "auto":
-        raise ContextError(f"--context is a number of tokens or auto, not {context!r}")
+        raise ContextError(f"`context` must be a number of tokens or auto, got {context!r}", field="context")
     budget = max(free - RESERVE, 0)
     wanted = dense if kv == "auto" else KVFormat.parse(kv, dense_bits=dense.key_bits)
     formats = [wanted, *_smaller(config, wanted)] if kv == "auto" else [wanted]
@@ -68,7 +68,7 @@ def choose(
         needs = full_bytes(spec, batch)
         if needs <= budget:
             return Choice(spec, needs, _stepped_down(first, needed, smaller, needs, free))
-    raise MemoryBudgetError(_refusal(config, first, needed, free, batch, layout))
+    raise MemoryBudgetError(_refusal(config, first, needed, free, batch, layout), field="context")
 
 
 def _smaller(config: ModelConfig, than: KVFormat) -> list[KVFormat]:
@@ -103,11 +103,12 @@ def _widest(config: ModelConfig, formats: Iterable[KVFormat], budget: int, batch
         spec = plan(config, formats[-1], context=min(least, config.max_positions), **layout)
         needs = full_bytes(spec, batch)
         raise MemoryBudgetError(
-            f"a cache of {spec.context} tokens at --kv {spec.kv} needs {size(needs)}, {size(budget)} can be used: "
-            "free some memory or take a smaller model"
+            f"a cache of {spec.context} tokens at `kv` {spec.kv} needs {size(needs)}, {size(budget)} can be used: "
+            "free some memory or take a smaller model",
+            field="context",
         )
     plain = best.spec.context == config.max_positions and best.spec.kv == formats[0]
-    found, needs = f"{best.spec.context} tokens at --kv {best.spec.kv}", size(best.bytes)
+    found, needs = f"{best.spec.context} tokens at `kv` {best.spec.kv}", size(best.bytes)
     text = f"the context is {found} here: that needs {needs}, {size(budget)} can be used"
     return best if plain else Choice(best.spec, best.bytes, text)
 
@@ -130,24 +131,24 @@ def _largest(config: ModelConfig, kv: KVFormat, budget: int, batch: int, layout:
 
 def _stepped_down(first: CacheSpec, needed: int, kv: KVFormat, needs: int, free: int) -> str:
     return (
-        f"--kv auto is {kv} here: a cache of {first.context} tokens needs {size(needed)} at {first.kv}, "
+        f"`kv` auto is {kv} here: a cache of {first.context} tokens needs {size(needed)} at {first.kv}, "
         f"{size(needs)} at {kv}; {size(free)} are free, of which {size(RESERVE)} are kept back"
     )
 
 
 def _refusal(config: ModelConfig, spec: CacheSpec, needed: int, free: int, batch: int, layout: dict) -> str:
-    """The numbers, and only flags that would make it fit."""
+    """The numbers, and only settings that would make it fit."""
     budget, helps = max(free - RESERVE, 0), []
     for kv in _smaller(config, spec.kv):
         if full_bytes(plan(config, kv, context=spec.context, **layout), batch) <= budget:
-            helps.append(f"--kv {kv}")
+            helps.append(f"`kv` {kv}")
             break
     context = _largest(config, spec.kv, budget, batch, layout)
     if context is not None:
-        helps.append(f"--context {context}")
+        helps.append(f"`context` {context}")
     rows = f" for each of {batch} rows" if batch > 1 else ""
     return (
-        f"a cache of {spec.context} tokens{rows} at --kv {spec.kv} needs {size(needed)}, {size(free)} are free "
+        f"a cache of {spec.context} tokens{rows} at `kv` {spec.kv} needs {size(needed)}, {size(free)} are free "
         f"({size(RESERVE)} of them are kept back): "
         + (f"try {' or '.join(helps)}" if helps else "free some memory or take a smaller model")
     )

@@ -42,8 +42,8 @@ def kv_warning(ops: Backend, model: Decoder, kv: KVFormat) -> str | None:
         name for name in ("k8v8", "16") if max(key_noise(ops, model, KVFormat.parse(name)), default=0.0) <= THRESHOLD
     )
     return (
-        f"--kv {kv} is likely to spoil this model's replies: the bias of its keys (layer {worst}) makes rounding move "
-        f"scores by {noise[worst]:.1f} nats: use --kv {safer}, or measure it with partita eval --kv {safer},{kv}"
+        f"`kv` {kv} is likely to spoil this model's replies: the bias of its keys (layer {worst}) makes rounding move "
+        f"scores by {noise[worst]:.1f} nats: use `kv` {safer}, or compare both on a text with partita eval"
     )
 
 

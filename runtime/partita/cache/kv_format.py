@@ -1,4 +1,4 @@
-"""The names of key-value formats: what `--kv` takes. Knows no arrays."""
+"""The names of key-value formats: what the setting kv takes. Knows no arrays."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ class KVFormat:
             return cls(int(name), int(name))
         match = _NAME.fullmatch(name)
         if match is None:
-            raise DataError(f"unknown --kv {name!r}: use auto, 16, or keys and values like k8v4, k4v4:64, k4v4h")
+            raise _unknown(name, "expected auto, 16, or keys and values such as k8v4, k4v4:64, k4v4h")
         key, value, before, hadamard, after = match.groups()
         if before and after:
-            raise DataError(f"unknown --kv {name!r}: the group size stands twice")
+            raise _unknown(name, "group size given twice")
         group = int(before or after or 32)
         for bits in (int(key), int(value)):
             if bits not in BITS:
-                raise DataError(f"unknown --kv {name!r}: bits are one of {', '.join(map(str, BITS))}, not {bits}")
+                raise _unknown(name, f"bits must be one of {', '.join(map(str, BITS))}, got {bits}")
         if group not in GROUPS:
-            raise DataError(f"unknown --kv {name!r}: the group size is 32 or 64, not {group}")
+            raise _unknown(name, f"the group size must be 32 or 64, got {group}")
         return cls(int(key), int(value), group, bool(hadamard))
 
     @property
@@ -57,3 +57,8 @@ class KVFormat:
         packed = min(self.key_bits, self.value_bits) < 16
         group = ":64" if packed and self.group_size == 64 else ""
         return f"k{self.key_bits}v{self.value_bits}{group}{'h' if self.hadamard else ''}"
+
+
+def _unknown(name: str, why: str) -> DataError:
+    """The error for a name that is no format's."""
+    return DataError(f"unknown `kv` {name!r}: {why}", field="kv")

@@ -208,16 +208,20 @@ def _check_same(header: Mapping[str, Any], cache: Cache, identity: Identity, nam
             + ("and that name now leads to other weights" if same else f"now {value} is loaded")
             + ": give that model or another file"
         )
-    flags = {"kv": "--kv", "context": "--context", "sinks": "--sinks"}
+    settings = {name: f"`{name}`" for name in ("kv", "context", "sinks")}
     words = {
         "format": ("format", "save it again with this partita"),
         "adapter": ("adapter", "give that adapter or another file"),
         "layers": ("layers (windows, heads, rotary embedding) of identity", "begin another file"),
-        "dtype": ("keys and values in", "give the --dtype and --backend of then, or another file"),
+        "dtype": ("keys and values in", "give the `dtype` and `backend` that it was saved with, or another file"),
     }
-    what, todo = words.get(key, (flags.get(key, key), f"give {flags.get(key, key)} {was} or another file"))
+    name_of = settings.get(key, key)
+    what, todo = words.get(key, (name_of, f"give {name_of} {was} or another file"))
     was, value = (repr(side) if side == "" else side for side in (was, value))
-    raise ContextError(f"{name}: the session was saved with {what} {was}, now {what} {value} is asked: {todo}")
+    field = key if key in (*settings, "adapter", "dtype") else None
+    raise ContextError(
+        f"{name}: the session was saved with {what} {was}, now {what} {value} is asked: {todo}", field=field
+    )
 
 
 # Bytes

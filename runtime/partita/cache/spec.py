@@ -80,23 +80,26 @@ def plan(
     """The cache of a model. context None: its trained maximum. A sliding layer keeps its own window, without sinks.
     Longrope's factors are the long ones where the context is beyond the original one, from the first token on.
 
-    Raises ContextError for a context or sinks that cannot be, DataError for a head_dim that the format does not divide.
+    Raises ContextError for an impossible context or number of sinks, DataError for a head_dim that the format does not
+    divide.
     """
     context = config.max_positions if context is None else context
     if context < 1:
-        raise ContextError(f"--context must be >= 1 token, got {context}")
+        raise ContextError(f"`context` must be >= 1, got {context}", field="context")
     if context > config.max_positions:
         raise ContextError(
-            f"--context {context} is beyond the {config.max_positions} tokens this model was trained on: "
-            f"use --context {config.max_positions} or less (a conversation may still go on without end)"
+            f"`context` {context} is beyond the {config.max_positions} tokens this model was trained on: "
+            f"use `context` {config.max_positions} or less (a conversation may still go on without end)",
+            field="context",
         )
     sinks = min(DEFAULT_SINKS, context - 1) if sinks is None else sinks
     if not 0 <= sinks < context:
-        raise ContextError(f"--sinks must be from 0 to {context - 1} with --context {context}, not {sinks}")
+        most = context - 1
+        raise ContextError(f"`sinks` must be from 0 to {most} with `context` {context}, got {sinks}", field="sinks")
     if chunk < 1 or slack < 0:
-        raise ContextError(f"the prefill chunk must be at least 1 and the slack at least 0, not {chunk} and {slack}")
+        raise ContextError(f"`chunk` must be >= 1 and `slack` >= 0, got {chunk} and {slack}")
     for bits in sorted({kv.key_bits, kv.value_bits} - {16, 32}):
-        check_groups(config.head_dim, bits, kv.group_size, f"--kv {kv}")
+        check_groups(config.head_dim, bits, kv.group_size, f"`kv` {kv}")
     if kv.hadamard:
         hadamard_matrix(config.head_dim)
     full = Span(context - sinks, sinks)

@@ -142,7 +142,7 @@ def perplexity(losses: np.ndarray) -> float:
 def segments(losses: np.ndarray, size: int) -> list[Segment]:
     """Perplexities by index of the predicted token, `size` indices each. losses[i] belongs to token i + 1."""
     if size < 2:
-        raise DataError(f"--segment must be >= 2 tokens, got {size}")
+        raise DataError(f"`segment` must be >= 2, got {size}", field="segment")
     total = len(losses) + 1
     return [
         Segment(start, min(start + size, total), perplexity(losses[max(start - 1, 0) : start + size - 1]))

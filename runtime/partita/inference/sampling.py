@@ -39,18 +39,19 @@ class Sampling:
 
     def __post_init__(self) -> None:
         checks = (
-            ("temperature", self.temperature == 0 or 1e-3 <= self.temperature <= 100, "0, or from 0.001 to 100"),
-            ("top_k", self.top_k >= 0, "at least 0"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("temperature", self.temperature == 0 or 1e-3 <= self.temperature <= 100, "0 or from 0.001 to 100"),
+            ("top_k", self.top_k >= 0, ">= 0"),
+            ("top_p", 0 < self.top_p <= 1, "> 0 and <= 1"),
             ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
-            ("repetition_penalty", 0 < self.repetition_penalty <= 100, "above 0 and at most 100"),
+            ("repetition_penalty", 0 < self.repetition_penalty <= 100, "> 0 and <= 100"),
             ("presence_penalty", -100 <= self.presence_penalty <= 100, "from -100 to 100"),
             ("frequency_penalty", -100 <= self.frequency_penalty <= 100, "from -100 to 100"),
-            ("seed", self.seed is None or 0 <= self.seed < 2**64, "from 0 to 2**64 - 1"),
+            ("seed", self.seed is None or self.seed >= 0, ">= 0"),
+            ("seed", self.seed is None or self.seed < 2**64, "< 2**64"),
         )
         for name, holds, allowed in checks:
             if not holds:
-                raise DataError(f"{name} must be {allowed}, not {getattr(self, name)}")
+                raise DataError(f"`{name}` must be {allowed}, got {getattr(self, name)}", field=name)
 
     @property
     def counts(self) -> bool:
@@ -100,10 +101,8 @@ def finite(ops: Backend, logits: Array) -> Array:
 def not_finite(ops: Backend) -> CheckpointError:
     """The error for a token that cannot be chosen."""
     narrow = next((name for name in (ops.dtype, ops.decode_dtype) if name != "float32"), None)
-    hint = "fetch them again" if narrow is None else f"or too large for {narrow}: try --dtype float32"
-    return CheckpointError(
-        f"the model's logits are not finite numbers (NaN or infinite): its weights are damaged, {hint}"
-    )
+    hint = "fetch them again" if narrow is None else f"or too large for {narrow}: try `dtype` float32"
+    return CheckpointError(f"the model's logits are not finite (NaN or infinite): its weights are damaged, {hint}")
 
 
 class Sampler:

@@ -236,7 +236,7 @@ def _given_as(key: str) -> tuple[str, ...]:
     return (key, *(name for name in ("thinking", "reasoning_content") if key in THOUGHTS and name != key))
 
 
-_NO_TEMPLATE = "this model has no chat template (a base model): use --raw to complete plain text"
+_NO_TEMPLATE = "this model has no chat template (a base model): use `raw` to complete plain text"
 _WORD = re.compile(r"\w+")
 
 

@@ -19,7 +19,9 @@ class StopStrings:
 
     def __init__(self, stops: Sequence[str] = ()):
         if len(stops) > MAX_STOPS or any(not 0 < len(stop) <= MAX_LENGTH for stop in stops):
-            raise DataError(f"give at most {MAX_STOPS} stop strings of 1 to {MAX_LENGTH} characters")
+            raise DataError(
+                f"`stop` must be at most {MAX_STOPS} strings of 1 to {MAX_LENGTH} characters each", field="stop"
+            )
         self._stops = tuple(stops)
         self._held = ""
         self.found = False
