@@ -15,6 +15,7 @@ from partita.errors import DataError, PartitaError, UnsupportedModel
 from partita.files.paths import own
 from partita.printable import printable
 from partita.text.load import load_tokenizer
+from partita.units import disk_size
 
 from .completion import models
 from .evaluate import read_text
@@ -300,7 +301,7 @@ def translate(source: Path, dest: Path, form: str, asked: bool, as_json: bool) -
             json.dumps({"path": str(dest), "to": form, "bytes": nbytes, "bits_per_weight": None, "tensors": rows})
         )
     else:
-        say(f"{dest}: {len(rows)} changes of rank {adapter.rank}, {nbytes / 1e6:.1f} MB")
+        say(f"{dest}: {len(rows)} changes of rank {adapter.rank}, {disk_size(nbytes)}")
 
 
 def show(report: Report) -> None:
@@ -309,19 +310,17 @@ def show(report: Report) -> None:
 
     from partita_convert.report import kinds, worst
 
-    from .progress import size
-
     title = Text(printable(str(report.path)))  # texts: names in files may look like markup
     table = Table(title=title, title_justify="left")
     for column in ("weights", "tensors", "from", "to", "size", "error"):
         table.add_column(column, justify="left" if column in ("weights", "from", "to") else "right")
     for kind in kinds(report.tensors):
         error = "" if kind.error is None else "exact" if kind.error == 0 else f"{kind.error:.2%}"
-        row = kind.name, str(kind.count), kind.source, kind.target, size(kind.nbytes), error
+        row = kind.name, str(kind.count), kind.source, kind.target, disk_size(kind.nbytes), error
         table.add_row(*(Text(printable(cell)) for cell in row))
     console().print(table)
     bits = f"{report.bits_per_weight:.2f} bits a weight"
-    click.echo(f"{size(report.source_bytes)} → {size(report.nbytes)}, {bits}")
+    click.echo(f"{disk_size(report.source_bytes)} → {disk_size(report.nbytes)}, {bits}")
     for tensor in worst(report.tensors, 1):
         say(f"largest error: {tensor.error:.2%} in {tensor.name}")
     if report.least_retained is not None:

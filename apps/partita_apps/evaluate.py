@@ -11,6 +11,7 @@ import click
 
 from partita.errors import DataError, MemoryBudgetError
 from partita.files.paths import own
+from partita.units import memory_size
 
 from .aliases import model_option, shifted
 from .completion import files, models
@@ -174,5 +175,5 @@ def show(rows: list[dict[str, Any]]) -> None:
         table.add_row(f"KL against {first['reference_kv']}, nats", *(f"{row['kl']:.5f}" for row in rows))
         table.add_row("top-1 agreement", *(f"{row['top1']:.2%}" for row in rows))
     table.add_row("bytes a token", *(f"{row['bytes_per_token']:,.0f}" for row in rows))
-    table.add_row("cache", *(f"{row['cache_bytes'] / 2**20:.1f} MiB" for row in rows))
+    table.add_row("cache", *(memory_size(row["cache_bytes"]) for row in rows))
     console().print(table)

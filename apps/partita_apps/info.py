@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from partita.units import memory_size
+
 from .terminal import console
 
 LIBRARIES = (
@@ -110,7 +112,7 @@ def show(found: dict[str, Any]) -> None:
     libraries = ", ".join(f"{name} {number}" for name, number in found["libraries"].items() if number)
     facts = (
         ("auto", f"{found['auto']} on {found['auto_device']}: {found['auto_reason']}"),
-        ("memory", f"{memory['free'] / 2**30:.1f} GiB free of {memory['total'] / 2**30:.1f} GiB"),
+        ("memory", f"{memory_size(memory['free'])} free of {memory_size(memory['total'])}"),
         ("cores", str(found["cpu"])),
         ("platform", f"{found['platform']}, Python {found['python']}"),
         ("default model", found["default_model"]),

@@ -11,8 +11,9 @@ from typing import Any
 import click
 
 from partita.printable import json_text, printable
+from partita.units import disk_size
 
-from .progress import TerminalProgress, size
+from .progress import TerminalProgress
 from .terminal import console, say
 
 NAME_HELP = (
@@ -82,7 +83,7 @@ def print_table(found: list[Any]) -> None:
     for model in found:
         name = f"{model.name} (default)" if model.name == DEFAULT_MODEL else model.name
         texts = [Text(printable(text)) for text in (short_name(model, found) or "", name, shorter(model.path))]
-        table.add_row(*texts[:2], size(model.bytes), model.kind, texts[2])
+        table.add_row(*texts[:2], disk_size(model.bytes), model.kind, texts[2])
     out.print(table)
 
 
@@ -121,7 +122,7 @@ def rm_command(name: str, json: bool) -> None:
     if json:
         print_json({"name": full, "bytes": freed})
     else:
-        say(f"removed {full}, {size(freed)}")
+        say(f"removed {full}, {disk_size(freed)}")
 
 
 @models.command("path", help=f"Print where a model is; nothing is fetched. {NAME_HELP}")

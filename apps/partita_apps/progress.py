@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from partita.units import disk_size, duration
+
 from .terminal import console, draws
 
 
@@ -31,7 +33,7 @@ class TerminalProgress:
         self.what, self.total, self.count, self.began = what, total, 0, time.monotonic()
         if not draws(self.stream):
             if total is None or total > 0:
-                print(f"{what}{'' if total is None else f' ({size(total)})'}", file=self.stream, flush=True)
+                print(f"{what}{'' if total is None else f' ({disk_size(total)})'}", file=self.stream, flush=True)
             return
         from rich.progress import Progress
 
@@ -50,7 +52,7 @@ class TerminalProgress:
             self.bar = None
         if self.total and self.count >= self.total:
             took = time.monotonic() - self.began
-            print(f"{self.what}: {size(self.total)} in {took:.1f} s", file=self.stream, flush=True)
+            print(f"{self.what}: {disk_size(self.total)} in {duration(took)}", file=self.stream, flush=True)
 
 
 def columns(total: int | None) -> list[Any]:
@@ -69,16 +71,6 @@ def columns(total: int | None) -> list[Any]:
     if total is None:
         return [SpinnerColumn(), words, TimeElapsedColumn()]
     return [words, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()]
-
-
-def size(count: int) -> str:
-    """A number of bytes as downloads are counted: "98.4 MB"."""
-    value = float(count)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from partita.errors import BackendUnavailable, DataError, PartitaError
+from partita.units import memory_size
 
 from .together import launched
 
@@ -250,7 +251,7 @@ def _check_room(backend: Backend, needs: Needs) -> None:
     # Metal shares the machine's memory: what others use of it, a CPU would lack as well
     free = memory.total - memory.active if backend.device == "metal" else memory.free
     if free < needed:
-        wanted, there = (f"{size / 2**30:.1f} GiB" for size in (needed, free))
+        wanted, there = memory_size(needed), memory_size(free)
         raise BackendUnavailable(f"the model needs {wanted}, {DEVICES[backend.device]} has {there} free")
 
 

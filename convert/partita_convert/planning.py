@@ -17,6 +17,7 @@ from partita.backend import Backend
 from partita.checkpoint.checkpoint import Checkpoint
 from partita.errors import DataError, UnsupportedModel
 from partita.model.load import check_whole, packed_as
+from partita.units import disk_size
 
 from .adapters import Policy
 from .atomic import refuse_existing
@@ -201,7 +202,7 @@ def require_space(place: Path, needed: int) -> None:
     free = shutil.disk_usage(above).free
     if needed + _BESIDE > free:
         raise DataError(
-            f"{place}: about {(needed + _BESIDE) / 1e9:.1f} GB are needed there, {free / 1e9:.1f} GB are free: make "
+            f"{place}: about {disk_size(needed + _BESIDE)} are needed there, {disk_size(free)} are free: make "
             "room, or name another disk"
         )
 

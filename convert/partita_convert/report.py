@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from partita.units import disk_size
+
 from .recipes import part_of
 from .write_folder import WrittenTensor
 
@@ -103,13 +105,13 @@ def why_raised(raised: Mapping[str, Raised], tensors: Sequence[WrittenTensor], c
         return None
     moves = Counter(f"{before.wanted} → {tensor.target}" for before, tensor in written)
     shown = ", ".join(f"{move} ({count})" if len(moves) > 1 else move for move, count in moves.most_common())
-    extra = sum(tensor.nbytes - before.nbytes for before, tensor in written) / 1e6
+    extra = sum(tensor.nbytes - before.nbytes for before, tensor in written)
     least, most = (bound(before.share for before, _ in written) for bound in (min, max))
     shares = f"{least:.0%} to {most:.0%}" if f"{least:.0%}" != f"{most:.0%}" else f"{least:.0%}"
     return (
-        f"{len(written)} of {changed} weights that the adapter changes have more bits ({shown}), {extra:.1f} MB more: "
-        f"rounding would have left {shares} of its change in them; to stay small, --adapter-loss keep takes that loss, "
-        "chat --adapter DIR keeps the adapter beside the weights"
+        f"{len(written)} of {changed} weights that the adapter changes have more bits ({shown}), "
+        f"{disk_size(extra)} more: rounding would have left {shares} of its change in them; to stay small, "
+        "--adapter-loss keep takes that loss, chat --adapter DIR keeps the adapter beside the weights"
     )
 
 

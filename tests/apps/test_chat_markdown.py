@@ -232,13 +232,13 @@ def test_what_is_no_marker_stays(text: str) -> None:
 
 
 def test_notes_hang_and_keep_numbers_with_their_units():
-    status = "128 tokens · 58.4/s · first 0.24 s · context 160/2048 · cache 23.0 kB"
+    status = "128 tokens · 58.4/s · first 0.24 s · context 160/2048 · cache 22.5 KiB"
     assert wrapped(status, 40).split("\n") == [
         "128 tokens · 58.4/s · first 0.24 s ·",
-        "context 160/2048 · cache 23.0 kB",
+        "context 160/2048 · cache 22.5 KiB",
     ]
     assert wrapped(status, 80) == status
-    assert wrapped("it needs 23.0 kB a token", 14).split("\n") == ["it needs", "23.0 kB a", "token"]
+    assert wrapped("it needs 22.5 KiB a token", 14).split("\n") == ["it needs", "22.5 KiB a", "token"]
     rows = "  /set NAME VALUE  change a setting of this chat\n  /exit            leave"
     assert wrapped(rows, 40).split("\n") == [
         "  /set NAME VALUE  change a setting of", "                   this chat", "  /exit            leave",

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from partita.errors import DataError
-from partita_apps.finetune.line import Line, Smoothed, duration, loss_memory
+from partita_apps.finetune.line import Line, Smoothed, loss_memory
 from partita_apps.finetune.metrics import Metrics
 from partita_apps.finetune.report import _quoted, _smoothed, _thinned
 from partita_apps.finetune.settings import Settings, merged, read_config, read_run
@@ -73,7 +73,7 @@ def test_a_long_step_shows_how_far_it_is() -> None:
     assert line.shown() == ""  # short so far
     clock[0] += 5
     line.within("validation", 2, None)
-    assert line.shown() == "validation batch 3, 5 s"
+    assert line.shown() == "validation batch 3, 5.0 s"
     line.evaluated(0, 3.0, True)
     line.within("step", 0, 8)
     clock[0] += 70
@@ -125,13 +125,6 @@ def test_the_line_and_the_picture_smooth_alike() -> None:
         line.advance(step, loss, 1, 1.0, 0)
         assert line.words().startswith(f"loss {drawn:.4f}")
     assert drawn == pytest.approx(losses[-1], rel=0.1)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "said"), [(0.4, "0 s"), (59, "59 s"), (61, "1 min"), (3599, "1 h 0 min"), (12000, "3 h 20 min")]
-)
-def test_durations(seconds: float, said: str) -> None:
-    assert duration(seconds) == said
 
 
 def test_one_is_no_plural() -> None:

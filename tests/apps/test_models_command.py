@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from partita.errors import SourceError
 from partita.sources import resolve as sources
 from partita_apps.models import models
-from partita_apps.progress import TerminalProgress, size
+from partita_apps.progress import TerminalProgress
 
 NAME = "pypi:demo-model==1.0"
 BODY = b"GGUF" * 500
@@ -154,10 +154,3 @@ def test_without_a_terminal_two_plain_lines():
     broken.advance(5)
     broken.done()
     assert out.getvalue() == "downloading y (10 bytes)\n"
-
-
-@pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 bytes"), (999, "999 bytes"), (98_362_432, "98.4 MB"), (10**13, "10.0 TB")]
-)
-def test_sizes(count, text):
-    assert size(count) == text

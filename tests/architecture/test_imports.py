@@ -27,7 +27,7 @@ MAY_IMPORT = {
 }
 COMPOSITION = PACKAGES["partita"] / "language_model.py"  # where the runtime reaches for a player, lazily
 PICKLES = PACKAGES["partita_convert"] / "pickle_child.py"  # a program of its own, never imported
-BACKENDS_NEED = {"backend", "brief", "errors", "quantization"}  # of the runtime: protocol, format, errors, reprs
+BACKENDS_NEED = {"backend", "brief", "errors", "quantization", "units"}  # the runtime's ground, without `printable`
 
 
 def imports(path: Path) -> Iterator[tuple[str, bool]]:

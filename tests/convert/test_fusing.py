@@ -12,6 +12,7 @@ from partita.adapters.read import Adapter, LowRank
 from partita.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from partita.errors import DataError
 from partita.quantization import Packed, dequantize
+from partita.units import disk_size
 from partita_convert.card import card
 from partita_convert.changed import Changed
 from partita_convert.convert import convert
@@ -106,7 +107,7 @@ def test_what_raising_costs_is_the_difference_to_keeping_the_loss(packed, tmp_pa
         kept = convert(packed, tmp_path / f"kept{i}{ending}", replace(request, policy="keep"))
         extra = sum(tensor.nbytes for tensor in raised.tensors) - sum(tensor.nbytes for tensor in kept.tensors)
         assert raised.why_raised is not None
-        assert f", {extra / 1e6:.1f} MB more: rounding would have left" in raised.why_raised
+        assert f", {disk_size(extra)} more: rounding would have left" in raised.why_raised
         rows = {row["name"]: row for row in raised.as_json()["tensors"]}
         assert {name for name, row in rows.items() if "wanted" in row} == {Q, DOWN}
         assert {tensor.name: tensor.target for tensor in kept.tensors}[Q] == rows[Q]["wanted"]

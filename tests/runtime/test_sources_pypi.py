@@ -160,7 +160,7 @@ def test_a_damaged_receipt_is_none(shelf):
 def test_too_little_room_is_told_with_numbers(shelf, monkeypatch):
     make_wheel(shelf, {"demo_model/tiny.gguf": GGUF})
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 2048))
-    refused(NAME, "needs 175.0 KiB", "2.0 KiB are free", "PARTITA_CACHE")
+    refused(NAME, "needs 179 kB", "2.0 kB are free", "PARTITA_CACHE")
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])

@@ -69,6 +69,6 @@ def test_what_fits_is_admitted_and_full_training_may_become_adapters(config: Mod
 
 def test_batches_that_do_not_fit_are_refused_with_a_number_that_does(config: ModelConfig) -> None:
     shape = replace(SHAPE, accumulate=10**9)
-    with pytest.raises(MemoryBudgetError, match=r"batches 19073.5 GiB.*try --accumulate \d+$") as caught:
+    with pytest.raises(MemoryBudgetError, match=r"batches 18.6 TiB.*try --accumulate \d+$") as caught:
         admit(config, shape, 2**31)
     admit(config, replace(shape, accumulate=int(str(caught.value).split()[-1])), 2**31)

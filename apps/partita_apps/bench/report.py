@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from partita.units import memory_size
+
 from ..terminal import console
 
 LIBRARIES = ("partita", "numpy", "torch", "mlx", "mlx-lm", "transformers", "peft", "llama-cpp-python")
@@ -59,7 +61,7 @@ def device() -> str:
     import psutil
 
     cores = psutil.cpu_count() or 1
-    return f"{platform.system()} {platform.machine()}, {cores} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB"
+    return f"{platform.system()} {platform.machine()}, {cores} cores, {memory_size(psutil.virtual_memory().total)}"
 
 
 def versions() -> dict[str, str]:

@@ -16,12 +16,12 @@ from pathlib import Path
 from partita.errors import DataError
 from partita.files.paths import own
 from partita.inference.sampling import Sampling
+from partita.units import memory_size
 
 from ..aliases import alike
 from ..conversation.conversation import Conversation
 from ..conversation.saved import Saved, load, save
 from ..conversation.settings import NAMES, SAMPLING, Settings, usual_sampling
-from ..progress import size
 from .ask import QUOTES, quoted
 from .clipboard import copy
 from .editor import edited
@@ -122,14 +122,15 @@ def show(conversation: Conversation, rest: str) -> str:
     model, session = conversation.model, conversation.session
     slots, spec, memory = session.cache.slots(), session.cache.spec, model.ops.memory()
     held = f"{slots.sinks} sinks, {slots.window} in the window, {slots.free} free, {session.forgotten} forgotten"
+    active, free, total = map(memory_size, (memory.active, memory.free, memory.total))
     rows = [
         ("model", f"{model.name}, {model.config.num_layers} layers"),
         ("file", str(model.path)),
         ("adapter", conversation.adapters.current),
         ("backend", f"{model.ops.name} on {model.ops.device}, {model.ops.dtype}"),
         ("context", f"{spec.context} tokens, of these {spec.sinks} sinks"),
-        ("cache", f"--kv {spec.kv}, {size(session.cache.nbytes)}: {held}"),
-        ("memory", f"{size(memory.active)} in use, {size(memory.free)} of {size(memory.total)} free"),
+        ("cache", f"--kv {spec.kv}, {memory_size(session.cache.nbytes)}: {held}"),
+        ("memory", f"{active} in use, {free} of {total} free"),
         ("messages", str(len(conversation.messages))),
         *((name, f"{shown(conversation.settings.get(name))}{source(conversation, name)}") for name in NAMES),
     ]

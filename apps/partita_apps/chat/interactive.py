@@ -13,13 +13,13 @@ from contextlib import closing, contextmanager, nullcontext, suppress
 import click
 
 from partita.errors import PartitaError
+from partita.units import memory_size
 
 from ..conversation.conversation import Conversation
 from ..conversation.session_file import SessionFile
 from ..conversation.settings import NAMES
 from ..conversation.stats import ReplyStats
 from ..messages import rendered, shown
-from ..progress import size
 from ..terminal import is_dumb
 from .ask import Ask, PlainAsk
 from .commands import Leave, Send, counted, named_commands, read
@@ -72,7 +72,7 @@ def in_words(error: PartitaError) -> str:
 
 def greet(conversation: Conversation) -> None:
     model, spec = conversation.model, conversation.session.cache.spec
-    per_token = size(round(conversation.session.cache.bytes_per_token()))
+    per_token = memory_size(round(conversation.session.cache.bytes_per_token()))
     adapter = f" with {conversation.adapters.current}" if model.adapter else ""
     click.secho(wrapped(f"{model.name}{adapter}"), bold=True)
     facts = (

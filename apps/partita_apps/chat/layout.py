@@ -118,7 +118,7 @@ def wrapped(text: str, width: int | None = None) -> str:
 
 
 _ROW = re.compile(r"(  \S.*?  +)(?=\S)(.*)")
-_UNIT = re.compile(r"(?<=\d) (?=(?:bytes|[kMGT]i?B|m?s|tokens?)\b)")
+_UNIT = re.compile(r"(?<=\d) (?=(?:bytes|[kKMGT]i?B|m?s|min|tokens?)\b)")
 _BOUND = "\ue000"  # of the private use area, and never written: stands for a space that does not end a line
 
 

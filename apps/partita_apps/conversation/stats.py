@@ -6,8 +6,8 @@ from typing import Any
 
 from partita.language_model import Piece
 from partita.text.reply.parser import ToolCall
+from partita.units import duration, memory_size
 
-from ..progress import size
 from .conversation import Conversation
 
 
@@ -83,7 +83,7 @@ class ReplyStats:
         parts = [f"prompt {counted(self._conversation.prompt_tokens - session.reused)}"]
         parts += [] if speed is None else [f"{speed:.1f}/s"]
         parts += [f"{session.reused} reused"] if session.reused else []
-        parts += [] if peak is None else [f"peak memory {size(peak)}"]
+        parts += [] if peak is None else [f"peak memory {memory_size(peak)}"]
         return " · ".join(parts)
 
     def line(self) -> str:
@@ -95,9 +95,9 @@ class ReplyStats:
         if self.tokens_per_second is not None:
             parts.append(f"{self.tokens_per_second:.1f}/s")
         if self.first_token_seconds is not None:
-            parts.append(f"first {self.first_token_seconds:.2f} s")
+            parts.append(f"first {duration(self.first_token_seconds)}")
         parts.append(f"context {slots.sinks + slots.window}/{spec.context}")
-        parts.append(f"cache {size(session.cache.nbytes)}")
+        parts.append(f"cache {memory_size(session.cache.nbytes)}")
         if session.forgotten > 0:
             parts.append(f"{session.forgotten} forgotten")
         if self.finish_reason == "length":

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from partita.cache.budget import size
 from partita.printable import printable
+from partita.units import duration, memory_size
 
 from ..terminal import console, draws
 
@@ -127,7 +127,7 @@ class Line:
         parts = [f"loss {self._loss.value:.4f}"]
         if self._valid is not None:
             parts.append(f"valid {self._valid:.4f}")
-        parts += [f"{self._rate.value:,.0f} tokens/s", size(self._memory)]
+        parts += [f"{self._rate.value:,.0f} tokens/s", memory_size(self._memory)]
         left = (self.total - self.step) * self._seconds.value
         return " · ".join([*parts, f"{duration(left)} left"] if self.step < self.total else parts)
 
@@ -150,14 +150,6 @@ class Smoothed:
 def loss_memory(steps: int) -> float:
     """How much a smoothed loss keeps at each step of a run of so many: in a short one it would lag behind otherwise."""
     return min(_MEMORY, max(1 - _SHORT / max(steps, 1), 0.0))
-
-
-def duration(seconds: float) -> str:
-    """For people: "45 s", "12 min", "3 h 20 min"."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _bar(stream: TextIO, total: int, done: int, words: Callable[[], str]) -> tuple[Any, Any]:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from partita import __version__
-from partita.cache.budget import size
 from partita.printable import visible
+from partita.units import duration, memory_size
 
-from .line import Smoothed, duration, loss_memory
+from .line import Smoothed, loss_memory
 from .results import write_text
 from .settings import OF_ADAPTERS
 from .words import counted, describe, resume_command, use_commands
@@ -120,7 +120,9 @@ def _how_it_ended(prepared: Prepared, outcome: Outcome) -> str:
         said.append(f"Loss of the test data, measured once with the result: {outcome.test:.4f}.")
     seconds = sum(row[1] for row in outcome.column("seconds"))
     speed = outcome.tokens_per_second
-    said.append(f"{duration(seconds)} of training, {speed or 0:,.0f} tokens a second, {size(outcome.peak)} at most.")
+    said.append(
+        f"{duration(seconds)} of training, {speed or 0:,.0f} tokens a second, {memory_size(outcome.peak)} at most."
+    )
     return " ".join(said)
 
 
@@ -185,9 +187,9 @@ def _settings(prepared: Prepared, outcome: Outcome) -> str:
     rows: list[tuple[Any, ...]] = [
         ("trained values", f"{trained:,} of {prepared.parameters:,} ({trained / max(prepared.parameters, 1):.2%})"),
         ("device", f"{ops.name} on {ops.device}, {ops.dtype}"),
-        ("weights in memory", size(prepared.weights)),
-        ("estimated beside them", size(prepared.rest.total)),
-        ("peak of the process" if ops.device == "cpu" else "peak on the device", size(outcome.peak)),
+        ("weights in memory", memory_size(prepared.weights)),
+        ("estimated beside them", memory_size(prepared.rest.total)),
+        ("peak of the process" if ops.device == "cpu" else "peak on the device", memory_size(outcome.peak)),
     ]
     hidden: tuple[str, ...] = ("model", "data", "sample", "backend", "device", "dtype", "epochs")
     hidden += OF_ADAPTERS if prepared.lora is None else ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from partita.cache.budget import size
+from partita.units import memory_size
 
 from .prepare import Prepared
 from .results import MODEL
@@ -38,8 +38,8 @@ def summary(prepared: Prepared) -> list[str]:
         f"{counted(settings.steps or 0, 'step')} of {counted(rows, 'row')} of up to {settings.max_length} tokens, "
     )
     lines[-1] += f"learning rate {settings.learning_rate:g} ({settings.schedule}, {settings.warmup} of warm-up)"
-    lines.append(f"memory: {size(prepared.weights)} of weights, about {size(prepared.rest.total)} to train them, ")
-    lines[-1] += f"{size(ops.memory().free)} are free"
+    weights, rest, free = map(memory_size, (prepared.weights, prepared.rest.total, ops.memory().free))
+    lines.append(f"memory: {weights} of weights, about {rest} to train them, {free} are free")
     return lines
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import ContextError, DataError, MemoryBudgetError
 from ..model.config import ModelConfig
+from ..units import memory_size
 from .kv_format import KVFormat
 from .spec import CacheSpec, bytes_per_token, cache_bytes, plan
 
@@ -103,13 +104,13 @@ def _widest(config: ModelConfig, formats: Iterable[KVFormat], budget: int, batch
         spec = plan(config, formats[-1], context=min(least, config.max_positions), **layout)
         needs = full_bytes(spec, batch)
         raise MemoryBudgetError(
-            f"a cache of {spec.context} tokens at `kv` {spec.kv} needs {size(needs)}, {size(budget)} can be used: "
-            "free some memory or take a smaller model",
+            f"a cache of {spec.context} tokens at `kv` {spec.kv} needs {memory_size(needs)}, "
+            f"{memory_size(budget)} can be used: free some memory or take a smaller model",
             field="context",
         )
     plain = best.spec.context == config.max_positions and best.spec.kv == formats[0]
-    found, needs = f"{best.spec.context} tokens at `kv` {best.spec.kv}", size(best.bytes)
-    text = f"the context is {found} here: that needs {needs}, {size(budget)} can be used"
+    found, needs = f"{best.spec.context} tokens at `kv` {best.spec.kv}", memory_size(best.bytes)
+    text = f"the context is {found} here: that needs {needs}, {memory_size(budget)} can be used"
     return best if plain else Choice(best.spec, best.bytes, text)
 
 
@@ -131,8 +132,8 @@ def _largest(config: ModelConfig, kv: KVFormat, budget: int, batch: int, layout:
 
 def _stepped_down(first: CacheSpec, needed: int, kv: KVFormat, needs: int, free: int) -> str:
     return (
-        f"`kv` auto is {kv} here: a cache of {first.context} tokens needs {size(needed)} at {first.kv}, "
-        f"{size(needs)} at {kv}; {size(free)} are free, of which {size(RESERVE)} are kept back"
+        f"`kv` auto is {kv} here: a cache of {first.context} tokens needs {memory_size(needed)} at {first.kv}, "
+        f"{memory_size(needs)} at {kv}; {memory_size(free)} are free, of which {memory_size(RESERVE)} are kept back"
     )
 
 
@@ -148,12 +149,7 @@ def _refusal(config: ModelConfig, spec: CacheSpec, needed: int, free: int, batch
         helps.append(f"`context` {context}")
     rows = f" for each of {batch} rows" if batch > 1 else ""
     return (
-        f"a cache of {spec.context} tokens{rows} at `kv` {spec.kv} needs {size(needed)}, {size(free)} are free "
-        f"({size(RESERVE)} of them are kept back): "
+        f"a cache of {spec.context} tokens{rows} at `kv` {spec.kv} needs {memory_size(needed)}, "
+        f"{memory_size(free)} are free ({memory_size(RESERVE)} of them are kept back): "
         + (f"try {' or '.join(helps)}" if helps else "free some memory or take a smaller model")
     )
-
-
-def size(count: int) -> str:
-    """Bytes for people: 2.0 GiB, 310 MiB."""
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 from ..errors import SourceError
+from ..units import disk_size
 from .hub_files import (
     NAME,
     HubModel,
@@ -38,7 +39,6 @@ from .store import (
     StoredModel,
     cache_dir,
     chain,
-    human,
     is_no_room,
     make_folder,
     need_room,
@@ -331,5 +331,5 @@ def remove(model: HubModel) -> int:
     try:
         shutil.rmtree(model.storage)
     except OSError as error:
-        raise SourceError(f"{model.storage} cannot be removed whole ({error.strerror}), {human(size)}") from error
+        raise SourceError(f"{model.storage} cannot be removed whole ({error.strerror}), {disk_size(size)}") from error
     return size

@@ -19,6 +19,7 @@ from typing import Protocol
 
 from ..errors import SourceError
 from ..files.paths import own
+from ..units import disk_size
 
 CACHE_VARIABLE = "PARTITA_CACHE"
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -83,16 +84,6 @@ def cache_dir() -> Path:
     return user_cache_path("partita")
 
 
-def human(size: int) -> str:
-    """A number of bytes for a message: "93.8 MiB"."""
-    value = float(size)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
-
-
 def without_secrets(text: str) -> str:
     """A text whose addresses have no user, password or signature any more."""
     return re.sub(r"([a-z][a-z0-9+.-]*://)(?:[^/\s]*@)?([^\s?#]*)(?:[?#]\S*)?", r"\1\2", text, flags=re.IGNORECASE)
@@ -126,7 +117,7 @@ def need_room(folder: Path, size: int, what: str, variable: str = CACHE_VARIABLE
     free = shutil.disk_usage(folder).free
     if size > free:
         raise SourceError(
-            f"{what} needs {human(size)} in {folder}, {human(free)} are free: free some "
+            f"{what} needs {disk_size(size)} in {folder}, {disk_size(free)} are free: free some "
             f"(`partita models list` shows what is kept) or point {variable} to another disk"
         )
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..errors import CheckpointError, PartitaError
+from ..units import duration
 
 _SECONDS, _RATE = 5.0, 20_000  # time for a text: so long, and a second more for so many characters
 
@@ -71,7 +72,8 @@ class Watch:
             answer, error = answers.get(timeout=seconds)
         except queue.Empty:
             raise CheckpointError(
-                f"{self._where}: its expressions take more than {seconds:.0f} s for a text of {len(text)} characters"
+                f"{self._where}: its expressions take more than {duration(seconds)} for a text of "
+                f"{len(text)} characters"
             ) from None
         if error is not None:
             raise error

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TemplateError
+from ..units import memory_size
 from .template_child import FAILED, MAX_TEXT, MEMORY, OUT_OF_MEMORY
 
 START_SECONDS = 60.0  # of a machine that is very busy
@@ -174,7 +175,7 @@ class _Child:
         return TemplateError(f"chat template: the process that renders it {did} ({how})")
 
 
-_TOO_MUCH = f"chat template: it takes more than {MEMORY >> 20} MiB of memory"
+_TOO_MUCH = f"chat template: it takes more than {memory_size(MEMORY)} of memory"
 
 
 def _started() -> tuple[Any, subprocess.Popen[Any]]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ..cache.budget import RESERVE, size
+from ..cache.budget import RESERVE
 from ..errors import MemoryBudgetError
 from ..model.config import ModelConfig
+from ..units import memory_size
 from .loss import chunk_rows
 
 FLOAT = 4  # bytes; trained values, gradients and moments are float32
@@ -78,9 +79,10 @@ def admit(config: ModelConfig, shape: TrainingShape, free: int, *, full: bool = 
     if helps is None and full:
         helps = "--method lora"
     raise MemoryBudgetError(
-        f"training needs {size(needs.total)} beside the weights (gradients and moments {size(needs.optimizer)}, "
-        f"activations {size(needs.activations)}, logits {size(needs.logits)}, batches {size(needs.batches)}), "
-        f"{size(free)} are free ({size(RESERVE)} of them are kept back): "
+        f"training needs {memory_size(needs.total)} beside the weights (gradients and moments "
+        f"{memory_size(needs.optimizer)}, activations {memory_size(needs.activations)}, "
+        f"logits {memory_size(needs.logits)}, batches {memory_size(needs.batches)}), "
+        f"{memory_size(free)} are free ({memory_size(RESERVE)} of them are kept back): "
         + (f"try {helps}" if helps else "take fewer --targets or --layers, a lower --rank, or a smaller model")
     )
 
