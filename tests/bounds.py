@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from partita.checkpoint.checkpoint import open_checkpoint
+from partita.checkpoint.open import open_checkpoint
 from partita.model.config import ModelConfig
 from partita.model.load import read_config
 

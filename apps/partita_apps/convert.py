@@ -24,7 +24,7 @@ from .paths import OwnPath
 from .terminal import console, say
 
 if TYPE_CHECKING:
-    from partita.checkpoint.checkpoint import Checkpoint
+    from partita.checkpoint.base import Checkpoint
     from partita_convert.planning import Calibration, Request
     from partita_convert.report import Check, Report
 

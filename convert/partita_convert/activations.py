@@ -18,7 +18,7 @@ from partita.cache.kv_format import KVFormat
 from partita.cache.spec import plan
 from partita.cache.state import Cache
 from partita.checkpoint import experts
-from partita.checkpoint.checkpoint import Checkpoint
+from partita.checkpoint.base import Checkpoint
 from partita.errors import DataError
 from partita.model.decoder import Block, through
 from partita.model.layers import MoE

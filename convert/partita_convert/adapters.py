@@ -21,7 +21,7 @@ import numpy as np
 
 from partita.adapters.peft import PREFIX
 from partita.adapters.read import CONFIG, EMBEDDINGS, MLX_FILE, PEFT_FILE, Adapter, LowRank
-from partita.checkpoint.checkpoint import BITS
+from partita.checkpoint.schemes.affine import BITS
 from partita.errors import DataError, UnsupportedModel
 from partita.quantization import Packed, dequantize
 

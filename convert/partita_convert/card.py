@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from partita.checkpoint.checkpoint import Checkpoint
+from partita.checkpoint.base import Checkpoint
 from partita.printable import visible
 
 from .report import kinds

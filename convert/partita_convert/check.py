@@ -12,7 +12,8 @@ from partita.backend import Backend
 from partita.cache.kv_format import KVFormat
 from partita.cache.spec import plan
 from partita.cache.state import Cache
-from partita.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from partita.checkpoint.base import Checkpoint
+from partita.checkpoint.open import open_checkpoint
 from partita.errors import DataError
 from partita.inference.perplexity import compare, perplexity
 from partita.model.load import load_decoder, read_config

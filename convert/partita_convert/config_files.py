@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from partita.checkpoint.checkpoint import Checkpoint
+from partita.checkpoint.base import Checkpoint
 from partita.checkpoint.names import HEAD, text_name
 from partita.errors import CheckpointError, UnsupportedModel
 

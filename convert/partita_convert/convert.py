@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from partita.checkpoint.checkpoint import Checkpoint
+from partita.checkpoint.base import Checkpoint
 from partita.errors import DataError
 from partita.model.load import load_decoder
 from partita.quantization import Packed

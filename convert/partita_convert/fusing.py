@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from partita.adapters.read import Adapter, fused, resolved
-from partita.checkpoint.checkpoint import Checkpoint
+from partita.checkpoint.base import Checkpoint
 from partita.checkpoint.names import Index
 from partita.errors import DataError
 from partita.quantization import Packed, dequantize

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from partita.checkpoint import experts
-from partita.checkpoint.checkpoint import Checkpoint
+from partita.checkpoint.base import Checkpoint
 from partita.checkpoint.experts import PROJECTIONS, StoredExperts, Value
 from partita.checkpoint.overlay import Derived
 from partita.quantization import Packed, dequantize

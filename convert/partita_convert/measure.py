@@ -21,7 +21,8 @@ from partita.backend import Backend
 from partita.cache.kv_format import KVFormat
 from partita.cache.spec import plan
 from partita.cache.state import Cache
-from partita.checkpoint.checkpoint import BITS, Checkpoint
+from partita.checkpoint.base import Checkpoint
+from partita.checkpoint.schemes.affine import BITS
 from partita.errors import DataError
 from partita.model.decoder import Decoder, through
 from partita.model.load import load_block

@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from partita.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from partita.checkpoint.base import Checkpoint
 from partita.checkpoint.names import canonical
+from partita.checkpoint.open import open_checkpoint
 from partita.errors import CheckpointError, DataError, PartitaError
 from partita.files.bounded import SETTINGS, find, read_bytes
 from partita.files.safetensors import MAX_TENSORS, shard_table

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from partita.adapters.read import Adapter
 from partita.backend import Backend
-from partita.checkpoint.checkpoint import Checkpoint
+from partita.checkpoint.base import Checkpoint
 from partita.errors import DataError, UnsupportedModel
 from partita.model.load import check_whole, packed_as
 from partita.units import disk_size

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from partita.checkpoint.checkpoint import BITS, GROUP_SIZES
+from partita.checkpoint.schemes.affine import BITS, GROUP_SIZES
 from partita.errors import DataError
 from partita.quantization import Packed, check_groups, dequantize, pack
 

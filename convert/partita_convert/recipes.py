@@ -15,7 +15,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from partita.checkpoint.checkpoint import BITS, GROUP_SIZES, Checkpoint
+from partita.checkpoint.base import Checkpoint
+from partita.checkpoint.schemes.affine import BITS, GROUP_SIZES
 from partita.errors import DataError
 
 DEFAULT_GROUP = 64

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from partita.checkpoint.checkpoint import Checkpoint
+from partita.checkpoint.base import Checkpoint
 from partita.errors import CheckpointError
 from partita.files.bounded import find, read_bytes
 from partita.text.added_tokens import Added

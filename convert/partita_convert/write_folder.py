@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from partita.checkpoint.checkpoint import Checkpoint
+from partita.checkpoint.base import Checkpoint
 from partita.errors import DataError
 from partita.quantization import Packed, dequantize
 

@@ -23,7 +23,7 @@ from .cache.prefix_cache import PrefixCache
 from .cache.prefix_reuse import Reuse, default_bytes
 from .cache.spec import DEFAULT_CHUNK, CacheSpec
 from .cache.state import Cache
-from .checkpoint.checkpoint import open_checkpoint
+from .checkpoint.open import open_checkpoint
 from .errors import CheckpointError, DataError
 from .inference.decode import Generated, generate
 from .inference.sampling import Sampler, Sampling, recommended

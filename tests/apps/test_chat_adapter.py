@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from partita.adapters.read import Adapter
-from partita.checkpoint.checkpoint import open_checkpoint
+from partita.checkpoint.open import open_checkpoint
 from partita.errors import DataError
 from partita.language_model import load
 from partita_apps import cli

@@ -10,7 +10,7 @@ from tests.chat_forms import write_model
 from tests.scripted import sampler, script
 
 import partita
-from partita.checkpoint.checkpoint import open_checkpoint
+from partita.checkpoint.open import open_checkpoint
 from partita.errors import DataError
 from partita_apps.chat import clipboard, editor
 from partita_apps.chat.ask import is_open, quoted

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import partita
-from partita.checkpoint.checkpoint import open_checkpoint
+from partita.checkpoint.open import open_checkpoint
 from partita.inference.sampling import Sampling
 from partita_apps.chat.commands import perform
 from partita_apps.conversation.conversation import CacheOptions, Conversation

@@ -14,7 +14,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from partita.checkpoint.checkpoint import open_checkpoint
+from partita.checkpoint.open import open_checkpoint
 from partita_apps.conversation.saved import Saved, save
 from partita_apps.conversation.settings import Settings
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from partita.checkpoint.checkpoint import open_checkpoint
+from partita.checkpoint.open import open_checkpoint
 from partita.text.chat_template import ChatTemplate, encode_chat
 from partita.text.load import load_tokenizer
 from partita_apps import cli

@@ -10,7 +10,8 @@ import partita_backends
 from partita.cache.kv_format import KVFormat
 from partita.cache.spec import plan
 from partita.cache.state import Cache
-from partita.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from partita.checkpoint.base import Checkpoint
+from partita.checkpoint.open import open_checkpoint
 from partita.errors import PartitaError
 from partita.model.families.parse import parse
 from partita.model.load import load_decoder

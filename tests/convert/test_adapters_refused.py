@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from partita.adapters.read import fused, open_adapter
-from partita.checkpoint.checkpoint import open_checkpoint
+from partita.checkpoint.open import open_checkpoint
 from partita.errors import CheckpointError, UnsupportedModel
 
 from .test_adapters import Q, mlx_folder, normal, peft_folder, random_base

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from partita.checkpoint.checkpoint import open_checkpoint
+from partita.checkpoint.open import open_checkpoint
 from partita.errors import CheckpointError, DataError
 from partita_convert import pickle_reader
 from partita_convert.pickle_reader import open_source

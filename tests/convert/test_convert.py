@@ -15,8 +15,9 @@ from safetensors.numpy import load_file, save_file
 
 import partita_backends
 from partita.backend import Backend
-from partita.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from partita.checkpoint.base import Checkpoint
 from partita.checkpoint.gguf.blocks import AFFINE, decode
+from partita.checkpoint.open import open_checkpoint
 from partita.errors import CheckpointError, DataError
 from partita.model.load import load_decoder
 from partita.quantization import Packed, dequantize

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from partita.adapters.read import Adapter, LowRank
-from partita.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from partita.checkpoint.base import Checkpoint
+from partita.checkpoint.open import open_checkpoint
 from partita.errors import DataError
 from partita.quantization import Packed, dequantize
 from partita.units import disk_size

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from partita.checkpoint.checkpoint import BITS
+from partita.checkpoint.schemes.affine import BITS
 from partita.errors import DataError
 from partita.quantization import Packed, dequantize, quantize_minmax, quantize_weight, unpack
 from partita_convert.quantize import quantize

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from partita.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from partita.checkpoint.base import Checkpoint
+from partita.checkpoint.open import open_checkpoint
 from partita.model.families.parse import parse
 from partita.quantization import Packed, quantize_weight
 from partita.text.load import load_tokenizer

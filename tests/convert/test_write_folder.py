@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from partita.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from partita.checkpoint.base import Checkpoint
+from partita.checkpoint.open import open_checkpoint
 from partita.errors import CheckpointError, DataError, UnsupportedModel
 from partita.quantization import Packed, dequantize, quantize_weight
 from partita.text.load import load_tokenizer

@@ -16,8 +16,9 @@ import partita_backends
 from partita.cache.kv_format import KVFormat
 from partita.cache.spec import plan
 from partita.cache.state import Cache
-from partita.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from partita.checkpoint.base import Checkpoint
 from partita.checkpoint.gguf.reader import open_gguf
+from partita.checkpoint.open import open_checkpoint
 from partita.errors import CheckpointError, DataError, UnsupportedModel
 from partita.model.load import load_decoder
 from partita.quantization import Packed, dequantize, quantize_weight

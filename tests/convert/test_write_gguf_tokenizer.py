@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from partita.checkpoint.checkpoint import open_checkpoint
+from partita.checkpoint.open import open_checkpoint
 from partita.errors import CheckpointError, UnsupportedModel
 from partita.text.load import tokenizer_from_folder, tokenizer_from_gguf
 from partita.text.pretokenizers import find

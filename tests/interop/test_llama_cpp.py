@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from partita.checkpoint.checkpoint import open_checkpoint
+from partita.checkpoint.open import open_checkpoint
 from partita.text.load import load_tokenizer
 from partita_convert.gguf.tokenizer import SAMPLES
 from partita_convert.gguf.write import write_gguf

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import partita
-from partita.checkpoint.checkpoint import open_checkpoint
+from partita.checkpoint.open import open_checkpoint
 from partita.quantization import Packed, quantize_weight
 from partita_convert.write_folder import write_mlx
 

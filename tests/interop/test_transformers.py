@@ -11,7 +11,7 @@ import partita_backends
 from partita.cache.kv_format import KVFormat
 from partita.cache.spec import plan
 from partita.cache.state import Cache
-from partita.checkpoint.checkpoint import open_checkpoint
+from partita.checkpoint.open import open_checkpoint
 from partita.model.load import load_decoder
 from partita_convert.convert import convert
 from partita_convert.planning import Request

@@ -24,7 +24,8 @@ import pytest
 
 import partita
 import partita_backends
-from partita.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from partita.checkpoint.base import Checkpoint
+from partita.checkpoint.open import open_checkpoint
 from partita.checkpoint.overlay import Derived
 from partita.language_model import LanguageModel
 from partita.model.load import load_decoder

@@ -14,7 +14,7 @@ from partita.backend import Backend
 from partita.cache.kv_format import KVFormat
 from partita.cache.spec import DEFAULT_CHUNK, CacheSpec, plan
 from partita.cache.state import Cache
-from partita.checkpoint.checkpoint import open_checkpoint
+from partita.checkpoint.open import open_checkpoint
 from partita.errors import DataError
 from partita.inference.compiled_step import DecodeStep
 from partita.inference.speculative import PromptLookup

@@ -14,7 +14,7 @@ import pytest
 import partita_backends
 from partita.adapters.lora import LoraConfig
 from partita.backend import Backend
-from partita.checkpoint.checkpoint import open_checkpoint
+from partita.checkpoint.open import open_checkpoint
 from partita.data.batches import Batch, Batches
 from partita.data.dataset import DatasetBuilder
 from partita.inference.sampling import Sampling

@@ -20,7 +20,8 @@ from partita.backend import Backend
 from partita.cache.kv_format import KVFormat
 from partita.cache.spec import plan
 from partita.cache.state import Cache
-from partita.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from partita.checkpoint.base import Checkpoint
+from partita.checkpoint.open import open_checkpoint
 from partita.errors import CheckpointError, ContextError, UnsupportedModel
 from partita.language_model import load
 from partita.model.decoder import Decoder

@@ -14,7 +14,7 @@ import partita
 import partita_backends
 from partita.adapters.lora import LoraConfig
 from partita.brief import Brief, brief
-from partita.checkpoint.checkpoint import open_checkpoint
+from partita.checkpoint.open import open_checkpoint
 from partita.quantization import quantize_weight
 
 from .training import batch_of, documents, lora

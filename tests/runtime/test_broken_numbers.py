@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 import partita_backends
 from partita.backend import Backend
-from partita.checkpoint.checkpoint import open_checkpoint
+from partita.checkpoint.open import open_checkpoint
 from partita.draft_model import ModelDraft
 from partita.errors import CheckpointError, DataError
 from partita.inference.perplexity import compare, token_losses

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from partita.checkpoint.checkpoint import open_checkpoint
+from partita.checkpoint.open import open_checkpoint
 from partita.errors import CheckpointError, PartitaError, UnsupportedModel
 from partita.quantization import Packed, dequantize, quantize_weight
 

@@ -17,7 +17,7 @@ from partita.cache.kv_format import KVFormat
 from partita.cache.spec import plan
 from partita.cache.state import Cache
 from partita.checkpoint import experts
-from partita.checkpoint.checkpoint import open_checkpoint
+from partita.checkpoint.open import open_checkpoint
 from partita.errors import CheckpointError, UnsupportedModel
 from partita.model.families.parse import parse
 from partita.model.layers import ExpertLinear, Linear, MoE

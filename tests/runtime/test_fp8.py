@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from partita.checkpoint.checkpoint import open_checkpoint
+from partita.checkpoint.open import open_checkpoint
 from partita.errors import CheckpointError, UnsupportedModel
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from partita.checkpoint.checkpoint import open_checkpoint, unpermuted_rows
 from partita.checkpoint.gguf.blocks import decode
+from partita.checkpoint.gguf.checkpoint import unpermuted_rows
 from partita.checkpoint.gguf.reader import open_gguf
+from partita.checkpoint.open import open_checkpoint
 from partita.errors import CheckpointError, PartitaError, UnsupportedModel
 from partita.quantization import Packed, dequantize
 from partita.text.load import load_tokenizer

@@ -7,8 +7,8 @@ import gguf.quants
 import numpy as np
 import pytest
 
-from partita.checkpoint.checkpoint import open_checkpoint
 from partita.checkpoint.gguf.blocks import AFFINE, decode
+from partita.checkpoint.open import open_checkpoint
 from partita.errors import CheckpointError, UnsupportedModel
 from partita.quantization import Packed, dequantize
 

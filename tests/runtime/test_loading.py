@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 import partita_backends
 from partita.backend import Backend
-from partita.checkpoint.checkpoint import open_checkpoint
+from partita.checkpoint.open import open_checkpoint
 from partita.errors import CheckpointError
 from partita.language_model import load
 from partita.model.load import load_decoder, notes, weight_bytes

@@ -15,7 +15,7 @@ from partita.backend import Backend
 from partita.cache.kv_format import KVFormat
 from partita.cache.spec import plan
 from partita.cache.state import Cache
-from partita.checkpoint.checkpoint import open_checkpoint
+from partita.checkpoint.open import open_checkpoint
 from partita.errors import DataError, UnsupportedModel
 from partita.model.config import ExpertsConfig, ModelConfig
 from partita.model.decoder import Decoder

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from partita.cache.budget import RESERVE
-from partita.checkpoint.checkpoint import open_checkpoint
+from partita.checkpoint.open import open_checkpoint
 from partita.errors import MemoryBudgetError
 from partita.model.config import ModelConfig
 from partita.model.load import read_config

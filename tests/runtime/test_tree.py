@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from partita.checkpoint.checkpoint import open_checkpoint
+from partita.checkpoint.open import open_checkpoint
 from partita.model.decoder import Decoder
 from partita.model.layers import Linear
 from partita.model.load import load_decoder

@@ -10,7 +10,7 @@ import numpy as np
 
 from partita.adapters.lora import LoraConfig
 from partita.backend import Backend
-from partita.checkpoint.checkpoint import open_checkpoint
+from partita.checkpoint.open import open_checkpoint
 from partita.data.batches import Batch
 from partita.model.load import load_decoder
 from partita.training.packed import Sequences

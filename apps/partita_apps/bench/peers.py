@@ -94,7 +94,7 @@ def model_for(peer: str, path: Path) -> Iterator[Path]:
 
 def write_for(peer: str, path: Path, folder: Path) -> None:
     """A folder with the model's weights: packed for mlx-lm, with float32 scales so that it computes in float32."""
-    from partita.checkpoint.checkpoint import open_checkpoint
+    from partita.checkpoint.open import open_checkpoint
     from partita.quantization import Packed
     from partita_convert.write_folder import write_huggingface, write_mlx
 

@@ -46,7 +46,7 @@ def run(
 
     peft cannot train packed weights on a CPU, so the folder is dense; ours with them packed is measured beside it.
     """
-    from partita.checkpoint.checkpoint import open_checkpoint
+    from partita.checkpoint.open import open_checkpoint
     from partita.model.load import read_config
     from partita.sources.resolve import resolve
 
@@ -205,7 +205,7 @@ def training(
     """In this process: what is loaded, each step, and without an end; as in `train_peers`."""
     import partita_backends
     from partita.adapters.lora import LoraConfig
-    from partita.checkpoint.checkpoint import open_checkpoint
+    from partita.checkpoint.open import open_checkpoint
     from partita.model.load import load_decoder
     from partita.training.packed import Sequences
     from partita.training.trainable import adapted

@@ -17,7 +17,8 @@ from typing import Any
 import partita_backends
 from partita.adapters.lora import LoraConfig, count_values
 from partita.backend import Backend
-from partita.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from partita.checkpoint.base import Checkpoint
+from partita.checkpoint.open import open_checkpoint
 from partita.data import files as data_files
 from partita.data.load import Batch, Batches, Splits, load_data
 from partita.data.records import Chat

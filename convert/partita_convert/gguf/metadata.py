@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from partita.checkpoint.checkpoint import Checkpoint
+from partita.checkpoint.base import Checkpoint
 from partita.checkpoint.gguf.architectures import (
     ARCHITECTURES,
     LONG_FACTORS,

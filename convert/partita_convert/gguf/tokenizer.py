@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from partita.checkpoint.checkpoint import Checkpoint
+from partita.checkpoint.base import Checkpoint
 from partita.errors import CheckpointError, UnsupportedModel
 from partita.text.from_folder import Configs
 from partita.text.load import load_tokenizer, tokenizer_from_gguf

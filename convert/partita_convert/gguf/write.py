@@ -21,8 +21,9 @@ from types import MappingProxyType
 import numpy as np
 
 from partita.checkpoint import experts
-from partita.checkpoint.checkpoint import Checkpoint, unpermuted_rows
+from partita.checkpoint.base import Checkpoint
 from partita.checkpoint.gguf.architectures import BARE_NAMES, OUTER_NAMES, ROPE_FACTORS, Architecture
+from partita.checkpoint.gguf.checkpoint import unpermuted_rows
 from partita.checkpoint.gguf.names import permuted_heads
 from partita.checkpoint.names import EMBEDDING, HEAD, text_name
 from partita.errors import CheckpointError, DataError, UnsupportedModel

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..brief import Brief
-from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.base import Checkpoint
 from ..checkpoint.names import HEAD, Index, text_name
 from ..checkpoint.overlay import Derived
 from ..errors import CheckpointError, UnsupportedModel

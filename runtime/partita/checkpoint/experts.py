@@ -22,7 +22,7 @@ import numpy as np
 
 from ..errors import CheckpointError
 from ..quantization import Packed
-from .checkpoint import Checkpoint
+from .base import Checkpoint
 from .schemes import mxfp4
 
 Value = np.ndarray | Packed

@@ -4,8 +4,8 @@
     _fsdp_wrapped_module., _checkpoint_wrapped_module.   torch, in the middle of a name
     model., language_model.model., model.language_model.   a text decoder's place, alone and in models that see as well
 
-Not here: what a family calls its parts (`families.Names`), GGUF's names (`gguf_names`). Invariant: two tensors of one
-checkpoint never get one name.
+Not here: what a family calls its parts (`families.Names`), GGUF's names. Invariant: two tensors of one checkpoint never
+get one name.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from ..quantization import Packed
-from .checkpoint import Checkpoint
+from .base import Checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)

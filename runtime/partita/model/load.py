@@ -1,6 +1,6 @@
 """A checkpoint to a decoder on a device: reads each tensor once, checks its shape, stacks neighbours of one format.
 
-Not here: what the files look like (`checkpoint/checkpoint.py`) or what a config means (`model/families/parse.py`). Host
+Not here: what the files look like (`checkpoint/`) or what a config means (`model/families/parse.py`). Host
 memory holds the tensors of one projection at a time.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from ..backend import Backend
 from ..checkpoint import experts
-from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.base import Checkpoint
 from ..checkpoint.gguf.blocks import AFFINE
 from ..checkpoint.names import EMBEDDING, HEAD, Index
 from ..errors import CheckpointError

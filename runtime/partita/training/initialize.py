@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..adapters.lora import projection_shapes
-from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.base import Checkpoint
 from ..checkpoint.overlay import Derived
 from ..errors import UnsupportedModel
 from ..model.config import ModelConfig

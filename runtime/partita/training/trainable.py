@@ -18,7 +18,7 @@ import numpy as np
 from ..adapters.lora import Dropout, LoraConfig, attach, for_inference
 from ..backend import Backend
 from ..brief import Brief
-from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.base import Checkpoint
 from ..errors import UnsupportedModel
 from ..model.decoder import Decoder, through
 from ..model.layers import Linear, RMSNorm

@@ -1,5 +1,5 @@
 """GGUF's architectures as rows of one table: what their tensors are called in a Hugging Face checkpoint, and what a
-config.json says beyond the fields that all of them have. Read by `gguf_names`, and backwards by the converter.
+config.json says beyond the fields that all of them have. Read by `names`, and backwards by the converter.
 
 Not here: reading files, or what a config means for the mathematics (that is `families`' work). Invariant: a field that
 GGUF leaves out has a value here only where the architecture's readers fix it; these are llama.cpp's conventions:

@@ -1,6 +1,6 @@
 """A GGUF file's numbers under one architecture's prefix, read with their types checked.
 
-Not here: which keys there are (`gguf_architectures`) and what they become (`gguf_names`). Invariant: a value that is
+Not here: which keys there are (`architectures`) and what they become (`names`). Invariant: a value that is
 not of the type asked for is a CheckpointError that names its key.
 """
 

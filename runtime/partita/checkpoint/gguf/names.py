@@ -1,6 +1,6 @@
 """GGUF's keys and tensor names said in Hugging Face's words.
 
-Not here: reading files, the table of architectures (`gguf_architectures`), or what a config means for the mathematics
+Not here: reading files, the table of architectures (`architectures`), or what a config means for the mathematics
 (that is `families`' work). Invariant: an architecture, a tensor or a rope scaling that has no row is refused by name.
 
 Every architecture: no `output.weight` means that the head is the embedding. `rope_freqs.weight` holds one divisor for

@@ -1,7 +1,7 @@
 """GGUF files in: what a header says of its tensors checked, the tensors mapped, the parts of a split model together.
 
 Not here: the header's bytes (`header`), what a block's bytes mean (`blocks`) and what a key or a tensor is
-called elsewhere (`gguf_names`). Invariant: a tensor is handed out only if its place was checked against the file's size
+called elsewhere (`names`). Invariant: a tensor is handed out only if its place was checked against the file's size
 and its neighbours, so a damaged or hostile file ends in a CheckpointError, never in a crash or a large allocation.
 
 The header is read by ourselves and not by the `gguf` package's GGUFReader, which makes several numpy objects for

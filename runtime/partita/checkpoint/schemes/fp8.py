@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import CheckpointError, UnsupportedModel
+from ...files.safetensors import StoredTensor
+from .stored import Found, ReadTensor, Scheme, StoredWeight
 
 METHODS = ("fp8", "fbgemm_fp8", "compressed-tensors")
 STORED = ("F8_E4M3", "F8_E5M2")
@@ -31,12 +33,18 @@ _ROWS = 1 << 22  # values made float32 at a time
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
-@dataclass(frozen=True)
-class Fp8Weight:
-    """scale: the name of the multipliers, None where the values stand for themselves. block: (rows, columns) of one."""
+@dataclass(frozen=True, kw_only=True)
+class Fp8Weight(StoredWeight):
+    """scale: the name of the multipliers, None where the values stand for themselves. block: (rows, columns) of one.
+    dtype: of the values."""
 
     scale: str | None
     block: tuple[int, int]
+    dtype: np.dtype
+
+    def read(self, tensor: ReadTensor) -> np.ndarray:
+        multipliers = None if self.scale is None else tensor(self.scale)
+        return dequantize(tensor(self.name), multipliers, self.block, self.dtype)
 
 
 def is_fp8(config: Mapping[str, Any]) -> bool:
@@ -86,24 +94,38 @@ def block_of(config: Mapping[str, Any]) -> tuple[int, int] | None:
     return size[0], size[1]
 
 
-def find(tensors: Mapping[str, Any], config: Mapping[str, Any], where: str) -> dict[str, Fp8Weight]:
-    """The 8-bit float tensors by name. tensors: name to an object with `dtype` (safetensors' name) and `shape`.
+def find(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any], where: str) -> Found:
+    """See `stored.Finder`: the 8-bit floats. No weights of their own are the multipliers, and tensors that only scaled
+    activations use.
 
     CheckpointError: a scale that is missing in a quantized model, or does not go with its weight.
     """
     quantized, block = is_fp8(config), block_of(config)
-    found = {}
+    found: Found = {}
     for name, tensor in tensors.items():
         if tensor.dtype not in STORED or name.endswith(_SUFFIXES):
             continue
         scale = next((name + suffix for suffix in _SUFFIXES if name + suffix in tensors), None)
         if scale is None and quantized:
             raise CheckpointError(f"{where}: {name} has no {name}_scale_inv or {name}_scale beside it")
-        found[name] = Fp8Weight(scale, _block(name, tensor.shape, tensors[scale], block, where) if scale else (1, 1))
+        found[name] = Fp8Weight(
+            name=name,
+            shape=tensor.shape,
+            stored_as=tensor.dtype,
+            scale=scale,
+            block=_block(name, tensor.shape, tensors[scale], block, where) if scale else (1, 1),
+            dtype=target_dtype(config),
+        )
+        if scale is not None:
+            found[scale] = None
+    if found:
+        found |= {name: None for name in tensors if name.rpartition(".")[2] in _OF_ACTIVATIONS}
     return found
 
 
-def _block(name: str, shape: tuple[int, ...], scale: Any, block: tuple[int, int] | None, where: str) -> tuple[int, int]:
+def _block(
+    name: str, shape: tuple[int, ...], scale: StoredTensor, block: tuple[int, int] | None, where: str
+) -> tuple[int, int]:
     """Rows and columns that share a multiplier. A grid of multipliers has one place a block, cut-off ones included."""
     rows, columns = shape[-2:] if len(shape) > 1 else (1, *shape, 1)[:2]
     if scale.dtype not in _SCALES:
@@ -121,14 +143,6 @@ def _block(name: str, shape: tuple[int, ...], scale: Any, block: tuple[int, int]
     raise CheckpointError(
         f"{where}: {name} of shape {shape} does not go with scales of shape {scale.shape} in blocks of {block}"
     )
-
-
-def companions(weights: Mapping[str, Fp8Weight], tensors: Mapping[str, Any]) -> frozenset[str]:
-    """Names that are no weights of their own: the multipliers, and those that only scaled activations use."""
-    if not weights:
-        return frozenset()
-    own = {weight.scale for weight in weights.values() if weight.scale is not None}
-    return frozenset(own | {name for name in tensors if name.rpartition(".")[2] in _OF_ACTIVATIONS})
 
 
 def target_dtype(config: Mapping[str, Any]) -> np.dtype:
@@ -167,3 +181,6 @@ def dequantize(q: np.ndarray, scale: np.ndarray | None, block: tuple[int, int], 
                 part *= grid[i][of_row[:, None], of_column]
                 result[i, start : start + step] = part
     return result.reshape(q.shape)
+
+
+SCHEME = Scheme(find, methods=METHODS)

@@ -2,20 +2,77 @@
 
 The sixteen values of a 4-bit float (E2M1: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives) are multiples of one half, so
 q = 2 v + 12 is an integer from 0 to 24, and v * 2**(e - 127) = q * scale + bias with scale = 2**(e - 128) and
-bias = -12 * scale. (OCP Microscaling Formats, version 1.0.) Groups are of 32 values. Not here: writing the format.
-Invariant: dequantizing what `repack` gives is exact in float32; only the sign of a zero is lost.
+bias = -12 * scale. (OCP Microscaling Formats, version 1.0.) Groups are of 32 values.
+
+Forms in a folder:
+    mode "mxfp4" of MLX's block   X.weight in words of eight floats, X.scales of exponents: found here
+    quant_method "mxfp4"          X_blocks and X_scales (published gpt-oss): tensors under names of their own, from
+                                  which `experts.py` takes rows before it repacks them. The name of the method is
+                                  enough: its other fields say what is left dense, and the tensors say that too
+
+Not here: writing the format, GGUF's blocks. Invariant: dequantizing what `repack` gives is exact in float32; only the
+sign of a zero is lost.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
 from ...errors import CheckpointError
+from ...files.safetensors import StoredTensor
 from ...quantization import Packed, pack
+from . import mlx_block
+from .stored import Found, ReadTensor, Scheme, StoredWeight
 
+METHOD = MODE = "mxfp4"
 BITS, GROUP = 5, 32
 _MAGNITUDES = (0, 1, 2, 3, 4, 6, 8, 12)  # twice the eight magnitudes, in the order of their codes
 _LARGEST = 251  # of e: beyond it q * scale passes float32's range (and 255 is no number at all)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mxfp4Weight(StoredWeight):
+    """where: the folder's name. scales: the name of the exponents."""
+
+    where: str
+    scales: str
+
+    def read(self, tensor: ReadTensor) -> Packed:
+        words, scales = tensor(self.name), tensor(self.scales)
+        blocks = words.view(np.uint8).reshape(*scales.shape, -1)
+        return repack(blocks, scales, what=f"{self.where}: {self.name}")
+
+
+def find(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any], where: str) -> Found:
+    """See `stored.Finder`: the weights that MLX's block gives this mode."""
+    if _is_published(config) and not any(name.endswith("_blocks") for name in tensors):
+        raise CheckpointError(f"{where}: config.json says mxfp4, and no tensor holds such blocks")
+    found: Found = {}
+    for name, tensor in tensors.items():
+        module = name.removesuffix(".weight")
+        scales = tensors.get(f"{module}.scales")
+        if module == name or scales is None or mlx_block.mode(config, module) != MODE:
+            continue
+        *lead, words = tensor.shape or (0,)
+        *rows, groups = scales.shape or (0,)
+        shape = (*lead, words * 8)
+        if (tensor.dtype, scales.dtype) != ("U32", "U8") or shape != (*rows, groups * GROUP):
+            raise CheckpointError(
+                f"{tensor.file}: {module}: MXFP4 weight {tensor.shape} of {tensor.dtype} does not go with scales "
+                f"{scales.shape} of {scales.dtype}"
+            )
+        found[name] = Mxfp4Weight(name=name, shape=shape, stored_as="MXFP4", where=where, scales=f"{module}.scales")
+        found |= {f"{module}.scales": None, f"{module}.biases": None}
+    return found
+
+
+def _is_published(config: Mapping[str, Any]) -> bool:
+    """Whether the weights are said to be in blocks, as gpt-oss has them."""
+    return (config.get("quantization_config") or {}).get("quant_method") == METHOD
 
 
 def repack(blocks: np.ndarray, scales: np.ndarray, *, halves: bool = False, what: str = "an MXFP4 tensor") -> Packed:
@@ -66,3 +123,6 @@ def _values(blocks: np.ndarray, integers: np.ndarray, halves: bool) -> np.ndarra
     else:
         both = np.stack([low, high], -1).view("<u2")[:, 0][blocks].view(np.uint8)
     return both.reshape(*leading, groups * GROUP)
+
+
+SCHEME = Scheme(find, methods=(METHOD,), modes=(MODE,))

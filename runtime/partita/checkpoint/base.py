@@ -1,0 +1,76 @@
+"""A checkpoint, whatever its file format: a config, tensor names in Hugging Face's words, tensors on demand.
+
+Not here: what a config means, devices, downloads. Invariants: nothing in a model folder is ever executed or imported;
+integers of quantized tensors arrive as they were stored (`Packed`), never re-quantized; every fault of a file is a
+CheckpointError naming the file, every format that is not read an UnsupportedModel naming it.
+
+Two formats, of which `open.py` takes the right one: a folder in the layout of the Hub (`folder.py`) and a GGUF file
+(`gguf/checkpoint.py`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..brief import Brief
+from ..errors import CheckpointError
+from ..quantization import Packed
+from . import names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(Brief, ABC):
+    """What both formats share.
+
+    config: as config.json (for GGUF derived from the metadata). generation_config: as generation_config.json, or {}.
+    norms_include_one: whether stored RMS norm weights of a `1 + w` family already hold the one (GGUF's Gemma).
+    metadata: GGUF's keys and values, None for a folder.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    generation_config: dict[str, Any]
+    norms_include_one: bool = False
+    metadata: Mapping[str, Any] | None = None
+
+    @abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """Tensor names, Hugging Face's; the scales and biases of a packed tensor are folded into its `.weight`."""
+
+    @abstractmethod
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape that `read(name)` will have, without reading."""
+
+    @abstractmethod
+    def read(self, name: str) -> np.ndarray | Packed:
+        """One tensor as stored (bfloat16 through ml_dtypes), 8-bit floats as what they stand for (see `fp8`).
+        Private memory over the file: writing to it is safe.
+
+        CheckpointError: no such tensor, or a damaged one. UnsupportedModel: a block format that cannot be read.
+        """
+
+    @abstractmethod
+    def stored_as(self, name: str) -> str:
+        """How the file keeps a tensor, for reports: a GGUF or safetensors type ("Q4_1", "BF16"), or "4-bit:64"."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A stable identity of the weights in hexadecimal: see `safetensors.fingerprint` for what it covers."""
+
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes of the files that hold the weights."""
+
+    def embedding_rows(self) -> int | None:
+        """How many tokens have a row in the embedding; None for a checkpoint without one (an adapter's base may be)."""
+        embedding = names.Index(self.names()).find(names.EMBEDDING)
+        return None if embedding is None else self.shape(embedding)[0]
+
+    def missing(self, name: str) -> CheckpointError:
+        return CheckpointError(f"{self.path.name}: there is no tensor {name!r}")

@@ -1,0 +1,92 @@
+"""A model folder in the layout of the Hub: config.json, model*.safetensors, weights in any of the stored `schemes`.
+
+Not here: what a scheme's tensors mean (`schemes/`). Invariants: nothing in a folder is executed; every name that is
+handed out is one weight, dense or of one scheme, and whatever a scheme keeps beside it has no name of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import CheckpointError, UnsupportedModel
+from ..files import safetensors
+from ..files.bounded import find, read_object
+from ..quantization import Packed
+from . import names
+from .base import Checkpoint
+from .schemes import registry
+from .schemes.stored import StoredWeight
+
+_CODE_KEYS = ("model_file", "auto_map", "custom_pipelines", "trust_remote_code")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderCheckpoint(Checkpoint):
+    """weights: each tensor that is read, by name, in the order of the files. store: the files' tensors under them."""
+
+    store: safetensors.SafetensorsSet
+    weights: Mapping[str, StoredWeight]
+
+    @classmethod
+    def open(cls, folder: Path) -> FolderCheckpoint:
+        """Headers and configs of a folder, checked. A quantized tensor that does not fit its companions is refused here
+        and not in the middle of loading."""
+        settings, generation = find(folder, "config.json"), find(folder, "generation_config.json")
+        if settings is None:
+            raise CheckpointError(f"{folder}: there is no config.json; a model folder has one beside its safetensors")
+        config = read_object(settings)
+        _refuse_code(config)
+        registry.check_config(config)
+        extra = {} if generation is None else read_object(generation)
+        store, alone = safetensors.open_folder(folder), "text_config" not in config
+        store = replace(
+            store,
+            tensors=names.canonical(store.tensors, folder.name, alone=alone),
+            promised=names.canonical(store.promised, safetensors.INDEX_FILE, alone=alone),
+        )
+        weights = registry.stored_weights(store.tensors, config, folder.name)
+        return cls(path=folder, config=config, generation_config=extra, store=store, weights=weights)
+
+    def missing(self, name: str) -> CheckpointError:
+        if name not in self.store.promised:
+            return super().missing(name)
+        where = f"{safetensors.INDEX_FILE} looks for in {self.store.promised[name]}"
+        return CheckpointError(f"{self.path.name}: there is no tensor {name!r}, which {where}; fetch that file again")
+
+    def _weight(self, name: str) -> StoredWeight:
+        if name not in self.weights:
+            raise self.missing(name)
+        return self.weights[name]
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.weights)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._weight(name).shape
+
+    def read(self, name: str) -> np.ndarray | Packed:
+        return self._weight(name).read(self.store.read)
+
+    def stored_as(self, name: str) -> str:
+        return self._weight(name).stored_as
+
+    def nbytes(self) -> int:
+        return sum(map(len, self.store.files.values()))
+
+    def fingerprint(self) -> str:
+        places = [(tensor.file, tensor.start, tensor.nbytes) for tensor in self.store.tensors.values()]
+        return safetensors.fingerprint(self.store.files, self.store.header_ends, places)
+
+
+def _refuse_code(config: Mapping[str, Any]) -> None:
+    for key in _CODE_KEYS:
+        if config.get(key):
+            raise UnsupportedModel(
+                f"config.json: {key!r} asks for code from the model folder to be run, which is never done; "
+                "use a checkpoint of the built-in architecture"
+            )
