@@ -334,13 +334,13 @@ def test_a_saved_conversation_comes_back(tmp_path_factory, turns, system):
         (lambda d: "[]", "not a saved conversation"),
         (lambda d: "[" * 100_000, "not a saved conversation"),
         (lambda d: json.dumps({**d, "partita_conversation": 2}), "format 2"),
-        (lambda d: json.dumps({**d, "messages": [{"role": "user"}]}), "'content' is missing"),
+        (lambda d: json.dumps({**d, "messages": [{"role": "user"}]}), "content is missing"),
         (lambda d: json.dumps({**d, "messages": 3}), "damaged"),
         (lambda d: json.dumps({**d, "messages": [{"role": "user", "content": "x"}]}), "no answer"),
         (lambda d: json.dumps({**d, "messages": [{"role": "system", "content": "x"}]}), "message 1"),
         (lambda d: json.dumps({**d, "settings": {"temperature": "hot"}}), "temperature"),
         (lambda d: json.dumps({**d, "settings": {"temperature": -1}}), "temperature"),
-        (lambda d: json.dumps({key: d[key] for key in d if key != "model"}), "'model' is missing"),
+        (lambda d: json.dumps({key: d[key] for key in d if key != "model"}), "model is missing"),
     ],
 )
 def test_a_broken_file_is_one_line(tmp_path, change, words):

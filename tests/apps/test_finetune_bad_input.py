@@ -192,17 +192,17 @@ def test_a_bad_line(mistake: Mistake, tmp_path: Path, line: str, words: list[str
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("steps: many", ["run.yaml", "steps: expected a whole number, got 'many'"]),
+        ("steps: many", ["run.yaml", "steps: expected an integer, got 'many'"]),
         ("stops: 4", ["run.yaml", "unknown setting 'stops'; expected one of", "steps"]),
         ("packing: 3", ["run.yaml", "packing: expected true or false, got 3"]),
-        ("steps: 2.5", ["run.yaml", "steps: expected a whole number, got 2.5"]),
+        ("steps: 2.5", ["run.yaml", "steps: expected an integer, got 2.5"]),
         ("steps: [1", ["run.yaml is not YAML"]),
         ("just words", ["run.yaml must hold lines of `name: value`"]),
         ("max-length: 4\nmax_length: 5", ["run.yaml", "max_length given twice"]),
         ("rank: 1\nsteps: 4\nrank: 2", ["run.yaml line 3: rank given twice"]),
-        ("rank: .inf", ["run.yaml", "rank: expected a whole number, got inf"]),
-        ("rank: .nan", ["run.yaml", "rank: expected a whole number, got nan"]),
-        ("rank: 2001-99-99", ["run.yaml", "rank: expected a whole number, got '2001-99-99'"]),
+        ("rank: .inf", ["run.yaml", "rank: expected an integer, got inf"]),
+        ("rank: .nan", ["run.yaml", "rank: expected an integer, got nan"]),
+        ("rank: 2001-99-99", ["run.yaml", "rank: expected an integer, got '2001-99-99'"]),
         ("alpha: 2001-09-09", ["run.yaml", "alpha: expected a number, got '2001-09-09'"]),
         ("rank: " + "9" * 5000, ["run.yaml line 1: a number that cannot be read"]),
         ("alpha: " + "9" * 4000, ["run.yaml", "alpha: expected a number"]),
@@ -218,7 +218,7 @@ def test_a_bad_line(mistake: Mistake, tmp_path: Path, line: str, words: list[str
         ("# " + "x" * 70_000, ["run.yaml is too long"]),
         ("out: \x1b[31m", ["run.yaml is not YAML", "#x001b"]),
         ("steps: 1\n---\nsteps: 2", ["run.yaml is not YAML"]),
-        ("sample: 7", ["run.yaml", "sample: expected a text or a list of texts"]),
+        ("sample: 7", ["run.yaml", "sample: expected text or a list"]),
     ],
 )
 def test_a_bad_file_of_settings(tmp_path: Path, text: str, words: list[str]) -> None:
@@ -234,9 +234,9 @@ def test_a_bad_file_of_settings(tmp_path: Path, text: str, words: list[str]) -> 
 
 def test_a_shape_that_cannot_be(mistake: Mistake, tmp_path: Path) -> None:
     scratch = ("--method", "full", "--from-scratch", "shape.json", "--backend", "torch")
-    mistake(*scratch, words=("shape.json cannot be read",))
+    mistake(*scratch, words=("shape.json: cannot be read",))
     (tmp_path / "shape.json").write_text("[1]")
-    mistake(*scratch, words=("shape.json holds no config",))
+    mistake(*scratch, words=("shape.json: not a JSON object", "config.json"))
     (tmp_path / "shape.json").write_text('{"model_type": "llama", "vocab_size": 5}')
     mistake(*scratch, words=("vocab_size 5 is less than the",))
 

@@ -86,7 +86,7 @@ def test_help_is_light() -> None:
     program = f"{code}\nimport sys; print(*sorted({{name.split('.')[0] for name in sys.modules}}), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "chat" in done.stdout
-    heavy = {"mlx", "torch", "numpy", "tokenizers", "jinja2", "huggingface_hub", "rich", "prompt_toolkit"}
+    heavy = {"mlx", "torch", "numpy", "tokenizers", "jinja2", "huggingface_hub", "msgspec", "rich", "prompt_toolkit"}
     assert not heavy & set(done.stderr.split())
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 from partita.errors import DataError
 from partita.files.atomic import alone, remove_leftovers_of, whole_file
 from partita.files.bounded import parse, read_bytes
+from partita.files.typed import Misfit, typed
 from partita.printable import json_text
 
 from .settings import Settings
@@ -20,6 +21,33 @@ VERSION = 1
 _KEY = "partita_conversation"
 _LONGEST = 1 << 26  # bytes; a conversation is text
 _ROLES = ("user", "assistant")
+
+
+class _Function(TypedDict):
+    name: str
+    arguments: dict[str, Any]
+
+
+class _Call(TypedDict):
+    id: str
+    type: Literal["function"]
+    function: _Function
+
+
+class Message(TypedDict):
+    """One message of a file, with what was thought and called where there is any."""
+
+    role: str
+    content: str
+    reasoning_content: NotRequired[str]
+    tool_calls: NotRequired[list[_Call]]
+
+
+@dataclass(frozen=True)
+class _Document:
+    model: str
+    settings: dict[str, Any]
+    messages: list[Message]
 
 
 @dataclass(frozen=True)
@@ -67,35 +95,17 @@ def load(path: Path) -> Saved:
     if document[_KEY] != VERSION:
         raise DataError(f"{path} is a conversation of format {document[_KEY]!r}, and this partita reads {VERSION}")
     try:
-        return Saved(str(document["model"]), Settings.of(document["settings"]), checked(document["messages"]))
-    except (KeyError, TypeError, AttributeError, DataError) as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise DataError(f"{path} is a damaged conversation: {what}") from None
+        found = typed(document, _Document)
+        refuse_unanswered(found.messages)
+        return Saved(found.model, Settings.of(found.settings), cast("list[dict[str, Any]]", found.messages))
+    except (Misfit, DataError) as error:
+        raise DataError(f"{path} is a damaged conversation: {error}") from None
 
 
-def checked(found: Any) -> list[dict[str, Any]]:
-    """Messages as they were read from a file. Raises DataError, KeyError or TypeError for what is no conversation."""
-    messages = [_message(message) for message in found]
+def refuse_unanswered(messages: Sequence[Message]) -> None:
+    """DataError for messages that are not of user and assistant in turn, the last one an answer."""
     for i, message in enumerate(messages):
-        if message["role"] != _ROLES[i % 2] or not isinstance(message["content"], str):
-            raise DataError(f"message {i + 1} is not a text of the {_ROLES[i % 2]}")
+        if message["role"] != _ROLES[i % 2]:
+            raise DataError(f"message {i + 1} is not of the {_ROLES[i % 2]}")
     if len(messages) % 2:
         raise DataError("the last message has no answer")
-    return messages
-
-
-def _message(found: Any) -> dict[str, Any]:
-    """One message, with what was thought and called where there is any."""
-    message = {"role": found["role"], "content": found["content"]}
-    if isinstance(thought := found.get("reasoning_content"), str):
-        message["reasoning_content"] = thought
-    if found.get("tool_calls"):
-        message["tool_calls"] = [_call(call) for call in found["tool_calls"]]
-    return message
-
-
-def _call(found: Any) -> dict[str, Any]:
-    function = {"name": found["function"]["name"], "arguments": found["function"]["arguments"]}
-    if not isinstance(function["name"], str) or not isinstance(function["arguments"], dict):
-        raise DataError("a tool call has no name or no arguments")
-    return {"id": str(found["id"]), "type": "function", "function": function}

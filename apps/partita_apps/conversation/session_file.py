@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, cast
+
+from msgspec import Meta
 
 from partita.cache.session_file import read_extra
 from partita.errors import CheckpointError, DataError
+from partita.files.typed import Misfit, typed
 
 from .conversation import Conversation
-from .saved import checked
+from .saved import Message, refuse_unanswered
 
 _KEY = "conversation"
 
@@ -28,6 +31,15 @@ class StoredConversation:
     messages: list[dict[str, Any]] = field(default_factory=list)
     replies: list[list[int] | None] = field(default_factory=list)
     system: str | None = None
+
+
+@dataclass(frozen=True)
+class _Extra:
+    """What stands beside the tokens of a file."""
+
+    messages: list[Message]
+    replies: list[list[Annotated[int, Meta(ge=0)]] | None]
+    system: str | None
 
 
 def find(path: Path) -> StoredConversation | None:
@@ -43,21 +55,17 @@ def find(path: Path) -> StoredConversation | None:
             f"{path.name}: a saved session without a conversation: give a file that chat has saved as a session"
         )
     try:
-        messages, replies, system = checked(extra["messages"]), extra["replies"], extra["system"]
-    except (KeyError, TypeError, DataError):
+        found = typed(extra, _Extra)
+        refuse_unanswered(found.messages)
+    except (Misfit, DataError):
         raise damaged(path) from None
-    whole = isinstance(replies, list) and len(replies) * 2 == len(messages) and all(map(_ids, replies))
-    if not whole or not isinstance(system, str | None):
+    if len(found.replies) * 2 != len(found.messages):
         raise damaged(path)
-    return StoredConversation(messages, replies, system)
+    return StoredConversation(cast("list[dict[str, Any]]", found.messages), found.replies, found.system)
 
 
 def damaged(path: Path) -> CheckpointError:
     return CheckpointError(f"{path.name}: its conversation is damaged; begin another file")
-
-
-def _ids(reply: Any) -> bool:
-    return reply is None or (isinstance(reply, list) and all(type(token) is int and token >= 0 for token in reply))
 
 
 class SessionFile:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, get_type_hints
 
 from partita.errors import DataError
+from partita.files.typed import Misfit, typed
 from partita.inference.sampling import Sampling
 from partita.language_model import DEFAULT_MAX_TOKENS
 from partita.text.chat_template import is_variable, parse_variable
@@ -19,7 +20,6 @@ repeat themselves without end."""
 SAMPLING = tuple(each.name for each in fields(Sampling))
 NAMES = (*SAMPLING, "max_tokens", "system", "stop", "template_var", "thoughts", "plain", "stats")
 SWITCHES = ("plain", "stats")
-INTEGERS = ("top_k", "seed", "max_tokens")
 SHOW, FOLD, HIDE = THOUGHTS = ("show", "fold", "hide")
 
 
@@ -60,7 +60,7 @@ class Settings:
     def set_text(self, name: str, text: str) -> Settings:
         """These settings with one changed to what a person typed. Nothing, or "none", takes away what may be absent."""
         if name not in NAMES:
-            raise DataError(f"unknown setting {name!r}; expected one of {', '.join(NAMES)}")
+            raise _unknown(name)
         if name in SWITCHES:
             return self.set(name, switched(name, text))
         absent = text in ("", "none")
@@ -74,12 +74,7 @@ class Settings:
             return self.set(name, {} if absent else {**self.template_var, **dict([parse_variable(text)])})
         if name == "seed" and absent:
             return self.set(name, None)
-        try:
-            value = int(text) if name in INTEGERS else float(text)
-        except ValueError:
-            kind = "an integer" if name in INTEGERS else "a number"
-            raise DataError(f"`{name}` must be {kind}, got {text!r}", field=name) from None
-        return self.set(name, value)
+        return self.set(name, _fitted(name, text, strict=False))
 
     def seeded(self) -> Sampling:
         """The sampling of one reply. Where chance plays a part and no seed is given one is drawn, so it can be told."""
@@ -103,26 +98,26 @@ class Settings:
         """From option values or a saved document. Raises DataError for what is not a setting or of the wrong type."""
         settings = cls()
         for name, value in values.items():
-            if name not in NAMES or not _fits(name, value):
-                raise DataError(f"invalid {name}: {value!r}", field=name)
-            settings = settings.set(name, tuple(value) if name == "stop" else value)
+            settings = settings.set(name, _fitted(name, value))
         return settings
 
 
-def _fits(name: str, value: Any) -> bool:
-    if name == "stop":
-        return isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)
-    if name == "system":
-        return value is None or isinstance(value, str)
-    if name == "thoughts":
-        return isinstance(value, str)
-    if name in SWITCHES:
-        return isinstance(value, bool)
-    if name == "template_var":
-        return isinstance(value, dict) and all(map(is_variable, value))
-    if name in INTEGERS:
-        return (value is None and name == "seed") or (isinstance(value, int) and not isinstance(value, bool))
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _fitted(name: str, value: Any, *, strict: bool = True) -> Any:
+    """A value in the type of its setting; of a text that a person typed where not strict. DataError names both."""
+    if name not in NAMES:
+        raise _unknown(name)
+    kind = get_type_hints(Sampling if name in SAMPLING else Settings)[name]
+    try:
+        fitted = typed(value, kind, f"`{name}`", strict=strict)
+    except Misfit as error:
+        raise DataError(str(error), field=name) from None
+    if name == "template_var" and not all(map(is_variable, fitted)):
+        raise DataError(f"`{name}`: one of {', '.join(fitted)} is no name of a variable", field=name)
+    return fitted
+
+
+def _unknown(name: str) -> DataError:
+    return DataError(f"unknown setting {name!r}; expected one of {', '.join(NAMES)}")
 
 
 def switched(name: str, text: str) -> bool:

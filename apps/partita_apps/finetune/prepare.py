@@ -6,7 +6,6 @@ settings of a `Prepared` leave nothing open, so that a run that is begun again f
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -22,7 +21,8 @@ from partita.checkpoint.open import open_checkpoint
 from partita.data import files as data_files
 from partita.data.load import Batch, Batches, Splits, load_data
 from partita.data.records import Chat
-from partita.errors import DataError, MemoryBudgetError
+from partita.errors import CheckpointError, DataError, MemoryBudgetError
+from partita.files.bounded import read_object
 from partita.files.paths import own
 from partita.model.decoder import Decoder
 from partita.model.load import load_decoder, read_config, weight_bytes
@@ -170,7 +170,7 @@ def _base(settings: Settings, path: Path) -> tuple[Checkpoint, Tokenizer]:
         return checkpoint, load_tokenizer(checkpoint)
     metadata = None if path.is_dir() else open_checkpoint(path).metadata
     tokenizer = tokenizer_from_folder(path) if metadata is None else load_tokenizer(open_checkpoint(path))
-    config = {"vocab_size": tokenizer.vocab_size, **_read_object(own(settings.from_scratch))}
+    config = {"vocab_size": tokenizer.vocab_size, **_shape(own(settings.from_scratch))}
     if type(config["vocab_size"]) is int and config["vocab_size"] < tokenizer.vocab_size:
         raise DataError(
             f"{settings.from_scratch}: vocab_size {config['vocab_size']} is less than the {tokenizer.vocab_size} "
@@ -179,16 +179,12 @@ def _base(settings: Settings, path: Path) -> tuple[Checkpoint, Tokenizer]:
     return replace(initialise(config, settings.seed, path), metadata=metadata), tokenizer
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _shape(path: Path) -> dict[str, Any]:
+    """The config.json of a model from scratch."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}: name a config.json") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise DataError(f"{path} holds no config: it must be a JSON object with model_type, hidden_size, …")
-    return document
+        return read_object(path)
+    except CheckpointError as error:
+        raise DataError(f"--from-scratch: {error}; give a config.json with model_type, hidden_size, …") from None
 
 
 def _lora(settings: Settings) -> LoraConfig | None:

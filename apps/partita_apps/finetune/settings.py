@@ -6,13 +6,14 @@ everything that a run needs to be begun again, so it is what `run.json` keeps.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
-from partita.errors import DataError
+from partita.errors import CheckpointError, DataError
+from partita.files.bounded import SETTINGS, parse_object, read_bytes
+from partita.files.typed import Misfit, typed
 from partita.text.chat_template import parse_variable
 
 METHODS = ("lora", "dora", "full")
@@ -23,6 +24,8 @@ MAX_LENGTH = 1024
 EPOCHS, MOST_STEPS = 3, 1000
 MOST, MOST_SEED = 10**9, 2**63 - 1
 """Of counts and of the seed: what is more is a typing mistake, and no library takes any number."""
+_TEXTS = str | list[str]
+"""A setting of several texts, as a file has it."""
 OF_ADAPTERS = ("rslora", "rank", "alpha", "dropout", "targets", "layers")
 
 
@@ -123,6 +126,14 @@ class Settings:
         return {**asdict(self), "sample": list(self.sample), "template_var": list(self.template_var)}
 
 
+@dataclass(frozen=True)
+class Run:
+    """What run.json holds. before: replies of the untrained model, by prompt."""
+
+    settings: dict[str, Any]
+    before: dict[str, str]
+
+
 def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
@@ -150,22 +161,20 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_run(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """What `results.write_run` kept: settings, and replies of the untrained model by their prompts. DataError for a
-    damaged file."""
+    """What `results.write_run` kept: settings, and replies of the untrained model by their prompts. CheckpointError for
+    a file that cannot be read, DataError for a damaged one."""
+    data = read_bytes(path, SETTINGS)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        settings, before = document["settings"], document["before"]
-        if not isinstance(settings, dict) or not all(isinstance(text, str) for text in before.values()):
-            raise TypeError
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise DataError(f"{path} is damaged: give the settings of the run as flags in a new --out") from None
-    return _checked(settings, str(path)), before
+        run = typed(parse_object(data, path.name), Run)
+    except (CheckpointError, Misfit) as error:
+        raise DataError(f"{path} is damaged ({error}): give the settings of the run as flags in a new --out") from None
+    return _checked(run.settings, str(path)), run.before
 
 
 def _checked(document: Mapping[Any, Any], where: str) -> dict[str, Any]:
-    kinds = {field.name: str(field.type) for field in fields(Settings)} | {"out": "str"}
+    """Values of a file in the types of their settings. YAML takes 1e-4, without a dot, for text: hence numbers out of
+    texts. DataError for the first that does not fit."""
+    kinds = get_type_hints(Settings) | {"out": str, "targets": _TEXTS, "sample": _TEXTS, "template_var": _TEXTS}
     found: dict[str, Any] = {}
     for key, value in document.items():
         name = str(key).replace("-", "_")
@@ -176,40 +185,14 @@ def _checked(document: Mapping[Any, Any], where: str) -> dict[str, Any]:
             raise DataError(f"{where}: {key} given twice")
         if value is None:
             continue
+        kind = kinds[name]
         try:
-            found[name] = _fitted(value, kinds[name])
-        except (TypeError, ValueError, OverflowError):
-            raise DataError(f"{where}: {key}: expected {_kind(kinds[name])}, got {value!r}") from None
+            fitted = typed(value, kind, str(key), strict=bool in (kind, *get_args(kind)))
+        except Misfit as error:
+            raise DataError(f"{where}: {error}") from None
+        if name == "targets":
+            fitted = fitted if isinstance(fitted, str) else ",".join(fitted)
+        elif kind == _TEXTS:
+            fitted = (fitted,) if isinstance(fitted, str) else tuple(fitted)
+        found[name] = fitted
     return found
-
-
-def _fitted(value: Any, kind: str) -> Any:
-    """A value of a file in the type of a field. YAML takes 1e-4, without a dot, for text: hence numbers from texts."""
-    first = kind.split(" | ")[0]
-    if first == "bool":
-        if not isinstance(value, bool):
-            raise TypeError
-        return value
-    if first.startswith("tuple"):
-        texts = [value] if isinstance(value, str) else value
-        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise TypeError
-        return tuple(texts)
-    if isinstance(value, bool):
-        raise TypeError
-    if first == "int":
-        if isinstance(value, float) and value != int(value):
-            raise ValueError
-        return int(value)
-    if first == "float":
-        return float(value)
-    if isinstance(value, list) and all(isinstance(text, str) for text in value):
-        return ",".join(value)  # targets, one a line
-    if not isinstance(value, str):
-        raise TypeError
-    return value
-
-
-def _kind(kind: str) -> str:
-    names = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}
-    return names.get(kind.split(" | ")[0], "a text or a list of texts")

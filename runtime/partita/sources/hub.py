@@ -14,6 +14,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
@@ -23,6 +24,7 @@ from ..units import disk_size
 from .hub_files import (
     NAME,
     HubModel,
+    Note,
     choose,
     find,
     find_unnoted,
@@ -80,7 +82,7 @@ def fetch(model: HubModel, progress: Progress, *, refresh: bool = False) -> Path
 def write_note(model: HubModel, folder: Path, files: list[str]) -> None:
     """Remember which files of the snapshot `folder` make it whole."""
     with suppress(OSError, SourceError):  # without the note, the next start only asks the Hub again
-        write_atomic(model.note, json.dumps({"name": model.name, "commit": folder.name, "files": files}, indent=1))
+        write_atomic(model.note, json.dumps(asdict(Note(model.name, folder.name, files)), indent=1))
 
 
 def download(

