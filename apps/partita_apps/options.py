@@ -227,13 +227,12 @@ def load_model(
     dtype: str = "auto",
     threads: int | None = None,
     adapter: str | None = None,
-    stack: bool = True,
     what: str = "the model",
 ) -> LanguageModel:
     """The model that a user named, or the default one. A fetch and a long load are shown on standard error.
 
-    backend: a name, or an instance that another model is on already (the other options are then its own). adapter,
-    stack: as in `partita.load`.
+    backend: a name, or an instance that another model is on already (the other options are then its own). adapter:
+    as in `partita.load`.
     """
     from partita.adapters.read import open_adapter
     from partita.language_model import load
@@ -250,7 +249,7 @@ def load_model(
     notes: list[str] = []
     with bar(f"loading {what}") as advance:
         placed = {"backend": backend, "device": device, "dtype": dtype, "threads": threads, "on_fallback": notes.append}
-        loaded = load(model, **placed, stack=stack and found is None, on_layer=advance)
+        loaded = load(model, **placed, on_layer=advance)
     tell(*notes, *loaded.notes)
     if found is None:
         return loaded

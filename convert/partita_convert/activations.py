@@ -54,7 +54,7 @@ def importance(
     found: dict[str, np.ndarray] = {}
 
     def layer(ops: Backend, x: Array, state: SequenceState, i: int) -> Array:
-        block = load_block(ops, checkpoint, i, stack=False)
+        block = load_block(ops, checkpoint, i)
         recorder = _Recorder(ops, _names(block, stored, i))
         y = block(recorder, x, state, i)  # pyright: ignore[reportArgumentType]
         found.update(recorder.squares)
@@ -107,7 +107,7 @@ def _names(block: Block, stored: Mapping[str, experts.StoredExperts], layer: int
             names[id(linear.weight)] = own.sources(projection)
     else:
         linears += [*mlp.gate_up.parts, mlp.down]
-    return names | {id(linear.weight): [f"{linear.name}.weight"] for linear in linears}
+    return names | {id(linear.weight): [spec.name for spec in linear.specs] for linear in linears}
 
 
 class _Recorder:

@@ -78,7 +78,7 @@ class LanguageModel:
         return ChatTemplate.of(self.tokenizer)
 
     def with_adapter(self, adapter: Adapter) -> LanguageModel:
-        """This model, which has no adapter and was loaded with stack=False, with one; weights are shared.
+        """This model, which has no adapter, with one; weights are shared.
 
         Raises CheckpointError where the adapter was made for another model, UnsupportedModel where it must be fused.
         """
@@ -351,7 +351,6 @@ def load(
     dtype: str = "auto",
     threads: int | None = None,
     adapter: str | Path | None = None,
-    stack: bool = True,
     progress: Progress | None = None,
     on_layer: Callable[[int, int], None] | None = None,
     on_fallback: Callable[[str], None] | None = None,
@@ -359,10 +358,9 @@ def load(
     """A model by name: a folder, a `.gguf` file, `hf:owner/name`, `pypi:distribution==version`, or the default one; of
     a model that is on this machine, a short name that is no other's.
 
-    backend: "auto", "mlx", "torch", "numpy", or an instance. adapter: the folder of one, PEFT's or mlx-lm's. stack:
-    False where `with_adapter` is to be used later. on_fallback: is given one line where "auto" passed over something
-    that is installed and fails, or a GPU without room for the model (`print` shows it). Everything that can go wrong is
-    a `PartitaError`.
+    backend: "auto", "mlx", "torch", "numpy", or an instance. adapter: the folder of one, PEFT's or mlx-lm's.
+    on_fallback: is given one line where "auto" passed over something that is installed and fails, or a GPU without room
+    for the model (`print` shows it). Everything that can go wrong is a `PartitaError`.
     """
     found = None if adapter is None else open_adapter(adapter)
     path = resolve(None if name is None else str(name), progress=progress)
@@ -379,7 +377,7 @@ def load(
             on_fallback=on_fallback,
         )
     tokenizer = load_tokenizer(checkpoint)  # first: it may be refused, and weights take long
-    decoder = load_decoder(backend, checkpoint, stack=stack and found is None, on_layer=on_layer)
+    decoder = load_decoder(backend, checkpoint, on_layer=on_layer)
     full = full_name(None if name is None else str(name))
     called = path.stem if full == DEFAULT_MODEL else full
     usual = recommended(checkpoint.generation_config)

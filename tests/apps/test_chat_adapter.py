@@ -39,7 +39,7 @@ def name_base(folder: Path, base: str | None) -> None:
 
 @pytest.fixture
 def conversation(tiny_model: Path, folders: list[Path]) -> Conversation:
-    adapters = Adapters(load(tiny_model, backend="numpy", stack=False), read([str(folder) for folder in folders]))
+    adapters = Adapters(load(tiny_model, backend="numpy"), read([str(folder) for folder in folders]))
     return Conversation(adapters.model, Settings.of({"max_tokens": 12}), CacheOptions(), adapters=adapters)
 
 

@@ -214,7 +214,7 @@ def test_thoughts_and_calls_are_taken_back_with_their_turn(tmp_path, monkeypatch
 
 def test_turns_of_another_adapter_are_taken_back(tiny_model, tmp_path):
     folder = write(tmp_path / "loud", open_checkpoint(tiny_model))
-    adapters = Adapters(partita.load(tiny_model, backend="numpy", stack=False), adapters_of([str(folder)]))
+    adapters = Adapters(partita.load(tiny_model, backend="numpy"), adapters_of([str(folder)]))
     conversation = Conversation(adapters.model, Settings.of({"max_tokens": 8}), CacheOptions(), adapters=adapters)
     loud = reply(conversation, "the fox")
     perform(conversation, "/adapter none")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from safetensors.numpy import load_file, save_file
 
 import partita_backends
 from partita.adapters.attach import identity, with_adapter
-from partita.adapters.lora import projection_shapes
 from partita.adapters.read import fused, open_adapter
 from partita.backend import Backend
 from partita.cache.kv_format import KVFormat
@@ -25,7 +24,7 @@ from partita.checkpoint.open import open_checkpoint
 from partita.errors import CheckpointError, ContextError, UnsupportedModel
 from partita.language_model import load
 from partita.model.decoder import Decoder
-from partita.model.load import load_decoder, read_config
+from partita.model.load import load_decoder
 from partita_convert.quantize import quantize
 from partita_convert.write_folder import write_mlx
 
@@ -40,13 +39,24 @@ def ops(request: pytest.FixtureRequest) -> Backend:
     return partita_backends.load(request.param, dtype="float32")
 
 
-def write(folder: Path, base: Checkpoint, *, dora: bool = False, mlx: bool = False, seed: int = 0) -> Path:
+EVERYTHING = (*MODULES, *(f"self_attn.{x}_proj" for x in "kv"), *(f"mlp.{x}_proj" for x in ("gate", "up")))
+FUSED = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
+
+
+def write(
+    folder: Path,
+    base: Checkpoint,
+    *,
+    dora: bool = False,
+    mlx: bool = False,
+    seed: int = 0,
+    modules: Sequence[str] = MODULES,
+) -> Path:
     """A random adapter of some projections of layers 0 and 1, as PEFT or mlx-lm keep it."""
     folder.mkdir(exist_ok=True)
     random, tensors = np.random.default_rng(seed), {}
-    shapes = projection_shapes(read_config(base))
-    for module in (f"model.layers.{i}.{module}" for i in range(2) for module in MODULES):
-        out, size = shapes[module.rpartition(".")[2]]
+    for module in (f"model.layers.{i}.{module}" for i in range(2) for module in modules):
+        out, size = base.shape(f"{module}.weight")
         a = random.normal(0, size**-0.5, (4, size)).astype(np.float32)
         b = random.normal(0, 0.5, (out, 4)).astype(np.float32)
         lengths = random.uniform(0.5, 2, out).astype(np.float32)
@@ -100,7 +110,7 @@ def test_an_adapter_of_a_model_that_sees_is_found_wherever_peft_puts_it(
     save_file(wrapped, tmp_path / "wrapped/adapter_model.safetensors")
     base, adapter = open_checkpoint(sees), open_adapter(tmp_path / "wrapped")
     expected = logits(ops, load_decoder(ops, fused(open_checkpoint(text), open_adapter(plain))))
-    beside = with_adapter(ops, load_decoder(ops, base, stack=False), adapter)
+    beside = with_adapter(ops, load_decoder(ops, base), adapter)
     bounds.assert_near(logits(ops, beside), expected, bounds.logits(text))
     whole = fused(base, adapter)
     bounds.assert_near(logits(ops, load_decoder(ops, whole)), expected, bounds.logits(text))
@@ -114,7 +124,7 @@ def test_beside_the_weights_is_in_the_weights(
 ) -> None:
     base = open_checkpoint(tiny_family("qwen2"))
     adapter = open_adapter(write(tmp_path / "adapter", base, dora=dora, mlx=mlx))
-    plain = load_decoder(ops, base, stack=False)
+    plain = load_decoder(ops, base)
     before = logits(ops, plain)
     found = logits(ops, with_adapter(ops, plain, adapter))
     expected = logits(ops, load_decoder(ops, fused(base, adapter)))
@@ -123,11 +133,37 @@ def test_beside_the_weights_is_in_the_weights(
     np.testing.assert_array_equal(logits(ops, plain), before)  # the base is as it was
 
 
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize(
+    ("family", "modules"),
+    [("qwen2", EVERYTHING), ("phi3", FUSED), ("llama", ("self_attn.k_proj", "mlp.up_proj"))],
+    ids=["every projection", "fused projections", "the middle of a stack"],
+)
+def test_each_projection_of_a_stack_has_its_own_change(
+    ops: Backend,
+    tiny_family: Callable[[str], Path],
+    tmp_path: Path,
+    dora: bool,
+    family: str,
+    modules: Sequence[str],
+) -> None:
+    """Whatever part of the outputs a projection makes, of one matrix or of several."""
+    base = open_checkpoint(tiny_family(family))
+    adapter = open_adapter(write(tmp_path / "adapter", base, dora=dora, modules=modules))
+    stacked, separate = (load_decoder(ops, base, stack=stack) for stack in (True, False))
+    assert len(stacked.blocks[0].attention.qkv.parts) == 1
+    expected = logits(ops, load_decoder(ops, fused(base, adapter)))
+    for decoder in (stacked, separate):
+        adapted = with_adapter(ops, decoder, adapter)
+        assert adapted.blocks[0].attention.qkv.parts is decoder.blocks[0].attention.qkv.parts
+        bounds.assert_near(logits(ops, adapted), expected, bounds.logits(stacked.config))
+
+
 def test_packed_weights_stay_packed(ops: Backend, tiny_model: Path, tmp_path: Path) -> None:
     write_mlx(open_checkpoint(tiny_model), tmp_path / "packed", transform=lambda name, x: quantized_matrix(x))
     base = open_checkpoint(tmp_path / "packed")
     adapter = open_adapter(write(tmp_path / "adapter", base))
-    plain = load_decoder(ops, base, stack=False)
+    plain = load_decoder(ops, base)
     adapted = with_adapter(ops, plain, adapter)
     assert adapted.blocks[0].attention.out.base.weight is plain.blocks[0].attention.out.weight
     expected = logits(ops, load_decoder(ops, fused(base, adapter)))  # dense where it is adapted
@@ -142,7 +178,7 @@ def test_a_session_knows_its_adapter(tiny_model: Path, tmp_path: Path) -> None:
     base = open_checkpoint(tiny_model)
     first, second = (write(tmp_path / name, base, seed=seed) for seed, name in enumerate(("first", "second")))
     model = load(tiny_model, backend="numpy", adapter=first)
-    other = load(tiny_model, backend="numpy", stack=False).with_adapter(open_adapter(second))
+    other = load(tiny_model, backend="numpy").with_adapter(open_adapter(second))
     assert model.adapter != other.adapter
     assert model.adapter == identity(open_adapter(first))
     session = model.session(prefixes=None)
@@ -155,7 +191,7 @@ def test_a_session_knows_its_adapter(tiny_model: Path, tmp_path: Path) -> None:
 
 
 def test_one_prefix_cache_keeps_them_apart(tiny_model: Path, tmp_path: Path) -> None:
-    base = load(tiny_model, backend="numpy", stack=False)
+    base = load(tiny_model, backend="numpy")
     adapted = base.with_adapter(open_adapter(write(tmp_path / "adapter", open_checkpoint(tiny_model))))
     prompt = base.encode("the quick brown fox jumps over the lazy dog " * 8)
 
@@ -171,7 +207,7 @@ def test_one_prefix_cache_keeps_them_apart(tiny_model: Path, tmp_path: Path) -> 
 def test_what_cannot_be_done_beside_the_weights_is_refused(tiny_family: Callable[[str], Path], tmp_path: Path) -> None:
     ops = partita_backends.load("numpy")
     base = open_checkpoint(tiny_family("llama"))  # its embedding is its head
-    decoder = load_decoder(ops, base, stack=False)
+    decoder = load_decoder(ops, base)
     adapter = open_adapter(write(tmp_path / "adapter", base))
     change = next(iter(adapter.changes.values()))
     for name in ("model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"):
@@ -191,5 +227,5 @@ def test_an_adapted_head(ops: Backend, tiny_model: Path, tmp_path: Path) -> None
     a, b = random.normal(0, 0.1, (4, size[1])), random.normal(0, 0.5, (size[0], 4))
     change = replace(next(iter(adapter.changes.values())), a=a.astype(np.float32), b=b.astype(np.float32))
     adapter = replace(adapter, changes={"lm_head.weight": change})
-    found = logits(ops, with_adapter(ops, load_decoder(ops, base, stack=False), adapter))
+    found = logits(ops, with_adapter(ops, load_decoder(ops, base), adapter))
     bounds.assert_near(found, logits(ops, load_decoder(ops, fused(base, adapter))), bounds.logits(tiny_model))

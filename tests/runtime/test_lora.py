@@ -10,23 +10,26 @@ import numpy as np
 import pytest
 
 import partita_backends
-from partita.adapters.lora import LoraConfig, LoraLinear, attach, chosen, for_inference, projection_shapes
+from partita.adapters.lora import LoraConfig, LoraLinear, attach, chosen, for_inference
 from partita.backend import Backend
 from partita.cache.kv_format import KVFormat
 from partita.cache.spec import plan
 from partita.cache.state import Cache
 from partita.checkpoint.open import open_checkpoint
 from partita.errors import DataError, UnsupportedModel
-from partita.model.config import ExpertsConfig, ModelConfig
+from partita.model.config import ExpertsConfig
 from partita.model.decoder import Decoder
 from partita.model.layers import Linear
 from partita.model.load import load_decoder
+from partita.model.weights import WeightSpec
 from partita.quantization import quantize_weight
 from partita.training.trainable import adapted
 from partita_backends.numpy import NumpyBackend
 
 from .. import bounds
 from .training import lora
+
+SPEC = WeightSpec("some.q_proj.weight", (48, 64), "q", 0)
 
 
 @pytest.fixture(params=partita_backends.names(), scope="module")
@@ -87,10 +90,10 @@ def test_families_name_their_own_projections(tiny_family: Callable[[str], Path])
     fused = load_decoder(ops, open_checkpoint(tiny_family("phi3")), stack=False)
     assert {name.rpartition(".")[2] for name in names(fused)} == {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}
     values = adapted(ops, fused, LoraConfig(rank=2))[1]
-    shapes = projection_shapes(fused.config)
+    shapes = {linear.name: linear.specs[0].shape for _, linear in chosen(fused, LoraConfig())}
     for name, value in values.items():
-        kind, which = name.split(".")[-3:-1]
-        out, size = shapes[kind]
+        module, which, _ = name.rsplit(".", 2)
+        out, size = shapes[module]
         assert value.shape == ((2, size) if which == "lora_A" else (out, 2))
 
 
@@ -132,7 +135,7 @@ def test_what_a_projection_computes(ops: Backend, packed: bool, biased: bool) ->
     bias, magnitude = (random.standard_normal(48).astype(np.float32) for _ in range(2))
     stored = quantize_weight(w, 4, 32) if packed else w
     exact = NumpyBackend().prepare(stored)
-    base = Linear(ops.prepare(stored), ops.prepare_vector(bias) if biased else None, "some.q_proj")
+    base = Linear(ops.prepare(stored), ops.prepare_vector(bias) if biased else None, (SPEC,))
     layer = LoraLinear(base, ops.array(a), ops.array(b), 0.5)
     shift = bias if biased else 0.0
 
@@ -201,6 +204,5 @@ def test_the_base_is_left_as_it_was(tiny_model: Path) -> None:
 
 
 def test_shapes_are_those_of_the_loader(decoder: Decoder) -> None:
-    config: ModelConfig = decoder.config
     for _, linear in chosen(decoder, LoraConfig()):
-        assert linear.weight.shape == projection_shapes(config)[linear.name.rpartition(".")[2]]
+        assert linear.weight.shape == linear.specs[0].shape

@@ -226,7 +226,7 @@ def begin(model: str | None, raw: bool, once: bool, options: dict[str, Any]) -> 
     read = adapters.read([*([] if own_adapter is None else [own_adapter]), *options["adapters"]])
     if not raw:
         shared().start()  # while the model is loaded
-    base = load_model(model, **{name: options[name] for name in MODEL_OPTIONS}, stack=not read)
+    base = load_model(model, **{name: options[name] for name in MODEL_OPTIONS})
     choice = adapters.Adapters(base, read)
     target = choice.model
     usual = Sampling() if once else usual_sampling(target.recommended)[0]

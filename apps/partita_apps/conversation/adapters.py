@@ -16,7 +16,7 @@ NONE = "none"
 
 
 class Adapters:
-    """base: loaded for adapters where there are any. current: the name of the one in use, or "none"."""
+    """base: the model without any. current: the name of the one in use, or "none"."""
 
     def __init__(self, base: LanguageModel, found: dict[str, Adapter]):
         self._base, self._found = base, found

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from ..model.config import ModelConfig
 from ..model.decoder import Decoder
 from ..model.layers import Linear
 from ..model.tree import replace_at, walk
+from ..model.weights import PROJECTIONS
 from ..quantization import Array
 
 ALL_LINEAR = "all-linear"
@@ -151,12 +152,11 @@ def attach(
     changes: dict[str, LoraLinear] = {}
     values: dict[str, Array] = {}
     places: dict[str, tuple[str, ...]] = {}
-    shapes = projection_shapes(decoder.config)
     for path, base in chosen(decoder, config):
-        out, size = shapes[_kind(base)]
+        out, size = base.specs[0].shape
         new, hollow = _initial(ops, base.name, out, size, config), LoraLinear(base, None, None, config.scale, dropout)
         if config.dora:
-            squares = row_squares(ops, base, out)
+            squares = row_squares(ops, base)
             hollow, new[MAGNITUDE] = replace(hollow, base_squares=squares), squares**0.5
         changes[path] = hollow
         for kind, field in ((A, "a"), (B, "b"), (MAGNITUDE, "magnitude")):
@@ -168,26 +168,8 @@ def attach(
 
 def count_values(decoder: Decoder, config: LoraConfig) -> int:
     """How many values `attach` would make, before it makes them. Errors as there."""
-    shapes = projection_shapes(decoder.config)
-    sizes = (shapes[_kind(linear)] for _, linear in chosen(decoder, config))
+    sizes = (linear.specs[0].shape for _, linear in chosen(decoder, config))
     return sum(config.rank * (out + size) + out * config.dora for out, size in sizes)
-
-
-def projection_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """(out, in) of every projection of a layer with a dense MLP, by the last part of its name."""
-    e, f = config.hidden_size, config.intermediate_size
-    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    return {
-        "q_proj": (q, e),
-        "k_proj": (kv, e),
-        "v_proj": (kv, e),
-        "qkv_proj": (q + 2 * kv, e),
-        "o_proj": (e, q),
-        "gate_proj": (f, e),
-        "up_proj": (f, e),
-        "gate_up_proj": (2 * f, e),
-        "down_proj": (e, f),
-    }
 
 
 def chosen(decoder: Decoder, config: LoraConfig) -> list[tuple[str, Linear]]:
@@ -196,7 +178,7 @@ def chosen(decoder: Decoder, config: LoraConfig) -> list[tuple[str, Linear]]:
     if config.layers is not None and config.layers > count:
         raise DataError(f"--layers {config.layers} is more than the {count} layers of this model")
     first = count - (config.layers or count)
-    there = [(path, linear) for path, linear in projections(decoder) if int(path.split(".")[1]) >= first]
+    there = [(path, linear) for path, linear in projections(decoder) if (linear.specs[0].layer or 0) >= first]
     kinds = sorted({_kind(linear) for _, linear in there})
     _refuse_experts(decoder.config, config.names, kinds)
     wanted = kinds if ALL_LINEAR in config.names else config.names
@@ -206,12 +188,13 @@ def chosen(decoder: Decoder, config: LoraConfig) -> list[tuple[str, Linear]]:
 
 
 def projections(decoder: Decoder) -> Iterable[tuple[str, Linear]]:
-    """(path, projection) of every named projection of attention and of dense MLPs; routers are none."""
+    """(path, projection) of every projection of attention and of dense MLPs, each by itself; routers are none."""
     for path, node in walk(decoder.blocks, "blocks"):
-        if isinstance(node, Linear) and node.name.endswith("_proj"):
-            yield path, node
-        elif isinstance(node, Linear) and not node.name:
-            raise ValueError("adapters need a decoder loaded with stack=False")
+        if not isinstance(node, Linear) or node.specs[0].kind not in PROJECTIONS:
+            continue
+        if len(node.specs) > 1:
+            raise ValueError("training adapters needs a decoder loaded with stack=False")
+        yield path, node
 
 
 def for_inference(
@@ -251,12 +234,17 @@ def _initial(ops: Backend, name: str, out: int, size: int, config: LoraConfig) -
     return {A: ops.array(a, "float32"), B: ops.zeros((out, config.rank), "float32")}
 
 
-def row_squares(ops: Backend, base: Linear, out: int) -> Array:
-    """Squared lengths of the rows of a prepared weight, float32 (out,), a few rows unpacked at a time."""
+def row_squares(ops: Backend, base: Linear) -> Array:
+    """Squared lengths of the rows of a prepared weight, float32 (out,)."""
     parts = []
-    for start in range(0, out, _ROWS):
-        index = ops.array(np.arange(start, min(start + _ROWS, out), dtype=np.int32)[None])
-        rows = ops.cast(ops.embed(base.weight, index)[0], "float32")
+    for rows in weight_rows(ops, base, 0, base.specs[0].shape[0]):
         parts.append(ops.sum(rows * rows, 1))
         ops.launch(parts[-1])
     return ops.concat(parts, 0)
+
+
+def weight_rows(ops: Backend, base: Linear, start: int, count: int) -> Iterator[Array]:
+    """Rows of a prepared weight from `start` on, float32 (n, in), a few unpacked at a time."""
+    for first in range(start, start + count, _ROWS):
+        index = ops.array(np.arange(first, min(first + _ROWS, start + count), dtype=np.int32)[None])
+        yield ops.cast(ops.embed(base.weight, index)[0], "float32")

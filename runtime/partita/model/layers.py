@@ -11,18 +11,24 @@ from typing import Any
 from ..backend import Backend
 from ..brief import Brief
 from ..quantization import Array
+from .weights import WeightSpec
 
 
 @dataclass(frozen=True)
 class Linear(Brief):
     """weight: prepared (out, in), dense or packed. bias: (out,) or None.
 
-    name: the module's in the checkpoint, "model.layers.0.self_attn.q_proj"; "" for several stored as one.
+    specs: the checkpoint's matrices whose rows it holds, one below the other.
     """
 
     weight: Any
     bias: Array | None = None
-    name: str = ""
+    specs: tuple[WeightSpec, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The module's in the checkpoint, "model.layers.0.self_attn.q_proj"; "" where it holds several."""
+        return self.specs[0].module if len(self.specs) == 1 else ""
 
     def __call__(self, ops: Backend, x: Array) -> Array:
         return ops.linear(x, self.weight, self.bias)

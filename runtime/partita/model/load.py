@@ -1,15 +1,15 @@
 """A checkpoint to a decoder on a device: reads each tensor once, checks its shape, stacks neighbours of one format.
 
-Not here: what the files look like (`checkpoint/`) or what a config means (`model/families/parse.py`). Host
-memory holds the tensors of one projection at a time.
+Not here: which weights there are (`model/weights.py`), what the files look like (`checkpoint/`) or what a config means
+(`model/families/parse.py`). Invariant: host memory holds the tensors of one stack at a time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import overload
 
 import numpy as np
 
@@ -19,11 +19,14 @@ from ..checkpoint.base import Checkpoint
 from ..checkpoint.gguf.blocks import AFFINE
 from ..checkpoint.names import EMBEDDING, HEAD, Index
 from ..errors import CheckpointError
-from ..quantization import Packed, dequantize
+from ..quantization import Array, Packed, dequantize
 from .config import ModelConfig
 from .decoder import Attention, Block, Decoder
-from .families.parse import Names, family, parse
+from .families.parse import family, parse
 from .layers import MLP, ExpertLinear, Linear, MoE, RMSNorm, Stack
+from .weights import Kind, Names, WeightSpec, weights
+
+Value = np.ndarray | Packed
 
 _COMPARED = 64  # rows of two matrices that should be one
 
@@ -37,12 +40,10 @@ def read_config(checkpoint: Checkpoint) -> ModelConfig:
 def weight_bytes(ops: Backend, checkpoint: Checkpoint) -> int:
     """Bytes that `load_decoder` will put on the device of `ops`: rather a few percent too few than too many.
 
-    Reads no tensor. Raises CheckpointError where there is no decoder.
+    Reads no tensor. Raises CheckpointError where there is no decoder, UnsupportedModel for another kind of model.
     """
-    names = family(checkpoint.config).names
-    prefix, dense = _prefix(checkpoint, names), 32 if ops.decode_dtype == "float32" else 16
-    own = [name for name in checkpoint.names() if name.startswith((prefix, names.head))]
-    return int(sum(math.prod(checkpoint.shape(name)) * _bits(checkpoint.stored_as(name), dense) for name in own) / 8)
+    source, dense = _Source(checkpoint, read_config(checkpoint)), 32 if ops.decode_dtype == "float32" else 16
+    return int(sum(math.prod(spec.shape) * _bits(source.stored_as(spec), dense) for spec in source.specs) / 8)
 
 
 def packed_as(stored: str) -> tuple[int, int] | None:
@@ -57,8 +58,6 @@ def packed_as(stored: str) -> tuple[int, int] | None:
 
 def _bits(stored: str, dense: int) -> float:
     """Bits of a weight on a device; scales and biases, of 16 bits each, are counted in."""
-    if stored == "U8":  # of gpt-oss: 32 floats are 16 bytes and one of their scale
-        return 32 / 17 * _bits("MXFP4", dense)
     packed = packed_as(stored)
     return dense if packed is None else packed[0] + 32 / packed[1]
 
@@ -72,10 +71,20 @@ def load_decoder(
 ) -> Decoder:
     """Every weight of the checkpoint, prepared for `ops`.
 
-    stack: store projections of one input as one matrix where their formats allow. on_layer(done, total): progress.
+    stack: store projections of one input as one matrix where their formats allow. Training says False: each projection
+    has values, gradients and dropout of its own, by its own name. on_layer(done, total): progress.
     Raises CheckpointError for a missing tensor or a shape that the config does not have.
     """
-    return _decoder(_Reader(ops, checkpoint, read_config(checkpoint), stack), on_layer)
+    reader = _Reader(ops, checkpoint, read_config(checkpoint), stack)
+    config, own = reader.config, reader.weights_of(None)
+    embedding = reader.ops.prepare(reader.source.read(own["embedding"]))
+    blocks = []
+    for i in range(config.num_layers):
+        blocks.append(reader.block(i))
+        if on_layer is not None:
+            on_layer(i + 1, config.num_layers)
+    head = reader.linear(own["head"]) if "head" in own else Linear(embedding, None, (own["embedding"],))
+    return Decoder(config, embedding, tuple(blocks), reader.norm(own["norm"]), head, own["embedding"].module)
 
 
 def check_whole(checkpoint: Checkpoint) -> None:
@@ -83,7 +92,9 @@ def check_whole(checkpoint: Checkpoint) -> None:
 
     Raises what it would raise: CheckpointError that names the tensor, UnsupportedModel for another kind of model.
     """
-    _decoder(_Judge(checkpoint, read_config(checkpoint)), None)
+    source = _Source(checkpoint, read_config(checkpoint))
+    for spec in source.specs:
+        source.check(spec)
 
 
 def notes(checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -102,7 +113,7 @@ def notes(checkpoint: Checkpoint) -> tuple[str, ...]:
     )
 
 
-def _alike(a: np.ndarray | Packed, b: np.ndarray | Packed) -> bool:
+def _alike(a: Value, b: Value) -> bool:
     """Whether two matrices hold the same numbers, by rows from all over them; each may be rounded in its own way."""
     rows = np.unique(np.linspace(0, a.shape[0] - 1, _COMPARED, dtype=int))
     x, y = (dequantize(v.map(lambda part: part[rows])) if isinstance(v, Packed) else v[rows] for v in (a, b))
@@ -112,233 +123,198 @@ def _alike(a: np.ndarray | Packed, b: np.ndarray | Packed) -> bool:
     return float(np.square(x - y).sum()) <= 0.05 * float(np.square(x).sum())
 
 
-def _decoder(reader: _Reader, on_layer: Callable[[int, int], None] | None) -> Decoder:
-    config = reader.config
-    embedding = reader.matrix(reader.names.embedding, config.vocab_size, config.hidden_size)
-    blocks = []
-    for i in range(config.num_layers):
-        blocks.append(reader.block(i))
-        if on_layer is not None:
-            on_layer(i + 1, config.num_layers)
-    name = reader.prefix + reader.names.embedding
-    head = Linear(embedding, name=name)
-    if not config.tie_embeddings:
-        head = Linear(reader.matrix(reader.head, config.vocab_size, config.hidden_size, prefix=""), name=reader.head)
-    return Decoder(config, embedding, tuple(blocks), reader.norm(reader.names.norm, config.hidden_size), head, name)
-
-
-def load_block(ops: Backend, checkpoint: Checkpoint, layer: int, *, stack: bool = True) -> Block:
+def load_block(ops: Backend, checkpoint: Checkpoint, layer: int) -> Block:
     """One block by itself, as `load_decoder` would load it: for what replaces a block in a decoder, or runs one block
     after the other. Errors as there."""
-    return _Reader(ops, checkpoint, read_config(checkpoint), stack).block(layer)
+    return _Reader(ops, checkpoint, read_config(checkpoint), stack=True).block(layer)
 
 
 def load_last_norm(ops: Backend, checkpoint: Checkpoint) -> RMSNorm:
     """The norm between the last block and the head, by itself. Errors as for `load_decoder`."""
-    config = read_config(checkpoint)
-    reader = _Reader(ops, checkpoint, config, stack=True)
-    return reader.norm(reader.names.norm, config.hidden_size)
+    reader = _Reader(ops, checkpoint, read_config(checkpoint), stack=True)
+    return reader.norm(reader.weights_of(None)["norm"])
+
+
+class _Source:
+    """The weights of a decoder in a checkpoint, checked against the shapes that its config gives them."""
+
+    def __init__(self, checkpoint: Checkpoint, config: ModelConfig):
+        self.checkpoint = checkpoint
+        self.specs = tuple(weights(config, _names(checkpoint)))
+        self._experts = experts.find(checkpoint) if config.experts else {}
+
+    def check(self, spec: WeightSpec) -> None:
+        """Whether the checkpoint has this weight in this shape; nothing is read."""
+        if spec.kind == "router":  # a layer without experts is reported as such, not by the first tensor it lacks
+            self._experts_of(spec.module.rpartition(".")[0])
+        if not spec.kind.startswith("experts"):
+            self._compare(spec.name, self.checkpoint.shape(spec.name), spec.shape)
+            return
+        stored, projection = self._stored(spec)
+        biases = spec.kind == "experts_bias"  # their shape is known once they are read
+        for name in stored.bias_sources(projection) if biases else stored.sources(projection):
+            self.checkpoint.shape(name)
+        if not biases:
+            self._compare_experts(stored, projection, stored.shape(projection), spec.shape)
+
+    def read(self, spec: WeightSpec) -> Value:
+        """What the checkpoint has under its own name. No backend computes in float64."""
+        self.check(spec)
+        if spec.kind == "experts_bias":
+            stored, projection = self._stored(spec)
+            value = stored.bias(projection)
+            self._compare_experts(stored, projection, value.shape, spec.shape)
+        elif spec.kind.startswith("experts"):
+            stored, projection = self._stored(spec)
+            value = stored.weight(projection)
+        else:
+            value = self.checkpoint.read(spec.name)
+        return value.astype(np.float32) if isinstance(value, np.ndarray) and value.dtype == np.float64 else value
+
+    def vector(self, spec: WeightSpec) -> np.ndarray:
+        value = self.read(spec)
+        if isinstance(value, Packed):
+            raise CheckpointError(f"{self.checkpoint.path.name}: {spec.name} is packed where a dense tensor belongs")
+        return value
+
+    def stored_as(self, spec: WeightSpec) -> str:
+        """As `Checkpoint.stored_as`."""
+        if not spec.kind.startswith("experts"):
+            return self.checkpoint.stored_as(spec.name)
+        stored, projection = self._stored(spec)
+        if spec.kind == "experts_bias":
+            return self.checkpoint.stored_as(stored.bias_sources(projection)[0])
+        return stored.stored_as(projection)
+
+    def _stored(self, spec: WeightSpec) -> tuple[experts.StoredExperts, str]:
+        """The experts that a weight is one of, and the projection that it is."""
+        mlp, _, projection = spec.module.rpartition(".experts.")
+        return self._experts_of(mlp), projection
+
+    def _experts_of(self, mlp: str) -> experts.StoredExperts:
+        if mlp not in self._experts:
+            raise CheckpointError(f"{self.checkpoint.path.name}: {mlp} has no experts")
+        return self._experts[mlp]
+
+    def _compare_experts(
+        self, stored: experts.StoredExperts, projection: str, found: tuple[int, ...], shape: tuple[int, ...]
+    ) -> None:
+        self._compare(f"{projection} of the experts of {stored.module}", found, shape)
+
+    def _compare(self, what: str, found: tuple[int, ...], shape: tuple[int, ...]) -> None:
+        if found != shape:
+            raise CheckpointError(f"{self.checkpoint.path.name}: {what} has shape {found}, the config says {shape}")
 
 
 class _Reader:
-    """Tensors by the family's names. Shapes come from the config; a tensor that disagrees is named."""
+    """Layers out of weights. stacks: whether neighbours of one format become one matrix."""
 
     def __init__(self, ops: Backend, checkpoint: Checkpoint, config: ModelConfig, stack: bool):
-        self.ops, self.checkpoint, self.config, self.stack = ops, checkpoint, config, stack
-        self.names = family(checkpoint.config).names
-        self.prefix = _prefix(checkpoint, self.names)
-        own = Index(checkpoint.names()).find(f"{self.names.head}.weight")
-        self.head = self.names.head if own is None else own.removesuffix(".weight")
-        self.experts = experts.find(checkpoint) if config.experts else {}
+        self.ops, self.config, self.stacks = ops, config, stack
+        self.source = _Source(checkpoint, config)
+        self._biases = {spec.module: spec for spec in self.source.specs if spec.kind in ("bias", "experts_bias")}
+
+    def weights_of(self, layer: int | None) -> dict[Kind, WeightSpec]:
+        """A layer's weights by their kinds, or those outside the layers."""
+        return {spec.kind: spec for spec in self.source.specs if spec.layer == layer}
 
     def block(self, i: int) -> Block:
-        c, n = self.config, self.names
-        q, kv, e = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim, c.hidden_size
-        attention, mlp = n.attention.format(i=i), n.mlp.format(i=i)
-        projections = [(f"{attention}.q_proj", q), (f"{attention}.k_proj", kv), (f"{attention}.v_proj", kv)]
-        q_size, k_size = (q, kv) if c.qk_norm == "full" else (c.head_dim, c.head_dim)
+        c, own = self.config, self.weights_of(i)
         return Block(
-            self.layer_norm(n.attention_norm, i),
+            self.norm(own.get("attention_norm")),
             Attention(
-                self.fused(f"{attention}.{n.qkv}", (q, kv, kv), e, c.attention_bias)
-                if n.qkv
-                else self.projections(projections, e, c.attention_bias),
-                self.linear(f"{attention}.o_proj", e, q, c.attention_out_bias),
-                self.norm(f"{attention}.q_norm", q_size) if c.qk_norm != "none" else None,
-                self.norm(f"{attention}.k_norm", k_size) if c.qk_norm != "none" else None,
+                self.stack([own[kind] for kind in ("qkv", "q", "k", "v") if kind in own]),
+                self.linear(own["o"]),
+                self.norm(own.get("q_norm")),
+                self.norm(own.get("k_norm")),
                 c.head_dim,
                 c.qk_norm == "full",
-                self.ops.array(self.vector(f"{attention}.sinks", c.num_heads), "float32") if c.sink_logits else None,
+                self.ops.array(self.source.vector(own["sinks"]), "float32") if "sinks" in own else None,
             ),
-            self.layer_norm(n.attention_post_norm, i),
-            self.layer_norm(n.mlp_norm, i),
-            self.moe(mlp) if c.layers[i].experts else self.mlp(mlp),
-            self.layer_norm(n.mlp_post_norm, i),
+            self.norm(own.get("attention_post_norm")),
+            self.norm(own.get("mlp_norm")),
+            self.moe(own) if "router" in own else self.mlp(own),
+            self.norm(own.get("mlp_post_norm")),
             c.residual_scale,
         )
 
-    def mlp(self, name: str) -> MLP:
-        c, e, f = self.config, self.config.hidden_size, self.config.intermediate_size
-        if self.names.gate_up:
-            gate_up = self.fused(f"{name}.{self.names.gate_up}", (f, f), e, c.mlp_bias)
-        else:
-            gate_up = self.projections([(f"{name}.gate_proj", f), (f"{name}.up_proj", f)], e, c.mlp_bias)
-        return MLP(gate_up, self.linear(f"{name}.down_proj", e, f, c.mlp_bias), c.activation)
+    def mlp(self, own: Mapping[Kind, WeightSpec]) -> MLP:
+        gate_up = self.stack([own[kind] for kind in ("gate_up", "gate", "up") if kind in own])
+        return MLP(gate_up, self.linear(own["down"]), self.config.activation)
 
-    def moe(self, name: str) -> MoE:
-        c, e = self.config.experts, self.config.hidden_size
-        stored = self.experts.get(self.prefix + name)
-        if c is None or stored is None:
-            raise CheckpointError(f"{self.checkpoint.path.name}: {self.prefix}{name} has no experts")
-        f = c.intermediate_size
+    def moe(self, own: Mapping[Kind, WeightSpec]) -> MoE:
+        c = self.config.experts
+        assert c is not None  # a router is a weight of such configs alone
         return MoE(
-            self.linear(f"{name}.{self.names.router}", c.count, e, c.bias),
-            self.expert_linear(stored, "gate_proj", (c.count, f, e), c.bias),
-            self.expert_linear(stored, "up_proj", (c.count, f, e), c.bias),
-            self.expert_linear(stored, "down_proj", (c.count, e, f), c.bias),
+            self.linear(own["router"]),
+            self.expert_linear(own["experts_gate"]),
+            self.expert_linear(own["experts_up"]),
+            self.expert_linear(own["experts_down"]),
             self.config.activation,
             c.active,
             c.normalize,
             c.softmax_after_topk,
         )
 
-    def expert_linear(
-        self, stored: experts.StoredExperts, projection: str, shape: tuple[int, ...], bias: bool
-    ) -> ExpertLinear:
-        found = stored.shape(projection)
-        if found == shape:
-            weight = self.ops.prepare(self.expert_weight(stored, projection))
-            if not bias:
-                return ExpertLinear(weight)
-            vectors = self.expert_bias(stored, projection)
-            if vectors.shape == shape[:2]:
-                return ExpertLinear(weight, self.ops.prepare_vector(vectors))
-            found, shape = vectors.shape, shape[:2]
-        where = f"{self.checkpoint.path.name}: {projection} of the experts of {stored.module}"
-        raise CheckpointError(f"{where} has shape {found}, the config says {shape}")
+    def expert_linear(self, spec: WeightSpec) -> ExpertLinear:
+        return ExpertLinear(self.ops.prepare(self.source.read(spec)), self.bias([spec]))
 
-    def expert_weight(self, stored: experts.StoredExperts, projection: str) -> np.ndarray | Packed:
-        return stored.weight(projection)
-
-    def expert_bias(self, stored: experts.StoredExperts, projection: str) -> np.ndarray:
-        return stored.bias(projection)
-
-    def matrix(self, name: str, out: int, size: int, prefix: str | None = None):
-        return self.ops.prepare(self.read(name, (out, size), prefix))
-
-    def linear(self, name: str, out: int, size: int, bias: bool) -> Linear:
-        vector = self.ops.prepare_vector(self.vector(f"{name}.bias", out)) if bias else None
-        return Linear(self.matrix(name, out, size), vector, self.prefix + name)
-
-    def norm(self, name: str, size: int) -> RMSNorm:
-        weight = self.vector(f"{name}.weight", size).astype(np.float32)
+    @overload
+    def norm(self, spec: WeightSpec) -> RMSNorm: ...
+    @overload
+    def norm(self, spec: WeightSpec | None) -> RMSNorm | None: ...
+    def norm(self, spec: WeightSpec | None) -> RMSNorm | None:
+        if spec is None:
+            return None
+        weight = self.source.vector(spec).astype(np.float32)
         weight = self.ops.prepare_vector(weight + 1 if self.config.norm_adds_one else weight)
-        return RMSNorm(weight, self.config.norm_eps, self.prefix + name)
+        return RMSNorm(weight, self.config.norm_eps, spec.module)
 
-    def layer_norm(self, name: str | None, i: int) -> RMSNorm | None:
-        return None if name is None else self.norm(name.format(i=i), self.config.hidden_size)
+    def linear(self, spec: WeightSpec) -> Linear:
+        return self.joined([(spec, self.source.read(spec))])
 
-    def fused(self, name: str, sizes: tuple[int, ...], size: int, bias: bool) -> Stack:
-        """A matrix that the checkpoint stores as one."""
-        return Stack((self.linear(name, sum(sizes), size, bias),), (sizes,))
+    def stack(self, specs: Sequence[WeightSpec]) -> Stack:
+        """Matrices of one input. Neighbours of equal format become one."""
+        parts: list[Linear] = []
+        run: list[tuple[WeightSpec, Value]] = []
+        for spec in specs:
+            weight = self.source.read(spec)
+            if run and not (self.stacks and _same_format(run[-1][1], weight)):
+                parts.append(self.joined(run))
+                run = []
+            run.append((spec, weight))
+        parts.append(self.joined(run))
+        return Stack(tuple(parts), tuple(tuple(n for spec in part.specs for n in spec.outputs) for part in parts))
 
-    def projections(self, parts: Sequence[tuple[str, int]], size: int, bias: bool) -> Stack:
-        """Matrices (out, size) of one input. Neighbours of equal format become one."""
-        stored: list[Linear] = []
-        sizes: list[tuple[int, ...]] = []
-        run: list[np.ndarray | Packed] = []
-        names: list[tuple[str, int]] = []
+    def joined(self, run: Sequence[tuple[WeightSpec, Value]]) -> Linear:
+        """One matrix of the rows of some."""
+        specs = tuple(spec for spec, _ in run)
+        return Linear(self.ops.prepare(_rows([weight for _, weight in run])), self.bias(specs), specs)
 
-        def close() -> None:
-            vectors = [self.vector(f"{name}.bias", out) for name, out in names] if bias else []
-            vector = self.ops.prepare_vector(np.concatenate(vectors)) if bias else None
-            name = self.prefix + names[0][0] if len(names) == 1 else ""
-            stored.append(Linear(self.ops.prepare(_rows(run)), vector, name))
-            sizes.append(tuple(out for _, out in names))
-            run.clear()
-            names.clear()
-
-        for name, out in parts:
-            weight = self.read(name, (out, size))
-            if run and not (self.stack and _same_format(run[-1], weight)):
-                close()
-            run.append(weight)
-            names.append((name, out))
-        close()
-        return Stack(tuple(stored), tuple(sizes))
-
-    def vector(self, name: str, size: int) -> np.ndarray:
-        value = self.tensor(self.prefix + name, (size,))
-        if isinstance(value, Packed):
-            raise CheckpointError(f"{self.checkpoint.path.name}: {name} is packed where a dense tensor belongs")
-        return value
-
-    def read(self, name: str, shape: tuple[int, int], prefix: str | None = None) -> np.ndarray | Packed:
-        return self.tensor(f"{self.prefix if prefix is None else prefix}{name}.weight", shape)
-
-    def differs(self, name: str, found: tuple[int, ...], shape: tuple[int, ...]) -> CheckpointError:
-        return CheckpointError(f"{self.checkpoint.path.name}: {name} has shape {found}, the config says {shape}")
-
-    def tensor(self, name: str, shape: tuple[int, ...]) -> np.ndarray | Packed:
-        """What the checkpoint has under its own name. No backend computes in float64."""
-        found = self.checkpoint.shape(name)
-        if found != shape:
-            raise self.differs(name, found, shape)
-        value = self.checkpoint.read(name)
-        return value.astype(np.float32) if isinstance(value, np.ndarray) and value.dtype == np.float64 else value
+    def bias(self, specs: Sequence[WeightSpec]) -> Array | None:
+        """The biases of matrices of one input, which all have one or none."""
+        vectors = [self.source.vector(self._biases[spec.module]) for spec in specs if spec.module in self._biases]
+        return self.ops.prepare_vector(np.concatenate(vectors)) if vectors else None
 
 
-class _Judge(_Reader):
-    """Looks for what a reader would read; tensors of zeros, which take no room, stand for what it finds."""
-
-    def __init__(self, checkpoint: Checkpoint, config: ModelConfig):
-        super().__init__(cast(Backend, _Nowhere()), checkpoint, config, stack=False)
-
-    def tensor(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        found = self.checkpoint.shape(name)
-        if found != shape:
-            raise self.differs(name, found, shape)
-        return np.broadcast_to(np.float32(0), shape)
-
-    def expert_weight(self, stored: experts.StoredExperts, projection: str) -> np.ndarray:
-        for name in stored.sources(projection):
-            self.checkpoint.shape(name)
-        return np.broadcast_to(np.float32(0), stored.shape(projection))
-
-    def expert_bias(self, stored: experts.StoredExperts, projection: str) -> np.ndarray:
-        for name in stored.bias_sources(projection):
-            self.checkpoint.shape(name)
-        return np.broadcast_to(np.float32(0), stored.shape(projection)[:2])
-
-
-class _Nowhere:
-    """In place of a backend: what is prepared is not looked at again."""
-
-    def prepare(self, x: Any) -> Any:
-        return x
-
-    prepare_vector = prepare
-
-    def array(self, x: Any, dtype: str) -> Any:
-        return x
-
-
-def _prefix(checkpoint: Checkpoint, names: Names) -> str:
-    """Text decoders of multimodal checkpoints keep their tensors under one more name."""
+def _names(checkpoint: Checkpoint) -> Names:
+    """The family's names, where this checkpoint has them: text decoders of multimodal ones are under one more name."""
+    names, index = family(checkpoint.config).names, Index(checkpoint.names())
     embedding = f"{names.embedding}.weight"
-    found = Index(checkpoint.names()).find(names.prefix + embedding)
+    found = index.find(names.prefix + embedding)
     if found is None:
         raise checkpoint.missing(names.prefix + embedding)
-    return found.removesuffix(embedding)
+    head = index.find(f"{names.head}.weight") or names.head
+    return replace(names, prefix=found.removesuffix(embedding), head=head.removesuffix(".weight"))
 
 
-def _same_format(a: np.ndarray | Packed, b: np.ndarray | Packed) -> bool:
+def _same_format(a: Value, b: Value) -> bool:
     if isinstance(a, Packed) and isinstance(b, Packed):
         return (a.bits, a.group_size, a.scales.dtype) == (b.bits, b.group_size, b.scales.dtype)
     return not isinstance(a, Packed) and not isinstance(b, Packed) and a.dtype == b.dtype
 
 
-def _rows(parts: list[np.ndarray | Packed]) -> np.ndarray | Packed:
+def _rows(parts: list[Value]) -> Value:
     if len(parts) == 1:
         return parts[0]
     first = parts[0]

@@ -17,12 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from ..adapters.lora import projection_shapes
 from ..checkpoint.base import Checkpoint
 from ..checkpoint.overlay import Derived
 from ..errors import UnsupportedModel
-from ..model.config import ModelConfig
-from ..model.families.parse import Names, family, parse
+from ..model.families.parse import family, parse
+from ..model.weights import WeightSpec, weights
 from ..quantization import Packed
 
 STANDARD_DEVIATION = 0.02  # of GPT-2 and of most that came after
@@ -33,24 +32,26 @@ class RandomWeights(Checkpoint):
     """Random weights: normal with a deviation of 0.02; projections into the stream divided by sqrt(2 layers), so that
     its size does not grow with depth (the GPT-2 report); norms one, biases zero. float32."""
 
-    shapes: Mapping[str, tuple[int, ...]]
+    specs: Mapping[str, WeightSpec]
+    """By the names of the tensors."""
     seed: int
     layers: int
     one: float
+    """What a norm that changes nothing holds."""
 
     def names(self) -> tuple[str, ...]:
-        return tuple(self.shapes)
+        return tuple(self.specs)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        if name not in self.shapes:
+        if name not in self.specs:
             raise self.missing(name)
-        return self.shapes[name]
+        return self.specs[name].shape
 
     def read(self, name: str) -> np.ndarray:
-        shape = self.shape(name)
+        shape, kind = self.shape(name), self.specs[name].kind
         if len(shape) == 1:
-            return np.full(shape, self.one if name.endswith(".weight") else 0.0, np.float32)
-        into_stream = name.endswith(("o_proj.weight", "down_proj.weight"))
+            return np.full(shape, 0.0 if kind == "bias" else self.one, np.float32)
+        into_stream = kind in ("o", "down")
         deviation = STANDARD_DEVIATION / (math.sqrt(2 * self.layers) if into_stream else 1.0)
         random = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
         return random.standard_normal(shape, np.float32) * np.float32(deviation)
@@ -75,45 +76,15 @@ def initialise(config: Mapping[str, Any], seed: int = 0, path: Path | str = "a n
     parsed = parse(config)
     if parsed.experts is not None or parsed.sink_logits:
         raise UnsupportedModel(f"a {parsed.model_type} model has experts, which cannot be trained from nothing")
-    shapes = _shapes(parsed, family(config).names)
-    one = 0.0 if parsed.norm_adds_one else 1.0
     return RandomWeights(
         path=Path(path),
         config=dict(config),
         generation_config={},
-        shapes=shapes,
+        specs={spec.name: spec for spec in weights(parsed, family(config).names)},
         seed=seed,
         layers=parsed.num_layers,
-        one=one,
+        one=0.0 if parsed.norm_adds_one else 1.0,
     )
-
-
-def _shapes(config: ModelConfig, names: Names) -> dict[str, tuple[int, ...]]:
-    """Every tensor that `load_decoder` will ask for."""
-    e, width = config.hidden_size, projection_shapes(config)
-    matrix = (config.vocab_size, e)
-    found: dict[str, tuple[int, ...]] = {f"{names.prefix}{names.embedding}.weight": matrix}
-    for i in range(config.num_layers):
-        attention, mlp = (names.prefix + place.format(i=i) for place in (names.attention, names.mlp))
-        norms = (names.attention_norm, names.attention_post_norm, names.mlp_norm, names.mlp_post_norm)
-        found |= {f"{names.prefix}{norm.format(i=i)}.weight": (e,) for norm in norms if norm is not None}
-        if config.qk_norm != "none":
-            q, k = width["q_proj"][0], width["k_proj"][0]
-            sizes = (q, k) if config.qk_norm == "full" else (config.head_dim, config.head_dim)
-            found |= {f"{attention}.{kind}_norm.weight": (n,) for kind, n in zip("qk", sizes, strict=True)}
-        groups = (
-            (attention, (names.qkv,) if names.qkv else ("q_proj", "k_proj", "v_proj"), config.attention_bias),
-            (attention, ("o_proj",), config.attention_out_bias),
-            (mlp, (names.gate_up,) if names.gate_up else ("gate_proj", "up_proj"), config.mlp_bias),
-            (mlp, ("down_proj",), config.mlp_bias),
-        )
-        for module, kinds, bias in groups:
-            found |= {f"{module}.{kind}.weight": width[kind] for kind in kinds}
-            found |= {f"{module}.{kind}.bias": width[kind][:1] for kind in kinds if bias}
-    found[f"{names.prefix}{names.norm}.weight"] = (e,)
-    if not config.tie_embeddings:
-        found[f"{names.head}.weight"] = matrix
-    return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from ..cache.budget import RESERVE
 from ..errors import MemoryBudgetError
 from ..model.config import ModelConfig
+from ..model.weights import Names, weights
 from ..units import memory_size
 from .loss import chunk_rows
 
@@ -53,8 +54,7 @@ class Estimate:
 def estimate(config: ModelConfig, shape: TrainingShape) -> Estimate:
     """What is allocated beyond weights and trained values."""
     tokens = shape.rows * shape.length
-    e, f = config.hidden_size, _mlp_width(config)
-    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    e, (q, kv, f) = config.hidden_size, _widths(config)
     # inputs of two norms and of the projections; queries, keys and values before and after rotation, attention's output
     # twice (by heads, and joined); gate, up and their product
     block = 4 * e + 4 * q + 3 * kv + 3 * f
@@ -108,6 +108,10 @@ def _smaller(shape: TrainingShape) -> Iterator[tuple[str, TrainingShape]]:
         count //= 2
 
 
-def _mlp_width(config: ModelConfig) -> int:
+def _widths(config: ModelConfig) -> tuple[int, int, int]:
+    """Values of a token in a block: of its queries, of its keys, and inside its MLP or the experts it goes through."""
+    rows = {spec.kind: spec.shape[-2] for spec in weights(config, Names()) if len(spec.shape) > 1}
     experts = config.experts
-    return config.intermediate_size if experts is None else experts.active * experts.intermediate_size
+    if experts is None or "experts_up" not in rows:
+        return rows["q"], rows["k"], rows["up"]
+    return rows["q"], rows["k"], experts.active * rows["experts_up"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import CheckpointError, UnsupportedModel
@@ -30,36 +30,14 @@ from ..config_fields import (
     rope,
     window,
 )
+from ..weights import Names
 from .moe import gpt_oss, qwen3_moe
-
-
-@dataclass(frozen=True)
-class Names:
-    """Tensor names, with `{i}` for the layer. None: the family has no such tensor."""
-
-    prefix: str = "model."
-    embedding: str = "embed_tokens"
-    norm: str = "norm"
-    head: str = "lm_head"
-    attention_norm: str | None = "layers.{i}.input_layernorm"
-    attention_post_norm: str | None = None
-    """After attention, before the residual sum."""
-    mlp_norm: str | None = "layers.{i}.post_attention_layernorm"
-    mlp_post_norm: str | None = None
-    attention: str = "layers.{i}.self_attn"
-    mlp: str = "layers.{i}.mlp"
-    qkv: str | None = None
-    """Of one matrix that holds queries, keys and values, in this order, within `attention`."""
-    gate_up: str | None = None
-    """Of one matrix that holds gate and up, within `mlp`."""
-    router: str = "gate"
-    """Of the matrix that scores experts, within `mlp`."""
 
 
 @dataclass(frozen=True)
 class Family:
     parse: Callable[[Config], ModelConfig]
-    names: Names = Names()
+    names: Names = field(default_factory=Names)
 
 
 def family(config: Config) -> Family:

@@ -1,0 +1,167 @@
+"""The weights of a decoder, described once: name, shape and place of each, for a config and a family's names.
+
+Loading, checks, random initialization, adapters and estimates of memory read this. Not here: tensors, and the forms in
+which files keep experts (`checkpoint/experts.py`). Invariant: `load_decoder` reads these weights, in these shapes, and
+no others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from .config import ModelConfig
+
+# fmt: off
+Kind = Literal[
+    "embedding", "norm", "head",
+    "attention_norm", "attention_post_norm", "mlp_norm", "mlp_post_norm", "q_norm", "k_norm",
+    "q", "k", "v", "qkv", "o", "sinks", "gate", "up", "gate_up", "down",
+    "router", "experts_gate", "experts_up", "experts_down",
+    "bias", "experts_bias",
+]
+# fmt: on
+"""The place of a weight. "bias": of the projection whose name precedes it, which has its own kind. "sinks": the learned
+logits of attention without values."""
+
+PROJECTIONS: frozenset[Kind] = frozenset(("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down"))
+"""Matrices of attention and of a dense MLP; what adapters are put on."""
+
+
+@dataclass(frozen=True)
+class Names:
+    """Tensor names, with `{i}` for the layer. None: the family has no such tensor."""
+
+    prefix: str = "model."
+    embedding: str = "embed_tokens"
+    norm: str = "norm"
+    head: str = "lm_head"
+    """Without the prefix."""
+    attention_norm: str | None = "layers.{i}.input_layernorm"
+    attention_post_norm: str | None = None
+    """After attention, before the residual sum."""
+    mlp_norm: str | None = "layers.{i}.post_attention_layernorm"
+    mlp_post_norm: str | None = None
+    attention: str = "layers.{i}.self_attn"
+    mlp: str = "layers.{i}.mlp"
+    qkv: str | None = None
+    """Of one matrix that holds queries, keys and values, in this order, within `attention`."""
+    gate_up: str | None = None
+    """Of one matrix that holds gate and up, within `mlp`."""
+    router: str = "gate"
+    """Of the matrix that scores experts, within `mlp`."""
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """name: the tensor's in the checkpoint; of experts, "MLP.experts.gate_proj.weight", however the file keeps them.
+
+    shape: a matrix is (out, in), one of each expert (experts, out, in), a norm or bias (n,), the experts' biases
+    (experts, out). layer: None outside the blocks. widths: rows of each output, where one matrix holds several.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: Kind
+    layer: int | None = None
+    widths: tuple[int, ...] = ()
+
+    @property
+    def module(self) -> str:
+        """The name of the module that has it: "model.layers.0.self_attn.q_proj"."""
+        return self.name.removesuffix(".weight").removesuffix(".bias")
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """Rows of each output of a matrix."""
+        return self.widths or self.shape[:1]
+
+
+def weights(config: ModelConfig, names: Names) -> Iterator[WeightSpec]:
+    """Every weight of a decoder, in the model's order; of tied embeddings the embedding alone."""
+    table = (config.vocab_size, config.hidden_size)
+    yield WeightSpec(f"{names.prefix}{names.embedding}.weight", table, "embedding")
+    for layer in range(config.num_layers):
+        yield from layer_weights(config, names, layer)
+    yield WeightSpec(f"{names.prefix}{names.norm}.weight", (config.hidden_size,), "norm")
+    if not config.tie_embeddings:
+        yield WeightSpec(f"{names.head}.weight", table, "head")
+
+
+def layer_weights(config: ModelConfig, names: Names, layer: int) -> Iterator[WeightSpec]:
+    """Every weight of one layer; apart from biases, no two are of one kind."""
+    attention, mlp = (names.prefix + module.format(i=layer) for module in (names.attention, names.mlp))
+    parts = (
+        _norms(config, names, layer),
+        _attention(config, names, attention),
+        (_experts if config.layers[layer].experts else _mlp)(config, names, mlp),
+    )
+    for part in parts:
+        yield from (replace(spec, layer=layer) for spec in part)
+
+
+def _norms(config: ModelConfig, names: Names, layer: int) -> Iterator[WeightSpec]:
+    places: tuple[tuple[Kind, str | None], ...] = (
+        ("attention_norm", names.attention_norm),
+        ("attention_post_norm", names.attention_post_norm),
+        ("mlp_norm", names.mlp_norm),
+        ("mlp_post_norm", names.mlp_post_norm),
+    )
+    for kind, place in places:
+        if place is not None:
+            yield WeightSpec(f"{names.prefix}{place.format(i=layer)}.weight", (config.hidden_size,), kind)
+
+
+def _attention(config: ModelConfig, names: Names, module: str) -> Iterator[WeightSpec]:
+    e, bias = config.hidden_size, config.attention_bias
+    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    if names.qkv:
+        yield from _linear(f"{module}.{names.qkv}", (q + 2 * kv, e), "qkv", bias, (q, kv, kv))
+    else:
+        yield from _linear(f"{module}.q_proj", (q, e), "q", bias)
+        yield from _linear(f"{module}.k_proj", (kv, e), "k", bias)
+        yield from _linear(f"{module}.v_proj", (kv, e), "v", bias)
+    yield from _linear(f"{module}.o_proj", (e, q), "o", config.attention_out_bias)
+    if config.qk_norm != "none":
+        sizes = (q, kv) if config.qk_norm == "full" else (config.head_dim, config.head_dim)
+        yield WeightSpec(f"{module}.q_norm.weight", sizes[:1], "q_norm")
+        yield WeightSpec(f"{module}.k_norm.weight", sizes[1:], "k_norm")
+    if config.sink_logits:
+        yield WeightSpec(f"{module}.sinks", (config.num_heads,), "sinks")
+
+
+def _mlp(config: ModelConfig, names: Names, module: str) -> Iterator[WeightSpec]:
+    e, f, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+    if names.gate_up:
+        yield from _linear(f"{module}.{names.gate_up}", (2 * f, e), "gate_up", bias, (f, f))
+    else:
+        yield from _linear(f"{module}.gate_proj", (f, e), "gate", bias)
+        yield from _linear(f"{module}.up_proj", (f, e), "up", bias)
+    yield from _linear(f"{module}.down_proj", (e, f), "down", bias)
+
+
+def _experts(config: ModelConfig, names: Names, module: str) -> Iterator[WeightSpec]:
+    c, e = config.experts, config.hidden_size
+    if c is None:
+        raise ValueError("a layer of experts in a config without experts")
+    f = c.intermediate_size
+    yield from _linear(f"{module}.{names.router}", (c.count, e), "router", c.bias)
+    kinds: tuple[tuple[str, Kind, int, int], ...] = (
+        ("gate_proj", "experts_gate", f, e),
+        ("up_proj", "experts_up", f, e),
+        ("down_proj", "experts_down", e, f),
+    )
+    for projection, kind, out, size in kinds:
+        name = f"{module}.experts.{projection}"
+        yield WeightSpec(f"{name}.weight", (c.count, out, size), kind)
+        if c.bias:
+            yield WeightSpec(f"{name}.bias", (c.count, out), "experts_bias")
+
+
+def _linear(
+    module: str, shape: tuple[int, int], kind: Kind, bias: bool, widths: tuple[int, ...] = ()
+) -> Iterator[WeightSpec]:
+    yield WeightSpec(f"{module}.weight", shape, kind, widths=widths)
+    if bias:
+        yield WeightSpec(f"{module}.bias", shape[:1], "bias")
