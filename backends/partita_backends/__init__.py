@@ -136,7 +136,7 @@ def choose(
 ) -> Choice:
     """What `load` gives, with what was passed over on the way."""
     if dtype not in DTYPES:
-        raise DataError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+        raise DataError(f"unknown `dtype` {dtype!r}; expected one of {', '.join(DTYPES)}", field="dtype")
     _judge_threads(threads)
     candidates, options = _candidates(name, device), {"dtype": dtype, "threads": threads}
     if (together := launched()) is not None:
@@ -144,7 +144,7 @@ def choose(
     try:
         return first(_attempts(candidates, needs, options))
     except BackendUnavailable as error:
-        named = [flag for flag, value in (("--backend", name != "auto"), ("--device", device)) if value]
+        named = [flag for flag, value in (("`backend`", name != "auto"), ("`device`", device)) if value]
         if not named:
             raise
         raise BackendUnavailable(f"{error}: leave {' and '.join(named)} out to use what works here") from error
@@ -187,26 +187,30 @@ def _judge_threads(threads: int | None) -> None:
     other, and some are tried now and then; no machine has several for each core and dozens of them."""
     most = max(4 * (os.cpu_count() or 1), 64)
     if threads is not None and threads < 1:
-        raise DataError(f"--threads must be >= 1, got {threads}")
+        raise DataError(f"`threads` must be >= 1, got {threads}", field="threads")
     if threads is not None and threads > most:
-        raise DataError(f"--threads must be at most {most} on this machine, not {threads}")
+        raise DataError(f"`threads` must be <= {most} on this machine, got {threads}", field="threads")
     given = os.environ.get("OMP_NUM_THREADS", "")
     for number in given.split(","):
         if number.strip().isdecimal() and (len(number) > 9 or int(number) > most):
-            raise DataError(f"OMP_NUM_THREADS is {given} and must be at most {most} here: change or unset it")
+            raise DataError(f"OMP_NUM_THREADS must be <= {most} on this machine, got {given}: change or unset it")
 
 
 def _candidates(name: str, device: str | None) -> list[tuple[str, str]]:
     """Those of this name and device. DataError, BackendUnavailable for what does not exist anywhere."""
     if name != "auto" and name not in CLASSES:
-        raise DataError(f"unknown backend {name!r}: choose one of auto, {', '.join(CLASSES)}")
+        raise DataError(f"unknown `backend` {name!r}; expected one of auto, {', '.join(CLASSES)}", field="backend")
     named = [candidate for candidate in CANDIDATES if name in ("auto", candidate[0])]
     if device == "mps":
-        raise BackendUnavailable("no device 'mps': Metal is reached through MLX, give --backend mlx --device metal")
+        raise BackendUnavailable(
+            "no device 'mps': Metal is reached through MLX, give `backend` mlx `device` metal", field="device"
+        )
     if device is not None and device not in (its for _, its in named):
         owner = "there is" if name == "auto" else f"the {name} backend has"
         known = " or ".join(sorted({its for _, its in named}))
-        raise BackendUnavailable(f"{owner} no device {device!r}: give --device {known}, or leave it out")
+        raise BackendUnavailable(
+            f"{owner} no device {device!r}: give `device` {known}, or leave it out", field="device"
+        )
     return [candidate for candidate in named if device in (None, candidate[1])]
 
 
@@ -215,7 +219,8 @@ def _together(launcher: str, name: str, device: str | None, options: dict[str, A
     if name not in ("auto", launcher):
         raise BackendUnavailable(
             f"these processes were started together for backend {launcher}, of which {name} would not know: "
-            f"leave --backend {name} out, or start them with {'mlx.launch' if name == 'mlx' else 'torchrun'}"
+            f"leave `backend` {name} out, or start them with {'mlx.launch' if name == 'mlx' else 'torchrun'}",
+            field="backend",
         )
     _candidates(launcher, device)
     if (missing := _missing(launcher)) is not None:

@@ -31,7 +31,9 @@ class NumpyBackend:
 
     def __init__(self, device: str | None = None, dtype: str = "auto", threads: int | None = None):
         if dtype not in ("auto", "float32", "float64"):
-            raise DataError(f"the numpy backend computes in float32 only, not {dtype}: use --dtype float32")
+            raise DataError(
+                f"the numpy backend computes in float32 only, not {dtype}: use `dtype` float32", field="dtype"
+            )
         self.device = "cpu"
         self.dtype = self.decode_dtype = "float32" if dtype == "auto" else dtype
         self._float = np.dtype(self.dtype)
@@ -235,7 +237,7 @@ class NumpyBackend:
         return loss
 
     def value_and_grad(self, loss: Callable[..., Any]) -> Callable[..., Any]:
-        raise BackendUnavailable("numpy is the oracle, forward only, and cannot train: use --backend torch or mlx")
+        raise BackendUnavailable("the numpy backend cannot train: use `backend` torch or mlx", field="backend")
 
     def checkpoint(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return function

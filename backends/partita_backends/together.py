@@ -13,7 +13,7 @@ from partita.errors import TrainingError
 
 MINUTES = 15  # the first process writes checkpoints and samples while others wait for it
 SILENT = (
-    f"a process of this run has not answered for {MINUTES} minutes: look at what it says, then --resume all of them"
+    f"a process of this run has not answered for {MINUTES} minutes: look at what it says, then `resume` all of them"
 )
 
 # backend, rank, number of processes; mlx.launch says no number
@@ -49,6 +49,6 @@ def ended(reason: object) -> TrainingError:
     """For a connection that is gone."""
     said = " ".join(str(reason).split())[:200]
     return TrainingError(
-        "another process of this run has ended or cannot be reached: look at what it says, then --resume all of them "
+        "another process of this run has ended or cannot be reached: look at what it says, then `resume` all of them "
         f"({said})"
     )

@@ -34,7 +34,8 @@ def check_tokens(source: Checkpoint, text: str) -> list[int]:
     tokens = load_tokenizer(source).encode(text)[:TOKENS]
     if len(tokens) < 2:
         raise DataError(
-            f"--check: the text is too short, {len(tokens)} of the 2 tokens that are needed: give more of it"
+            f"`check`: the text is too short, {len(tokens)} of the 2 tokens that are needed: give more of it",
+            field="check",
         )
     return tokens
 

@@ -69,7 +69,7 @@ def convert(
     """
     check(source, place, request)
     if request.runs_the_model and request.calibration is None:
-        raise DataError(f"--quantize {request.quantize}: measuring needs a calibration text")
+        raise DataError(f"`quantize` {request.quantize}: measuring needs a `calibration` text", field="calibration")
     base = laid_out(source, request.to)
     fusion = Fusion(base, request.adapter, request.policy)
     changed, own_card = fusion.changed, _described(card, fusion)

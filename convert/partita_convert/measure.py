@@ -226,7 +226,10 @@ def check_budget(weights: Mapping[str, tuple[int, ...]], recipe: Recipe, other_b
     least = _cost(weights, weights, min(BITS), recipe.group_size) + other_bits
     if least > recipe.budget * count:
         needed = math.ceil(100 * least / count) / 100
-        raise DataError(f"--quantize {recipe.text!r}: this model needs {needed:.2f} bits a weight at least: allow more")
+        raise DataError(
+            f"`quantize` {recipe.text!r}: this model needs {needed:.2f} bits a weight at least: allow more",
+            field="quantize",
+        )
     return recipe.budget * count - least
 
 

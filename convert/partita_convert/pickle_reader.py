@@ -25,7 +25,6 @@ from partita.files.safetensors import MAX_TENSORS, shard_table
 
 from .atomic import scratch_folder
 
-FLAG = "--allow-pickle"
 SINGLE, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 _CHILD = Path(__file__).with_name("pickle_child.py")
 _KEPT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "TEMP", "TMP", "LANG", "LC_ALL")
@@ -58,8 +57,9 @@ def open_source(path: Path, *, allow_pickle: bool, near: Path) -> Iterator[Check
 
 def refusal(folder: Path) -> CheckpointError:
     return CheckpointError(
-        f"{folder}: its weights are pickles ({SINGLE}), which can run code: if you trust their author, {FLAG} reads "
-        "them in a process apart"
+        f"{folder}: its weights are pickles ({SINGLE}), which can run code: if you trust their author, `allow_pickle` "
+        "reads them in a separate process",
+        field="allow_pickle",
     )
 
 
@@ -82,7 +82,7 @@ def _unpickled(folder: Path, scratch: Path) -> Checkpoint:
     try:
         checkpoint = open_checkpoint(scratch)
     except PartitaError as error:
-        raise type(error)(str(error).replace(str(scratch), str(folder))) from None
+        raise type(error)(str(error).replace(str(scratch), str(folder)), field=error.field) from None
     _check_index(table, checkpoint)
     return replace(checkpoint, path=folder)
 

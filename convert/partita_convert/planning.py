@@ -96,35 +96,43 @@ def check_outside(source: Path, place: Path) -> None:
 def check_options(place: Path, request: Request) -> None:
     """The same without a source, so before one is fetched."""
     if request.to not in FORMS:
-        raise DataError(f"unknown --to {request.to!r}; expected one of {', '.join(FORMS)}")
+        raise DataError(f"unknown `to` {request.to!r}; expected one of {', '.join(FORMS)}", field="to")
     refuse_existing(place)
     if (request.to == "gguf") != (place.suffix == ".gguf"):
-        wanted = "a file that ends in .gguf" if request.to == "gguf" else "a folder, or say --to gguf"
-        raise DataError(f"{place}: --to {request.to} writes {wanted}")
+        wanted = "a file that ends in .gguf" if request.to == "gguf" else "a folder, or say `to` gguf"
+        raise DataError(f"{place}: `to` {request.to} writes {wanted}", field="to")
     if request.to == "huggingface" and request.quantize is not None:
-        raise DataError("--quantize: transformers reads dense weights only; leave it out, or say --to mlx or --to gguf")
+        raise DataError(
+            "`quantize`: transformers reads dense weights only; leave it out, or say `to` mlx or gguf", field="quantize"
+        )
     if request.to == "gguf" and request.dtype is not None:
-        raise DataError(f"--dtype: a GGUF file's type is --quantize, one of {', '.join(KINDS)}")
+        raise DataError(f"`dtype`: a GGUF file's type is `quantize`, one of {', '.join(KINDS)}", field="dtype")
     if request.dtype is not None and request.dtype not in DTYPES:
-        raise DataError(f"unknown --dtype {request.dtype!r}; expected one of {', '.join(DTYPES)}")
+        raise DataError(f"unknown `dtype` {request.dtype!r}; expected one of {', '.join(DTYPES)}", field="dtype")
     if request.exact and request.to != "mlx":
-        raise DataError("--exact is about the scales of an mlx folder: leave it out")
+        raise DataError("`exact` is about the scales of an mlx folder: leave it out", field="exact")
     if request.policy != "raise" and request.adapter is None:
-        raise DataError(f"--adapter-loss {request.policy}: there is no --adapter; name one, or leave it out")
+        raise DataError(
+            f"`adapter_loss` {request.policy}: there is no `adapter`; name one, or leave it out", field="adapter_loss"
+        )
     if request.to == "mlx" and (request.quantize or "").upper() in KINDS:
-        raise DataError(f"--quantize {request.quantize} is a GGUF type: say --to gguf, or give bits such as 4 or 4:32")
+        raise DataError(
+            f"`quantize` {request.quantize} is a GGUF type: say `to` gguf, or give bits such as 4 or 4:32",
+            field="quantize",
+        )
     gguf_kind(request.quantize) if request.to == "gguf" else request.recipe  # each refuses what it does not know
 
 
 def gguf_kind(wanted: str | None) -> str | None:
-    """The type that --quantize names; None where it is left out. DataError for what is none."""
+    """The type that `quantize` names; None where it is left out. DataError for an unknown one."""
     if wanted is None:
         return None
     kind = _KIND_OF_BITS.get(wanted, wanted.upper())
     if kind not in KINDS:
         raise DataError(
-            f"unknown --quantize {wanted!r} for a GGUF file; expected one of {', '.join(KINDS)}, or "
-            f"{', '.join(_KIND_OF_BITS)} for a type of so many bits"
+            f"unknown `quantize` {wanted!r} for a GGUF file; expected one of {', '.join(KINDS)}, or "
+            f"{', '.join(_KIND_OF_BITS)} for a type of so many bits",
+            field="quantize",
         )
     return kind
 

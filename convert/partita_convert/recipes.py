@@ -80,8 +80,9 @@ def parse_recipe(text: str) -> Recipe:
         low = high = int(name)
     if not low:
         raise DataError(
-            f"--quantize {text!r}: give BITS[:GROUP] ({', '.join(map(str, BITS))} bits in groups of "
-            f"{', '.join(map(str, GROUP_SIZES))}), {', '.join(MIXTURES)}, or measured:BPW such as measured:4.5"
+            f"unknown `quantize` {text!r}; expected BITS[:GROUP] ({', '.join(map(str, BITS))} bits in groups of "
+            f"{', '.join(map(str, GROUP_SIZES))}), {', '.join(MIXTURES)}, or measured:BPW such as measured:4.5",
+            field="quantize",
         )
     return Recipe(text, low, high, _group(text, group), bool(group))
 
@@ -90,7 +91,8 @@ def _group(text: str, group: str) -> int:
     if not group and not text.endswith(":"):
         return DEFAULT_GROUP
     if group not in map(str, GROUP_SIZES):
-        raise DataError(f"--quantize {text!r}: groups are {', '.join(map(str, GROUP_SIZES))}, not {group!r}")
+        sizes = ", ".join(map(str, GROUP_SIZES))
+        raise DataError(f"`quantize` {text!r}: the group size must be one of {sizes}, got {group!r}", field="quantize")
     return int(group)
 
 
@@ -100,7 +102,10 @@ def _budget(text: str, value: str) -> float:
     except ValueError:
         budget = 0.0
     if not 2 <= budget <= 10:
-        raise DataError(f"--quantize {text!r}: give the bits a weight, such as measured:4.5, not {value!r}")
+        raise DataError(
+            f"`quantize` {text!r}: bits a weight must be from 2 to 10, such as measured:4.5, got {value!r}",
+            field="quantize",
+        )
     return budget
 
 

@@ -111,7 +111,7 @@ def why_raised(raised: Mapping[str, Raised], tensors: Sequence[WrittenTensor], c
     return (
         f"{len(written)} of {changed} weights that the adapter changes have more bits ({shown}), "
         f"{disk_size(extra)} more: rounding would have left {shares} of its change in them; to stay small, "
-        "--adapter-loss keep takes that loss, chat --adapter DIR keeps the adapter beside the weights"
+        "`adapter_loss` keep takes that loss, and an adapter that is loaded beside the weights has none"
     )
 
 

@@ -122,7 +122,8 @@ def cast(name: str, value: np.ndarray, target: Any) -> np.ndarray:
         lost = np.isinf(changed) & np.isfinite(value)
         if lost.any():
             raise DataError(
-                f"{name}: {int(lost.sum())} of its numbers are too large for {target}; try --dtype bfloat16"
+                f"{name}: {int(lost.sum())} of its numbers are too large for {target}; try `dtype` bfloat16",
+                field="dtype",
             )
     return changed
 

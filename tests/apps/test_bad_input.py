@@ -359,8 +359,8 @@ def test_an_unknown_kv(mistake: Mistake, model: Path, tmp_path: Path, command: s
         (["--sinks", "-1"], ["--sinks must be from 0 to 63"]),
         (["--context", "8", "--sinks", "8"], ["--sinks must be from 0 to 7"]),
         (["--sinks", "few"], ["'few'", "--sinks"]),
-        (["--backend", "abacus"], ["unknown backend 'abacus'", "mlx, torch, numpy"]),
-        (["--dtype", "int8"], ["unknown dtype 'int8'", "float32"]),
+        (["--backend", "abacus"], ["unknown --backend 'abacus'", "mlx, torch, numpy"]),
+        (["--dtype", "int8"], ["unknown --dtype 'int8'", "float32"]),
         (["--dtype", "bfloat16"], ["numpy", "--dtype float32"]),
         (["--device", "tpu"], ["no device 'tpu'", "--device"]),
         (["--backend", "torch", "--device", "tpu"], ["no device 'tpu'", "--device cpu"]),
@@ -368,10 +368,10 @@ def test_an_unknown_kv(mistake: Mistake, model: Path, tmp_path: Path, command: s
         (["--backend", "torch", "--device", "mps"], ["no device 'mps'", "--backend mlx --device metal"]),
         (["--threads", "0"], ["--threads must be >= 1"]),
         (["--threads", "-2"], ["--threads must be >= 1"]),
-        (["--threads", "100000"], ["--threads must be at most", "not 100000"]),
-        (["--threads", "1" * 4000], ["--threads must be at most", "not 1111"]),
+        (["--threads", "100000"], ["--threads must be <= ", "got 100000"]),
+        (["--threads", "1" * 4000], ["--threads must be <= ", "got 1111"]),
         (["--threads", "1" * 5000], ["--threads", "not a valid integer"]),
-        (["--backend", "torch", "--threads", "1000000000"], ["--threads must be at most"]),
+        (["--backend", "torch", "--threads", "1000000000"], ["--threads must be <= "]),
         (["--colour", "red"], ["--colour", "partita chat --help"]),
     ],
 )
@@ -426,7 +426,7 @@ def test_numbers_of_thousands_of_digits(mistake: Mistake, model: Path) -> None:
     mistake(*ask(model, "--kv", f"k{number}v4"), words=["unknown --kv 'k999"])
     mistake(*ask(model, "--context", "9" * 4000), words=["--context", "beyond the 64 tokens"])
     for recipe in (number, f"4:{number}", f"measured:{number}"):
-        with pytest.raises(DataError, match="--quantize"):
+        with pytest.raises(DataError, match="`quantize`"):
             parse_recipe(recipe)
 
 
@@ -434,7 +434,7 @@ def test_numbers_of_thousands_of_digits(mistake: Mistake, model: Path) -> None:
 @pytest.mark.parametrize("backend", ["torch", "auto"])
 def test_threads_of_the_environment(mistake: Mistake, model: Path, backend: str, number: str) -> None:
     arguments = ["chat", str(model), "-p", "hi", "--backend", backend]
-    mistake(*arguments, settings={"OMP_NUM_THREADS": number}, words=["OMP_NUM_THREADS is", "at most", "unset it"])
+    mistake(*arguments, settings={"OMP_NUM_THREADS": number}, words=["OMP_NUM_THREADS must be <= ", "unset it"])
 
 
 def test_a_folder_that_was_removed_under_the_command(mistake: Mistake, model: Path, tmp_path: Path) -> None:

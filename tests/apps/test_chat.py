@@ -142,14 +142,14 @@ def test_where_the_prompt_comes_from(ask):
         (["-p", "x", "--sinks", "most"], "", "expected a number of tokens or system, got 'most'"),
         (["-p", "x", "--raw", "--sinks", "system"], "", "--raw leaves out"),
         (["-p", "x", "--raw", "--system", "Be brief."], "", "--raw leaves out"),
-        (["-p", "x", "--dtype", "int3"], "", "unknown dtype"),
+        (["-p", "x", "--dtype", "int3"], "", "unknown --dtype"),
         (["-p", "x", "--threads", "0"], "", "--threads must be"),
         (["-p", "x", "--raw", "--session", "talk.st"], "", "--raw has none"),
         (["-p", "x", "--session", "no/where.st"], "", "no folder no"),
         (["-p", "x", "--session", "."], "", "is a folder"),
         (["-p", "x", "--draft", "tiny", "--lookup"], "", "--draft and --lookup exclude each other"),
         (["-p", "x", "--draft", "./nowhere.gguf"], "", "nowhere.gguf"),
-        (["-p", "x", "--backend", "abacus"], "", "unknown backend"),
+        (["-p", "x", "--backend", "abacus"], "", "unknown --backend"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(tiny_model, options, text, words):

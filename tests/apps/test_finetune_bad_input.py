@@ -95,11 +95,11 @@ def test_settings_are_judged_before_anything_is_loaded(
         (["--rank", "0"], ["--rank must be >= 1"]),
         (["--rank", 10**9], ["training needs", "gradients and moments", "a lower --rank"]),
         (["--accumulate", 10**9, "--max-length", 64], ["training needs", "batches", "--accumulate"]),
-        (["--targets", "x_proj"], ["--targets x_proj", "q_proj"]),
-        (["--layers", "9"], ["--layers 9 is more than the 2 layers"]),
+        (["--targets", "x_proj"], ["--targets 'x_proj'", "q_proj"]),
+        (["--layers", "9"], ["--layers must be <= 2"]),
         (["--max-length", "9999"], ["--max-length 9999 is beyond the 512 tokens"]),
-        (["--valid-fraction", "1"], ["cannot be held out"]),
-        (["--learning-rate", "0"], ["--learning-rate must be a number > 0"]),
+        (["--valid-fraction", "1"], ["--valid-fraction must be"]),
+        (["--learning-rate", "0"], ["--learning-rate must be > 0"]),
         (["--warmup", "9", "--steps", "5"], ["--warmup must be from 0 to the 5 steps"]),
         (["--patience", "2", "--valid-fraction", "0"], ["--patience", "there is none", "leave it out"]),
         (["--backend", "numpy"], ["numpy", "torch or mlx"]),
@@ -230,6 +230,16 @@ def test_a_bad_file_of_settings(tmp_path: Path, text: str, words: list[str]) -> 
         read_config(tmp_path / "run.yaml")
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_setting_of_a_file_is_named_by_its_key(mistake: Mistake, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("batch-size: 0\nrank: 2\nmethod: full")
+    mistake(
+        "--config", "run.yaml", "--batch-size", 1, words=["run.yaml: rank is for adapters, and method full has none"]
+    )
+    (tmp_path / "run.yaml").write_text("batch_size: 0")
+    mistake("--config", "run.yaml", words=["run.yaml: batch-size must be >= 1, got 0"])
+    mistake("--config", "run.yaml", "--batch-size", -1, words=["partita: --batch-size must be >= 1, got -1"])
 
 
 def test_a_shape_that_cannot_be(mistake: Mistake, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_a_run_keeps_them_and_shows_how_to_use_them(
     assert use in report
     finetune(capsys, "--resume", "--out", out)  # the data would differ without them, and be refused
     _, refused = finetune(capsys, "--resume", "--out", out, "--template-var", "style=low", status=2)
-    assert "resume with the same data and flags" in refused
+    assert "resume with the same data" in refused
 
 
 def test_variables_that_nothing_reads_are_told(

@@ -1,8 +1,9 @@
-"""Settings in messages: the library names them, an app shows what a person types."""
+"""Settings in messages: the library names them, an app shows what a person types. No library text holds an option."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ LIBRARY = [
     for path in sorted((ROOT / name).rglob("*.py"))
     if path.name != "pip_download.py"  # which runs pip and names its options
 ]
+OPTION = re.compile(r"(?<![\w-])--?[a-z][a-z-]*")
 
 
 def command(*words: str) -> click.Command:
@@ -108,11 +110,18 @@ def names_of_options() -> set[str]:
     return {name.removeprefix("--").replace("-", "_") for param in params for name in param.opts if name[:2] == "--"}
 
 
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_library_names_no_option_of_ours(path: Path) -> None:
+    ours = {f"--{name.replace('_', '-')}" for name in names_of_options()} | {"-n"}
+    for text in texts(path):
+        assert not ours & set(OPTION.findall(text)), text
+
+
 def test_every_setting_that_a_message_names_is_an_option() -> None:
     """A misspelt name would stay in backticks. So would one that no command has: those of the Python API alone."""
     options, python = names_of_options(), {"chunk", "slack"}
     named = [found for path in LIBRARY for text in texts(path) for found in NAMED.finditer(text)]
-    assert len(named) > 20
+    assert len(named) > 80
     for found in named:
         if found["arguments"] is None:
             assert found["name"] in options | python, found[0]

@@ -85,7 +85,7 @@ def test_a_gpu_that_fails_is_passed_over_unless_it_was_named(gpu: pytest.MonkeyP
         assert line.isprintable()
         assert all(word in line for word in words)
     for name in ("auto", "torch"):
-        with pytest.raises(BackendUnavailable, match=r"leave .*--device out") as refused:
+        with pytest.raises(BackendUnavailable, match=r"leave .*`device` out") as refused:
             partita_backends.load(name, device="cuda", on_fallback=said.append)
         assert all(word in str(refused.value) for word in words)
     assert partita_backends.load(device="cpu", on_fallback=said.append).name == "torch"
@@ -108,7 +108,7 @@ def test_a_gpu_without_room_is_passed_over_unless_it_was_named(gpu: pytest.Monke
     choice = partita_backends.choose(needs=needs)
     assert (choice.backend.device, asked) == ("cpu", ["cuda"])
     assert choice.fallback == "computing with torch on cpu: the model needs 6.0 GiB, CUDA has 6.0 GiB free"
-    with pytest.raises(BackendUnavailable, match=r"CUDA has .* free: leave --device out"):
+    with pytest.raises(BackendUnavailable, match=r"CUDA has .* free: leave `device` out"):
         partita_backends.load(device="cuda", needs=needs)
     assert partita_backends.load(needs=lambda ops: 6 * GIB).device == "cuda"
 
@@ -160,7 +160,7 @@ def test_metal_that_is_missing_is_passed_over_and_so_is_one_without_room(apple: 
     assert (missing.backend.name, missing.backend.device) == ("torch", "cpu")
     assert missing.fallback == "computing with torch on cpu: MLX finds no Metal device"
     assert partita_backends.choose("mlx").fallback == "computing with mlx on cpu: MLX finds no Metal device"
-    with pytest.raises(BackendUnavailable, match="MLX finds no Metal device: leave --backend and --device out"):
+    with pytest.raises(BackendUnavailable, match="MLX finds no Metal device: leave `backend` and `device` out"):
         partita_backends.load("mlx", device="metal")
 
 
@@ -177,12 +177,12 @@ def test_metal_that_fails_says_how(apple: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "device", "words"),
     [
-        ("auto", "tpu", "no device 'tpu': give --device cpu or cuda or metal or rocm"),
-        ("torch", "metal", "the torch backend has no device 'metal': give --device cpu or cuda or rocm"),
-        ("mlx", "cuda", "the mlx backend has no device 'cuda': give --device cpu or metal"),
-        ("numpy", "cuda", "the numpy backend has no device 'cuda': give --device cpu"),
-        ("auto", "mps", "--backend mlx --device metal"),
-        ("torch", "mps", "--backend mlx --device metal"),
+        ("auto", "tpu", "no device 'tpu': give `device` cpu or cuda or metal or rocm"),
+        ("torch", "metal", "the torch backend has no device 'metal': give `device` cpu or cuda or rocm"),
+        ("mlx", "cuda", "the mlx backend has no device 'cuda': give `device` cpu or metal"),
+        ("numpy", "cuda", "the numpy backend has no device 'cuda': give `device` cpu"),
+        ("auto", "mps", "`backend` mlx `device` metal"),
+        ("torch", "mps", "`backend` mlx `device` metal"),
         ("mlx", "metal", "Metal is on Apple Silicon only"),
     ],
 )

@@ -54,7 +54,7 @@ def of_example(name: str) -> Case:
 
 def value_and_grad(ops: Backend) -> list[np.ndarray]:
     if ops.name == "numpy":
-        with pytest.raises(BackendUnavailable, match="use --backend torch or mlx"):
+        with pytest.raises(BackendUnavailable, match="use `backend` torch or mlx"):
             ops.value_and_grad(lambda trained: (0.0, ()))
         return [np.array(7, np.float32), np.array([1, 3, 3], np.float32), np.full(3, 2, np.float32), np.zeros(2)]
 

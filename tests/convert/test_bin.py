@@ -1,4 +1,4 @@
-"""PyTorch's .bin weights: read in a process apart when asked for, refused otherwise, and never run."""
+"""PyTorch's .bin weights: read in a separate process when asked for, refused otherwise, and never run."""
 
 from __future__ import annotations
 
@@ -109,9 +109,9 @@ def test_conversion_writes_a_folder_that_opens(tmp_path):
 
 def test_without_the_flag(tmp_path):
     path = folder(tmp_path / "m")
-    with pytest.raises(CheckpointError, match="--allow-pickle"):
+    with pytest.raises(CheckpointError, match="`allow_pickle`"):
         open_source(path, allow_pickle=False, near=tmp_path / "out").__enter__()
-    with pytest.raises(CheckpointError, match="partita convert --allow-pickle"):
+    with pytest.raises(CheckpointError, match=r"convert\(allow_pickle=True\)"):
         open_checkpoint(path)
 
 

@@ -142,7 +142,7 @@ def test_the_model_writes_the_same_text_every_time(source, ops):
 
 
 def test_measuring_needs_a_text(source, tmp_path):
-    with pytest.raises(DataError, match=r"measured:4: measuring needs a calibration text"):
+    with pytest.raises(DataError, match=r"measuring needs"):
         convert(source, tmp_path / "out", Request(quantize="measured:4"))
 
 
@@ -245,19 +245,19 @@ def test_experts_in_a_gguf_file_are_weighed_too(tmp_path, ops, tokens, name):
 @pytest.mark.parametrize(
     ("place", "request_", "words"),
     [
-        ("out.gguf", Request(), "--to mlx writes a folder"),
+        ("out.gguf", Request(), "`to` mlx writes a folder"),
         ("out", Request(to="gguf"), "writes a file that ends in .gguf"),
-        ("out", Request(to="onnx"), "--to 'onnx'"),
+        ("out", Request(to="onnx"), "`to` 'onnx'"),
         ("out", Request(to="huggingface", quantize="4"), "transformers reads dense weights only"),
         (
             "out.gguf",
             Request(to="gguf", quantize="4:64"),
-            "unknown --quantize '4:64' for a GGUF file; expected one of F32",
+            "unknown `quantize` '4:64' for a GGUF file; expected one of F32",
         ),
-        ("out.gguf", Request(to="gguf", dtype="float16"), "--dtype: a GGUF file's type is --quantize"),
-        ("out", Request(quantize="q4_0"), "is a GGUF type: say --to gguf"),
-        ("out", Request(dtype="int8"), "unknown --dtype 'int8'; expected one of float32"),
-        ("out", Request(to="huggingface", exact=True), "--exact is about the scales of an mlx folder"),
+        ("out.gguf", Request(to="gguf", dtype="float16"), "`dtype`: a GGUF file's type is `quantize`"),
+        ("out", Request(quantize="q4_0"), "is a GGUF type: say `to` gguf"),
+        ("out", Request(dtype="int8"), "unknown `dtype` 'int8'; expected one of float32"),
+        ("out", Request(to="huggingface", exact=True), "`exact` is about the scales of an mlx folder"),
     ],
 )
 def test_requests_that_make_no_sense(source, tmp_path, place, request_, words):

@@ -93,7 +93,7 @@ def test_bits_are_raised_for_a_change_that_a_grid_would_lose(packed, tmp_path):
     assert "2 of 2 weights that the adapter changes have more bits (4-bit:32 → " in why
     assert f"{min(item.share for item in raised.raised.values()):.0%} to " in why
     assert all(item.share == pytest.approx(kept.retained[name]) for name, item in raised.raised.items())
-    assert "--adapter-loss keep" in why
+    assert "`adapter_loss` keep" in why
     assert why in readme
     assert raised.as_json()["raised"] == why
     assert kept.why_raised is None

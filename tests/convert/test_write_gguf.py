@@ -414,7 +414,7 @@ def test_what_a_source_says_of_itself_is_kept(written: Callable[..., Path], tmp_
 
 @pytest.mark.parametrize(("name", "what"), gguf_models.UNSAYABLE.items())
 def test_what_gguf_cannot_say_is_refused(name: str, what: str, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModel, match=f"{what}.*--to mlx"):
+    with pytest.raises(UnsupportedModel, match=f"{what}.*`to` mlx"):
         write_gguf(open_checkpoint(tiny_models.write(name, folder)), tmp_path / "m.gguf")
     assert not list(tmp_path.iterdir())
 

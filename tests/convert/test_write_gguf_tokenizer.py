@@ -221,7 +221,7 @@ def test_steps_that_gguf_cannot_say(change: dict[str, Any], what: str, folder: F
     good = byte_level()
     path = folder(tokenizer__json=good, tokenizer_config__json=CONFIG)
     (path / "tokenizer.json").write_text(json.dumps(good | change))
-    with pytest.raises(UnsupportedModel, match=f"{what}.*--to mlx"):
+    with pytest.raises(UnsupportedModel, match=f"{what}.*`to` mlx"):
         vocabulary.read_vocabulary(path)
 
 
@@ -342,7 +342,7 @@ def test_scores_of_a_model_beside_the_json_are_its_own(folder: Folder, tiny_mode
 )
 def test_models_that_gguf_cannot_say(options: dict[str, Any], what: str, folder: Folder) -> None:
     path = folder(tokenizer__model=pieces(**options), tokenizer_config__json=LLAMA)
-    with pytest.raises(UnsupportedModel, match=f"tokenizer.model.*{what}.*--to mlx"):
+    with pytest.raises(UnsupportedModel, match=f"tokenizer.model.*{what}.*`to` mlx"):
         keys_of(path)
 
 

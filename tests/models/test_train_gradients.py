@@ -197,7 +197,7 @@ def test_a_fresh_adapter_changes_nothing(ops: Backend, tiny_family: Callable[[st
 
 def test_numpy_says_that_it_cannot_train(tiny_family: Callable[[str], Path], batch: Batch) -> None:
     ops = NumpyBackend()
-    with pytest.raises(BackendUnavailable, match="--backend torch or mlx"):
+    with pytest.raises(BackendUnavailable, match="`backend` torch or mlx"):
         gradients(ops, *lora(ops, tiny_family("llama")), batch)
 
 

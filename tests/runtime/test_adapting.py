@@ -211,7 +211,7 @@ def test_what_cannot_be_done_beside_the_weights_is_refused(tiny_family: Callable
     adapter = open_adapter(write(tmp_path / "adapter", base))
     change = next(iter(adapter.changes.values()))
     for name in ("model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"):
-        with pytest.raises(UnsupportedModel, match=rf"changes {name}, .*partita convert MODEL DEST --adapter"):
+        with pytest.raises(UnsupportedModel, match=rf"changes {name}, .*convert\(MODEL, DEST, adapter="):
             with_adapter(ops, decoder, replace(adapter, changes={name: change}))
     with pytest.raises(UnsupportedModel, match="changes model"):
         with_adapter(ops, decoder, replace(adapter, replaced={"model.norm.weight": np.ones(64, np.float32)}))

@@ -204,7 +204,7 @@ def test_truncated_and_skipped_documents_are_counted(tmp_path, load):
     assert counts.trained == int(data.trained.sum())
     for batch in Batches(data, 2, 48, True, 0).one_epoch():
         assert batch.trained > 0
-    with pytest.raises(DataError, match="their prompts alone fill them; raise --max-length"):
+    with pytest.raises(DataError, match="their prompts alone fill them; raise `max_length`"):
         load(write(tmp_path / "long.jsonl", hopeless), 48)
 
 
@@ -298,9 +298,9 @@ def test_what_is_no_data_is_one_line(tmp_path, load):
         assert "\n" not in str(caught.value)
     path = write(tmp_path / "mine.jsonl", {"text": "a fox"})
     for options, words in [
-        ({"valid_fraction": 1.0}, "a share of 1 cannot be held out"),
-        ({"seed": -1}, "the seed -1"),
-        ({"max_length": 1}, "--max-length 1"),
+        ({"valid_fraction": 1.0}, "`valid_fraction` must be"),
+        ({"seed": -1}, "`seed` must be >= 0"),
+        ({"max_length": 1}, "`max_length` must be"),
     ]:
         with pytest.raises(DataError, match=words):
             load(path, **options)

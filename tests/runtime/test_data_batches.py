@@ -189,9 +189,9 @@ def test_rows_stay_within_their_capacity_when_some_are_closed():
 def test_what_cannot_be_is_one_line():
     data = dataset_of([30, 5])
     for arguments, words in [
-        ((data, 0, 40, True, 0), "a batch of 0 rows"),
-        ((data, 1, 29, True, 0), "a document of 30 tokens does not fit --max-length 29"),
-        ((data, 1, 40, True, -1), "the seed -1"),
+        ((data, 0, 40, True, 0), "`batch_size` must be >= 1"),
+        ((data, 1, 29, True, 0), "a document of 30 tokens does not fit `max_length` 29"),
+        ((data, 1, 40, True, -1), "`seed` must be >= 0"),
         ((DatasetBuilder(40).build(), 1, 40, True, 0), "no documents"),
     ]:
         with pytest.raises(DataError, match=words):
@@ -201,13 +201,13 @@ def test_what_cannot_be_is_one_line():
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("seed", 1, "the seed was 1 then and is 0 now"),
+        ("seed", 1, "`seed` was 1 then and is 0 now"),
         ("batch_size", 3, "the number of rows a step"),
-        ("max_length", 41, "--max-length was 41"),
-        ("packing", False, "packing was False then and is True now"),
+        ("max_length", 41, "`max_length` was 41"),
+        ("packing", False, "`packing` was False then and is True now"),
         ("data", "x", "the data's fingerprint"),
-        ("index", -1, "is damaged|cannot be"),
-        ("index", 99, "epoch 0, batch 99 cannot be"),
+        ("index", -1, "is damaged"),
+        ("index", 99, "epoch 0, batch 99; the state is damaged"),
         ("epoch", None, "epoch None"),
         ("epoch", True, "epoch True"),
     ],
@@ -250,5 +250,5 @@ def test_truncation_and_documents_without_anything_to_train_are_counted():
     )
     assert data.tokens.tolist() == [1, 2, 3, 4, 1, 2, 3, 4, 5, 6]
     assert (data.tokens.dtype, data.trained.dtype, data.offsets.tolist()) == (np.int32, np.bool_, [0, 4, 6, 10])
-    with pytest.raises(DataError, match="--max-length 1"):
+    with pytest.raises(DataError, match="`max_length` must be"):
         DatasetBuilder(1)

@@ -434,7 +434,7 @@ def test_control_tokens_of_plain_text_are_tokens_where_that_is_asked_for(load):
     (plain,) = letters.encode(parse({"text": text}), "d.jsonl line 7")
     assert tokenizer.controls["<|im_start|>"] not in plain.ids
     assert letters.notes.lines() == (
-        "control tokens in plain text are read as letters, as <s> in d.jsonl line 7: --control-tokens reads them as "
+        "control tokens in plain text are read as letters, as <s> in d.jsonl line 7: `control_tokens` reads them as "
         "tokens",
     )
     (chat,) = reads.encode(parse({"messages": [TALK[1], {**TALK[2], "content": "<|im_end|>"}]}))

@@ -59,14 +59,14 @@ def test_all_projections_or_some_of_all_layers_or_the_last(decoder: Decoder) -> 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"targets": "q_proj,x_proj"}, "--targets x_proj: this model has down_proj, gate_proj, k_proj"),
-        ({"targets": "lm_head"}, "--targets lm_head"),
-        ({"layers": 3}, "--layers 3 is more than the 2"),
-        ({"targets": " , "}, "--targets names no projection"),
-        ({"rank": 0}, "--rank"),
-        ({"alpha": 0.0}, "--alpha"),
-        ({"dropout": 1.0}, "--dropout"),
-        ({"layers": 0}, "--layers"),
+        ({"targets": "q_proj,x_proj"}, "`targets` 'x_proj'; expected some of down_proj, gate_proj, k_proj"),
+        ({"targets": "lm_head"}, "`targets` 'lm_head'"),
+        ({"layers": 3}, "`layers` must be <= 2"),
+        ({"targets": " , "}, "`targets` names no projection"),
+        ({"rank": 0}, "`rank`"),
+        ({"alpha": 0.0}, "`alpha`"),
+        ({"dropout": 1.0}, "`dropout`"),
+        ({"layers": 0}, "`layers`"),
     ],
 )
 def test_what_cannot_be_is_refused(decoder: Decoder, settings: dict, said: str) -> None:
@@ -78,9 +78,9 @@ def test_experts_are_refused_by_name(decoder: Decoder) -> None:
     """A model whose MLPs are experts has projections of attention alone."""
     attention = tuple(replace(block, mlp=None) for block in decoder.blocks)
     mixed = replace(decoder, config=replace(decoder.config, experts=ExpertsConfig(4, 2, 32)), blocks=attention)
-    with pytest.raises(UnsupportedModel, match="--targets k_proj,o_proj,q_proj,v_proj"):
+    with pytest.raises(UnsupportedModel, match="`targets` k_proj,o_proj,q_proj,v_proj"):
         names(mixed)
-    with pytest.raises(UnsupportedModel, match="--targets up_proj: the experts"):
+    with pytest.raises(UnsupportedModel, match="`targets` up_proj: the experts"):
         names(mixed, targets="q_proj,up_proj")
     assert len(names(mixed, targets="q_proj,v_proj")) == 4
 

@@ -83,7 +83,7 @@ def test_nothing_to_train_is_told(ops: Backend) -> None:
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"beta1": 1.0}, "betas"), ({"eps": 0.0}, "eps"), ({"weight_decay": -1.0}, "--weight-decay")],
+    [({"beta1": 1.0}, "betas"), ({"eps": 0.0}, "eps"), ({"weight_decay": -1.0}, "`weight_decay`")],
 )
 def test_settings_that_cannot_be_are_refused(change: dict, said: str) -> None:
     with pytest.raises(DataError, match=said):
@@ -127,11 +127,11 @@ def test_every_rate_is_above_zero_and_at_most_the_peak(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((0.0, 10), "--learning-rate"),
-        ((math.nan, 10), "--learning-rate"),
-        ((1.0, 0), "--steps"),
-        ((1.0, 10, 11), "--warmup"),
-        ((1.0, 10, 0, "step"), "--schedule"),
+        ((0.0, 10), "`learning_rate`"),
+        ((math.nan, 10), "`learning_rate`"),
+        ((1.0, 0), "`steps`"),
+        ((1.0, 10, 11), "`warmup`"),
+        ((1.0, 10, 0, "step"), "`schedule`"),
         ((1.0, 10, 0, "cosine", 2.0), "floor"),
     ],
 )

@@ -153,7 +153,7 @@ def test_nothing_trained_is_told(ops: Backend, tiny_model: Path) -> None:
 def test_rows_beyond_the_trained_maximum_are_refused(ops: Backend, tiny_model: Path) -> None:
     model, values = lora(ops, tiny_model)
     long = Fixed([batch_of([documents(1, 514, 280)])])
-    with pytest.raises(DataError, match="--max-length 512"):
+    with pytest.raises(DataError, match="`max_length` 512"):
         list(Trainer(ops, model, values, TrainConfig(1), long).run())
 
 
@@ -191,11 +191,11 @@ def test_how_often_one_looks_may_change(tiny_model: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("change", "flag"),
     [
-        ({"clip": 0.0}, "--clip"),
-        ({"accumulate": 0}, "--accumulate"),
-        ({"evaluate_every": 0}, "--eval-every"),
-        ({"patience": 0}, "--patience"),
-        ({"checkpoint_every": -1}, "--save-every"),
+        ({"clip": 0.0}, "`clip`"),
+        ({"accumulate": 0}, "`accumulate`"),
+        ({"evaluate_every": 0}, "`eval_every`"),
+        ({"patience": 0}, "`patience`"),
+        ({"checkpoint_every": -1}, "`save_every`"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(change: dict, flag: str) -> None:

@@ -36,24 +36,24 @@ def test_more_of_anything_takes_more(config: ModelConfig) -> None:
 
 
 @pytest.mark.parametrize("grad_checkpoint", [False, True])
-def test_flags_that_are_named_do_help(config: ModelConfig, grad_checkpoint: bool) -> None:
+def test_settings_that_are_named_do_help(config: ModelConfig, grad_checkpoint: bool) -> None:
     shape = replace(SHAPE, grad_checkpoint=grad_checkpoint)
     helped = set()
     for free in range(RESERVE, RESERVE + estimate(config, shape).total, 200_000):
         with pytest.raises(MemoryBudgetError) as caught:
             admit(config, shape, free)
         said = str(caught.value).partition("try ")[2]
-        flags = dict(re.findall(r"--(\S+)(?: (\d+))?", said))
-        helped.add(tuple(flags))
-        if not flags:
+        named = dict(re.findall(r"`(\S+)`(?: (\d+))?", said))
+        helped.add(tuple(named))
+        if not named:
             continue
         other = replace(
             shape,
-            grad_checkpoint=grad_checkpoint or "grad-checkpoint" in flags,
-            rows=int(flags.get("batch-size") or shape.rows),
-            length=int(flags.get("max-length") or shape.length),
+            grad_checkpoint=grad_checkpoint or "grad_checkpoint" in named,
+            rows=int(named.get("batch_size") or shape.rows),
+            length=int(named.get("max_length") or shape.length),
         )
-        assert int(flags.get("accumulate") or shape.rows) * other.rows in (shape.rows, shape.rows**2)
+        assert int(named.get("accumulate") or shape.rows) * other.rows in (shape.rows, shape.rows**2)
         assert admit(config, other, free).total <= free - RESERVE
     assert len(helped) > 2
 
@@ -61,14 +61,14 @@ def test_flags_that_are_named_do_help(config: ModelConfig, grad_checkpoint: bool
 def test_what_fits_is_admitted_and_full_training_may_become_adapters(config: ModelConfig) -> None:
     needs = estimate(config, SHAPE)
     assert admit(config, SHAPE, needs.total + RESERVE) == needs
-    with pytest.raises(MemoryBudgetError, match="try --method lora"):
+    with pytest.raises(MemoryBudgetError, match="try `method` lora"):
         admit(config, replace(SHAPE, trained=10**9), 2**30, full=True)
-    with pytest.raises(MemoryBudgetError, match="a lower --rank"):
+    with pytest.raises(MemoryBudgetError, match="a lower `rank`"):
         admit(config, replace(SHAPE, trained=10**9), 2**30)
 
 
 def test_batches_that_do_not_fit_are_refused_with_a_number_that_does(config: ModelConfig) -> None:
     shape = replace(SHAPE, accumulate=10**9)
-    with pytest.raises(MemoryBudgetError, match=r"batches 18.6 TiB.*try --accumulate \d+$") as caught:
+    with pytest.raises(MemoryBudgetError, match=r"batches 18.6 TiB.*try `accumulate` \d+$") as caught:
         admit(config, shape, 2**31)
     admit(config, replace(shape, accumulate=int(str(caught.value).split()[-1])), 2**31)

@@ -7,15 +7,18 @@ those of `Settings`.
 from __future__ import annotations
 
 import json
+from collections.abc import Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from partita.errors import DataError, PartitaError
 from partita.files.paths import own
 
 from ..aliases import Aliased, model_option, shifted
 from ..completion import files, models
+from ..messages import keys_of, rendered, shown
 from ..options import model_options, tell
 from ..paths import OwnPath
 from ..terminal import say
@@ -139,8 +142,6 @@ def finetune(ctx: click.Context, config: Path | None, resume: bool, as_json: boo
 
     Ctrl-C finishes the step and saves; --resume goes on exactly where a run was stopped, or killed.
     """
-    from partita.errors import DataError
-
     from .run import look, run
     from .settings import merged, read_config
     from .words import resume_command
@@ -155,7 +156,10 @@ def finetune(ctx: click.Context, config: Path | None, resume: bool, as_json: boo
     out = own(out)
     kept, before = look(out, resume)
     flags["model"], flags["data"] = _arguments(first, second, named, {**said, **kept})
-    prepared, outcome = run(merged(kept, said, flags), out, before, resume=resume)
+    try:
+        prepared, outcome = run(merged(kept, said, flags), out, before, resume=resume)
+    except PartitaError as error:
+        raise _in_file(error, config, said.keys() - flags.keys()) from None
     if outcome.reason == "stopped":
         again = resume_command(out)
         if prepared.ops.rank == 0:
@@ -163,6 +167,13 @@ def finetune(ctx: click.Context, config: Path | None, resume: bool, as_json: boo
         ctx.exit(130)
     if prepared.ops.rank == 0:
         show(prepared, outcome, as_json)
+
+
+def _in_file(error: PartitaError, config: Path | None, keys: Set[str]) -> PartitaError:
+    """The error as it is, or with a file's keys for settings where one of them is its reason."""
+    if error.field not in keys:
+        return error
+    return type(error)(f"{config}: {rendered(str(error), keys_of(keys))}", field=error.field)
 
 
 def _arguments(
@@ -235,7 +246,7 @@ def document(prepared: Prepared, outcome: Outcome) -> dict[str, Any]:
         "weights_bytes": prepared.weights,
         "estimated_bytes": prepared.rest.total,
         "data": prepared.splits.statistics(),
-        "data_notes": list(prepared.splits.notes),
+        "data_notes": list(map(shown, prepared.splits.notes)),
         "backend": prepared.ops.name,
         "device": prepared.ops.device,
         "dtype": prepared.ops.dtype,

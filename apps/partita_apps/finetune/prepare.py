@@ -86,7 +86,8 @@ def prepare(settings: Settings, out: Path) -> Prepared:
         settings = replace(settings, max_length=min(MAX_LENGTH, config.max_positions))
     if (settings.max_length or 0) > config.max_positions:
         raise DataError(
-            f"--max-length {settings.max_length} is beyond the {config.max_positions} tokens this model was trained on"
+            f"`max_length` {settings.max_length} is beyond the {config.max_positions} tokens this model was trained on",
+            field="max_length",
         )
     lora = _lora(settings)
     chats = tokenizer.chat_template is not None and _is_chat(settings.data)
@@ -94,7 +95,8 @@ def prepare(settings: Settings, out: Path) -> Prepared:
     splits = _data(settings, tokenizer)
     if settings.patience is not None and splits.valid is None:
         raise DataError(
-            "--patience waits for a better validation loss, and there is none: leave it out, or raise --valid-fraction"
+            "`patience` waits for a better validation loss, and there is none: leave it out, or raise `valid_fraction`",
+            field="patience",
         )
     batches = _batches(settings, splits.train, ops)
     settings = _decided(settings, batches)
@@ -224,7 +226,7 @@ def _check_variables(settings: Settings, tokenizer: Tokenizer, chats: bool) -> N
         return
     if not chats:
         why = "the model has no chat template" if tokenizer.chat_template is None else "DATA begins with plain text"
-        raise DataError(f"--template-var is for conversations, and {why}: leave it out")
+        raise DataError(f"`template_var` is for conversations, and {why}: leave it out", field="template_var")
     template = ChatTemplate.of(tokenizer)
     unread = [name for name in settings.variables if not template.mentions(name)]
     if unread:

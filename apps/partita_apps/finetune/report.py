@@ -14,6 +14,7 @@ from partita import __version__
 from partita.printable import visible
 from partita.units import duration, memory_size
 
+from ..messages import shown
 from .line import Smoothed, loss_memory
 from .results import write_text
 from .settings import OF_ADAPTERS
@@ -178,7 +179,7 @@ def _data(prepared: Prepared) -> str:
     rows = [(words, *(f"{found[split][name]:,}" for split in found)) for name, words in _COUNTS.items()]
     rows = [row for row in rows if row[0] in ("records", "documents", "tokens") or any(cell != "0" for cell in row[1:])]
     held = "\n\nThe validation records were held out of the training data." if prepared.splits.held_out else ""
-    notes = "\n\n" + _quoted("\n".join(prepared.splits.notes)) if prepared.splits.notes else ""
+    notes = "\n\n" + _quoted("\n".join(map(shown, prepared.splits.notes))) if prepared.splits.notes else ""
     return f"`{prepared.settings.data}`\n\n{_table((' ', *found), rows)}{held}{notes}"
 
 

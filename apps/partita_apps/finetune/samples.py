@@ -16,6 +16,7 @@ from partita.data.load import Dataset, Splits
 from partita.errors import DataError, PartitaError
 from partita.language_model import LanguageModel
 
+from ..messages import shown
 from .prepare import Prepared
 
 OF_DATA = 2  # prompts, where none was given
@@ -68,7 +69,7 @@ def _reply(model: LanguageModel, prompt: Prompt, count: int) -> str:
         pieces = session.generate(prompt.ids, max_tokens=count, continues=prompt.expected is not None)
         return "".join(piece.text for piece in pieces)
     except PartitaError as error:
-        return f"({error})"
+        return f"({shown(str(error))})"
 
 
 def _language_model(prepared: Prepared, values: Mapping[str, Any] | None) -> LanguageModel:

@@ -72,15 +72,16 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise DataError(f"unknown --method {self.method!r}; expected one of {', '.join(METHODS)}")
+            raise DataError(f"unknown `method` {self.method!r}; expected one of {', '.join(METHODS)}", field="method")
         if self.schedule not in SCHEDULES:
-            raise DataError(f"unknown --schedule {self.schedule!r}; expected one of {', '.join(SCHEDULES)}")
+            known = ", ".join(SCHEDULES)
+            raise DataError(f"unknown `schedule` {self.schedule!r}; expected one of {known}", field="schedule")
         if self.steps is not None and self.epochs is not None:
-            raise DataError("--steps and --epochs exclude each other: choose one of them")
+            raise DataError("`steps` and `epochs` exclude each other: choose one of them", field="epochs")
         if self.epochs is not None and not 0 < self.epochs < 1e6:
-            raise DataError(f"--epochs must be > 0, got {self.epochs}")
+            raise DataError(f"`epochs` must be > 0 and < 1e6, got {self.epochs}", field="epochs")
         if self.from_scratch is not None and self.method != "full":
-            raise DataError("--from-scratch trains every weight: add --method full")
+            raise DataError("`from_scratch` trains every weight: add `method` full", field="from_scratch")
         self._refuse_adapters_settings()
         _ = self.variables
         least = {"eval_batches": 1, "sample_tokens": 0, "batch_size": 1, "save_every": 1, "seed": 0, "clip": 0}
@@ -88,11 +89,11 @@ class Settings:
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and not value >= low:
-                raise DataError(f"{flag(name)} must be >= {low}, got {value}")
+                raise DataError(f"`{name}` must be >= {low}, got {value}", field=name)
         for name, value in asdict(self).items():
             high = MOST_SEED if name == "seed" else MOST
             if isinstance(value, int) and value > high:
-                raise DataError(f"{flag(name)} must be <= {high}, got {value}")
+                raise DataError(f"`{name}` must be <= {high}, got {value}", field=name)
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -100,7 +101,7 @@ class Settings:
         found: dict[str, Any] = {}
         for name, value in map(parse_variable, self.template_var):
             if name in found:
-                raise DataError(f"--template-var {name} given twice: leave one of them out")
+                raise DataError(f"`template_var` {name} given twice: leave one of them out", field="template_var")
             found[name] = value
         return found
 
@@ -109,7 +110,8 @@ class Settings:
         said = [field.name for field in fields(self) if field.name in OF_ADAPTERS]
         said = [name for name in said if getattr(self, name) != getattr(Settings, name)]
         if self.method == "full" and said:
-            raise DataError(f"{flag(said[0])} is for adapters, and --method full has none: leave one of them out")
+            name = said[0]
+            raise DataError(f"`{name}` is for adapters, and `method` full has none: leave one of them out", field=name)
 
     @property
     def scale_alpha(self) -> float:
@@ -132,10 +134,6 @@ class Run:
 
     settings: dict[str, Any]
     before: dict[str, str]
-
-
-def flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def merged(*layers: Mapping[str, Any]) -> Settings:

@@ -141,7 +141,8 @@ def _rope_keys(
     scaling, tensors = _scaling(main)
     if not row.factors.issuperset(tensors):
         raise UnsupportedModel(
-            f"rope scaling {main.scaling!r} cannot be said in GGUF for {row.model_type}; write --to mlx instead"
+            f"GGUF has no rope scaling {main.scaling!r} for {row.model_type}; write `to` mlx instead",
+            field="to",
         )
     return keys | scaling, tensors
 
@@ -250,6 +251,7 @@ def _same(wanted: Any, said: Any, absent: float = math.inf) -> bool:
 
 def _unsayable(architecture: str, what: str, wanted: Any, said: Any) -> UnsupportedModel:
     return UnsupportedModel(
-        f"GGUF's {architecture} architecture cannot say {what} {wanted!r}: its readers take {said!r}; "
-        "write --to mlx or --to huggingface"
+        f"GGUF's {architecture} architecture cannot express {what} {wanted!r}: its readers take {said!r}; "
+        "write `to` mlx or huggingface",
+        field="to",
     )

@@ -126,7 +126,8 @@ def _check(checkpoint: Checkpoint, source: Tokenizer, keys: Mapping[str, Typed])
             if written.encode(text, specials=specials) != source.encode(text, specials=specials):
                 raise UnsupportedModel(
                     f"{checkpoint.path.name}: as a GGUF vocabulary its tokenizer would split {text[:40]!r} otherwise; "
-                    "write --to mlx or --to huggingface"
+                    "write `to` mlx or huggingface",
+                    field="to",
                 )
 
 

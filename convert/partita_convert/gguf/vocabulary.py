@@ -87,7 +87,7 @@ def _from_json(library: Mapping[str, Any], configs: Configs, pieces: proto.Model
 
 
 def _unsayable(what: str) -> UnsupportedModel:
-    return UnsupportedModel(f"tokenizer.json: GGUF cannot say {what}; write --to mlx or --to huggingface")
+    return UnsupportedModel(f"tokenizer.json: GGUF cannot express {what}; write `to` mlx or huggingface", field="to")
 
 
 def _steps(step: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
@@ -194,11 +194,11 @@ def _all_merge(model: Mapping[str, Any]) -> bool:
 def _from_pieces(pieces: proto.Model, space_prefix: bool, shortens: bool = False) -> Vocabulary:
     if proto.trained_as(pieces.trainer) != _BPE:
         raise UnsupportedModel(
-            "tokenizer.model: a vocabulary of unigrams is not written as GGUF; write --to mlx instead"
+            "tokenizer.model: a vocabulary of unigrams is not written as GGUF; write `to` mlx instead", field="to"
         )
     if shortens:
         raise UnsupportedModel(
-            "tokenizer.model: it shortens runs of spaces, which GGUF cannot say; write --to mlx instead"
+            "tokenizer.model: it shortens runs of spaces, which GGUF cannot express; write `to` mlx instead", field="to"
         )
     return Vocabulary(
         "llama", list(pieces.pieces), list(pieces.types), list(pieces.scores), [], "default", space_prefix

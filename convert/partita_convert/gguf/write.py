@@ -198,7 +198,7 @@ def _gguf_name(name: str, names: Mapping[str, str]) -> str:
         if names.get(rest) in BARE_NAMES:
             return f"blk.{int(layer)}.{names[rest]}.weight"
     raise UnsupportedModel(
-        f"GGUF's architecture for this model has no place for {name!r}; write --to mlx or --to huggingface"
+        f"GGUF's architecture for this model has no place for {name!r}; write `to` mlx or huggingface", field="to"
     )
 
 

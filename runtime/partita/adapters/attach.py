@@ -122,7 +122,7 @@ def identity(adapter: Adapter) -> str:
 def _only_fused(name: str, adapter: Adapter) -> str:
     return (
         f"{adapter.path.name}: the adapter changes {name}, which is no single projection of this model: fuse it with "
-        f"`partita convert MODEL DEST --adapter {adapter.path}` and use DEST"
+        f"`convert(MODEL, DEST, adapter={adapter.path})` and use DEST"
     )
 
 

@@ -51,15 +51,17 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise DataError(f"--rank must be >= 1, got {self.rank}")
+            raise DataError(f"`rank` must be >= 1, got {self.rank}", field="rank")
         if not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise DataError(f"--alpha must be a number > 0, got {self.alpha}")
+            raise DataError(f"`alpha` must be > 0 and finite, got {self.alpha}", field="alpha")
         if not 0 <= self.dropout < 1:
-            raise DataError(f"--dropout must be from 0 to below 1, not {self.dropout}")
+            raise DataError(f"`dropout` must be >= 0 and < 1, got {self.dropout}", field="dropout")
         if self.layers is not None and self.layers < 1:
-            raise DataError(f"--layers must be >= 1, got {self.layers}")
+            raise DataError(f"`layers` must be >= 1, got {self.layers}", field="layers")
         if not self.names:
-            raise DataError("--targets names no projection: give all-linear, or names such as q_proj,v_proj")
+            raise DataError(
+                "`targets` names no projection: give all-linear, or names such as q_proj,v_proj", field="targets"
+            )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -176,14 +178,16 @@ def chosen(decoder: Decoder, config: LoraConfig) -> list[tuple[str, Linear]]:
     """(path, projection) of everything that gets an adapter, in the model's order."""
     count = len(decoder.blocks)
     if config.layers is not None and config.layers > count:
-        raise DataError(f"--layers {config.layers} is more than the {count} layers of this model")
+        raise DataError(f"`layers` must be <= {count}, the layers of this model, got {config.layers}", field="layers")
     first = count - (config.layers or count)
     there = [(path, linear) for path, linear in projections(decoder) if (linear.specs[0].layer or 0) >= first]
     kinds = sorted({_kind(linear) for _, linear in there})
     _refuse_experts(decoder.config, config.names, kinds)
     wanted = kinds if ALL_LINEAR in config.names else config.names
     if missing := [name for name in wanted if name not in kinds]:
-        raise DataError(f"--targets {missing[0]}: this model has {', '.join(kinds)} (or all-linear)")
+        raise DataError(
+            f"unknown `targets` {missing[0]!r}; expected some of {', '.join(kinds)}, or all-linear", field="targets"
+        )
     return [(path, linear) for path, linear in there if _kind(linear) in wanted]
 
 
@@ -217,12 +221,14 @@ def _refuse_experts(model: ModelConfig, names: tuple[str, ...], kinds: list[str]
     dense = ",".join(kind for kind in kinds if kind not in _EXPERT_PROJECTIONS)
     if ALL_LINEAR in names:
         raise UnsupportedModel(
-            f"--targets all-linear would mean the experts of this {model.model_type} model too, which take no "
-            f"adapters: use --targets {dense}"
+            f"`targets` all-linear would mean the experts of this {model.model_type} model too, which take no "
+            f"adapters: use `targets` {dense}",
+            field="targets",
         )
     if asked := [name for name in names if name in _EXPERT_PROJECTIONS]:
         raise UnsupportedModel(
-            f"--targets {asked[0]}: the experts of this {model.model_type} model take no adapters: use {dense}"
+            f"`targets` {asked[0]}: the experts of this {model.model_type} model take no adapters: use {dense}",
+            field="targets",
         )
 
 

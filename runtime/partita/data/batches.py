@@ -69,14 +69,16 @@ class Batches:
 
     def __init__(self, dataset: Dataset, batch_size: int, max_length: int, packing: bool, seed: int) -> None:
         if batch_size < 1:
-            raise DataError(f"a batch of {batch_size} rows cannot be: give 1 or more")
+            raise DataError(f"`batch_size` must be >= 1, got {batch_size}", field="batch_size")
         if seed < 0:
-            raise DataError(f"the seed {seed} cannot be: give 0 or more")
+            raise DataError(f"`seed` must be >= 0, got {seed}", field="seed")
         if not len(dataset):
             raise DataError("there are no documents to make batches of")
         longest = int(dataset.lengths.max())
         if longest > max_length:
-            raise DataError(f"a document of {longest} tokens does not fit --max-length {max_length}")
+            raise DataError(
+                f"a document of {longest} tokens does not fit `max_length` {max_length}", field="max_length"
+            )
         self.dataset, self.max_length, self.packing, self.seed = dataset, max_length, packing, seed
         self.batch_size = batch_size  # of all processes together
         self.epoch, self.index = 0, 0  # where the next batch stands
@@ -122,12 +124,12 @@ class Batches:
             if state.get(key) != mine:
                 raise DataError(
                     f"the batches cannot go on where they stopped: {_NAMES[key]} was {state.get(key)} then and is "
-                    f"{mine} now; resume with the same data and flags"
+                    f"{mine} now; resume with the same data and settings"
                 )
         epoch, index = _count(state.get("epoch")), _count(state.get("index"))
         if epoch < 0 or not 0 <= index <= self.batches_in(epoch):
             said = f"epoch {state.get('epoch')}, batch {state.get('index')}"
-            raise DataError(f"a position in the data of {said} cannot be: the state is damaged")
+            raise DataError(f"no such position in the data: {said}; the state is damaged")
         self.epoch, self.index = epoch, index
 
     def _identity(self) -> dict[str, Any]:
@@ -157,10 +159,10 @@ class Batches:
 
 
 _NAMES = {
-    "seed": "the seed",
+    "seed": "`seed`",
     "batch_size": "the number of rows a step",
-    "max_length": "--max-length",
-    "packing": "packing",
+    "max_length": "`max_length`",
+    "packing": "`packing`",
     "data": "the data's fingerprint",
 }
 

@@ -81,7 +81,7 @@ class DatasetBuilder:
 
     def __init__(self, max_length: int) -> None:
         if max_length < MIN_LENGTH:
-            raise DataError(f"--max-length {max_length}: documents need at least {MIN_LENGTH} tokens")
+            raise DataError(f"`max_length` must be >= {MIN_LENGTH}, got {max_length}", field="max_length")
         self.max_length = max_length
         self._tokens, self._trained, self._offsets = array("i"), bytearray(), array("q", [0])
         self._counts = dict.fromkeys(asdict(Statistics()), 0)

@@ -73,9 +73,9 @@ def load_data(
     Raises DataError (a bad record by its file and line; nothing to train on), SourceError.
     """
     if not 0 <= valid_fraction < 1:
-        raise DataError(f"a share of {valid_fraction:g} cannot be held out for validation: give 0 or more, below 1")
+        raise DataError(f"`valid_fraction` must be >= 0 and < 1, got {valid_fraction:g}", field="valid_fraction")
     if seed < 0:
-        raise DataError(f"the seed {seed} cannot be: give 0 or more")
+        raise DataError(f"`seed` must be >= 0, got {seed}", field="seed")
     files = data_files.find(source, progress=progress, offline=offline)
     encoder = Encoder(tokenizer, template, variables, control_tokens=control_tokens)
     reader = _Reader(encoder, tokenizer, max_length, _Meter(files, on_progress))
@@ -98,7 +98,7 @@ def _nothing(source: str | Path, train: Dataset, max_length: int) -> str:
         return f"{source} holds no records to train on"
     return (
         f"{source}: in none of {counts.skipped} documents is anything to be trained within {max_length} tokens: "
-        "their prompts alone fill them; raise --max-length"
+        "their prompts alone fill them; raise `max_length`"
     )
 
 
@@ -168,7 +168,7 @@ def cut_text(ids: Sequence[int], max_length: int, bos: int | None) -> Iterator[t
     front = [] if bos is None else [bos]
     room = max_length - len(front)
     if room < MIN_LENGTH:
-        raise DataError(f"--max-length {max_length} leaves no room for a text: give at least {len(front) + MIN_LENGTH}")
+        raise DataError(f"`max_length` must be >= {len(front) + MIN_LENGTH}, got {max_length}", field="max_length")
     for begin in range(0, max(1, len(ids) - 1), room - 1):
         piece = list(ids[begin : begin + room])
         yield [*front, *piece], [False] * len(front) + [begin == 0] + [True] * (len(piece) - 1)

@@ -56,7 +56,7 @@ class Notes:
             literal, place = self._letters
             found.append(
                 f"control tokens in plain text are read as letters, as {printable(literal[:_LONGEST])} in "
-                f"{_short(place)}: --control-tokens reads them as tokens"
+                f"{_short(place)}: `control_tokens` reads them as tokens"
             )
         return tuple(found)
 

@@ -129,7 +129,7 @@ def _weight_files(folder: Path, indexed: frozenset[str]) -> list[str]:
     if not names and any(folder.glob("pytorch_model*.bin")):
         raise CheckpointError(
             f"{folder}: its weights are pickles (.bin), which can run code and are not opened: if you trust their "
-            "author, `partita convert --allow-pickle` makes a folder of safetensors of them"
+            "author, `convert(allow_pickle=True)` makes a folder of safetensors of them"
         )
     if not names:
         raise CheckpointError(f"{folder}: no model.safetensors and no index; other weight formats are not read")

@@ -143,7 +143,7 @@ def choose(model: HubModel, names: Iterable[str]) -> list[str]:
     if bins:
         raise SourceError(
             f"hf:{model.repository} holds its weights only as pickles (.bin), which can run code: if you trust their "
-            "author, `partita convert --allow-pickle` fetches them and reads them in a process apart"
+            "author, `convert(allow_pickle=True)` fetches them and reads them in a separate process"
         )
     raise SourceError(
         f"hf:{model.repository} holds no model that can be read here: neither config.json beside safetensors nor a "

@@ -58,7 +58,7 @@ def load_tokenizer(source: Source) -> Tokenizer:
         try:
             tokenizer = tokenizer_from_gguf(source.metadata)
         except (CheckpointError, UnsupportedModel) as error:
-            raise type(error)(f"{source.path.name}: {error}") from error
+            raise type(error)(f"{source.path.name}: {error}", field=error.field) from error
     size, rows = tokenizer.vocab_size, source.embedding_rows()
     if rows is not None and rows < size and {*range(rows, size)} - {*tokenizer.controls.values()}:
         raise CheckpointError(

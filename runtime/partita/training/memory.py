@@ -71,40 +71,40 @@ def estimate(config: ModelConfig, shape: TrainingShape) -> Estimate:
 
 
 def admit(config: ModelConfig, shape: TrainingShape, free: int, *, full: bool = False) -> Estimate:
-    """The estimate, if it fits into `free` bytes less a reserve. Raises MemoryBudgetError with the flags that help."""
+    """The estimate, if it fits into `free` bytes less a reserve. MemoryBudgetError names settings that help."""
     needs, budget = estimate(config, shape), max(free - RESERVE, 0)
     if needs.total <= budget:
         return needs
-    helps = next((flags for flags, other in _smaller(shape) if estimate(config, other).total <= budget), None)
+    helps = next((names for names, other in _smaller(shape) if estimate(config, other).total <= budget), None)
     if helps is None and full:
-        helps = "--method lora"
+        helps = "`method` lora"
     raise MemoryBudgetError(
         f"training needs {memory_size(needs.total)} beside the weights (gradients and moments "
         f"{memory_size(needs.optimizer)}, activations {memory_size(needs.activations)}, "
         f"logits {memory_size(needs.logits)}, batches {memory_size(needs.batches)}), "
         f"{memory_size(free)} are free ({memory_size(RESERVE)} of them are kept back): "
-        + (f"try {helps}" if helps else "take fewer --targets or --layers, a lower --rank, or a smaller model")
+        + (f"try {helps}" if helps else "take fewer `targets` or `layers`, a lower `rank`, or a smaller model")
     )
 
 
 def _smaller(shape: TrainingShape) -> Iterator[tuple[str, TrainingShape]]:
     """Settings that take less, those first that change least of what is learnt."""
-    checkpointed, flag = replace(shape, grad_checkpoint=True), "--grad-checkpoint"
+    checkpointed, flag = replace(shape, grad_checkpoint=True), "`grad_checkpoint`"
     if not shape.grad_checkpoint:
         yield flag, checkpointed
     rows = shape.rows
     if rows > 1:
         count = rows * shape.accumulate
-        one = f"--batch-size 1 --accumulate {count}"
+        one = f"`batch_size` 1 `accumulate` {count}"
         yield one, replace(shape, rows=1, accumulate=count)
         yield f"{flag} {one}", replace(checkpointed, rows=1, accumulate=count)
     length = shape.length // 2
     while length >= 64:
-        yield f"{flag} --batch-size 1 --max-length {length}", replace(checkpointed, rows=1, length=length)
+        yield f"{flag} `batch_size` 1 `max_length` {length}", replace(checkpointed, rows=1, length=length)
         length //= 2
     count = shape.accumulate // 2
     while count:
-        yield f"--accumulate {count}", replace(shape, accumulate=count)
+        yield f"`accumulate` {count}", replace(shape, accumulate=count)
         count //= 2
 
 

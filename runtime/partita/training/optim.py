@@ -32,11 +32,11 @@ class AdamW:
 
     def __post_init__(self) -> None:
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
-            raise DataError(f"the optimizer's betas must be from 0 to below 1, not {self.beta1} and {self.beta2}")
+            raise DataError(f"the optimizer's betas must be >= 0 and < 1, got {self.beta1} and {self.beta2}")
         if not self.eps > 0:
             raise DataError(f"the optimizer's eps must be > 0, got {self.eps}")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise DataError(f"--weight-decay must be >= 0, got {self.weight_decay}")
+            raise DataError(f"`weight_decay` must be >= 0, got {self.weight_decay}", field="weight_decay")
 
 
 @dataclass
@@ -65,7 +65,7 @@ def global_norm(ops: Backend, grads: Mapping[str, Array]) -> Array:
         squares = ops.sum(flat * flat, 0)
         total = squares if total is None else total + squares
     if total is None:
-        raise DataError("there is nothing to train: choose other --targets or --layers")
+        raise DataError("there is nothing to train: choose other `targets` or `layers`", field="targets")
     return total**0.5
 
 

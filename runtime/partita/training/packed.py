@@ -61,7 +61,8 @@ class Sequences:
         if length > self.max_positions:
             raise DataError(
                 f"rows of {length} tokens are longer than the {self.max_positions} this model was trained on: "
-                f"use --max-length {self.max_positions} or less"
+                f"use `max_length` {self.max_positions} or less",
+                field="max_length",
             )
         for table in self._ropes.values():
             table.reserve(int(positions.max()) + 1)

@@ -27,15 +27,17 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.peak) and self.peak > 0):
-            raise DataError(f"--learning-rate must be a number > 0, got {self.peak}")
+            raise DataError(f"`learning_rate` must be > 0 and finite, got {self.peak}", field="learning_rate")
         if self.steps < 1:
-            raise DataError(f"--steps must be >= 1, got {self.steps}")
+            raise DataError(f"`steps` must be >= 1, got {self.steps}", field="steps")
         if not 0 <= self.warmup <= self.steps:
-            raise DataError(f"--warmup must be from 0 to the {self.steps} steps of the run, not {self.warmup}")
+            raise DataError(
+                f"`warmup` must be from 0 to the {self.steps} steps of the run, got {self.warmup}", field="warmup"
+            )
         if self.kind not in KINDS:
-            raise DataError(f"unknown --schedule {self.kind!r}; expected one of {', '.join(KINDS)}")
+            raise DataError(f"unknown `schedule` {self.kind!r}; expected one of {', '.join(KINDS)}", field="schedule")
         if not 0 <= self.floor <= 1:
-            raise DataError(f"the schedule's floor must be from 0 to 1, not {self.floor}")
+            raise DataError(f"the schedule's floor must be from 0 to 1, got {self.floor}")
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 1. The first one is never 0, so it is never wasted."""

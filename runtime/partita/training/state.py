@@ -32,7 +32,7 @@ FORMAT = 1
 KEPT = 2
 STATE, TRAINABLES, OPTIMIZER, BEST = "state.json", "trainables.safetensors", "optimizer.safetensors", "best.safetensors"
 _FOLDER = re.compile(r"step-(\d{8,})")
-_NAMED = {"adapter_seed": "--seed", "dtype": "--dtype"}  # parts of an identity, as a person says them
+_NAMED = {"adapter_seed": "`seed`", "dtype": "`dtype`"}  # parts of an identity that are settings
 _BLOCK = 1 << 20
 
 Values = dict[str, np.ndarray]
@@ -133,12 +133,12 @@ def refuse_other(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
             if key == "model":
                 raise DataError(
                     "this run cannot be resumed: the model is not the one that it began with, or has changed since; "
-                    "give that one, or begin a new run in another --out"
+                    "give that one, or begin a new run in another `out`"
                 )
             what = _NAMED.get(key, key.replace("_", " "))
             raise DataError(
                 f"this run cannot be resumed: {what} was {saved.get(key)} when it began and is "
-                f"{mine.get(key)} now; resume with the same settings, or begin a new run in another --out"
+                f"{mine.get(key)} now; resume with the same settings, or begin a new run in another `out`"
             )
 
 

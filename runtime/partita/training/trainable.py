@@ -153,7 +153,8 @@ def full(ops: Backend, decoder: Decoder, checkpoint: Checkpoint) -> tuple[Traina
     with stack=False. Raises UnsupportedModel for a model with experts."""
     if decoder.config.experts is not None or decoder.config.sink_logits:
         raise UnsupportedModel(
-            f"--method full: the experts of a {decoder.config.model_type} model cannot be trained: use --method lora"
+            f"`method` full: the experts of a {decoder.config.model_type} model cannot be trained: use `method` lora",
+            field="method",
         )
     places, plus_one = _weights(decoder)
     values = {}

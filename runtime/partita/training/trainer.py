@@ -53,16 +53,16 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _ = self.rates
         if self.clip is not None and not self.clip > 0:
-            raise DataError(f"--clip must be > 0, got {self.clip}")
+            raise DataError(f"`clip` must be > 0, got {self.clip}", field="clip")
         counts = {
             "accumulate": self.accumulate,
-            "eval-every": self.evaluate_every,
-            "save-every": self.checkpoint_every,
+            "eval_every": self.evaluate_every,
+            "save_every": self.checkpoint_every,
             "patience": self.patience,
         }
-        for flag, count in counts.items():
+        for name, count in counts.items():
             if count is not None and count < 1:
-                raise DataError(f"--{flag} must be >= 1, got {count}")
+                raise DataError(f"`{name}` must be >= 1, got {count}", field=name)
 
     @property
     def rates(self) -> Schedule:
@@ -268,7 +268,7 @@ class Trainer:
 
     def _refuse_nonsense(self, step: int, losses: list[float], whole: float, norm: float) -> None:
         """whole: the loss of all processes. They see the same whole and norm, so all of them stop."""
-        advice = "nothing was updated; try a lower --learning-rate or --dtype float32"
+        advice = "nothing was updated; try a lower `learning_rate` or `dtype` float32"
         for i, loss in enumerate(losses):
             if not math.isfinite(loss):
                 raise TrainingError(
@@ -321,7 +321,7 @@ class Trainer:
         if not trained:
             raise DataError(f"the {what} data has no token to be predicted")
         if not math.isfinite(total):
-            raise TrainingError(f"after step {self.step} the {what} loss is {total}: try a lower --learning-rate")
+            raise TrainingError(f"after step {self.step} the {what} loss is {total}: try a lower `learning_rate`")
         return total / trained
 
     def take_best(self) -> int | None:

@@ -40,7 +40,7 @@ class GgufCheckpoint(Checkpoint):
             gguf_of = names.tensor_names(file.metadata, tuple(shapes))
             generation = names.generation_config_from(file.metadata)
         except (CheckpointError, UnsupportedModel) as error:
-            raise type(error)(f"{path.name}: {error}") from None
+            raise type(error)(f"{path.name}: {error}", field=error.field) from None
         return cls(
             path=path,
             config=config,
