@@ -15,7 +15,7 @@ import numpy as np
 
 from partita.backend import Memory, Sinks
 from partita.errors import BackendUnavailable
-from partita.quantization import Packed
+from partita.quantization import Packed, require_affine
 
 from . import mlx_attention, mlx_group, mlx_training, process_memory
 from .mlx_attention import PACKED_ROWS
@@ -121,6 +121,7 @@ class MlxBackend:
     def prepare(self, weight: np.ndarray | Packed) -> Any:
         if not isinstance(weight, Packed):
             return self.array(weight).astype(self._float)
+        require_affine(weight, "the mlx backend")
         # a product whose scales differ from its input's dtype is promoted to float32 on every call: convert them once
         return Packed(
             mx.array(weight.weight),
@@ -129,6 +130,9 @@ class MlxBackend:
             weight.bits,
             weight.group_size,
         )
+
+    def prepare_experts(self, weight: np.ndarray | Packed) -> Any:
+        return self.prepare(weight)
 
     def prepare_vector(self, x: np.ndarray) -> Array:
         return self.array(x).astype(self._float)

@@ -94,7 +94,12 @@ class NumpyBackend:
 
     # Model
     def prepare(self, weight: np.ndarray | Packed) -> np.ndarray:
-        return np.asarray(quantization.dequantize(weight) if isinstance(weight, Packed) else weight, self._float)
+        if isinstance(weight, Packed):
+            weight = quantization.dequantize(quantization.require_affine(weight, "the numpy backend"))
+        return np.asarray(weight, self._float)
+
+    def prepare_experts(self, weight: np.ndarray | Packed) -> np.ndarray:
+        return self.prepare(weight)
 
     def prepare_vector(self, x: np.ndarray) -> np.ndarray:
         return x.astype(self._float)

@@ -17,7 +17,7 @@ import numpy as np
 from partita.checkpoint.base import Checkpoint
 from partita.errors import DataError
 from partita.model.load import load_decoder
-from partita.quantization import Packed
+from partita.quantization import AFFINE, Packed
 from partita.text.load import load_tokenizer
 
 from .activations import Importance, importance
@@ -220,7 +220,7 @@ class _Transform:
 
 
 def _is_already(value: Value, wanted: Format) -> bool:
-    return isinstance(value, Packed) and (value.bits, value.group_size) == (wanted.bits, wanted.group_size)
+    return isinstance(value, Packed) and value.format == (AFFINE, wanted.bits, wanted.group_size)
 
 
 def _with_half_scales(value: Packed) -> Packed:

@@ -19,7 +19,7 @@ import numpy as np
 
 from partita.checkpoint.base import Checkpoint
 from partita.errors import DataError
-from partita.quantization import Packed, dequantize
+from partita.quantization import Packed, dequantize, require_affine
 
 from .atomic import new_folder
 from .config_files import huggingface_config
@@ -179,7 +179,7 @@ def _write(
                 source = _without_one(checkpoint, name, checkpoint.read(name))
                 value = transform(name, source)
                 if isinstance(value, Packed):
-                    value = _wide_enough(config, name, value)
+                    value = _wide_enough(config, name, require_affine(value, name))
                     formats[name.removesuffix(".weight")] = (value.bits, value.group_size)
                 shards.add(_arrays(name, value))
                 written.append(_describe(name, checkpoint.stored_as(name), source, value))

@@ -106,8 +106,14 @@ class Backend(Protocol):
 
     # Model
     def prepare(self, weight: np.ndarray | Packed) -> Any:
-        """A weight (out, in), dense or packed, on the device in the form that `linear` and `embed` are fast with; or
-        one matrix an expert, (experts, out, in), in the form that `moe_linear` is fast with."""
+        """A weight (out, in), dense or packed, on the device in the form that `linear` and `embed` are fast with.
+
+        UnsupportedModel: a packed weight of a mode that this backend does not compute with."""
+        ...
+
+    def prepare_experts(self, weight: np.ndarray | Packed) -> Any:
+        """One matrix an expert, (experts, out, in), dense or packed, in the form that `moe_linear` is fast with. Errors
+        as for `prepare`."""
         ...
 
     def prepare_vector(self, x: np.ndarray) -> Array:
@@ -126,8 +132,8 @@ class Backend(Protocol):
     def moe_linear(self, x: Array, weight: Any, index: Array, bias: Array | None = None) -> Array:
         """Every token through the matrices of its own experts: (B, T, K, out).
 
-        x: (B, T, K, in), or (B, T, 1, in) where the K experts of a token read the same. weight: prepared (experts, out,
-        in). index: int32 (B, T, K). bias: (experts, out).
+        x: (B, T, K, in), or (B, T, 1, in) where the K experts of a token read the same. weight: from
+        `prepare_experts`. index: int32 (B, T, K). bias: (experts, out).
         """
         ...
 

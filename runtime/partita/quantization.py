@@ -10,22 +10,28 @@ This module knows no device: backends repeat `quantize_minmax` in their own oper
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from .brief import Brief
-from .errors import DataError
+from .errors import DataError, UnsupportedModel
 
 Array = Any  # numpy, mlx or torch: whatever the backend in hand uses
+
+AFFINE = "affine"
 
 
 @dataclass(frozen=True)
 class Packed(Brief):
     """An array of shape (*leading, n) stored as integers.
 
-    weight: uint32, (*leading, n * bits / 32). scales, biases: float, (*leading, n / group_size).
+    weight: uint32, (*leading, n * bits / 32). scales, biases: float, (*leading, n / group_size). mode: what an integer
+    stands for, by MLX's name: "affine" is `q * scale + bias`. Another mode may have other scales, and None for biases;
+    what computes with integers asks for the mode it knows (`require_affine`), what moves them need not.
+    ValueError: an affine one without biases.
     """
 
     weight: Array
@@ -33,6 +39,16 @@ class Packed(Brief):
     biases: Array
     bits: int
     group_size: int
+    mode: str = AFFINE
+
+    def __post_init__(self) -> None:
+        if self.mode == AFFINE and self.biases is None:
+            raise ValueError("affine packed arrays need biases")
+
+    @property
+    def format(self) -> tuple[str, int, int]:
+        """(mode, bits, group_size): packed arrays of one format can be put together."""
+        return self.mode, self.bits, self.group_size
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -41,11 +57,30 @@ class Packed(Brief):
 
     @property
     def nbytes(self) -> int:
-        return sum(int(part.nbytes) for part in (self.weight, self.scales, self.biases))
+        return sum(int(part.nbytes) for part in (self.weight, self.scales, self.biases) if part is not None)
 
-    def map(self, function) -> Packed:
-        """The same format with `function` applied to each of the three arrays (a device transfer, a row selection)."""
-        return replace(self, weight=function(self.weight), scales=function(self.scales), biases=function(self.biases))
+    def map(self, function: Callable[[Any], Any]) -> Packed:
+        """The same format with `function` applied to each of its arrays (a device transfer, a row selection)."""
+        biases = None if self.biases is None else function(self.biases)
+        return replace(self, weight=function(self.weight), scales=function(self.scales), biases=biases)
+
+
+def joined(parts: Sequence[Packed], function: Callable[[Sequence[Any]], Any]) -> Packed:
+    """Packed arrays of one format as one: `function` (a concatenation, a stack) of all weights, scales and biases."""
+    first = parts[0]
+    return replace(
+        first,
+        weight=function([part.weight for part in parts]),
+        scales=function([part.scales for part in parts]),
+        biases=None if first.biases is None else function([part.biases for part in parts]),
+    )
+
+
+def require_affine(packed: Packed, what: str) -> Packed:
+    """What was given. Raises UnsupportedModel, beginning with `what`, for any mode but "affine"."""
+    if packed.mode != AFFINE:
+        raise UnsupportedModel(f"{what}: packed weights of mode {packed.mode!r} are not supported")
+    return packed
 
 
 def check_groups(size: int, bits: int, group_size: int, what: str) -> None:
@@ -111,7 +146,8 @@ def _lane_mask(lanes: int, pitch: int, width: int) -> int:
 
 
 def dequantize(packed: Packed, dtype: Any = np.float32) -> np.ndarray:
-    """`q * scale + bias` computed in float32, as `dtype`."""
+    """`q * scale + bias` computed in float32, as `dtype`. UnsupportedModel: another mode than "affine"."""
+    require_affine(packed, "dequantize")
     *leading, n = packed.shape
     integers = unpack(packed.weight, packed.bits).reshape(*leading, n // packed.group_size, packed.group_size)
     values = integers.astype(np.float32)

@@ -62,7 +62,7 @@ def test_every_entry_goes_through_its_own_expert(
     index = rng.integers(0, experts, (batch, tokens, chosen)).astype(np.int32)
     bias = normal(rng, experts, 32) if biased else None
     found = ops.moe_linear(
-        ops.array(x), ops.prepare(weight), ops.array(index), None if bias is None else ops.prepare_vector(bias)
+        ops.array(x), ops.prepare_experts(weight), ops.array(index), None if bias is None else ops.prepare_vector(bias)
     )
     bounds.assert_near(ops.to_numpy(found), expected_products(x, values, index, bias), bounds.drift(32 + 4))
 
@@ -79,7 +79,7 @@ def test_experts_in_16_bits(name: str, dtype: str, tokens: int) -> None:
     for weight in (dense, quantize_weight(dense, 4, 32), quantize_weight(dense, 8, 64)):
         values = dequantize(weight) if isinstance(weight, Packed) else weight
         expected = expected_products(x, values, index, bias)
-        prepared = ops.prepare(weight)
+        prepared = ops.prepare_experts(weight)
         for _ in range(3):  # torch makes the operands of its int4 kernel for the second product
             found = ops.moe_linear(ops.array(x, dtype), prepared, ops.array(index), ops.prepare_vector(bias))
             # rounded: what comes in, a weight, its scale and offset, a product or two, the bias, and their sum; and
@@ -151,7 +151,7 @@ def test_gathered_experts_equal_grouped_ones(bits: int | None) -> None:
         if name not in NAMES:
             continue
         ops = partita_backends.load(name, device="cpu", dtype="float32")
-        prepared = ops.prepare(weight)
+        prepared = ops.prepare_experts(weight)
         for tokens, rows in ((1, 1), (6, 3), (40, 1)):
             x = ops.array(normal(rng, 1, tokens, rows, 64))
             index = ops.array(rng.integers(0, 5, (1, tokens, 3)).astype(np.int32))

@@ -7,12 +7,14 @@ table is complete: a method added to the protocol without a case fails `test_the
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 from partita.backend import MASKED, Backend, Sinks
+from partita.errors import UnsupportedModel
 from partita.quantization import Packed, quantize_minmax, quantize_weight
 
 from .. import bounds
@@ -111,7 +113,7 @@ def moe_linear(ops: Backend) -> list[np.ndarray]:
     bias = ops.prepare_vector(normal(5, 32, seed=2))
     found = []
     for weight in (dense, dense.astype(ml_dtypes.bfloat16), *(quantize_weight(dense, bits, 32) for bits in (4, 5, 8))):
-        prepared = ops.prepare(weight)
+        prepared = ops.prepare_experts(weight)
         for batch, tokens, shared in ((1, 1, True), (2, 1, False), (2, 40, True), (1, 40, False)):
             x = ops.array(normal(batch, tokens, 1 if shared else 3, 64, seed=tokens))
             index = ops.array(integers(4, batch, tokens, 3, seed=tokens))  # the last expert is never chosen
@@ -232,7 +234,8 @@ CASES: dict[str, Case] = {
         for other in (0.0, MASKED, ops.array(normal(3, 4, seed=2)))
     ],
     "write": write,
-    "prepare": lambda ops: linear(ops) + moe_linear(ops),
+    "prepare": lambda ops: linear(ops) + embed(ops),
+    "prepare_experts": moe_linear,
     "prepare_vector": lambda ops: [
         ops.to_numpy(ops.prepare_vector(normal(8).astype(dtype))) for dtype in (np.float32, ml_dtypes.bfloat16)
     ],
@@ -273,7 +276,7 @@ EXACT = {
 }
 # What is added up in a case, at most; a few roundings more belong to every case (`FEW`).
 LENGTHS = (
-    dict.fromkeys(("linear", "moe_linear", "prepare"), 64)
+    dict.fromkeys(("linear", "moe_linear", "prepare", "prepare_experts"), 64)
     | dict.fromkeys(("sum", "softmax", "logsumexp", "cumsum"), 6)
     | {"launch": 4, "sync": 4, "fetch": 1, "compile": 4, "rms_norm": 16, "hadamard": 256}
     | {"checkpoint": 4, "chunked_sum": 14, "value": 96, "cross_entropy": 9}
@@ -316,6 +319,14 @@ def test_attributes(ops: Backend) -> None:
     assert ops.asynchronous in (True, False)
     assert ops.compiles in (True, False)
     assert (ops.rank, ops.world_size) == (0, 1)
+
+
+def test_a_packed_mode_that_is_not_computed_is_refused(ops: Backend) -> None:
+    """Its integers stand for something else, so that every product with them would be wrong."""
+    stacked = quantize_weight(normal(2, 32, 64), 4, 32)
+    for prepare, packed in ((ops.prepare, stacked.map(lambda part: part[0])), (ops.prepare_experts, stacked)):
+        with pytest.raises(UnsupportedModel, match=f"the {ops.name} backend: packed weights of mode 'nvfp4'"):
+            prepare(replace(packed, mode="nvfp4", biases=None))
 
 
 def test_argmax_takes_the_first_of_equals(ops: Backend) -> None:

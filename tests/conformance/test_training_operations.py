@@ -103,7 +103,7 @@ def expert(shared: bool, tokens: int, bits: int | None) -> Example:
         inputs = {"x": x, "w": dense, "b": normal(4, 6, seed=2)}
         return Example(lambda ops, a: ops.moe_linear(a["x"], a["w"], ops.array(index), a["b"]), inputs)
     packed = quantize_weight(dense, bits, 32)
-    return Example(lambda ops, a: ops.moe_linear(a["x"], ops.prepare(packed), ops.array(index)), {"x": x})
+    return Example(lambda ops, a: ops.moe_linear(a["x"], ops.prepare_experts(packed), ops.array(index)), {"x": x})
 
 
 def rope(half: int) -> Example:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -139,6 +140,15 @@ def test_scales_and_biases_are_stored_in_one_dtype(llama, tmp_path):
     write_mlx(llama, tmp_path / "out", transform=mixed)
     arrays = load_file(tmp_path / "out" / "model.safetensors")
     assert {arrays[name].dtype.name for name in arrays if name.endswith((".scales", ".biases"))} == {"float32"}
+
+
+def test_a_mode_that_a_folder_is_not_written_in_is_refused(llama, tmp_path):
+    def other(name, value):
+        return replace(value, mode="nvfp4", biases=None) if isinstance(value, Packed) else value
+
+    with pytest.raises(UnsupportedModel, match=r"embed_tokens\.weight: packed weights of mode 'nvfp4'"):
+        write_mlx(llama, tmp_path / "out", transform=other)
+    assert not (tmp_path / "out").exists()
 
 
 def test_gemma_is_not_left_to_float16(gemma, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from partita.errors import CheckpointError, DataError, UnsupportedModel
 from partita.model.load import load_decoder
 from partita.quantization import Packed, dequantize, quantize_weight
 from partita_convert.gguf import write as module
+from partita_convert.gguf.encode import exact_type
 from partita_convert.gguf.write import KINDS, write_gguf
 from partita_convert.write_folder import write_huggingface, write_mlx
 
@@ -292,6 +294,13 @@ def test_4_bit_floats_are_kept(folder: Path, tmp_path: Path) -> None:
     before, after = open_gguf(tmp_path / "m.gguf"), open_gguf(again)
     for key in before.tensors:
         np.testing.assert_array_equal(after.raw(key), before.raw(key))
+
+
+def test_a_mode_that_is_not_affine_has_no_block() -> None:
+    packed = quantize_weight(np.ones((2, 64), np.float32), 4, 32)
+    packed = replace(packed, scales=packed.scales.astype(np.float16), biases=packed.biases.astype(np.float16))
+    assert exact_type(packed) is not None
+    assert exact_type(replace(packed, mode="nvfp4", biases=None)) is None
 
 
 def test_what_no_block_can_hold(folder: Path, tmp_path: Path) -> None:

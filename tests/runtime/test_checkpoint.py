@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from partita.checkpoint.open import open_checkpoint
+from partita.checkpoint.schemes import registry
+from partita.checkpoint.schemes.stored import Scheme, StoredWeight
 from partita.errors import CheckpointError, PartitaError, UnsupportedModel
 from partita.quantization import Packed, dequantize, quantize_weight
 
@@ -162,6 +164,37 @@ def test_mlx_modes_other_than_affine_are_named(tmp_path):
         path, _ = packed_folder(tmp_path / "m", block)
         with pytest.raises(UnsupportedModel, match="nvfp4"):
             open_checkpoint(path)
+
+
+def test_an_unknown_mode_is_named_beside_another_method(tmp_path):
+    block = {"group_size": 16, "bits": 4, "mode": "nvfp4"}
+    path, _ = packed_folder(tmp_path / "m", block, quantization_config={"quant_method": "fp8"})
+    with pytest.raises(UnsupportedModel, match="nvfp4"):
+        open_checkpoint(path)
+
+
+def test_a_scheme_is_a_row(tmp_path, monkeypatch):
+    """One that gives a weight a name that no tensor has, as formats with several tensors a weight do."""
+
+    class Doubled(StoredWeight):
+        def read(self, tensor):
+            return tensor("a.qweight") * tensor("a.zeros")
+
+    def find(tensors, config, where):
+        return {"a.weight": Doubled(name="a.weight", shape=(3,), stored_as="TWO"), "a.qweight": None, "a.zeros": None}
+
+    path = folder(
+        tmp_path / "m",
+        {"a.qweight": np.arange(3, dtype=np.int32), "a.zeros": np.full(3, 2, np.int32), "b": np.ones(1, np.float32)},
+        quantization_config={"quant_method": "twos"},
+    )
+    with pytest.raises(UnsupportedModel, match="twos"):
+        open_checkpoint(path)
+    monkeypatch.setattr(registry, "SCHEMES", (*registry.SCHEMES, Scheme(find, methods=("twos",))))
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.names() == ("b", "a.weight")
+    assert (checkpoint.shape("a.weight"), checkpoint.stored_as("a.weight")) == ((3,), "TWO")
+    np.testing.assert_array_equal(checkpoint.read("a.weight"), [0, 2, 4])
 
 
 def test_mxfp4_needs_its_blocks(tmp_path):

@@ -331,7 +331,7 @@ def test_routing_equals_its_formula(backend: str, kind: str) -> None:
     x = rng.standard_normal((2, 3, 16)).astype(np.float32)
     layer = MoE(
         Linear(ops.prepare(router)),
-        *(ExpertLinear(ops.prepare(weight)) for weight in (gate, up, down)),
+        *(ExpertLinear(ops.prepare_experts(weight)) for weight in (gate, up, down)),
         activation="silu",
         active=2,
         normalize=kind == "normalized",

@@ -1,12 +1,14 @@
 """The packed format: bit streams against a plain definition, both rounding rules, MLX as the judge of weights."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from partita.errors import DataError
-from partita.quantization import Packed, dequantize, pack, quantize_minmax, quantize_weight, unpack
+from partita.errors import DataError, UnsupportedModel
+from partita.quantization import Packed, dequantize, joined, pack, quantize_minmax, quantize_weight, unpack
 
 BITS = [2, 3, 4, 5, 6, 8]
 
@@ -122,3 +124,24 @@ def test_the_parts_of_a_packed_array():
     assert isinstance(rows, Packed)
     assert rows.shape == (2, 64)
     assert dequantize(rows, np.float16).dtype == np.float16
+
+
+def test_a_mode_without_biases_is_carried_and_not_computed():
+    packed = quantize_weight(np.ones((6, 64), np.float32), 4, 32)
+    other = replace(packed, mode="nvfp4", biases=None)
+    assert other.nbytes == packed.nbytes - packed.biases.nbytes
+    rows = other.map(lambda part: part[1:3])
+    assert (rows.shape, rows.format, rows.biases) == ((2, 64), ("nvfp4", 4, 32), None)
+    whole = joined([rows, other], np.concatenate)
+    assert (whole.shape, whole.format, whole.biases) == ((8, 64), ("nvfp4", 4, 32), None)
+    with pytest.raises(UnsupportedModel, match="mode 'nvfp4'"):
+        dequantize(other)
+    with pytest.raises(ValueError, match="need biases"):
+        replace(packed, biases=None)
+
+
+def test_packed_arrays_are_joined_part_by_part():
+    packed = quantize_weight(np.random.default_rng(0).standard_normal((6, 64)).astype(np.float32), 5, 32)
+    rows = [packed.map(lambda part, i=i: part[i : i + 3]) for i in (0, 3)]
+    np.testing.assert_array_equal(dequantize(joined(rows, np.concatenate)), dequantize(packed))
+    assert joined(rows, np.stack).shape == (2, 3, 64)

@@ -127,12 +127,13 @@ class TorchBackend:
 
     # Model
     def prepare(self, weight: np.ndarray | Packed) -> Any:
-        if len(weight.shape) == 3:
-            return experts.prepare(weight, self._device, self._decode)
         if isinstance(weight, Packed):
             packed = weights.widened(weight).map(lambda part: weights.from_numpy(part).to(self._device))
             return weights.Quantized(packed, weight.bits, self._decode)
         return weights.from_numpy(weight).to(device=self._device, dtype=self._decode)
+
+    def prepare_experts(self, weight: np.ndarray | Packed) -> experts.Experts:
+        return experts.prepare(weight, self._device, self._decode)
 
     def prepare_vector(self, x: np.ndarray) -> Tensor:
         return weights.from_numpy(x).to(device=self._device, dtype=self._float)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from partita.brief import Brief
-from partita.quantization import Packed
+from partita.quantization import Packed, require_affine
 from partita.quantization import unpack as unpack_words
 
 Tensor = torch.Tensor
@@ -71,7 +71,8 @@ def from_numpy(x: np.ndarray) -> Tensor:
 
 
 def widened(packed: Packed) -> Packed:
-    """The same numbers, integers of odd widths as bytes. On the host."""
+    """The same numbers, integers of odd widths as bytes. On the host. UnsupportedModel: a mode other than affine."""
+    require_affine(packed, "the torch backend")
     if packed.bits in (4, 8):
         return packed
     return replace(packed, weight=unpack_words(packed.weight, packed.bits).view(np.uint32), bits=8)

@@ -19,7 +19,7 @@ import numpy as np
 from partita.checkpoint.gguf.blocks import decode
 from partita.checkpoint.schemes import mxfp4
 from partita.errors import DataError
-from partita.quantization import Packed, dequantize, unpack
+from partita.quantization import AFFINE, Packed, dequantize, unpack
 
 from ..quantize import quantize
 from .file import TYPES, size
@@ -38,7 +38,7 @@ def exact_type(packed: Packed) -> str | None:
 
     A group of 64 or 128 is two or four blocks with one scale; fewer than four bits are four.
     """
-    if packed.group_size % GROUP or packed.bits > 8 or packed.bits in (6, 7):
+    if packed.mode != AFFINE or packed.group_size % GROUP or packed.bits > 8 or packed.bits in (6, 7):
         return None
     if packed.bits == 5 and _is_mxfp4(packed):
         return "MXFP4"

@@ -14,14 +14,14 @@ tensors that do not go together are one CheckpointError that names the layer.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from ..errors import CheckpointError
-from ..quantization import Packed
+from ..quantization import Packed, joined
 from .base import Checkpoint
 from .schemes import mxfp4
 
@@ -163,24 +163,13 @@ class StoredExperts:
         return value
 
     def _stack(self, values: Sequence[Value]) -> Value:
-        first = values[0]
         dense = [value for value in values if isinstance(value, np.ndarray)]
         if len(dense) == len(values):
             return np.stack(dense)
         packed = [value for value in values if isinstance(value, Packed)]
-        if not isinstance(first, Packed) or len({(value.bits, value.group_size) for value in packed}) > 1 or dense:
+        if dense or len({value.format for value in packed}) > 1:
             raise self._error("its experts are stored in different formats")
-
-        def stacked(part: Callable[[Packed], np.ndarray]) -> np.ndarray:
-            return np.stack([part(value) for value in packed])
-
-        return Packed(
-            stacked(lambda value: value.weight),
-            stacked(lambda value: value.scales),
-            stacked(lambda value: value.biases),
-            first.bits,
-            first.group_size,
-        )
+        return joined(packed, np.stack)
 
     def _error(self, what: str) -> CheckpointError:
         return CheckpointError(f"{self.checkpoint.path.name}: {self.module}: {what}")

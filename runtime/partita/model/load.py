@@ -19,7 +19,7 @@ from ..checkpoint.base import Checkpoint
 from ..checkpoint.gguf.blocks import AFFINE
 from ..checkpoint.names import EMBEDDING, HEAD, Index
 from ..errors import CheckpointError
-from ..quantization import Array, Packed, dequantize
+from ..quantization import Array, Packed, dequantize, joined
 from .config import ModelConfig
 from .decoder import Attention, Block, Decoder
 from .families.parse import family, parse
@@ -257,7 +257,7 @@ class _Reader:
         )
 
     def expert_linear(self, spec: WeightSpec) -> ExpertLinear:
-        return ExpertLinear(self.ops.prepare(self.source.read(spec)), self.bias([spec]))
+        return ExpertLinear(self.ops.prepare_experts(self.source.read(spec)), self.bias([spec]))
 
     @overload
     def norm(self, spec: WeightSpec) -> RMSNorm: ...
@@ -310,20 +310,13 @@ def _names(checkpoint: Checkpoint) -> Names:
 
 def _same_format(a: Value, b: Value) -> bool:
     if isinstance(a, Packed) and isinstance(b, Packed):
-        return (a.bits, a.group_size, a.scales.dtype) == (b.bits, b.group_size, b.scales.dtype)
+        return (a.format, a.scales.dtype) == (b.format, b.scales.dtype)
     return not isinstance(a, Packed) and not isinstance(b, Packed) and a.dtype == b.dtype
 
 
 def _rows(parts: list[Value]) -> Value:
+    """Matrices of one format, one below the other."""
     if len(parts) == 1:
         return parts[0]
-    first = parts[0]
-    if not isinstance(first, Packed):
-        return np.concatenate(parts)  # pyright: ignore[reportArgumentType, reportCallIssue]
-    return Packed(
-        np.concatenate([p.weight for p in parts]),  # pyright: ignore[reportAttributeAccessIssue]
-        np.concatenate([p.scales for p in parts]),  # pyright: ignore[reportAttributeAccessIssue]
-        np.concatenate([p.biases for p in parts]),  # pyright: ignore[reportAttributeAccessIssue]
-        first.bits,
-        first.group_size,
-    )
+    packed = [part for part in parts if isinstance(part, Packed)]
+    return joined(packed, np.concatenate) if packed else np.concatenate([np.asarray(part) for part in parts])

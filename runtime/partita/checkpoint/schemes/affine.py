@@ -11,7 +11,7 @@ from typing import Any
 
 from ...errors import CheckpointError
 from ...files.safetensors import StoredTensor
-from ...quantization import Packed
+from ...quantization import AFFINE, Packed
 from . import mlx_block
 from .stored import Found, ReadTensor, Scheme, StoredWeight
 
@@ -38,7 +38,7 @@ def find(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any], where: 
         module = name.removesuffix(".weight")
         if module == name or tensor.dtype != "U32" or f"{module}.scales" not in tensors:
             continue
-        if mlx_block.mode(config, module) != mlx_block.AFFINE:
+        if mlx_block.mode(config, module) != AFFINE:
             continue
         found[name] = _weight(name, module, tensors, mlx_block.block(config))
         found |= {f"{module}.scales": None, f"{module}.biases": None}
@@ -78,4 +78,4 @@ def _quantized_as(block: Mapping[str, Any], module: str) -> tuple[int, int]:
     return bits, group_size
 
 
-SCHEME = Scheme(find, modes=(mlx_block.AFFINE,))
+SCHEME = Scheme(find, modes=(AFFINE,))

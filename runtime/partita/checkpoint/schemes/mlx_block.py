@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-AFFINE = "affine"
+from ...quantization import AFFINE
 
 
 def block(config: Mapping[str, Any]) -> Mapping[str, Any]:
