@@ -343,6 +343,22 @@ def _pieces(parts: Sequence[Part], token: Generated | None, finish_reason: str |
         yield Piece("" if thinks else part.text, None if i else token, reason, part.text if thinks else "", part.call)
 
 
+def open_backend(
+    name: str = "auto",
+    *,
+    device: str | None = None,
+    dtype: str = "auto",
+    threads: int | None = None,
+    needs: Callable[[Backend], int] | None = None,
+    on_fallback: Callable[[str], None] | None = None,
+) -> Backend:
+    """A backend by name; keywords as in `partita_backends.load`. Raises BackendUnavailable, DataError."""
+    import partita_backends  # the one place where the runtime reaches for one
+
+    placed = {"device": device, "dtype": dtype, "threads": threads}
+    return partita_backends.load(name, **placed, needs=needs, on_fallback=on_fallback)
+
+
 def load(
     name: str | Path | None = None,
     *,
@@ -366,16 +382,8 @@ def load(
     path = resolve(None if name is None else str(name), progress=progress)
     checkpoint = open_checkpoint(path)
     if isinstance(backend, str):
-        import partita_backends  # the one place where the runtime reaches for a player
-
-        backend = partita_backends.load(
-            backend,
-            device=device,
-            dtype=dtype,
-            threads=threads,
-            needs=lambda ops: weight_bytes(ops, checkpoint) + RESERVE,
-            on_fallback=on_fallback,
-        )
+        placed = {"device": device, "dtype": dtype, "threads": threads, "on_fallback": on_fallback}
+        backend = open_backend(backend, **placed, needs=lambda ops: weight_bytes(ops, checkpoint) + RESERVE)
     tokenizer = load_tokenizer(checkpoint)  # first: it may be refused, and weights take long
     decoder = load_decoder(backend, checkpoint, on_layer=on_layer)
     full = full_name(None if name is None else str(name))

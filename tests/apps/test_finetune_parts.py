@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from partita.errors import DataError
+from partita.finetuning.metrics import Metrics
+from partita.finetuning.settings import Settings
 from partita_apps.finetune.line import Line, Smoothed, loss_memory
-from partita_apps.finetune.metrics import Metrics
 from partita_apps.finetune.report import _quoted, _smoothed, _thinned
-from partita_apps.finetune.settings import Settings, merged, read_config, read_run
+from partita_apps.finetune.settings import merged, read_config, read_run
 from partita_apps.finetune.words import counted, were
 
 from .finetuning import column

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from partita.checkpoint.open import open_checkpoint
+from partita.finetuning.prepare import Prepared, prepare
+from partita.finetuning.samples import prompts
+from partita.finetuning.settings import Settings
 from partita.text.chat_template import ChatTemplate, encode_chat
 from partita.text.load import load_tokenizer
 from partita_apps import cli
-from partita_apps.finetune.prepare import Prepared, prepare
-from partita_apps.finetune.samples import prompts
-from partita_apps.finetune.settings import Settings
 
 from ..conftest import TEMPLATE
 from .finetuning import write_chats

@@ -30,6 +30,9 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
     "data": frozenset({"files", "text", "sources"}),
     "training": frozenset({"files", "data", "adapters", "cache", "model", "checkpoint"}),
     "language_model": frozenset({"files", "text", "sources", "checkpoint", "model", "cache", "adapters", "inference"}),
+    "finetuning": frozenset(
+        {"files", "text", "sources", "checkpoint", "model", "adapters", "data", "training", "language_model"}
+    ),
     "draft_model": frozenset(
         {"files", "text", "sources", "checkpoint", "model", "cache", "adapters", "inference", "language_model"}
     ),

@@ -24,8 +24,8 @@ from ..paths import OwnPath
 from ..terminal import say
 
 if TYPE_CHECKING:
-    from .prepare import Prepared
-    from .run import Outcome
+    from partita.finetuning.outcome import Outcome
+    from partita.finetuning.prepare import Prepared
 
 GROUPS = {
     "What is trained": ("method", "rank", "alpha", "rslora", "dropout", "targets", "layers", "from_scratch"),
@@ -157,7 +157,7 @@ def finetune(ctx: click.Context, config: Path | None, resume: bool, as_json: boo
     kept, before = look(out, resume)
     flags["model"], flags["data"] = _arguments(first, second, named, {**said, **kept})
     try:
-        prepared, outcome = run(merged(kept, said, flags), out, before, resume=resume)
+        prepared, outcome, drawn = run(merged(kept, said, flags), out, before, resume=resume)
     except PartitaError as error:
         raise _in_file(error, config, said.keys() - flags.keys()) from None
     if outcome.reason == "stopped":
@@ -166,7 +166,7 @@ def finetune(ctx: click.Context, config: Path | None, resume: bool, as_json: boo
             tell(f"stopped after step {outcome.step} of {prepared.settings.steps}; to go on: {again}")
         ctx.exit(130)
     if prepared.ops.rank == 0:
-        show(prepared, outcome, as_json)
+        show(prepared, outcome, drawn, as_json)
 
 
 def _in_file(error: PartitaError, config: Path | None, keys: Set[str]) -> PartitaError:
@@ -205,14 +205,17 @@ def _left_to_default(ctx: click.Context, name: str) -> bool:
     return ctx.get_parameter_source(name) is click.core.ParameterSource.DEFAULT
 
 
-def show(prepared: Prepared, outcome: Outcome, as_json: bool) -> None:
-    """The document, or what a person needs to go on."""
+def show(prepared: Prepared, outcome: Outcome, drawn: bool, as_json: bool) -> None:
+    """The document, or what a person needs to go on. drawn: whether there is a picture."""
+    from partita.finetuning.outcome import TrainingReport
+    from partita.finetuning.results import MODEL
+
     from .report import PLOT, REPORT
-    from .results import MODEL
     from .words import use_commands
 
     if as_json:
-        click.echo(json.dumps(document(prepared, outcome)))
+        found = TrainingReport.of(prepared, outcome).as_json()
+        click.echo(json.dumps({**found, "data_notes": list(map(shown, prepared.splits.notes))}))
         return
     valid = outcome.column("valid_loss")
     if len(valid) > 1:
@@ -223,31 +226,5 @@ def show(prepared: Prepared, outcome: Outcome, as_json: bool) -> None:
     say(f"{what}: {outcome.result}, report: {outcome.result.parent if what == MODEL else outcome.result}/{REPORT}")
     for command in use_commands(prepared, outcome.result):
         say(command)
-    if not outcome.drawn:
+    if not drawn:
         tell(f"{PLOT} was not drawn: pip install 'partita[plot]' for pictures")
-
-
-def document(prepared: Prepared, outcome: Outcome) -> dict[str, Any]:
-    """For programs. sizes in bytes, losses in nats a token."""
-    full = prepared.lora is None
-    return {
-        "steps": outcome.step,
-        "train_loss": outcome.column("train_loss"),
-        "valid_loss": outcome.column("valid_loss"),
-        "test_loss": outcome.test,
-        "tokens_per_second": outcome.tokens_per_second,
-        "peak_bytes": outcome.peak,
-        "adapter": None if full else str(outcome.result),
-        "model": str(outcome.result) if full else None,
-        "ended": outcome.reason,
-        "best_step": outcome.best,
-        "trained_parameters": prepared.trained,
-        "parameters": prepared.parameters,
-        "weights_bytes": prepared.weights,
-        "estimated_bytes": prepared.rest.total,
-        "data": prepared.splits.statistics(),
-        "data_notes": list(map(shown, prepared.splits.notes)),
-        "backend": prepared.ops.name,
-        "device": prepared.ops.device,
-        "dtype": prepared.ops.dtype,
-    }

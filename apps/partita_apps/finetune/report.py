@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from partita import __version__
+from partita.finetuning.results import write_text
+from partita.finetuning.settings import OF_ADAPTERS
 from partita.printable import visible
 from partita.units import duration, memory_size
 
 from ..messages import shown
 from .line import Smoothed, loss_memory
-from .results import write_text
-from .settings import OF_ADAPTERS
 from .words import counted, describe, resume_command, use_commands
 
 if TYPE_CHECKING:
-    from .prepare import Prepared
-    from .run import Outcome
+    from partita.finetuning.outcome import Outcome
+    from partita.finetuning.prepare import Prepared
 
 PLOT, REPORT = "loss.png", "report.md"
 _MOST_ROWS = 12
@@ -77,14 +77,14 @@ def _smoothed(values: tuple[float, ...], total: int) -> list[float]:
     return found
 
 
-def write_report(folder: Path, prepared: Prepared, outcome: Outcome) -> None:
-    """report.md. Raises DataError where it cannot be written."""
+def write_report(folder: Path, prepared: Prepared, outcome: Outcome, *, drawn: bool) -> None:
+    """report.md. drawn: whether `plot` left a picture. Raises DataError where it cannot be written."""
     parts = [
         f"# {describe(prepared)}: {prepared.settings.model}",
         _how_it_ended(prepared, outcome),
         "```\n" + "\n".join(_commands(prepared, outcome, folder)) + "\n```",
         "## Loss",
-        *([f"![Loss by step]({PLOT})"] if outcome.drawn else []),
+        *([f"![Loss by step]({PLOT})"] if drawn else []),
         _losses(outcome),
         *_samples(outcome),
         "## Data",

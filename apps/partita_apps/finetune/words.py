@@ -5,10 +5,9 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from partita.finetuning.prepare import Prepared
+from partita.finetuning.results import MODEL
 from partita.units import memory_size
-
-from .prepare import Prepared
-from .results import MODEL
 
 
 def summary(prepared: Prepared) -> list[str]:

@@ -13,31 +13,29 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import partita_backends
-from partita.adapters.lora import LoraConfig, count_values
-from partita.backend import Backend
-from partita.checkpoint.base import Checkpoint
-from partita.checkpoint.open import open_checkpoint
-from partita.data import files as data_files
-from partita.data.load import Batch, Batches, Splits, load_data
-from partita.data.records import Chat
-from partita.errors import CheckpointError, DataError, MemoryBudgetError
-from partita.files.bounded import read_object
-from partita.files.paths import own
-from partita.model.decoder import Decoder
-from partita.model.load import load_decoder, read_config, weight_bytes
-from partita.sources.resolve import full_name, resolve
-from partita.text.chat_template import ChatTemplate
-from partita.text.load import load_tokenizer, tokenizer_from_folder
-from partita.text.tokenizer import Tokenizer
-from partita.training.initialize import initialise
-from partita.training.memory import Estimate, TrainingShape, admit
-from partita.training.optim import AdamW
-from partita.training.trainable import Trainable, adapted, full
-from partita.training.trainer import TrainConfig, Trainer
-
-from ..options import tell
-from ..progress import TerminalProgress, bar
+from ..adapters.lora import LoraConfig, count_values
+from ..backend import Backend
+from ..checkpoint.base import Checkpoint
+from ..checkpoint.open import open_checkpoint
+from ..data import files as data_files
+from ..data.load import Batch, Batches, Splits, load_data
+from ..data.records import Chat
+from ..errors import CheckpointError, DataError, MemoryBudgetError
+from ..files.bounded import read_object
+from ..files.paths import own
+from ..language_model import open_backend
+from ..model.decoder import Decoder
+from ..model.load import load_decoder, read_config, weight_bytes
+from ..sources.resolve import full_name, resolve
+from ..text.chat_template import ChatTemplate
+from ..text.load import load_tokenizer, tokenizer_from_folder
+from ..text.tokenizer import Tokenizer
+from ..training.initialize import initialise
+from ..training.memory import Estimate, TrainingShape, admit
+from ..training.optim import AdamW
+from ..training.trainable import Trainable, adapted, full
+from ..training.trainer import TrainConfig, Trainer
+from .listener import Listener
 from .settings import EPOCHS, MAX_LENGTH, MOST_STEPS, Settings
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -73,13 +71,14 @@ class Prepared:
         return sum(math.prod(x.shape) for x in self.trainer.values.values())
 
 
-def prepare(settings: Settings, out: Path) -> Prepared:
+def prepare(settings: Settings, out: Path, listener: Listener | None = None) -> Prepared:
     """Everything but the first step. out: the run's folder; the trainer writes its checkpoints there, when it runs."""
-    path = resolve(settings.model, progress=TerminalProgress())
+    listener = listener or Listener()
+    path = resolve(settings.model, progress=listener.fetching())
     settings = replace(settings, model=full_name(settings.model))
     checkpoint, tokenizer = _base(settings, path)
-    ops = _backend(settings, checkpoint)
-    settings = replace(settings, dtype=ops.dtype)  # decided, so that --resume on another backend computes in the same
+    ops = _backend(settings, checkpoint, listener)
+    settings = replace(settings, dtype=ops.dtype)  # decided, so that a run goes on in the same on another backend
     ops.value_and_grad(lambda values: (values, ()))  # raises where a backend computes no gradients
     config = read_config(checkpoint)
     if settings.max_length is None:
@@ -90,9 +89,9 @@ def prepare(settings: Settings, out: Path) -> Prepared:
             field="max_length",
         )
     lora = _lora(settings)
-    chats = tokenizer.chat_template is not None and _is_chat(settings.data)
-    _check_variables(settings, tokenizer, chats)
-    splits = _data(settings, tokenizer)
+    chats = tokenizer.chat_template is not None and _is_chat(settings.data, listener)
+    _check_variables(settings, tokenizer, chats, listener)
+    splits = _data(settings, tokenizer, listener)
     if settings.patience is not None and splits.valid is None:
         raise DataError(
             "`patience` waits for a better validation loss, and there is none: leave it out, or raise `valid_fraction`",
@@ -112,14 +111,14 @@ def prepare(settings: Settings, out: Path) -> Prepared:
         settings.accumulate,
     )
     before = ops.memory().active
-    with bar("loading the model") as advance:
+    with listener.working("loading the model") as advance:
         decoder = load_decoder(ops, checkpoint, stack=False, on_layer=advance)
     ops.sync()
     weights = max(ops.memory().active - before, 0)
     model, values = _trainable(ops, checkpoint, decoder, lora, shape, settings.grad_checkpoint)
     del decoder  # of full training, whose weights the trainer holds
     shape = replace(shape, trained=sum(math.prod(x.shape) for x in values.values()))
-    settings, rest = _admitted(settings, config, shape, ops.memory().free, lora is None)
+    settings, rest = _admitted(settings, config, shape, ops.memory().free, lora is None, listener)
     trainer = Trainer(
         ops,
         model,
@@ -133,19 +132,19 @@ def prepare(settings: Settings, out: Path) -> Prepared:
     return Prepared(settings, ops, checkpoint, tokenizer, splits, chats, lora, trainer, parameters, weights, rest)
 
 
-def _backend(settings: Settings, checkpoint: Checkpoint) -> Backend:
+def _backend(settings: Settings, checkpoint: Checkpoint, listener: Listener) -> Backend:
     """Where "auto" computes in float32, weights are in float32 too: what shortens decoding would round what is trained
     on."""
-    ops = partita_backends.load(
+    ops = open_backend(
         settings.backend,
         device=settings.device,
         dtype=settings.dtype,
         threads=settings.threads,
         needs=lambda ops: weight_bytes(ops, checkpoint),
-        on_fallback=tell,
+        on_fallback=listener.note,
     )
     if ops.decode_dtype != ops.dtype:
-        ops = partita_backends.load(ops.name, device=ops.device, dtype=ops.dtype, threads=settings.threads)
+        ops = open_backend(ops.name, device=ops.device, dtype=ops.dtype, threads=settings.threads)
     return ops
 
 
@@ -186,7 +185,7 @@ def _shape(path: Path) -> dict[str, Any]:
     try:
         return read_object(path)
     except CheckpointError as error:
-        raise DataError(f"--from-scratch: {error}; give a config.json with model_type, hidden_size, …") from None
+        raise DataError(f"`from_scratch`: {error}; give a config.json with model_type, hidden_size, …") from None
 
 
 def _lora(settings: Settings) -> LoraConfig | None:
@@ -204,8 +203,8 @@ def _lora(settings: Settings) -> LoraConfig | None:
     )
 
 
-def _data(settings: Settings, tokenizer: Tokenizer) -> Splits:
-    with bar("reading the data") as advance:
+def _data(settings: Settings, tokenizer: Tokenizer, listener: Listener) -> Splits:
+    with listener.working("reading the data") as advance:
         return load_data(
             settings.data,
             tokenizer,
@@ -216,11 +215,11 @@ def _data(settings: Settings, tokenizer: Tokenizer) -> Splits:
             variables=settings.variables,
             control_tokens=settings.control_tokens,
             on_progress=advance,
-            progress=TerminalProgress(),
+            progress=listener.fetching(),
         )
 
 
-def _check_variables(settings: Settings, tokenizer: Tokenizer, chats: bool) -> None:
+def _check_variables(settings: Settings, tokenizer: Tokenizer, chats: bool, listener: Listener) -> None:
     """DataError where no template would be told them; a line where the template does not read some of them."""
     if not settings.template_var:
         return
@@ -230,12 +229,12 @@ def _check_variables(settings: Settings, tokenizer: Tokenizer, chats: bool) -> N
     template = ChatTemplate.of(tokenizer)
     unread = [name for name in settings.variables if not template.mentions(name)]
     if unread:
-        tell(f"the model's chat template does not read {', '.join(unread)}")
+        listener.note(f"the model's chat template does not read {', '.join(unread)}")
 
 
-def _is_chat(source: str) -> bool:
+def _is_chat(source: str, listener: Listener) -> bool:
     """Whether the first record of the training data is a conversation."""
-    path = data_files.find(source, progress=TerminalProgress()).train[0]
+    path = data_files.find(source, progress=listener.fetching()).train[0]
     if path.suffix == ".txt":
         return False
     found = next(data_files.records(path), None)
@@ -281,7 +280,7 @@ def _decided(settings: Settings, batches: Batches) -> Settings:
 
 
 def _admitted(
-    settings: Settings, config: Any, shape: TrainingShape, free: int, trains_all: bool
+    settings: Settings, config: Any, shape: TrainingShape, free: int, trains_all: bool, listener: Listener
 ) -> tuple[Settings, Estimate]:
     """With gradient checkpointing where nothing was said about it and it does not fit otherwise."""
     if settings.grad_checkpoint is not None:
@@ -290,7 +289,7 @@ def _admitted(
         return replace(settings, grad_checkpoint=False), admit(config, shape, free, full=trains_all)
     except MemoryBudgetError:
         rest = admit(config, replace(shape, grad_checkpoint=True), free, full=trains_all)
-    tell("gradient checkpointing is on: memory has no room for all activations at once")
+    listener.note("gradient checkpointing is on: memory has no room for all activations at once")
     return replace(settings, grad_checkpoint=True), rest
 
 

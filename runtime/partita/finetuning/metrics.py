@@ -11,8 +11,8 @@ import os
 from pathlib import Path
 from typing import Any, TextIO
 
-from partita.errors import DataError
-from partita.files.atomic import whole_file
+from ..errors import DataError
+from ..files.atomic import whole_file
 
 NAME = "metrics.jsonl"
 Row = dict[str, Any]
@@ -54,7 +54,7 @@ class Metrics:
             return
 
     def _fault(self, error: OSError) -> DataError:
-        return DataError(f"{self.path} cannot be written: {error.strerror or error}: free some space, then --resume")
+        return DataError(f"{self.path} cannot be written: {error.strerror or error}: free some space, then `resume`")
 
 
 def _line(row: Row) -> str:

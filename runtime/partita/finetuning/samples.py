@@ -6,19 +6,18 @@ next is shown beside them. Decides nothing about training.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from partita.data.load import Dataset, Splits
-from partita.errors import DataError, PartitaError
-from partita.language_model import LanguageModel
-
-from ..messages import shown
+from ..data.load import Dataset, Splits
+from ..errors import DataError, PartitaError
+from ..language_model import LanguageModel
 from .prepare import Prepared
 
+Spelled = Callable[[str], str]
 OF_DATA = 2  # prompts, where none was given
 _LONGEST = 256  # tokens of a prompt out of the data
 _OPENING = 16  # tokens of a text that has no prompt of its own
@@ -49,19 +48,19 @@ def prompts(prepared: Prepared) -> list[Prompt]:
 
 def _raw(prepared: Prepared, text: str) -> list[int]:
     if not text.strip():
-        raise DataError("--sample: the prompt is empty: give some text")
+        raise DataError("`sample`: the prompt is empty: give some text", field="sample")
     return prepared.tokenizer.encode(text, specials=prepared.settings.control_tokens)
 
 
-def replies(prepared: Prepared, values: Mapping[str, Any], asked: Sequence[Prompt]) -> dict[str, str]:
-    """The model's answers with these values of its trainables, by the prompts' texts."""
+def replies(prepared: Prepared, values: Mapping[str, Any], asked: Sequence[Prompt], spelled: Spelled) -> dict[str, str]:
+    """The model's answers with these values of its trainables, by the prompts' texts. spelled: for messages."""
     if not asked:
         return {}
     model, count = _language_model(prepared, values), prepared.settings.sample_tokens
-    return {prompt.text: _reply(model, prompt, count) for prompt in asked}
+    return {prompt.text: _reply(model, prompt, count, spelled) for prompt in asked}
 
 
-def _reply(model: LanguageModel, prompt: Prompt, count: int) -> str:
+def _reply(model: LanguageModel, prompt: Prompt, count: int, spelled: Spelled) -> str:
     """A sample that cannot be made says why: it is no reason to lose a run."""
     context = min(len(prompt.ids) + count, model.config.max_positions)
     try:
@@ -69,7 +68,7 @@ def _reply(model: LanguageModel, prompt: Prompt, count: int) -> str:
         pieces = session.generate(prompt.ids, max_tokens=count, continues=prompt.expected is not None)
         return "".join(piece.text for piece in pieces)
     except PartitaError as error:
-        return f"({shown(str(error))})"
+        return f"({spelled(str(error))})"
 
 
 def _language_model(prepared: Prepared, values: Mapping[str, Any] | None) -> LanguageModel:

@@ -7,22 +7,24 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from partita.adapters import write as adapters_write
-from partita.errors import DataError
-from partita.files.atomic import whole_file
-from partita.printable import json_text
-from partita.training.initialize import trained
-
+from ..adapters import write as adapters_write
+from ..checkpoint.base import Checkpoint
+from ..errors import DataError
+from ..files.atomic import whole_file
+from ..printable import json_text
+from ..training.initialize import trained
 from .prepare import Prepared
 
 MODEL, RUN = "model", "run.json"
 FORMAT = 1
+WriteFolder = Callable[[Checkpoint, Path], object]
+"""Writes a checkpoint as a model's folder that is not there yet."""
 
 
 def write_adapter(folder: Path, prepared: Prepared, values: Mapping[str, np.ndarray]) -> None:
@@ -33,15 +35,13 @@ def write_adapter(folder: Path, prepared: Prepared, values: Mapping[str, np.ndar
     adapters_write.write_adapter(folder, values, prepared.lora, prepared.settings.model, layers)
 
 
-def write_model(folder: Path, prepared: Prepared, values: Mapping[str, np.ndarray]) -> Path:
+def write_model(folder: Path, prepared: Prepared, values: Mapping[str, np.ndarray], write: WriteFolder) -> Path:
     """`folder`/model, in float32, in place of one that an earlier process of this run wrote."""
-    from partita_convert.write_folder import write_huggingface
-
     target, new, old = (folder / name for name in (MODEL, f".{MODEL}.new", f".{MODEL}.old"))
     try:
         for leftover in (new, old):
             shutil.rmtree(leftover, ignore_errors=True)
-        write_huggingface(trained(prepared.checkpoint, values), new)
+        write(trained(prepared.checkpoint, values), new)
         if target.exists():
             os.rename(target, old)
         os.rename(new, target)

@@ -1,0 +1,34 @@
+"""What is said while a run is prepared: lines for a person, and how far the work is. Decides and shows nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+from ..sources.store import Progress, Silent
+
+OnPart = Callable[[int, int], None]
+"""Called with (done, total)."""
+
+
+class Listener:
+    """Every method does nothing: override those of interest."""
+
+    def note(self, *lines: str) -> None:
+        """What a person should know though nothing failed."""
+
+    def spelled(self, message: str) -> str:
+        """A message with the names of settings as they are typed where it is shown."""
+        return message
+
+    def fetching(self) -> Progress:
+        """Hears of a fetch, of the model or of data."""
+        return Silent()
+
+    def working(self, what: str) -> AbstractContextManager[OnPart]:
+        """Around work that counts its parts: "reading the data", "loading the model"."""
+        return nullcontext(_unheard)
+
+
+def _unheard(done: int, total: int) -> None:
+    """An `OnPart` for nobody."""
