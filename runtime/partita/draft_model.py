@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from .errors import ContextError, DataError
+from .errors import DataError
 from .inference.decode import prefill
-from .inference.speculative import DEFAULT_COUNT, Drafter, PromptLookup, too_long
+from .inference.speculative import DEFAULT_COUNT, Drafter, PromptLookup
 from .language_model import LanguageModel
 from .quantization import Array
 from .text.tokenizer import Tokenizer
@@ -33,8 +33,7 @@ class ModelDraft(Drafter):
         super().__init__(count)
         check_same_vocabulary(target.tokenizer, model.tokenizer)
         self.model, self.session = model, model.session(prefixes=None, **cache)
-        if count >= self.session.cache.spec.chunk:
-            raise ContextError(too_long(count, self.session.cache))
+        self.check(self.session.cache)
         self._stays_on_device = target.ops is model.ops
         # either may have more rows than the other, for ids that no text has
         self._vocabulary = min(target.config.vocab_size, model.config.vocab_size)
@@ -48,13 +47,13 @@ class ModelDraft(Drafter):
     def _propose(self, limit: int) -> Sequence[int] | Array:
         if not self._knows:
             return ()
-        ops, decoder, session = self.model.ops, self.model.decoder, self.session
+        ops, session = self.model.ops, self.session
         rest, self._rest = self._rest, []
-        logits, drafts = prefill(ops, decoder, session.cache, rest, on_fed=session.tokens.extend), []
+        logits, drafts = prefill(session.runner, rest, on_fed=session.tokens.extend), []
         for i in range(limit):
             drafts.append(ops.argmax(logits[:, : self._vocabulary], -1))
             if i + 1 < limit:
-                logits = decoder(ops, drafts[-1][:, None], session.cache)
+                logits = self.model.decoder(ops, drafts[-1][:, None], session.cache)
         proposal = ops.concat(drafts, 0)
         return proposal if self._stays_on_device else ops.to_numpy(proposal).tolist()
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,9 +25,10 @@ from .cache.spec import DEFAULT_CHUNK, CacheSpec
 from .cache.state import Cache
 from .checkpoint.open import open_checkpoint
 from .errors import CheckpointError, DataError
-from .inference.decode import Generated, generate
+from .inference.decode import DecodeOptions, OnProgress, decode
+from .inference.runner import Generated, ModelRunner
 from .inference.sampling import Sampler, Sampling, recommended
-from .inference.speculative import Drafter, speculate
+from .inference.speculative import Drafter
 from .model.config import ModelConfig
 from .model.decoder import Decoder
 from .model.load import load_decoder, notes, weight_bytes
@@ -193,6 +194,11 @@ class Session:
         return f"Session({self.model!r}, {len(self.tokens)} tokens)"
 
     @property
+    def runner(self) -> ModelRunner:
+        """What feeds the cache. Who uses it adds to `tokens` what it has fed."""
+        return ModelRunner(self.model.ops, self.model.decoder, self.cache)
+
+    @property
     def forgotten(self) -> int:
         """Tokens that went through the ring and are no longer seen by full-attention layers."""
         slots = self.cache.slots()
@@ -238,7 +244,7 @@ class Session:
         continues: bool = False,
         draft: Drafter | None = None,
         reply: ReplyParser | None = None,
-        on_progress: Callable[[int, int], None] | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Iterator[Piece]:
         """Pieces of a reply. Closing the iterator stops it between two tokens; what was fed stays in the cache.
 
@@ -248,43 +254,39 @@ class Session:
         draft: proposes tokens, so that several may come of one pass; they are the same tokens without it.
         Raising from on_progress stops a prompt between two chunks; the chunks that were fed stay in the cache.
         """
-        if max_tokens < 1:
-            raise DataError(f"`max_tokens` must be >= 1, got {max_tokens}", field="max_tokens")
+        tokenizer = self.model.tokenizer
+        options = DecodeOptions(max_tokens, tokenizer.stop_ids, alternatives)
+        self.model.decoder.check(prompt)
+        parts = _Parts(reply or ReplyParser(ReplyFormat(), tokenizer, continues=continues), StopStrings(stop))
+        tokens = self._decode(prompt, sampling or Sampling(), options, draft, on_progress)
+        for count, generated in enumerate(tokens):
+            if generated.id in tokenizer.stop_ids:
+                yield from _pieces(parts.finish(), generated, "stop")
+                return
+            found = parts.push(generated.id)
+            yield from _pieces(found, generated, "stop" if parts.stopped else None)
+            if parts.stopped:
+                return
+            if not count:  # behind the first token, which need not wait for a copy of the cache
+                self._reuse.read(self.cache, self.tokens, max_tokens)
+        rest = parts.finish()
+        yield from _pieces(rest, None, "stop" if parts.stopped else "length")
+
+    def _decode(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        options: DecodeOptions,
+        draft: Drafter | None,
+        on_progress: OnProgress | None,
+    ) -> Iterator[Generated]:
+        """Tokens behind a prompt, of which the cache may hold a beginning."""
         model = self.model
-        model.decoder.check(prompt)
-        told = _Told(reply or ReplyParser(ReplyFormat(), model.tokenizer, continues=continues), StopStrings(stop))
-        sampler = Sampler(model.ops, sampling or Sampling(), model.config.vocab_size, prompt)
+        sampler = Sampler(model.ops, sampling, model.config.vocab_size, prompt)
         new = self.align(prompt)
-        decode = generate
         if draft is not None:
             draft.begin(prompt)
-            decode = partial(speculate, drafter=draft)
-        tokens = decode(
-            model.ops,
-            model.decoder,
-            self.cache,
-            new,
-            sampler=sampler,
-            max_tokens=max_tokens,
-            stop_ids=model.tokenizer.stop_ids,
-            alternatives=alternatives,
-            on_progress=on_progress,
-            on_fed=self._fed,
-        )
-        first = True
-        for generated in tokens:
-            if generated.id in model.tokenizer.stop_ids:
-                yield from _pieces(told.rest(), generated, "stop")
-                return
-            parts = told.push(generated.id)
-            yield from _pieces(parts, generated, "stop" if told.over else None)
-            if told.over:
-                return
-            if first:  # behind the first token, which need not wait for a copy of the cache
-                first = False
-                self._reuse.read(self.cache, self.tokens, max_tokens)
-        rest = told.rest()
-        yield from _pieces(rest, None, "stop" if told.over else "length")
+        return decode(self.runner, new, sampler, options, drafter=draft, on_progress=on_progress, on_fed=self._fed)
 
     def align(self, prompt: Sequence[int]) -> list[int]:
         """Make the cache hold a beginning of prompt, and return the rest (never nothing: logits follow a token)."""
@@ -304,28 +306,31 @@ class Session:
         self._reuse.fed(self.cache, self.tokens)
 
 
-class _Told:
-    """A reply told apart, up to the first stop string in what is said."""
+class _Parts:
+    """The parts of a reply, up to the first stop string in what is said."""
 
     def __init__(self, reply: ReplyParser, stops: StopStrings):
         self._reply, self._stops = reply, stops
 
     @property
-    def over(self) -> bool:
+    def stopped(self) -> bool:
+        """Whether a stop string was found."""
         return self._stops.found
 
     def push(self, token: int) -> list[Part]:
-        return self._said(self._reply.push(token))
+        """What became certain with one more token."""
+        return self._until_stop(self._reply.push(token))
 
-    def rest(self) -> list[Part]:
-        found = self._said(self._reply.finish())
+    def finish(self) -> list[Part]:
+        """What was held back."""
+        found = self._until_stop(self._reply.finish())
         held = self._stops.finish()
         return [*found, Part("speech", held)] if held else found
 
-    def _said(self, parts: Sequence[Part]) -> list[Part]:
+    def _until_stop(self, parts: Sequence[Part]) -> list[Part]:
         found: list[Part] = []
         for part in parts:
-            if self.over:
+            if self.stopped:
                 break
             if part.kind == "speech":
                 found.append(Part("speech", self._stops.push(part.text)))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import partita
 from partita.cache.state import Slots
 from partita.errors import DataError
-from partita.inference.decode import Generated
+from partita.inference.runner import Generated
 from partita_apps import cli
 from partita_apps.chat.commands import perform
 from partita_apps.chat.layout import wrapped

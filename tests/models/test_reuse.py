@@ -26,8 +26,8 @@ def reply(session: Session, prompt: list[int], count: int) -> list[int]:
 
 def logits(session: Session, prompt: list[int]) -> np.ndarray:
     """float32 (V,) after the prompt, fed from where it parts from what is known."""
-    model, rest = session.model, session.align(prompt)
-    return model.ops.to_numpy(prefill(model.ops, model.decoder, session.cache, rest))[0]
+    rest = session.align(prompt)
+    return session.model.ops.to_numpy(prefill(session.runner, rest))[0]
 
 
 @pytest.mark.parametrize(("name", "count"), [("smollm2", 1500), ("gemma3", 800)])

@@ -16,7 +16,7 @@ import partita
 import partita_backends
 from partita.draft_model import ModelDraft, drafter
 from partita.errors import ContextError, DataError
-from partita.inference.decode import Generated
+from partita.inference.runner import Generated
 from partita.inference.sampling import Sampling
 from partita.inference.speculative import Acceptance, Drafter, PromptLookup
 from partita.language_model import LanguageModel, Piece

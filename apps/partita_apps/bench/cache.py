@@ -65,7 +65,7 @@ def decode_recomputed(model: Any, prompt: list[int], count: int) -> tuple[list[i
     ops, tokens, seconds = model.ops, [], []
     for _ in range(count):
         begun = time.perf_counter()
-        logits = prefill(ops, model.decoder, model.session().cache, prompt + tokens)
+        logits = prefill(model.session().runner, prompt + tokens)
         tokens.append(int(ops.to_numpy(ops.argmax(logits, -1))[0]))
         seconds.append(time.perf_counter() - begun)
     return tokens, seconds
@@ -79,7 +79,7 @@ def beyond_the_ring(model: Any, context: int, runs: int) -> tuple[float, float]:
     sessions = []
     for length in (1100, 5000):
         session = model.session(context=min(context, model.config.max_positions))
-        sessions.append((session, prefill(ops, model.decoder, session.cache, text[:length])))
+        sessions.append((session, prefill(session.runner, text[:length])))
     seconds: list[list[float]] = [[], []]
     for _ in range(runs):
         for i, (session, logits) in enumerate(sessions):

@@ -64,4 +64,4 @@ def prefill(model: Any, session: Any, ids: list[int]) -> Any:
     from partita.inference.decode import prefill
 
     assert np.all(np.asarray(ids) < model.config.vocab_size)
-    return prefill(model.ops, model.decoder, session.cache, ids)
+    return prefill(session.runner, ids)

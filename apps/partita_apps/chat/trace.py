@@ -7,7 +7,7 @@ import shutil
 import click
 
 from partita.cache.state import Slots
-from partita.inference.decode import Generated
+from partita.inference.runner import Generated
 from partita.text.tokenizer import Tokenizer
 
 ALTERNATIVES = 5

@@ -1,7 +1,13 @@
-"""The decode loop: token ids in, token ids out. Knows no text and no array library.
+"""The decode loop: token ids in, token ids out, for one row. Knows no text and no array library.
 
-A prompt is fed in chunks. Then one host read a token at most: on a device that computes asynchronously the next step is
+A prompt is fed in chunks. Then one host read a step at most: on a device that computes asynchronously the next step is
 launched before the last token is read.
+
+With a drafter a step may be several tokens. The model reads the last token and the proposal as one chunk and chooses
+its own token after each of them with the ordinary sampler; the first that differs from the proposal ends the step, and
+the cache takes the rest back. Only the model's own choices are ever emitted, so the text is the one it would have
+written alone: greedy, and drawn with a seed too, since a token costs one uniform number either way (computed in
+float32; in 16 bits a chunk may round otherwise than single tokens do).
 """
 
 from __future__ import annotations
@@ -12,125 +18,183 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..backend import Backend
-from ..cache.state import Cache
 from ..errors import DataError
-from ..model.decoder import Decoder
 from ..quantization import Array
-from .compiled_step import DecodeStep
-from .sampling import Sampler, finite, not_finite
+from .runner import Choice, Chosen, Generated, ModelRunner, choose, choose_behind
+from .sampling import Sampler, not_finite
+from .speculative import Drafter
+
+OnProgress = Callable[[int, int], None]
+"""(done, total): tokens of the prompt, after each of its chunks."""
+OnFed = Callable[[Sequence[int]], None]
+"""(ids): called once they are in the cache for good, so that a caller knows what it holds."""
 
 
 @dataclass(frozen=True)
-class Generated:
-    """One new token. seconds: since the one before (the first: since the prompt began).
-
-    alternatives: the most probable tokens and their probabilities before any sampling rule, if asked for; probability:
-    the chosen one's.
+class DecodeOptions:
+    """max_tokens: new ones, at least 1. stop_ids: end a reply, as its last token. alternatives: how many of the most
+    probable tokens to report with each one that is chosen.
     """
 
-    id: int
-    seconds: float
-    probability: float | None = None
-    alternatives: tuple[tuple[int, float], ...] = ()
+    max_tokens: int
+    stop_ids: frozenset[int] = frozenset()
+    alternatives: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise DataError(f"the number of new tokens must be at least 1, not {self.max_tokens}")
 
 
 def prefill(
-    ops: Backend,
-    model: Decoder,
-    cache: Cache,
+    runner: ModelRunner,
     prompt: Sequence[int],
     *,
-    on_progress: Callable[[int, int], None] | None = None,
-    on_fed: Callable[[Sequence[int]], None] | None = None,
+    on_progress: OnProgress | None = None,
+    on_fed: OnFed | None = None,
 ) -> Array:
-    """Feed the prompt in chunks; logits (1, V) after its last token. on_progress(done, total) after each chunk.
+    """Feed the prompt in chunks; logits (1, V) after its last token.
 
-    Interrupted between chunks, the cache holds exactly the chunks that were fed, which on_fed(ids) has reported.
+    Interrupted between chunks, the cache holds exactly the chunks that were fed, which on_fed has reported.
     """
     if not prompt:
         raise DataError("the prompt is empty: give at least one token")
-    model.check(prompt)
-    tokens, chunk, total = np.asarray(prompt, np.int32)[None], cache.spec.chunk, len(prompt)
+    runner.model.check(prompt)
+    tokens, chunk, total = np.asarray(prompt, np.int32)[None], runner.cache.spec.chunk, len(prompt)
     last = (total - 1) // chunk * chunk
-    for start in range(0, last, chunk):
-        model.feed(ops, ops.array(tokens[:, start : start + chunk]), cache)
-        ops.launch(*cache.arrays())
+
+    def report(start: int, end: int) -> None:
         if on_fed is not None:
-            on_fed(prompt[start : start + chunk])
+            on_fed(prompt[start:end])
         if on_progress is not None:
-            ops.sync()
-            on_progress(start + chunk, total)
-    logits = model(ops, ops.array(tokens[:, last:]), cache)
-    ops.launch(logits)
-    if on_fed is not None:
-        on_fed(prompt[last:])
-    if on_progress is not None:
-        ops.sync()
-        on_progress(total, total)
+            runner.ops.sync()
+            on_progress(end, total)
+
+    for start in range(0, last, chunk):
+        runner.feed(tokens[:, start : start + chunk])
+        report(start, start + chunk)
+    logits = runner.logits(tokens[:, last:])
+    report(last, total)
     return logits
 
 
-def generate(
-    ops: Backend,
-    model: Decoder,
-    cache: Cache,
+def decode(
+    runner: ModelRunner,
     prompt: Sequence[int],
-    *,
     sampler: Sampler,
-    max_tokens: int,
-    stop_ids: frozenset[int] = frozenset(),
-    alternatives: int = 0,
-    on_progress: Callable[[int, int], None] | None = None,
-    on_fed: Callable[[Sequence[int]], None] | None = None,
+    options: DecodeOptions,
+    *,
+    drafter: Drafter | None = None,
+    on_progress: OnProgress | None = None,
+    on_fed: OnFed | None = None,
 ) -> Iterator[Generated]:
-    """Tokens after the prompt, up to and including a stop id, at most max_tokens.
+    """Tokens after the prompt, up to and including a stop id, at most `options.max_tokens`. For one row.
 
-    on_fed(ids): called with ids once they are in the cache, so that a caller knows what it holds even when it stops
-    iterating early.
+    drafter: one that has begun; the tokens are the same without it. When the iterator ends or is closed, the cache
+    holds exactly the ids that on_fed has reported. Raises CheckpointError where the model's logits are not finite, and
+    ContextError for a drafter whose proposals are longer than the cache can take back.
     """
+    if drafter is not None:
+        drafter.check(runner.cache)
     begun = time.perf_counter()
-    logits = prefill(ops, model, cache, prompt, on_progress=on_progress, on_fed=on_fed)
-    step = _Step(ops, logits, sampler, alternatives)
-    decode = DecodeStep(ops, model, cache) if ops.compiles else lambda tokens: model(ops, tokens, cache)
-    for count in range(1, max_tokens + 1):
-        following = None
-        if ops.asynchronous and count < max_tokens:  # launched before the last token is read
-            following = _Step(ops, decode(step.token[:, None]), sampler, alternatives)
-        generated = step.read(begun)
+    logits = prefill(runner, prompt, on_progress=on_progress, on_fed=on_fed)
+    if drafter is None:
+        steps: _Steps | _DraftedSteps = _Steps(runner, sampler, options.alternatives)
+    else:
+        steps = _DraftedSteps(runner, sampler, options.alternatives, drafter)
+    choice, left = steps.choose(logits), options.max_tokens
+    while True:
+        following = steps.launched(choice) if left > 1 else None
+        run = steps.read(choice, begun)
         begun = time.perf_counter()
-        if following is not None and on_fed is not None:
-            on_fed([generated.id])
-        yield generated
-        if generated.id in stop_ids or count == max_tokens:
-            return
+        held = len(run) if following is not None else len(run) - 1  # how many of them are in the cache already
+        unreported = held
+        try:
+            for i, generated in enumerate(run):
+                if i < held:
+                    unreported -= 1
+                    if on_fed is not None:
+                        on_fed([generated.id])
+                left -= 1
+                yield generated
+                if generated.id in options.stop_ids or not left:
+                    return
+        finally:
+            if unreported:
+                runner.cache.trim(unreported)
         if following is None:
-            following = _Step(ops, decode(step.token[:, None]), sampler, alternatives)
+            following = steps.after(choice, run[-1].id, left)
             if on_fed is not None:
-                on_fed([generated.id])
-        step = following
+                on_fed([run[-1].id])
+        choice = following
 
 
-class _Step:
-    """One sampled token on its way to the host."""
+@dataclass(frozen=True)
+class _Steps:
+    """One token a step, which need not be read for the next step to be launched."""
 
-    def __init__(self, ops: Backend, logits: Array, sampler: Sampler, alternatives: int):
-        self.token, self._ops = sampler(logits), ops
-        self._read = ops.fetch(ops.concat([self.token, finite(ops, logits)], 0))
-        self._details: list[Callable[[], np.ndarray]] = []
-        if alternatives:
-            p = ops.softmax(logits, -1)
-            best, index = ops.topk(p, min(alternatives, p.shape[-1]))
-            chosen = ops.take(p[0], self.token, 0)
-            self._details = [ops.fetch(best[0]), ops.fetch(index[0]), ops.fetch(chosen)]
+    runner: ModelRunner
+    sampler: Sampler
+    alternatives: int
 
-    def read(self, begun: float) -> Generated:
-        token, whole = self._read().tolist()
-        if not whole:
-            raise not_finite(self._ops)
-        seconds = time.perf_counter() - begun
-        if not self._details:
-            return Generated(token, seconds)
-        best, index, chosen = (read() for read in self._details)
-        pairs = tuple((int(i), float(p)) for i, p in zip(index, best, strict=True))
-        return Generated(token, seconds, float(chosen[0]), pairs)
+    def choose(self, logits: Array) -> Choice:
+        return choose(self.runner.ops, logits, self.sampler, self.alternatives)
+
+    def launched(self, choice: Choice) -> Choice | None:
+        """The step behind a choice that has not been read, where the device computes while the host reads."""
+        return self._behind(choice) if self.runner.ops.asynchronous else None
+
+    def after(self, choice: Choice, token: int, left: int) -> Choice:
+        """The step behind a choice of which `token` is the last, with so many tokens left to generate."""
+        return self._behind(choice)
+
+    def read(self, choice: Choice, begun: float) -> list[Generated]:
+        """The tokens of a step. Raises CheckpointError where logits are not finite."""
+        return _run(self.runner, choice.read(), 1, begun)
+
+    def _behind(self, choice: Choice) -> Choice:
+        return self.choose(self.runner.decode(choice.tokens))
+
+
+@dataclass(frozen=True)
+class _DraftedSteps:
+    """As many tokens a step as the model agrees with its drafter on, and one more. Methods as in `_Steps`."""
+
+    runner: ModelRunner
+    sampler: Sampler
+    alternatives: int
+    drafter: Drafter
+
+    def choose(self, logits: Array, drafts: Array | None = None) -> Choice:
+        return choose_behind(self.runner.ops, logits, drafts, self.sampler, self.alternatives)
+
+    def launched(self, choice: Choice) -> None:
+        """Nothing: a drafter is given what was chosen before it proposes."""
+
+    def after(self, choice: Choice, token: int, left: int) -> Choice:
+        ops = self.runner.ops
+        proposal = self.drafter.propose(left - 1)
+        last = ops.array(np.asarray([token], np.int32))
+        if not len(proposal):
+            return self.choose(self.runner.decode(last))
+        on_host = isinstance(proposal, (list, tuple))
+        drafts = ops.array(np.asarray(proposal, np.int32)) if on_host else proposal
+        return self.choose(self.runner.verify(ops.concat([last, drafts], 0)), drafts)
+
+    def read(self, choice: Choice, begun: float) -> list[Generated]:
+        chosen = choice.read()
+        accepted, proposed = chosen.accepted, len(chosen.drafts)
+        run = _run(self.runner, chosen, accepted + 1, begun)
+        if proposed > accepted:
+            self.runner.cache.trim(proposed - accepted)
+        emitted = [generated.id for generated in run]
+        self.sampler.accept(emitted)
+        self.drafter.observe(emitted, accepted, proposed)
+        return run
+
+
+def _run(runner: ModelRunner, chosen: Chosen, count: int, begun: float) -> list[Generated]:
+    """The first tokens of a step. All of its seconds are the first one's: the others were there at the same moment."""
+    if not all(chosen.finite[:count]):
+        raise not_finite(runner.ops)
+    seconds = time.perf_counter() - begun
+    return [chosen.generated(i, 0.0 if i else seconds) for i in range(count)]

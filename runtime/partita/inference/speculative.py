@@ -1,28 +1,16 @@
-"""Speculative decoding: several tokens for one pass of the model, and never another token than without it.
+"""Drafters of speculative decoding: what may come next, so that several tokens come of one pass of the model.
 
-A drafter proposes what may come next. The model reads the last token and the proposal as one chunk and chooses its own
-token after each of them with the ordinary sampler; the first that differs from the proposal ends the step, and the
-cache takes the rest back. Only the model's own choices are ever emitted, so the text is the one it would have written
-alone: greedy, and drawn with a seed too, since a token costs one uniform number either way (computed in float32; in 16
-bits a chunk may round otherwise than single tokens do). One host read a step. Knows no array library.
+Not here: how a proposal is judged (`decode`), a smaller model that proposes (`draft_model`). Knows no array library.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from ..backend import Backend
 from ..cache.state import Cache
 from ..errors import ContextError, DataError
-from ..model.decoder import Decoder
 from ..quantization import Array
-from .compiled_step import DecodeStep
-from .decode import Generated, prefill
-from .sampling import Sampler, finite, not_finite
 
 DEFAULT_COUNT = 7
 """Most tokens proposed at once: eight rows with the last token, up to which fast kernels for a few rows reach."""
@@ -58,6 +46,15 @@ class Drafter:
         """Of the reply that is being written, or of the last one."""
         self._length = count
 
+    def check(self, cache: Cache) -> None:
+        """Raise ContextError for a cache that cannot take a whole proposal back."""
+        chunk = cache.spec.chunk  # a ring has at least chunk - 1 slots to spare, so that trimming these never fails
+        if self.count >= chunk:
+            raise ContextError(
+                f"a draft of {self.count} tokens is too long for a cache with chunks of {chunk}: "
+                f"draft {chunk - 1} or fewer at once"
+            )
+
     def begin(self, prompt: Sequence[int]) -> None:
         """A reply to the whole prompt begins."""
         self.acceptance, self._length = Acceptance(), self.count
@@ -68,7 +65,7 @@ class Drafter:
         return self._propose(min(limit, self._length)) if limit > 0 else ()
 
     def observe(self, emitted: Sequence[int], accepted: int, proposed: int) -> None:
-        """What the model said instead: the first `accepted` are those of the last proposal. Before the next one."""
+        """Take in what the model emitted, of which the first `accepted` are those of the last proposal."""
         was = self.acceptance
         self.acceptance = Acceptance(was.proposed + proposed, was.accepted + accepted, was.steps + 1)
         if proposed:
@@ -126,108 +123,3 @@ class PromptLookup(Drafter):
                 period = len(text) - place  # beyond the text's end it goes on as it began
                 return [text[place + i % period] for i in range(limit)]
         return ()
-
-
-def speculate(
-    ops: Backend,
-    model: Decoder,
-    cache: Cache,
-    prompt: Sequence[int],
-    *,
-    drafter: Drafter,
-    sampler: Sampler,
-    max_tokens: int,
-    stop_ids: frozenset[int] = frozenset(),
-    alternatives: int = 0,
-    on_progress: Callable[[int, int], None] | None = None,
-    on_fed: Callable[[Sequence[int]], None] | None = None,
-) -> Iterator[Generated]:
-    """What `generate` gives, token for token, by a drafter that has begun. For one row and a sampler of one.
-
-    on_fed(ids): ids that are in the cache for good. When the iterator ends or is closed, the cache holds these exactly.
-    Raises ContextError for a drafter whose proposals are longer than the cache can take back.
-    """
-    if drafter.count >= cache.spec.chunk:  # a ring has at least chunk - 1 slots to spare, so trim never fails below
-        raise ContextError(too_long(drafter.count, cache))
-    begun = time.perf_counter()
-    logits = prefill(ops, model, cache, prompt, on_progress=on_progress, on_fed=on_fed)
-    single = DecodeStep(ops, model, cache) if ops.compiles else lambda tokens: model(ops, tokens, cache)
-    drafts, proposed, left = None, 0, max_tokens
-    while True:
-        run = _verify(ops, logits, drafts, sampler, alternatives, begun)
-        accepted = len(run) - 1
-        if proposed > accepted:
-            cache.trim(proposed - accepted)
-        emitted = [generated.id for generated in run]
-        drafter.observe(emitted, accepted, proposed)
-        unsaid = accepted  # tokens of this run in the cache not yet reported by on_fed
-        try:
-            for i, generated in enumerate(run):
-                if i < accepted:
-                    unsaid -= 1
-                    if on_fed is not None:
-                        on_fed(emitted[i : i + 1])
-                left -= 1
-                yield generated
-                if generated.id in stop_ids or not left:
-                    return
-        finally:
-            if unsaid:
-                cache.trim(unsaid)
-        begun = time.perf_counter()
-        proposal = drafter.propose(left - 1)
-        proposed, host = len(proposal), isinstance(proposal, (list, tuple))
-        drafts = None if not proposed else ops.array(np.asarray(proposal, np.int32)) if host else proposal
-        last = ops.array(np.asarray(emitted[-1:], np.int32))
-        if drafts is None:
-            logits = single(last[None, :])
-        else:
-            logits = model(ops, ops.concat([last, drafts], 0)[None, :], cache, every=True)[0]
-        if on_fed is not None:
-            on_fed(emitted[-1:])
-
-
-def _verify(
-    ops: Backend, logits: Array, drafts: Array | None, sampler: Sampler, alternatives: int, begun: float
-) -> list[Generated]:
-    """The accepted drafts and the model's own token after them. logits: (T, V) before and after each of T - 1 drafts.
-
-    All of a step's seconds are its first token's: the others were there at the same moment.
-    """
-    tokens = sampler.verify(logits, drafts)
-    rows = logits.shape[0]
-    read = ops.fetch(ops.concat([finite(ops, logits), tokens, *([] if drafts is None else [drafts])], 0))
-    details: list[Callable[[], np.ndarray]] = []
-    if alternatives:
-        p = ops.softmax(logits, -1)
-        vocabulary = p.shape[-1]
-        best, index = ops.topk(p, min(alternatives, vocabulary))
-        places = ops.array(np.arange(rows, dtype=np.int32) * vocabulary) + tokens
-        details = [ops.fetch(best), ops.fetch(index), ops.fetch(ops.take(p.reshape(-1), places, 0))]
-    ids = read().tolist()
-    seconds = time.perf_counter() - begun
-    whole, own, drafted = ids[:rows], ids[rows : 2 * rows], ids[2 * rows :]
-    accepted = next((i for i, (a, b) in enumerate(zip(own, drafted, strict=False)) if a != b), len(drafted))
-    emitted = own[: accepted + 1]
-    if not all(whole[: accepted + 1]):
-        raise not_finite(ops)
-    sampler.accept(emitted)
-    found = [part() for part in details]
-    run = []
-    for i, token in enumerate(emitted):
-        took = 0.0 if i else seconds
-        if not found:
-            run.append(Generated(token, took))
-            continue
-        best, index, chosen = found
-        pairs = tuple((int(j), float(p)) for j, p in zip(index[i], best[i], strict=True))
-        run.append(Generated(token, took, float(chosen[i]), pairs))
-    return run
-
-
-def too_long(count: int, cache: Cache) -> str:
-    """What to tell somebody whose drafts are longer than a cache can take back."""
-    return (
-        f"a draft of {count} tokens is too long for a cache with chunks of {cache.spec.chunk}: "
-        f"draft {cache.spec.chunk - 1} or fewer at once"
-    )
