@@ -330,5 +330,5 @@ def show(report: Report) -> None:
     if (check := report.check) is not None:
         click.echo(
             f"perplexity {check.source_perplexity:.2f} → {check.perplexity:.2f}, KL {check.kl:.4f} nats, "
-            f"{check.top1:.1%} the same likeliest token, on {check.tokens} tokens"
+            f"{check.top1:.1%} the same most likely token, on {check.tokens} tokens"
         )

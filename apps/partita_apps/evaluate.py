@@ -139,7 +139,7 @@ def reference_spec(language_model: Any, like: Any, asked: bool | None) -> Any:
 
 
 def losses_of_format(language_model: Any, spec: Any, reference: Any, tokens: list[int]) -> dict[str, Any]:
-    """Mean KL in nats and share of equal likeliest tokens against the reference; None where there is none."""
+    """Mean KL in nats and share of equal most likely tokens against the reference; None where there is none."""
     from partita.cache.state import Cache
     from partita.inference.perplexity import compare
 

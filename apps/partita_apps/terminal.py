@@ -1,6 +1,6 @@
 """The process and the terminal it was started from: standard streams, what may be drawn, and signals that end it.
 
-Not here: what is written. Invariants: descriptors 0 to 2 are open, so that no file is taken for a standard stream; on a
+Invariants: descriptors 0 to 2 are open, so that no file is taken for a standard stream; on a
 terminal that takes no escape sequences, or for a person who wants none, nothing sends any; SIGTERM and SIGHUP end the
 process as Ctrl-C does, with everything that is cleaned up or saved on the way out.
 """

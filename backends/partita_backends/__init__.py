@@ -57,7 +57,7 @@ class Attempt:
     """What came of a candidate: a backend, or the reason why it cannot be used.
 
     fault: something that is installed fails, or lacks the device that it was built for. Without it the reason is an
-    ordinary one, which nobody needs to be told: a library that is not installed, a device that is never here.
+    ordinary one, which is not reported: a library that is not installed, a device that is never here.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """What the columns of each weight are multiplied by, on a text: the mean square of every input of every projection.
 
 A squared error in a column costs in proportion to that, and the columns of a language model differ by factors of
-hundreds, so weights quantized with it in mind lose far less. Not here: quantizing. Invariant: one block's weights are
+hundreds, so weights quantized with it in mind lose far less. Invariant: one block's weights are
 in memory at a time, so a model of any size can be read.
 """
 
@@ -41,7 +41,7 @@ def importance(
 ) -> dict[str, np.ndarray]:
     """Mean squares of the inputs of every projection in every layer and of the head, over at most TOKENS tokens.
 
-    Raises UnsupportedModel for a family that the runtime does not play, DataError for a text without tokens.
+    Raises UnsupportedModel for a family that the runtime does not support, DataError for a text without tokens.
     """
     config = read_config(checkpoint)
     ids = np.asarray(tokens[: min(TOKENS, config.max_positions)], np.int32)

@@ -1,6 +1,6 @@
 """Outputs that are there whole or not at all: written under a temporary name beside their place, flushed, renamed.
 
-Not here: what is written. Invariants: nothing that exists is replaced; what a killed process left under a temporary
+Invariants: nothing that exists is replaced; what a killed process left under a temporary
 name is removed by the next one that writes to the same place, and what a living one writes is not touched. A temporary
 file or folder is locked by whoever writes it; such a lock ends with its process, so nothing is judged by names or ages.
 """

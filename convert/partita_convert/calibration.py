@@ -1,6 +1,6 @@
 """Texts to measure on when a person gives none: a short one that is kept here, and one that the model writes itself.
 
-Not here: what is measured. Invariant: the same model gives the same tokens.
+Invariant: the same model gives the same tokens.
 
 The short text shows which columns of a weight matter; almost any text does (measured: German prose and even random ids
 came within 2 % of speeches in perplexity, nothing at all lost 13 %). How much each part of a model matters is asked on

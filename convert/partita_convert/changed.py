@@ -1,6 +1,6 @@
 """A checkpoint whose tensors are changed as they are read: what is quantized for a trial, or before another writer.
 
-Not here: what the change is. Invariant: names, shapes and everything but the values are the base's.
+Invariant: names, shapes and everything but the values are the base's.
 """
 
 from __future__ import annotations

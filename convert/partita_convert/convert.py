@@ -152,7 +152,7 @@ def _columns(source: Checkpoint, request: Request, on_progress: Progress) -> Imp
         tokens = load_tokenizer(source).encode(SAMPLE)
     found = importance(ops, source, tokens, _steps(on_progress, "reading the calibration text"))
     whole = all(np.isfinite(columns).all() for columns in found.values())
-    return found if whole else {}  # numbers that are not finite are in the weights too, and are told by name
+    return found if whole else {}  # numbers that are not finite are in the weights too, and are reported by name
 
 
 def _steps(on_progress: Progress, what: str) -> Callable[[int, int], None]:

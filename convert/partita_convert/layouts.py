@@ -4,7 +4,7 @@
     as_huggingface  one matrix an expert, `mlp.experts.3.gate_proj.weight`; in gpt-oss `mlp.experts.gate_up_proj`,
                     dense, (experts, in, 2 * out) with gate and up taking turns
 
-Not here: writing, configs. Invariants: tensors are read when they are asked for; a checkpoint without experts, or with
+Invariants: tensors are read when they are asked for; a checkpoint without experts, or with
 its experts in that form already, is returned as it is; integers stay as they are wherever the form can hold them.
 """
 

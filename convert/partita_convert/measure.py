@@ -1,6 +1,6 @@
 """Bits where they help: how much each part of a model suffers from few bits, measured, and a budget spent by that.
 
-Not here: rounding, files. A part is what `recipes.part_of` puts together in one layer, or the embedding with the head.
+A part is what `recipes.part_of` puts together in one layer, or the embedding with the head.
 Each is quantized by itself, everything else left as it was, and the divergence (KL, nats a token) of the predictions
 from the source's is taken on a calibration text. Invariant: the same text and source give the same formats.
 

@@ -80,7 +80,7 @@ def _quantize(
         groups = _Groups.of(chunk.reshape(-1, group_size), tiled, bits, dtype)
         with np.errstate(
             over="ignore", invalid="ignore", divide="ignore"
-        ):  # a scale that cannot be stored: its error is no number
+        ):  # a scale that cannot be stored: its error is not finite
             found = groups.search()
         place = slice(start, start + count)
         words[place] = pack(found.integers.reshape(count, n), bits)

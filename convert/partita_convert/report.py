@@ -21,7 +21,7 @@ from .write_folder import WrittenTensor
 @dataclass(frozen=True)
 class Check:
     """Source and result on a text. kl: mean divergence of the next token's probabilities, nats. top1: share of equal
-    likeliest tokens."""
+    most likely tokens."""
 
     tokens: int
     source_perplexity: float

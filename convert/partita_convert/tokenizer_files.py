@@ -1,6 +1,6 @@
 """Tokenizer files out: copied from a folder, or rebuilt from a GGUF file's vocabulary as tokenizer.json.
 
-Not here: encoding text. Invariant: the ids that the written tokenizer gives are those of the source's.
+Invariant: the ids that the written tokenizer gives are those of the source's.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""partita: an on-device runtime for language models. One model and one cache, played by MLX, torch or numpy.
+"""partita: an on-device runtime for language models. One model and one cache, computed by MLX, torch or numpy.
 
     import partita
     model = partita.load()

@@ -95,7 +95,7 @@ class Backend(Protocol):
     def assign(self, buffer: Array, x: Array) -> Array:
         """x, of buffer's shape and dtype, in buffer's memory where arrays have one. The old buffer is dead afterwards.
 
-        For what lives as long as a run and changes each step: made anew each time, it would lie scattered among what
+        For what lives as long as a run and changes each step: made again each time, it would lie scattered among what
         comes and goes, and a process would grow from step to step."""
         ...
 

@@ -89,7 +89,7 @@ class LanguageModel:
     def encode(self, prompt: str | Sequence[Message], /, *, raw: bool = False, **variables: Any) -> list[int]:
         """Token ids of a conversation or of one user message, through the chat template; raw: of plain text.
 
-        variables: what the template is told besides (`enable_thinking=False`, `tools=[…]`). Raises DataError for an
+        variables: what the template is given besides (`enable_thinking=False`, `tools=[…]`). Raises DataError for an
         empty prompt, TemplateError where the template cannot be used.
         """
         if isinstance(prompt, str) and not prompt.strip():

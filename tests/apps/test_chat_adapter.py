@@ -160,7 +160,7 @@ def test_a_switch_reads_the_conversation_anew(conversation: Conversation) -> Non
 
 
 def test_names_that_are_not_there(conversation: Conversation, tiny_model: Path) -> None:
-    with pytest.raises(DataError, match="no adapter is called 'quiet': there are loud, calm, none"):
+    with pytest.raises(DataError, match="unknown adapter 'quiet'; expected one of loud, calm, none"):
         perform(conversation, "/adapter quiet")
     assert conversation.adapters.current == "loud"
     alone = Conversation(load(tiny_model, backend="numpy"), Settings(), CacheOptions())

@@ -171,5 +171,5 @@ def test_what_cannot_be_kept() -> None:
     assert len(cache) == 1  # nothing had to go for what does not fit
     with pytest.raises(DataError, match="cannot be kept"):
         cache.put([1, 2], snapshot(FULL, [1]))
-    with pytest.raises(DataError, match="-1 bytes"):
+    with pytest.raises(DataError, match=">= 0, got -1"):
         PrefixCache(-1)

@@ -1,6 +1,6 @@
 """Code in colours, a line at a time: Pygments reads the block again up to each new line and is believed for that line.
 
-Not here: which lines are code. Invariant: the pieces put together are the line, whatever Pygments made of it.
+Invariant: the pieces put together are the line, whatever Pygments made of it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a line means: a text for the model, a command that begins with a slash, or a wish to leave.
 
 A command is a function from the conversation and the rest of the line to what the person is told, or to a text to be
-answered. Not here: asking the model.
+answered.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def show(conversation: Conversation, rest: str) -> str:
         thought = conversation.messages[-1].get("reasoning_content") if conversation.messages else None
         return thought or "There are no thoughts in the latest reply."
     if rest:
-        raise DataError(f"/show {rest}: there is only /show, and /show thoughts for those of the latest reply")
+        raise DataError(f"unknown /show {rest}; expected /show, or /show thoughts for those of the latest reply")
     model, session = conversation.model, conversation.session
     slots, spec, memory = session.cache.slots(), session.cache.spec, model.ops.memory()
     held = f"{slots.sinks} sinks, {slots.window} in the window, {slots.free} free, {session.forgotten} forgotten"
@@ -202,7 +202,7 @@ def unvaried(settings: Settings) -> str:
 
 def edit(conversation: Conversation, rest: str) -> str | Send:
     if rest not in ("", "new"):
-        raise DataError(f"/edit {rest}: there is only /edit, for the last text, and /edit new")
+        raise DataError(f"unknown /edit {rest}; expected /edit, for the last text, or /edit new")
     again = bool(conversation.latest) and not rest
     text = edited(conversation.latest[0]["content"] if again else "")
     if text is None:

@@ -1,6 +1,6 @@
 """A text in the person's own editor, through a file that is nobody else's and gone afterwards (`click.edit`).
 
-Not here: what becomes of the text. Invariant: Ctrl-C is the editor's while it runs, and the chat outlives it.
+Invariant: Ctrl-C is the editor's while it runs, and the chat outlives it.
 """
 
 from __future__ import annotations

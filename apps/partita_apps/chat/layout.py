@@ -1,6 +1,6 @@
 """Text laid out on a terminal: words between which lines end, what hangs below a list's first line, wide characters.
 
-Not here: what the text means. Invariants: a word as wide as the terminal or wider is written whole and the terminal
+Invariants: a word as wide as the terminal or wider is written whole and the terminal
 breaks it, so that a long address can be copied; every piece with a style ends it, so that no style is left on.
 """
 

@@ -1,6 +1,6 @@
 """A reply on standard output: what is said as it comes, thoughts and calls told apart from it, or a row a token.
 
-Not here: what to say beside the reply. Invariant: where standard output is no terminal, nothing but what the model says
+Invariant: where standard output is no terminal, nothing but what the model says
 goes there (and the rows of a trace).
 """
 

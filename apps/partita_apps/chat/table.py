@@ -1,6 +1,6 @@
 """A table whose rows are shown one by one: header and first row decide the widths, and longer cells are broken.
 
-Not here: what stands in front of the rows. Invariant: a row that was shown is never changed, so the widths cannot wait
+Invariant: a row that was shown is never changed, so the widths cannot wait
 for rows to come; columns get room to spare instead.
 """
 

@@ -41,7 +41,7 @@ class Adapters:
         if not self._found:
             raise DataError("there are no adapters to choose from: start with `adapter` DIR, several times for several")
         if name not in self._made:
-            raise DataError(f"no adapter is called {name!r}: there are {', '.join(self.names)}")
+            raise DataError(f"unknown adapter {name!r}; expected one of {', '.join(self.names)}")
         self.current = name
         return self.model
 

@@ -125,7 +125,7 @@ class Conversation:
         return [f"the model's chat template does not read {', '.join(unknown)}"] if unknown else []
 
     def use_adapter(self, name: str) -> None:
-        """Go on with another adapter, which reads the conversation anew: what the cache holds is not its own."""
+        """Go on with another adapter, which reads the conversation again: what the cache holds is not its own."""
         before, self.model = self.model, self.adapters.choose(name)
         if self.model is not before:
             self.session = self._new_session()
@@ -189,7 +189,7 @@ class Conversation:
                 self._alone = [asked(text), answered(said, calls=False)]
             elif said and self.transcript is not None:
                 self.transcript.add_reply(ids)
-                if self.settings.system != self._read:  # everything was read anew, and the earlier answers as text
+                if self.settings.system != self._read:  # everything was read again, and the earlier answers as text
                     self.replies, self._read = [None] * len(self.replies), self.settings.system
                 self.replies = [*self.replies, ids]
                 answer = answered(said, self.model.template.mentions("tool_calls"))

@@ -155,7 +155,7 @@ def _thinned(marks: list[int]) -> list[int]:
 def _samples(outcome: Outcome) -> list[str]:
     if not outcome.asked:
         return []
-    parts = ["## Samples", "The likeliest continuation of each prompt, before and after training."]
+    parts = ["## Samples", "The most likely continuation of each prompt, before and after training."]
     for i, prompt in enumerate(outcome.asked):
         parts.append(f"**Prompt {i + 1}**\n\n{_quoted(prompt.text)}")
         for title, replies in (("before", outcome.before), ("after", outcome.after)):

@@ -32,9 +32,9 @@ def read(path: Path) -> dict[Any, Any]:
     except _Refused as error:
         raise DataError(f"{path} line {error.args[1] + 1}: {error.args[0]}") from None
     except yaml.YAMLError as error:
-        raise DataError(f"{path} is not YAML that can be read: {_reason(error)}") from None
+        raise DataError(f"{path}: cannot read YAML: {_reason(error)}") from None
     except RecursionError:
-        raise DataError(f"{path} is not YAML that can be read: nested too deeply") from None
+        raise DataError(f"{path}: cannot read YAML: nested too deeply") from None
     if document is None:
         return {}
     if not isinstance(document, dict):

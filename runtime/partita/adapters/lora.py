@@ -1,7 +1,7 @@
 """Low-rank adapters: LoRA (arXiv 2106.09685), rank-stabilised LoRA (arXiv 2312.03732) and DoRA (arXiv 2402.09353).
 
 `attach` rewrites a decoder: the projections that were chosen become `LoraLinear`, which is called like the `Linear` it
-holds, so the model never knows. Packed bases stay packed (QLoRA, arXiv 2305.14314). Not here: training, files.
+holds, so the model never knows. Packed bases stay packed (QLoRA, arXiv 2305.14314).
 Invariants: the base is never changed; initial values come from the seed and the projection's name alone, so they are
 the same on every backend; B is zero, so a fresh adapter changes nothing.
 """
@@ -127,7 +127,7 @@ class LoraLinear(Brief):
         return y if self.base.bias is None else y + self.base.bias
 
     def for_inference(self, ops: Backend) -> LoraLinear:
-        """The same for weights that do not change any more: nothing of DoRA is computed anew for every token."""
+        """The same for weights that do not change any more: nothing of DoRA is computed again for every token."""
         if self.magnitude is None:
             return replace(self, dropout=None)
         return replace(self, dropout=None, magnitude=None, base_squares=None, factor=self._factor(ops))

@@ -1,6 +1,6 @@
 """PEFT's adapter_config.json and tensor names, as data.
 
-Not here: tensors' contents. Invariants: a setting that would change the result and is not done is refused by name; a
+Invariants: a setting that would change the result and is not done is refused by name; a
 pattern from a config is matched only if it is of a form that cannot take long.
 """
 

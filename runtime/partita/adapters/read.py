@@ -257,7 +257,7 @@ class _Fused(Derived):
         if name not in self.changes:
             return value
         dense = dequantize(value) if isinstance(value, Packed) else value
-        with np.errstate(all="ignore"):  # told below, in words
+        with np.errstate(all="ignore"):  # reported below
             changed = self.changes[name].applied(dense)
         if not np.isfinite(changed).all():
             raise CheckpointError(f"{self.path.name}: {name} with the adapter has values that are not finite")

@@ -52,7 +52,7 @@ class PrefixCache:
 
     def __init__(self, max_bytes: int):
         if max_bytes < 0:
-            raise DataError(f"a prefix cache of {max_bytes} bytes cannot be: give 0 or more")
+            raise DataError(f"max_bytes of a prefix cache must be >= 0, got {max_bytes}")
         self.max_bytes = max_bytes
         self.nbytes = 0
         self.statistics = Statistics()

@@ -1,7 +1,7 @@
 """A conversation's cache as a file: saved in one run, gone on with in another, on any backend.
 
 Not here: prompts, templates, when to save. Invariants: a file holds exactly what the cache held, bit for bit; it is
-taken only by a cache that would have computed the same, and every difference is named; a damaged file is told before
+taken only by a cache that would have computed the same, and every difference is named; damage is reported before
 anything changes. It is written whole or not at all.
 
 Format: safetensors. `__metadata__` holds one JSON table, `partita_session`; the arrays follow in the order of

@@ -7,7 +7,7 @@
                                                             Qwen3-MoE: (experts, out, in), gate above up
     mxfp4        experts.gate_up_proj_blocks, _scales       4-bit floats (published gpt-oss), gate and up interleaved
 
-Not here: routing, devices. Invariants: integers arrive as stored; one projection of one layer is in memory at a time;
+Invariants: integers arrive as stored; one projection of one layer is in memory at a time;
 tensors that do not go together are one CheckpointError that names the layer.
 """
 
@@ -102,7 +102,7 @@ class StoredExperts:
         """One projection of every expert: (experts, out, in), dense as stored, or Packed."""
         names = self.sources(projection)
         if self.form == "each":
-            self.shape(projection)  # told before anything is read
+            self.shape(projection)  # reported before anything is read
             return self._stack([self.checkpoint.read(name) for name in names])
         if self.form == "stacked":
             return self.checkpoint.read(names[0])

@@ -1,6 +1,6 @@
 """A checkpoint that stands over another one: what an adapter, training, another layout or a trial makes of it.
 
-Not here: what is changed. Invariant: whatever a subclass does not say is the base's.
+Invariant: whatever a subclass does not say is the base's.
 """
 
 from __future__ import annotations

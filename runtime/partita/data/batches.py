@@ -60,7 +60,7 @@ class Plan:
 
 
 class Batches:
-    """An endless iterator over epochs; each is shuffled anew from (seed, epoch).
+    """An endless iterator over epochs; each is shuffled again from (seed, epoch).
 
     batch_size: rows of a batch, one of an epoch may have fewer. packing: several documents in a row.
     `state` after any batch, given to `restore` of an equal object, goes on with exactly the batches that would have

@@ -56,7 +56,7 @@ class Document:
 class Encoder:
     """Encodes records for one model.
 
-    template: None for a base model, which then takes no chats. variables: what the template is told besides
+    template: None for a base model, which then takes no chats. variables: what the template is given besides
     (`enable_thinking=False`). control_tokens: their literals in texts, prompts and completions are read as tokens; in
     chats only the template places them. `notes` says what nobody would notice otherwise.
     """
@@ -94,7 +94,7 @@ class Encoder:
     ) -> array[int]:
         """Ids of one long text given as consecutive blocks, without BOS, with the token that ends a text.
 
-        on_block: told the number of characters that are through.
+        on_block: called with the number of characters that are done.
         """
         ids, done = array("i"), 0
         for block in blocks:

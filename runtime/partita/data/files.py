@@ -155,7 +155,7 @@ def _parquet(path: Path) -> Any:
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path} is no .parquet file that can be read: {' '.join(str(error).split())}")
+    return DataError(f"{path}: cannot read parquet file: {' '.join(str(error).split())}")
 
 
 def _placed(read: Any, value: Any, place: str) -> Record:

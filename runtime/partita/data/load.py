@@ -66,7 +66,7 @@ def load_data(
 
     source: see data_files. template: None for a base model, for which chats are refused. max_length: tokens of a
     document at most. valid_fraction: share of the training records (of a text file: of its end) that is held out where
-    no file is given for validation; 0 holds out nothing. variables: what the template is told besides.
+    no file is given for validation; 0 holds out nothing. variables: what the template is given besides.
     control_tokens: whether their literals in plain text are tokens, not letters. Those of chats are letters.
     on_progress(done, total): bytes of files tokenized. progress: of fetching from the Hub.
 

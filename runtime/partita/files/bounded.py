@@ -1,6 +1,6 @@
 """Files that somebody else wrote: which of them are opened, and how much of them is read.
 
-Not here: what is in them. Invariants: only regular files are opened, so nothing waits for a pipe or reads a device; a
+Invariants: only regular files are opened, so nothing waits for a pipe or reads a device; a
 file is no larger than its kind may be before a byte of it is read; a link in a model's folder leads to a file of that
 folder, or from a snapshot of the Hub's cache to a blob beside it; what is not JSON, nested without end too, is a
 ValueError or a CheckpointError and nothing else.

@@ -1,6 +1,6 @@
 """safetensors files in: one file or a set with an index, headers checked, tensors mapped without a copy.
 
-Not here: what the names mean. Invariant: a tensor is handed out only if its place was checked against the file's size,
+Invariant: a tensor is handed out only if its place was checked against the file's size,
 its shape and its neighbours. The `safetensors` package checks as well, but copies each tensor and has no bfloat16 for
 numpy without a conversion; a map of the file gives the same bytes at no cost.
 

@@ -56,7 +56,7 @@ class Comparison:
     """What a cache, or another model, loses against a reference, token by token. Arrays float64 (n - 1,), bool: agrees.
 
     losses, reference_losses: nats, through what is tested and through the reference. divergence: KL(reference ||
-    tested) of the next token, nats. agrees: whether both find the same token likeliest.
+    tested) of the next token, nats. agrees: whether the same token is most likely in both.
     """
 
     losses: np.ndarray

@@ -40,7 +40,7 @@ class Drafter:
 
     def __init__(self, count: int = DEFAULT_COUNT):
         if count < 1:
-            raise DataError(f"a draft must be at least 1 token long, not {count}")
+            raise DataError(f"a draft must have >= 1 token, got {count}")
         self.count = count
         self.acceptance = Acceptance()
         """Of the reply that is being written, or of the last one."""

@@ -67,7 +67,7 @@ def integer(config: Config, key: str) -> int:
     """Every integer of a config is a size or a count."""
     value = config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
-        raise CheckpointError(f"config.json: {key} must be an integer of at least 1, not {value!r}")
+        raise CheckpointError(f"config.json: {key} must be an integer >= 1, got {value!r}")
     return value
 
 
@@ -75,7 +75,7 @@ def number(config: Config, key: str) -> float:
     """Every number of a config is a scale, a base or a small addend: finite and above 0."""
     value = config.get(key)
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e38:
-        raise CheckpointError(f"config.json: {key} must be a number above 0, not {value!r}")
+        raise CheckpointError(f"config.json: {key} must be a number > 0, got {value!r}")
     return float(value)
 
 
@@ -92,7 +92,7 @@ def flag(config: Config, key: str, default: bool = False) -> bool:
     if value is None:
         return default
     if not isinstance(value, bool):
-        raise CheckpointError(f"config.json: {key} must be true or false, not {value!r}")
+        raise CheckpointError(f"config.json: {key} must be true or false, got {value!r}")
     return value
 
 
@@ -100,7 +100,7 @@ def table(config: Config, key: str) -> Config:
     """A table within a config; an empty one where there is none."""
     value = config.get(key) or {}
     if not isinstance(value, Mapping):
-        raise CheckpointError(f"config.json: {key} must be a table, not {value!r}")
+        raise CheckpointError(f"config.json: {key} must be a table, got {value!r}")
     return value
 
 
@@ -108,7 +108,7 @@ def numbers(config: Config, key: str, count: int) -> tuple[float, ...]:
     """A list of `count` numbers, each finite and above 0."""
     value = config.get(key)
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != count:
-        raise CheckpointError(f"config.json: {key} must be a list of {count} numbers, not {str(value)[:60]}")
+        raise CheckpointError(f"config.json: {key} must be a list of {count} numbers, got {str(value)[:60]}")
     return tuple(number({key: item}, key) for item in value)
 
 
@@ -188,7 +188,7 @@ def _trained_maximum(config: Config, layers: Sequence[LayerConfig]) -> int:
 def layer_count(config: Config) -> int:
     count = integer(config, "num_hidden_layers")
     if count > MAX_LAYERS:
-        raise CheckpointError(f"config.json: num_hidden_layers must be at most {MAX_LAYERS}, not {count}")
+        raise CheckpointError(f"config.json: num_hidden_layers must be <= {MAX_LAYERS}, got {count}")
     return count
 
 
@@ -200,7 +200,7 @@ def layer_types(config: Config, default: Sequence[str] | None = None) -> list[st
     if types is None:
         raise CheckpointError("config.json: layer_types does not say which layers slide")
     if not isinstance(types, list):
-        raise CheckpointError(f"config.json: layer_types must be a list, not {types!r}")
+        raise CheckpointError(f"config.json: layer_types must be a list, got {types!r}")
     if len(types) != count:
         raise CheckpointError(f"config.json: layer_types names {len(types)} layers, num_hidden_layers says {count}")
     for name in types:
@@ -307,7 +307,7 @@ def _extension(config: Config, parameters: Config, original: int) -> float:
 def _yarn(config: Config, parameters: Config, base: float, dims: int) -> RopeConfig:
     """arXiv 2309.00071; the attention factor is 0.1 ln(factor) + 1 unless mscale (DeepSeek's) or the file say so."""
     if base <= 1:
-        raise CheckpointError(f"config.json: rope_theta must be above 1 for yarn, not {base}")
+        raise CheckpointError(f"config.json: rope_theta must be > 1 for yarn, got {base}")
     original = _original(config, parameters)
     factor = _extension(config, parameters, original)
 

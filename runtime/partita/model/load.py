@@ -98,7 +98,7 @@ def check_whole(checkpoint: Checkpoint) -> None:
 
 
 def notes(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """What a person should know of a checkpoint that says two things: the config decides, and the other is told."""
+    """What a person should know of a checkpoint that says two things: the config decides, and the other is reported."""
     index = Index(checkpoint.names())
     head, embedding = index.find(HEAD), index.find(EMBEDDING)
     if head is None or embedding is None or not read_config(checkpoint).tie_embeddings:

@@ -44,8 +44,8 @@ from .store import (
     is_no_room,
     make_folder,
     need_room,
+    reported,
     sum_of,
-    told,
     without_secrets,
     write_atomic,
 )
@@ -95,7 +95,7 @@ def download(
     """
     from huggingface_hub import HfApi, hf_hub_download
 
-    with told(progress, None, f"looking for {model.name}"):
+    with reported(progress, None, f"looking for {model.name}"):
         hub = HfApi(library_name="partita")
         ask = hub.dataset_info if model.kind == "dataset" else hub.model_info
         info = ask(model.repository, revision=model.revision, files_metadata=True)
@@ -107,7 +107,7 @@ def download(
     fresh = [file for file in files if not (folder / file).is_file()]
     missing = sum(sizes[file] for file in fresh)
     need_room(make_folder(hub_cache()), missing, model.name, variable="HF_HOME")
-    with told(progress, missing, f"downloading {model.name}"), watched(model.storage / "blobs", missing, progress):
+    with reported(progress, missing, f"downloading {model.name}"), watched(model.storage / "blobs", missing, progress):
         for i, file in enumerate(files):
             # asked by its name once, so that the library notes where the branch stands; then by its commit
             revision = model.revision if i == 0 else commit
@@ -116,7 +116,7 @@ def download(
     lost = [file for file in files if not (folder / file).is_file()]
     if lost:  # the branch moved between the two questions
         raise SourceError(f"{model.name} changed while it was fetched, {listing(lost)} did not arrive: try again")
-    with told(progress, missing, f"checking {model.name}"):
+    with reported(progress, missing, f"checking {model.name}"):
         for file in fresh:
             check_bytes(model, folder / file, entries[file], progress)
     return folder, files

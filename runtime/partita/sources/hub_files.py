@@ -50,7 +50,7 @@ class _ShardIndex:
 class HubModel:
     """A parsed name. revision: a branch, tag or commit. file: the GGUF picked, a path inside the repository.
 
-    pickled: PyTorch's .bin weights will do where there are no others; only the converter reads those, when told to.
+    pickled: PyTorch's .bin weights will do where there are no others; only the converter reads those, when asked to.
     kind: what the Hub calls such a repository. page: its path on the Hub's site.
     """
 
@@ -146,8 +146,7 @@ def choose(model: HubModel, names: Iterable[str]) -> list[str]:
             "author, `convert(allow_pickle=True)` fetches them and reads them in a separate process"
         )
     raise SourceError(
-        f"hf:{model.repository} holds no model that can be read here: neither config.json beside safetensors nor a "
-        "whole GGUF file"
+        f"hf:{model.repository} holds no supported model: neither config.json beside safetensors nor a whole GGUF file"
     )
 
 

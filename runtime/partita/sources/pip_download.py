@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from ..errors import SourceError
-from .store import Progress, cache_dir, is_no_room, need_room, no_room, told, without_secrets
+from .store import Progress, cache_dir, is_no_room, need_room, no_room, reported, without_secrets
 
 NEARLY_FULL = 1 << 20  # bytes
 POLL = 0.1  # seconds between two looks at a running pip
@@ -38,7 +38,7 @@ def download(requirement: str, place: Path, progress: Progress) -> Path:
     wheels, scratch, log = place / "wheel", place / "tmp", place / "pip.log"
     for folder in (wheels, scratch):
         folder.mkdir()
-    with told(progress, None, f"looking for {requirement}"), log.open("wb") as out:
+    with reported(progress, None, f"looking for {requirement}"), log.open("wb") as out:
         try:
             pip = subprocess.Popen(
                 command(requirement, wheels), env=environment(scratch), stdin=subprocess.DEVNULL, stdout=out, stderr=out
@@ -91,7 +91,7 @@ def watch(pip: subprocess.Popen, requirement: str, place: Path, progress: Progre
     # pip keeps the transfer and copies it to its destination: twice the wheel at the peak
     need_room(cache_dir(), 2 * total, requirement)
     seen = 0
-    with told(progress, total, f"downloading {requirement}"):
+    with reported(progress, total, f"downloading {requirement}"):
         while True:
             try:
                 status = pip.wait(POLL)

@@ -32,9 +32,9 @@ from .store import (
     locked,
     make_folder,
     no_room,
+    reported,
     sum_of,
     sync_folder,
-    told,
 )
 from .wheel import extract, is_first
 
@@ -165,7 +165,7 @@ def verify(model: WheelModel, progress: Progress) -> bool:
     files = read_receipt(model.folder)
     if files is None:
         return False
-    with told(progress, sum(entry.bytes for entry in files.values()), f"checking {model.requirement}"):
+    with reported(progress, sum(entry.bytes for entry in files.values()), f"checking {model.requirement}"):
         for file, entry in files.items():
             expected = PINNED.get((model.distribution, model.version, file), entry.sha256)
             if sum_of(model.folder / file, hashlib.sha256(), progress) != expected:

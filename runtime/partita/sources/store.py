@@ -1,4 +1,4 @@
-"""The folder where fetched models live: where it is, who may write, whether there is room, and how progress is told.
+"""The folder where fetched models live: where it is, who may write, whether there is room; reports of progress.
 
 Knows nothing of indexes or hubs. A name that a later run can see always stands for a whole model: everything is
 written under another name first and renamed under a lock.
@@ -26,7 +26,7 @@ NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class Progress(Protocol):
-    """What a long fetch tells its caller. Calls come as start, advance..., done; one piece of work at a time."""
+    """What a long fetch reports to its caller. Calls come as start, advance..., done; one piece of work at a time."""
 
     def start(self, total: int | None, what: str) -> None:
         """A piece of work begins. total: bytes, None when unknown. what: a few words for a person."""
@@ -65,7 +65,7 @@ class StoredModel:
 
 
 @contextmanager
-def told(progress: Progress, total: int | None, what: str) -> Iterator[Progress]:
+def reported(progress: Progress, total: int | None, what: str) -> Iterator[Progress]:
     """`start` before the block and `done` after it, whatever happens inside."""
     progress.start(total, what)
     try:
@@ -145,7 +145,7 @@ def locked(path: Path, progress: Progress, what: str) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            with told(progress, None, f"waiting for another process that fetches {what}"):
+            with reported(progress, None, f"waiting for another process that fetches {what}"):
                 lock.acquire()
     except OSError as error:
         raise SourceError(f"{path} cannot be locked ({error.strerror or error}): set {CACHE_VARIABLE}") from error

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from ..errors import SourceError
-from .store import Progress, cache_dir, need_room, told
+from .store import Progress, cache_dir, need_room, reported
 
 BLOCK = 1 << 20
 BASE_NAME = re.compile(r"[A-Za-z0-9][\w.+ -]*", re.ASCII)
@@ -61,7 +61,7 @@ def extract(wheel: Path, target: Path, requirement: str, progress: Progress) -> 
             size = sum(entry.file_size for entry in entries.values())
             need_room(cache_dir(), size, requirement)
             target.mkdir()
-            with told(progress, size, f"unpacking {requirement}"):
+            with reported(progress, size, f"unpacking {requirement}"):
                 files = {base: write(archive, entry, target / base, progress) for base, entry in entries.items()}
             stated = recorded(archive)
             for base, entry in entries.items():

@@ -108,7 +108,7 @@ class ChatTemplate:
 
 
 def is_variable(name: str) -> bool:
-    """Whether a template may be told something under this name: not what the conversation itself says."""
+    """Whether a template may be given something under this name: not what the conversation itself says."""
     return name.isidentifier() and name not in ("messages", "add_generation_prompt")
 
 

@@ -205,7 +205,7 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], types: list[i
         raise CheckpointError("tokenizer.ggml.tokens: two tokens differ only in their spaces")
     values = [float(score) for score in scores]
     if not all(map(math.isfinite, values)):
-        raise CheckpointError("tokenizer.ggml.scores: one that is no number")
+        raise CheckpointError("tokenizer.ggml.scores: non-finite score")
     model = Model(pieces, values, types, *bpe_specs(types))
     described, space_after = neighbours(metadata, controls)
     return SentencePieceEngine(

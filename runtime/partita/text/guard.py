@@ -1,6 +1,6 @@
 """Libraries that segment text, called so that whatever they do is one line.
 
-Not here: what is handed to them. A panic of the `tokenizers` library is no `Exception`, and its work is done where no
+A panic of the `tokenizers` library is no `Exception`, and its work is done where no
 signal reaches. Invariants: an error of a library is a CheckpointError that names the file; what may take the square of
 a text's length has a limit of time, and Ctrl-C ends the wait.
 """

@@ -97,7 +97,7 @@ def _piece(data: bytes) -> tuple[str, float, int]:
     if not 0 < len(text) <= MAX_TOKEN:
         raise ValueError(f"a piece of {len(text)} characters")
     if not math.isfinite(score):
-        raise ValueError("a score that is no number")
+        raise ValueError("a non-finite score")
     return text, score, _number(fields.get(3, 1))
 
 

@@ -5,7 +5,7 @@ rule, and for every turn the whole is read again. Most templates only append, th
 depends on those in front of it, of these on the nearest, and nothing that follows changes it. Then a few messages are
 rendered in place of all.
 
-Not here: what is trained. Invariant: None, unless the template is seen to append. It is seen where the pieces make up
+Invariant: None, unless the template is seen to append. It is seen where the pieces make up
 the text of the whole, and where the conversation up to its last reply, to one in the middle and so on, rendered as it
 is, is what the pieces say.
 """

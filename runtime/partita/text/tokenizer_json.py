@@ -148,7 +148,7 @@ def _bpe(model: dict[str, Any], where: str) -> tuple[Any, int]:
     ids = vocabulary.values()
     last = -1 if set(map(type, ids)) - {int} else max(ids, default=0)
     if not 0 <= last < MAX_TOKENS or min(ids, default=0) < 0:
-        raise ValueError(f"vocab: an id that is no number from 0 to {MAX_TOKENS - 1}")
+        raise ValueError(f"vocab: an id that is not an integer from 0 to {MAX_TOKENS - 1}")
     _short(vocabulary, MAX_TOKEN)
     merges = _merges(model.pop("merges"))
     flags = {name: _optional(model, name, bool, False) for name in ("fuse_unk", "byte_fallback", "ignore_merges")}
@@ -173,7 +173,7 @@ def _unigram(model: Mapping[str, Any], where: str) -> tuple[Any, int]:
         raise ValueError(f"vocab: a list of 1 to {MAX_TOKENS} tokens is expected")
     vocabulary = [(token, float(score)) for token, score in entries]
     if not all(math.isfinite(score) and abs(score) < _WORST_SCORE for _, score in vocabulary):
-        raise ValueError("vocab: a score that is no number")
+        raise ValueError("vocab: non-finite score")
     if type(unknown) is not int or not 0 <= unknown < len(vocabulary):
         raise ValueError(f"unk_id: {brief(unknown)} is none of its tokens, and text of other letters needs one")
     _short((token for token, _ in vocabulary), _MAX_UNIGRAM)

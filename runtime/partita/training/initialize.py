@@ -1,6 +1,6 @@
 """Weights that training begins from or has made, as checkpoints: what reads a folder reads them too.
 
-`initialise` draws those of a small config, `Trained` lays new values over a checkpoint. Not here: writing folders.
+`initialise` draws those of a small config, `Trained` lays new values over a checkpoint.
 Invariants: a tensor is drawn when it is read, from the seed and its name alone; nothing is held that was not trained.
 """
 

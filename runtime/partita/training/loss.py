@@ -1,7 +1,7 @@
 """Cross-entropy of the next token without the logits of a whole batch: a chunk of rows at a time.
 
 Written over the seam's `chunked_sum`, which differentiates each chunk as soon as it is computed. Rows that are not
-trained cost no logits. Not here: what a row is, and by how many tokens the sum is divided.
+trained cost no logits.
 """
 
 from __future__ import annotations

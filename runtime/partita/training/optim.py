@@ -1,7 +1,7 @@
 """AdamW and clipping by the global norm, written once over the seam, so that a state saved on one backend goes on on
 another.
 
-Not here: schedules, gradients. Invariants: moments are float32, and so is the arithmetic; what is updated is ours;
+Invariants: moments are float32, and so is the arithmetic; what is updated is ours;
 the order of names decides the order of sums, so the same gradients give the same bits.
 """
 

@@ -45,8 +45,7 @@ class PackedSequences:
 class Sequences:
     """Makes views of batches for one model: its rotary tables, which grow with the longest document.
 
-    Longrope's factors are those of a conversation of the trained maximum, which is what a chat uses if not told
-    otherwise.
+    Longrope's factors are those of a conversation of the trained maximum, what a chat uses unless another is given.
     """
 
     def __init__(self, ops: Backend, config: ModelConfig):

@@ -7,7 +7,7 @@
 
 Numbers are float32 and backends agree on names, so a run may go on on another one. Not here: when to save, and what an
 adapter looks like to others. Invariants: a folder appears by a rename, after its bytes are on the disk; the last two
-are kept; a damaged one is told and the one before is taken. One process writes to a folder at a time.
+are kept; a damaged one is reported and the one before is taken. One process writes to a folder at a time.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def save(folder: Path, state: TrainState) -> Path:
 def latest(
     folder: Path, on_damage: Callable[[str], None] | None = None, *, before: int | None = None
 ) -> TrainState | None:
-    """The newest checkpoint that is whole, None where there is none at all. on_damage(line): told of each that is not.
+    """The newest checkpoint that is whole, None where there is none. on_damage(line): called for every damaged one.
     before: of steps below this one only.
 
     Raises CheckpointError when every one is damaged.

@@ -1,7 +1,7 @@
 """A decoder some of whose arrays are trained: which, where they belong, and the pass that training needs.
 
 `adapted` trains adapters, `full` every weight. What is trained is a flat dict of float32 arrays by name, held by
-whoever trains; the decoder here has None in their places, so no second copy lives. Not here: optimizer, loop, files.
+whoever trains; the decoder here has None in their places, so no second copy lives.
 Invariant: whatever is differentiated is an argument of the seam's transforms, never closed over.
 """
 

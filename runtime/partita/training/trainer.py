@@ -2,7 +2,7 @@
 
 A step: the losses of its micro-batches, each divided by the trained tokens of the whole step, so that one batch of four
 equals four accumulated batches of one; their gradients; one host read of losses and gradient norm; clipping; AdamW.
-Invariants: a loss or a norm that is no number stops the run before anything is updated; the next step depends on a
+Invariants: a non-finite loss or norm stops the run before anything is updated; the next step depends on a
 `TrainState` and the settings alone, so a run that was resumed equals one that was not.
 """
 
@@ -148,7 +148,7 @@ class Source(Protocol):
 
 
 class Trainer:
-    """One run. values: initial ones, which the trainer takes over. validation: its batches, made anew each time.
+    """One run. values: initial ones, which the trainer takes over. validation: its batches, made again each time.
 
     folder: of checkpoints, None for none. identity: of model and data, to be resumed only with the same; the settings
     are added to it. Several processes: each has its share of the batches, process 0 alone has a folder.
@@ -186,7 +186,7 @@ class Trainer:
         a step or an evaluation is.
 
         Evaluates before the first step, at intervals, and at the end. Raises TrainingError, naming step and batch, for
-        a loss or a gradient that is no number: the values are then those of the step before.
+        a non-finite loss or gradient: the values are then those of the step before.
         """
         self._on_batch = on_batch
         reason: Literal["steps", "patience", "stopped"] = "steps"

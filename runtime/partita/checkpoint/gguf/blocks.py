@@ -1,6 +1,6 @@
 """What the bytes of a GGUF block mean: eight affine formats repacked into `Packed`, the rest made dense.
 
-Not here: files, names, devices. Invariant: `dequantize(repack(...))` equals ggml's own dequantization bit for bit in
+Invariant: `dequantize(repack(...))` equals ggml's own dequantization bit for bit in
 float32, since the integers are kept and every scale and bias is stored in a type that holds it exactly.
 
 Layouts (ggml's, little-endian; d, m, dmin are float16; a group is 32 values):
@@ -61,7 +61,7 @@ def _dense(raw: np.ndarray, type_name: str) -> np.ndarray:
 
 def _affine(raw: np.ndarray, type_name: str, shape: tuple[int, ...], what: str) -> Packed:
     bits = int(type_name[1])
-    with np.errstate(all="ignore"):  # what overflows is told below, as an error and not as a warning
+    with np.errstate(all="ignore"):  # what overflows is reported below, as an error and not as a warning
         words, scales, biases = (_superblocks if type_name.endswith("_K") else _blocks)(raw, type_name)
     if not (np.isfinite(scales).all() and np.isfinite(biases).all()):
         raise CheckpointError(f"{what}: a block's scale is not a finite number; the file is damaged, fetch it again")

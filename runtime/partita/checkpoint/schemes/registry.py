@@ -1,6 +1,6 @@
 """The schemes in which a folder may keep weights, and a folder's weights found by all of them.
 
-Not here: what a scheme looks like. Invariant: a quantization that no row announces is refused by name.
+Invariant: a quantization that no row announces is refused by name.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def _sparse_layers(config: Config) -> list[bool]:
     step = integer(config, "decoder_sparse_step") if config.get("decoder_sparse_step") is not None else 1
     dense = config.get("mlp_only_layers") or []
     if not isinstance(dense, list) or any(type(i) is not int for i in dense):
-        raise CheckpointError(f"config.json: mlp_only_layers must be a list of layer numbers, not {dense!r}")
+        raise CheckpointError(f"config.json: mlp_only_layers must be a list of layer numbers, got {dense!r}")
     return [i not in dense and (i + 1) % step == 0 for i in range(layer_count(config))]
 
 

@@ -45,7 +45,7 @@ def family(config: Config) -> Family:
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
-        raise UnsupportedModel(f"model_type {model_type!r} is not supported: this version plays {known}")
+        raise UnsupportedModel(f"model_type {model_type!r} is not supported; supported: {known}")
     return FAMILIES[model_type]
 
 
@@ -106,7 +106,7 @@ def qwen_layers(config: Config) -> tuple[LayerConfig, ...]:
     if flag(config, "use_sliding_window") and config.get("sliding_window") is not None:
         first = config.get("max_window_layers")
         if "layer_types" not in config and (not isinstance(first, int) or isinstance(first, bool) or first < 0):
-            raise CheckpointError(f"config.json: max_window_layers must be an integer of at least 0, not {first!r}")
+            raise CheckpointError(f"config.json: max_window_layers must be an integer >= 0, got {first!r}")
         types = [SLIDING if isinstance(first, int) and i >= first else FULL for i in range(count)]
     types = layer_types(config, types)
     if SLIDING in types and not flag(config, "use_sliding_window"):
@@ -151,9 +151,7 @@ def _gemma3(config: Config) -> ModelConfig:
 def _gemma(config: Config, model_type: str, layers: tuple[LayerConfig, ...], **fields: Any) -> ModelConfig:
     """What the Gemmas share."""
     if config.get("use_bidirectional_attention"):
-        raise UnsupportedModel(
-            "config.json: use_bidirectional_attention is not supported: partita plays causal decoders"
-        )
+        raise UnsupportedModel("config.json: use_bidirectional_attention is not supported; supported: causal decoders")
     integer(config, "head_dim")  # not hidden_size / heads in this family
     reads = ("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar")
     return decoder(
