@@ -14,6 +14,7 @@ from . import affine, fp8, mlx_block, mxfp4
 from .stored import DenseWeight, Found, Scheme, StoredWeight
 
 SCHEMES: tuple[Scheme, ...] = (mxfp4.SCHEME, affine.SCHEME, fp8.SCHEME)
+"""Their weights are disjoint: a module of MLX's block has one mode, and 8-bit floats are no words."""
 
 
 def check_config(config: Mapping[str, Any]) -> None:

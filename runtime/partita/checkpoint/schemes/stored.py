@@ -22,7 +22,8 @@ ReadTensor = Callable[[str], np.ndarray]
 
 @dataclass(frozen=True, kw_only=True)
 class StoredWeight(ABC):
-    """One weight. name: of its tensor. shape: of what `read` gives. stored_as: how the files keep it, for reports."""
+    """One weight. name: of its tensor. shape: of what `read` gives. stored_as: how the files keep it, for reports and
+    estimates of memory: "4-bit:64" (bits, group size) says that `read` packs it so."""
 
     name: str
     shape: tuple[int, ...]
