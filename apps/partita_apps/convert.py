@@ -1,4 +1,4 @@
-"""`partita convert`: any checkpoint in, any layout out; what it cost in bytes and in accuracy is told."""
+"""`partita convert`: any checkpoint in, any layout out; what it cost in bytes and in accuracy is reported."""
 
 from __future__ import annotations
 
@@ -261,7 +261,7 @@ class Bars:
 
 
 def judge_check(checkpoint: Checkpoint, text: str, player: Player) -> None:
-    """What would end a check is told before anything is written: the text, the model, the backend."""
+    """What would end a check is reported before anything is written: the text, the model, the backend."""
     from partita_convert.check import check_tokens
 
     check_tokens(checkpoint, text)

@@ -25,7 +25,7 @@ from partita.quantization import Packed, dequantize
 
 @dataclass(frozen=True)
 class _Tensor:
-    """One tensor under its new name, told and read on demand."""
+    """One tensor under its new name, named and read on demand."""
 
     shape: Callable[[], tuple[int, ...]]
     read: Callable[[], Value]

@@ -97,13 +97,13 @@ def test_where_a_text_of_many_lines_ends(text, goes_on):
 def test_a_mistyped_command_is_told_what_it_resembles(tiny):
     conversation = talk_with(tiny)
     for typed, meant in (("/unod", "/undo"), ("/retyr", "/retry"), ("/coppy", "/copy"), ("/halp", "/help")):
-        with pytest.raises(DataError, match=rf"{typed} is no command; did you mean {meant}\?"):
+        with pytest.raises(DataError, match=rf"unknown command {typed}; did you mean {meant}\?"):
             perform(conversation, typed)
-    with pytest.raises(DataError, match="/etc/hosts is no command: /help lists them, and // in front"):
+    with pytest.raises(DataError, match="unknown command /etc/hosts: /help lists them, and // in front"):
         perform(conversation, "/etc/hosts")
     for name, command in named_commands().items():
         if not command.arguments:
-            with pytest.raises(DataError, match=rf"/{re.escape(name)} takes nothing behind it"):
+            with pytest.raises(DataError, match=rf"/{re.escape(name)} takes no argument"):
                 perform(conversation, f"/{name} more")
 
 

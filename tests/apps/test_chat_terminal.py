@@ -153,7 +153,7 @@ def test_history_outlives_the_chat_and_is_private(start, tmp_path):
 def test_commands_and_their_mistakes_leave_the_chat_going(start):
     child = start("-n", 2)
     assert "/load FILE" in say(child, "/help")
-    assert "/sing is no command" in say(child, "/sing")
+    assert "unknown command /sing" in say(child, "/sing")
     assert "no setting is called 'colour'" in say(child, "/set colour red")
     assert "temperature must be" in say(child, "/set temperature -1")
     assert "temperature: 0.5" in say(child, "/set temperature 0.5")

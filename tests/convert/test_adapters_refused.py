@@ -61,8 +61,8 @@ A, B = f"base_model.model.{Q}.lora_A.weight", f"base_model.model.{Q}.lora_B.weig
         ({A: normal(4, 32), B: normal(16, 5)}, CheckpointError, "have no product"),
         ({A: normal(4, 32), B: np.zeros((16, 4), np.int32)}, CheckpointError, "in I32, not floats"),
         ({A: normal(4, 32, 2), B: normal(16, 4)}, CheckpointError, "have no product"),
-        ({f"base_model.model.{Q}.lora_B.bias": normal(4)}, UnsupportedModel, "no part of a LoRA adapter"),
-        ({"model.norm.weight": normal(4)}, UnsupportedModel, "no part of a LoRA adapter"),
+        ({f"base_model.model.{Q}.lora_B.bias": normal(4)}, UnsupportedModel, "not part of a supported LoRA adapter"),
+        ({"model.norm.weight": normal(4)}, UnsupportedModel, "not part of a supported LoRA adapter"),
         ({}, CheckpointError, "changes nothing"),
     ],
 )

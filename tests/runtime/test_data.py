@@ -64,7 +64,7 @@ BAD = [
     ('{"messages": [{"role": ["user"], "content": "hi"}]}', "unknown role"),
     ('{"messages": [{"role": "user"}]}', r"messages\[0\] has no content"),
     ('{"messages": [{"role": "user", "content": 3}]}', "a number as content"),
-    ('{"messages": [{"role": "user", "content": [{"type": "image"}]}]}', "no text: only text is trained"),
+    ('{"messages": [{"role": "user", "content": [{"type": "image"}]}]}', "only text is trained"),
     ('{"messages": [{"role": "user", "content": "hi"}]}', "no message of the assistant"),
     (
         '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": ""}]}',
@@ -74,7 +74,7 @@ BAD = [
         '{"prompt": [{"role": "assistant", "content": "x"}], "completion": [{"role": "user", "content": "hi"}]}',
         '"completion" has no message of the assistant',
     ),
-    ('{"messages": [{"role": "assistant", "content": "a", "tool_calls": "x"}]}', '"tool_calls" that are no list'),
+    ('{"messages": [{"role": "assistant", "content": "a", "tool_calls": "x"}]}', '"tool_calls" that are not a list'),
     ('{"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]}', r"messages\[0\] has the weight 0.5: 1 "),
     ('{"messages": [{"role": "assistant", "content": "a", "weight": true}]}', "has the weight true: 1 "),
     ('{"messages": [{"role": "assistant", "content": "a", "weight": [0]}]}', r"has the weight \[0\]: 1 "),

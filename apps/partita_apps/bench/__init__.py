@@ -1,6 +1,6 @@
 """`partita bench`: speed and memory measured here, beside a peer in the same run where one is named.
 
-A figure is the median of several runs, the peer's in the same command, on one thread unless told otherwise: ratios of
+A figure is the median of several runs, the peer's in the same command, on one thread unless others are given: ratios of
 one command are what counts. Every report carries commit, device and versions, and `--json` ends in one document.
 """
 

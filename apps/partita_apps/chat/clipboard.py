@@ -1,7 +1,7 @@
 """A text on its way to the clipboard: through the desktop's program for it, or through the terminal (OSC 52).
 
 Over ssh the desktop is elsewhere, and the terminal is what leads there. Whether a terminal takes the sequence cannot be
-asked, so the person is told which way was gone; NO_COLOR is about what is shown, and this is not.
+asked, so the way that was taken is shown; NO_COLOR is about what is shown, and this is not.
 Invariant: no program is waited for longer than SECONDS.
 """
 

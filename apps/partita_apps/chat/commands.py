@@ -1,6 +1,6 @@
 """What a line means: a text for the model, a command that begins with a slash, or a wish to leave.
 
-A command is a function from the conversation and the rest of the line to what the person is told, or to a text to be
+A command is a function from the conversation and the rest of the line to what the person is shown, or to a text to be
 answered.
 """
 
@@ -36,7 +36,7 @@ class Leave(Exception):
 
 @dataclass(frozen=True)
 class Send:
-    """A text to be answered. replaces: in the place of the last turn. note: what the person is told before."""
+    """A text to be answered. replaces: in the place of the last turn. note: what the person is shown before."""
 
     text: str
     replaces: bool = False
@@ -72,9 +72,9 @@ def perform(conversation: Conversation, line: str) -> str | Send:
     if command is None:
         found = " or ".join(f"/{word}" for word in alike(name, named_commands()))
         known = f"; did you mean {found}? /help lists them" if found else ": /help lists them"
-        raise DataError(f"/{name} is no command{known}, and // in front sends a text that begins with /")
+        raise DataError(f"unknown command /{name}{known}, and // in front sends a text that begins with /")
     if rest.strip() and not command.arguments:
-        raise DataError(f"/{name} takes nothing behind it; // in front sends a text that begins with /")
+        raise DataError(f"/{name} takes no argument; // in front sends a text that begins with /")
     return command.run(conversation, rest.strip())
 
 

@@ -120,7 +120,7 @@ class Conversation:
             self.session = self._new_session()
 
     def unread(self) -> list[str]:
-        """A line where the chat template has no use for something that it is told."""
+        """A line where the chat template has no use for something that it is given."""
         unknown = [name for name in self.settings.template_var if not self.model.template.mentions(name)]
         return [f"the model's chat template does not read {', '.join(unknown)}"] if unknown else []
 

@@ -27,7 +27,7 @@ SHOW, FOLD, HIDE = THOUGHTS = ("show", "fold", "hide")
 class Settings:
     """How replies are made. Raises DataError for a value that the runtime does not take.
 
-    template_var: what the chat template is told besides the conversation, by name. thoughts: how much of them a person
+    template_var: what the chat template is given besides the conversation, by name. thoughts: how much of them a person
     sees: all, a line at a time, or nothing. plain: a terminal shows Markdown as the model wrote it. stats: the prompt's
     speed and the peak of memory stand below a reply, too.
     """
@@ -77,7 +77,7 @@ class Settings:
         return self.set(name, _fitted(name, text, strict=False))
 
     def seeded(self) -> Sampling:
-        """The sampling of one reply. Where chance plays a part and no seed is given one is drawn, so it can be told."""
+        """The sampling of one reply. Where chance plays a part and no seed is given, one is drawn and can be shown."""
         if self.sampling.temperature == 0 or self.sampling.seed is not None:
             return self.sampling
         return replace(self.sampling, seed=secrets.randbelow(2**32))
@@ -112,7 +112,7 @@ def _fitted(name: str, value: Any, *, strict: bool = True) -> Any:
     except Misfit as error:
         raise DataError(str(error), field=name) from None
     if name == "template_var" and not all(map(is_variable, fitted)):
-        raise DataError(f"`{name}`: one of {', '.join(fitted)} is no name of a variable", field=name)
+        raise DataError(f"`{name}`: one of {', '.join(fitted)} is not a name of a variable", field=name)
     return fitted
 
 
@@ -129,7 +129,7 @@ def switched(name: str, text: str) -> bool:
 
 
 def usual_sampling(recommended: Sampling | None) -> tuple[Sampling, str]:
-    """How a conversation samples unless it is told otherwise, and whose word that is."""
+    """How a conversation samples unless it is given other settings, and whose word that is."""
     return (CONVERSATION, "default") if recommended is None else (recommended, "the model's")
 
 

@@ -1,4 +1,4 @@
-"""What a reply cost: counted while its pieces pass, told as a line for people and as fields of a document."""
+"""What a reply cost: counted while its pieces pass, shown as a line for people and as fields of a document."""
 
 from __future__ import annotations
 

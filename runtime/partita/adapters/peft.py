@@ -142,6 +142,6 @@ def grouped(names: Iterable[str], file: str) -> tuple[dict[str, dict[str, str]],
             continue
         plain = _WRAPPERS.sub("", name)
         if not plain.endswith(".weight") or ".lora_" in plain or "token_adapter" in plain or stored == name:
-            raise UnsupportedModel(f"{file}: the tensor {stored!r} is no part of a LoRA adapter that is read here")
+            raise UnsupportedModel(f"{file}: the tensor {stored!r} is not part of a supported LoRA adapter")
         replaced[plain] = stored
     return parts, replaced

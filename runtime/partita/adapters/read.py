@@ -218,7 +218,7 @@ def _open_mlx(folder: Path, config: Mapping[str, Any]) -> Adapter:
     for name in store.tensors:
         module, _, part = name.rpartition(".")
         if part not in ("lora_a", "lora_b", "m") or not module:
-            raise UnsupportedModel(f"{MLX_FILE}: the tensor {name!r} is no part of a low-rank adapter")
+            raise UnsupportedModel(f"{MLX_FILE}: the tensor {name!r} is not part of a low-rank adapter")
         parts.setdefault(module, {})[part] = name
     changes = {}
     for module, names in parts.items():

@@ -196,7 +196,7 @@ def marked_turns(chat: MarkedChat, record: Chat) -> list[Draft]:
 
 
 def _left(chat: MarkedChat, record: Chat, text: str) -> list[tuple[int, int]] | None:
-    """Where in `text` the messages stand that are left untrained; None where it cannot be told."""
+    """Where in `text` the messages stand that are left untrained; None where it is not clear."""
     if len(record.messages) > _MOST and record.left:
         return None
     found = []

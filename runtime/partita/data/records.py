@@ -158,7 +158,7 @@ def _check_content(message: dict[str, Any], where: str) -> None:
     content = message.get("content")
     if isinstance(content, list):
         if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
-            raise DataError(f"{where} has parts that are no text: only text is trained here")
+            raise DataError(f"{where} has parts other than text: only text is trained here")
         empty = not any(part["text"] for part in content)
     elif isinstance(content, str):
         empty = not content
@@ -186,7 +186,7 @@ def _check_weight(message: Mapping[str, Any], where: str) -> None:
 def _tool_calls(calls: Any, where: str) -> list[Any]:
     """Calls with their arguments as objects, which templates write as JSON themselves."""
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-        raise DataError(f'{where} has "tool_calls" that are no list of objects')
+        raise DataError(f'{where} has "tool_calls" that are not a list of objects')
     return [_object_arguments(call) for call in calls]
 
 

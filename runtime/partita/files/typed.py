@@ -72,7 +72,7 @@ def _begun(where: str) -> str:
 
 
 def _words(kinds: str) -> str:
-    """`int | null` as "an integer": what may be absent is told by leaving it out."""
+    """`int | null` as "an integer": what may be absent is left out."""
     names = kinds.split(" | ")
     return " or ".join(_WORDS.get(name, name) for name in names if name != "null" or len(names) == 1)
 

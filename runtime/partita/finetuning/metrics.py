@@ -50,7 +50,7 @@ class Metrics:
     def close(self) -> None:
         try:
             self._file.close()
-        except OSError:  # what could not be written has been told
+        except OSError:  # what could not be written has been reported
             return
 
     def _fault(self, error: OSError) -> DataError:

@@ -99,7 +99,7 @@ def prepare(settings: Settings, out: Path, listener: Listener | None = None) -> 
         )
     batches = _batches(settings, splits.train, ops)
     settings = _decided(settings, batches)
-    _ = _train_config(settings)  # its mistakes are told before the model is loaded
+    _ = _train_config(settings)  # its mistakes are reported before the model is loaded
     parameters = sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names())
     shape = TrainingShape(
         settings.batch_size,
@@ -220,7 +220,7 @@ def _data(settings: Settings, tokenizer: Tokenizer, listener: Listener) -> Split
 
 
 def _check_variables(settings: Settings, tokenizer: Tokenizer, chats: bool, listener: Listener) -> None:
-    """DataError where no template would be told them; a line where the template does not read some of them."""
+    """DataError where no template would be given them; a line where the template does not read some of them."""
     if not settings.template_var:
         return
     if not chats:

@@ -1,6 +1,6 @@
 """What a run leaves in its folder: a PEFT adapter at the top, or a whole model below `model`; and `run.json`.
 
-Not here: checkpoints (the runtime's) and what is told to people. Invariant: a file is replaced whole or not at all.
+Not here: checkpoints (the runtime's) and what is shown to people. Invariant: a file is replaced whole or not at all.
 """
 
 from __future__ import annotations

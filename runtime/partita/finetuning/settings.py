@@ -90,7 +90,7 @@ class Settings:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What the chat template is told besides the conversation, by name. DataError for a name given twice."""
+        """What the chat template is given besides the conversation, by name. DataError for a name given twice."""
         found: dict[str, Any] = {}
         for name, value in map(parse_variable, self.template_var):
             if name in found:

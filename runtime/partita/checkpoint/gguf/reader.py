@@ -128,7 +128,7 @@ def _split(file: GgufFile) -> tuple[int, int]:
     """(number from 0, count) of a part; (0, 1) of a model that is not split."""
     number, count = (file.metadata.get(f"split.{key}", default) for key, default in (("no", 0), ("count", 1)))
     if type(number) is not int or type(count) is not int or not 0 <= number < max(count, 1) <= 99_999:
-        raise CheckpointError(f"{file.path.name}: split.no {number!r} and split.count {count!r} are no part of a model")
+        raise CheckpointError(f"{file.path.name}: no part of a model: split.no {number!r}, split.count {count!r}")
     return number, max(count, 1)
 
 
