@@ -110,7 +110,7 @@ class LanguageModel:
         return ReplyFormat.of(self.tokenizer, self.template if self.tokenizer.chat_template is not None else None)
 
     def reply_to(self, prompt: Sequence[int], *, tools: Sequence[Any] | None = None, calls: int = 0) -> ReplyParser:
-        """What tells the reply to a prompt of `encode` apart, for `Session.generate`; keywords as in `ReplyParser`."""
+        """A parser of the reply to a prompt of `encode`, for `Session.generate`; keywords as in `ReplyParser`."""
         return ReplyParser(self.reply_format, self.tokenizer, prompt, tools=tools, calls=calls)
 
     def kv_format(self, name: str = "auto") -> KVFormat:
@@ -213,7 +213,7 @@ class Session:
 
         Raises DataError where that cannot be done.
         """
-        self._settle()
+        self._reset_if_interrupted()
         session_file.save(Path(path), self.cache, self.tokens, self._identity, extra)
 
     def restore(self, path: Path | str) -> dict[str, Any]:
@@ -249,8 +249,8 @@ class Session:
         """Pieces of a reply. Closing the iterator stops it between two tokens; what was fed stays in the cache.
 
         stop: strings that end what is said; in thoughts and calls they are text. continues: the text goes on in the
-        middle of a sentence (plain completion), so a leading space is part of it. reply: tells thoughts and tool calls
-        apart (`LanguageModel.reply_to`); without it everything is text.
+        middle of a sentence (plain completion), so a leading space is part of it. reply: separates thoughts and tool
+        calls (`LanguageModel.reply_to`); without it everything is text.
         draft: proposes tokens, so that several may come of one pass; they are the same tokens without it.
         Raising from on_progress stops a prompt between two chunks; the chunks that were fed stay in the cache.
         """
@@ -292,13 +292,14 @@ class Session:
         """Make the cache hold a beginning of prompt, and return the rest (never nothing: logits follow a token)."""
         if not prompt:
             raise DataError("the prompt is empty: give at least one token")
-        self._settle()
+        self._reset_if_interrupted()
         self.reused = self._reuse.align(self.cache, self.tokens, prompt)
         self.tokens = list(prompt[: self.reused])
         return list(prompt[self.reused :])
 
-    def _settle(self) -> None:
-        if self.cache.offsets[0] != len(self.tokens):  # interrupted in the middle of a step: what it holds is unknown
+    def _reset_if_interrupted(self) -> None:
+        """In the middle of a step, so that what the cache holds is unknown."""
+        if self.cache.offsets[0] != len(self.tokens):
             self.reset()
 
     def _fed(self, ids: Sequence[int]) -> None:

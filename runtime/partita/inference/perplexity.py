@@ -94,8 +94,8 @@ def compare(
     model.check(tokens)
     for inputs, targets, done, total in _chunks(tokens, tested.spec.chunk):
         fed = ops.array(inputs[None])
-        players = (model, reference), (changed or model, tested)
-        p, q = (player(ops, fed, cache, every=True)[0] for player, cache in players)  # T V
+        pairs = (model, reference), (changed or model, tested)
+        p, q = (decoder(ops, fed, cache, every=True)[0] for decoder, cache in pairs)  # T V
         log_p, log_q = (x - ops.logsumexp(x, -1)[:, None] for x in (p, q))
         divergence = ops.sum(ops.exp(log_p) * (log_p - log_q), -1)
         agrees = ops.argmax(p, -1) == ops.argmax(q, -1)
