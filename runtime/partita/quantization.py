@@ -60,9 +60,12 @@ class Packed(Brief):
         return sum(int(part.nbytes) for part in (self.weight, self.scales, self.biases) if part is not None)
 
     def map(self, function: Callable[[Any], Any]) -> Packed:
-        """The same format with `function` applied to each of its arrays (a device transfer, a row selection)."""
-        biases = None if self.biases is None else function(self.biases)
-        return replace(self, weight=function(self.weight), scales=function(self.scales), biases=biases)
+        """The same format with `function` applied to each of its arrays (a device transfer, a row selection): weight,
+        scales and biases, in this order."""
+        weight, scales = function(self.weight), function(self.scales)
+        return replace(
+            self, weight=weight, scales=scales, biases=None if self.biases is None else function(self.biases)
+        )
 
 
 def joined(parts: Sequence[Packed], function: Callable[[Sequence[Any]], Any]) -> Packed:
