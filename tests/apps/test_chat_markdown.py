@@ -253,7 +253,7 @@ def test_switches_are_on_or_off():
     assert (settings.plain, settings.stats) == (True, False)
     assert (value(settings.plain), value(settings.stats)) == ("on", "off")
     assert Settings.of(settings.document()) == settings
-    with pytest.raises(DataError, match="plain must be on or off, got 'maybe'"):
+    with pytest.raises(DataError, match="`plain` must be on or off, got 'maybe'"):
         settings.set_text("plain", "maybe")
 
 

@@ -258,7 +258,7 @@ def test_a_trace_has_all_tokens_and_then_what_was_said(run):
 def test_a_mistake_in_how_thoughts_are_shown_is_one_line(run):
     result = run("thinking", REPLY, "--thoughts", "loudly")
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == "partita: thoughts must be one of show, fold, hide, got 'loudly'\n"
+    assert result.stderr == "partita: --thoughts must be one of show, fold, hide, got 'loudly'\n"
 
 
 # ---------------------------------------------------------------- the terminal
