@@ -1,6 +1,6 @@
 # One place for every command: each target sets up what it needs, and a second run is fast.
 .DEFAULT_GOAL := help
-.PHONY: help setup chat test test-long test-cpus interop bench example-shakespeare lint format clean
+.PHONY: help setup chat test test-long test-cpus interop bench example-shakespeare lint format docs clean
 
 PYTHON_IN_VENV := .venv/bin/python
 export PYTHON PEERS
@@ -55,6 +55,9 @@ lint: setup      ## check format, lint and types
 format: setup    ## rewrite the sources in the project's format
 	@$(PYTHON_IN_VENV) -m ruff format .
 	@$(PYTHON_IN_VENV) -m ruff check --fix .
+
+docs: setup      ## write docs/api.md from the docstrings
+	@$(PYTHON_IN_VENV) docs/api.py
 
 clean:           ## remove .venv and what tools have cached here
 	rm -rf .venv .venv-peers .pytest_cache .ruff_cache .hypothesis

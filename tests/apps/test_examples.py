@@ -1,9 +1,11 @@
-"""The examples: what they make of a text, and that they name what the command knows. Nothing is fetched."""
+"""The examples: what they make of a text, that they name what the command knows, and a tour that runs."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +14,10 @@ import pytest
 
 from partita_apps.finetune.settings import read_config
 
-SHAKESPEARE = Path(__file__).parents[2] / "examples/shakespeare"
+from . import finetuning
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SHAKESPEARE = EXAMPLES / "shakespeare"
 PLAY = """# A Play
 
 ## ACT I
@@ -99,3 +104,13 @@ def test_it_begins_once_and_then_goes_on(example: ModuleType, tmp_path: Path) ->
     (out / "run.json").touch()
     assert "--resume" in example.arguments(tmp_path, ["--out", str(out)])
     assert read_config(example.SETTINGS)["steps"] == 200
+
+
+def test_the_tour_runs(default_model: Path) -> None:
+    assert default_model.exists()
+    command = [sys.executable, str(EXAMPLES / "tour.py")]
+    done = subprocess.run(command, capture_output=True, text=True, env=finetuning.environment(), timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Paris" in done.stdout
+    before, after = map(float, done.stdout.split("loss ")[1].split("\n")[0].split(" → "))
+    assert after < before

@@ -36,10 +36,16 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
     "draft_model": frozenset(
         {"files", "text", "sources", "checkpoint", "model", "cache", "adapters", "inference", "language_model"}
     ),
+    "shortcuts": frozenset(
+        {
+            *("files", "text", "sources", "checkpoint", "model", "cache", "adapters", "inference"),
+            *("language_model", "finetuning"),
+        }
+    ),
 }
 """What a room, or a module at the root that stands above them, may import beside itself and the ground."""
 
-COMPOSITION = {("", "language_model"), ("", "cache")}
+COMPOSITION = {("", name) for name in ("cache", "inference", "language_model", "shortcuts")}
 """What `partita/__init__.py` reaches for when it is named."""
 
 

@@ -25,7 +25,8 @@ MAY_IMPORT = {
     "partita_convert": {"partita"},
     "partita_apps": {"partita", "partita_backends", "partita_convert"},
 }
-COMPOSITION = PACKAGES["partita"] / "language_model.py"  # where the runtime reaches for a player, lazily
+COMPOSITION = {PACKAGES["partita"] / name for name in ("language_model.py", "shortcuts.py")}
+"""Where the runtime reaches for a backend and for the converter, when a function is called."""
 PICKLES = PACKAGES["partita_convert"] / "pickle_child.py"  # a program of its own, never imported
 BACKENDS_NEED = {"backend", "brief", "errors", "quantization", "units"}  # the runtime's ground, without `printable`
 
@@ -51,7 +52,7 @@ def test_arrows(package: str, path: Path) -> None:
     for module, at_top in imports(path):
         root = module.split(".")[0]
         if root in PACKAGES and root != package:
-            lazily = path == COMPOSITION and not at_top
+            lazily = path in COMPOSITION and not at_top
             assert root in MAY_IMPORT[package] or lazily, f"{path.name} imports {module}"
         if package in ("partita", "partita_convert") and path != PICKLES:
             assert root not in ("mlx", "torch"), f"{path.name} imports {module}"
@@ -92,7 +93,10 @@ def test_help_is_light() -> None:
 
 def test_the_public_surface() -> None:
     assert partita.__all__ == sorted(partita.__all__)
-    assert set(partita.__all__) == {"Cache", "__version__", "generate", "load"}
+    classes = {"Cache", "LanguageModel", "PartitaError", "Piece", "Sampling", "Session"}
+    functions = {"chat", "convert", "finetune", "generate", "load", "logits"}
+    assert set(partita.__all__) == {"__version__", *classes, *functions}
+    assert set(partita.__all__) <= set(dir(partita))
     assert all(getattr(partita, name) is not None for name in partita.__all__)
     with pytest.raises(AttributeError, match="nothing"):
         partita.nothing  # noqa: B018

@@ -1,0 +1,286 @@
+"""The functions at the top of the package: short forms for everyday use of what the rooms do.
+
+Nothing is decided here that a class below does not decide; whoever needs more control takes `LanguageModel` and
+`Session`. The converter is reached when `convert` is called.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from .adapters.read import open_adapter
+from .backend import Backend
+from .cache.state import Cache
+from .checkpoint.base import Checkpoint
+from .errors import DataError, UnsupportedModel
+from .files.paths import own
+from .finetuning.observer import Observer
+from .finetuning.outcome import TrainingReport
+from .finetuning.run import check_place, run
+from .finetuning.settings import Settings
+from .inference.sampling import Sampling
+from .language_model import DEFAULT_MAX_TOKENS, LanguageModel, Message, Piece, Session, open_backend
+from .model.load import read_config
+from .sources.resolve import DEFAULT_MODEL, resolve
+from .text.load import load_tokenizer
+
+if TYPE_CHECKING:
+    from partita_convert.planning import Calibration, Request
+    from partita_convert.report import Report
+
+
+def generate(
+    model: LanguageModel,
+    prompt: str | Sequence[Message],
+    *,
+    raw: bool = False,
+    max_tokens: int = DEFAULT_MAX_TOKENS,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    seed: int | None = None,
+    sampling: Sampling | None = None,
+    stop: str | Sequence[str] = (),
+    context: int | str | None = None,
+    sinks: int | None = None,
+    kv: str = "auto",
+    alternatives: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Piece]:
+    """A reply to one prompt, piece by piece, in a fresh session; without settings, the most probable token each time.
+
+    Of each piece, `text` is what the model says, `thought` what it thinks, `call` a tool that it calls; the last one
+    has a `finish_reason`: "stop" or "length". Closing the iterator ends the reply.
+
+    prompt: a user's message, or chat messages (`{"role": "user", "content": "…"}`); raw: text to complete, without the
+    chat template, all of the reply in `text`. max_tokens: new tokens at most. temperature, top_k, top_p, min_p,
+    repetition_penalty, seed: as in `Sampling`, where `sampling` has the rest. stop: text, or several, that end the
+    reply and are not part of it. context: tokens that the cache holds, "auto" for what memory allows, None for the
+    model's own; sinks: tokens at the beginning that are never dropped; kv: bits of cached keys and values, such as
+    "k8v4". alternatives: how many probable tokens `piece.token.alternatives` shows. on_progress(done, total): tokens of
+    the prompt that are read.
+
+    Raises DataError for an empty prompt or a setting that makes no sense, TemplateError for a model without a usable
+    chat template, MemoryBudgetError for a cache without room; at the call, before the first piece.
+    """
+    chosen = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    chosen |= {"repetition_penalty": repetition_penalty, "seed": seed}
+    how = _sampling(sampling or Sampling(), chosen)
+    ids = model.encode(prompt, raw=raw)
+    reply = None if raw else model.reply_to(ids)
+    session = model.session(context=context, sinks=sinks, kv=kv)
+    options = {"max_tokens": max_tokens, "stop": _stops(stop), "alternatives": alternatives}
+    return session.generate(ids, sampling=how, reply=reply, on_progress=on_progress, **options)
+
+
+def chat(
+    model: LanguageModel,
+    messages: str | Sequence[Message],
+    *,
+    session: Session | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    variables: Mapping[str, Any] | None = None,
+    max_tokens: int = DEFAULT_MAX_TOKENS,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    seed: int | None = None,
+    sampling: Sampling | None = None,
+    stop: str | Sequence[str] = (),
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Piece]:
+    """The next reply of a conversation, piece by piece, sampled as the model's makers recommend.
+
+    Give the whole conversation each time, the reply appended to it: what the session's cache holds of it already is
+    not read again. Pieces as in `generate`.
+
+    messages: in OpenAI's form, with `tool_calls` and the role "tool" where tools are used; text alone is one message.
+    session: `model.session(context=…, kv=…)`, whose cache the conversation keeps; None takes a fresh one. tools: what
+    the model may call, as OpenAI describes functions; a call comes as one piece. variables: what the chat template is
+    told besides, as `{"enable_thinking": False}`. Other keywords as in `generate`; where they are left out, `sampling`
+    counts, then `model.recommended`, then the most probable token.
+
+    Raises what `generate` raises.
+    """
+    chosen = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    chosen |= {"repetition_penalty": repetition_penalty, "seed": seed}
+    how = _sampling(sampling or model.recommended or Sampling(), chosen)
+    told = dict(variables or {}) if tools is None else {**(variables or {}), "tools": list(tools)}
+    ids = model.encode(messages, **told)
+    calls = 0 if isinstance(messages, str) else sum(len(message.get("tool_calls") or ()) for message in messages)
+    reply = model.reply_to(ids, tools=tools, calls=calls)
+    session = session or model.session()
+    options = {"max_tokens": max_tokens, "stop": _stops(stop), "on_progress": on_progress}
+    return session.generate(ids, sampling=how, reply=reply, **options)
+
+
+def _sampling(base: Sampling, chosen: Mapping[str, Any]) -> Sampling:
+    return replace(base, **{name: value for name, value in chosen.items() if value is not None})
+
+
+def _stops(stop: str | Sequence[str]) -> tuple[str, ...]:
+    return (stop,) if isinstance(stop, str) else tuple(stop)
+
+
+def logits(model: LanguageModel, ids: Sequence[int]) -> np.ndarray:
+    """The model's scores of the next token after each of the ids: float32 (T, V), T = len(ids), V = vocabulary size.
+
+    ids: of `model.encode(messages)` or `model.encode(text, raw=True)`. Row i has seen ids[: i + 1]. Raises DataError
+    for no ids or ids that the model lacks, ContextError and MemoryBudgetError for more than it can hold.
+    """
+    if not len(ids):
+        raise DataError("there are no tokens: give at least one")
+    model.decoder.check(ids)
+    cache = Cache(model.ops, model.cache_spec(context=len(ids), sinks=0))
+    tokens, chunk = np.asarray(ids, np.int32)[None], cache.spec.chunk  # 1 T
+    starts = range(0, tokens.shape[1], chunk)
+    fed = (model.ops.array(tokens[:, start : start + chunk]) for start in starts)
+    rows = [model.ops.to_numpy(model.decoder(model.ops, part, cache, every=True)[0]) for part in fed]
+    return np.concatenate(rows)  # T V
+
+
+def finetune(
+    model: str | Path | None,
+    data: str | Path | Sequence[Mapping[str, Any]],
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    method: Literal["lora", "dora", "full"] = "lora",
+    rank: int = 16,
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    targets: str | Sequence[str] = "all-linear",
+    layers: int | None = None,
+    steps: int | None = None,
+    epochs: float | None = None,
+    batch_size: int = 2,
+    accumulate: int = 1,
+    learning_rate: float | None = None,
+    max_length: int | None = None,
+    valid_fraction: float = 0.05,
+    seed: int = 0,
+    sample: str | Sequence[str] = (),
+    backend: str = "auto",
+    device: str | None = None,
+    dtype: str = "auto",
+    threads: int | None = None,
+    observer: Observer | None = None,
+    **more: Any,
+) -> TrainingReport:
+    """Train a model on data and leave an adapter, or a model, in a folder; returns what `partita finetune` reports.
+
+    model: as in `load`. data: a .jsonl or .txt file, a folder with train.jsonl, `hf:owner/name`, or a list of records:
+    `{"messages": […]}`, `{"prompt": "…", "completion": "…"}` or `{"text": "…"}`. Of a conversation, the assistant's
+    turns are learnt. out: a new folder for the run; None makes one among the system's temporary files. resume: go on
+    with the run in `out`, with the same arguments.
+
+    method: "lora", "dora" (LoRA and row lengths) or "full" (every weight). rank, alpha (twice the rank), dropout: of
+    the adapters; targets: projections by name; layers: the last ones alone. steps: updates, or epochs: passes over the
+    data; otherwise 3 epochs, at most 1,000 steps. batch_size: rows of up to max_length tokens (1,024) computed at once;
+    accumulate: batches an update. learning_rate: 2e-4 for adapters, 2e-5 for full. valid_fraction: the share of the
+    data held out where it has no validation file. sample: prompts for `report.samples`, before and after. backend,
+    device, dtype, threads: as in `load`. observer: hears of steps and evaluations while they happen. more: any other
+    field of `partita.finetuning.settings.Settings`, by name.
+
+    Raises DataError, SourceError, MemoryBudgetError before the first step, TrainingError for a loss that is not
+    finite. A KeyboardInterrupt ends the run at once: what the last checkpoint has is kept, for `resume`.
+    """
+    from partita_backends import together
+
+    prompts = (sample,) if isinstance(sample, str) else tuple(sample)
+    named = {"method": method, "rank": rank, "alpha": alpha, "dropout": dropout, "layers": layers, "steps": steps}
+    named |= {"epochs": epochs, "batch_size": batch_size, "accumulate": accumulate, "learning_rate": learning_rate}
+    named |= {"max_length": max_length, "valid_fraction": valid_fraction, "seed": seed, "sample": prompts}
+    named |= {"backend": backend, "device": device, "dtype": dtype, "threads": threads}
+    named |= {"targets": targets if isinstance(targets, str) else ",".join(targets)}
+    named |= {"sample_tokens": Settings.sample_tokens if prompts else 0, **more}
+    is_source = isinstance(data, str | Path)
+    unknown = named.keys() - Settings.__dataclass_fields__.keys()
+    if unknown:
+        raise TypeError(f"finetune has no setting {', '.join(sorted(unknown))}")
+    settings = Settings(str(model or DEFAULT_MODEL), str(data) if is_source else "", **named)
+    place = Path(tempfile.mkdtemp(prefix="partita-")) if out is None else own(out)
+    if together.first():
+        check_place(place, resume)
+    how = {"write_folder": _write_folder, "resume": resume, "first": together.first()}
+    return TrainingReport.of(*run(settings, place, observer, records=None if is_source else data, **how))
+
+
+def _write_folder(checkpoint: Checkpoint, place: Path) -> None:
+    from partita_convert.write_folder import write_huggingface
+
+    write_huggingface(checkpoint, place)
+
+
+def convert(
+    source: str | Path,
+    dest: str | Path,
+    *,
+    to: Literal["mlx", "huggingface", "gguf"] | None = None,
+    quantize: str | int | None = None,
+    dtype: str | None = None,
+    exact: bool = False,
+    adapter: str | Path | None = None,
+    adapter_loss: Literal["raise", "keep", "refuse"] = "raise",
+    calibration: str | None = None,
+    allow_pickle: bool = False,
+    backend: str = "auto",
+    device: str | None = None,
+    threads: int | None = None,
+) -> Report:
+    """Write a model in another layout, and say what it cost: `report.bits_per_weight`, `report.nbytes`, and the error
+    of every tensor in `report.tensors`; `report.as_json()` is what `partita convert --json` prints.
+
+    source: a model as in `load`. dest: a new folder, or a new file that ends in .gguf. to: the layout of mlx-lm,
+    of transformers (dense) or llama.cpp; by dest if it is left out. quantize: bits, as 4 or "4:32" (in groups of 32),
+    a mixture as "mixed_4_6", "measured:4.5" (bits a weight, spent where they help most), or a type of GGUF; None
+    keeps what is stored. dtype: of weights that stay dense. exact: keep float32 scales of K-quants. adapter: a folder
+    to fuse; adapter_loss: what to do where few bits would lose its change. calibration: a text to weigh errors by, a
+    short one of ours by default. allow_pickle: read PyTorch's .bin files, in a separate process. backend, device,
+    threads: of what runs the model for that.
+
+    Raises DataError, SourceError, CheckpointError, UnsupportedModel, before a byte is written wherever that is known.
+    """
+    from partita_convert.convert import convert as convert_checkpoint
+    from partita_convert.pickle_reader import open_source
+    from partita_convert.planning import Request, check_options
+
+    place = own(dest)
+    form = to or ("gguf" if place.suffix.lower() == ".gguf" else "mlx")
+    request = Request(
+        to=form,
+        quantize=None if quantize is None else str(quantize),
+        dtype=dtype,
+        exact=exact,
+        adapter=None if adapter is None else open_adapter(adapter),
+        policy=adapter_loss,
+    )
+    check_options(place, request)
+    with open_source(resolve(str(source), allow_pickle=allow_pickle), allow_pickle=allow_pickle, near=place) as opened:
+        if request.searches:
+            with suppress(UnsupportedModel):  # what cannot be run is rounded without a text
+                read_config(opened)
+                ops = open_backend(backend, device=device, dtype="float32", threads=threads)
+                request = replace(request, calibration=_calibration(opened, ops, request, calibration))
+        return convert_checkpoint(opened, place, request)
+
+
+def _calibration(checkpoint: Checkpoint, ops: Backend, request: Request, text: str | None) -> Calibration:
+    from partita_convert.calibration import SAMPLE
+    from partita_convert.planning import Calibration
+
+    if text is None and request.runs_the_model:
+        return Calibration(ops, None, "written by the model")
+    tokens = load_tokenizer(checkpoint).encode(SAMPLE if text is None else text)
+    return Calibration(ops, tokens, "partita's own" if text is None else "a text")
