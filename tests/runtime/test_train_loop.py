@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -258,6 +259,25 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(tmp_path: Path
         (folder / file).write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"state\.json|safetensors"):
         latest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"step": "1"}, "step: expected an integer, got '1'"),
+        ({"best": {"step": 1, "loss": None}}, "best.loss: expected a number, got null"),
+        ({"files": {"trainables.safetensors": "00"}}, "files.optimizer.safetensors is missing"),
+    ],
+)
+def test_a_state_of_another_shape_is_one_line(tmp_path: Path, change: dict[str, Any], line: str) -> None:
+    """With the right checksum, as another program may have written it."""
+    file = save(tmp_path, state(1)) / "state.json"
+    described = {key: value for key, value in json.loads(file.read_text()).items() if key != "sha256"} | change
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    file.write_text(json.dumps({**described, "sha256": digest}))
+    with pytest.raises(CheckpointError) as caught:
+        latest(tmp_path)
+    assert str(caught.value) == f"step-00000001/state.json is damaged: {line}"
 
 
 def test_what_a_killed_run_left_is_never_taken_and_goes(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import Meta
+from msgspec import Meta, Struct, field
 
 from partita.files.typed import Misfit, typed
 
@@ -106,3 +106,13 @@ def test_any_value_fits_or_is_a_misfit_of_one_line(value: Any) -> None:
 @given(JSON)
 def test_what_fits_anything_comes_back(value: Any) -> None:
     assert repr(typed(value, object)) == repr(value)
+
+
+def test_a_name_that_holds_a_dot() -> None:
+    class Sums(Struct):
+        first: str = field(name="a.safetensors")
+
+    with pytest.raises(Misfit, match=r"^a\.safetensors: expected text, got an integer$"):
+        typed({"a.safetensors": 3}, Sums)
+    with pytest.raises(Misfit, match=r"^sums\.a\.safetensors is missing$"):
+        typed({"a": {"safetensors": 3}}, Sums, "sums")

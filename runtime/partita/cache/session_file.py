@@ -18,15 +18,17 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 
 from .. import __version__
 from ..errors import CheckpointError, ContextError, DataError
 from ..files.atomic import whole_file
-from ..files.bounded import map_file
+from ..files.bounded import map_file, parse
 from ..files.safetensors import MAX_HEADER_BYTES, SafetensorsSet, read_header, read_metadata
+from ..files.typed import typed
 from .spec import CacheSpec, LayerSpec
 from .state import Cache, Snapshot
 
@@ -34,8 +36,9 @@ FORMAT = 1
 _KEY = "partita_session"
 _TOKENS = "tokens"
 _STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "uint32": "U32", "int32": "I32"}
-_LONGEST = 1 << 31  # positions are int32
 
+Position = Annotated[int, Meta(ge=0, lt=1 << 31)]
+"""Positions are int32."""
 Place = tuple[str, tuple[int, ...], str]
 """Name, shape and dtype of one array."""
 
@@ -47,6 +50,15 @@ class Identity:
     model: str
     fingerprint: str
     adapter: str = ""
+
+
+@dataclass(frozen=True)
+class _Described:
+    """What a description of this format holds, beside what `_check_same` compares. In tokens, as in `Snapshot`."""
+
+    offset: Position
+    reached: Position
+    extra: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -100,7 +112,7 @@ def load(path: Path, cache: Cache, identity: Identity) -> Saved:
     _check_same(header, cache, identity, path.name)
     tensors, end = read_header(data, path.name)
     store = SafetensorsSet(tensors, {path.name: data}, {path.name: end})
-    offset, reached = (_natural(header, key, path.name) for key in ("offset", "reached"))
+    offset, reached = header["offset"], header["reached"]
     places = [*layout(cache.spec, cache.dense, reached), (_TOKENS, (offset,), "uint32")]
     wanted = {name: (shape, _STORED[dtype]) for name, shape, dtype in places}
     found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
@@ -277,18 +289,9 @@ def _header(metadata: Mapping[str, str], name: str) -> dict[str, Any]:
     if _KEY not in metadata:
         raise CheckpointError(f"{name}: not a saved session; give a file that was saved as one")
     try:
-        header = json.loads(metadata[_KEY])
-    except (ValueError, RecursionError):
-        header = None
-    if not isinstance(header, dict) or type(header.get("format")) is not int:
-        raise CheckpointError(f"{name}: the session's description is damaged")
-    if header["format"] == FORMAT and not isinstance(header.get("extra"), dict):
-        raise CheckpointError(f"{name}: the session's description is damaged")
+        header = typed(parse(metadata[_KEY]), dict[str, Any])
+        if typed(header.get("format"), int, "format") == FORMAT:
+            typed(header, _Described)
+    except ValueError as error:
+        raise CheckpointError(f"{name}: the session's description is damaged: {error}") from None
     return {"extra": {}, **header}
-
-
-def _natural(header: Mapping[str, Any], key: str, name: str) -> int:
-    value = header.get(key)
-    if type(value) is not int or not 0 <= value < _LONGEST:
-        raise CheckpointError(f"{name}: {key} is {value!r}; the session's description is damaged")
-    return value

@@ -16,10 +16,12 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from ..errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 LOCK = ".lock"
 """In a folder that is somebody's alone."""
@@ -142,6 +144,7 @@ def flush(path: Path) -> None:
 
 def write_tensors(path: Path, values: Mapping[str, np.ndarray]) -> None:
     """A safetensors file. OSError where the disk refuses."""
+    import numpy as np
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 

@@ -78,11 +78,13 @@ def _words(kinds: str) -> str:
 
 
 def _found(value: Any, path: str) -> str | None:
-    """What stands at a path like `.messages[0].role`, short. None for `[...]`, which is some value of a table."""
-    for step in _STEP.finditer(path):
-        if step["index"] == "...":
-            return None
-        value = value[int(step["index"])] if step["index"] else value[step["name"]]
+    """What stands at a path like `.messages[0].role`, short. None where that is not clear: `[...]` is some value of a
+    table, and a name may hold a dot."""
+    try:
+        for step in _STEP.finditer(path):
+            value = value[int(step["index"])] if step["index"] else value[step["name"]]
+    except (LookupError, ValueError):
+        return None
     if isinstance(value, dict | list):
         return _WORDS["object" if isinstance(value, dict) else "array"]
     return json.dumps(value) if value is None or isinstance(value, bool) else brief(value)

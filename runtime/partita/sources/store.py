@@ -162,28 +162,3 @@ def sum_of(path: Path, digest: hashlib._Hash, progress: Progress) -> str:
             digest.update(block)
             progress.advance(len(block))
     return digest.hexdigest()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names inside `folder` durable, where the system can (Windows cannot open folders)."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write a small text file so that `path` never holds half of it."""
-    make_folder(path.parent)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -22,18 +22,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
+from msgspec import field as named
 
 from ..brief import Brief
 from ..errors import CheckpointError, DataError
 from ..files.atomic import remove_leftovers, whole_file, whole_folder, write_tensors
 from ..files.bounded import INDEX, read_object
+from ..files.typed import Misfit, typed
 
 FORMAT = 1
 KEPT = 2
 STATE, TRAINABLES, OPTIMIZER, BEST = "state.json", "trainables.safetensors", "optimizer.safetensors", "best.safetensors"
 _FOLDER = re.compile(r"step-(\d{8,})")
 _NAMED = {"adapter_seed": "`seed`", "dtype": "`dtype`"}  # parts of an identity that are settings
-_BLOCK = 1 << 20
 
 Values = dict[str, np.ndarray]
 
@@ -64,6 +66,26 @@ class TrainState(Brief):
     best: Best | None = None
     tokens: int = 0
     """Trained so far."""
+
+
+class _Sums(Struct, frozen=True):
+    """SHA-256 of the files beside it."""
+
+    trainables: str = named(name=TRAINABLES)
+    optimizer: str = named(name=OPTIMIZER)
+
+
+@dataclass(frozen=True)
+class _Described:
+    """What state.json says beside its format and checksum."""
+
+    step: int
+    tokens: int
+    position: Any
+    random: dict[str, Any]
+    best: Best | None
+    identity: dict[str, Any]
+    files: _Sums
 
 
 def save(folder: Path, state: TrainState) -> Path:
@@ -109,19 +131,22 @@ def load(path: Path) -> TrainState:
         raise CheckpointError(f"{where}: format {described.get('format')!r} is not {FORMAT}, which this version reads")
     if described.get("sha256") != _checksum(described):
         raise CheckpointError(f"{where} does not match its checksum")
-    files = described["files"]
-    values, moments = (_read(path / name, files[name]) for name in (TRAINABLES, OPTIMIZER))
-    best = described["best"]
+    try:
+        found = typed(described, _Described)
+    except Misfit as error:
+        raise CheckpointError(f"{where} is damaged: {error}") from None
+    values = _read(path / TRAINABLES, found.files.trainables)
+    moments = _read(path / OPTIMIZER, found.files.optimizer)
     return TrainState(
-        described["step"],
+        found.step,
         values,
         {name[2:]: x for name, x in moments.items() if name.startswith("m.")},
         {name[2:]: x for name, x in moments.items() if name.startswith("v.")},
-        described["position"],
-        described["identity"],
-        described["random"],
-        None if best is None else Best(**best),
-        described["tokens"],
+        found.position,
+        found.identity,
+        found.random,
+        found.best,
+        found.tokens,
     )
 
 
@@ -217,8 +242,5 @@ def _read(path: Path, sum_of_file: str | None) -> Values:
 
 
 def _sum_of(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
