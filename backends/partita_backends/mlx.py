@@ -210,17 +210,17 @@ class MlxBackend:
         mask: Array,
         *,
         scale: float,
-        sinks: Sinks | None,
+        sinks: Sinks[Array] | None,
         softcap: float | None,
         sink_logits: Array | None = None,
     ) -> Array:
         return mlx_attention.cached(q, k, v, mask, scale=scale, sinks=sinks, softcap=softcap, sink_logits=sink_logits)
 
     # Quantized keys and values
-    def quantize(self, x: Array, bits: int, group_size: int) -> Packed:
+    def quantize(self, x: Array, bits: int, group_size: int) -> Packed[Array]:
         return mlx_attention.quantize(x, bits, group_size)
 
-    def dequantize(self, packed: Packed) -> Array:
+    def dequantize(self, packed: Packed[Array]) -> Array:
         return mlx_attention.dequantize(packed)
 
     def hadamard(self, x: Array) -> Array:

@@ -28,7 +28,7 @@ def cached(
     mask: Array,
     *,
     scale: float,
-    sinks: Sinks | None,
+    sinks: Sinks[Array] | None,
     softcap: float | None,
     sink_logits: Array | None,
 ) -> Array:
@@ -64,7 +64,7 @@ def _attend(
     v: Any,
     mask: Array,
     scale: float,
-    sinks: Sinks | None,
+    sinks: Sinks[Array] | None,
     softcap: float | None,
     sink_logits: Array | None,
 ) -> Array:
@@ -106,7 +106,7 @@ def _times(x: Array, y: Any, *, transpose: bool) -> Array:
     return x @ (y.swapaxes(2, 3) if transpose else y)
 
 
-def quantize(x: Array, bits: int, group_size: int) -> Packed:
+def quantize(x: Array, bits: int, group_size: int) -> Packed[Array]:
     """`partita.quantization.quantize_minmax`, operation for operation."""
     *leading, n = x.shape
     groups = x.astype(mx.float32).reshape(*leading, n // group_size, group_size)
@@ -123,7 +123,7 @@ def quantize(x: Array, bits: int, group_size: int) -> Packed:
     return Packed(weight, scales, biases, bits, group_size)
 
 
-def dequantize(packed: Packed) -> Array:
+def dequantize(packed: Packed[Array]) -> Array:
     """q * scale + bias in float32."""
     scales, biases = packed.scales.astype(mx.float32), packed.biases.astype(mx.float32)
     return mx.dequantize(packed.weight, scales, biases, packed.group_size, packed.bits)

@@ -111,7 +111,7 @@ LOGSUMEXP_BLOCK = 512
 BLOCK = 2**22  # values of a weight that are dense at once
 
 
-def packed_linear(x: Array, weight: Packed) -> Array:
+def packed_linear(x: Array, weight: Packed[Array]) -> Array:
     """x (..., in) times a frozen packed weight, transposed, on the CPU: made dense a part at a time for each pass, kept
     for none."""
 
@@ -132,7 +132,7 @@ def packed_linear(x: Array, weight: Packed) -> Array:
     return _with_rule(product, back)(x)
 
 
-def _parts(weight: Packed) -> list[tuple[slice, Packed]]:
+def _parts(weight: Packed[Array]) -> list[tuple[slice, Packed[Array]]]:
     """A weight (out, in) by its rows, which are views."""
     step = max(BLOCK // weight.shape[1], 1)
     if step >= weight.shape[0]:
@@ -141,7 +141,7 @@ def _parts(weight: Packed) -> list[tuple[slice, Packed]]:
     return [(rows, weight.map(lambda x, rows=rows: x[rows])) for rows in parts]
 
 
-def _dense_after(before: Array, weight: Packed, dtype: mx.Dtype) -> Array:
+def _dense_after(before: Array, weight: Packed[Array], dtype: mx.Dtype) -> Array:
     """The weight, made when `before` is there: free to choose, MLX makes many weights dense long before."""
     integers, scales, biases = mx.depends([weight.weight, weight.scales, weight.biases], [before])
     return dequantize(Packed(integers, scales, biases, weight.bits, weight.group_size)).astype(dtype)

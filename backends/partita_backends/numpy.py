@@ -147,7 +147,7 @@ class NumpyBackend:
         mask: np.ndarray,
         *,
         scale: float,
-        sinks: Sinks | None,
+        sinks: Sinks[np.ndarray] | None,
         softcap: float | None,
         sink_logits: np.ndarray | None = None,
     ) -> np.ndarray:

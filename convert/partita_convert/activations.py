@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from partita.arrays import Array
 from partita.backend import Backend
 from partita.cache.kv_format import KVFormat
 from partita.cache.spec import plan
@@ -24,7 +25,7 @@ from partita.model.decoder import Block, through
 from partita.model.layers import MoE
 from partita.model.load import load_block, load_last_norm, read_config
 from partita.model.mixer import SequenceState
-from partita.quantization import Array, Packed
+from partita.quantization import Packed
 
 TOKENS = 256
 """Enough: of 128, 256 and 512 tokens of speeches none was better than the others (SmolLM2-135M)."""

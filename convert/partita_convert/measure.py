@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from partita.arrays import Array
 from partita.backend import Backend
 from partita.cache.kv_format import KVFormat
 from partita.cache.spec import plan
@@ -26,7 +27,7 @@ from partita.checkpoint.schemes.affine import BITS
 from partita.errors import DataError
 from partita.model.decoder import Decoder, through
 from partita.model.load import load_block
-from partita.quantization import Array, Packed, dequantize
+from partita.quantization import Packed, dequantize
 
 from .activations import Importance
 from .changed import Changed

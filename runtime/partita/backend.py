@@ -2,9 +2,8 @@
 
 A backend is an instance handed in as `ops`, never a global, so a test can hold three at once. The operations are
 fused transformer steps rather than a numpy clone. Above the seam only what mlx, torch and numpy arrays share may be
-used: `+ - * / % ** @ & |`, comparison, `.shape`, `.dtype`, `.nbytes`, `.reshape`, `.swapaxes` and basic slicing, and
-never an in-place operator (`x *= s` changes the caller's tensor on torch and not on mlx). A capability is a required
-method: nothing is probed for.
+used, which is `arrays.Array`. A capability is a required method: nothing is probed for. `Backend` alone takes any
+arrays and gives some; an implementation is a `Backend` of its own array type.
 
 Letters in shapes: B rows of a batch, T new tokens, H heads, D head_dim, C slots, E hidden size, V vocabulary.
 """
@@ -13,28 +12,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol
 
 import numpy as np
 
-from .quantization import Array, Packed
+from .arrays import A
+from .quantization import Packed
 
 MASKED = -1e30
 """Added to a score that must not count. Finite, so that a row that sees nothing gives numbers instead of NaN."""
 
 
 @dataclass(frozen=True)
-class Sinks:
+class Sinks(Generic[A]):
     """The kept first tokens of a row, which are scored by a query of their own (`cache/state.py`, rule 4).
 
     q: (B, Hq, T, D), rotated to the anchored position. k, v: (B, Hkv, S, D), never quantized.
     mask: float32 (B, T, S), 0 where visible and MASKED elsewhere.
     """
 
-    q: Array
-    k: Array
-    v: Array
-    mask: Array
+    q: A
+    k: A
+    v: A
+    mask: A
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Memory:
     peak: int
 
 
-class Backend(Protocol):
+class Backend(Protocol[A]):
     """One player of the score. dtype names are numpy's, and "bfloat16"."""
 
     name: str
@@ -65,15 +65,15 @@ class Backend(Protocol):
     """Whether `compile` gains anything on this device."""
 
     # Host boundary
-    def array(self, x: np.ndarray, dtype: str | None = None) -> Array: ...
-    def to_numpy(self, x: Array) -> np.ndarray: ...
-    def zeros(self, shape: Sequence[int], dtype: str) -> Array: ...
-    def full(self, shape: Sequence[int], value: int | float, dtype: str) -> Array: ...
-    def launch(self, *arrays: Array) -> None:
+    def array(self, x: np.ndarray, dtype: str | None = None) -> A: ...
+    def to_numpy(self, x: A) -> np.ndarray: ...
+    def zeros(self, shape: Sequence[int], dtype: str) -> A: ...
+    def full(self, shape: Sequence[int], value: int | float, dtype: str) -> A: ...
+    def launch(self, *arrays: A) -> None:
         """Start computing the arrays without waiting for them."""
         ...
 
-    def fetch(self, x: Array) -> Callable[[], np.ndarray]:
+    def fetch(self, x: A) -> Callable[[], np.ndarray]:
         """Start copying x to the host; call the result to wait for it."""
         ...
 
@@ -82,25 +82,25 @@ class Backend(Protocol):
     def reset_peak(self) -> None: ...
 
     # Shape
-    def cast(self, x: Array, dtype: str) -> Array: ...
-    def concat(self, arrays: Sequence[Array], axis: int) -> Array: ...
-    def take(self, x: Array, index: Array, axis: int) -> Array:
+    def cast(self, x: A, dtype: str) -> A: ...
+    def concat(self, arrays: Sequence[A], axis: int) -> A: ...
+    def take(self, x: A, index: A, axis: int) -> A:
         """Rows of x chosen by integers of any shape; the index's shape replaces `axis`."""
         ...
 
-    def copy(self, x: Array) -> Array:
+    def copy(self, x: A) -> A:
         """The same numbers in memory of their own, which no later `write` changes."""
         ...
 
-    def assign(self, buffer: Array, x: Array) -> Array:
+    def assign(self, buffer: A, x: A) -> A:
         """x, of buffer's shape and dtype, in buffer's memory where arrays have one. The old buffer is dead afterwards.
 
         For what lives as long as a run and changes each step: made again each time, it would lie scattered among what
         comes and goes, and a process would grow from step to step."""
         ...
 
-    def where(self, condition: Array, x: Any, y: Any) -> Array: ...
-    def write(self, buffer: Array, x: Array, index: Array) -> Array:
+    def where(self, condition: A, x: Any, y: Any) -> A: ...
+    def write(self, buffer: A, x: A, index: A) -> A:
         """buffer (B, H, C, D) with x (B, H, T, D) at slots index (B, T). The old buffer is dead afterwards."""
         ...
 
@@ -116,20 +116,20 @@ class Backend(Protocol):
         as for `prepare`."""
         ...
 
-    def prepare_vector(self, x: np.ndarray) -> Array:
+    def prepare_vector(self, x: np.ndarray) -> A:
         """A norm's weight or a bias, (n,), as float32 or the residual dtype, whichever `rms_norm` wants; or one bias an
         expert, (experts, n)."""
         ...
 
-    def embed(self, weight: Any, tokens: Array) -> Array:
+    def embed(self, weight: Any, tokens: A) -> A:
         """Rows (B, T, E) of a prepared weight, in the residual dtype."""
         ...
 
-    def linear(self, x: Array, weight: Any, bias: Array | None = None) -> Array:
+    def linear(self, x: A, weight: Any, bias: A | None = None) -> A:
         """x (..., in) times a prepared weight (out, in), transposed, plus bias: (..., out)."""
         ...
 
-    def moe_linear(self, x: Array, weight: Any, index: Array, bias: Array | None = None) -> Array:
+    def moe_linear(self, x: A, weight: Any, index: A, bias: A | None = None) -> A:
         """Every token through the matrices of its own experts: (B, T, K, out).
 
         x: (B, T, K, in), or (B, T, 1, in) where the K experts of a token read the same. weight: from
@@ -137,32 +137,32 @@ class Backend(Protocol):
         """
         ...
 
-    def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
+    def rms_norm(self, x: A, weight: A, eps: float) -> A:
         """x / sqrt(mean(x²) + eps) * weight over the last axis, computed in float32 (arXiv 1910.07467)."""
         ...
 
-    def rope(self, x: Array, cos: Array, sin: Array) -> Array:
+    def rope(self, x: A, cos: A, sin: A) -> A:
         """Rotate pairs (i, i + d/2) of the first d = 2 * cos.shape[-1] dims of x (B, H, T, D); cos, sin: (B, T, d/2)
         float32 (arXiv 2104.09864, in the half-split order of Hugging Face checkpoints)."""
         ...
 
-    def glu(self, gate: Array, up: Array, activation: str) -> Array:
+    def glu(self, gate: A, up: A, activation: str) -> A:
         """activation(gate) * up, with "silu" or "gelu_tanh"; "swiglu_clamped" (gpt-oss): with gate at most 7 and up
         from -7 to 7, gate * sigmoid(1.702 * gate) * (up + 1)."""
         ...
 
     def cached_attention(
         self,
-        q: Array,
+        q: A,
         k: Any,
         v: Any,
-        mask: Array,
+        mask: A,
         *,
         scale: float,
-        sinks: Sinks | None,
+        sinks: Sinks[A] | None,
         softcap: float | None,
-        sink_logits: Array | None = None,
-    ) -> Array:
+        sink_logits: A | None = None,
+    ) -> A:
         """softmax(scale * q·k + mask) · v with grouped heads, softmax in float32; (B, Hq, T, D), residual dtype.
 
         q: (B, Hq, T, D), residual dtype. k, v: (B, Hkv, C, D) arrays or `Packed`. mask: float32 (B, T, C), additive.
@@ -172,40 +172,40 @@ class Backend(Protocol):
         ...
 
     # Quantized keys and values
-    def quantize(self, x: Array, bits: int, group_size: int) -> Packed:
+    def quantize(self, x: A, bits: int, group_size: int) -> Packed[A]:
         """`quantization.quantize_minmax` in this backend's own operations."""
         ...
 
-    def dequantize(self, packed: Packed) -> Array:
+    def dequantize(self, packed: Packed[A]) -> A:
         """float32 values of what `quantize` gave."""
         ...
 
-    def hadamard(self, x: Array) -> Array:
+    def hadamard(self, x: A) -> A:
         """x times the orthonormal Hadamard matrix over the last axis (a power of two); its own inverse."""
         ...
 
     # Reduce and sample
-    def sum(self, x: Array, axis: int) -> Array: ...
-    def max(self, x: Array, axis: int) -> Array: ...
-    def argmax(self, x: Array, axis: int) -> Array:
+    def sum(self, x: A, axis: int) -> A: ...
+    def max(self, x: A, axis: int) -> A: ...
+    def argmax(self, x: A, axis: int) -> A:
         """int32; the first of equals."""
         ...
 
-    def topk(self, x: Array, k: int) -> tuple[Array, Array]:
+    def topk(self, x: A, k: int) -> tuple[A, A]:
         """The k largest along the last axis, descending, with their int32 indices."""
         ...
 
-    def softmax(self, x: Array, axis: int) -> Array: ...
-    def logsumexp(self, x: Array, axis: int) -> Array: ...
-    def cumsum(self, x: Array, axis: int) -> Array: ...
-    def exp(self, x: Array) -> Array: ...
-    def log(self, x: Array) -> Array: ...
-    def tanh(self, x: Array) -> Array: ...
-    def compile(self, function: Callable[..., tuple[Array, ...]]) -> Callable[..., tuple[Array, ...]]:
+    def softmax(self, x: A, axis: int) -> A: ...
+    def logsumexp(self, x: A, axis: int) -> A: ...
+    def cumsum(self, x: A, axis: int) -> A: ...
+    def exp(self, x: A) -> A: ...
+    def log(self, x: A) -> A: ...
+    def tanh(self, x: A) -> A: ...
+    def compile(self, function: Callable[..., tuple[A, ...]]) -> Callable[..., tuple[A, ...]]:
         """The same function of arrays, compiled for the shapes it is first called with; itself where that is moot."""
         ...
 
-    def scatter_add(self, x: Array, index: Array, value: float) -> Array:
+    def scatter_add(self, x: A, index: A, value: float) -> A:
         """x (B, V) with `value` added at index (B, T), once for every occurrence."""
         ...
 
@@ -215,15 +215,15 @@ class Backend(Protocol):
 
     def attention(
         self,
-        q: Array,
-        k: Array,
-        v: Array,
-        mask: Array | None,
+        q: A,
+        k: A,
+        v: A,
+        mask: A | None,
         *,
         scale: float,
         softcap: float | None = None,
-        sink_logits: Array | None = None,
-    ) -> Array:
+        sink_logits: A | None = None,
+    ) -> A:
         """softmax(scale * q·k + mask) · v over whole sequences, causal, with grouped heads: (B, Hq, T, D), q's dtype.
 
         q: (B, Hq, T, D). k, v: (B, Hkv, T, D). mask: float32 (B, T, T), additive; it hides later keys too, and a
@@ -250,7 +250,7 @@ class Backend(Protocol):
         keeping what it needs. Only arguments are differentiated, of the arrays those of floats."""
         ...
 
-    def chunked_sum(self, function: Callable[..., Array], rows: int) -> Callable[..., Array]:
+    def chunked_sum(self, function: Callable[..., A], rows: int) -> Callable[..., A]:
         """The sum of function(trainables, *parts) -> float32 scalar over parts of `rows` rows of the arrays.
 
         Every part is differentiated as soon as it has been computed, so one part's intermediates are alive at a time
@@ -259,12 +259,12 @@ class Backend(Protocol):
         """
         ...
 
-    def stop_gradient(self, x: Array) -> Array: ...
-    def pick(self, x: Array, index: Array) -> Array:
+    def stop_gradient(self, x: A) -> A: ...
+    def pick(self, x: A, index: A) -> A:
         """x (N, V) at integers index (N,): (N,)."""
         ...
 
-    def cross_entropy(self, logits: Array, targets: Array) -> Array:
+    def cross_entropy(self, logits: A, targets: A) -> A:
         """logsumexp(logits) - logits at the target, a row of float32 (N, V) each: (N,). targets: integers (N,)."""
         ...
 
@@ -273,6 +273,6 @@ class Backend(Protocol):
     def rank(self) -> int: ...
     @property
     def world_size(self) -> int: ...
-    def all_sum(self, x: Array) -> Array:
+    def all_sum(self, x: A) -> A:
         """x summed over the processes, the same on each."""
         ...

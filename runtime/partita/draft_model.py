@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from .arrays import Array
 from .errors import DataError
 from .inference.decode import prefill
 from .inference.speculative import DEFAULT_COUNT, Drafter, PromptLookup
 from .language_model import LanguageModel
-from .quantization import Array
 from .text.tokenizer import Tokenizer
 
 COMPARED = 400

@@ -12,21 +12,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from .arrays import H, Shaped
 from .brief import Brief
 from .errors import DataError, UnsupportedModel
 
-Array = Any  # numpy, mlx or torch: whatever the backend in hand uses
+T = TypeVar("T", bound=Shaped)
 
 AFFINE = "affine"
 
 
 @dataclass(frozen=True)
-class Packed(Brief):
-    """An array of shape (*leading, n) stored as integers.
+class Packed(Brief, Generic[H]):
+    """An array of shape (*leading, n) stored as integers: in numpy's arrays, or `Packed[Array]` on a device.
 
     weight: uint32, (*leading, n * bits / 32). scales, biases: float, (*leading, n / group_size). mode: what an integer
     stands for, by MLX's name: "affine" is `q * scale + bias`. Another mode may have other scales, and None for biases;
@@ -34,9 +35,9 @@ class Packed(Brief):
     ValueError: an affine one without biases.
     """
 
-    weight: Array
-    scales: Array
-    biases: Array
+    weight: H
+    scales: H
+    biases: H
     bits: int
     group_size: int
     mode: str = AFFINE
@@ -59,27 +60,23 @@ class Packed(Brief):
     def nbytes(self) -> int:
         return sum(int(part.nbytes) for part in (self.weight, self.scales, self.biases) if part is not None)
 
-    def map(self, function: Callable[[Any], Any]) -> Packed:
+    def map(self, function: Callable[[H], T]) -> Packed[T]:
         """The same format with `function` applied to each of its arrays (a device transfer, a row selection): weight,
         scales and biases, in this order."""
         weight, scales = function(self.weight), function(self.scales)
-        return replace(
-            self, weight=weight, scales=scales, biases=None if self.biases is None else function(self.biases)
-        )
+        biases: Any = None if self.biases is None else function(self.biases)
+        return Packed(weight, scales, biases, self.bits, self.group_size, self.mode)
 
 
-def joined(parts: Sequence[Packed], function: Callable[[Sequence[Any]], Any]) -> Packed:
+def joined(parts: Sequence[Packed[H]], function: Callable[[list[H]], H]) -> Packed[H]:
     """Packed arrays of one format as one: `function` (a concatenation, a stack) of all weights, scales and biases."""
     first = parts[0]
-    return replace(
-        first,
-        weight=function([part.weight for part in parts]),
-        scales=function([part.scales for part in parts]),
-        biases=None if first.biases is None else function([part.biases for part in parts]),
-    )
+    weight, scales = function([part.weight for part in parts]), function([part.scales for part in parts])
+    biases: Any = None if first.biases is None else function([part.biases for part in parts])
+    return replace(first, weight=weight, scales=scales, biases=biases)
 
 
-def require_affine(packed: Packed, what: str) -> Packed:
+def require_affine(packed: Packed[H], what: str) -> Packed[H]:
     """What was given. Raises UnsupportedModel, beginning with `what`, for any mode but "affine"."""
     if packed.mode != AFFINE:
         raise UnsupportedModel(f"{what}: packed weights of mode {packed.mode!r} are not supported")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 RUNTIME = ROOT / "runtime/partita"
-GROUND = frozenset({"backend", "brief", "errors", "printable", "quantization", "units"})
+GROUND = frozenset({"arrays", "backend", "brief", "errors", "printable", "quantization", "units"})
 """Modules at the root that every room may import. `partita` itself holds the version."""
 
 MAY_IMPORT: Mapping[str, frozenset[str]] = {

@@ -28,7 +28,14 @@ MAY_IMPORT = {
 COMPOSITION = {PACKAGES["partita"] / name for name in ("language_model.py", "shortcuts.py")}
 """Where the runtime reaches for a backend and for the converter, when a function is called."""
 PICKLES = PACKAGES["partita_convert"] / "pickle_child.py"  # a program of its own, never imported
-BACKENDS_NEED = {"backend", "brief", "errors", "quantization", "units"}  # the runtime's ground, without `printable`
+BACKENDS_NEED = {
+    "arrays",
+    "backend",
+    "brief",
+    "errors",
+    "quantization",
+    "units",
+}  # ground, without `printable`
 
 
 def imports(path: Path) -> Iterator[tuple[str, bool]]:

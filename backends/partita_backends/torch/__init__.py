@@ -176,7 +176,7 @@ class TorchBackend:
         mask: Tensor,
         *,
         scale: float,
-        sinks: Sinks | None,
+        sinks: Sinks[Tensor] | None,
         softcap: float | None,
         sink_logits: Tensor | None = None,
     ) -> Tensor:
@@ -193,10 +193,10 @@ class TorchBackend:
         )
 
     # Quantized keys and values
-    def quantize(self, x: Tensor, bits: int, group_size: int) -> Packed:
+    def quantize(self, x: Tensor, bits: int, group_size: int) -> Packed[Tensor]:
         return attention.quantize(x, bits, group_size)
 
-    def dequantize(self, packed: Packed) -> Tensor:
+    def dequantize(self, packed: Packed[Tensor]) -> Tensor:
         return weights.dequantize(packed, torch.float32)
 
     def hadamard(self, x: Tensor) -> Tensor:

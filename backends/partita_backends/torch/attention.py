@@ -27,7 +27,7 @@ def cached(
     mask: Tensor,
     *,
     scale: float,
-    sinks: Sinks | None,
+    sinks: Sinks[Tensor] | None,
     softcap: float | None,
     sink_logits: Tensor | None,
     decode: torch.dtype,
@@ -73,7 +73,7 @@ def _attend(
     v: Any,
     mask: Tensor,
     scale: float,
-    sinks: Sinks | None,
+    sinks: Sinks[Tensor] | None,
     softcap: float | None,
     sink_logits: Tensor | None,
     dtype: torch.dtype,
@@ -105,7 +105,7 @@ def _attend(
     return out.to(q.dtype)
 
 
-def quantize(x: Tensor, bits: int, group_size: int) -> Packed:
+def quantize(x: Tensor, bits: int, group_size: int) -> Packed[Tensor]:
     """`partita.quantization.quantize_minmax`, operation for operation."""
     *leading, n = x.shape
     groups = x.float().reshape(*leading, n // group_size, group_size)

@@ -25,7 +25,7 @@ Tensor = torch.Tensor
 class Experts(Brief):
     """stacked: (experts, out, in), dense or packed. each: its slices, as `weights.product` takes them."""
 
-    stacked: Tensor | Packed
+    stacked: Tensor | Packed[Tensor]
     each: tuple[Any, ...]
 
 

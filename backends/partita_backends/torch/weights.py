@@ -46,7 +46,7 @@ class Quantized:
     the first belongs to the first token, which need not wait for the conversion of every weight.
     """
 
-    def __init__(self, packed: Packed, bits: int, decode: torch.dtype):
+    def __init__(self, packed: Packed[Tensor], bits: int, decode: torch.dtype):
         self.packed, self.bits = packed, bits
         fits = packed.group_size in KERNEL_GROUPS and packed.shape[0] % 16 == 0
         self._fits = fits and decode == torch.bfloat16 and packed.weight.device.type == "cpu"
@@ -78,7 +78,7 @@ def widened(packed: Packed) -> Packed:
     return replace(packed, weight=unpack_words(packed.weight, packed.bits).view(np.uint32), bits=8)
 
 
-def _kernels(packed: Packed, bits: int) -> tuple[Kernel, ...]:
+def _kernels(packed: Packed[Tensor], bits: int) -> tuple[Kernel, ...]:
     q = unpack(packed).view(packed.shape)
     scales, biases = packed.scales.float(), packed.biases.float()
     # the kernel subtracts 8: integers are moved so that this is their middle, which keeps zeros small and their
@@ -125,7 +125,7 @@ def rows(weight: Any, index: Tensor) -> Tensor:
     return taken.view(*index.shape, -1)
 
 
-def unpack(packed: Packed) -> Tensor:
+def unpack(packed: Packed[Tensor]) -> Tensor:
     """Integers of a tensor packed at 4 or 8 bits, uint8 (..., n / group_size, group_size)."""
     stream = packed.weight.view(torch.uint8)
     groups = (*packed.scales.shape, packed.group_size)
@@ -135,7 +135,7 @@ def unpack(packed: Packed) -> Tensor:
     return torch.bitwise_or(wide, wide << 4).bitwise_and_(0x0F0F).view(torch.uint8).view(groups)
 
 
-def multiply(x: Tensor, packed: Packed) -> Tensor:
+def multiply(x: Tensor, packed: Packed[Tensor]) -> Tensor:
     """x (..., in) times the weight (out, in), transposed; in x's dtype."""
     if _rows_at_once(packed) >= packed.shape[0]:
         return torch.nn.functional.linear(x, dequantize(packed, x.dtype))
@@ -146,7 +146,7 @@ def multiply(x: Tensor, packed: Packed) -> Tensor:
     return y.view(*x.shape[:-1], -1)
 
 
-def multiply_back(grad: Tensor, packed: Packed) -> Tensor:
+def multiply_back(grad: Tensor, packed: Packed[Tensor]) -> Tensor:
     """grad (..., out) times the weight (out, in); in grad's dtype."""
     if _rows_at_once(packed) >= packed.shape[0]:
         return grad @ dequantize(packed, grad.dtype)
@@ -157,20 +157,20 @@ def multiply_back(grad: Tensor, packed: Packed) -> Tensor:
     return x.view(*grad.shape[:-1], -1)
 
 
-def _rows_at_once(packed: Packed) -> int:
+def _rows_at_once(packed: Packed[Tensor]) -> int:
     """On a CPU, a part of a large weight stays in its cache between being made dense and being multiplied; the whole
     would be new pages each time, and more time than the product of 128 rows takes (docs/experiments.md)."""
     return max(BLOCK // packed.shape[1], 1) if packed.weight.device.type == "cpu" else packed.shape[0]
 
 
-def _blocks(packed: Packed, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+def _blocks(packed: Packed[Tensor], dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
     step = _rows_at_once(packed)
     for start in range(0, packed.shape[0], step):
         part = slice(start, start + step)
         yield part, dequantize(packed.map(lambda x, part=part: x[part]), dtype)
 
 
-def dequantize(packed: Packed, dtype: torch.dtype) -> Tensor:
+def dequantize(packed: Packed[Tensor], dtype: torch.dtype) -> Tensor:
     """q * scale + bias in float32, as dtype."""
     values = unpack(packed).to(torch.float32)  # in place from here: a broadcasting addcmul is ten times slower
     values = values.mul_(packed.scales[..., None].float()).add_(packed.biases[..., None].float())

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..arrays import Array
 from ..backend import Backend
 from ..brief import Brief
 from ..checkpoint.names import Index, is_beside_text
@@ -21,7 +22,6 @@ from ..model.decoder import Decoder
 from ..model.layers import Linear, Stack
 from ..model.tree import replace_at, walk
 from ..model.weights import PROJECTIONS, WeightSpec
-from ..quantization import Array
 from .lora import LoraLinear, weight_rows
 from .read import Adapter, LowRank, resolved
 

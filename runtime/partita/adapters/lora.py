@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Array
 from ..backend import Backend
 from ..brief import Brief
 from ..errors import DataError, UnsupportedModel
@@ -24,7 +25,6 @@ from ..model.decoder import Decoder
 from ..model.layers import Linear
 from ..model.tree import replace_at, walk
 from ..model.weights import PROJECTIONS
-from ..quantization import Array
 
 ALL_LINEAR = "all-linear"
 A, B, MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
@@ -154,9 +154,10 @@ def attach(
     changes: dict[str, LoraLinear] = {}
     values: dict[str, Array] = {}
     places: dict[str, tuple[str, ...]] = {}
+    hole: Any = None  # whoever trains holds the array that belongs here
     for path, base in chosen(decoder, config):
         out, size = base.specs[0].shape
-        new, hollow = _initial(ops, base.name, out, size, config), LoraLinear(base, None, None, config.scale, dropout)
+        new, hollow = _initial(ops, base.name, out, size, config), LoraLinear(base, hole, hole, config.scale, dropout)
         if config.dora:
             squares = row_squares(ops, base)
             hollow, new[MAGNITUDE] = replace(hollow, base_squares=squares), squares**0.5

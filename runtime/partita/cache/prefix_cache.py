@@ -18,8 +18,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from ..arrays import Array
 from ..errors import DataError
-from ..quantization import Array
 from .spec import CacheSpec
 from .state import Snapshot
 

@@ -23,21 +23,25 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..arrays import Array
 from ..backend import MASKED, Backend, Sinks
 from ..brief import Brief
 from ..errors import ContextError
 from ..model.config import RopeConfig
 from ..model.rope import RopeTable
-from ..quantization import Array, Packed
+from ..quantization import Packed
 from .spec import CacheSpec, LayerSpec, Span, bytes_per_token
+
+Side = Array | Packed[Array]
+"""The keys, or the values, of one layer's ring."""
 
 
 @dataclass
 class _Buffers(Brief):
     """Keys and values of one layer: the ring (array or Packed) and the sinks (arrays)."""
 
-    k: Array | Packed
-    v: Array | Packed
+    k: Side
+    v: Side
     sink_k: Array | None
     sink_v: Array | None
 
@@ -171,17 +175,18 @@ class Cache:
     def _each(self, change: Callable[[Array], Array]) -> None:
         """Replace every device array of the state by what `change` makes of it, always in the same order."""
 
-        def part(side: Array | Packed | None) -> Array | Packed | None:
-            if side is None:
-                return None
+        def part(side: Side) -> Side:
             return side.map(change) if isinstance(side, Packed) else change(side)
+
+        def kept(sinks: Array | None) -> Array | None:
+            return None if sinks is None else change(sinks)
 
         self._next = change(self._next)
         for track in self._tracks.values():
-            track.ring, track.sinks = change(track.ring), part(track.sinks)
+            track.ring, track.sinks = change(track.ring), kept(track.sinks)
         for buffers in self._layers:
             buffers.k, buffers.v = part(buffers.k), part(buffers.v)
-            buffers.sink_k, buffers.sink_v = part(buffers.sink_k), part(buffers.sink_v)
+            buffers.sink_k, buffers.sink_v = kept(buffers.sink_k), kept(buffers.sink_v)
 
     def bytes_per_token(self) -> float:
         """Bytes that one more token in the ring costs, over all layers."""
@@ -290,6 +295,8 @@ class Cache:
             q, k, v = ops.hadamard(q), ops.hadamard(k), ops.hadamard(v)
             anchored = None if anchored is None else ops.hadamard(anchored)
         if view.sink_index is not None:
+            assert buffers.sink_k is not None  # only who has sinks has their index
+            assert buffers.sink_v is not None
             buffers.sink_k = ops.write(buffers.sink_k, k, view.sink_index)
             buffers.sink_v = ops.write(buffers.sink_v, v, view.sink_index)
         if view.ring_index is not None:
@@ -297,6 +304,8 @@ class Cache:
             buffers.v = self._store(buffers.v, v, view.ring_index)
         sinks = None
         if view.sink_mask is not None:
+            assert buffers.sink_k is not None
+            assert buffers.sink_v is not None
             sinks = Sinks(q if anchored is None else anchored, buffers.sink_k, buffers.sink_v, view.sink_mask)
         out = ops.cached_attention(
             q,
@@ -310,7 +319,7 @@ class Cache:
         )
         return ops.hadamard(out) if self.spec.kv.hadamard else out
 
-    def _store(self, buffer: Array | Packed, x: Array, index: Array) -> Array | Packed:
+    def _store(self, buffer: Side, x: Array, index: Array) -> Side:
         """The one write path: quantize if the buffer is packed, then put every part at its slots."""
         if not isinstance(buffer, Packed):
             return self.ops.write(buffer, x, index)
@@ -424,18 +433,20 @@ class Cache:
                     buffers.v = self._lengthened(buffers.v, self.spec.kv.value_bits, layer, more)
             self._capacity[span] = wanted
 
-    def _lengthened(self, buffer: Array | Packed, bits: int, layer: LayerSpec, more: int) -> Array | Packed:
+    def _lengthened(self, buffer: Side, bits: int, layer: LayerSpec, more: int) -> Side:
         new, concat = self._empty(bits, layer, more), self.ops.concat
-        if not isinstance(buffer, Packed):
-            return concat([buffer, new], 2)
-        return replace(
-            buffer,
-            weight=concat([buffer.weight, new.weight], 2),
-            scales=concat([buffer.scales, new.scales], 2),
-            biases=concat([buffer.biases, new.biases], 2),
-        )
+        if isinstance(buffer, Packed) and isinstance(new, Packed):
+            return replace(
+                buffer,
+                weight=concat([buffer.weight, new.weight], 2),
+                scales=concat([buffer.scales, new.scales], 2),
+                biases=concat([buffer.biases, new.biases], 2),
+            )
+        assert not isinstance(buffer, Packed)  # both are made for the same bits
+        assert not isinstance(new, Packed)
+        return concat([buffer, new], 2)
 
-    def _empty(self, bits: int, layer: LayerSpec, slots: int) -> Array | Packed:
+    def _empty(self, bits: int, layer: LayerSpec, slots: int) -> Side:
         zeros, group = self.ops.zeros, self.spec.kv.group_size
         lead = (self.batch, layer.kv_heads, slots)
         if bits >= 16:

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..arrays import Array
 from ..backend import Backend
 from ..cache.state import Cache, Step
 from ..model.decoder import Decoder
-from ..quantization import Array
 
 
 class DecodeStep:

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..arrays import Array
 from ..errors import DataError
-from ..quantization import Array
 from .runner import Choice, Chosen, Generated, ModelRunner, choose, choose_behind
 from .sampling import Sampler, not_finite
 from .speculative import Drafter
@@ -173,11 +173,10 @@ class _DraftedSteps:
     def after(self, choice: Choice, token: int, left: int) -> Choice:
         ops = self.runner.ops
         proposal = self.drafter.propose(left - 1)
+        drafts = ops.array(np.asarray(proposal, np.int32)) if isinstance(proposal, Sequence) else proposal
         last = ops.array(np.asarray([token], np.int32))
-        if not len(proposal):
+        if not drafts.shape[0]:
             return self.choose(self.runner.decode(last))
-        on_host = isinstance(proposal, (list, tuple))
-        drafts = ops.array(np.asarray(proposal, np.int32)) if on_host else proposal
         return self.choose(self.runner.verify(ops.concat([last, drafts], 0)), drafts)
 
     def read(self, choice: Choice, begun: float) -> list[Generated]:

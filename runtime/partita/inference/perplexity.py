@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..arrays import Array
 from ..backend import Backend
 from ..cache.state import Cache
 from ..errors import DataError
 from ..model.decoder import Decoder
-from ..quantization import Array
 from .sampling import not_finite
 
 

@@ -12,10 +12,10 @@ from functools import cached_property
 
 import numpy as np
 
+from ..arrays import Array
 from ..backend import Backend
 from ..cache.state import Cache
 from ..model.decoder import Decoder
-from ..quantization import Array
 from .compiled_step import DecodeStep
 from .sampling import Sampler, finite
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Array
 from ..backend import MASKED, Backend
 from ..errors import CheckpointError, DataError
-from ..quantization import Array
 
 
 @dataclass(frozen=True)

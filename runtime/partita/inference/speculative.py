@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..arrays import Array
 from ..cache.state import Cache
 from ..errors import ContextError, DataError
-from ..quantization import Array
 
 DEFAULT_COUNT = 7
 """Most tokens proposed at once: eight rows with the last token, up to which fast kernels for a few rows reach."""

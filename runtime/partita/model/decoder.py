@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..arrays import Array
 from ..backend import Backend
 from ..brief import Brief
 from ..errors import DataError
-from ..quantization import Array
 from .config import ModelConfig
 from .layers import MLP, Linear, MoE, RMSNorm, Stack
 from .mixer import SequenceState

@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..arrays import Array
 from ..backend import Backend
 from ..brief import Brief
-from ..quantization import Array
 from .weights import WeightSpec
 
 

@@ -13,13 +13,14 @@ from typing import overload
 
 import numpy as np
 
+from ..arrays import Array
 from ..backend import Backend
 from ..checkpoint import experts
 from ..checkpoint.base import Checkpoint
 from ..checkpoint.gguf.blocks import AFFINE
 from ..checkpoint.names import EMBEDDING, HEAD, Index
 from ..errors import CheckpointError
-from ..quantization import Array, Packed, dequantize, joined
+from ..quantization import Packed, dequantize, joined
 from .config import ModelConfig
 from .decoder import Attention, Block, Decoder
 from .families.parse import family, parse

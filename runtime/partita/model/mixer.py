@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from ..arrays import Array
 from ..backend import Backend
-from ..quantization import Array
 
 
 class SequenceState(Protocol):

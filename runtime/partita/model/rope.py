@@ -12,8 +12,8 @@ import math
 
 import numpy as np
 
+from ..arrays import Array
 from ..backend import Backend
-from ..quantization import Array
 from .config import RopeConfig
 
 SPLIT = 1024

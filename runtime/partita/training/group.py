@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Array
 from ..backend import Backend
 from ..errors import DataError
-from ..quantization import Array
 from .state import Best, TrainState
 
 BUCKET = 2**22  # numbers that are sent at once: few messages, and little memory beside the gradients

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from ..arrays import Array
 from ..backend import Backend
-from ..quantization import Array
 
 CHUNK_VALUES = 2**22  # logits of a chunk: 16 MiB in float32; a few such arrays are alive at once
 FEWEST_ROWS, MOST_ROWS = 128, 1024

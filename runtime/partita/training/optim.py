@@ -11,9 +11,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ..arrays import Array
 from ..backend import Backend
 from ..errors import DataError
-from ..quantization import Array
 
 Arrays = dict[str, Array]
 

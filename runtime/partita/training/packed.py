@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..arrays import Array
 from ..backend import MASKED, Backend
 from ..cache.kv_format import KVFormat
 from ..cache.spec import LayerSpec, plan
 from ..errors import DataError
 from ..model.config import ModelConfig, RopeConfig
 from ..model.rope import RopeTable
-from ..quantization import Array
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..adapters.lora import Dropout, LoraConfig, attach, for_inference
+from ..arrays import Array
 from ..backend import Backend
 from ..brief import Brief
 from ..checkpoint.base import Checkpoint
@@ -24,7 +25,7 @@ from ..model.decoder import Decoder, through
 from ..model.layers import Linear, RMSNorm
 from ..model.mixer import SequenceState
 from ..model.tree import replace_at, walk
-from ..quantization import Array, Packed, dequantize
+from ..quantization import Packed, dequantize
 from .loss import chunk_rows, cross_entropy
 from .packed import PackedSequences
 
