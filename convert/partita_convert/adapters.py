@@ -23,9 +23,9 @@ from partita.adapters.peft import PREFIX
 from partita.adapters.read import CONFIG, EMBEDDINGS, MLX_FILE, PEFT_FILE, Adapter, LowRank
 from partita.checkpoint.schemes.affine import BITS
 from partita.errors import DataError, UnsupportedModel
+from partita.files.atomic import whole_folder
 from partita.quantization import Packed, dequantize
 
-from .atomic import new_folder
 from .shards import Shards, header_room, write_json
 
 RETAINED = 0.9
@@ -163,7 +163,7 @@ def _in_layer(module: str) -> str:
 
 
 def _write(folder: Path, file: str, form: str, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> None:
-    with new_folder(Path(folder)) as partial:
+    with whole_folder(Path(folder), replace=False) as partial:
         shards = Shards(partial, form, header_room(tensors), limit=1 << 62)
         try:
             for name in sorted(tensors):

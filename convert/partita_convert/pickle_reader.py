@@ -20,10 +20,9 @@ from partita.checkpoint.base import Checkpoint
 from partita.checkpoint.names import canonical
 from partita.checkpoint.open import open_checkpoint
 from partita.errors import CheckpointError, DataError, PartitaError
+from partita.files.atomic import scratch_folder
 from partita.files.bounded import SETTINGS, find, read_bytes
 from partita.files.safetensors import MAX_TENSORS, shard_table
-
-from .atomic import scratch_folder
 
 SINGLE, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 _CHILD = Path(__file__).with_name("pickle_child.py")

@@ -16,11 +16,11 @@ from partita.adapters.read import Adapter
 from partita.backend import Backend
 from partita.checkpoint.base import Checkpoint
 from partita.errors import DataError, UnsupportedModel
+from partita.files.atomic import refuse_existing
 from partita.model.load import check_whole, packed_as
 from partita.units import disk_size
 
 from .adapters import Policy
-from .atomic import refuse_existing
 from .gguf.encode import SEARCHED
 from .gguf.write import KINDS
 from .recipes import Format, Recipe, is_embedding, parse_recipe, quantizable

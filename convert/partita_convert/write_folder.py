@@ -19,9 +19,9 @@ import numpy as np
 
 from partita.checkpoint.base import Checkpoint
 from partita.errors import DataError
+from partita.files.atomic import whole_folder
 from partita.quantization import Packed, dequantize, require_affine
 
-from .atomic import new_folder
 from .config_files import huggingface_config
 from .layouts import as_huggingface, as_mlx
 from .shards import SHARD_BYTES, Shards, header_room, write_json
@@ -89,14 +89,17 @@ def write_huggingface(
     shard_bytes: int = SHARD_BYTES,
     on_tensor: OnTensor | None = None,
     card: Card | None = None,
+    replace: bool = False,
 ) -> WrittenFolder:
     """Write a folder that transformers loads: every floating tensor dense in `dtype`. Errors as for `write_mlx`.
 
     dtype None: dense tensors as they are stored, bit for bit; where any is packed all become float32, which holds
     every packed value exactly. MXFP4 counts as dense: bfloat16 holds it exactly, and that is what becomes of it.
+    replace: a folder that is there.
     """
     checkpoint = as_huggingface(checkpoint)
-    return _write(checkpoint, Path(folder), _dense(checkpoint, dtype), "pt", shard_bytes, on_tensor, card)
+    transform = _dense(checkpoint, dtype)
+    return _write(checkpoint, Path(folder), transform, "pt", shard_bytes, on_tensor, card, replace=replace)
 
 
 def _dense(checkpoint: Checkpoint, dtype: str | None) -> Transform:
@@ -165,10 +168,12 @@ def _write(
     shard_bytes: int,
     on_tensor: OnTensor | None,
     card: Card | None,
+    *,
+    replace: bool = False,
 ) -> WrittenFolder:
     config, dropped = huggingface_config(checkpoint)
     names = [name for name in checkpoint.names() if name not in dropped]
-    with new_folder(folder) as partial:
+    with whole_folder(folder, replace=replace) as partial:
         write_tokenizer(checkpoint, partial)  # first: it may be refused, and weights take long
         room = header_room(part for name in names for part in part_names(name))
         shards = Shards(partial, form, room, shard_bytes)

@@ -281,7 +281,7 @@ def test_killed_in_the_middle_leaves_nothing_that_counts(tmp_path, monkeypatch):
         go_on.set()  # its orphaned pip sees the connection end
         assert sources.find(NAME) is None
         assert sources.list_models() == []
-        left = list((sources.cache_dir() / "pypi/demo-model").glob(".1.0.*.partial"))
+        left = list((sources.cache_dir() / "pypi/demo-model").glob(".1.0.partial-*"))
         assert len(left) == 1
         path = sources.resolve(NAME)
     assert path.stat().st_size == 1_000_000

@@ -52,7 +52,7 @@ def run(settings: Settings, out: Path, before: dict[str, str], *, resume: bool) 
 def write_folder(checkpoint: Checkpoint, place: Path) -> None:
     from partita_convert.write_folder import write_huggingface
 
-    write_huggingface(checkpoint, place)
+    write_huggingface(checkpoint, place, replace=True)
 
 
 class Shown(Observer):

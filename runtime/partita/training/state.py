@@ -27,9 +27,10 @@ from msgspec import field as named
 
 from ..brief import Brief
 from ..errors import CheckpointError, DataError
-from ..files.atomic import remove_leftovers, whole_file, whole_folder, write_tensors
+from ..files.atomic import remove_leftovers, whole_file, whole_folder
 from ..files.bounded import INDEX, read_object
 from ..files.typed import Misfit, typed
+from ..files.safetensors_writer import write_tensors
 
 FORMAT = 1
 KEPT = 2
