@@ -13,20 +13,19 @@ sqrt(step / (n |D|)).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from partita.adapters.peft import PREFIX
-from partita.adapters.read import CONFIG, EMBEDDINGS, MLX_FILE, PEFT_FILE, Adapter, LowRank
+from partita.adapters.read import EMBEDDINGS, Adapter, LowRank
+from partita.adapters.write import PeftConfig, write_files
 from partita.checkpoint.schemes.affine import BITS
 from partita.errors import DataError, UnsupportedModel
 from partita.files.atomic import whole_folder
 from partita.quantization import Packed, dequantize
-
-from .shards import Shards, header_room, write_json
 
 RETAINED = 0.9
 """The least that counts as kept. Losing a tenth is like an adapter scaled by 0.9, within what people vary by hand;
@@ -57,35 +56,30 @@ def write_peft(adapter: Adapter, folder: Path) -> None:
         if change.magnitude is not None:
             tensors[f"{module}.lora_magnitude_vector"] = change.magnitude
     tensors |= {PREFIX + name: value for name, value in adapter.replaced.items()}
-    _write(folder, PEFT_FILE, "pt", tensors, _peft_config(adapter))
+    with whole_folder(Path(folder), replace=False) as partial:
+        write_files(partial, "peft", tensors, _peft_config(adapter).document())
 
 
-def _peft_config(adapter: Adapter) -> dict[str, Any]:
+def _peft_config(adapter: Adapter) -> PeftConfig:
     modules = {name.removesuffix(".weight"): change for name, change in adapter.changes.items()}
     ranks = Counter(change.rank for change in modules.values())
     rank = ranks.most_common(1)[0][0] if ranks else 1
     alphas = {module: _alpha(change) for module, change in modules.items()}
     alpha = Counter(alphas.values()).most_common(1)[0][0] if alphas else 1
-    saved = sorted({name.split(".")[-2] for name in adapter.replaced})
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": adapter.base_model,
-        "r": rank,
-        "lora_alpha": alpha,
-        "lora_dropout": adapter.dropout,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "use_rslora": False,
-        "use_dora": adapter.is_dora,
-        "modules_to_save": saved or None,
-        # patterns are regular expressions that a module's name must end with
-        "rank_pattern": {_pattern(m): change.rank for m, change in modules.items() if change.rank != rank},
-        "alpha_pattern": {_pattern(m): value for m, value in alphas.items() if value != alpha},
-        **_peft_targets(adapter, list(modules)),
-    }
+    targets, layers = _peft_targets(list(modules))
+    return PeftConfig(
+        adapter.base_model,
+        rank,
+        alpha,
+        adapter.dropout,
+        rslora=False,
+        dora=adapter.is_dora,
+        targets=targets,
+        layers=layers,
+        saved=sorted({name.split(".")[-2] for name in adapter.replaced}),
+        ranks={_pattern(m): change.rank for m, change in modules.items() if change.rank != rank},
+        alphas={_pattern(m): value for m, value in alphas.items() if value != alpha},
+    )
 
 
 def _pattern(module: str) -> str:
@@ -97,17 +91,17 @@ def _alpha(change: LowRank) -> float:
     near = change.scale * change.rank
     found = (round(near), near, np.nextafter(near, np.inf), np.nextafter(near, -np.inf))
     exact = next((value for value in found if value / change.rank == change.scale), near)
-    return int(exact) if exact == int(exact) else float(exact)
+    return float(exact)
 
 
-def _peft_targets(adapter: Adapter, modules: list[str]) -> dict[str, Any]:
+def _peft_targets(modules: list[str]) -> tuple[list[str], list[int] | None]:
     """Names that PEFT finds these modules by, and no others: last parts and layers where every layer has them all."""
     places = {(module.rpartition(".")[2], _layer(module)) for module in modules}
     layers = sorted({layer for _, layer in places if layer is not None})
     ends = sorted({end for end, _ in places})
     if layers and len(modules) == len(places) == len(layers) * len(ends):
-        return {"target_modules": ends, "layers_to_transform": layers}
-    return {"target_modules": sorted(modules), "layers_to_transform": None}
+        return ends, layers
+    return sorted(modules), None
 
 
 def _layer(module: str) -> int | None:
@@ -142,7 +136,8 @@ def write_mlx_lm(adapter: Adapter, folder: Path) -> None:
         "num_layers": -1,  # all: in a layer without matrices of its own, zeros change nothing
         "lora_parameters": {"rank": rank, "scale": scale, "dropout": adapter.dropout, "keys": keys},
     }
-    _write(folder, MLX_FILE, "mlx", tensors, config)
+    with whole_folder(Path(folder), replace=False) as partial:
+        write_files(partial, "mlx", tensors, config)
 
 
 def _filled(change: LowRank, rank: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
@@ -160,19 +155,6 @@ def _in_layer(module: str) -> str:
     parts = module.split(".")
     at = next((i for i, part in enumerate(parts) if part.isdecimal()), -1)
     return ".".join(parts[at + 1 :])
-
-
-def _write(folder: Path, file: str, form: str, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> None:
-    with whole_folder(Path(folder), replace=False) as partial:
-        shards = Shards(partial, form, header_room(tensors), limit=1 << 62)
-        try:
-            for name in sorted(tensors):
-                shards.add({name: np.ascontiguousarray(tensors[name])})
-            shards.finish()
-        finally:
-            shards.close()
-        (partial / "model.safetensors").rename(partial / file)
-        write_json(partial / CONFIG, config)
 
 
 # ---------------------------------------------------------------- what quantization leaves

@@ -4,16 +4,15 @@ Not here: prompts, templates, when to save. Invariants: a file holds exactly wha
 taken only by a cache that would have computed the same, and every difference is named; damage is reported before
 anything changes. It is written whole or not at all.
 
-Format: safetensors. `__metadata__` holds one JSON table, `partita_session`; the arrays follow in the order of
-`Cache.arrays`, each in its own dtype, and the token ids as U32. A CRC-32 covers the table and every array. A session
-is one row.
+Format: safetensors. `__metadata__` holds one JSON table, `partita_session`; the arrays have the names of `layout`, each
+in its own dtype, and the token ids are U32. A CRC-32 covers the table and every array, in the order of `Cache.arrays`.
+A session is one row.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from ..files.atomic import whole_file
 from ..files.bounded import map_file, parse
 from ..files.safetensors import MAX_HEADER_BYTES, SafetensorsSet, read_header, read_metadata
 from ..files.typed import typed
+from ..files.safetensors_writer import write_tensors
 from .spec import CacheSpec, LayerSpec
 from .state import Cache, Snapshot
 
@@ -93,12 +93,7 @@ def save(
         "extra": json.loads(json.dumps(dict(extra or {}))),  # as it will be read
     }
     header["crc32"] = _checksum(header, arrays)
-    preamble = _preamble(header, places)
-    if len(preamble) > MAX_HEADER_BYTES:
-        raise DataError(
-            f"{path}: {len(preamble)} bytes of messages are too many for one file: begin a new conversation"
-        )
-    _write(path, preamble, arrays)
+    _write(path, header, {name: array for (name, _, _), array in zip(places, arrays, strict=True)})
 
 
 def load(path: Path, cache: Cache, identity: Identity) -> Saved:
@@ -265,24 +260,13 @@ def _checksum(header: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> int:
     return crc
 
 
-def _preamble(header: Mapping[str, Any], places: Sequence[Place]) -> bytes:
-    """Everything before the arrays' bytes; its length is a multiple of 8, so that the arrays are aligned."""
-    table: dict[str, Any] = {"__metadata__": {_KEY: json.dumps(header)}}
-    start = 0
-    for name, shape, dtype in places:
-        end = start + math.prod(shape) * (2 if dtype in ("float16", "bfloat16") else 4)
-        table[name] = {"dtype": _STORED[dtype], "shape": list(shape), "data_offsets": [start, end]}
-        start = end
-    text = json.dumps(table).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-def _write(path: Path, preamble: bytes, arrays: Sequence[np.ndarray]) -> None:
-    with whole_file(path, private=True) as partial, partial.open("wb") as out:
-        out.write(preamble)
-        for array in arrays:
-            out.write(_bytes(array))
+def _write(path: Path, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    with whole_file(path, private=True) as partial:
+        write_tensors(partial, arrays, {_KEY: json.dumps(header)})
+        with partial.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+        if length > MAX_HEADER_BYTES:
+            raise DataError(f"{path}: {length} bytes of messages are too many for one file: begin a new conversation")
 
 
 def _header(metadata: Mapping[str, str], name: str) -> dict[str, Any]:

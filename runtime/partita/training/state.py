@@ -29,6 +29,7 @@ from ..brief import Brief
 from ..errors import CheckpointError, DataError
 from ..files.atomic import remove_leftovers, whole_file, whole_folder
 from ..files.bounded import INDEX, read_object
+from ..files.safetensors import open_file
 from ..files.typed import Misfit, typed
 from ..files.safetensors_writer import write_tensors
 
@@ -228,18 +229,16 @@ def _write(path: Path, values: Mapping[str, np.ndarray]) -> str:
 
 
 def _read(path: Path, sum_of_file: str | None) -> Values:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     where = f"{path.parent.name}/{path.name}"
     if not path.is_file():
         raise CheckpointError(f"{where} is missing")
     if sum_of_file is not None and _sum_of(path) != sum_of_file:
         raise CheckpointError(f"{where} does not match its checksum")
     try:
-        return load_file(path)
-    except SafetensorError as error:
+        found = open_file(path)
+    except CheckpointError as error:
         raise CheckpointError(f"{where} is damaged: {error}") from error
+    return {name: found.read(name).copy() for name in found.tensors}  # the file may be replaced while they are used
 
 
 def _sum_of(path: Path) -> str:
