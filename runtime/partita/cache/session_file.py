@@ -27,8 +27,8 @@ from ..errors import CheckpointError, ContextError, DataError
 from ..files.atomic import whole_file
 from ..files.bounded import map_file, parse
 from ..files.safetensors import MAX_HEADER_BYTES, SafetensorsSet, read_header, read_metadata
-from ..files.typed import typed
 from ..files.safetensors_writer import write_tensors
+from ..files.typed import typed
 from .spec import CacheSpec, LayerSpec
 from .state import Cache, Snapshot
 

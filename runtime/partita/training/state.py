@@ -30,8 +30,8 @@ from ..errors import CheckpointError, DataError
 from ..files.atomic import remove_leftovers, whole_file, whole_folder
 from ..files.bounded import INDEX, read_object
 from ..files.safetensors import open_file
-from ..files.typed import Misfit, typed
 from ..files.safetensors_writer import write_tensors
+from ..files.typed import Misfit, typed
 
 FORMAT = 1
 KEPT = 2
