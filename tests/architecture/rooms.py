@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 RUNTIME = ROOT / "runtime/partita"
+PACKAGES = (RUNTIME, *(ROOT / part / f"partita_{part}" for part in ("backends", "convert", "apps")))
 GROUND = frozenset({"arrays", "backend", "brief", "errors", "printable", "quantization", "units"})
 """Modules at the root that every room may import. `partita` itself holds the version."""
 
@@ -54,17 +55,17 @@ def room_of(module: tuple[str, ...]) -> str:
     return module[0] if module else ""
 
 
-def modules() -> dict[tuple[str, ...], Path]:
-    """Every module of the runtime by its parts below `partita`."""
+def modules(root: Path = RUNTIME) -> dict[tuple[str, ...], Path]:
+    """Every module of a package, the runtime if not told otherwise, by its parts below the package's name."""
     found = {}
-    for path in sorted(RUNTIME.rglob("*.py")):
-        parts = path.relative_to(RUNTIME).with_suffix("").parts
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
         found[parts[:-1] if parts[-1] == "__init__" else parts] = path
     return found
 
 
 def imported(module: tuple[str, ...], path: Path, known: Mapping[tuple[str, ...], Path]) -> Iterator[tuple[str, ...]]:
-    """Modules of the runtime that a file imports."""
+    """Modules of its own package that a file imports."""
     package = module if path.name == "__init__.py" else module[:-1]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if not isinstance(node, ast.ImportFrom) or not node.level:
@@ -75,9 +76,9 @@ def imported(module: tuple[str, ...], path: Path, known: Mapping[tuple[str, ...]
             yield target if target in known else base
 
 
-def arrows() -> dict[tuple[str, ...], set[tuple[str, ...]]]:
+def arrows(root: Path = RUNTIME) -> dict[tuple[str, ...], set[tuple[str, ...]]]:
     """What each module imports, the package itself left out: it reaches for modules when they are named."""
-    known = modules()
+    known = modules(root)
     return {module: set(imported(module, path, known)) - {module} for module, path in known.items() if module}
 
 
@@ -140,7 +141,7 @@ def main() -> None:
     for (above, below), names in sorted(between_rooms().items()):
         allowed = below in MAY_IMPORT.get(above, frozenset()) or (above, below) in COMPOSITION
         print(f"{above or 'partita'} → {below}{'' if allowed else '   not allowed: ' + ', '.join(sorted(names))}")
-    for circle in circles(arrows()):
+    for circle in (circle for root in PACKAGES for circle in circles(arrows(root))):
         print("circle:", ", ".join("/".join(module) for module in circle))
     largest = max(files.values(), key=lambda path: len(path.read_text(encoding="utf-8").splitlines()))
     longest = max((*found, path.name) for path in files.values() for found in functions(path))

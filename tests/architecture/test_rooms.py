@@ -37,8 +37,10 @@ def test_the_package_reaches_for_what_it_composes() -> None:
     assert found == rooms.COMPOSITION
 
 
-def test_no_circle() -> None:
-    assert rooms.circles(rooms.arrows()) == []
+@pytest.mark.parametrize("root", rooms.PACKAGES, ids=lambda root: root.name)
+def test_no_circle(root: Path) -> None:
+    assert rooms.arrows(root)
+    assert rooms.circles(rooms.arrows(root)) == []
 
 
 def test_a_circle_is_found() -> None:
