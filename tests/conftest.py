@@ -27,8 +27,10 @@ settings.load_profile("repeatable")
 
 for name in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS"):  # `make test` runs this: a make in a test is not a part of that one
     os.environ.pop(name, None)
-# a shell starts background jobs with Ctrl-C ignored, and child processes would inherit that
+# a shell starts background jobs with Ctrl-C ignored, nohup ignores hangups, and child processes would inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 _usage: dict[str, tuple[float, ...]] = {}  # of each worker, in the process that started them
 

@@ -314,7 +314,7 @@ def test_a_reply_on_the_screen(reply, columns):
             "",
         ]
         assert "than the forty columns of a narrow terminal" in sent  # code is broken by the terminal alone
-    assert re.search(r"prompt \d+ tokens · [\d.]+/s ·\speak memory [\d.]+ [MG]B", text)
+    assert re.search(r"prompt \d+ tokens · [\d.]+/s ·\speak memory [\d.]+ [MG]iB", text)
 
 
 def test_a_reply_as_the_model_wrote_it(reply):

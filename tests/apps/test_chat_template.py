@@ -125,7 +125,7 @@ def test_what_is_told_survives_a_file(model, tmp_path):
     broken = json.loads((tmp_path / "talk.json").read_text())
     broken["settings"]["template_var"] = {"messages": 1}
     (tmp_path / "talk.json").write_text(json.dumps(broken))
-    with pytest.raises(DataError, match="template_var cannot be"):
+    with pytest.raises(DataError, match="template_var"):
         perform(other, f"/load {tmp_path / 'talk.json'}")
 
 

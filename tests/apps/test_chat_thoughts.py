@@ -348,7 +348,7 @@ def test_thoughts_that_are_hidden_are_kept(start):
     assert "It jumps." in lines
     assert " ".join(plain(say(child, "/show thoughts"))).split() == THOUGHT.split()
     assert "one of show, fold, hide" in " ".join(plain(say(child, "/set thoughts loudly")))
-    assert "only /show" in " ".join(plain(say(child, "/show dreams")))
+    assert "expected /show" in " ".join(plain(say(child, "/show dreams")))
 
 
 def test_a_terminal_without_escapes_is_sent_none(start):
