@@ -7,6 +7,7 @@ bfloat16; that path is written from the documentation and has not been measured.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -45,7 +46,6 @@ class MlxBackend:
         self.decode_dtype = self.dtype
         self.compiles = device == "metal"  # on a CPU it calls a C++ compiler, and gains nothing over the products
         self._float = getattr(mx, self.dtype)
-        self._differentiating = False  # inside `value_and_grad`: rules of our own say what is kept
         if device == "metal":  # use it: what is missing shows now
             mx.eval(mx.ones(1).sum())
             self.memory()
@@ -145,7 +145,7 @@ class MlxBackend:
     def linear(self, x: Array, weight: Any, bias: Array | None = None) -> Array:
         if not isinstance(weight, Packed):
             y = x @ weight.T.astype(x.dtype)
-        elif self.device == "cpu" and (self._differentiating or x.size // x.shape[-1] > PACKED_ROWS):
+        elif self._made_dense(x.size // x.shape[-1]):
             y = mlx_training.packed_linear(x, weight)
         else:
             y = mx.quantized_matmul(
@@ -156,7 +156,7 @@ class MlxBackend:
     def moe_linear(self, x: Array, weight: Any, index: Array, bias: Array | None = None) -> Array:
         if not isinstance(weight, Packed):
             weight = weight.astype(x.dtype)
-        if self.device == "cpu" and (index.shape[1] > PACKED_ROWS or self._differentiating):
+        if self._made_dense(index.shape[1]):
             y = self._expert_by_expert(x, weight, index)
         elif self.device == "cpu" and not isinstance(weight, Packed) and weight.dtype != mx.float32:
             y = (x[..., None, :] @ weight[index].swapaxes(-1, -2))[..., 0, :]  # gather_mm is float32 only on a CPU
@@ -165,6 +165,10 @@ class MlxBackend:
         else:
             y = _gathered(x[..., None, :], weight, index)[..., 0, :]
         return y if bias is None else y + bias[index].astype(y.dtype)
+
+    def _made_dense(self, rows: int) -> bool:
+        """Whether products of so many rows make packed weights dense first, and take experts one by one."""
+        return self.device == "cpu" and rows > PACKED_ROWS
 
     def _expert_by_expert(self, x: Array, weight: Any, index: Array) -> Array:
         """Many rows on a CPU: one product for every expert that is present. Reads the index on the host."""
@@ -199,8 +203,7 @@ class MlxBackend:
         return mx.concatenate(parts, -1)
 
     def glu(self, gate: Array, up: Array, activation: str) -> Array:
-        form = mlx_training.glu if self._differentiating else mlx_training.activated
-        return form(gate, up, activation)
+        return mlx_training.activated(gate, up, activation)
 
     def cached_attention(
         self,
@@ -277,30 +280,19 @@ class MlxBackend:
         softcap: float | None = None,
         sink_logits: Array | None = None,
     ) -> Array:
-        keep = not self._differentiating
-        return mlx_training.attention(q, k, v, mask, scale=scale, softcap=softcap, sink_logits=sink_logits, keep=keep)
+        return mlx_training.attention(q, k, v, mask, scale=scale, softcap=softcap, sink_logits=sink_logits, keep=True)
 
     def value(self, loss: Callable[..., Any]) -> Callable[..., Any]:
-        return loss
+        return partial(loss, self)  # every product is in the residual dtype as it is
 
     def value_and_grad(self, loss: Callable[..., Any]) -> Callable[..., Any]:
-        run = mlx_training.value_and_grad(loss)
-
-        def inside(trainables: dict[str, Array], *arrays: Any) -> Any:
-            before, self._differentiating = self._differentiating, True
-            try:
-                return run(trainables, *arrays)
-            finally:
-                self._differentiating = before
-
-        return inside
+        return mlx_training.value_and_grad(partial(loss, MlxTraining(self)))
 
     def checkpoint(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return mlx_training.checkpoint(function)
 
     def chunked_sum(self, function: Callable[..., Array], rows: int) -> Callable[..., Array]:
-        both = mlx_training.chunked_sum(function, rows), mlx_training.plain_sum(function, rows)
-        return lambda trainables, *arrays: both[0 if self._differentiating else 1](trainables, *arrays)
+        return mlx_training.plain_sum(function, rows)
 
     def stop_gradient(self, x: Array) -> Array:
         return mx.stop_gradient(x)
@@ -324,6 +316,38 @@ class MlxBackend:
 
     def all_sum(self, x: Array) -> Array:
         return x if self.world_size == 1 else mlx_group.all_sum(x)
+
+
+class MlxTraining(MlxBackend):
+    """What a differentiated loss computes with: rules of our own say what is kept for the backward pass.
+
+    It shares the device and all settings of the backend it is made from, which goes on decoding in its own way.
+    """
+
+    def __init__(self, ops: MlxBackend):
+        vars(self).update(vars(ops))  # the device is open
+
+    def _made_dense(self, rows: int) -> bool:
+        return self.device == "cpu"
+
+    def glu(self, gate: Array, up: Array, activation: str) -> Array:
+        return mlx_training.glu(gate, up, activation)
+
+    def attention(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        mask: Array | None,
+        *,
+        scale: float,
+        softcap: float | None = None,
+        sink_logits: Array | None = None,
+    ) -> Array:
+        return mlx_training.attention(q, k, v, mask, scale=scale, softcap=softcap, sink_logits=sink_logits, keep=False)
+
+    def chunked_sum(self, function: Callable[..., Array], rows: int) -> Callable[..., Array]:
+        return mlx_training.chunked_sum(function, rows)
 
 
 def _summed(x: Array, axis: int) -> Array:

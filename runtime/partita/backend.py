@@ -233,13 +233,19 @@ class Backend(Protocol[A]):
         ...
 
     def value(self, loss: Callable[..., Any]) -> Callable[..., Any]:
-        """loss(trainables, *arrays) -> (scalar, tuple of arrays), computed as in training but without gradients: every
-        product is in the residual dtype, whatever its number of rows."""
+        """The function of (trainables, *arrays) that gives (scalar, tuple of arrays) of a loss(ops, trainables,
+        *arrays), computed as in training but without gradients: every product is in the residual dtype, whatever its
+        number of rows.
+
+        ops: a backend of this one's device and dtype that computes so, for the loss and all it calls; weights
+        prepared by the one belong to the other. This one stays as it is, and other threads may use it meanwhile.
+        """
         ...
 
     def value_and_grad(self, loss: Callable[..., Any]) -> Callable[..., Any]:
         """The function that gives ((scalar, tuple of arrays), gradients) of such a loss: a gradient for every
-        trainable, under its name and in its dtype, zero where the loss does not depend on it.
+        trainable, under its name and in its dtype, zero where the loss does not depend on it. The loss's ops keep
+        little for the backward pass; what it computes with others may be rounded as in decoding.
 
         Raises BackendUnavailable on numpy.
         """

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,7 +36,7 @@ def attention(ops: Backend) -> list[np.ndarray]:
 
 
 def value(ops: Backend) -> list[np.ndarray]:
-    def loss(trained: dict[str, Any], x: Any) -> Any:
+    def loss(ops: Backend, trained: dict[str, Any], x: Any) -> Any:
         return ops.sum(ops.linear(x, trained["w"]).reshape(-1), 0), (x * 2,)
 
     total, (double,) = ops.value(loss)({"w": ops.array(normal(4, 8))}, ops.array(normal(3, 8, seed=1)))
@@ -55,10 +57,10 @@ def of_example(name: str) -> Case:
 def value_and_grad(ops: Backend) -> list[np.ndarray]:
     if ops.name == "numpy":
         with pytest.raises(BackendUnavailable, match="use `backend` torch or mlx"):
-            ops.value_and_grad(lambda trained: (0.0, ()))
+            ops.value_and_grad(lambda ops, trained: (0.0, ()))
         return [np.array(7, np.float32), np.array([1, 3, 3], np.float32), np.full(3, 2, np.float32), np.zeros(2)]
 
-    def loss(trained: dict[str, Any], x: Any) -> Any:
+    def loss(ops: Backend, trained: dict[str, Any], x: Any) -> Any:
         return ops.sum(trained["a"] * x * 2, 0) - ops.sum(ops.stop_gradient(trained["a"] * x), 0), (x,)
 
     trained = {"a": ops.array(np.ones(3, np.float32)), "unused": ops.array(np.ones(2, np.float32))}
@@ -86,10 +88,10 @@ def trainer(request: pytest.FixtureRequest) -> Backend:
 
 
 def gradients(ops: Backend, function: Callable[..., Any], inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Of the sum of squares of function(inputs)."""
+    """Of the sum of squares of function(the loss's ops, inputs)."""
 
-    def loss(a: dict[str, Any]) -> Any:
-        y = ops.cast(function(a), "float32").reshape(-1)
+    def loss(ops: Backend, a: dict[str, Any]) -> Any:
+        y = ops.cast(function(ops, a), "float32").reshape(-1)
         return ops.sum(y * y, 0), ()
 
     (total, _), found = ops.value_and_grad(loss)({name: ops.array(x) for name, x in inputs.items()})
@@ -112,17 +114,22 @@ def test_recomputing_changes_no_bit(trainer: Backend, tokens: int) -> None:
     inputs = {"x": normal(1, tokens, 32), "w": normal(32, seed=1), "router": normal(4, 32, seed=2)}
     inputs["experts"] = normal(4, 32, 32, seed=3, scale=0.2)
 
-    def block(a: dict[str, Any], x: Any) -> Any:
+    def block(ops: Backend, a: dict[str, Any], x: Any) -> Any:
         y = ops.linear(ops.rms_norm(x, a["w"], 1e-5), packed)
         heads = y.reshape(1, tokens, 4, 8).swapaxes(1, 2)
         y = ops.attention(heads, heads[:, :2], heads[:, 2:], None, scale=0.3, softcap=None)
         y = ops.attention(y, heads[:, :2], heads[:, 2:], None, scale=0.3, softcap=5.0)
         return routed(ops, a, x + ops.glu(y.swapaxes(1, 2).reshape(1, tokens, 32), x, "silu"))
 
-    def through(step: Callable[..., Any]) -> dict[str, np.ndarray]:
-        return gradients(ops, lambda a: step(a, step(a, a["x"])), inputs)
+    def through(again: bool) -> dict[str, np.ndarray]:
+        def both(ops: Backend, a: dict[str, Any]) -> Any:
+            step = partial(block, ops)
+            step = ops.checkpoint(step) if again else step
+            return step(a, step(a, a["x"]))
 
-    kept, again, twice = through(block), through(ops.checkpoint(block)), through(ops.checkpoint(block))
+        return gradients(ops, both, inputs)
+
+    kept, again, twice = through(False), through(True), through(True)
     for name, x in kept.items():
         assert np.abs(x).max() > 0, name
         np.testing.assert_array_equal(again[name], x)
@@ -152,7 +159,7 @@ def test_long_attention_between_backends(
             monkeypatch.setattr(f"partita_backends.{module}.TILE", tile)
             both = ops.array(seen)
 
-            def attend(a: dict[str, Any], ops: Backend = ops, both: Any = both) -> Any:
+            def attend(ops: Backend, a: dict[str, Any], both: Any = both) -> Any:
                 extra = a.get("logits")
                 return ops.attention(a["q"], a["k"], a["v"], both, scale=0.25, softcap=softcap, sink_logits=extra)
 
@@ -168,7 +175,7 @@ def test_a_row_that_sees_nothing_gives_numbers(trainer: Backend) -> None:
     seen = mask(4, None, (4,))
     seen[0, 2:] = MASKED
 
-    def attend(a: dict[str, Any]) -> Any:
+    def attend(ops: Backend, a: dict[str, Any]) -> Any:
         return ops.attention(a["q"], a["k"], a["k"], ops.array(seen), scale=0.3)[:, :, :2]
 
     assert all(np.isfinite(x).all() for x in gradients(ops, attend, inputs).values())
@@ -185,9 +192,9 @@ def test_one_row_of_a_packed_weight_is_as_exact_as_many(name: str) -> None:
         for _ in range(2):  # the kernel's operands are made for the second product
             ops.linear(ops.array(normal(1, 1, 64)), weight)
         results.append(
-            gradients(ops, lambda a, ops=ops, weight=weight: ops.linear(a["x"], weight), {"x": normal(1, 1, 64)})
+            gradients(ops, lambda ops, a, weight=weight: ops.linear(a["x"], weight), {"x": normal(1, 1, 64)})
         )
-        ours = ops.value(lambda x, ops=ops, weight=weight: (ops.sum(ops.linear(x, weight).reshape(-1), 0), ()))
+        ours = ops.value(lambda ops, x, weight=weight: (ops.sum(ops.linear(x, weight).reshape(-1), 0), ()))
         results[-1]["value"] = ops.to_numpy(ours(ops.array(normal(1, 1, 64)))[0])
     for key, x in results[0].items():
         bounds.assert_near(x, results[1][key], bounds.drift(2 * 64))
@@ -201,8 +208,39 @@ def test_a_loss_that_raises_leaves_the_backend_as_it_was() -> None:
     rounded = ops.to_numpy(ops.linear(x, weight))
     for run in (ops.value, ops.value_and_grad):
         with pytest.raises(ZeroDivisionError):
-            run(lambda trained: (1 / 0, ()))({})
+            run(lambda ops, trained: (1 / 0, ()))({})
         np.testing.assert_array_equal(ops.to_numpy(ops.linear(x, weight)), rounded)
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize("run", ["value", "value_and_grad"])
+def test_decoding_during_a_loss_is_decoding(name: str, run: str) -> None:
+    """Another thread computes with the instance while a loss is being computed: what it gets is what it gets alone."""
+    ops = partita_backends.load(name, device="cpu")
+    packed, experts = quantize_weight(normal(48, 64), 4, 32), quantize_weight(normal(4, 48, 64), 4, 32)
+    weight, stack, inputs = ops.prepare(packed), ops.prepare_experts(experts), (normal(1, 1, 64), integers(4, 1, 1, 2))
+
+    def decoded(ops: Backend) -> list[np.ndarray]:
+        x, index = map(ops.array, inputs)
+        y = ops.linear(x, weight)
+        return [ops.to_numpy(part) for part in (y, ops.moe_linear(x[:, :, None], stack, index), ops.glu(y, y, "silu"))]
+
+    decoded(ops)  # the kernel's operands are made for the second product
+    alone, during, within = decoded(ops), [], []
+
+    def loss(own: Backend, trained: dict[str, Any]) -> tuple[Any, tuple[()]]:
+        with ThreadPoolExecutor(1) as pool:
+            during.extend(pool.submit(decoded, ops).result())
+        within.extend(decoded(own))
+        during.extend(decoded(ops))
+        return own.sum(own.linear(trained["x"], weight).reshape(-1), 0), ()
+
+    getattr(ops, run)(loss)({"x": ops.array(inputs[0])})
+    for found in (during[:3], during[3:], decoded(ops)):
+        for x, expected in zip(found, alone, strict=True):
+            np.testing.assert_array_equal(x, expected)
+    if name == "torch":  # whose rounding tells the two apart
+        assert not np.array_equal(within[0], alone[0])
 
 
 @pytest.mark.parametrize("name", TRAINERS)
@@ -215,7 +253,7 @@ def test_float32_trainables_in_a_bfloat16_stream(name: str) -> None:
         ops = partita_backends.load(name, device="cpu", dtype=dtype)
         packed, dense = ops.prepare(quantize_weight(normal(32, 32), 4, 32)), ops.prepare(normal(32, 32, seed=5))
 
-        def layer(a: dict[str, Any], ops: Backend = ops, packed: Any = packed, dense: Any = dense) -> Any:
+        def layer(ops: Backend, a: dict[str, Any], packed: Any = packed, dense: Any = dense) -> Any:
             x = ops.embed(a["embedding"], ops.array(tokens))
             y = ops.rms_norm(x, a["norm"], 1e-5)
             y = ops.linear(y, packed, a["bias"]) + ops.linear(ops.linear(y, a["a"]) * 2.0, a["b"])
@@ -236,20 +274,22 @@ def test_a_chunk_is_computed_once(trainer: Backend) -> None:
     """Its gradients come with its value; nothing is computed again."""
     ops, calls = trainer, []
 
-    def part(trained: dict[str, Any], x: Any) -> Any:
-        calls.append(x.shape[0])
-        return ops.sum((x * trained["w"]).reshape(-1), 0)
+    def run(ops: Backend, w: Any, x: Any) -> Any:
+        def part(trained: dict[str, Any], x: Any) -> Any:
+            calls.append(x.shape[0])
+            return ops.sum((x * trained["w"]).reshape(-1), 0)
 
-    run = ops.chunked_sum(part, 4)
+        return ops.chunked_sum(part, 4)({"w": w}, x)
+
     inputs = {"x": normal(10, 3), "w": normal(3)}
-    found = gradients(ops, lambda a: run({"w": a["w"]}, a["x"]).reshape(1), inputs)
+    found = gradients(ops, lambda ops, a: run(ops, a["w"], a["x"]).reshape(1), inputs)
     assert calls == [4, 4, 2]
     x, w = (inputs[name].astype(np.float64) for name in ("x", "w"))
     total, error, size = (x * w).sum(), bounds.drift(30 + 10), np.abs(x * w).sum()
     bounds.assert_near(found["x"], np.broadcast_to(2 * total * w, (10, 3)), error, 2 * size * np.abs(w).max())
     bounds.assert_near(found["w"], 2 * total * x.sum(0), error, 2 * size * np.abs(x).sum(0).max())
     calls.clear()
-    alone = ops.value(lambda w, x: (run({"w": w}, x), ()))(*(ops.array(inputs[name]) for name in ("w", "x")))[0]
+    alone = ops.value(lambda ops, w, x: (run(ops, w, x), ()))(*(ops.array(inputs[name]) for name in ("w", "x")))[0]
     bounds.assert_near(ops.to_numpy(alone), total, error, size)
     assert calls == [4, 4, 2]
 
@@ -259,23 +299,28 @@ def test_a_frozen_head_in_chunks(trainer: Backend) -> None:
     ops = trainer
     head, index = ops.prepare(normal(9, 4)), ops.array(integers(9, 10))
 
-    def part(trained: dict[str, Any], x: Any, index: Any) -> Any:
+    def part(ops: Backend, trained: dict[str, Any], x: Any, index: Any) -> Any:
         logits = ops.linear(x, head)
         return ops.sum(ops.logsumexp(logits, -1) - ops.pick(logits, index), 0)
 
-    def whole(a: dict[str, Any]) -> Any:
-        return part({}, a["x"], index).reshape(1)
+    def whole(ops: Backend, a: dict[str, Any]) -> Any:
+        return part(ops, {}, a["x"], index).reshape(1)
+
+    def in_chunks(ops: Backend, a: dict[str, Any]) -> Any:
+        return ops.chunked_sum(partial(part, ops), 3)({}, a["x"], index).reshape(1)
 
     inputs = {"x": normal(10, 4, seed=1)}
-    run = ops.chunked_sum(part, 3)
-    chunked = gradients(ops, lambda a: run({}, a["x"], index).reshape(1), inputs)
+    chunked = gradients(ops, in_chunks, inputs)
     for name, x in gradients(ops, whole, inputs).items():
         bounds.assert_near(chunked[name], x, bounds.drift(4 * (10 + 9 + 4 + 16)))  # rows, vocabulary, width, functions
 
 
 def test_no_rows_sum_to_nothing(trainer: Backend) -> None:
-    run = trainer.chunked_sum(lambda trained, x: trainer.sum((x * trained["w"]).reshape(-1), 0), 4)
-    found = gradients(trainer, lambda a: run({"w": a["w"]}, a["x"][:0]).reshape(1), {"w": normal(3), "x": normal(2, 3)})
+    def nothing(ops: Backend, a: dict[str, Any]) -> Any:
+        run = ops.chunked_sum(lambda trained, x: ops.sum((x * trained["w"]).reshape(-1), 0), 4)
+        return run({"w": a["w"]}, a["x"][:0]).reshape(1)
+
+    found = gradients(trainer, nothing, {"w": normal(3), "x": normal(2, 3)})
     assert all((x == 0).all() for x in found.values())
 
 

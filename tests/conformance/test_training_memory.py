@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import partita_backends
+from partita.backend import Backend
 from partita.quantization import dequantize, quantize_weight
 from partita_backends import mlx_training
 from partita_backends.torch import weights
@@ -29,18 +30,18 @@ def test_torch_keeps_little_for_the_backward_pass() -> None:
     angles, seen = ops.array(normal(1, tokens, 8)), ops.array(mask(tokens, 32, (tokens,)))
     norm, row = ops.array(normal(width)), 4 * tokens
 
-    def attend(a: dict[str, Any], softcap: float | None = None) -> Any:
+    def attend(ops: Backend, a: dict[str, Any], softcap: float | None = None) -> Any:
         return ops.attention(a["heads"], a["heads"], a["heads"], seen, scale=1.0, softcap=softcap)
 
     operations: dict[str, tuple[Callable[..., Any], int]] = {
-        "linear": (lambda a: ops.linear(a["x"], packed), 0),
-        "rms_norm": (lambda a: ops.rms_norm(a["x"], norm, 1e-5), row),
-        "glu": (lambda a: ops.glu(a["x"], a["x"], "silu"), 0),
-        "linear after rms_norm": (lambda a: ops.linear(ops.rms_norm(a["x"], norm, 1e-5), a["a"]), row),
-        "linear after glu": (lambda a: ops.linear(ops.glu(a["x"], a["x"], "silu"), a["a"]), 0),
-        "rope": (lambda a: ops.rope(a["heads"], angles, angles), 0),
+        "linear": (lambda ops, a: ops.linear(a["x"], packed), 0),
+        "rms_norm": (lambda ops, a: ops.rms_norm(a["x"], norm, 1e-5), row),
+        "glu": (lambda ops, a: ops.glu(a["x"], a["x"], "silu"), 0),
+        "linear after rms_norm": (lambda ops, a: ops.linear(ops.rms_norm(a["x"], norm, 1e-5), a["a"]), row),
+        "linear after glu": (lambda ops, a: ops.linear(ops.glu(a["x"], a["x"], "silu"), a["a"]), 0),
+        "rope": (lambda ops, a: ops.rope(a["heads"], angles, angles), 0),
         "attention": (attend, row * (64 + 4)),  # what it gives, and a sum a row and head
-        "softcap": (lambda a: attend(a, 9.0), 0),
+        "softcap": (lambda ops, a: attend(ops, a, 9.0), 0),
     }
     held = {y.untyped_storage().data_ptr() for y in (*inputs.values(), angles, seen, norm)}
     for name, (operation, allowed) in operations.items():
@@ -50,9 +51,9 @@ def test_torch_keeps_little_for_the_backward_pass() -> None:
             saved[y.untyped_storage().data_ptr()] = y.untyped_storage().nbytes()
             return y
 
-        def loss(trained: dict[str, Any], operation: Any = operation, keep: Any = keep) -> Any:
+        def loss(ops: Backend, trained: dict[str, Any], operation: Any = operation, keep: Any = keep) -> Any:
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda y: y):
-                y = operation(trained)
+                y = operation(ops, trained)
             return y.sum(), ()
 
         ops.value_and_grad(loss)(inputs)
@@ -66,7 +67,7 @@ def test_mlx_keeps_no_dense_copy_of_a_packed_weight() -> None:
     width, layers = 256, 24
     packed = [ops.prepare(quantize_weight(normal(width, width, seed=i, scale=0.06), 4, 32)) for i in range(layers)]
 
-    def loss(a: dict[str, Any]) -> Any:
+    def loss(ops: Backend, a: dict[str, Any]) -> Any:
         x = a["x"]
         for weight in packed:
             x = ops.linear(x, weight)
@@ -93,7 +94,7 @@ def test_a_large_packed_weight_is_dense_a_part_at_a_time(name: str, block: int) 
     y = ops.linear(ops.array(x), weight)
     bounds.assert_near(ops.to_numpy(y), x @ dense.T, bounds.drift(256 + 4))
 
-    def squares(values: dict[str, Any]) -> tuple[Any, tuple[()]]:
+    def squares(ops: Backend, values: dict[str, Any]) -> tuple[Any, tuple[()]]:
         product = ops.linear(values["x"], weight)
         return ops.sum((product * product).reshape(-1), 0), ()
 

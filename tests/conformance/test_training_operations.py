@@ -37,17 +37,14 @@ class Example:
     function: Callable[[Backend, dict[str, Any]], Any]
     inputs: dict[str, np.ndarray]
 
-    def loss(self, ops: Backend) -> Callable[..., Any]:
-        def loss(arrays: dict[str, Any]) -> Any:
-            y = ops.cast(self.function(ops, arrays), "float32").reshape(-1)
-            return ops.sum(y * ops.array(normal(y.shape[0], seed=99)), 0), (y,)
-
-        return loss
+    def loss(self, ops: Backend, arrays: dict[str, Any]) -> Any:
+        y = ops.cast(self.function(ops, arrays), "float32").reshape(-1)
+        return ops.sum(y * ops.array(normal(y.shape[0], seed=99)), 0), (y,)
 
     def gradients(self, ops: Backend) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """What the function gives, flat, and the loss's gradients."""
         arrays = {name: ops.array(x) for name, x in self.inputs.items()}
-        (value, (y,)), found = ops.value_and_grad(self.loss(ops))(arrays)
+        (value, (y,)), found = ops.value_and_grad(self.loss)(arrays)
         ops.launch(value, y, *found.values())
         ops.sync()
         return ops.to_numpy(y), {name: ops.to_numpy(x) for name, x in found.items()}
@@ -55,7 +52,7 @@ class Example:
     def differences(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """The same of the oracle in float64."""
         ops = NumpyBackend(dtype="float64")
-        loss = ops.value(self.loss(ops))
+        loss = ops.value(self.loss)
         arrays = {name: ops.array(x) for name, x in self.inputs.items()}
         _, (y,) = loss(arrays)
         found = {}

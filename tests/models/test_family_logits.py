@@ -144,7 +144,7 @@ def test_a_group_that_does_not_divide_a_head_is_refused(play: Players) -> None:
     ops, model = play("phi3", "numpy")
     with pytest.raises(DataError, match=r"k8v8:64.*96"):
         spec_of(ops, model, "k8v8:64")
-    with pytest.raises(DataError, match="power of two.*96"):
+    with pytest.raises(DataError, match=r"power of two.*96"):
         spec_of(ops, model, "k8v8h")
 
 

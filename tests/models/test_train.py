@@ -24,6 +24,7 @@ from partita.quantization import quantize_weight
 from partita.text.load import load_tokenizer
 from partita.training.initialize import initialise, trained
 from partita.training.optim import AdamW
+from partita.training.packed import Sequences
 from partita.training.state import Best, load_best
 from partita.training.trainable import adapted, full
 from partita.training.trainer import Evaluation, Event, Finished, Saved, Step, TrainConfig, Trainer
@@ -123,6 +124,29 @@ def test_recomputing_is_no_other_run(ops: Backend, tiny_model: Path) -> None:
         losses(trainer(ops, tiny_model, config=replace(CONFIG, grad_checkpoint=flag)).run()) for flag in (False, True)
     )
     np.testing.assert_allclose(plain, recomputed, rtol=bounds.gradients(tiny_model))
+
+
+@pytest.mark.parametrize("name", ["gemma3", "qwen3_moe"])
+def test_a_loss_computes_with_the_instance_it_is_handed(
+    ops: Backend, tiny_family: Callable[[str], Path], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In both passes, and its state too: the instance that everything was made with computes nothing of it."""
+    model, values = lora(ops, tiny_family(name), LoraConfig(rank=4, alpha=8, targets="q_proj,o_proj"))
+    batch = batch_of([documents(2, 20, 280)])
+    view = Sequences(ops, model.decoder.config).view(batch.positions, batch.segments)
+    steps = ("embed", "linear", "moe_linear", "rms_norm", "rope", "glu", "attention", "checkpoint", "chunked_sum")
+
+    def refused(*args: Any, **options: Any) -> Any:
+        raise AssertionError("computed with the shared instance")
+
+    def loss(own: Backend, values: dict[str, Any]) -> tuple[Any, tuple[()]]:
+        for step in steps:
+            monkeypatch.setattr(ops, step, refused)
+        return model.loss(own, values, batch, view, checkpoint=True), ()
+
+    (total, _), grads = ops.value_and_grad(loss)(values)
+    ops.launch(total, *grads.values())
+    assert all(np.isfinite(ops.to_numpy(x)).all() for x in (total, *grads.values()))
 
 
 @pytest.mark.parametrize("dora", [False, True])

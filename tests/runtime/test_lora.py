@@ -140,7 +140,7 @@ def test_what_a_projection_computes(ops: Backend, packed: bool, biased: bool) ->
     shift = bias if biased else 0.0
 
     def computed(layer: LoraLinear) -> np.ndarray:
-        def run(_: dict) -> tuple:
+        def run(ops: Backend, _: dict) -> tuple:
             y = layer(ops, ops.array(x))
             return ops.sum(y.reshape(-1), 0), (y,)
 

@@ -86,7 +86,7 @@ def gradients(
     """The mean loss of a batch and the gradients of every trainable, on the host."""
     view = Sequences(ops, model.decoder.config).view(batch.positions, batch.segments)
 
-    def loss(values: dict[str, Any]) -> tuple[Any, tuple[()]]:
+    def loss(ops: Backend, values: dict[str, Any]) -> tuple[Any, tuple[()]]:
         return model.loss(ops, values, batch, view, **options) * (1 / batch.trained), ()
 
     (value, _), grads = ops.value_and_grad(loss)(dict(values))
@@ -96,5 +96,5 @@ def gradients(
 def mean_loss(ops: Backend, model: Trainable, values: Mapping[str, Any], batch: Batch) -> float:
     """Without gradients, which numpy can do too."""
     view = Sequences(ops, model.decoder.config).view(batch.positions, batch.segments)
-    value, _ = ops.value(lambda values: (model.loss(ops, values, batch, view), ()))(dict(values))
+    value, _ = ops.value(lambda ops, values: (model.loss(ops, values, batch, view), ()))(dict(values))
     return float(ops.to_numpy(value)) / batch.trained

@@ -220,7 +220,7 @@ def training(
     few = full_rows(np.asarray(tokens, np.int32)[:1, :9])
     view = Sequences(ops, decoder.config).view(few.positions, few.segments)
 
-    def loss(values: Any) -> tuple[Any, tuple[()]]:
+    def loss(ops: Any, values: Any) -> tuple[Any, tuple[()]]:
         return trainable.loss(ops, values, few, view), ()
 
     ops.to_numpy(ops.value(loss)(values)[0])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,6 @@ class TorchBackend:
         self._float = getattr(torch, self.dtype)
         self._decode = getattr(torch, self.decode_dtype)
         self._hadamard: dict[int, Tensor] = {}
-        self._training = False  # inside `value` and `value_and_grad`: no shortcut that costs precision or memory
 
     # Host boundary
     def array(self, x: np.ndarray, dtype: str | None = None) -> Tensor:
@@ -139,28 +139,22 @@ class TorchBackend:
         return weights.from_numpy(x).to(device=self._device, dtype=self._float)
 
     def embed(self, weight: Any, tokens: Tensor) -> Tensor:
-        rows = training.embed if self._training else weights.rows
-        return rows(weight, tokens).to(self._float)
+        return weights.rows(weight, tokens).to(self._float)
 
     def linear(self, x: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
-        y = training.linear(x, weight) if self._training else weights.product(x, weight, self._decode)
-        return y if bias is None else y + bias.to(y.dtype)
+        return _plus(weights.product(x, weight, self._decode), bias)
 
     def moe_linear(self, x: Tensor, weight: Any, index: Tensor, bias: Tensor | None = None) -> Tensor:
-        y = training.moe_linear(x, weight, index) if self._training else experts.product(x, weight, index, self._decode)
-        return y if bias is None else y + bias[index].to(y.dtype)
+        y = experts.product(x, weight, index, self._decode)
+        return _plus(y, None if bias is None else bias[index])
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        if self._training:
-            return training.rms_norm(x, weight, eps)
         return torch.nn.functional.rms_norm(x, weight.shape, weight, eps)
 
     def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        return training.Rotation.apply(x, cos, sin) if self._training else training.rotate(x, cos, sin)
+        return training.rotate(x, cos, sin)
 
     def glu(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
-        if self._training:
-            return training.glu(gate, up, activation)
         if activation == "silu":
             return torch.nn.functional.silu(gate) * up
         if activation == "swiglu_clamped":
@@ -259,20 +253,10 @@ class TorchBackend:
         return training_attention.attention(q, k, v, mask, scale=scale, softcap=softcap, sink_logits=sink_logits)
 
     def value(self, loss: Callable[..., Any]) -> Callable[..., Any]:
-        return self._as_training(training.value(loss))
+        return training.value(partial(loss, TorchTraining(self)))
 
     def value_and_grad(self, loss: Callable[..., Any]) -> Callable[..., Any]:
-        return self._as_training(training.value_and_grad(loss))
-
-    def _as_training(self, run: Callable[..., Any]) -> Callable[..., Any]:
-        def inside(trainables: dict[str, Tensor], *arrays: Any) -> Any:
-            before, self._training = self._training, True
-            try:
-                return run(trainables, *arrays)
-            finally:
-                self._training = before
-
-        return inside
+        return training.value_and_grad(partial(loss, TorchTraining(self)))
 
     def checkpoint(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return training.checkpoint(function)
@@ -300,6 +284,38 @@ class TorchBackend:
 
     def all_sum(self, x: Tensor) -> Tensor:
         return x if self.world_size == 1 else group.all_sum(x)
+
+
+class TorchTraining(TorchBackend):
+    """What a loss computes with: no shortcut that costs precision or memory, and forms that can be differentiated.
+
+    It shares the device and all constants of the backend it is made from, which goes on decoding in its own way.
+    """
+
+    def __init__(self, ops: TorchBackend):
+        vars(self).update(vars(ops))  # the device is open and the number of threads is set
+
+    def embed(self, weight: Any, tokens: Tensor) -> Tensor:
+        return training.embed(weight, tokens).to(self._float)
+
+    def linear(self, x: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
+        return _plus(training.linear(x, weight), bias)
+
+    def moe_linear(self, x: Tensor, weight: Any, index: Tensor, bias: Tensor | None = None) -> Tensor:
+        return _plus(training.moe_linear(x, weight, index), None if bias is None else bias[index])
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return training.rms_norm(x, weight, eps)
+
+    def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        return training.Rotation.apply(x, cos, sin)
+
+    def glu(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
+        return training.glu(gate, up, activation)
+
+
+def _plus(y: Tensor, bias: Tensor | None) -> Tensor:
+    return y if bias is None else y + bias.to(y.dtype)
 
 
 def _gpu() -> str:

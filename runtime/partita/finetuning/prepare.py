@@ -79,7 +79,7 @@ def prepare(settings: Settings, out: Path, listener: Listener | None = None) -> 
     checkpoint, tokenizer = _base(settings, path)
     ops = _backend(settings, checkpoint, listener)
     settings = replace(settings, dtype=ops.dtype)  # decided, so that a run goes on in the same on another backend
-    ops.value_and_grad(lambda values: (values, ()))  # raises where a backend computes no gradients
+    ops.value_and_grad(lambda ops, values: (values, ()))  # raises where a backend computes no gradients
     config = read_config(checkpoint)
     if settings.max_length is None:
         settings = replace(settings, max_length=min(MAX_LENGTH, config.max_positions))

@@ -21,24 +21,35 @@ from ..model.rope import RopeTable
 
 
 @dataclass(frozen=True)
-class PackedSequences:
+class PackedView:
     """One batch's view: angles by rope, and one mask a window, None where plain causal attention is the same."""
 
-    ops: Backend
     layers: tuple[LayerSpec, ...]
     angles: dict[RopeConfig, tuple[Array, Array]]
     masks: dict[int, Array | None]
+
+    def state(self, ops: Backend) -> PackedSequences:
+        """What a loss hands to the decoder's blocks. ops: the loss's."""
+        return PackedSequences(ops, self)
+
+
+@dataclass(frozen=True)
+class PackedSequences:
+    """The rows of a batch as the blocks see them within one loss, whose operations it computes with."""
+
+    ops: Backend
+    view: PackedView
 
     def advance(self, tokens: int, lengths: Sequence[int] | None = None) -> None:
         """Nothing is left to do: a batch is one step, and its positions are known."""
 
     def attend(self, layer: int, q: Array, k: Array, v: Array, sink_logits: Array | None = None) -> Array:
         """Rotate and attend: (B, Hq, T, D) of q (B, Hq, T, D) and k, v (B, Hkv, T, D), before rotation."""
-        ops, spec = self.ops, self.layers[layer]
+        ops, spec = self.ops, self.view.layers[layer]
         if spec.rope is not None:
-            angles = self.angles[spec.rope]
+            angles = self.view.angles[spec.rope]
             q, k = ops.rope(q, *angles), ops.rope(k, *angles)
-        mask = self.masks[spec.span.window or q.shape[2]]
+        mask = self.view.masks[spec.span.window or q.shape[2]]
         return ops.attention(q, k, v, mask, scale=spec.scale, softcap=spec.softcap, sink_logits=sink_logits)
 
 
@@ -53,7 +64,7 @@ class Sequences:
         self._layers = plan(config, KVFormat.parse("32"), sinks=0).layers  # full attention: a window of the maximum
         self._ropes = {rope: RopeTable(ops, rope) for rope in dict.fromkeys(x.rope for x in self._layers) if rope}
 
-    def view(self, positions: np.ndarray, segments: np.ndarray) -> PackedSequences:
+    def view(self, positions: np.ndarray, segments: np.ndarray) -> PackedView:
         """positions: int32 (B, T), from 0 in each document. segments: int32 (B, T), the document of each token within
         its row; -1 for padding, which stands at a row's end. DataError for rows longer than the trained maximum."""
         ops, length = self.ops, positions.shape[1]
@@ -71,7 +82,7 @@ class Sequences:
         several = bool(((segments != segments[:, :1]) & (segments >= 0)).any())
         windows = dict.fromkeys(layer.span.window or length for layer in self._layers)
         masks = {window: self._mask(segments, window) if several or window < length else None for window in windows}
-        return PackedSequences(ops, self._layers, angles, masks)
+        return PackedView(self._layers, angles, masks)
 
     def _mask(self, segments: np.ndarray, window: int) -> Array:
         """float32 (B, T, T), 0 where visible and MASKED elsewhere, made on the device."""

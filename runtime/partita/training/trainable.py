@@ -27,7 +27,7 @@ from ..model.mixer import SequenceState
 from ..model.tree import replace_at, walk
 from ..quantization import Packed, dequantize
 from .loss import chunk_rows, cross_entropy
-from .packed import PackedSequences
+from .packed import PackedView
 
 
 @dataclass(frozen=True)
@@ -54,18 +54,18 @@ class Trainable(Brief):
         ops: Backend,
         values: dict[str, Array],
         batch: Any,
-        sequences: PackedSequences,
+        view: PackedView,
         *,
         checkpoint: bool = False,
         rows: int | None = None,
     ) -> Array:
         """Sum of the trained tokens' cross-entropies: float32 scalar, differentiable in `values`.
 
-        batch: a `batches.Batch`. checkpoint: blocks are computed again in the backward pass. rows: of logits that
-        are computed together.
+        ops: what the loss was handed. batch: a `batches.Batch`, and its view. checkpoint: blocks are computed again in
+        the backward pass. rows: of logits that are computed together.
         """
         self.decoder.check(batch.tokens, batch.targets)
-        hidden = self.hidden(ops, values, batch.tokens, sequences, checkpoint=checkpoint)
+        hidden = self.hidden(ops, values, batch.tokens, view, checkpoint=checkpoint)
         decoder, head = self.decoder, self._own("head", values)
 
         def logits(head: Mapping[str, Array], x: Array) -> Array:
@@ -79,7 +79,7 @@ class Trainable(Brief):
         ops: Backend,
         values: dict[str, Array],
         tokens: np.ndarray,
-        sequences: PackedSequences,
+        view: PackedView,
         *,
         checkpoint: bool = False,
     ) -> Array:
@@ -94,7 +94,7 @@ class Trainable(Brief):
             own = self._own(f"blocks.{i}", values)
             return ops.checkpoint(run)(own, x) if checkpoint else run(own, x)
 
-        x = through(ops, repeat(block, len(self.decoder.blocks)), x, sequences)
+        x = through(ops, repeat(block, len(self.decoder.blocks)), x, view.state(ops))
         return self._bound("norm", self._own("norm", values))(ops, x)
 
     @cached_property

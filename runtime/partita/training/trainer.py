@@ -248,11 +248,10 @@ class Trainer:
                 continue
             if self.model.dropout is not None:
                 self.model.dropout.draw = (step, i, self.ops.rank)
-            sequences = self._sequences.view(batch.positions, batch.segments)
+            view = self._sequences.view(batch.positions, batch.segments)
 
-            def loss(values: Arrays, batch: Batch = batch, sequences: Any = sequences) -> tuple[Any, tuple[()]]:
-                checkpoint = self.config.grad_checkpoint
-                total = self.model.loss(self.ops, values, batch, sequences, checkpoint=checkpoint)
+            def loss(ops: Backend, values: Arrays, batch: Batch = batch, view: Any = view) -> tuple[Any, tuple[()]]:
+                total = self.model.loss(ops, values, batch, view, checkpoint=self.config.grad_checkpoint)
                 return total * (1 / trained), ()
 
             (value, _), new = self.ops.value_and_grad(loss)(self.values)
@@ -309,10 +308,10 @@ class Trainer:
             on_batch(what, i, None)
             if not batch.trained:
                 continue
-            sequences = self._sequences.view(batch.positions, batch.segments)
+            view = self._sequences.view(batch.positions, batch.segments)
 
-            def loss(values: Arrays, batch: Batch = batch, sequences: Any = sequences) -> tuple[Any, tuple[()]]:
-                return self.model.loss(self.ops, values, batch, sequences), ()
+            def loss(ops: Backend, values: Arrays, batch: Batch = batch, view: Any = view) -> tuple[Any, tuple[()]]:
+                return self.model.loss(ops, values, batch, view), ()
 
             value, _ = self.ops.value(loss)(self.values)
             total += float(self.ops.to_numpy(value))
