@@ -250,7 +250,7 @@ def test_a_missing_repository_a_failing_hub_and_none(monkeypatch):
     with hub_at(Hub(FOLDER, status=418), monkeypatch):
         assert "answered 418" in elsewhere("owner/name")["error"]
     with hub_at(Hub({"README.md": b""}), monkeypatch):
-        assert "holds no model" in elsewhere("owner/name")["error"]
+        assert "holds no supported model" in elsewhere("owner/name")["error"]
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed_port()}")
     assert "cannot be reached" in elsewhere("owner/name")["error"]
     assert not (sources.cache_dir() / "hub").exists()
