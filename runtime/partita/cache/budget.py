@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict, Unpack
 
 from ..errors import ContextError, DataError, MemoryBudgetError
 from ..model.config import ModelConfig
@@ -20,6 +20,14 @@ RESERVE = 256 * 2**20
 SMALLER = ("16", "k8v8", "k8v4", "k4v4h")
 """What kv "auto" steps down to, in this order: each costs more quality than the one before."""
 STEP = 1024  # tokens; context "auto" is a multiple of this
+
+
+class Layout(TypedDict, total=False):
+    """What `plan` takes beside the format and the context."""
+
+    sinks: int | None
+    chunk: int
+    slack: int
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ def choose(
     *,
     context: int | str | None = None,
     batch: int = 1,
-    **layout: Any,
+    **layout: Unpack[Layout],
 ) -> Choice:
     """The cache that was asked for, or with `auto` the best that fits. layout: sinks, chunk, slack as in `plan`.
 
@@ -74,7 +82,7 @@ def choose(
 
 def _smaller(config: ModelConfig, than: KVFormat) -> list[KVFormat]:
     """Formats of SMALLER that this head_dim allows and that take less than another."""
-    found = []
+    found: list[KVFormat] = []
     for name in SMALLER:
         kv = KVFormat.parse(name)
         try:
@@ -86,7 +94,7 @@ def _smaller(config: ModelConfig, than: KVFormat) -> list[KVFormat]:
     return found
 
 
-def _widest(config: ModelConfig, formats: Iterable[KVFormat], budget: int, batch: int, layout: dict) -> Choice:
+def _widest(config: ModelConfig, formats: Iterable[KVFormat], budget: int, batch: int, layout: Layout) -> Choice:
     """The trained maximum in the first format that fits it, else as much as the smallest format allows."""
     formats = list(formats)
     best: Choice | None = None
@@ -114,7 +122,7 @@ def _widest(config: ModelConfig, formats: Iterable[KVFormat], budget: int, batch
     return best if plain else Choice(best.spec, best.bytes, text)
 
 
-def _largest(config: ModelConfig, kv: KVFormat, budget: int, batch: int, layout: dict) -> int | None:
+def _largest(config: ModelConfig, kv: KVFormat, budget: int, batch: int, layout: Layout) -> int | None:
     """The most tokens that fit: the trained maximum or a multiple of STEP; None if not even one step does."""
 
     def fits(context: int) -> bool:
@@ -137,9 +145,10 @@ def _stepped_down(first: CacheSpec, needed: int, kv: KVFormat, needs: int, free:
     )
 
 
-def _refusal(config: ModelConfig, spec: CacheSpec, needed: int, free: int, batch: int, layout: dict) -> str:
+def _refusal(config: ModelConfig, spec: CacheSpec, needed: int, free: int, batch: int, layout: Layout) -> str:
     """The numbers, and only settings that would make it fit."""
-    budget, helps = max(free - RESERVE, 0), []
+    budget = max(free - RESERVE, 0)
+    helps: list[str] = []
     for kv in _smaller(config, spec.kv):
         if full_bytes(plan(config, kv, context=spec.context, **layout), batch) <= budget:
             helps.append(f"`kv` {kv}")

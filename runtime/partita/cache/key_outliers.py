@@ -51,7 +51,7 @@ def _key_bias(ops: Backend, attention: Attention) -> np.ndarray | None:
     """float32 (Hkv, D), or None where there is none, or a norm takes its size away."""
     if attention.k_norm is not None:
         return None
-    outputs = []
+    outputs: list[np.ndarray | None] = []
     for part, sizes in zip(attention.qkv.parts, attention.qkv.sizes, strict=True):
         ends = np.cumsum(sizes)[:-1]
         bias = None if part.bias is None else ops.to_numpy(part.bias)

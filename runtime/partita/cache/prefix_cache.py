@@ -43,7 +43,7 @@ class _Node:
     edge: np.ndarray
     depth: int
     parent: _Node | None
-    children: dict[int, _Node] = field(default_factory=dict)
+    children: dict[int, _Node] = field(default_factory=dict[int, "_Node"])
     snapshot: Snapshot | None = None
 
 

@@ -67,7 +67,7 @@ class Saved:
 
     snapshot: Snapshot
     tokens: list[int]
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 def save(

@@ -29,15 +29,20 @@ class DecodeStep:
         arrays = self._cache.arrays()
         key = (step, self._cache.rope_size, *(array.shape for array in arrays))
         if key not in self._functions:
-            self._functions[key] = self._ops.compile(lambda token, *state: self._pure(step, token, *state))
+            self._functions[key] = self._ops.compile(self._pure(step))
         logits, *state = self._functions[key](tokens, *arrays)
         self._cache.hold(state)
         return logits
 
-    def _pure(self, step: Step, tokens: Array, *state: Array) -> tuple[Array, ...]:
-        self._cache.hold(state)
-        logits = self._model(self._ops, tokens, _Reserved(self._cache, step))
-        return (logits, *self._cache.arrays())
+    def _pure(self, step: Step) -> Callable[..., tuple[Array, ...]]:
+        """A step as a function of its tokens and the cache's arrays, to the logits and the cache's arrays after it."""
+
+        def run(tokens: Array, *state: Array) -> tuple[Array, ...]:
+            self._cache.hold(state)
+            logits = self._model(self._ops, tokens, _Reserved(self._cache, step))
+            return (logits, *self._cache.arrays())
+
+        return run
 
 
 @dataclass(frozen=True)

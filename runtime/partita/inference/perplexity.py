@@ -41,7 +41,7 @@ def token_losses(
 
     DataError for ids that the model lacks, CheckpointError for weights that give no numbers.
     """
-    losses = []
+    losses: list[np.ndarray] = []
     model.check(tokens)
     for inputs, targets, done, total in _chunks(tokens, cache.spec.chunk):
         logits = model(ops, ops.array(inputs[None]), cache, every=True)[0]  # T V
@@ -90,7 +90,7 @@ def compare(
     """
     if reference.spec.chunk != tested.spec.chunk:
         raise DataError(f"caches with chunks of {reference.spec.chunk} and {tested.spec.chunk} cannot be compared")
-    found = []
+    found: list[list[np.ndarray]] = []
     model.check(tokens)
     for inputs, targets, done, total in _chunks(tokens, tested.spec.chunk):
         fed = ops.array(inputs[None])

@@ -70,7 +70,8 @@ def recommended(generation_config: Mapping[str, Any]) -> Sampling | None:
     if generation_config.get("do_sample") is False:
         return Sampling(repetition_penalty=found.get("repetition_penalty", 1.0))
     if generation_config.get("do_sample") is True or found.keys() - {"repetition_penalty"}:
-        return Sampling(**{"temperature": 1.0, **found})
+        found.setdefault("temperature", 1.0)
+        return Sampling(**found)
     return None
 
 

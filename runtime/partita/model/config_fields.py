@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from ..errors import CheckpointError, UnsupportedModel
 from .config import LayerConfig, ModelConfig, RopeConfig
@@ -98,10 +98,12 @@ def flag(config: Config, key: str, default: bool = False) -> bool:
 
 def table(config: Config, key: str) -> Config:
     """A table within a config; an empty one where there is none."""
-    value = config.get(key) or {}
+    value = config.get(key)
+    if not value:
+        return {}
     if not isinstance(value, Mapping):
         raise CheckpointError(f"config.json: {key} must be a table, got {value!r}")
-    return value
+    return cast(Config, value)
 
 
 def numbers(config: Config, key: str, count: int) -> tuple[float, ...]:
@@ -157,7 +159,7 @@ def decoder(
     refuse(config, sorted(set(_MATHEMATICS) - set(reads)))
     longest = _trained_maximum(config, layers)
     heads = integer(config, "num_attention_heads")
-    common = {
+    common: dict[str, Any] = {
         "model_type": model_type,
         "vocab_size": integer(config, "vocab_size"),
         "hidden_size": integer(config, "hidden_size"),
@@ -268,7 +270,8 @@ def rope(
 
 def _rope_table(config: Config, layer_type: str | None, theta: str, scaled: bool) -> Config:
     """One flat table with rope_theta and whatever scaling there is."""
-    parameters, scaling = table(config, "rope_parameters"), table(config, "rope_scaling") if scaled else {}
+    parameters = table(config, "rope_parameters")
+    scaling: Config = table(config, "rope_scaling") if scaled else {}
     if layer_type is not None and parameters:
         if layer_type not in parameters and config.get(theta) is None:
             raise CheckpointError(f"config.json: rope_parameters has no {layer_type!r}")

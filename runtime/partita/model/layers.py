@@ -45,7 +45,7 @@ class Stack(Brief):
     sizes: tuple[tuple[int, ...], ...]
 
     def __call__(self, ops: Backend, x: Array) -> list[Array]:
-        outputs = []
+        outputs: list[Array] = []
         for part, sizes in zip(self.parts, self.sizes, strict=True):
             y, start = part(ops, x), 0
             for size in sizes:

@@ -79,7 +79,7 @@ def load_decoder(
     reader = _Reader(ops, checkpoint, read_config(checkpoint), stack)
     config, own = reader.config, reader.weights_of(None)
     embedding = reader.ops.prepare(reader.source.read(own["embedding"]))
-    blocks = []
+    blocks: list[Block] = []
     for i in range(config.num_layers):
         blocks.append(reader.block(i))
         if on_layer is not None:

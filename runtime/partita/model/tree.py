@@ -33,7 +33,7 @@ def replace_at(tree: Any, changes: Mapping[str, Any]) -> Any:
         raise KeyError(f"{type(tree).__name__} has no {sorted(missing)[0]!r}")
     new = {key: replace_at(children[key], inner) for key, inner in below.items()}
     if isinstance(tree, tuple):
-        return tuple(new.get(key, child) for key, child in children.items())
+        return tuple([new.get(key, child) for key, child in children.items()])
     return replace(tree, **new)
 
 
