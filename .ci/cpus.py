@@ -21,8 +21,11 @@ ROOT = Path(__file__).resolve().parents[1]
 TESTS = (
     "tests/conformance",
     *(f"tests/models/test_{name}.py" for name in ("family_logits", "train", "train_gradients", "train_peft")),
-    *(f"tests/runtime/test_{name}.py" for name in ("adapting", "experts", "kv_quality", "lora", "optim", "perplexity")),
-    *(f"tests/runtime/test_{name}.py" for name in ("quantization", "speculative", "train_group", "train_loop")),
+    *(
+        f"tests/runtime/test_{name}.py"
+        for name in ("adapting", "data_parallel", "experts", "kv_quality", "lora", "optim", "perplexity")
+    ),
+    *(f"tests/runtime/test_{name}.py" for name in ("quantization", "speculative", "train_loop")),
     *(f"tests/convert/test_{name}.py" for name in ("adapters", "fusing", "layouts", "quantize", "write_gguf")),
     *(f"tests/interop/test_{name}.py" for name in ("mlx_lm", "transformers")),
     *(f"tests/apps/test_{name}.py" for name in ("bench_train", "finetune")),

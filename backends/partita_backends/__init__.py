@@ -19,12 +19,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from partita.errors import BackendUnavailable, DataError, PartitaError
+from partita.group import Alone
 from partita.units import memory_size
 
 from .together import launched
 
 if TYPE_CHECKING:
     from partita.backend import Backend
+    from partita.group import Group
 
     Needs = Callable[[Backend], int] | None
 
@@ -148,6 +150,23 @@ def choose(
         if not named:
             raise
         raise BackendUnavailable(f"{error}: leave {' and '.join(named)} out to use what works here") from error
+
+
+def group(ops: Backend) -> Group[Any]:
+    """The processes that a launcher started for this backend, joined; `Alone` without one.
+
+    Every process is in the same group however often it is asked for. Raises BackendUnavailable where the others cannot
+    be reached.
+    """
+    if ops.name == "mlx":
+        from . import mlx_group
+
+        return mlx_group.join()
+    if ops.name == "torch":
+        from .torch import group as torch_group
+
+        return torch_group.join(ops.device)
+    return Alone()
 
 
 def first(attempts: Iterable[Attempt]) -> Choice:

@@ -18,7 +18,7 @@ from partita.backend import Memory, Sinks
 from partita.errors import BackendUnavailable
 from partita.quantization import Packed, require_affine
 
-from . import mlx_attention, mlx_group, mlx_training, process_memory
+from . import mlx_attention, mlx_training, process_memory
 from .mlx_attention import PACKED_ROWS
 
 Array = mx.array
@@ -302,20 +302,6 @@ class MlxBackend:
 
     def cross_entropy(self, logits: Array, targets: Array) -> Array:
         return mlx_training.cross_entropy(logits, targets)
-
-    # Group
-    @property
-    def rank(self) -> int:
-        group = mlx_group.group()
-        return 0 if group is None else group.rank()
-
-    @property
-    def world_size(self) -> int:
-        group = mlx_group.group()
-        return 1 if group is None else group.size()
-
-    def all_sum(self, x: Array) -> Array:
-        return x if self.world_size == 1 else mlx_group.all_sum(x)
 
 
 class MlxTraining(MlxBackend):

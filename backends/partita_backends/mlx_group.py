@@ -1,6 +1,7 @@
-"""The processes that train together on MLX, as `mlx.launch` or mpirun started them. Alone without their environment.
+"""The processes that compute together on MLX, as `mlx.launch` or mpirun started them. Alone without their environment.
 
-MLX waits without an end for a process that is there and does nothing, so a thread ends this one instead.
+Sums and gathers are lazy, as everything in MLX. It waits without an end for a process that is there and does nothing,
+so in `MlxGroup.wait` a thread ends this one instead.
 """
 
 from __future__ import annotations
@@ -8,38 +9,59 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import mlx.core as mx
 
 from partita.errors import BackendUnavailable
+from partita.group import Alone
 
 from .together import MINUTES, SILENT, ended, launched
 
 
-def group() -> mx.distributed.Group | None:
-    """All of them; None for one alone. Raises BackendUnavailable where they cannot be reached."""
+class MlxGroup:
+    """See `partita.group.Group`."""
+
+    def __init__(self, group: mx.distributed.Group):
+        self._group = group
+        self.rank, self.world_size = group.rank(), group.size()
+
+    def all_sum(self, x: mx.array) -> mx.array:
+        return mx.distributed.all_sum(x, group=self._group)
+
+    def all_gather(self, x: mx.array) -> mx.array:
+        return mx.distributed.all_gather(x, group=self._group)
+
+    def wait(self, *arrays: mx.array) -> None:
+        with _watched():
+            try:
+                mx.eval(*arrays)
+            except RuntimeError as error:
+                raise ended(error) from error
+
+
+def join() -> MlxGroup | Alone:
+    """All of them, or this one alone. Raises BackendUnavailable where they cannot be reached."""
     if (found := launched()) is None or found[0] != "mlx":
-        return None
+        return Alone()
     try:
-        return mx.distributed.init(strict=True)
+        group = mx.distributed.init(strict=True)
     except RuntimeError as error:
         raise BackendUnavailable(f"the processes that MLX was launched with cannot be joined: {error}") from error
+    return Alone() if group.size() == 1 else MlxGroup(group)
 
 
-def all_sum(x: mx.array) -> mx.array:
-    """x summed over the processes. Computed when this returns. Raises TrainingError where one of them is gone."""
-    mx.eval(x)
-    total = mx.distributed.all_sum(x, group=group())
+@contextmanager
+def _watched() -> Iterator[None]:
+    """End this process if what is inside takes longer than MINUTES."""
     watch = threading.Timer(MINUTES * 60, _leave)
     watch.daemon = True
     watch.start()
     try:
-        mx.eval(total)
-    except RuntimeError as error:
-        raise ended(error) from error
+        yield
     finally:
         watch.cancel()
-    return total
 
 
 def _leave() -> None:

@@ -27,8 +27,6 @@ class NumpyBackend:
     name = "numpy"
     asynchronous = False
     compiles = False
-    rank = 0
-    world_size = 1
 
     def __init__(self, device: str | None = None, dtype: str = "auto", threads: int | None = None):
         if dtype not in ("auto", "float32", "float64"):
@@ -264,9 +262,6 @@ class NumpyBackend:
 
     def cross_entropy(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
         return self.logsumexp(logits, -1) - self.pick(logits, targets)
-
-    def all_sum(self, x: np.ndarray) -> np.ndarray:
-        return x
 
     def _dtype(self, name: str) -> Any:
         if name.startswith(("float", "bfloat")) and self.dtype == "float64":

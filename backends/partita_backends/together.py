@@ -1,4 +1,4 @@
-"""What processes that train together have in common on every backend: who started them, who is first, how long one
+"""What processes that compute together have in common on every backend: who started them, who is first, how long one
 waits for the others, and what is said when they do not come.
 
 Not here: the libraries' own ways of sending, which each backend has. Reads the environment, in which launchers say it.

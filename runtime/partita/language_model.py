@@ -25,6 +25,7 @@ from .cache.spec import DEFAULT_CHUNK, CacheSpec
 from .cache.state import Cache
 from .checkpoint.open import open_checkpoint
 from .errors import CheckpointError, DataError
+from .group import Group
 from .inference.decode import DecodeOptions, OnProgress, decode
 from .inference.runner import Generated, ModelRunner
 from .inference.sampling import Sampler, Sampling, recommended
@@ -359,10 +360,17 @@ def open_backend(
     on_fallback: Callable[[str], None] | None = None,
 ) -> Backend:
     """A backend by name; keywords as in `partita_backends.load`. Raises BackendUnavailable, DataError."""
-    import partita_backends  # the one place where the runtime reaches for one
+    import partita_backends  # here and below alone the runtime reaches for one
 
     placed = {"device": device, "dtype": dtype, "threads": threads}
     return partita_backends.load(name, **placed, needs=needs, on_fallback=on_fallback)
+
+
+def open_group(ops: Backend) -> Group:
+    """The processes that were started with this one, as `partita_backends.group`. Raises BackendUnavailable."""
+    import partita_backends
+
+    return partita_backends.group(ops)
 
 
 def load(

@@ -33,6 +33,7 @@ BACKENDS_NEED = {
     "backend",
     "brief",
     "errors",
+    "group",
     "quantization",
     "units",
 }  # ground, without `printable`

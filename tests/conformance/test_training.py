@@ -78,7 +78,6 @@ CASES: dict[str, Case] = {
     "stop_gradient": lambda ops: [ops.to_numpy(ops.stop_gradient(ops.array(normal(3))))],
     "pick": of_example("pick"),
     "cross_entropy": of_example("cross_entropy"),
-    "all_sum": lambda ops: [ops.to_numpy(ops.all_sum(ops.array(normal(3, 2))))],
 }
 
 

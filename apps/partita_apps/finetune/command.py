@@ -162,10 +162,10 @@ def finetune(ctx: click.Context, config: Path | None, resume: bool, as_json: boo
         raise _in_file(error, config, said.keys() - flags.keys()) from None
     if outcome.reason == "stopped":
         again = resume_command(out)
-        if prepared.ops.rank == 0:
+        if prepared.group.rank == 0:
             tell(f"stopped after step {outcome.step} of {prepared.settings.steps}; to go on: {again}")
         ctx.exit(130)
-    if prepared.ops.rank == 0:
+    if prepared.group.rank == 0:
         show(prepared, outcome, drawn, as_json)
 
 

@@ -75,7 +75,7 @@ class Shown(Observer):
         return bar(what)
 
     def prepared(self, prepared: Prepared, *, resumed: bool) -> None:
-        if prepared.ops.rank == 0:
+        if prepared.group.rank == 0:
             tell(*summary(prepared))
             if resumed:
                 tell(f"going on after step {prepared.trainer.step} of {prepared.settings.steps}")
@@ -91,7 +91,7 @@ class Shown(Observer):
             line.say("finishing this step and saving; a second Ctrl-C leaves at once")
 
         with (
-            Line(total, trainer.step, quiet=prepared.ops.rank != 0) as line,
+            Line(total, trainer.step, quiet=prepared.group.rank != 0) as line,
             stopping(first, line.leave, _apart(prepared)),
         ):
             self._line = line
@@ -121,7 +121,7 @@ class Shown(Observer):
 
 def _apart(prepared: Prepared) -> float:
     """A launcher passes on the Ctrl-C that its processes have had from the terminal: that is no second one."""
-    return 0.0 if prepared.ops.world_size == 1 else LAUNCHERS
+    return 0.0 if prepared.group.world_size == 1 else LAUNCHERS
 
 
 def _nothing() -> None:

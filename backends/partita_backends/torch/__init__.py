@@ -273,18 +273,6 @@ class TorchBackend:
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
         return training.cross_entropy(logits, targets)
 
-    # Group
-    @property
-    def rank(self) -> int:
-        return group.join(self.device)[0]
-
-    @property
-    def world_size(self) -> int:
-        return group.join(self.device)[1]
-
-    def all_sum(self, x: Tensor) -> Tensor:
-        return x if self.world_size == 1 else group.all_sum(x)
-
 
 class TorchTraining(TorchBackend):
     """What a loss computes with: no shortcut that costs precision or memory, and forms that can be differentiated.

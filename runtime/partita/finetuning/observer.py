@@ -1,7 +1,7 @@
 """What a run says while it goes on: what its preparation says, then its events and its end. Decides and shows nothing.
 
-Calls come in the order of the methods, from the thread that trains, in every process of a run; `prepared.ops.rank` is 0
-in the first one.
+Calls come in the order of the methods, from the thread that trains, in every process of a run; `prepared.group.rank`
+is 0 in the first one.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ from ..data.records import Chat
 from ..errors import CheckpointError, DataError, MemoryBudgetError
 from ..files.bounded import read_object
 from ..files.paths import own
-from ..language_model import open_backend
+from ..group import Group
+from ..language_model import open_backend, open_group
 from ..model.decoder import Decoder
 from ..model.load import load_decoder, read_config, weight_bytes
 from ..sources.resolve import full_name, resolve
@@ -46,12 +47,13 @@ CHECKPOINTS = "checkpoints"
 class Prepared:
     """settings: with everything decided. checkpoint: the base, or random weights. parameters: of the whole model.
 
-    chats: whether it learns conversations, so that prompts go through the template. weights: bytes that loading took.
-    rest: what else training takes, estimated.
+    group: the processes of the run. chats: whether it learns conversations, so that prompts go through the template.
+    weights: bytes that loading took. rest: what else training takes, estimated.
     """
 
     settings: Settings
     ops: Backend
+    group: Group
     checkpoint: Checkpoint
     tokenizer: Tokenizer
     splits: Splits
@@ -97,7 +99,8 @@ def prepare(settings: Settings, out: Path, listener: Listener | None = None) -> 
             "`patience` waits for a better validation loss, and there is none: leave it out, or raise `valid_fraction`",
             field="patience",
         )
-    batches = _batches(settings, splits.train, ops)
+    group = open_group(ops)  # waits for the others, so mistakes in settings and data come first
+    batches = _batches(settings, splits.train, group)
     settings = _decided(settings, batches)
     _ = _train_config(settings)  # its mistakes are reported before the model is loaded
     parameters = sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names())
@@ -125,11 +128,14 @@ def prepare(settings: Settings, out: Path, listener: Listener | None = None) -> 
         values,
         _train_config(settings),
         batches,
-        validation=_validation(settings, splits, ops),
-        folder=out / CHECKPOINTS if ops.rank == 0 else None,
+        validation=_validation(settings, splits, group),
+        folder=out / CHECKPOINTS if group.rank == 0 else None,
         identity={"model": checkpoint.fingerprint(), "dtype": ops.dtype},
+        group=group,
     )
-    return Prepared(settings, ops, checkpoint, tokenizer, splits, chats, lora, trainer, parameters, weights, rest)
+    return Prepared(
+        settings, ops, group, checkpoint, tokenizer, splits, chats, lora, trainer, parameters, weights, rest
+    )
 
 
 def _backend(settings: Settings, checkpoint: Checkpoint, listener: Listener) -> Backend:
@@ -242,16 +248,16 @@ def _is_chat(source: str, listener: Listener) -> bool:
     return found is not None and isinstance(found.record, Chat)
 
 
-def _batches(settings: Settings, data: Any, ops: Backend) -> Batches:
+def _batches(settings: Settings, data: Any, group: Group) -> Batches:
     batches = Batches(data, settings.batch_size, settings.max_length or 0, settings.packing, settings.seed)
-    return batches.shard(ops.rank, ops.world_size) if ops.world_size > 1 else batches
+    return batches.shard(group.rank, group.world_size) if group.world_size > 1 else batches
 
 
-def _validation(settings: Settings, splits: Splits, ops: Backend) -> Callable[[], Iterable[Batch]] | None:
+def _validation(settings: Settings, splits: Splits, group: Group) -> Callable[[], Iterable[Batch]] | None:
     """Always the same batches, so that one evaluation can be compared with another."""
     if splits.valid is None:
         return None
-    batches = _batches(settings, splits.valid, ops)
+    batches = _batches(settings, splits.valid, group)
     return lambda: islice(batches.one_epoch(), settings.eval_batches)
 
 
@@ -259,7 +265,7 @@ def test_batches(prepared: Prepared) -> Iterable[Batch] | None:
     """All of the test data once, this process's share of it; None where there is none."""
     if prepared.splits.test is None:
         return None
-    return _batches(prepared.settings, prepared.splits.test, prepared.ops).one_epoch()
+    return _batches(prepared.settings, prepared.splits.test, prepared.group).one_epoch()
 
 
 def _decided(settings: Settings, batches: Batches) -> Settings:

@@ -19,7 +19,7 @@ from typing import Any
 from ..errors import DataError, PartitaError, TrainingError
 from ..files.atomic import LOCK, alone
 from ..training import state as train_state
-from ..training.group import Group
+from ..training.data_parallel import DataParallel
 from ..training.trainer import Evaluation, Finished, Saved, Step
 from . import samples
 from .metrics import NAME, Metrics, Row
@@ -81,7 +81,7 @@ def run(
         if records is not None:
             settings = replace(settings, data=str(place.enter_context(_written(records))))
         prepared = prepare(settings, out, observer)
-        writes = prepared.ops.rank == 0
+        writes = prepared.group.rank == 0
         if writes and not resume:
             _make(out)
             place.enter_context(_alone(out))
@@ -96,7 +96,7 @@ def _run(
 ) -> Outcome:
     """Train, in a folder that is this run's alone."""
     trainer = prepared.trainer
-    writes = prepared.ops.rank == 0
+    writes = prepared.group.rank == 0
     if resume:
         trainer.resume(observer.note)
     observer.prepared(prepared, resumed=resume)
@@ -120,7 +120,9 @@ def _run(
     outcome = Outcome(finished.reason, finished.step, rows, peak, out, asked=asked, before=before)
     with observer.finishing(prepared, stopped=outcome.reason == "stopped"):
         _finish(prepared, out, observer, outcome, write)
-    Group(prepared.ops).wait()  # a launcher ends everything when one process has ended badly, or was stopped
+    DataParallel(
+        prepared.ops, prepared.group
+    ).barrier()  # a launcher ends everything when one process has ended badly, or was stopped
     return outcome
 
 
@@ -159,7 +161,7 @@ def _row(step: Step) -> Row:
 def _finish(prepared: Prepared, out: Path, observer: Observer, outcome: Outcome, write: WriteFolder) -> None:
     """Everything after the last step, in all processes; the first one writes. A run that was stopped is not tested, as
     it will go on, and has no samples, as a person waits for its end."""
-    writes, stopped = prepared.ops.rank == 0, outcome.reason == "stopped"
+    writes, stopped = prepared.group.rank == 0, outcome.reason == "stopped"
     outcome.best = prepared.trainer.take_best()
     if writes:
         _leave(prepared, out, outcome, write)
@@ -191,7 +193,7 @@ def _tested(prepared: Prepared, observer: Observer) -> float | None:
     try:
         return prepared.trainer.measure(batches, "test")
     except TrainingError as error:
-        if prepared.ops.rank == 0:
+        if prepared.group.rank == 0:
             observer.note(str(error))
         return None
 
@@ -199,7 +201,7 @@ def _tested(prepared: Prepared, observer: Observer) -> float | None:
 def _rescued(prepared: Prepared, out: Path, observer: Observer) -> str:
     """What is kept of a run with a loss that is not finite, in words: the adapter of a checkpoint from which a step was
     made since, as the latest values may be what is wrong."""
-    if prepared.lora is None or prepared.ops.rank != 0:
+    if prepared.lora is None or prepared.group.rank != 0:
         return ""
     try:
         state = train_state.latest(out / CHECKPOINTS, observer.note, before=prepared.trainer.step)

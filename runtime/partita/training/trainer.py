@@ -20,8 +20,9 @@ import numpy as np
 from ..backend import Backend
 from ..data.batches import Batch
 from ..errors import DataError, TrainingError
+from ..group import Alone, Group
 from . import state as train_state
-from .group import Group
+from .data_parallel import DataParallel
 from .optim import AdamW, Arrays, Moments, clip_factor, global_norm, moments_of, update
 from .packed import Sequences
 from .schedule import Schedule
@@ -151,7 +152,8 @@ class Trainer:
     """One run. values: initial ones, which the trainer takes over. validation: its batches, made again each time.
 
     folder: of checkpoints, None for none. identity: of model and data, to be resumed only with the same; the settings
-    are added to it. Several processes: each has its share of the batches, process 0 alone has a folder.
+    are added to it. group: the processes that train together; each has its share of the batches, the first alone has a
+    folder.
     """
 
     def __init__(
@@ -165,6 +167,7 @@ class Trainer:
         validation: Callable[[], Iterable[Batch]] | None = None,
         folder: Path | None = None,
         identity: Mapping[str, Any] | None = None,
+        group: Group | None = None,
     ):
         self.ops, self.model, self.config, self.batches = ops, model, config, batches
         self.values, self.moments = values, moments_of(ops, values)
@@ -172,7 +175,7 @@ class Trainer:
         self.best: Best | None = None
         self._validation, self._folder = validation, folder
         self._identity = {**(identity or {}), **model.identity, **config.identity}
-        self._group = Group(ops)
+        self._processes = DataParallel(ops, group or Alone())
         self._sequences = Sequences(ops, model.decoder.config)
         self._stopped, self._saved = False, 0
         self._on_batch: OnBatch = _unheard
@@ -190,11 +193,11 @@ class Trainer:
         """
         self._on_batch = on_batch
         reason: Literal["steps", "patience", "stopped"] = "steps"
-        self._group.agree([self._identity, self.batches.state(), self.config.steps, self.step])
+        self._processes.agree([self._identity, self.batches.state(), self.config.steps, self.step])
         if self.step == 0 and self._validation is not None:
             yield self._evaluate()
         while self.step < self.config.steps and not self._impatient():
-            if any(self._group.counts(self._stopped)):
+            if any(self._processes.counts(self._stopped)):
                 reason = "stopped"
                 break
             yield self._step()
@@ -222,14 +225,14 @@ class Trainer:
         begun, number, config = time.perf_counter(), self.step + 1, self.config
         batches = [next(self.batches) for _ in range(config.accumulate)]
         trained = sum(batch.trained for batch in batches)
-        whole, filled = self._group.counts(trained, sum(batch.filled for batch in batches))
+        whole, filled = self._processes.counts(trained, sum(batch.filled for batch in batches))
         if not whole:
             raise DataError(f"step {number}: none of its tokens is trained; look at what the data's masks leave")
         losses, grads = self._gradients(batches, number, trained)
-        self._group.gradients(grads, trained / whole)
+        self._processes.gradients(grads, trained / whole)
         norm = global_norm(self.ops, grads)
         *read, norm = (float(x) for x in self.ops.fetch(self.ops.concat([*losses, norm.reshape(1)], 0))())
-        loss = self._group.number(sum(read) * trained / whole)
+        loss = self._processes.number(sum(read) * trained / whole)
         self._refuse_nonsense(number, read, loss, norm)
         rate = config.rates.rate(number)
         update(self.ops, self.values, grads, self.moments, config.optimizer, rate, clip_factor(norm, config.clip))
@@ -247,7 +250,7 @@ class Trainer:
                 losses.append(self.ops.zeros((1,), "float32"))
                 continue
             if self.model.dropout is not None:
-                self.model.dropout.draw = (step, i, self.ops.rank)
+                self.model.dropout.draw = (step, i, self._processes.group.rank)
             view = self._sequences.view(batch.positions, batch.segments)
 
             def loss(ops: Backend, values: Arrays, batch: Batch = batch, view: Any = view) -> tuple[Any, tuple[()]]:
@@ -316,7 +319,7 @@ class Trainer:
             value, _ = self.ops.value(loss)(self.values)
             total += float(self.ops.to_numpy(value))
             trained += batch.trained
-        total, (trained,) = self._group.number(total), self._group.counts(trained)
+        total, (trained,) = self._processes.number(total), self._processes.counts(trained)
         if not trained:
             raise DataError(f"the {what} data has no token to be predicted")
         if not math.isfinite(total):
@@ -331,7 +334,7 @@ class Trainer:
             return None
         values = None if self._folder is None else train_state.load_best(self._folder)
         state = None if values is None else TrainState(best.step, values, {}, {}, None, {})
-        state = self._group.state(state)
+        state = self._processes.state(state)
         if state is None:
             return None
         self.values = self._device(state.values)
@@ -374,7 +377,7 @@ class Trainer:
 
     def resume(self, on_damage: Callable[[str], None] | None = None) -> bool:
         """Go on from the newest whole checkpoint of the first process's folder; False where there is none."""
-        state = self._group.state(None if self._folder is None else train_state.latest(self._folder, on_damage))
+        state = self._processes.state(None if self._folder is None else train_state.latest(self._folder, on_damage))
         if state is not None:
             self.restore(state)
         return state is not None

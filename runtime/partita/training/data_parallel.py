@@ -1,7 +1,7 @@
-"""What processes that train together tell each other, all of it through the seam's `all_sum`.
+"""What processes that train together tell each other, all of it through the sums of a `Group`.
 
 Data parallel: each has the whole model and its share of every batch. Not here: launching, which is torchrun's and
-mlx.launch's; waiting, which the backends bound. Invariants: every process makes the same calls in the same order,
+mlx.launch's; waiting, which the group bounds. Invariants: every process makes the same calls in the same order,
 whatever its share holds; alone, nothing is sent and nothing costs anything.
 """
 
@@ -18,21 +18,22 @@ import numpy as np
 from ..arrays import Array
 from ..backend import Backend
 from ..errors import DataError
+from ..group import Group
 from .state import Best, TrainState
 
 BUCKET = 2**22  # numbers that are sent at once: few messages, and little memory beside the gradients
 _PARTS = ("values", "m", "v")
 
 
-class Group:
-    """The processes of a run, as this one sees them."""
+class DataParallel:
+    """The processes of a run, as this one sees them. ops: whose arrays the group sums."""
 
-    def __init__(self, ops: Backend):
-        self.ops = ops
+    def __init__(self, ops: Backend, group: Group):
+        self.ops, self.group = ops, group
 
     @property
     def alone(self) -> bool:
-        return self.ops.world_size == 1
+        return self.group.world_size == 1
 
     def counts(self, *counts: int) -> list[int]:
         """Each summed over the processes; below 2**31."""
@@ -48,11 +49,14 @@ class Group:
         """Make each gradient the sum of `share` times the gradient of every process."""
         if self.alone:
             return
-        ops = self.ops
+        ops, group = self.ops, self.group
+        ops.launch(*grads.values())
+        ops.sync()  # what this process has to compute is no part of the time that the group waits
         for names in _buckets((name, _size(grads[name].shape)) for name in sorted(grads)):
             shapes = [tuple(grads[name].shape) for name in names]
             flat = ops.concat([grads.pop(name).reshape(-1) * share for name in names], 0)
-            total, start = ops.all_sum(flat), 0
+            total, start = group.all_sum(flat), 0
+            group.wait(total)  # before the next is sent: one is in memory at a time
             for name, shape in zip(names, shapes, strict=True):
                 grads[name] = total[start : start + _size(shape)].reshape(shape)
                 start += _size(shape)
@@ -62,11 +66,12 @@ class Group:
         if self.alone:
             return
         mine = zlib.crc32(json.dumps(about, sort_keys=True).encode()) & 0x7FFFFFFF
-        (first,) = self.counts(mine if self.ops.rank == 0 else 0)
-        others = self.counts(*(int(rank == self.ops.rank and mine != first) for rank in range(self.ops.world_size)))
+        group = self.group
+        (first,) = self.counts(mine if group.rank == 0 else 0)
+        others = self.counts(*(int(rank == group.rank and mine != first) for rank in range(group.world_size)))
         if any(others):
             raise DataError(
-                f"process {others.index(1)} of {self.ops.world_size} was given other data or settings than the first: "
+                f"process {others.index(1)} of {group.world_size} was given other data or settings than the first: "
                 "start all of them with the same model, data and flags"
             )
 
@@ -74,7 +79,7 @@ class Group:
         """That of the first process, in every one."""
         if self.alone:
             return state
-        first = self.ops.rank == 0
+        first = self.group.rank == 0
         said = b"" if state is None or not first else json.dumps(_described(state)).encode()
         (length,) = self.counts(len(said))
         if not length:
@@ -96,12 +101,14 @@ class Group:
         rest: dict[str, Any] = {**described, **arrays}
         return TrainState(**rest, best=None if best is None else Best(**best))
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until every process is here."""
         self.counts(0)
 
     def _sum(self, x: np.ndarray) -> np.ndarray:
-        return self.ops.to_numpy(self.ops.all_sum(self.ops.array(x)))
+        total = self.group.all_sum(self.ops.array(x))
+        self.group.wait(total)
+        return self.ops.to_numpy(total)
 
 
 def _described(state: TrainState) -> dict[str, Any]:
