@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -31,15 +32,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that follow each other, free a moment ago."""
-    for start in range(21_000 + os.getpid() % 8_000, 32_000, 16):
-        with socket.socket() as one, socket.socket() as other:
+    """Ports that follow each other, free a moment ago; at random, as other workers of these tests look for some too."""
+    for start in random.SystemRandom().sample(range(21_000, 32_000), 100):
+        with ExitStack() as bound:
             try:
-                for offset, each in enumerate((one, other)[:count]):
-                    each.bind(("127.0.0.1", start + offset))
+                for port in range(start, start + count):
+                    bound.enter_context(socket.socket()).bind(("127.0.0.1", port))
             except OSError:
                 continue
-        return [start + offset for offset in range(count)]
+        return list(range(start, start + count))
     raise AssertionError("no free ports")
 
 
@@ -66,11 +67,13 @@ def members(backend: str, folder: Path) -> list[dict[str, str]]:
 
 @contextmanager
 def running(command: list[str], **added: str) -> Iterator[subprocess.Popen[str]]:
-    """A process with those it starts, which all end with this context."""
+    """A process with those it starts, which all end with this context. Nobody types: at the end of its input mlx.launch
+    would turn without a pause, and Ctrl-C would find it with a lock that it never gives back."""
+    silent, typed = os.pipe()
     process = subprocess.Popen(
         command,
         env={**environment(), "PYTHONWARNINGS": "default", **added},
-        stdin=subprocess.DEVNULL,
+        stdin=silent,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -82,6 +85,8 @@ def running(command: list[str], **added: str) -> Iterator[subprocess.Popen[str]]
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+        for end in (silent, typed):
+            os.close(end)
 
 
 def said(process: subprocess.Popen[str]) -> str:
