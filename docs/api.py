@@ -12,15 +12,18 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FunctionType
+from typing import get_type_hints, is_typeddict
 
 import partita
 from partita.finetuning.outcome import Sample, TrainingReport
+from partita.finetuning.settings import MoreSettings
 from partita.text.reply.calls import ToolCall
 from partita_convert.report import Report
 
 PLACE = Path(__file__).parent / "api.md"
 FUNCTIONS = ("load", "generate", "chat", "logits", "finetune", "convert")
 CLASSES = ("LanguageModel", "Session", "Cache", "Sampling", "Piece", "PartitaError")
+TAKEN = (MoreSettings,)
 RETURNED = (ToolCall, TrainingReport, Sample, Report)
 HEAD = """\
 # The Python API
@@ -71,6 +74,9 @@ def document() -> str:
     lines += ["## Classes", ""]
     for name in CLASSES:
         lines += _class(f"partita.{name}", getattr(partita, name))
+    lines += ["## More keywords", ""]
+    for kind in TAKEN:
+        lines += _class(kind.__name__, kind)
     lines += ["## What comes back", ""]
     for kind in RETURNED:
         lines += _class(kind.__name__, kind)
@@ -120,6 +126,10 @@ def _class(name: str, kind: type) -> list[str]:
     lines = [f"### `{name}`", ""]
     if "__dataclass_fields__" in vars(kind):
         lines += [f"```text\n{_listed(name, list(inspect.signature(kind).parameters.values()), ')')}\n```", ""]
+    if is_typeddict(kind):
+        keys = get_type_hints(kind).items()
+        lines += ["```text", *(f"{key}: {hint.__name__ if isinstance(hint, type) else hint}" for key, hint in keys)]
+        lines = [line.replace("typing.", "") for line in [*lines, "```", ""]]
     lines += [inspect.getdoc(kind) or "", ""]
     for member, value in vars(kind).items():
         if member.startswith("_"):

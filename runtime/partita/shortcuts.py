@@ -10,8 +10,9 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from .files.paths import own
 from .finetuning.observer import Observer
 from .finetuning.outcome import TrainingReport
 from .finetuning.run import check_place, run
-from .finetuning.settings import Settings
+from .finetuning.settings import MoreSettings, Settings
 from .inference.sampling import Sampling
 from .language_model import DEFAULT_MAX_TOKENS, LanguageModel, Message, Piece, Session, open_backend
 from .model.load import read_config
@@ -78,7 +79,7 @@ def generate(
     ids = model.encode(prompt, raw=raw)
     reply = None if raw else model.reply_to(ids)
     session = model.session(context=context, sinks=sinks, kv=kv)
-    options = {"max_tokens": max_tokens, "stop": _stops(stop), "alternatives": alternatives}
+    options = {"max_tokens": max_tokens, "stop": _texts(stop), "alternatives": alternatives}
     return session.generate(ids, sampling=how, reply=reply, on_progress=on_progress, **options)
 
 
@@ -121,7 +122,7 @@ def chat(
     calls = 0 if isinstance(messages, str) else sum(len(message.get("tool_calls") or ()) for message in messages)
     reply = model.reply_to(ids, tools=tools, calls=calls)
     session = session or model.session()
-    options = {"max_tokens": max_tokens, "stop": _stops(stop), "on_progress": on_progress}
+    options = {"max_tokens": max_tokens, "stop": _texts(stop), "on_progress": on_progress}
     return session.generate(ids, sampling=how, reply=reply, **options)
 
 
@@ -129,8 +130,9 @@ def _sampling(base: Sampling, chosen: Mapping[str, Any]) -> Sampling:
     return replace(base, **{name: value for name, value in chosen.items() if value is not None})
 
 
-def _stops(stop: str | Sequence[str]) -> tuple[str, ...]:
-    return (stop,) if isinstance(stop, str) else tuple(stop)
+def _texts(given: str | Sequence[str]) -> tuple[str, ...]:
+    """One text, or several."""
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def logits(model: LanguageModel, ids: Sequence[int]) -> np.ndarray:
@@ -169,14 +171,16 @@ def finetune(
     learning_rate: float | None = None,
     max_length: int | None = None,
     valid_fraction: float = 0.05,
+    template_var: str | Sequence[str] = (),
     seed: int = 0,
     sample: str | Sequence[str] = (),
+    sample_tokens: int | None = None,
     backend: str = "auto",
     device: str | None = None,
     dtype: str = "auto",
     threads: int | None = None,
     observer: Observer | None = None,
-    **more: Any,
+    **more: Unpack[MoreSettings],
 ) -> TrainingReport:
     """Train a model on data and leave an adapter, or a model, in a folder; returns what `partita finetune` reports.
 
@@ -185,36 +189,93 @@ def finetune(
     turns are learnt. out: a new folder for the run; None makes one among the system's temporary files. resume: go on
     with the run in `out`, with the same arguments.
 
-    method: "lora", "dora" (LoRA and row lengths) or "full" (every weight). rank, alpha (twice the rank), dropout: of
-    the adapters; targets: projections by name; layers: the last ones alone. steps: updates, or epochs: passes over the
-    data; otherwise 3 epochs, at most 1,000 steps. batch_size: rows of up to max_length tokens (1,024) computed at once;
-    accumulate: batches an update. learning_rate: 2e-4 for adapters, 2e-5 for full. valid_fraction: the share of the
-    data held out where it has no validation file. sample: prompts for `report.samples`, before and after. backend,
-    device, dtype, threads: as in `load`. observer: hears of steps and evaluations while they happen. more: any other
-    field of `partita.finetuning.settings.Settings`, by name.
+    What is trained:
+
+    - method: "lora", "dora" (LoRA and row lengths) or "full" (every weight)
+    - rank, dropout: of the adapters; alpha: they are scaled by alpha / rank, None is twice the rank
+    - targets: projections by name, as `["q_proj", "v_proj"]`; layers: the last so many alone, None is all
+    - rslora = False: scale by alpha / sqrt(rank), for high ranks
+    - from_scratch = None: a config.json whose shape random weights get, with method "full"
+
+    Data:
+
+    - max_length: tokens of a document, longer ones are cut; None is 1,024, or what the model was trained on if less
+    - valid_fraction: share held out where the data has no validation file
+    - template_var: what the chat template is told besides, as "enable_thinking=false"
+    - packing = True: several documents in a row, none of which sees another
+    - control_tokens = False: read `<|im_start|>` and its kind in plain text as tokens
+    - seed: of data order, initial values and dropout
+
+    Steps:
+
+    - steps: updates; epochs: passes over the data in their place; without both 3 epochs, at most 1,000 steps
+    - batch_size: rows computed at once; accumulate: batches that make one update
+    - learning_rate: the largest; None is 2e-4 for adapters, 2e-5 for every weight, 1e-3 from scratch
+    - schedule = "cosine": of the rate after the warm-up, or "linear", "constant"
+    - warmup = None: steps in which the rate rises; None is 5 % of them, at most 100
+    - weight_decay = 0.01: AdamW's, of matrices only
+    - clip = 1.0: largest norm of the gradients; 0 is no limit
+    - grad_checkpoint = None: compute activations twice in place of keeping them; None is where memory needs it
+
+    On the way:
+
+    - sample: prompts for `report.samples`, before and after
+    - sample_tokens: of each sample; None is 64 where there are prompts, else 0. Without prompts, texts of the data are
+      continued
+    - eval_every = None: steps between evaluations, None is a tenth of all; eval_batches = 50: the most of one
+    - save_every = 50: steps between checkpoints, of which two are kept
+    - patience = None: stop after so many evaluations without a lower loss, and keep the best
+    - observer: hears of steps and evaluations while they happen
+    - backend, device, dtype, threads: as in `load`
 
     Raises DataError, SourceError, MemoryBudgetError before the first step, TrainingError for a loss that is not
-    finite. A KeyboardInterrupt ends the run at once: what the last checkpoint has is kept, for `resume`.
+    finite, TypeError for a setting that does not exist. A KeyboardInterrupt ends the run at once: what the last
+    checkpoint has is kept, for `resume`.
     """
     from partita_backends import together
 
-    prompts = (sample,) if isinstance(sample, str) else tuple(sample)
-    named = {"method": method, "rank": rank, "alpha": alpha, "dropout": dropout, "layers": layers, "steps": steps}
-    named |= {"epochs": epochs, "batch_size": batch_size, "accumulate": accumulate, "learning_rate": learning_rate}
-    named |= {"max_length": max_length, "valid_fraction": valid_fraction, "seed": seed, "sample": prompts}
-    named |= {"backend": backend, "device": device, "dtype": dtype, "threads": threads}
-    named |= {"targets": targets if isinstance(targets, str) else ",".join(targets)}
-    named |= {"sample_tokens": Settings.sample_tokens if prompts else 0, **more}
+    _refuse_unknown(more)
+    prompts = _texts(sample)
     is_source = isinstance(data, str | Path)
-    unknown = named.keys() - Settings.__dataclass_fields__.keys()
-    if unknown:
-        raise TypeError(f"finetune has no setting {', '.join(sorted(unknown))}")
-    settings = Settings(str(model or DEFAULT_MODEL), str(data) if is_source else "", **named)
+    settings = Settings(
+        str(model or DEFAULT_MODEL),
+        str(data) if is_source else "",
+        method=method,
+        rank=rank,
+        alpha=alpha,
+        dropout=dropout,
+        targets=",".join(_texts(targets)),
+        layers=layers,
+        steps=steps,
+        epochs=epochs,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        learning_rate=learning_rate,
+        max_length=max_length,
+        valid_fraction=valid_fraction,
+        template_var=_texts(template_var),
+        seed=seed,
+        sample=prompts,
+        sample_tokens=(Settings.sample_tokens if prompts else 0) if sample_tokens is None else sample_tokens,
+        backend=backend,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        **more,
+    )
     place = Path(tempfile.mkdtemp(prefix="partita-")) if out is None else own(out)
     if together.first():
         check_place(place, resume)
     how = {"write_folder": _write_folder, "resume": resume, "first": together.first()}
     return TrainingReport.of(*run(settings, place, observer, records=None if is_source else data, **how))
+
+
+def _refuse_unknown(more: Mapping[str, object]) -> None:
+    """TypeError for a keyword that is no setting, with the one that is most like it."""
+    for name in more.keys() - MoreSettings.__annotations__.keys():
+        near = get_close_matches(name, [*Settings.__dataclass_fields__, "out", "resume", "observer"], 1)
+        hint = f"did you mean {near[0]}?" if near else "help(partita.finetune) lists them"
+        raise TypeError(f"finetune has no setting {name}: {hint}")
 
 
 def _write_folder(checkpoint: Checkpoint, place: Path) -> None:

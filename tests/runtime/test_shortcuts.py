@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_type_hints
 
 import numpy as np
 import pytest
 
 import partita
+from partita.finetuning.settings import SCHEDULES, MoreSettings, Settings
 from partita.inference.perplexity import token_losses
 
 CHATS = [
@@ -91,8 +94,37 @@ def test_full_training_leaves_a_model(tiny_model: Path, tmp_path: Path) -> None:
 
 
 def test_a_misspelt_setting_is_refused(tiny_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="step"):
-        partita.finetune(tiny_model, CHATS, out=tmp_path / "run", step=3)
+    for name, words in (("step", "setting step: did you mean steps?"), ("qqq", "setting qqq: help")):
+        with pytest.raises(TypeError, match=re.escape(words)):
+            partita.finetune(tiny_model, CHATS, out=tmp_path / "run", **{name: 3})
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_setting_is_a_typed_keyword_and_explained() -> None:
+    """Named ones and those of `MoreSettings` together are the fields of `Settings`, with their types and defaults."""
+    parameters = inspect.signature(partita.finetune).parameters
+    named = parameters.keys() - {"out", "resume", "observer", "more"}
+    more, fields = get_type_hints(MoreSettings), get_type_hints(Settings)
+    assert named.isdisjoint(more)
+    assert named | more.keys() == fields.keys()
+    assert more == {**{name: fields[name] for name in more}, "schedule": Literal[SCHEDULES]}
+    own = {"model", "data", "sample_tokens"}  # whose default depends on `sample`
+    defaults = {name: parameters[name].default for name in named - own}
+    assert defaults == {name: getattr(Settings, name) for name in named - own}
+    said = inspect.getdoc(partita.finetune)
+    for name in more:
+        assert re.search(rf"\b{name} = {re.escape(str(getattr(Settings, name)))}\b|{name} = \"", said), name
+
+
+def test_rarer_settings_reach_the_run(tiny_model: Path, tmp_path: Path) -> None:
+    more: MoreSettings = {"schedule": "constant", "warmup": 0, "packing": False, "save_every": 1}
+    report = partita.finetune(
+        tiny_model, CHATS, out=tmp_path / "run", template_var="tone=dry", targets=["q_proj"], **more, **QUICK
+    )
+    kept = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
+    assert {name: kept[name] for name in more} == more
+    assert (kept["template_var"], kept["targets"], kept["sample_tokens"]) == (["tone=dry"], "q_proj", 0)
+    assert report.samples == ()
 
 
 def test_a_model_is_converted(tiny_model: Path, tmp_path: Path) -> None:

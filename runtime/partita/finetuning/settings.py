@@ -6,7 +6,7 @@ Invariant: `Settings` holds everything that a run needs to be begun again, so it
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from ..errors import DataError
 from ..text.chat_template import parse_variable
@@ -20,6 +20,27 @@ EPOCHS, MOST_STEPS = 3, 1000
 MOST, MOST_SEED = 10**9, 2**63 - 1
 """Of counts and of the seed: what is more is a typing mistake, and no library takes any number."""
 OF_ADAPTERS = ("rslora", "rank", "alpha", "dropout", "targets", "layers")
+
+
+class MoreSettings(TypedDict, total=False):
+    """The settings that `partita.finetune` takes besides those that it names: types for editors and checkers.
+
+    Fields of `Settings`, of the same types, whose defaults count for what is left out.
+    """
+
+    rslora: bool
+    from_scratch: str | None
+    packing: bool
+    control_tokens: bool
+    schedule: Literal["cosine", "linear", "constant"]
+    warmup: int | None
+    weight_decay: float
+    clip: float
+    grad_checkpoint: bool | None
+    eval_every: int | None
+    eval_batches: int
+    save_every: int
+    patience: int | None
 
 
 @dataclass(frozen=True)
