@@ -21,11 +21,12 @@ ROOT = Path(__file__).resolve().parents[1]
 TESTS = (
     "tests/conformance",
     *(f"tests/models/test_{name}.py" for name in ("family_logits", "train", "train_gradients", "train_peft")),
-    *(
-        f"tests/runtime/test_{name}.py"
-        for name in ("adapting", "data_parallel", "experts", "kv_quality", "lora", "optim", "perplexity")
-    ),
-    *(f"tests/runtime/test_{name}.py" for name in ("quantization", "speculative", "train_loop")),
+    *(f"tests/runtime/adapters/test_{name}.py" for name in ("adapting", "lora")),
+    "tests/runtime/cache/test_kv_quality.py",
+    "tests/runtime/checkpoint/test_experts.py",
+    *(f"tests/runtime/inference/test_{name}.py" for name in ("perplexity", "speculative")),
+    "tests/runtime/test_quantization.py",
+    *(f"tests/runtime/training/test_{name}.py" for name in ("data_parallel", "optim", "train_loop")),
     *(f"tests/convert/test_{name}.py" for name in ("adapters", "fusing", "layouts", "quantize", "write_gguf")),
     *(f"tests/interop/test_{name}.py" for name in ("mlx_lm", "transformers")),
     *(f"tests/apps/test_{name}.py" for name in ("bench_train", "finetune")),

@@ -21,7 +21,7 @@ import pytest
 from partita.errors import DataError
 from partita_convert.recipes import parse_recipe
 
-from ..runtime.loopback import GGUF, NAME, closed_port, everything, make_wheel
+from ..runtime.sources.loopback import GGUF, NAME, closed_port, everything, make_wheel
 
 SUPPORTED = ("gemma3", "llama")
 CHATML = (

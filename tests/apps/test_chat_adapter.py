@@ -19,7 +19,7 @@ from partita_apps.conversation.conversation import CacheOptions, Conversation
 from partita_apps.conversation.settings import Settings
 from partita_apps.options import other_base
 
-from ..runtime.test_adapting import write
+from ..runtime.adapters.test_adapting import write
 
 
 @pytest.fixture(scope="module")

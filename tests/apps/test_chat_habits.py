@@ -21,7 +21,7 @@ from partita_apps.conversation.adapters import read as adapters_of
 from partita_apps.conversation.conversation import CacheOptions, Conversation
 from partita_apps.conversation.settings import Settings
 
-from ..runtime.test_adapting import write
+from ..runtime.adapters.test_adapting import write
 
 # Newer Pythons warn of fork in a process that has threads; the child here does nothing but exec.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")

@@ -18,7 +18,7 @@ from partita.checkpoint.open import open_checkpoint
 from partita_apps.conversation.saved import Saved, save
 from partita_apps.conversation.settings import Settings
 
-from ..runtime.test_adapting import write
+from ..runtime.adapters.test_adapting import write
 
 # Newer Pythons warn of fork in a process that has threads; the child here does nothing but exec.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")

@@ -17,6 +17,11 @@ def test_every_room_stands_in_the_table() -> None:
     assert found == set(rooms.MAY_IMPORT) | rooms.GROUND
 
 
+def test_tests_stand_in_the_rooms_of_what_they_test() -> None:
+    folders = {path.name for path in (ROOT / "tests/runtime").iterdir() if path.is_dir() and any(path.glob("*.py"))}
+    assert folders <= {path.name for path in rooms.RUNTIME.iterdir() if path.is_dir()}
+
+
 def test_the_table_points_down() -> None:
     """A room may import only rooms that stand before it."""
     before: set[str] = set()

@@ -34,7 +34,7 @@ from partita_convert.recipes import quantizable
 from partita_convert.report import Report, kinds, worst
 
 from .. import gguf_models
-from ..runtime.test_gguf_types import blocks
+from ..runtime.checkpoint.test_gguf_types import blocks
 from .test_write_folder import gguf_file
 
 

@@ -31,7 +31,7 @@ from partita.training.trainer import Evaluation, Event, Finished, Saved, Step, T
 from partita_convert.write_folder import write_huggingface, write_mlx
 
 from .. import bounds
-from ..runtime.training import Fixed, batch_of, documents, full_model, gradients, lora
+from ..runtime.training.runs import Fixed, batch_of, documents, full_model, gradients, lora
 
 CONFIG = TrainConfig(6, 5e-3, "cosine", warmup=2, accumulate=2, checkpoint_every=1)
 

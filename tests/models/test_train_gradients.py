@@ -17,7 +17,7 @@ from partita.errors import BackendUnavailable
 from partita_backends.numpy import NumpyBackend
 
 from .. import bounds
-from ..runtime.training import batch_of, documents, full_model, gradients, lora, mean_loss
+from ..runtime.training.runs import batch_of, documents, full_model, gradients, lora, mean_loss
 
 METHODS = ("lora", "dora", "full")
 Gradients = tuple[float, dict[str, np.ndarray]]

@@ -20,7 +20,7 @@ from partita.training.optim import AdamW
 from partita.training.trainer import Step, TrainConfig, Trainer
 
 from .. import bounds
-from ..runtime.training import Fixed, batch_of, documents, lora
+from ..runtime.training.runs import Fixed, batch_of, documents, lora
 
 STEPS = 10
 OURS = {

@@ -17,7 +17,7 @@ from partita.brief import Brief, brief
 from partita.checkpoint.open import open_checkpoint
 from partita.quantization import quantize_weight
 
-from .training import batch_of, documents, lora
+from .training.runs import batch_of, documents, lora
 
 SHORT = 200  # characters
 

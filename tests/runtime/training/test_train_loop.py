@@ -21,7 +21,7 @@ from partita.training.state import Best, TrainState, latest, load, save
 from partita.training.trainable import Trainable
 from partita.training.trainer import Evaluation, Finished, Saved, Step, TrainConfig, Trainer
 
-from .training import Fixed, batch_of, documents, lora
+from .runs import Fixed, batch_of, documents, lora
 
 
 @pytest.fixture(params=["torch", "mlx"])

@@ -24,7 +24,7 @@ from tokenizers import models as library_models
 from partita.errors import PartitaError
 from partita.text import sentencepiece_model as proto
 
-sys.path.append(str(Path(__file__).parents[1]))  # of the tests
+sys.path.append(str(Path(__file__).parents[2]))  # of the tests
 from pulse import Pulse
 
 from partita.text.load import tokenizer_from_folder

@@ -24,7 +24,7 @@ from partita_convert.convert import convert
 from partita_convert.gguf.write import write_gguf
 from partita_convert.planning import Request
 
-from .test_experts import as_blocks, rewritten
+from ..checkpoint.test_experts import as_blocks, rewritten
 
 
 def taken(ops: Backend, path: Path) -> int:

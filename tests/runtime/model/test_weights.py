@@ -20,7 +20,7 @@ from partita.model.tree import walk
 from partita.model.weights import Names, WeightSpec, layer_weights, weights
 from partita_backends.numpy import NumpyBackend
 
-from .. import tiny_models
+from ... import tiny_models
 
 
 def described(checkpoint: Checkpoint) -> list[WeightSpec]:

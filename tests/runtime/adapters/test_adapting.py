@@ -28,7 +28,7 @@ from partita.model.load import load_decoder
 from partita_convert.quantize import quantize
 from partita_convert.write_folder import write_mlx
 
-from .. import bounds
+from ... import bounds
 
 IDS = np.asarray([[5, 80, 200, 17, 33, 9, 120]], np.int32)
 MODULES = ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")

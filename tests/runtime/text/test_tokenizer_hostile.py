@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import write_tokenizer
+from ...conftest import write_tokenizer
 
 CHILD = Path(__file__).with_name("tokenizer_child.py")
 

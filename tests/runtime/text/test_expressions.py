@@ -11,7 +11,7 @@ from partita.text import pretokenizers
 from partita.text.expressions import judge
 from partita.text.steps import read_steps
 
-from ..pulse import Pulse
+from ...pulse import Pulse
 
 # more that models were trained with, in the forms in which their files have them
 PUBLISHED = [

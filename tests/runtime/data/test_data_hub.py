@@ -12,8 +12,8 @@ import pytest
 from partita.errors import SourceError
 from partita.sources import datasets as data_hub
 
-from . import loopback
-from .loopback import closed_port, send, serving
+from ..sources import loopback
+from ..sources.loopback import closed_port, send, serving
 
 isolated = loopback.isolated  # each test of this module has its own caches and settings
 

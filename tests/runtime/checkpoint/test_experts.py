@@ -24,7 +24,7 @@ from partita.model.layers import ExpertLinear, Linear, MoE
 from partita.model.load import load_decoder
 from partita.quantization import dequantize, quantize_weight
 
-from .. import bounds, tiny_models
+from ... import bounds, tiny_models
 
 Tensors = dict[str, np.ndarray]
 

@@ -16,7 +16,7 @@ from partita.errors import DataError
 from partita.training.optim import AdamW, clip_factor, global_norm, moments_of, update
 from partita.training.schedule import Schedule
 
-from .. import bounds
+from ... import bounds
 
 
 @pytest.fixture(params=partita_backends.names(), scope="module")

@@ -13,7 +13,7 @@ from partita.errors import TemplateError
 from partita.text.chat_template import ChatTemplate, encode_chat
 from partita.text.load import tokenizer_from_folder
 
-from ..conftest import SPECIALS, write_tokenizer
+from ...conftest import SPECIALS, write_tokenizer
 
 CALL = {
     "id": "c1",

@@ -26,8 +26,8 @@ from partita.quantization import quantize_weight
 from partita.training.trainable import adapted
 from partita_backends.numpy import NumpyBackend
 
-from .. import bounds
-from .training import lora
+from ... import bounds
+from ..training.runs import lora
 
 SPEC = WeightSpec("some.q_proj.weight", (48, 64), "q", 0)
 

@@ -22,7 +22,7 @@ from partita.inference.speculative import Acceptance, Drafter, PromptLookup
 from partita.language_model import LanguageModel, Piece
 from partita.model.config import LayerConfig
 
-from .. import bounds
+from ... import bounds
 
 PROMPT = [11, 40, 7, 99, 40, 7, 123, 5, 40, 7]
 TINY: dict[str, Any] = {"context": 24, "sinks": 2, "chunk": 8}  # the ring is turning long before a reply of 40 ends

@@ -17,7 +17,7 @@ from partita.text.load import tokenizer_from_folder
 from partita.text.template_growth import Growth, growth
 from partita.text.tokenizer import Tokenizer
 
-from ..conftest import write_tokenizer
+from ...conftest import write_tokenizer
 
 TURN = "<|im_start|>{{ m.role }}\n{{ m.content }}{% for c in m.tool_calls %}{{ c.name }}{% endfor %}<|im_end|>\n"
 LOOP = "{%% for m in messages %%}%s{%% endfor %%}"

@@ -12,7 +12,7 @@ from partita.errors import DataError
 from partita.inference.perplexity import compare, perplexity, segments, token_losses
 from partita.language_model import LanguageModel, load
 
-from .. import bounds
+from ... import bounds
 
 IDS = [int(i) for i in np.random.default_rng(1).integers(0, 250, 150)]
 
