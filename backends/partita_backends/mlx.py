@@ -123,13 +123,8 @@ class MlxBackend:
             return self.array(weight).astype(self._float)
         require_affine(weight, "the mlx backend")
         # a product whose scales differ from its input's dtype is promoted to float32 on every call: convert them once
-        return Packed(
-            mx.array(weight.weight),
-            self.array(weight.scales).astype(self._float),
-            self.array(weight.biases).astype(self._float),
-            weight.bits,
-            weight.group_size,
-        )
+        scales, biases = (self.array(part).astype(self._float) for part in weight.grid)
+        return Packed(mx.array(weight.weight), scales, biases, weight.bits, weight.group_size)
 
     def prepare_experts(self, weight: np.ndarray | Packed) -> Any:
         return self.prepare(weight)

@@ -100,7 +100,8 @@ def _times(x: Array, y: Any, *, transpose: bool) -> Array:
     """x times keys (transposed) or values, packed or not."""
     if isinstance(y, Packed):
         # scales of keys and values stay in half precision, converted where they are used
-        scales, biases = y.scales.astype(x.dtype), y.biases.astype(x.dtype)
+        scales, biases = y.grid
+        scales, biases = scales.astype(x.dtype), biases.astype(x.dtype)
         return mx.quantized_matmul(x, y.weight, scales, biases, transpose, y.group_size, y.bits)
     y = y.astype(x.dtype)
     return x @ (y.swapaxes(2, 3) if transpose else y)
@@ -125,5 +126,5 @@ def quantize(x: Array, bits: int, group_size: int) -> Packed[Array]:
 
 def dequantize(packed: Packed[Array]) -> Array:
     """q * scale + bias in float32."""
-    scales, biases = packed.scales.astype(mx.float32), packed.biases.astype(mx.float32)
+    scales, biases = (part.astype(mx.float32) for part in packed.grid)
     return mx.dequantize(packed.weight, scales, biases, packed.group_size, packed.bits)

@@ -143,7 +143,7 @@ def _parts(weight: Packed[Array]) -> list[tuple[slice, Packed[Array]]]:
 
 def _dense_after(before: Array, weight: Packed[Array], dtype: mx.Dtype) -> Array:
     """The weight, made when `before` is there: free to choose, MLX makes many weights dense long before."""
-    integers, scales, biases = mx.depends([weight.weight, weight.scales, weight.biases], [before])
+    integers, scales, biases = mx.depends([weight.weight, *weight.grid], [before])
     return dequantize(Packed(integers, scales, biases, weight.bits, weight.group_size)).astype(dtype)
 
 

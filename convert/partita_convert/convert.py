@@ -226,9 +226,9 @@ def _is_already(value: Value, wanted: Format) -> bool:
 def _with_half_scales(value: Packed) -> Packed:
     """A K-quant's scales and biases in float16, unless one is too large or too small for it."""
     with np.errstate(over="ignore"):
-        scales, biases = value.scales.astype(np.float16), value.biases.astype(np.float16)
+        scales, biases = (part.astype(np.float16) for part in value.grid)
     lost = any(
         (~np.isfinite(half)).any() or ((half == 0) & (own != 0)).any()
-        for half, own in ((scales, value.scales), (biases, value.biases))
+        for half, own in zip((scales, biases), value.grid, strict=True)
     )
     return value if lost else replace(value, scales=scales, biases=biases)

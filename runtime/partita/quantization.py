@@ -37,7 +37,7 @@ class Packed(Brief, Generic[H]):
 
     weight: H
     scales: H
-    biases: H
+    biases: H | None
     bits: int
     group_size: int
     mode: str = AFFINE
@@ -57,6 +57,13 @@ class Packed(Brief, Generic[H]):
         return (*self.scales.shape[:-1], self.scales.shape[-1] * self.group_size)
 
     @property
+    def grid(self) -> tuple[H, H]:
+        """(scales, biases), where there are both: always of an affine one. ValueError: there are no biases."""
+        if self.biases is None:
+            raise ValueError(f"packed arrays of mode {self.mode!r} without biases")
+        return self.scales, self.biases
+
+    @property
     def nbytes(self) -> int:
         return sum(int(part.nbytes) for part in (self.weight, self.scales, self.biases) if part is not None)
 
@@ -64,7 +71,7 @@ class Packed(Brief, Generic[H]):
         """The same format with `function` applied to each of its arrays (a device transfer, a row selection): weight,
         scales and biases, in this order."""
         weight, scales = function(self.weight), function(self.scales)
-        biases: Any = None if self.biases is None else function(self.biases)
+        biases = None if self.biases is None else function(self.biases)
         return Packed(weight, scales, biases, self.bits, self.group_size, self.mode)
 
 
@@ -72,7 +79,7 @@ def joined(parts: Sequence[Packed[H]], function: Callable[[list[H]], H]) -> Pack
     """Packed arrays of one format as one: `function` (a concatenation, a stack) of all weights, scales and biases."""
     first = parts[0]
     weight, scales = function([part.weight for part in parts]), function([part.scales for part in parts])
-    biases: Any = None if first.biases is None else function([part.biases for part in parts])
+    biases = None if first.biases is None else function([part.grid[1] for part in parts])
     return replace(first, weight=weight, scales=scales, biases=biases)
 
 
@@ -151,8 +158,9 @@ def dequantize(packed: Packed, dtype: Any = np.float32) -> np.ndarray:
     *leading, n = packed.shape
     integers = unpack(packed.weight, packed.bits).reshape(*leading, n // packed.group_size, packed.group_size)
     values = integers.astype(np.float32)
-    values *= packed.scales[..., None].astype(np.float32)
-    values += packed.biases[..., None].astype(np.float32)
+    scales, biases = packed.grid
+    values *= scales[..., None].astype(np.float32)
+    values += biases[..., None].astype(np.float32)
     return values.reshape(*leading, n).astype(dtype, copy=False)
 
 
@@ -201,7 +209,8 @@ def quantize_weight(x: np.ndarray, bits: int, group_size: int) -> Packed:
     *leading, n = x.shape
     check_groups(n, bits, group_size, "a weight to be quantized")
     groups = x.astype(np.float32, copy=False).reshape(-1, group_size)
-    low, high = groups.min(-1), groups.max(-1)
+    low: np.ndarray = groups.min(-1)
+    high: np.ndarray = groups.max(-1)
     bins = np.float32(2**bits - 1)
     below = np.abs(low) > np.abs(high)
     step = np.maximum((high - low) / bins, np.float32(1e-7))

@@ -100,7 +100,8 @@ def write_for(peer: str, path: Path, folder: Path) -> None:
 
     def float32(_: str, value: Any) -> Any:
         if isinstance(value, Packed):
-            return replace(value, scales=value.scales.astype("float32"), biases=value.biases.astype("float32"))
+            scales, biases = (part.astype("float32") for part in value.grid)
+            return replace(value, scales=scales, biases=biases)
         return value.astype("float32")
 
     checkpoint = open_checkpoint(path)

@@ -80,7 +80,7 @@ def widened(packed: Packed) -> Packed:
 
 def _kernels(packed: Packed[Tensor], bits: int) -> tuple[Kernel, ...]:
     q = unpack(packed).view(packed.shape)
-    scales, biases = packed.scales.float(), packed.biases.float()
+    scales, biases = (part.float() for part in packed.grid)
     # the kernel subtracts 8: integers are moved so that this is their middle, which keeps zeros small and their
     # rounding to bfloat16 cheap
     if bits <= 4:
@@ -173,5 +173,6 @@ def _blocks(packed: Packed[Tensor], dtype: torch.dtype) -> Iterator[tuple[slice,
 def dequantize(packed: Packed[Tensor], dtype: torch.dtype) -> Tensor:
     """q * scale + bias in float32, as dtype."""
     values = unpack(packed).to(torch.float32)  # in place from here: a broadcasting addcmul is ten times slower
-    values = values.mul_(packed.scales[..., None].float()).add_(packed.biases[..., None].float())
+    scales, biases = packed.grid
+    values = values.mul_(scales[..., None].float()).add_(biases[..., None].float())
     return values.view(packed.shape).to(dtype)

@@ -42,7 +42,7 @@ def exact_type(packed: Packed) -> str | None:
         return None
     if packed.bits == 5 and _is_mxfp4(packed):
         return "MXFP4"
-    scales, biases = _wide(packed.scales), _wide(packed.biases)
+    scales, biases = (_wide(part) for part in packed.grid)
     if not _is_half(scales):
         return None
     bits = max(packed.bits, 4)
@@ -63,7 +63,7 @@ def _wide(numbers: np.ndarray) -> np.ndarray:
 
 def _is_mxfp4(packed: Packed) -> bool:
     """Whether these are `mxfp4.repack`'s: scales powers of two, biases -12 of them, integers among the sixteen."""
-    scales, biases = _wide(packed.scales), _wide(packed.biases)
+    scales, biases = (_wide(part) for part in packed.grid)
     fraction, exponent = np.frexp(scales)
     if not (fraction == 0.5).all() or not np.array_equal(biases, scales * np.float32(-12)):
         return False
@@ -196,7 +196,7 @@ def exact_blocks(packed: Packed, type_name: str) -> np.ndarray:
     rows, columns = packed.shape
     integers = unpack(packed.weight, packed.bits).reshape(-1, GROUP)
     repeats = packed.group_size // GROUP
-    scales, biases = (np.repeat(_wide(part), repeats, axis=-1).reshape(-1) for part in (packed.scales, packed.biases))
+    scales, biases = (np.repeat(_wide(part), repeats, axis=-1).reshape(-1) for part in packed.grid)
     parts = [] if type_name == "MXFP4" else [_half_bytes(scales)]
     if type_name.endswith("_1"):
         parts.append(_half_bytes(biases))

@@ -29,7 +29,7 @@ from ..brief import Brief
 from ..errors import ContextError
 from ..model.config import RopeConfig
 from ..model.rope import RopeTable
-from ..quantization import Packed
+from ..quantization import Packed, joined
 from .spec import CacheSpec, LayerSpec, Span, bytes_per_token
 
 Side = Array | Packed[Array]
@@ -324,13 +324,7 @@ class Cache:
         if not isinstance(buffer, Packed):
             return self.ops.write(buffer, x, index)
         new = self.ops.quantize(x, buffer.bits, buffer.group_size)
-        write = self.ops.write
-        return replace(
-            buffer,
-            weight=write(buffer.weight, new.weight, index),
-            scales=write(buffer.scales, new.scales, index),
-            biases=write(buffer.biases, new.biases, index),
-        )
+        return joined([buffer, new], lambda pair: self.ops.write(pair[0], pair[1], index))
 
     def _mark(self, positions: Array, new: Array, index: Array) -> Array:
         """Positions (B, C) with `new` (B, T) at slots index (B, T), through the same write as keys and values."""
@@ -436,12 +430,7 @@ class Cache:
     def _lengthened(self, buffer: Side, bits: int, layer: LayerSpec, more: int) -> Side:
         new, concat = self._empty(bits, layer, more), self.ops.concat
         if isinstance(buffer, Packed) and isinstance(new, Packed):
-            return replace(
-                buffer,
-                weight=concat([buffer.weight, new.weight], 2),
-                scales=concat([buffer.scales, new.scales], 2),
-                biases=concat([buffer.biases, new.biases], 2),
-            )
+            return joined([buffer, new], lambda pair: concat(pair, 2))
         assert not isinstance(buffer, Packed)  # both are made for the same bits
         assert not isinstance(new, Packed)
         return concat([buffer, new], 2)
