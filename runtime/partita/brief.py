@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sized
 from pathlib import PurePath
 from typing import Any
+
+_COLLECTIONS: tuple[type[Sized], ...] = (tuple, list, dict, frozenset, set)
 
 
 class Brief:
@@ -31,6 +34,6 @@ def brief(value: Any) -> str:
         return repr(text if len(text) <= 40 else f"{text[:19]}…{text[-20:]}")
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{str(value.dtype).split('.')[-1]}{list(value.shape)}"
-    if isinstance(value, tuple | list | dict | frozenset | set):
+    if isinstance(value, _COLLECTIONS):
         return f"<{len(value)}>"
     return type(value).__name__

@@ -49,7 +49,8 @@ class ModelDraft(Drafter):
             return ()
         ops, session = self.model.ops, self.session
         rest, self._rest = self._rest, []
-        logits, drafts = prefill(session.runner, rest, on_fed=session.tokens.extend), []
+        logits = prefill(session.runner, rest, on_fed=session.tokens.extend)
+        drafts: list[Array] = []
         for i in range(limit):
             drafts.append(ops.argmax(logits[:, : self._vocabulary], -1))
             if i + 1 < limit:

@@ -16,7 +16,7 @@ from .adapters.read import Adapter, open_adapter
 from .backend import Backend
 from .brief import brief
 from .cache import session_file
-from .cache.budget import RESERVE, Choice, choose
+from .cache.budget import RESERVE, Choice, Layout, choose
 from .cache.key_outliers import kv_warning
 from .cache.kv_format import KVFormat
 from .cache.prefix_cache import PrefixCache
@@ -144,7 +144,7 @@ class LanguageModel:
         Raises MemoryBudgetError for one that cannot fit, ContextError and DataError for one that cannot be.
         """
         free, dense = self.ops.memory().free, self.kv_format()
-        layout = {"sinks": sinks, "chunk": chunk, "slack": slack}
+        layout: Layout = {"sinks": sinks, "chunk": chunk, "slack": slack}
         return choose(self.config, kv, dense, free, context=context, batch=batch, **layout)
 
     def kv_warning(self, kv: KVFormat) -> str | None:
@@ -362,8 +362,9 @@ def open_backend(
     """A backend by name; keywords as in `partita_backends.load`. Raises BackendUnavailable, DataError."""
     import partita_backends  # here and below alone the runtime reaches for one
 
-    placed = {"device": device, "dtype": dtype, "threads": threads}
-    return partita_backends.load(name, **placed, needs=needs, on_fallback=on_fallback)
+    return partita_backends.load(
+        name, device=device, dtype=dtype, threads=threads, needs=needs, on_fallback=on_fallback
+    )
 
 
 def open_group(ops: Backend) -> Group:
@@ -396,8 +397,14 @@ def load(
     path = resolve(None if name is None else str(name), progress=progress)
     checkpoint = open_checkpoint(path)
     if isinstance(backend, str):
-        placed = {"device": device, "dtype": dtype, "threads": threads, "on_fallback": on_fallback}
-        backend = open_backend(backend, **placed, needs=lambda ops: weight_bytes(ops, checkpoint) + RESERVE)
+        backend = open_backend(
+            backend,
+            device=device,
+            dtype=dtype,
+            threads=threads,
+            needs=lambda ops: weight_bytes(ops, checkpoint) + RESERVE,
+            on_fallback=on_fallback,
+        )
     tokenizer = load_tokenizer(checkpoint)  # first: it may be refused, and weights take long
     decoder = load_decoder(backend, checkpoint, on_layer=on_layer)
     full = full_name(None if name is None else str(name))

@@ -79,8 +79,15 @@ def generate(
     ids = model.encode(prompt, raw=raw)
     reply = None if raw else model.reply_to(ids)
     session = model.session(context=context, sinks=sinks, kv=kv)
-    options = {"max_tokens": max_tokens, "stop": _texts(stop), "alternatives": alternatives}
-    return session.generate(ids, sampling=how, reply=reply, on_progress=on_progress, **options)
+    return session.generate(
+        ids,
+        sampling=how,
+        reply=reply,
+        max_tokens=max_tokens,
+        stop=_texts(stop),
+        alternatives=alternatives,
+        on_progress=on_progress,
+    )
 
 
 def chat(
@@ -117,13 +124,14 @@ def chat(
     chosen = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     chosen |= {"repetition_penalty": repetition_penalty, "seed": seed}
     how = _sampling(sampling or model.recommended or Sampling(), chosen)
-    told = dict(variables or {}) if tools is None else {**(variables or {}), "tools": list(tools)}
+    told: dict[str, Any] = dict(variables or {}) if tools is None else {**(variables or {}), "tools": list(tools)}
     ids = model.encode(messages, **told)
     calls = 0 if isinstance(messages, str) else sum(len(message.get("tool_calls") or ()) for message in messages)
     reply = model.reply_to(ids, tools=tools, calls=calls)
     session = session or model.session()
-    options = {"max_tokens": max_tokens, "stop": _texts(stop), "on_progress": on_progress}
-    return session.generate(ids, sampling=how, reply=reply, **options)
+    return session.generate(
+        ids, sampling=how, reply=reply, max_tokens=max_tokens, stop=_texts(stop), on_progress=on_progress
+    )
 
 
 def _sampling(base: Sampling, chosen: Mapping[str, Any]) -> Sampling:
@@ -266,8 +274,9 @@ def finetune(
     place = Path(tempfile.mkdtemp(prefix="partita-")) if out is None else own(out)
     if together.first():
         check_place(place, resume)
-    how = {"write_folder": _write_folder, "resume": resume, "first": together.first()}
-    return TrainingReport.of(*run(settings, place, observer, records=None if is_source else data, **how))
+    records, first = None if is_source else data, together.first()
+    trained = run(settings, place, observer, write_folder=_write_folder, records=records, resume=resume, first=first)
+    return TrainingReport.of(*trained)
 
 
 def _refuse_unknown(more: Mapping[str, object]) -> None:

@@ -91,7 +91,8 @@ def with_adapter(ops: Backend, decoder: Decoder, adapter: Adapter) -> Decoder:
     no projection (embeddings, whole layers, experts). What it changes in a part that sees does not matter to a text.
     """
     places = {place.spec.name: place for place in _places(decoder)}
-    present, changes = Index(places), {}
+    present = Index(places)
+    changes: dict[str, LowRank] = {}
     for name in (*adapter.replaced, *adapter.changes):
         if is_beside_text(name):  # adapted along with the text decoder, as its projections are called alike
             continue
@@ -157,7 +158,8 @@ def _arrays(ops: Backend, place: _Place, change: LowRank, adapter: Adapter) -> _
 
 def _lengths(ops: Backend, place: _Place, a: Array, b: Array) -> Array:
     """Lengths of the rows of W + B A, float32 (out,), of which a few are formed at a time."""
-    squares, start, wide = [], 0, a.swapaxes(0, 1)  # in, r
+    squares: list[Array] = []
+    start, wide = 0, a.swapaxes(0, 1)  # in, r
     for rows in weight_rows(ops, place.linear, place.start, place.spec.shape[0]):
         changed = rows + ops.linear(b[start : start + rows.shape[0]], wide)
         squares.append(ops.sum(changed * changed, 1))
@@ -172,7 +174,8 @@ def _adapted(ops: Backend, node: Linear | Stack, each: Sequence[tuple[_Place, _A
         ((_, change),) = each
         a, b = (ops.cast(x, ops.dtype) for x in (change.a, change.b))
         return LoraLinear(node, a, b, 1.0, factor=change.factor)
-    updates, rank = [], 0
+    updates: list[Update] = []
+    rank = 0
     for place, change in each:
         ranks = rank, rank + change.a.shape[0]
         updates += _updates(ops, place, change, ranks)

@@ -243,7 +243,7 @@ def _initial(ops: Backend, name: str, out: int, size: int, config: LoraConfig) -
 
 def row_squares(ops: Backend, base: Linear) -> Array:
     """Squared lengths of the rows of a prepared weight, float32 (out,)."""
-    parts = []
+    parts: list[Array] = []
     for rows in weight_rows(ops, base, 0, base.specs[0].shape[0]):
         parts.append(ops.sum(rows * rows, 1))
         ops.launch(parts[-1])

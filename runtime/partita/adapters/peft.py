@@ -14,6 +14,7 @@ from typing import Any, TypeGuard
 
 from ..checkpoint.names import unwrapped
 from ..errors import CheckpointError, UnsupportedModel
+from ..files.bounded import is_table
 
 CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
@@ -106,10 +107,10 @@ def dropout(value: Any) -> float:
 
 def _patterns(config: Mapping[str, Any], key: str) -> tuple[tuple[re.Pattern[str], Any], ...]:
     """By PEFT's rule a pattern must match the end of a module's name, from a dot on."""
-    table = config.get(key) or {}
-    if not isinstance(table, Mapping):
+    table: Any = config.get(key) or {}
+    if not is_table(table):
         raise CheckpointError(f"{CONFIG}: {key} is not a table of modules")
-    found = []
+    found: list[tuple[re.Pattern[str], Any]] = []
     for pattern, value in table.items():
         whole = type(value) is int and 0 < value < 1 << 31
         if not (whole if key == "rank_pattern" else is_number(value)):

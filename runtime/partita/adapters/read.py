@@ -24,7 +24,7 @@ from ..checkpoint.base import Checkpoint
 from ..checkpoint.names import HEAD, Index, text_name
 from ..checkpoint.overlay import Derived
 from ..errors import CheckpointError, UnsupportedModel
-from ..files.bounded import find, read_object
+from ..files.bounded import find, is_table, read_object
 from ..files.paths import own
 from ..files.safetensors import SafetensorsSet, open_file
 from ..quantization import Packed, dequantize
@@ -144,7 +144,7 @@ def _open_peft(folder: Path, config: Mapping[str, Any]) -> Adapter:
     store = _store(folder, PEFT_FILE)
     parts, replaced = peft.grouped(store.tensors, PEFT_FILE)
     settings.check_work(parts)
-    changes = {}
+    changes: dict[str, LowRank] = {}
     for module, names in parts.items():
         where = f"{folder.name}: {module}"
         if "embedding_a" in names or "embedding_b" in names:
@@ -208,7 +208,7 @@ def _open_mlx(folder: Path, config: Mapping[str, Any]) -> Adapter:
     if kind not in ("lora", "dora"):
         raise UnsupportedModel(f"{CONFIG}: fine_tune_type {kind!r} is not an adapter that is read here")
     parameters = config.get("lora_parameters")
-    if not isinstance(parameters, Mapping):
+    if not is_table(parameters):
         raise CheckpointError(f"{CONFIG}: lora_parameters is not a table")
     rank, scale = parameters.get("rank"), parameters.get("scale")
     if type(rank) is not int or rank < 1 or not peft.is_number(scale):
@@ -220,7 +220,7 @@ def _open_mlx(folder: Path, config: Mapping[str, Any]) -> Adapter:
         if part not in ("lora_a", "lora_b", "m") or not module:
             raise UnsupportedModel(f"{MLX_FILE}: the tensor {name!r} is not part of a low-rank adapter")
         parts.setdefault(module, {})[part] = name
-    changes = {}
+    changes: dict[str, LowRank] = {}
     for module, names in parts.items():
         where = f"{folder.name}: {module}"
         a, b = _pair(store, names, "lora_a", "lora_b", where)

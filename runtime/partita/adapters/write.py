@@ -41,9 +41,9 @@ class PeftConfig:
     dora: bool
     targets: list[str]
     layers: list[int] | None = None
-    saved: list[str] = field(default_factory=list)
-    ranks: Mapping[str, int] = field(default_factory=dict)
-    alphas: Mapping[str, float] = field(default_factory=dict)
+    saved: list[str] = field(default_factory=list[str])
+    ranks: Mapping[str, int] = field(default_factory=dict[str, int])
+    alphas: Mapping[str, float] = field(default_factory=dict[str, float])
 
     def document(self) -> dict[str, Any]:
         """Every setting that decides what the adapter does."""

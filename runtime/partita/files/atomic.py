@@ -19,7 +19,7 @@ import glob
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +37,7 @@ _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSU
 
 
 @contextmanager
-def whole_file(target: Path, *, replace: bool = True, private: bool = False) -> Iterator[Path]:
+def whole_file(target: Path, *, replace: bool = True, private: bool = False) -> Generator[Path, None, None]:
     """An empty temporary file that becomes `target` when the block ends well, and vanishes when it does not.
 
     replace: what stands there; else it must be new. private: readable by its owner alone, in a folder that must be
@@ -54,7 +54,7 @@ def whole_file(target: Path, *, replace: bool = True, private: bool = False) -> 
 
 
 @contextmanager
-def whole_folder(target: Path, *, replace: bool = True) -> Iterator[Path]:
+def whole_folder(target: Path, *, replace: bool = True) -> Generator[Path, None, None]:
     """The same for a folder."""
     with _beside(target, replace=replace) as (place, partial):
         partial.mkdir()
@@ -68,7 +68,7 @@ def whole_folder(target: Path, *, replace: bool = True) -> Iterator[Path]:
 
 
 @contextmanager
-def scratch_folder(place: Path) -> Iterator[Path]:
+def scratch_folder(place: Path) -> Generator[Path, None, None]:
     """A folder beside `place`, for work on the way to it, which vanishes when the block ends. DataError as above."""
     with _beside(place, replace=True) as (_, partial):
         partial.mkdir()
@@ -94,7 +94,7 @@ def _refuse_unless(replace: bool, target: Path) -> None:
 
 
 @contextmanager
-def _beside(target: Path, *, replace: bool, make: bool = True) -> Iterator[tuple[Path, Path]]:
+def _beside(target: Path, *, replace: bool, make: bool = True) -> Generator[tuple[Path, Path], None, None]:
     """Where `target` is in truth, and a name in a temporary folder beside it, which is locked and gone afterwards."""
     _refuse_unless(replace, target)
     place, claimed = _resolved(target) if replace else target.absolute(), None
@@ -173,7 +173,7 @@ def remove_leftovers_of(place: Path) -> None:
 
 
 @contextmanager
-def alone(place: Path, refusal: str) -> Iterator[None]:
+def alone(place: Path, refusal: str) -> Generator[None, None, None]:
     """Be the only one in such a block for `place`, a file or a folder that is there; DataError(refusal) for any other.
 
     What holds a place ends with its process, however it ends. Where a file system has no locks, nobody is refused.

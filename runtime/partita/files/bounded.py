@@ -13,7 +13,7 @@ import mmap
 import os
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 from ..errors import CheckpointError
 
@@ -117,7 +117,7 @@ def parse_object(raw: bytes | str, what: str) -> dict[str, Any]:
         raise CheckpointError(f"{what}: the key {error.args[0]!r} appears twice") from None
     except ValueError as error:
         raise CheckpointError(f"{what}: not JSON text: {error}") from None
-    if not isinstance(value, dict):
+    if not is_table(value):
         raise CheckpointError(f"{what}: not a JSON object")
     if nesting(value) > MAX_NESTING:
         raise CheckpointError(f"{what}: tables are nested more than {MAX_NESTING} deep")
@@ -131,6 +131,16 @@ def parse(raw: bytes | str, **options: Any) -> Any:
         return json.loads(raw, **options)
     except RecursionError:
         raise ValueError("nested too deep") from None
+
+
+def is_table(value: object) -> TypeGuard[dict[str, Any]]:
+    """Whether what `parse` gave, or holds, is a JSON object."""
+    return isinstance(value, dict)
+
+
+def is_list(value: object) -> TypeGuard[list[Any]]:
+    """Whether it is a JSON array."""
+    return isinstance(value, list)
 
 
 def map_file(path: Path) -> mmap.mmap:
@@ -159,11 +169,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def nesting(value: Any) -> int:
     """How deep tables and lists lie in one another; not followed further than one level too many."""
-    level, depth = [value], 0
+    level: list[Any] = [value]
+    depth = 0
     while level and depth <= MAX_NESTING:
-        level = [x for x in level if isinstance(x, dict | list)]
+        level = [x for x in level if is_table(x) or is_list(x)]
         depth += bool(level)
-        level = [item for x in level for item in (x.values() if isinstance(x, dict) else x)]
+        level = [item for x in level for item in (x.values() if is_table(x) else x)]
     return depth
 
 

@@ -17,13 +17,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import numpy as np
 
 from ..brief import Brief
 from ..errors import CheckpointError
-from .bounded import INDEX, TENSOR_NAME, find, map_file, parse_object, read_object
+from .bounded import INDEX, TENSOR_NAME, find, is_list, is_table, map_file, parse_object, read_object
 
 MAX_HEADER_BYTES = 25 * 1024 * 1024
 MAX_TENSORS = 100_000
@@ -73,7 +73,7 @@ class SafetensorsSet(Brief):
     tensors: Mapping[str, StoredTensor]
     files: Mapping[str, mmap.mmap]
     header_ends: Mapping[str, int]
-    promised: Mapping[str, str] = field(default_factory=dict)
+    promised: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def read(self, name: str) -> np.ndarray:
         """The tensor as stored, without a copy where it is aligned for its dtype."""
@@ -143,7 +143,7 @@ def _weight_files(folder: Path, indexed: frozenset[str]) -> list[str]:
 def shard_table(path: Path, suffix: str) -> dict[str, str]:
     """The weight_map of an index: tensor to the file, ending in `suffix`, that holds it beside the index."""
     weights = read_object(path, INDEX).get("weight_map")
-    if not isinstance(weights, dict) or not weights or len(weights) > MAX_TENSORS:
+    if not is_table(weights) or not weights or len(weights) > MAX_TENSORS:
         raise CheckpointError(f"{path.name}: weight_map is not a table of tensors")
     for tensor, name in weights.items():
         plain = isinstance(name, str) and name.endswith(suffix) and Path(name).name == name and "\\" not in name
@@ -177,16 +177,16 @@ def read_metadata(data: mmap.mmap, file: str) -> dict[str, str]:
     if not 2 <= length <= min(MAX_HEADER_BYTES, len(data) - 8):
         raise CheckpointError(f"{file}: a header of {length} bytes in a file of {len(data)}; the file is damaged")
     metadata = parse_object(data[8 : 8 + length], f"{file}: header").get("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    if not is_table(metadata) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{file}: header: __metadata__ is not a table of strings")
     return metadata
 
 
-def _stored(file: str, name: str, entry: Any, base: int, size: int) -> StoredTensor:
+def _stored(file: str, name: str, entry: object, base: int, size: int) -> StoredTensor:
     where = f"{file}: tensor {name!r}"
     if len(name) > TENSOR_NAME:
         raise CheckpointError(f"{file}: the name of a tensor has {len(name)} characters, the limit is {TENSOR_NAME}")
-    if not isinstance(entry, dict):
+    if not is_table(entry):
         raise CheckpointError(f"{where} has no description")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or (dtype not in _NUMPY and dtype not in _WITH_ML_DTYPES):
@@ -201,8 +201,8 @@ def _stored(file: str, name: str, entry: Any, base: int, size: int) -> StoredTen
     return StoredTensor(file, dtype, tuple(shape), base + offsets[0], nbytes)
 
 
-def _naturals(value: Any) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 63 for item in value)
+def _naturals(value: object) -> TypeGuard[list[int]]:
+    return is_list(value) and all(type(item) is int and 0 <= item < 1 << 63 for item in value)
 
 
 def _dtype(name: str) -> np.dtype:

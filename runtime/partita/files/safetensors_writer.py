@@ -18,7 +18,7 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mappi
     arrays that are not contiguous.
     """
     from safetensors import SafetensorError
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType]: a path's type has a gap
 
     path.touch()
     mode = path.stat().st_mode

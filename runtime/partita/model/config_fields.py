@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 from ..errors import CheckpointError, UnsupportedModel
 from .config import LayerConfig, ModelConfig, RopeConfig
@@ -109,9 +109,17 @@ def table(config: Config, key: str) -> Config:
 def numbers(config: Config, key: str, count: int) -> tuple[float, ...]:
     """A list of `count` numbers, each finite and above 0."""
     value = config.get(key)
-    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != count:
+    if not _is_sequence(value) or len(value) != count:
         raise CheckpointError(f"config.json: {key} must be a list of {count} numbers, got {str(value)[:60]}")
     return tuple(number({key: item}, key) for item in value)
+
+
+def is_list(value: object) -> TypeGuard[list[Any]]:
+    return isinstance(value, list)
+
+
+def _is_sequence(value: object) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def activation(config: Config, key: str) -> str:
@@ -201,7 +209,7 @@ def layer_types(config: Config, default: Sequence[str] | None = None) -> list[st
         types = default
     if types is None:
         raise CheckpointError("config.json: layer_types does not say which layers slide")
-    if not isinstance(types, list):
+    if not is_list(types):
         raise CheckpointError(f"config.json: layer_types must be a list, got {types!r}")
     if len(types) != count:
         raise CheckpointError(f"config.json: layer_types names {len(types)} layers, num_hidden_layers says {count}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 
 def walk(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -16,6 +16,13 @@ def walk(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     yield path, tree
     for key, child in _children(tree):
         yield from walk(child, f"{path}.{key}" if path else key)
+
+
+def at(tree: Any, path: str) -> Any:
+    """The node at a path that is there."""
+    for key in path.split("."):
+        tree = tree[int(key)] if _is_tuple(tree) else getattr(tree, key)
+    return tree
 
 
 def replace_at(tree: Any, changes: Mapping[str, Any]) -> Any:
@@ -38,11 +45,15 @@ def replace_at(tree: Any, changes: Mapping[str, Any]) -> Any:
 
 
 def _is_inner(node: Any) -> bool:
-    return isinstance(node, tuple) or (is_dataclass(node) and not isinstance(node, type))
+    return _is_tuple(node) or (is_dataclass(node) and not isinstance(node, type))
+
+
+def _is_tuple(node: object) -> TypeGuard[tuple[Any, ...]]:
+    return isinstance(node, tuple)
 
 
 def _children(node: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(node, tuple):
+    if _is_tuple(node):
         yield from ((str(i), child) for i, child in enumerate(node))
     elif _is_inner(node):
         yield from ((field.name, getattr(node, field.name)) for field in fields(node))

@@ -123,7 +123,8 @@ def _described(state: TrainState) -> dict[str, Any]:
 
 def _buckets(sizes: Iterable[tuple[str, int]]) -> Iterator[list[str]]:
     """Names in their order, in groups of at most BUCKET numbers or of one."""
-    names, count = [], 0
+    names: list[str] = []
+    count = 0
     for name, size in sizes:
         if names and count + size > BUCKET:
             yield names

@@ -43,8 +43,8 @@ class AdamW:
 class Moments:
     """Running means of the gradients (m) and of their squares (v), float32, by the trainables' names; updates done."""
 
-    m: Arrays = field(default_factory=dict)
-    v: Arrays = field(default_factory=dict)
+    m: Arrays = field(default_factory=dict[str, Array])
+    v: Arrays = field(default_factory=dict[str, Array])
     updates: int = 0
 
 

@@ -64,7 +64,7 @@ class TrainState(Brief):
     v: Values
     position: Any
     identity: Mapping[str, Any]
-    random: Mapping[str, Any] = field(default_factory=dict)
+    random: Mapping[str, Any] = field(default_factory=dict[str, Any])
     best: Best | None = None
     tokens: int = 0
     """Trained so far."""

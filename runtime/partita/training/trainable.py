@@ -24,7 +24,7 @@ from ..errors import UnsupportedModel
 from ..model.decoder import Decoder, through
 from ..model.layers import Linear, RMSNorm
 from ..model.mixer import SequenceState
-from ..model.tree import replace_at, walk
+from ..model.tree import at, replace_at, walk
 from ..quantization import Packed, dequantize
 from .loss import chunk_rows, cross_entropy
 from .packed import PackedView
@@ -113,12 +113,10 @@ class Trainable(Brief):
 
     def _bound(self, part: str, own: Mapping[str, Array]) -> Any:
         """A part of the decoder with its trainables in place."""
-        tree = self.decoder
-        for key in part.split("."):
-            tree = tree[int(key)] if isinstance(tree, tuple) else getattr(tree, key)
         paths = self._parts.get(part, {})
         return replace_at(
-            tree, {path: self._shifted(name, own[name]) for name in paths for path in paths[name]} if paths else {}
+            at(self.decoder, part),
+            {path: self._shifted(name, own[name]) for name in paths for path in paths[name]} if paths else {},
         )
 
     def _shifted(self, name: str, value: Array) -> Array:
@@ -158,7 +156,7 @@ def full(ops: Backend, decoder: Decoder, checkpoint: Checkpoint) -> tuple[Traina
             field="method",
         )
     places, plus_one = _weights(decoder)
-    values = {}
+    values: dict[str, Array] = {}
     for name in places:
         value = checkpoint.read(name)
         dense = dequantize(value) if isinstance(value, Packed) else value.astype(np.float32)
@@ -170,7 +168,7 @@ def full(ops: Backend, decoder: Decoder, checkpoint: Checkpoint) -> tuple[Traina
 def _weights(decoder: Decoder) -> tuple[dict[str, tuple[str, ...]], frozenset[str]]:
     """Names in the checkpoint of all weights and biases with their paths; and of the norms that add one."""
     places: dict[str, tuple[str, ...]] = {f"{decoder.embedding_name}.weight": ("embedding",)}
-    norms = set()
+    norms: set[str] = set()
     for path, node in walk(decoder):
         if not isinstance(node, Linear | RMSNorm):
             continue

@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from ..arrays import Array
 from ..backend import Backend
 from ..data.batches import Batch
 from ..errors import DataError, TrainingError
@@ -241,9 +242,10 @@ class Trainer:
         memory = self.ops.memory().peak
         return Step(number, loss, filled, whole, time.perf_counter() - begun, rate, norm, memory)
 
-    def _gradients(self, batches: list[Batch], step: int, trained: int) -> tuple[list[Any], Arrays]:
+    def _gradients(self, batches: list[Batch], step: int, trained: int) -> tuple[list[Array], Arrays]:
         """Each batch's share of the step's mean loss, float32 (1,), and the gradients of their sum."""
-        losses, grads = [], {}
+        losses: list[Array] = []
+        grads: Arrays = {}
         for i, batch in enumerate(batches):
             self._on_batch("step", i, len(batches))
             if not batch.trained:

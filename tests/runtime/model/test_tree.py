@@ -10,7 +10,7 @@ from partita.checkpoint.open import open_checkpoint
 from partita.model.decoder import Decoder
 from partita.model.layers import Linear
 from partita.model.load import load_decoder
-from partita.model.tree import replace_at, walk
+from partita.model.tree import at, replace_at, walk
 from partita_backends.numpy import NumpyBackend
 
 
@@ -24,6 +24,7 @@ def test_every_node_has_a_path_and_can_be_put_back(decoder: Decoder) -> None:
     assert nodes[""] is decoder
     assert nodes["blocks.1.attention.qkv.parts.0.weight"].shape == (128, 64)
     assert nodes["norm.eps"] == 1e-5
+    assert at(decoder, "blocks.1.attention.qkv.parts.0") is nodes["blocks.1.attention.qkv.parts.0"]
     leaves = {path: node for path, node in nodes.items() if not any(other.startswith(f"{path}.") for other in nodes)}
     del leaves[""]
     assert dict(walk(replace_at(decoder, leaves))).keys() == nodes.keys()

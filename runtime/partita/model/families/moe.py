@@ -6,6 +6,7 @@ Not here: how a checkpoint keeps experts (`checkpoint/experts.py`). The invarian
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from ...errors import CheckpointError, UnsupportedModel
 from ..config import ExpertsConfig, LayerConfig, ModelConfig
@@ -16,6 +17,7 @@ from ..config_fields import (
     decoder,
     flag,
     integer,
+    is_list,
     layer_count,
     layer_types,
     layers_by_type,
@@ -55,8 +57,8 @@ def qwen3_moe(config: Config) -> ModelConfig:
 def _sparse_layers(config: Config) -> list[bool]:
     """Which layers have experts: every decoder_sparse_step-th, but for those in mlp_only_layers."""
     step = integer(config, "decoder_sparse_step") if config.get("decoder_sparse_step") is not None else 1
-    dense = config.get("mlp_only_layers") or []
-    if not isinstance(dense, list) or any(type(i) is not int for i in dense):
+    dense: Any = config.get("mlp_only_layers") or []
+    if not is_list(dense) or any(type(i) is not int for i in dense):
         raise CheckpointError(f"config.json: mlp_only_layers must be a list of layer numbers, got {dense!r}")
     return [i not in dense and (i + 1) % step == 0 for i in range(layer_count(config))]
 

@@ -21,6 +21,7 @@ from ..config_fields import (
     decoder,
     flag,
     integer,
+    is_list,
     layer_count,
     layer_types,
     layers_by_type,
@@ -84,7 +85,7 @@ def _smollm3(config: Config) -> ModelConfig:
     if rotates is None:  # the name says the opposite of the value: 1 is a layer with rope
         interval = integer(config, "no_rope_layer_interval")
         rotates = [int((i + 1) % interval != 0) for i in range(count)]
-    if not isinstance(rotates, list) or len(rotates) < count or any(value not in (0, 1) for value in rotates):
+    if not is_list(rotates) or len(rotates) < count or any(value not in (0, 1) for value in rotates):
         raise CheckpointError(f"config.json: no_rope_layers must say 0 or 1 for each of {count} layers")
     slides = flag(config, "use_sliding_window")
     types = [SLIDING if slides and config.get("sliding_window") and not rotates[i] else FULL for i in range(count)]
