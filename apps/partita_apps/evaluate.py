@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import click
 
 from partita.errors import DataError, MemoryBudgetError
 from partita.files.paths import own
+from partita.files.texts import read_text
 from partita.units import memory_size
 
 from .aliases import model_option, shifted
@@ -85,15 +85,6 @@ def evaluate(
         click.echo(json.dumps(rows[0] if len(rows) == 1 else {"rows": rows}))
     else:
         show(rows)
-
-
-def read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}): convert it first") from None
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}: name a text file that can be read") from None
 
 
 def measure(language_model: Any, spec: Any, tokens: list[int], segment: int) -> dict[str, Any]:

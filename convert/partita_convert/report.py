@@ -42,8 +42,13 @@ class Raised:
 
 @dataclass(frozen=True)
 class Report:
-    """retained: of each weight that an adapter changed, the share of the change that is in what was written. raised:
-    those that got more bits for it."""
+    """What was written, sizes in bytes.
+
+    form: "mlx", "huggingface" or "gguf". tensors: name, formats and error of each. retained: of each weight that an
+    adapter changed, the share of the change that is in what was written. raised: those that got more bits for it.
+    check: what was lost on a text, if that was asked. rank: of an adapter, where one was written in another layout and
+    no model; its tensors are the changes.
+    """
 
     path: Path
     form: str
@@ -55,6 +60,7 @@ class Report:
     retained: Mapping[str, float] = field(default_factory=dict)
     raised: Mapping[str, Raised] = field(default_factory=dict)
     check: Check | None = None
+    rank: int | None = None
 
     @property
     def bits_per_weight(self) -> float:
@@ -79,7 +85,7 @@ class Report:
             "to": self.form,
             "bytes": self.nbytes,
             "source_bytes": self.source_bytes,
-            "bits_per_weight": self.bits_per_weight,
+            "bits_per_weight": self.bits_per_weight if self.rank is None else None,
             "recipe": self.recipe,
             "calibration": self.calibration,
             "tensors": tensors,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,24 +15,20 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
 
-from .adapters.read import open_adapter
-from .backend import Backend
 from .cache.state import Cache
 from .checkpoint.base import Checkpoint
-from .errors import DataError, UnsupportedModel
+from .errors import DataError
 from .files.paths import own
 from .finetuning.observer import Observer
 from .finetuning.outcome import TrainingReport
-from .finetuning.run import check_place, run
+from .finetuning.run import check_place
+from .finetuning.run import run as run_finetuning
 from .finetuning.settings import MoreSettings, Settings
 from .inference.sampling import Sampling
-from .language_model import DEFAULT_MAX_TOKENS, LanguageModel, Message, Piece, Session, open_backend
-from .model.load import read_config
-from .sources.resolve import DEFAULT_MODEL, resolve
-from .text.load import load_tokenizer
+from .language_model import DEFAULT_MAX_TOKENS, LanguageModel, Message, Piece, Session
+from .sources.resolve import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from partita_convert.planning import Calibration, Request
     from partita_convert.report import Report
 
 
@@ -275,7 +270,9 @@ def finetune(
     if together.first():
         check_place(place, resume)
     records, first = None if is_source else data, together.first()
-    trained = run(settings, place, observer, write_folder=_write_folder, records=records, resume=resume, first=first)
+    trained = run_finetuning(
+        settings, place, observer, write_folder=_write_folder, records=records, resume=resume, first=first
+    )
     return TrainingReport.of(*trained)
 
 
@@ -303,54 +300,50 @@ def convert(
     exact: bool = False,
     adapter: str | Path | None = None,
     adapter_loss: Literal["raise", "keep", "refuse"] = "raise",
-    calibration: str | None = None,
+    calibration: str | Path | None = None,
+    check: str | Path | None = None,
     allow_pickle: bool = False,
     backend: str = "auto",
     device: str | None = None,
     threads: int | None = None,
 ) -> Report:
-    """Write a model in another layout, and say what it cost: `report.bits_per_weight`, `report.nbytes`, and the error
-    of every tensor in `report.tensors`; `report.as_json()` is what `partita convert --json` prints.
+    """Write a model in another layout, and say what it cost; what `partita convert` does.
 
-    source: a model as in `load`. dest: a new folder, or a new file that ends in .gguf. to: the layout of mlx-lm,
-    of transformers (dense) or llama.cpp; by dest if it is left out. quantize: bits, as 4 or "4:32" (in groups of 32),
-    a mixture as "mixed_4_6", "measured:4.5" (bits a weight, spent where they help most), or a type of GGUF; None
-    keeps what is stored. dtype: of weights that stay dense. exact: keep float32 scales of K-quants. adapter: a folder
-    to fuse; adapter_loss: what to do where few bits would lose its change. calibration: a text to weigh errors by, a
-    short one of ours by default. allow_pickle: read PyTorch's .bin files, in a separate process. backend, device,
-    threads: of what runs the model for that.
+    The report has `bits_per_weight`, `nbytes`, and the error of every tensor in `tensors`; its `as_json()` is what
+    `partita convert --json` prints. A folder's README.md says what it came from and how.
+
+    source: a model as in `load`, or the folder of an adapter. dest: a new folder, or a new file that ends in .gguf.
+
+    - to: "mlx" (for partita and mlx-lm), "huggingface" (dense, for transformers) or "gguf" (for llama.cpp); None is
+      gguf where dest ends so, else mlx. Of an adapter: "mlx" is mlx-lm's layout, "huggingface" PEFT's
+    - quantize: bits, as 4 or "4:32" (in groups of 32), a mixture as "mixed_4_6", "measured:4.5" (bits a weight, spent
+      where they help most), or a type of GGUF; None keeps what is stored
+    - dtype: of weights that stay dense: "float32", "float16" or "bfloat16"
+    - exact: keep float32 scales of a GGUF file's K-quants
+    - adapter: a folder, PEFT's or mlx-lm's, to fuse into the weights; adapter_loss: where few bits would lose its
+      change, "raise" the bits, "keep" the loss, or "refuse"
+    - calibration: a text file like the model's later work, to weigh errors by; None is a short text of ours, "none"
+      does not run the model
+    - check: a text file; `report.check` has the perplexity of source and result on it, and KL between them
+    - allow_pickle: read PyTorch's .bin weights, in a separate process
+    - backend, device, threads: of what runs the model for calibration and check
 
     Raises DataError, SourceError, CheckpointError, UnsupportedModel, before a byte is written wherever that is known.
     """
-    from partita_convert.convert import convert as convert_checkpoint
-    from partita_convert.pickle_reader import open_source
-    from partita_convert.planning import Request, check_options
+    from partita_convert.conversion import Options, run
 
-    place = own(dest)
-    form = to or ("gguf" if place.suffix.lower() == ".gguf" else "mlx")
-    request = Request(
-        to=form,
+    options = Options(
+        to=to,
         quantize=None if quantize is None else str(quantize),
         dtype=dtype,
         exact=exact,
-        adapter=None if adapter is None else open_adapter(adapter),
-        policy=adapter_loss,
+        adapter=adapter,
+        adapter_loss=adapter_loss,
+        calibration=calibration,
+        check=check,
+        allow_pickle=allow_pickle,
+        backend=backend,
+        device=device,
+        threads=threads,
     )
-    check_options(place, request)
-    with open_source(resolve(str(source), allow_pickle=allow_pickle), allow_pickle=allow_pickle, near=place) as opened:
-        if request.searches:
-            with suppress(UnsupportedModel):  # what cannot be run is rounded without a text
-                read_config(opened)
-                ops = open_backend(backend, device=device, dtype="float32", threads=threads)
-                request = replace(request, calibration=_calibration(opened, ops, request, calibration))
-        return convert_checkpoint(opened, place, request)
-
-
-def _calibration(checkpoint: Checkpoint, ops: Backend, request: Request, text: str | None) -> Calibration:
-    from partita_convert.calibration import SAMPLE
-    from partita_convert.planning import Calibration
-
-    if text is None and request.runs_the_model:
-        return Calibration(ops, None, "written by the model")
-    tokens = load_tokenizer(checkpoint).encode(SAMPLE if text is None else text)
-    return Calibration(ops, tokens, "partita's own" if text is None else "a text")
+    return run(str(source), own(dest), options)

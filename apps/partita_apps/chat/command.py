@@ -12,6 +12,7 @@ import click
 
 from partita.errors import DataError
 from partita.files.paths import own
+from partita.files.texts import read_text
 
 from ..aliases import model_option, option, shifted
 from ..completion import models
@@ -167,8 +168,6 @@ def given_prompt(prompt: str | None, file: Path | None, as_json: bool) -> str | 
     if file is not None:
         if prompt is not None:
             raise DataError("prompt given twice, as --prompt and as --file: leave one of them out")
-        from ..evaluate import read_text
-
         return read_text(file)
     if prompt is not None and prompt != "-":
         return prompt

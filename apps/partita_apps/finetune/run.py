@@ -5,7 +5,7 @@ What trains and what it leaves are the runtime's (`partita.finetuning`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,8 @@ from partita.finetuning.settings import Settings
 from partita.training.trainer import Evaluation, Event, Step
 from partita_backends import together
 
-from ..messages import shown
+from ..listening import OnTerminal
 from ..options import tell
-from ..progress import TerminalProgress, bar
 from . import allocator
 from .interrupts import LAUNCHERS, stopping
 from .line import Line
@@ -55,24 +54,12 @@ def write_folder(checkpoint: Checkpoint, place: Path) -> None:
     write_huggingface(checkpoint, place, replace=True)
 
 
-class Shown(Observer):
+class Shown(OnTerminal, Observer):
     """drawn: whether there is a picture of the losses."""
 
     def __init__(self) -> None:
         self.drawn = False
         self._line: Line | None = None
-
-    def note(self, *lines: str) -> None:
-        tell(*lines)
-
-    def spelled(self, message: str) -> str:
-        return shown(message)
-
-    def fetching(self) -> TerminalProgress:
-        return TerminalProgress()
-
-    def working(self, what: str) -> AbstractContextManager[Callable[[int, int], None]]:
-        return bar(what)
 
     def prepared(self, prepared: Prepared, *, resumed: bool) -> None:
         if prepared.group.rank == 0:

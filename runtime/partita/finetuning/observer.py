@@ -9,8 +9,8 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+from ..sources.listener import Listener
 from ..training.trainer import Event
-from .listener import Listener
 from .outcome import Outcome
 from .prepare import Prepared
 

@@ -27,6 +27,7 @@ from ..group import Group
 from ..language_model import open_backend, open_group
 from ..model.decoder import Decoder
 from ..model.load import load_decoder, read_config, weight_bytes
+from ..sources.listener import Listener
 from ..sources.resolve import full_name, resolve
 from ..text.chat_template import ChatTemplate
 from ..text.load import load_tokenizer, tokenizer_from_folder
@@ -36,7 +37,6 @@ from ..training.memory import Estimate, TrainingShape, admit
 from ..training.optim import AdamW
 from ..training.trainable import Trainable, adapted, full
 from ..training.trainer import TrainConfig, Trainer
-from .listener import Listener
 from .settings import EPOCHS, MAX_LENGTH, MOST_STEPS, Settings
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}

@@ -1,11 +1,11 @@
-"""What is said while a run is prepared: lines for a person, and how far the work is. Decides and shows nothing."""
+"""What is said while a run or a conversion goes on: lines for a person, and how far the work is. Shows nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
-from ..sources.store import Progress, Silent
+from .store import Progress, Silent
 
 OnPart = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -22,7 +22,7 @@ class Listener:
         return message
 
     def fetching(self) -> Progress:
-        """Hears of a fetch, of the model or of data."""
+        """Hears of a fetch, of a model or of data."""
         return Silent()
 
     def working(self, what: str) -> AbstractContextManager[OnPart]:
