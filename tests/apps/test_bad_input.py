@@ -1,148 +1,27 @@
 """Every mistake a user can make ends in one line on standard error that says what, where and what to do, and status 2.
 
-All of it through the command itself, in a process of its own: arguments in, streams and exit status out.
+All of it through the command itself, in a process of its own: arguments in, streams and exit status out. Damaged files
+of models are in test_bad_files.py.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import resource
-import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import gguf
-import numpy as np
 import pytest
 
 from partita.errors import DataError
 from partita_convert.recipes import parse_recipe
 
 from ..runtime.sources.loopback import GGUF, NAME, closed_port, everything, make_wheel
-
-SUPPORTED = ("gemma3", "llama")
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-CONTEXT = 64
-Mistake = Callable[..., str]
-
-
-def byte_letters() -> list[str]:
-    """The 256 letters that byte-level vocabularies write bytes with: printable ones as they are, others from U+0100."""
-    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    return [chr(byte) for byte in kept] + [chr(256 + i) for i in range(256 - len(kept))]
-
-
-def write_gguf(path: Path, *, template: str | None = CHATML, architecture: str = "llama", stop: str = "") -> Path:
-    """A whole model of two small layers with random weights."""
-    tokens = [*byte_letters(), "<|im_start|>", "<|im_end|>", "he"]
-    width, inner, heads, kv_heads, rng = 64, 96, 2, 1, np.random.default_rng(0)
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_block_count(2)
-    writer.add_context_length(CONTEXT)
-    writer.add_embedding_length(width)
-    writer.add_feed_forward_length(inner)
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(kv_heads)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(tokens)
-    writer.add_token_types([1] * 256 + [3, 3, 1])
-    writer.add_token_merges(["h e"])
-    writer.add_eos_token_id(257)
-    if template is not None:
-        writer.add_chat_template(template)
-    shapes = {"token_embd": (len(tokens), width), "output_norm": (width,)}
-    head_dim = width // heads
-    for i in range(2):
-        shapes |= {
-            f"blk.{i}.attn_norm": (width,),
-            f"blk.{i}.attn_q": (width, width),
-            f"blk.{i}.attn_k": (kv_heads * head_dim, width),
-            f"blk.{i}.attn_v": (kv_heads * head_dim, width),
-            f"blk.{i}.attn_output": (width, width),
-            f"blk.{i}.ffn_norm": (width,),
-            f"blk.{i}.ffn_gate": (inner, width),
-            f"blk.{i}.ffn_up": (inner, width),
-            f"blk.{i}.ffn_down": (width, inner),
-        }
-    for name, shape in shapes.items():
-        writer.add_tensor(f"{name}.weight", rng.standard_normal(shape).astype(np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+from .mistakes import Mistake, ask, write_gguf
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf")
-
-
-@pytest.fixture
-def folder(tiny_model: Path, tmp_path: Path) -> Path:
-    """A model folder to spoil."""
-    return shutil.copytree(tiny_model, tmp_path / "folder")
-
-
-@pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    """No setting of this machine reaches the command; no network, no cache but an empty one."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.upper().startswith(("PIP_", "HF_", "HUGGINGFACE_", "PARTITA_"))
-        and not name.lower().endswith("_proxy")
-    }
-    own = {"PARTITA_CACHE": "cache", "HF_HOME": "hub", "HOME": "."}
-    nowhere = f"http://127.0.0.1:{closed_port()}"
-    index = {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": f"{nowhere}/simple", "HF_ENDPOINT": nowhere}
-    return kept | {name: str(tmp_path / path) for name, path in own.items()} | index | {"PYTHONWARNINGS": "error"}
-
-
-@pytest.fixture
-def mistake(tmp_path: Path, environment: dict[str, str]) -> Mistake:
-    """mistake(*arguments) runs `partita`, insists on how a mistake ends, and returns its line without the prefix."""
-
-    def run(
-        *arguments: str | Path,
-        words: Sequence[str] = (),
-        stdin: bytes = b"",
-        settings: Mapping[str, str] | None = None,
-        before: Callable[[], None] | None = None,
-    ) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "partita_apps.cli", *map(str, arguments)],
-            input=stdin,
-            capture_output=True,
-            cwd=tmp_path,
-            env={**environment, **(settings or {})},
-            timeout=120,
-            preexec_fn=before,
-        )
-        err = done.stderr.decode()
-        lines = [line for line in err.splitlines() if not line.startswith("looking for ")]  # progress of a fetch
-        assert done.returncode == 2, err
-        assert done.stdout == b""
-        assert len(lines) == 1, err
-        assert lines[0].startswith("partita: ")
-        for word in words:
-            assert word in lines[0], lines[0]
-        return lines[0].removeprefix("partita: ")
-
-    return run
-
-
-def ask(model: Path | str, *options: str) -> list[str]:
-    return ["chat", str(model), "-p", "hi", "--backend", "numpy", *options]
 
 
 # --- names that lead nowhere
@@ -217,124 +96,6 @@ def test_a_disk_that_fills_during_a_download(mistake: Mistake, tmp_path: Path) -
     words = ["demo-model==1.0", "no space left", "PARTITA_CACHE"]
     mistake("models", "pull", NAME, settings=settings, words=words, before=small_files)
     assert everything(tmp_path / "cache") == []
-
-
-# --- damaged files
-
-
-@pytest.mark.parametrize("part", [0.0, 0.001, 0.05, 0.5, 0.99])
-def test_a_truncated_gguf(mistake: Mistake, model: Path, tmp_path: Path, part: float) -> None:
-    body = model.read_bytes()
-    (tmp_path / "cut.gguf").write_bytes(body[: int(len(body) * part)])
-    line = mistake(*ask("cut.gguf"), words=["cut.gguf"])
-    assert any(what in line for what in ("empty", "not a GGUF file", "damaged", "cut off")), line
-
-
-def damaged(body: bytes, at: int, new: bytes) -> bytes:
-    return body[:at] + new + body[at + len(new) :]
-
-
-@pytest.mark.parametrize(
-    ("at", "new", "words"),
-    [
-        (0, b"GGML", ["not a GGUF file"]),
-        (4, b"\x63", ["GGUF version 99"]),
-        (4, b"\x00\x00\x00\x03", ["big-endian"]),
-        (8, b"\xff" * 8, ["do not fit", "fetch it again"]),
-        (16, b"\xff" * 8, ["do not fit", "fetch it again"]),
-        (24, b"\xff" * 8, ["a metadata key", "fetch it again"]),
-        (32, b"\xff", ["not UTF-8", "fetch it again"]),
-        (24 + 8 + len("general.architecture"), b"\x63", ["value type 99", "fetch it again"]),
-    ],
-)
-def test_a_corrupted_gguf_header(mistake: Mistake, model: Path, tmp_path: Path, at: int, new: bytes, words) -> None:
-    (tmp_path / "bad.gguf").write_bytes(damaged(model.read_bytes(), at, new))
-    mistake(*ask("bad.gguf"), words=["bad.gguf", *words])
-
-
-def test_a_corrupted_gguf_vocabulary(mistake: Mistake, model: Path, tmp_path: Path) -> None:
-    body = model.read_bytes()
-    for key in (b"tokenizer.ggml.merges", b"tokenizer.ggml.tokens"):
-        (tmp_path / "bad.gguf").write_bytes(body.replace(key, key[:-1] + b"?"))
-        mistake(*ask("bad.gguf"), words=["bad.gguf", "tokenizer.ggml."])
-
-
-@pytest.mark.parametrize("part", [0.0, 0.0001, 0.01, 0.5, 0.999])
-def test_truncated_safetensors(mistake: Mistake, folder: Path, part: float) -> None:
-    file = folder / "model.safetensors"
-    body = file.read_bytes()
-    file.write_bytes(body[: int(len(body) * part)])
-    line = mistake(*ask(folder), words=["model.safetensors"])
-    assert any(what in line for what in ("empty", "damaged", "cut off")), line
-
-
-@pytest.mark.parametrize(
-    ("at", "new", "words"),
-    [
-        (0, b"\xff" * 8, ["header", "damaged"]),
-        (8, b"x", ["header", "not JSON"]),
-        (30, b"\xff\xfe", ["header", "not JSON"]),
-    ],
-)
-def test_corrupted_safetensors(mistake: Mistake, folder: Path, at: int, new: bytes, words: list[str]) -> None:
-    file = folder / "model.safetensors"
-    file.write_bytes(damaged(file.read_bytes(), at, new))
-    mistake(*ask(folder), words=["model.safetensors", *words])
-
-
-def test_safetensors_that_contradict_themselves(mistake: Mistake, folder: Path) -> None:
-    file = folder / "model.safetensors"
-    body = file.read_bytes()
-    file.write_bytes(body.replace(b'"F32"', b'"F99"', 1))
-    mistake(*ask(folder), words=["model.safetensors", "unknown dtype 'F99'"])
-    file.write_bytes(body.replace(b'"F32"', b'"F16"', 1))
-    mistake(*ask(folder), words=["model.safetensors", "bytes"])
-    file.write_bytes(body.replace(b"model.norm.weight", b"model.norm.weighs", 1))
-    mistake(*ask(folder), words=["model.norm.weight"])
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("config.json", ["there is no config.json"]),
-        ("model.safetensors", ["no model.safetensors"]),
-        ("tokenizer.json", ["no tokenizer.json and no tokenizer.model"]),
-    ],
-)
-def test_a_folder_that_lacks_a_file(mistake: Mistake, folder: Path, name: str, words: list[str]) -> None:
-    (folder / name).unlink()
-    mistake(*ask(folder), words=[str(folder), *words])
-
-
-def test_damaged_settings(mistake: Mistake, folder: Path) -> None:
-    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
-        (folder / name).write_text('{"half": ')
-        mistake(*ask(folder), words=[name, "JSON"])
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"model_type": "martian"}, ["'martian' is not supported", "llama"]),
-        ({"model_type": None}, ["None is not supported"]),
-        ({"hidden_size": "wide"}, ["hidden_size must be an integer"]),
-        ({"hidden_size": 72}, ["the config says"]),
-        ({"rope_theta": None}, ["rope_theta is missing"]),
-        ({"rope_scaling": {"rope_type": "spiral"}}, ["rope_type 'spiral' is not supported"]),
-        ({"hidden_act": "relu6"}, ["hidden_act 'relu6' is not supported"]),
-        ({"auto_map": {"AutoModel": "x.X"}}, ["'auto_map'", "never done"]),
-        ({"quantization_config": {"quant_method": "gptq"}}, ["'gptq'", "not read"]),
-    ],
-)
-def test_a_config_that_cannot_be_played(mistake: Mistake, folder: Path, change: dict, words: list[str]) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | change))
-    mistake(*ask(folder), words=words)
-
-
-def test_an_unknown_gguf_architecture(mistake: Mistake, tmp_path: Path) -> None:
-    path = write_gguf(tmp_path / "martian.gguf", architecture="martian")
-    mistake(*ask(path), words=["'martian' is not implemented", *SUPPORTED])
 
 
 # --- options

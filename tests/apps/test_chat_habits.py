@@ -27,11 +27,6 @@ from ..runtime.adapters.test_adapting import write
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 
 
-@pytest.fixture(scope="session")
-def tiny(tiny_model):
-    return partita.load(tiny_model, backend="numpy")
-
-
 def talk_with(model, cache: CacheOptions | None = None, *, raw: bool = False, **settings) -> Conversation:
     return Conversation(model, Settings.of({"max_tokens": 8, **settings}), cache or CacheOptions(), raw=raw)
 

@@ -23,11 +23,6 @@ PARTITA = str(Path(sys.executable).with_name("partita"))
 PROMPT = "the fox and the dog and the fox and the dog"
 
 
-@pytest.fixture(scope="session")
-def tiny(tiny_model):
-    return partita.load(tiny_model, backend="numpy")
-
-
 @pytest.fixture
 def run(tiny_model, tmp_path):
     """run(*options, model=) is a finished `partita chat` in tmp_path."""

@@ -12,7 +12,7 @@ from partita.checkpoint.open import open_checkpoint
 from partita.errors import CheckpointError, UnsupportedModel
 from partita.quantization import Packed, dequantize
 
-from .test_gguf import Llama
+from .gguf_files import Llama
 
 Type = gguf.GGMLQuantizationType
 DENSE = ["F32", "F16", "BF16"]

@@ -1,0 +1,70 @@
+"""A command that is expected to refuse, run in a process of its own; the tiny model."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+import partita
+
+from ..runtime.sources.loopback import closed_port
+from .mistakes import Mistake
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """No setting of this machine reaches the command; no network, no cache but an empty one."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.upper().startswith(("PIP_", "HF_", "HUGGINGFACE_", "PARTITA_"))
+        and not name.lower().endswith("_proxy")
+    }
+    own = {"PARTITA_CACHE": "cache", "HF_HOME": "hub", "HOME": "."}
+    nowhere = f"http://127.0.0.1:{closed_port()}"
+    index = {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": f"{nowhere}/simple", "HF_ENDPOINT": nowhere}
+    return kept | {name: str(tmp_path / path) for name, path in own.items()} | index | {"PYTHONWARNINGS": "error"}
+
+
+@pytest.fixture
+def mistake(tmp_path: Path, environment: dict[str, str]) -> Mistake:
+    """mistake(*arguments) runs `partita`, insists on how a mistake ends, and returns its line without the prefix."""
+
+    def run(
+        *arguments: str | Path,
+        words: Sequence[str] = (),
+        stdin: bytes = b"",
+        settings: Mapping[str, str] | None = None,
+        before: Callable[[], None] | None = None,
+    ) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "partita_apps.cli", *map(str, arguments)],
+            input=stdin,
+            capture_output=True,
+            cwd=tmp_path,
+            env={**environment, **(settings or {})},
+            timeout=120,
+            preexec_fn=before,
+        )
+        err = done.stderr.decode()
+        lines = [line for line in err.splitlines() if not line.startswith("looking for ")]  # progress of a fetch
+        assert done.returncode == 2, err
+        assert done.stdout == b""
+        assert len(lines) == 1, err
+        assert lines[0].startswith("partita: ")
+        for word in words:
+            assert word in lines[0], lines[0]
+        return lines[0].removeprefix("partita: ")
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_model: Path) -> partita.LanguageModel:
+    """One for each file: a model keeps beginnings that conversations share."""
+    return partita.load(tiny_model, backend="numpy")
