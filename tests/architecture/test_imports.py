@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import partita
+import partita_backends
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = {
@@ -69,14 +70,21 @@ def test_arrows(package: str, path: Path) -> None:
 
 
 def test_backends_do_not_know_each_other() -> None:
-    folder = PACKAGES["partita_backends"]
-    for path in [*folder.glob("mlx*.py"), folder / "numpy.py", *(folder / "torch").glob("*.py")]:
-        own = "torch" if path.parent.name == "torch" else path.stem.split("_")[0]
-        for node in ast.walk(ast.parse(path.read_text())):
+    """A module belongs to the backend whose name it, or its folder, begins with; others are used by all."""
+    folder, names, owners = PACKAGES["partita_backends"], set(partita_backends.names()), set()
+    for path in sorted(set(folder.rglob("*.py")) - {folder / "__init__.py"}):
+        own = path.relative_to(folder).with_suffix("").parts[0].split("_")[0]
+        owners |= {own} & names
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.level:
-                names = [(node.module or "").split(".")[0], *(alias.name for alias in node.names)]
-                named = {name.split("_")[0] for name in names}
-                assert not named & ({"mlx", "torch", "numpy"} - {own}), path
+                parts = [(node.module or "").split(".")[0], *(alias.name for alias in node.names)]
+                assert not {part.split("_")[0] for part in parts} & (names - {own}), path
+        for module, _ in imports(path):
+            package, *inner = module.split(".")
+            others = names - {own}
+            assert package not in others - {"numpy"}, f"{path.name} imports {module}"  # numpy's library is for all
+            assert package != "partita_backends" or not {part.split("_")[0] for part in inner} & others, path
+    assert owners == names
 
 
 def loaded_by(code: str) -> set[str]:
