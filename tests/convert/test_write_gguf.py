@@ -62,7 +62,7 @@ def dense(checkpoint: Checkpoint, name: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("pieces", [1, tiny_models.TOKENS])
-@pytest.mark.parametrize("backend", ["mlx", "numpy", "torch"])
+@pytest.mark.parametrize("backend", partita_backends.names())
 @pytest.mark.parametrize("name", gguf_models.NAMES)
 def test_logits_are_those_of_transformers(
     name: str,

@@ -34,7 +34,7 @@ IDS = np.asarray([[5, 80, 200, 17, 33, 9, 120]], np.int32)
 MODULES = ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")
 
 
-@pytest.fixture(params=["numpy", "torch", "mlx"], scope="module")
+@pytest.fixture(params=partita_backends.names(), scope="module")
 def ops(request: pytest.FixtureRequest) -> Backend:
     return partita_backends.load(request.param, dtype="float32")
 

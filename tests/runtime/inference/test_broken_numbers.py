@@ -25,7 +25,7 @@ from partita_convert.activations import importance
 REPEATED = [5, 6, 7, 8] * 6
 
 
-@pytest.fixture(params=["numpy", "torch", "mlx"], scope="module")
+@pytest.fixture(params=partita_backends.names(), scope="module")
 def ops(request: pytest.FixtureRequest) -> Backend:
     return partita_backends.load(request.param, dtype="float32")
 
