@@ -178,6 +178,17 @@ def recomputed(ops: Backend, a: dict[str, Any]) -> Any:
     return ops.concat([first, second], 0)
 
 
+WITHOUT_GRADIENT = frozenset(
+    {
+        *("array", "to_numpy", "zeros", "full", "launch", "fetch", "sync", "memory", "reset_peak"),  # of the host
+        *("prepare", "prepare_experts", "prepare_vector"),  # weights that stay as they are
+        *("copy", "assign", "write", "cached_attention", "quantize", "dequantize"),  # of a cache
+        *("argmax", "scatter_add", "compile"),  # of decoding
+        *("value", "value_and_grad", "stop_gradient"),  # tested in test_training.py
+    }
+)
+"""Methods of the protocol that no loss differentiates; every other one is called by an example."""
+
 EXAMPLES: dict[str, Example] = {
     "linear": plain(5),
     "linear-1-row": plain(1),
@@ -224,6 +235,26 @@ EXAMPLES: dict[str, Example] = {
     "chunked_sum": chunks(4),
     "chunked_sum-whole": chunks(100),
 }
+
+
+class Recorded:
+    """A backend that notes which of its methods are called."""
+
+    def __init__(self, ops: Backend) -> None:
+        self._ops, self.called = ops, set[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        self.called.add(name)
+        return getattr(self._ops, name)
+
+
+def test_every_differentiable_operation_has_an_example() -> None:
+    methods = {name for name, value in vars(Backend).items() if callable(value) and not name.startswith("_")}
+    assert methods >= WITHOUT_GRADIENT
+    recorded: Any = Recorded(NumpyBackend(dtype="float64"))
+    for example in EXAMPLES.values():
+        example.loss(recorded, {name: recorded.array(x) for name, x in example.inputs.items()})
+    assert methods - WITHOUT_GRADIENT <= recorded.called
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

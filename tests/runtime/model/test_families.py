@@ -14,8 +14,10 @@ from partita.cache.kv_format import KVFormat
 from partita.cache.spec import plan
 from partita.errors import CheckpointError, PartitaError, UnsupportedModel
 from partita.model.config import RopeConfig
-from partita.model.families.parse import family, parse
+from partita.model.families.parse import FAMILIES, family, parse
 from partita.model.rope import inverse_frequencies
+
+from ... import tiny_models
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -69,6 +71,8 @@ GRANITE = {
     "embedding_multiplier": 12.0,
     "logits_scaling": 8.0,
 }
+SAME_DECODER = {"ministral": "mistral", "gemma3": "gemma3_text"}
+"""Families whose decoder is that of another, by whose models it is tested."""
 DENSE = [LLAMA, MISTRAL, SMOLLM3, QWEN2, QWEN3, GEMMA2, GEMMA, PHI3, OLMO2, OLMO3, GRANITE]
 
 
@@ -80,6 +84,13 @@ def newer(config: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
 
 def windows(config: dict[str, Any]) -> list[int | None]:
     return [layer.window for layer in parse(config).layers]
+
+
+def test_every_family_has_a_tiny_model() -> None:
+    made = {values["model_type"] for values in tiny_models.FAMILIES.values()}
+    assert made.isdisjoint(SAME_DECODER)
+    assert made >= set(SAME_DECODER.values())
+    assert made | set(SAME_DECODER) == set(FAMILIES)
 
 
 def test_llama() -> None:
