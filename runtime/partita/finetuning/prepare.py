@@ -25,6 +25,7 @@ from ..files.bounded import read_object
 from ..files.paths import own
 from ..group import Group
 from ..language_model import open_backend, open_group
+from ..model.config import ModelConfig
 from ..model.decoder import Decoder
 from ..model.load import load_decoder, read_config, weight_bytes
 from ..sources.listener import Listener
@@ -82,27 +83,60 @@ def prepare(settings: Settings, out: Path, listener: Listener | None = None) -> 
     ops = _backend(settings, checkpoint, listener)
     settings = replace(settings, dtype=ops.dtype)  # decided, so that a run goes on in the same on another backend
     ops.value_and_grad(lambda ops, values: (values, ()))  # raises where a backend computes no gradients
-    config = read_config(checkpoint)
-    if settings.max_length is None:
-        settings = replace(settings, max_length=min(MAX_LENGTH, config.max_positions))
-    if (settings.max_length or 0) > config.max_positions:
-        raise DataError(
-            f"`max_length` {settings.max_length} is beyond the {config.max_positions} tokens this model was trained on",
-            field="max_length",
-        )
+    settings = _with_length(settings, read_config(checkpoint).max_positions)
     lora = _lora(settings)
     chats = tokenizer.chat_template is not None and _is_chat(settings.data, listener)
     _check_variables(settings, tokenizer, chats, listener)
     splits = _data(settings, tokenizer, listener)
-    if settings.patience is not None and splits.valid is None:
-        raise DataError(
-            "`patience` waits for a better validation loss, and there is none: leave it out, or raise `valid_fraction`",
-            field="patience",
-        )
     group = open_group(ops)  # waits for the others, so mistakes in settings and data come first
     batches = _batches(settings, splits.train, group)
     settings = _decided(settings, batches)
     _ = _train_config(settings)  # its mistakes are reported before the model is loaded
+    loaded = _loaded(settings, ops, checkpoint, lora, listener)
+    settings = replace(settings, grad_checkpoint=loaded.grad_checkpoint)
+    trainer = Trainer(
+        ops,
+        loaded.model,
+        loaded.values,
+        _train_config(settings),
+        batches,
+        validation=_validation(settings, splits, group),
+        folder=out / CHECKPOINTS if group.rank == 0 else None,
+        identity={"model": checkpoint.fingerprint(), "dtype": ops.dtype},
+        group=group,
+    )
+    sizes = loaded.parameters, loaded.weights, loaded.rest
+    return Prepared(settings, ops, group, checkpoint, tokenizer, splits, chats, lora, trainer, *sizes)
+
+
+def _with_length(settings: Settings, most: int) -> Settings:
+    """With `max_length` decided. most: positions that the model was trained on; DataError for more."""
+    if settings.max_length is None:
+        return replace(settings, max_length=min(MAX_LENGTH, most))
+    if settings.max_length > most:
+        raise DataError(
+            f"`max_length` {settings.max_length} is beyond the {most} tokens this model was trained on",
+            field="max_length",
+        )
+    return settings
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """The model with what is trained of it. The rest as in `Prepared`, and `grad_checkpoint` as it was decided."""
+
+    model: Trainable
+    values: dict[str, Any]
+    grad_checkpoint: bool
+    parameters: int
+    weights: int
+    rest: Estimate
+
+
+def _loaded(
+    settings: Settings, ops: Backend, checkpoint: Checkpoint, lora: LoraConfig | None, listener: Listener
+) -> _Loaded:
+    """Load the weights, and see whether training them fits beside them. MemoryBudgetError where it does not."""
     parameters = sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names())
     shape = TrainingShape(
         settings.batch_size,
@@ -117,25 +151,13 @@ def prepare(settings: Settings, out: Path, listener: Listener | None = None) -> 
     with listener.working("loading the model") as advance:
         decoder = load_decoder(ops, checkpoint, stack=False, on_layer=advance)
     ops.sync()
-    weights = max(ops.memory().active - before, 0)
+    weights, config = max(ops.memory().active - before, 0), decoder.config
     model, values = _trainable(ops, checkpoint, decoder, lora, shape, settings.grad_checkpoint)
     del decoder  # of full training, whose weights the trainer holds
     shape = replace(shape, trained=sum(math.prod(x.shape) for x in values.values()))
-    settings, rest = _admitted(settings, config, shape, ops.memory().free, lora is None, listener)
-    trainer = Trainer(
-        ops,
-        model,
-        values,
-        _train_config(settings),
-        batches,
-        validation=_validation(settings, splits, group),
-        folder=out / CHECKPOINTS if group.rank == 0 else None,
-        identity={"model": checkpoint.fingerprint(), "dtype": ops.dtype},
-        group=group,
-    )
-    return Prepared(
-        settings, ops, group, checkpoint, tokenizer, splits, chats, lora, trainer, parameters, weights, rest
-    )
+    free, wanted = ops.memory().free, settings.grad_checkpoint
+    checkpointed, rest = _admitted(config, shape, wanted, free, lora is None, listener)
+    return _Loaded(model, values, checkpointed, parameters, weights, rest)
 
 
 def _backend(settings: Settings, checkpoint: Checkpoint, listener: Listener) -> Backend:
@@ -212,7 +234,7 @@ def _lora(settings: Settings) -> LoraConfig | None:
 
 def _data(settings: Settings, tokenizer: Tokenizer, listener: Listener) -> Splits:
     with listener.working("reading the data") as advance:
-        return load_data(
+        splits = load_data(
             settings.data,
             tokenizer,
             None if tokenizer.chat_template is None else ChatTemplate.of(tokenizer),
@@ -224,6 +246,12 @@ def _data(settings: Settings, tokenizer: Tokenizer, listener: Listener) -> Split
             on_progress=advance,
             progress=listener.fetching(),
         )
+    if settings.patience is not None and splits.valid is None:
+        raise DataError(
+            "`patience` waits for a better validation loss, and there is none: leave it out, or raise `valid_fraction`",
+            field="patience",
+        )
+    return splits
 
 
 def _check_variables(settings: Settings, tokenizer: Tokenizer, chats: bool, listener: Listener) -> None:
@@ -287,17 +315,17 @@ def _decided(settings: Settings, batches: Batches) -> Settings:
 
 
 def _admitted(
-    settings: Settings, config: Any, shape: TrainingShape, free: int, trains_all: bool, listener: Listener
-) -> tuple[Settings, Estimate]:
-    """With gradient checkpointing where nothing was said about it and it does not fit otherwise."""
-    if settings.grad_checkpoint is not None:
-        return settings, admit(config, shape, free, full=trains_all)
+    config: ModelConfig, shape: TrainingShape, wanted: bool | None, free: int, trains_all: bool, listener: Listener
+) -> tuple[bool, Estimate]:
+    """Whether gradients are checkpointed: as wanted, or, where nothing was said, if training does not fit otherwise."""
+    if wanted is not None:
+        return wanted, admit(config, shape, free, full=trains_all)
     try:
-        return replace(settings, grad_checkpoint=False), admit(config, shape, free, full=trains_all)
+        return False, admit(config, shape, free, full=trains_all)
     except MemoryBudgetError:
         rest = admit(config, replace(shape, grad_checkpoint=True), free, full=trains_all)
     listener.note("gradient checkpointing is on: memory has no room for all activations at once")
-    return replace(settings, grad_checkpoint=True), rest
+    return True, rest
 
 
 def _train_config(settings: Settings) -> TrainConfig:
