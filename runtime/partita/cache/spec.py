@@ -1,6 +1,6 @@
 """How a cache is laid out, and what it will cost: plain numbers, decided before anything is allocated.
 
-Knows no arrays. `Cache` (cache.py) allocates exactly what `cache_bytes` says.
+Knows no arrays. `Cache` (state.py) allocates exactly what `cache_bytes` says.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ others go round a ring of `window + max(slack, chunk - 1)` slots, so that writin
 every query of a chunk the same keys as any other chunking would. Sinks are scored by a query rotated at
 min(q, sinks + window - 1): they stay where they were just before the ring began to turn, at any length (the rule of
 arXiv 2309.17453, applied to the query, so that stored keys keep their rotation). The last slot of every buffer takes
-what must go nowhere (padding, sinks on their way past the ring); its position is always -1.
+what must go nowhere (padding, sinks on their way past the ring); its position is always -1. Arrays are made, written
+and lengthened in `buffers`.
 
 Positions and indices are device arrays and buffers grow in blocks, so a decode step has static shapes. The host keeps a
 mirror of each row's length, and never reads the device to know it.
@@ -29,29 +30,8 @@ from ..brief import Brief
 from ..errors import ContextError
 from ..model.config import RopeConfig
 from ..model.rope import RopeTable
-from ..quantization import Packed, joined
+from .buffers import Buffers, Store, Track
 from .spec import CacheSpec, LayerSpec, Span, bytes_per_token
-
-Side = Array | Packed[Array]
-"""The keys, or the values, of one layer's ring."""
-
-
-@dataclass
-class _Buffers(Brief):
-    """Keys and values of one layer: the ring (array or Packed) and the sinks (arrays)."""
-
-    k: Side
-    v: Side
-    sink_k: Array | None
-    sink_v: Array | None
-
-
-@dataclass
-class _Track(Brief):
-    """Positions held by the slots of one kind of layer, shared by its layers: int32 (B, C) and (B, S + 1)."""
-
-    ring: Array
-    sinks: Array | None
 
 
 @dataclass(frozen=True)
@@ -129,8 +109,7 @@ class Cache:
     def __init__(self, ops: Backend, spec: CacheSpec, batch: int = 1):
         self.ops, self.spec, self.batch = ops, spec, batch
         self._ropes = {rope: RopeTable(ops, rope) for rope in dict.fromkeys(x.rope for x in spec.layers) if rope}
-        self.dense = {32: "float32", 16: "float16" if ops.decode_dtype == "float32" else ops.decode_dtype}
-        """dtype of what is stored in 32 and in 16 bits."""
+        self._store = Store(ops, spec.kv)
         self.reset()
 
     def __repr__(self) -> str:
@@ -150,6 +129,11 @@ class Cache:
         self._angles: dict[RopeConfig, tuple[Array, Array]] = {}
 
     # What is held
+
+    @property
+    def dense(self) -> dict[int, str]:
+        """dtype of what is stored in 32 and in 16 bits."""
+        return self._store.dense
 
     @property
     def nbytes(self) -> int:
@@ -175,18 +159,11 @@ class Cache:
     def _each(self, change: Callable[[Array], Array]) -> None:
         """Replace every device array of the state by what `change` makes of it, always in the same order."""
 
-        def part(side: Side) -> Side:
-            return side.map(change) if isinstance(side, Packed) else change(side)
-
-        def kept(sinks: Array | None) -> Array | None:
-            return None if sinks is None else change(sinks)
-
         self._next = change(self._next)
         for track in self._tracks.values():
-            track.ring, track.sinks = change(track.ring), kept(track.sinks)
+            track.map(change)
         for buffers in self._layers:
-            buffers.k, buffers.v = part(buffers.k), part(buffers.v)
-            buffers.sink_k, buffers.sink_v = kept(buffers.sink_k), kept(buffers.sink_v)
+            buffers.map(change)
 
     def bytes_per_token(self) -> float:
         """Bytes that one more token in the ring costs, over all layers."""
@@ -259,7 +236,7 @@ class Cache:
             if kind.writes_sinks:
                 kept = (positions >= 0) & (positions < span.sinks)
                 sink_index = ops.where(kept, positions, span.sinks)
-                held = track.sinks = self._mark(held, ops.where(kept, positions, -1), sink_index)
+                held = track.sinks = self._store.mark(held, ops.where(kept, positions, -1), sink_index)
             p = held[:, None]  # B 1 S+1
             sink_mask = ops.where((p >= 0) & (p <= q), 0.0, MASKED)
         if kind.writes_ring:
@@ -267,7 +244,7 @@ class Cache:
             slot = positions - span.sinks
             slot = slot if ring is None else slot % ring
             ring_index = ops.where(turning, slot, spare)
-            track.ring = self._mark(track.ring, ops.where(turning, positions, -1), ring_index)
+            track.ring = self._store.mark(track.ring, ops.where(turning, positions, -1), ring_index)
         p = track.ring[:, None, :]  # B 1 C
         seen = (p >= 0) & (p <= q)
         if span.window is not None:
@@ -300,8 +277,8 @@ class Cache:
             buffers.sink_k = ops.write(buffers.sink_k, k, view.sink_index)
             buffers.sink_v = ops.write(buffers.sink_v, v, view.sink_index)
         if view.ring_index is not None:
-            buffers.k = self._store(buffers.k, k, view.ring_index)
-            buffers.v = self._store(buffers.v, v, view.ring_index)
+            buffers.k = self._store.write(buffers.k, k, view.ring_index)
+            buffers.v = self._store.write(buffers.v, v, view.ring_index)
         sinks = None
         if view.sink_mask is not None:
             assert buffers.sink_k is not None
@@ -318,18 +295,6 @@ class Cache:
             sink_logits=sink_logits,
         )
         return ops.hadamard(out) if self.spec.kv.hadamard else out
-
-    def _store(self, buffer: Side, x: Array, index: Array) -> Side:
-        """The one write path: quantize if the buffer is packed, then put every part at its slots."""
-        if not isinstance(buffer, Packed):
-            return self.ops.write(buffer, x, index)
-        new = self.ops.quantize(x, buffer.bits, buffer.group_size)
-        return joined([buffer, new], lambda pair: self.ops.write(pair[0], pair[1], index))
-
-    def _mark(self, positions: Array, new: Array, index: Array) -> Array:
-        """Positions (B, C) with `new` (B, T) at slots index (B, T), through the same write as keys and values."""
-        written = self.ops.write(positions[:, None, :, None], new[:, None, :, None], index)
-        return written[:, 0, :, 0]
 
     # Taking back
 
@@ -419,43 +384,14 @@ class Cache:
             if wanted <= capacity:
                 continue
             more = wanted - capacity
-            track = self._tracks[span]
-            track.ring = self.ops.concat([track.ring, self.ops.full((self.batch, more), -1, "int32")], 1)
+            self._store.lengthen_track(self._tracks[span], more, self.batch)
             for layer, buffers in zip(self.spec.layers, self._layers, strict=True):
                 if layer.span == span:
-                    buffers.k = self._lengthened(buffers.k, self.spec.kv.key_bits, layer, more)
-                    buffers.v = self._lengthened(buffers.v, self.spec.kv.value_bits, layer, more)
+                    self._store.lengthen(buffers, layer, more, self.batch)
             self._capacity[span] = wanted
 
-    def _lengthened(self, buffer: Side, bits: int, layer: LayerSpec, more: int) -> Side:
-        new, concat = self._empty(bits, layer, more), self.ops.concat
-        if isinstance(buffer, Packed) and isinstance(new, Packed):
-            return joined([buffer, new], lambda pair: concat(pair, 2))
-        assert not isinstance(buffer, Packed)  # both are made for the same bits
-        assert not isinstance(new, Packed)
-        return concat([buffer, new], 2)
+    def _new_track(self, span: Span) -> Track:
+        return self._store.track(span, self._capacity[span], self.batch)
 
-    def _empty(self, bits: int, layer: LayerSpec, slots: int) -> Side:
-        zeros, group = self.ops.zeros, self.spec.kv.group_size
-        lead = (self.batch, layer.kv_heads, slots)
-        if bits >= 16:
-            return zeros((*lead, layer.head_dim), self.dense[bits])
-        scales = (*lead, layer.head_dim // group)
-        weight = zeros((*lead, layer.head_dim * bits // 32), "uint32")
-        return Packed(weight, zeros(scales, "float16"), zeros(scales, "float16"), bits, group)
-
-    def _new_track(self, span: Span) -> _Track:
-        full = self.ops.full
-        sinks = full((self.batch, span.sinks + 1), -1, "int32") if span.sinks else None
-        return _Track(full((self.batch, self._capacity[span]), -1, "int32"), sinks)
-
-    def _new_buffers(self, layer: LayerSpec) -> _Buffers:
-        kv, slots, sinks = self.spec.kv, self._capacity[layer.span], layer.span.sinks
-        sink_k = sink_v = None
-        if sinks:
-            shape = (self.batch, layer.kv_heads, sinks + 1, layer.head_dim)
-            dtype = self.dense[kv.sink_bits]
-            sink_k, sink_v = self.ops.zeros(shape, dtype), self.ops.zeros(shape, dtype)
-        return _Buffers(
-            self._empty(kv.key_bits, layer, slots), self._empty(kv.value_bits, layer, slots), sink_k, sink_v
-        )
+    def _new_buffers(self, layer: LayerSpec) -> Buffers:
+        return self._store.buffers(layer, self._capacity[layer.span], self.batch)
