@@ -94,7 +94,7 @@ def test_a_mistyped_command_is_told_what_it_resembles(tiny):
     for typed, meant in (("/unod", "/undo"), ("/retyr", "/retry"), ("/coppy", "/copy"), ("/halp", "/help")):
         with pytest.raises(DataError, match=rf"unknown command {typed}; did you mean {meant}\?"):
             perform(conversation, typed)
-    with pytest.raises(DataError, match="unknown command /etc/hosts: /help lists them, and // in front"):
+    with pytest.raises(DataError, match=r"unknown command /etc/hosts: /help .* // "):
         perform(conversation, "/etc/hosts")
     for name, command in named_commands().items():
         if not command.arguments:

@@ -160,7 +160,7 @@ def test_metal_that_is_missing_is_passed_over_and_so_is_one_without_room(apple: 
     assert (missing.backend.name, missing.backend.device) == ("torch", "cpu")
     assert missing.fallback == "computing with torch on cpu: MLX finds no Metal device"
     assert partita_backends.choose("mlx").fallback == "computing with mlx on cpu: MLX finds no Metal device"
-    with pytest.raises(BackendUnavailable, match="MLX finds no Metal device: leave `backend` and `device` out"):
+    with pytest.raises(BackendUnavailable, match=r"no Metal device: .*`backend` and `device`"):
         partita_backends.load("mlx", device="metal")
 
 

@@ -164,7 +164,7 @@ def test_another_cache_is_refused_by_name(what: str, oracle: Backend, tmp_path: 
     spec, identity, message = OTHERS[what]
     cache, tokens = filled(oracle, SPEC, 3)
     save(tmp_path / "session", cache, tokens, MINE)
-    with pytest.raises(ContextError, match=f"session: the session was saved with .*{re.escape(message)}"):
+    with pytest.raises(ContextError, match=f"session: .*saved with .*{re.escape(message)}"):
         load(tmp_path / "session", Cache(oracle, spec), identity)
 
 
@@ -172,7 +172,7 @@ def test_another_width_of_dense_keys_is_refused(tmp_path: Path) -> None:
     cache, tokens = filled(partita_backends.load("torch", dtype="bfloat16"), spec_of("16"), 1)
     save(tmp_path / "session", cache, tokens, MINE)
     other = Cache(partita_backends.load("torch", dtype="float32"), spec_of("16"))
-    with pytest.raises(ContextError, match="keys and values in bfloat16, now keys and values in float16 is asked"):
+    with pytest.raises(ContextError, match=r"in bfloat16, now .* in float16 "):
         load(tmp_path / "session", other, MINE)
 
 
@@ -191,7 +191,7 @@ def test_another_format_is_refused(oracle: Backend, tmp_path: Path) -> None:
     cache, tokens = filled(oracle, SPEC, 1)
     save(tmp_path / "session", cache, tokens, MINE)
     rewritten(tmp_path / "session", format=FORMAT + 1)
-    with pytest.raises(ContextError, match=f"format {FORMAT + 1}, now format {FORMAT} is asked"):
+    with pytest.raises(ContextError, match=f"format {FORMAT + 1}, now format {FORMAT} "):
         load(tmp_path / "session", cache, MINE)
 
 

@@ -255,7 +255,7 @@ def test_without_torch(tmp_path, monkeypatch):
     bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
     bare.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(bare))
-    with pytest.raises(CheckpointError, match="needs torch to be read, which is not installed"):
+    with pytest.raises(CheckpointError, match=r"needs torch .*not installed"):
         open_source(folder(tmp_path / "m"), allow_pickle=True, near=tmp_path / "out").__enter__()
 
 

@@ -303,9 +303,7 @@ def test_room_on_the_disk_is_asked_for_first(source, llama, tmp_path, monkeypatc
 
     monkeypatch.setattr(planning, "_BESIDE", 0)
     monkeypatch.setattr(planning.shutil, "disk_usage", disk_usage)
-    with pytest.raises(
-        DataError, match=f"about {disk_size(written)} are needed there, {disk_size(written - 1)} are free"
-    ):
+    with pytest.raises(DataError, match=f"{disk_size(written)} .*needed.* {disk_size(written - 1)} .*free"):
         convert(checkpoint, tmp_path / "deep" / "er" / name, request_)
     assert asked == [tmp_path]
     assert not (tmp_path / "deep").exists()

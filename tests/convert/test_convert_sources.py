@@ -60,7 +60,7 @@ def test_a_source_that_lacks_a_tensor_is_refused_before_anything_is_written(tiny
 def test_a_tensor_of_another_shape_is_refused(tiny_family, tmp_path):
     name = "model.layers.1.mlp.down_proj.weight"
     source = rewritten(tiny_family("llama"), tmp_path / "m", lambda tensors: tensors | {name: tensors[name][1:].copy()})
-    with pytest.raises(CheckpointError, match=rf"{name} has shape \(63, 96\), the config says \(64, 96\)"):
+    with pytest.raises(CheckpointError, match=rf"{name} has shape \(63, 96\), .*\(64, 96\)"):
         convert(open_checkpoint(source), tmp_path / "out", Request())
 
 
@@ -94,7 +94,7 @@ def test_links_out_of_a_folder_are_not_copied(tiny_model, tmp_path):
     convert(open_checkpoint(source), tmp_path / "out", Request())
     assert not [path for path in (tmp_path / "out").iterdir() if path.name in ("vocab.json", "merges.txt", "notes.txt")]
     (source / "chat_template.jinja").symlink_to(tmp_path / "secret")
-    with pytest.raises(CheckpointError, match=r"chat_template\.jinja is a link that leads out of its folder"):
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja is a link"):
         convert(open_checkpoint(source), tmp_path / "more", Request())
     assert not (tmp_path / "more").exists()
     (source / "chat_template.jinja").unlink()

@@ -119,7 +119,7 @@ def test_what_is_no_number_is_refused_by_name(bad):
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(DataError, match="a size of 96 does not divide into groups of 64"):
+    with pytest.raises(DataError, match=r"96 does not divide .*64"):
         quantize(np.zeros((2, 96), np.float32), 4, 64)
     with pytest.raises(DataError, match="7 bits are not one of 2, 3, 4, 5, 6, 8"):
         quantize(np.zeros((2, 64), np.float32), 7, 64)

@@ -112,7 +112,7 @@ def test_a_constant_group_survives():
 
 
 def test_sizes_that_do_not_divide_are_refused():
-    with pytest.raises(DataError, match="100 does not divide into groups of 64 at 4 bits"):
+    with pytest.raises(DataError, match=r"100 does not divide .*64 .*4 bits"):
         quantize_weight(np.zeros((2, 100), np.float32), 4, 64)
 
 

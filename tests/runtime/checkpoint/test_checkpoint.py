@@ -117,7 +117,7 @@ def test_a_tensor_that_is_not_there(tmp_path):
 def test_a_missing_file_of_several(tmp_path):
     path = sharded(tmp_path / "m")
     (path / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"names model-00002-of-00003\.safetensors, which is not"):
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00003\.safetensors, which is not"):
         open_checkpoint(path)
     (path / "model.safetensors.index.json").unlink()
     with pytest.raises(CheckpointError, match="2 of 3 weight files"):
@@ -154,9 +154,7 @@ def test_an_index_of_another_state_of_the_folder(tmp_path):
     index.write_text(json.dumps({"weight_map": moved}))
     checkpoint = open_checkpoint(path)  # tensors count where they are
     assert sorted(checkpoint.names()) == sorted(DENSE)
-    with pytest.raises(
-        CheckpointError, match=r"no tensor 'model\.more', which model\.safetensors\.index\.json looks for"
-    ):
+    with pytest.raises(CheckpointError, match=r"no tensor 'model\.more', .*model\.safetensors\.index\.json"):
         checkpoint.read("model.more")
     index.write_text(
         json.dumps({"weight_map": {name: f"model-{i:05}-of-00009.safetensors" for i, name in enumerate(table)}})
@@ -175,7 +173,7 @@ def test_links_out_of_a_folder_and_pipes_are_refused(tmp_path, name):
     (path / "generation_config.json").write_text("{}")
     (path / name).rename(tmp_path / name)
     (path / name).symlink_to(tmp_path / name)
-    with pytest.raises(CheckpointError, match=f"{name} is a link that leads out of its folder"):
+    with pytest.raises(CheckpointError, match=f"{name} is a link"):
         open_checkpoint(path)
     (path / name).unlink()
     os.mkfifo(path / name)
@@ -189,7 +187,7 @@ def test_settings_of_gigabytes_are_refused_unread(tmp_path):
         before = (path / name).read_bytes() if (path / name).exists() else None
         with (path / name).open("wb") as file:
             file.truncate(3 << 30)
-        with pytest.raises(CheckpointError, match=f"{name}: 3221225472 bytes are too many"):
+        with pytest.raises(CheckpointError, match=f"{name}: 3221225472 bytes"):
             open_checkpoint(path)
         (path / name).unlink() if before is None else (path / name).write_bytes(before)
 
@@ -206,7 +204,7 @@ def test_names_are_without_what_tools_put_around_them(tmp_path, prefix):
 
 def test_two_tensors_that_come_to_the_same_name_are_refused(tmp_path):
     path = folder(tmp_path / "m", DENSE | {"module.lm_head.weight": DENSE["lm_head.weight"]})
-    with pytest.raises(CheckpointError, match=r"m: two tensors are called 'lm_head\.weight'"):
+    with pytest.raises(CheckpointError, match=r"m: two tensors .*'lm_head\.weight'"):
         open_checkpoint(path)
 
 

@@ -230,7 +230,7 @@ def test_experts_of_different_formats_are_named(tmp_path: Path) -> None:
     packed = quantize_weight(ones(4, 64), 4, 32)
     tensors = {f"m.mlp.experts.0.gate_proj.{part}": getattr(packed, part) for part in ("weight", "scales", "biases")}
     tensors["m.mlp.experts.1.gate_proj.weight"] = ones(4, 64)
-    with pytest.raises(CheckpointError, match=r"m\.mlp\.experts: its experts are stored in different formats"):
+    with pytest.raises(CheckpointError, match=r"m\.mlp\.experts: .*different formats"):
         found_in(tmp_path / "m", tensors, quantization={"group_size": 32, "bits": 4}).weight("gate_proj")
 
 

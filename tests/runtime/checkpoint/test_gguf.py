@@ -248,26 +248,22 @@ def test_the_first_part_of_a_split_model_is_the_whole_of_it(tmp_path):
 
 def test_a_part_that_is_not_the_first_or_is_missing_is_refused_by_name(tmp_path):
     parts = split(tmp_path, Llama())
-    with pytest.raises(
-        CheckpointError, match=r"m-00002-of-00003\.gguf: part 2 of 3 .*: give its first part, m-00001-of-00003\.gguf"
-    ):
+    with pytest.raises(CheckpointError, match=r"m-00002-of-00003\.gguf: part 2 of 3 .*m-00001-of-00003\.gguf"):
         open_checkpoint(parts[1])
     third = parts[2].read_bytes()
     parts[2].unlink()
-    with pytest.raises(CheckpointError, match=r"split over 3 files, and m-00003-of-00003\.gguf is not beside it"):
+    with pytest.raises(CheckpointError, match=r"3 files.*m-00003-of-00003\.gguf is not"):
         open_checkpoint(parts[0])
     parts[2].write_bytes(parts[1].read_bytes())
-    with pytest.raises(CheckpointError, match=r"m-00003-of-00003\.gguf: it does not say that it is part 3 of 3"):
+    with pytest.raises(CheckpointError, match=r"m-00003-of-00003\.gguf: .*part 3 of 3"):
         open_checkpoint(parts[0])
     parts[2].write_bytes(third)
-    with pytest.raises(
-        CheckpointError, match=r"whole\.gguf: part 1 of 3 of a split model: call it PREFIX-00001-of-00003"
-    ):
+    with pytest.raises(CheckpointError, match=r"whole\.gguf: part 1 of 3 .*PREFIX-00001-of-00003"):
         open_checkpoint(parts[0].rename(tmp_path / "whole.gguf"))
 
 
 def test_parts_that_hold_too_little_or_too_much_are_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="its 3 parts have 19 tensors, 20 are announced"):
+    with pytest.raises(CheckpointError, match=r"3 parts .* 19 tensors, 20 "):
         open_checkpoint(split(tmp_path, Llama(), drop="output_norm.weight")[0])
     model = Llama()
     twice = split(tmp_path, model)
@@ -277,7 +273,7 @@ def test_parts_that_hold_too_little_or_too_much_are_refused(tmp_path):
     split(other, model)[0].rename(twice[1])
     raw = twice[1].read_bytes().replace(b"split.no\x02\0\0\0\0\0", b"split.no\x02\0\0\0\1\0")
     twice[1].write_bytes(raw)
-    with pytest.raises(CheckpointError, match=r"m-00002-of-00003\.gguf: tensor '.*' is also in another part"):
+    with pytest.raises(CheckpointError, match=r"m-00002-of-00003\.gguf: tensor '.*' .*another part"):
         open_checkpoint(twice[0])
 
 
@@ -323,10 +319,10 @@ def test_texts_that_are_needed_are_judged_when_they_are(tmp_path):
     path.write_bytes(path.read_bytes().replace("\xe9".encode(), b"e\xe9"))  # in the vocabulary
     checkpoint = open_checkpoint(path)
     assert checkpoint.config["hidden_size"] == 32
-    with pytest.raises(CheckpointError, match=r"m\.gguf: .*tokenizer\.ggml\.tokens: a text is not UTF-8"):
+    with pytest.raises(CheckpointError, match=r"m\.gguf: .*tokenizer\.ggml\.tokens: .*UTF-8"):
         load_tokenizer(checkpoint)
     path.write_bytes(path.read_bytes().replace(b"general.architecture", b"general.architectur\xe9"))
-    with pytest.raises(CheckpointError, match="a metadata key is not UTF-8"):
+    with pytest.raises(CheckpointError, match=r"metadata key .*UTF-8"):
         open_checkpoint(path)
 
 

@@ -35,7 +35,7 @@ DAMAGED = {
     "more keys than any model": (header(counts=(0, 70_000)) + bytes(1 << 20), "the limits are"),
     "arrays together": (
         header(keys=[(b"%d" % i, struct.pack("<IIQ", 9, 0, 1 << 21) + bytes(1 << 21)) for i in range(3)]),
-        "2: an array of 2097152 items, the limit is 4194304 in all arrays together",
+        "2: .*2097152 items, .* 4194304 ",
     ),
     "key length": (header(keys=[(b"", b"")] * 0, counts=(0, 1))[:24] + struct.pack("<Q", 1 << 62) + bytes(90), "limit"),
     "string length": (header(keys=[(b"k", struct.pack("<IQ", 8, 1 << 63))]), "needs"),
@@ -48,7 +48,7 @@ DAMAGED = {
     "key twice": (header(keys=[(b"k", struct.pack("<IB", 0, 1))] * 2), "twice"),
     "not text": (header(keys=[(b"\xff", struct.pack("<IB", 0, 1))]), "UTF-8"),
     "alignment": (header(keys=[(b"general.alignment", struct.pack("<II", 4, 24))]), "alignment"),
-    "name": (header([(b"blk." + b"9" * 5000, (4,), 0, 0)]), "name of a tensor has 5004 characters, the limit is 1024"),
+    "name": (header([(b"blk." + b"9" * 5000, (4,), 0, 0)]), "tensor .*5004 characters, .* 1024"),
     "no dimensions": (header([(b"t", (), 0, 0)]), "0 dimensions"),
     "five dimensions": (header([(b"t", (1,) * 5, 0, 0)]), "5 dimensions"),
     "zero": (header([(b"t", (0, 4), 0, 0)]), "divide"),

@@ -71,7 +71,7 @@ def test_the_result_is_an_ordinary_packed_tensor() -> None:
 def test_an_exponent_beyond_float32_is_refused(exponent: int) -> None:
     blocks, scales = random_blocks(0, 2, 2)
     scales[1, 0] = exponent
-    with pytest.raises(CheckpointError, match=rf"experts\.w: an MXFP4 scale of 2\*\*{exponent - 127} is out of range"):
+    with pytest.raises(CheckpointError, match=rf"experts\.w: .*2\*\*{exponent - 127} "):
         repack(blocks, scales, what="experts.w")
 
 

@@ -44,7 +44,7 @@ def test_a_name_without_end_is_refused(tmp_path):
     header = json.dumps({f"model.layers.{'9' * 5000}.x": GOOD}).encode()  # its number could not be read
     path = folder(tmp_path / "m")
     (path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
-    with pytest.raises(CheckpointError, match="name of a tensor has 5015 characters, the limit is 1024"):
+    with pytest.raises(CheckpointError, match=r"tensor .*5015 characters, .* 1024"):
         open_checkpoint(path)
 
 

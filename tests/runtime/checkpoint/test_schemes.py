@@ -111,14 +111,14 @@ def test_mlx_mode_mxfp4_is_read_as_5_bits(tmp_path):
 @pytest.mark.parametrize("scales", [np.ones((3, 4, 3), np.uint8), np.ones((3, 4, 2), np.float16)])
 def test_mxfp4_scales_that_do_not_fit_are_refused(tmp_path, scales):
     path, _ = mxfp4_folder(tmp_path / "m", scales)
-    with pytest.raises(CheckpointError, match=r"model\.e: MXFP4 weight .* does not go with scales"):
+    with pytest.raises(CheckpointError, match=r"model\.e: MXFP4 weight .* scales"):
         open_checkpoint(path)
 
 
 @pytest.mark.parametrize(
     ("block", "drop", "message"),
     [
-        ({"group_size": 64, "bits": 4}, "", "model.v: weight .* does not go with scales"),
+        ({"group_size": 64, "bits": 4}, "", "model.v: weight .* scales"),
         ({"group_size": 64, "bits": 7}, "", "bits and group are 7 and 64"),
         ({"group_size": 64, "bits": "4"}, "", "bits and group are '4' and 64"),
         ({"group_size": 64, "bits": 4.0}, "", "bits and group are 4.0 and 64"),

@@ -103,7 +103,7 @@ def test_a_bad_line_is_named_by_its_file_and_number(tmp_path, load, line, words)
 def test_a_line_that_is_not_utf8_and_what_the_template_refuses(tmp_path, load, tiny_model):
     path = tmp_path / "mine.jsonl"
     path.write_bytes(b'{"text": "ok"}\n{"text": "\xff"}\n')
-    with pytest.raises(DataError, match=r"mine.jsonl line 2: not UTF-8 \(byte 11 of the line\)"):
+    with pytest.raises(DataError, match=r"mine\.jsonl line 2: not UTF-8 \(byte 11 "):
         load(path)
     write(path, {"messages": [USER, REPLY]})
     template = ChatTemplate("{{ raise_exception('no foxes') }}")
@@ -204,7 +204,7 @@ def test_truncated_and_skipped_documents_are_counted(tmp_path, load):
     assert counts.trained == int(data.trained.sum())
     for batch in Batches(data, 2, 48, True, 0).one_epoch():
         assert batch.trained > 0
-    with pytest.raises(DataError, match="their prompts alone fill them; raise `max_length`"):
+    with pytest.raises(DataError, match=r"prompts .*`max_length`"):
         load(write(tmp_path / "long.jsonl", hopeless), 48)
 
 

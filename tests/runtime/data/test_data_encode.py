@@ -243,13 +243,13 @@ def test_a_reply_that_the_template_opens_with_more(load):
 
 
 def test_a_template_that_changes_what_it_has_written_is_refused(load):
-    with pytest.raises(DataError, match=r"messages\[2\]: the chat template changes earlier text"):
+    with pytest.raises(DataError, match=r"messages\[2\]: .*changes earlier"):
         encoded(load(MOVES), {"messages": TALK})
 
 
 def test_a_template_that_writes_nothing_for_a_turn_is_refused(load):
     source = PLAIN.replace("{{ m.role }}", "{% if m.role == 'assistant' %}{% continue %}{% endif %}{{ m.role }}")
-    with pytest.raises(DataError, match=r"messages\[1\]: the chat template (writes nothing|changes earlier)"):
+    with pytest.raises(DataError, match=r"messages\[1\]: .*(writes nothing|changes earlier)"):
         encoded(load(source.replace("assistant: {% endif %}", "{% endif %}"), eos=None), {"messages": TALK[1:3]})
 
 
@@ -416,7 +416,7 @@ def test_work_grows_with_the_messages_and_not_with_their_square(load, spaces, ki
 def test_what_still_takes_the_square_has_a_bound(spaces):
     tokenizer, _ = spaces
     segments: list[Segment] = [([("a", False)], True)] * 2001
-    with pytest.raises(DataError, match=r"1000 turns, .* split conversations of over 1000"):
+    with pytest.raises(DataError, match=r"1000 turns, .*split "):
         _cuts_of_ids(tokenizer, segments, [])
 
 

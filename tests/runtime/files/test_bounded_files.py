@@ -16,7 +16,7 @@ def test_a_file_is_read_up_to_its_limit(tmp_path):
     path = tmp_path / "f"
     path.write_text("123456789")
     assert read_text(path, 9) == "123456789"
-    with pytest.raises(CheckpointError, match="9 bytes are too many for a file of its kind, 8 are the most"):
+    with pytest.raises(CheckpointError, match=r"9 bytes .*, 8 "):
         read_bytes(path, 8)
 
 

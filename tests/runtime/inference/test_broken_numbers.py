@@ -106,7 +106,7 @@ def test_a_reply_ends_where_its_numbers_do(ops: Backend, tiny_model: Path, tmp_p
 
 def test_the_hint_names_the_dtype(tiny_model: Path, tmp_path: Path) -> None:
     model = load(changed(tiny_model, tmp_path / "m", all_nan), backend="torch", device="cpu", dtype="bfloat16")
-    with pytest.raises(CheckpointError, match="or too large for bfloat16: try `dtype` float32"):
+    with pytest.raises(CheckpointError, match=r"bfloat16: .*`dtype` float32"):
         next(model.session().generate([1, 2]))
 
 
@@ -144,9 +144,9 @@ def test_a_tokenizer_of_another_model_is_told_at_loading(tiny_model: Path, tmp_p
         (path / "config.json").write_text(json.dumps(config))
         return path
 
-    with pytest.raises(CheckpointError, match=f"its tokenizer has {rows} tokens and its embedding {rows - 9} rows"):
+    with pytest.raises(CheckpointError, match=f"tokenizer has {rows} tokens .*{rows - 9} rows"):
         load(fewer(9), backend="numpy")
     model = load(fewer(1), backend="numpy")  # the last is a control token, which no text becomes
     assert list(model.session().generate(model.encode("hello", raw=True), max_tokens=1))
-    with pytest.raises(DataError, match=f"token {rows - 1} is none of the model's {rows - 1}"):
+    with pytest.raises(DataError, match=f"token {rows - 1} .* {rows - 1}"):
         list(model.session().generate(model.encode("hello"), max_tokens=1))

@@ -365,7 +365,7 @@ def test_another_vocabulary_is_refused(full: LanguageModel) -> None:
     larger = replace(full, tokenizer=Renamed(full.tokenizer, more=3))  # pyright: ignore[reportArgumentType]
     renamed = replace(full, tokenizer=Renamed(full.tokenizer, renamed=65))  # pyright: ignore[reportArgumentType]
     size = full.tokenizer.vocab_size
-    with pytest.raises(DataError, match=f"{size + 3} tokens and the model one of {size}"):
+    with pytest.raises(DataError, match=f"{size + 3} tokens .* {size}"):
         drafter(full, draft=larger)
     with pytest.raises(DataError, match="token 65 is 'elsewhere'"):
         ModelDraft(full, renamed)

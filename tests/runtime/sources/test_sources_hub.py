@@ -382,12 +382,12 @@ def test_whole_means_every_shard_and_a_tokenizer(tmp_path):
 def test_names_with_several_files_list_what_is_there():
     names = ["model-00001-of-00003.gguf", "a.gguf"]
     assert hub_files.choose(hub_files.HubModel("o/n"), names) == ["a.gguf"]
-    with pytest.raises(SourceError, match=r"not whole there: model-00002-of-00003\.gguf is missing"):
+    with pytest.raises(SourceError, match=r"model-00002-of-00003\.gguf is missing"):
         hub_files.choose(hub_files.HubModel("o/n", file=names[0]), names)
     parts = [f"sub/q-{i:05}-of-00002.gguf" for i in (1, 2)]
     assert hub_files.choose(hub_files.HubModel("o/n"), [*parts, names[0]]) == parts
     assert hub_files.choose(hub_files.HubModel("o/n", file=parts[0]), [*parts, *names]) == parts
-    with pytest.raises(SourceError, match=r"part of a split model: give its first, sub/q-00001-of-00002\.gguf"):
+    with pytest.raises(SourceError, match=r"split model: .*sub/q-00001-of-00002\.gguf"):
         hub_files.choose(hub_files.HubModel("o/n", file=parts[1]), parts)
     many = [f"m{i:02d}.gguf" for i in range(20)]
     with pytest.raises(SourceError, match="and 8 more"):
