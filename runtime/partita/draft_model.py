@@ -34,6 +34,7 @@ class ModelDraft(Drafter):
         check_same_vocabulary(target.tokenizer, model.tokenizer)
         self.model, self.session = model, model.session(prefixes=None, **cache)
         self.check(self.session.cache)
+        self._runner = self.session.runner  # one for all steps: it keeps what was compiled
         self._stays_on_device = target.ops is model.ops
         # either may have more rows than the other, for ids that no text has
         self._vocabulary = min(target.config.vocab_size, model.config.vocab_size)
@@ -47,14 +48,13 @@ class ModelDraft(Drafter):
     def _propose(self, limit: int) -> Sequence[int] | Array:
         if not self._knows:
             return ()
-        ops, session = self.model.ops, self.session
-        rest, self._rest = self._rest, []
-        logits = prefill(session.runner, rest, on_fed=session.tokens.extend)
+        ops, rest, self._rest = self.model.ops, self._rest, []
+        logits = prefill(self._runner, rest, on_fed=self.session.tokens.extend)
         drafts: list[Array] = []
         for i in range(limit):
             drafts.append(ops.argmax(logits[:, : self._vocabulary], -1))
             if i + 1 < limit:
-                logits = self.model.decoder(ops, drafts[-1][:, None], session.cache)
+                logits = self._runner.decode(drafts[-1])
         proposal = ops.concat(drafts, 0)
         return proposal if self._stays_on_device else ops.to_numpy(proposal).tolist()
 

@@ -329,6 +329,19 @@ def test_a_draft_model_on_another_backend_instance(full: LanguageModel, tiny_mod
     assert assistant.acceptance.rate > 0.9
 
 
+def test_a_draft_model_decodes_by_compiled_steps(
+    full: LanguageModel, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same few functions for every proposal, as in plain decoding."""
+    other, made = partita.load(tiny_model, backend="numpy"), []
+    monkeypatch.setattr(other.ops, "compiles", True)
+    monkeypatch.setattr(other.ops, "compile", lambda function: made.append(function) or function)
+    assistant = ModelDraft(full, other, 4, **TINY)
+    assert ids(reply(full, assistant)) == ids(reply(full, None))
+    assert assistant.acceptance.steps > 8
+    assert 1 <= len(made) <= 3  # while the sinks fill, before the anchor, and beyond it
+
+
 def test_a_draft_model_keeps_its_cache_over_a_conversation(full: LanguageModel) -> None:
     assistant, session, text = ModelDraft(full, full, 4), full.session(), list(PROMPT)
     for _ in range(3):
