@@ -21,7 +21,7 @@ class Derived(Checkpoint):
     @classmethod
     def of(cls, base: Checkpoint, **own: Any) -> Self:
         """Over `base`. own: the subclass's fields, and facts of the checkpoint that differ from the base's."""
-        facts = {
+        facts: dict[str, Any] = {
             "path": base.path,
             "config": base.config,
             "generation_config": base.generation_config,

@@ -233,7 +233,9 @@ def _buckets(
     size = WINDOW * batch_size
     windows = [order[i : i + size] for i in range(0, len(order), size)]
     windows = [window[np.argsort(slots[window], kind="stable")] for window in windows]
-    groups = [window[i : i + batch_size] for window in windows for i in range(0, len(window), batch_size)]
+    groups: list[np.ndarray] = [
+        window[i : i + batch_size] for window in windows for i in range(0, len(window), batch_size)
+    ]
     groups = [groups[i] for i in random.permutation(len(groups))]
     batches = np.concatenate([[0], np.cumsum([len(group) for group in groups])])
     return Plan(np.concatenate(groups).astype(np.int32), np.arange(len(order) + 1), batches)

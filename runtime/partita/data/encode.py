@@ -185,7 +185,8 @@ def marked_turns(chat: MarkedChat, record: Chat) -> list[Draft]:
     left = _left(chat, record, text)
     if left is None:
         return []
-    plain, spans = "", []
+    plain = ""
+    spans: list[tuple[int, int]] = []
     for i, piece in enumerate(chat.render(add_generation_prompt=False, marks=True).split(chat.begin)):
         inside, _, after = piece.partition(chat.end) if i else ("", "", piece)
         span = (max(len(plain), known), len(plain) + len(inside))
@@ -199,7 +200,7 @@ def _left(chat: MarkedChat, record: Chat, text: str) -> list[tuple[int, int]] | 
     """Where in `text` the messages stand that are left untrained; None where it is not clear."""
     if len(record.messages) > _MOST and record.left:
         return None
-    found = []
+    found: list[tuple[int, int]] = []
     for i in sorted(record.left):
         before, through = chat.render_each((((0, n),), False) for n in (i, i + 1))
         if not (through.startswith(before) and text.startswith(through)):
@@ -242,7 +243,8 @@ def _renderings(chat: MarkedChat, replies: Sequence[int]) -> Iterator[tuple[int,
 
 def _grown(found: Growth, replies: Sequence[int]) -> Draft:
     """The one document of a conversation whose text only grows."""
-    spans, unopened = [], 0
+    spans: list[tuple[int, int]] = []
+    unopened = 0
     for i in replies:
         start, end, opening = found.ends[i - 1], found.ends[i], found.openings[i]
         opened = found.text.startswith(opening, start, end)
@@ -310,7 +312,7 @@ def _cuts(tokenizer: Tokenizer, segments: Sequence[Segment], joined: Sequence[in
     ends = _ends(map(tokenizer.token_bytes, joined), b"".join(texts))
     if ends is None:
         return _cuts_of_ids(tokenizer, segments, joined)
-    cuts = []
+    cuts: list[int] = []
     for begin in accumulate(map(len, texts[:-1]), initial=0):
         at = bisect_left(ends, begin)
         cuts.append(at + 1 if begin and at < len(ends) and ends[at] == begin else at if begin else 0)
@@ -320,7 +322,8 @@ def _cuts(tokenizer: Tokenizer, segments: Sequence[Segment], joined: Sequence[in
 def _ends(pieces: Iterable[bytes], text: bytes) -> list[int] | None:
     """Where in the text the bytes of each token end, but for spaces of the library's own; None where it has changed
     more."""
-    ends, at = [], 0
+    ends: list[int] = []
+    at = 0
     for piece in pieces:
         if not text.startswith(piece, at):
             piece = piece.removeprefix(b" ")
@@ -338,7 +341,8 @@ def _cuts_of_ids(tokenizer: Tokenizer, segments: Sequence[Segment], joined: Sequ
         raise DataError(
             f"{len(segments) // 2} turns, and the tokenizer changes their text: split conversations of over {_MOST}"
         )
-    cuts, before = [0], []
+    cuts = [0]
+    before: list[tuple[str, bool]] = []
     for parts, _ in segments[:-1]:
         before += parts
         ids = tokenizer.encode_parts(_merged(before))

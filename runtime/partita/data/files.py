@@ -110,7 +110,8 @@ def blocks(path: Path) -> list[str]:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     if not text.strip():
         raise DataError(f"{path} is empty")
-    parts, at = [], 0
+    parts: list[str] = []
+    at = 0
     while at < len(text):
         end = text.rfind("\n", at, at + BLOCK) + 1 if at + BLOCK < len(text) else len(text)
         end = end or at + BLOCK

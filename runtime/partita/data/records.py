@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import DataError
-from ..files.bounded import MAX_NESTING, nesting
+from ..files.bounded import MAX_NESTING, is_list, is_table, nesting
 from ..text.template_child import THOUGHTS
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -88,7 +88,7 @@ def parse_line(line: bytes) -> Record:
 
 def parse(value: Any) -> Record:
     """A decoded record. Raises DataError."""
-    if not isinstance(value, dict):
+    if not is_table(value):
         raise DataError(f"{_kind(value)} where an object should be: {_FORMS}")
     if nesting(value) > MAX_NESTING:
         raise DataError("nested too deeply")
@@ -106,7 +106,7 @@ def parse(value: Any) -> Record:
 
 def _completion(value: Mapping[str, Any]) -> Record:
     prompt, completion = value["prompt"], value["completion"]
-    if isinstance(prompt, list) and isinstance(completion, list):
+    if is_list(prompt) and is_list(completion):
         return _chat(completion, _messages(prompt, "prompt"), value)
     if not isinstance(prompt, str) or not isinstance(completion, str):
         kinds = f"{_kind(prompt)} and {_kind(completion)}"
@@ -128,7 +128,7 @@ def _chat(said: Any, before: Sequence[dict[str, Any]], value: Mapping[str, Any])
 
 
 def _messages(value: Any, name: str) -> list[dict[str, Any]]:
-    if not isinstance(value, list):
+    if not is_list(value):
         raise DataError(f'"{name}" is {_kind(value)}: it must be a list of messages')
     if not value:
         raise DataError(f'"{name}" is empty')
@@ -136,7 +136,7 @@ def _messages(value: Any, name: str) -> list[dict[str, Any]]:
 
 
 def _message(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
+    if not is_table(value):
         raise DataError(f'{where} is {_kind(value)}: it must be an object with "role" and "content"')
     role = value.get("role")
     if role not in ROLES:
@@ -156,8 +156,8 @@ def _message(value: Any, where: str) -> dict[str, Any]:
 
 def _check_content(message: dict[str, Any], where: str) -> None:
     content = message.get("content")
-    if isinstance(content, list):
-        if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
+    if is_list(content):
+        if not all(is_table(part) and isinstance(part.get("text"), str) for part in content):
             raise DataError(f"{where} has parts other than text: only text is trained here")
         empty = not any(part["text"] for part in content)
     elif isinstance(content, str):
@@ -185,14 +185,14 @@ def _check_weight(message: Mapping[str, Any], where: str) -> None:
 
 def _tool_calls(calls: Any, where: str) -> list[Any]:
     """Calls with their arguments as objects, which templates write as JSON themselves."""
-    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+    if not is_list(calls) or not all(is_table(call) for call in calls):
         raise DataError(f'{where} has "tool_calls" that are not a list of objects')
     return [_object_arguments(call) for call in calls]
 
 
 def _object_arguments(call: Mapping[str, Any]) -> Mapping[str, Any]:
     function = call.get("function")
-    if isinstance(function, dict):
+    if is_table(function):
         return {**call, "function": _object_arguments(function)}
     given = call.get("arguments")
     if not isinstance(given, str):
@@ -201,7 +201,7 @@ def _object_arguments(call: Mapping[str, Any]) -> Mapping[str, Any]:
         decoded = json.loads(given)
     except (ValueError, RecursionError):
         return call
-    return {**call, "arguments": decoded} if isinstance(decoded, dict) else call
+    return {**call, "arguments": decoded} if is_table(decoded) else call
 
 
 def _tools(value: Any) -> Sequence[Any] | None:
@@ -210,7 +210,7 @@ def _tools(value: Any) -> Sequence[Any] | None:
             value = json.loads(value or "null")
         except (ValueError, RecursionError) as error:
             raise DataError('"tools" is a string that is no JSON') from error
-    if value is not None and not isinstance(value, list):
+    if value is not None and not is_list(value):
         raise DataError(f'"tools" is {_kind(value)}: it must be a list')
     return value or None
 
@@ -230,7 +230,7 @@ def _keys(value: Mapping[str, Any]) -> str:
     return ", ".join(names) + (" and more" if len(value) > 8 else "")
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from ..errors import DataError
 from ..files.atomic import whole_file
+from ..files.bounded import is_table
 
 NAME = "metrics.jsonl"
 Row = dict[str, Any]
@@ -73,6 +74,6 @@ def _read(path: Path) -> list[Row]:
             row = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and type(row.get("step")) is int:
+        if is_table(row) and type(row.get("step")) is int:
             found[row["step"], "valid_loss" in row] = row
     return list(found.values())

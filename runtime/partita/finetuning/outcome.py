@@ -24,9 +24,9 @@ class Outcome:
     result: Path
     best: int | None = None
     test: float | None = None
-    asked: list[Prompt] = field(default_factory=list)
-    before: dict[str, str] = field(default_factory=dict)
-    after: dict[str, str] = field(default_factory=dict)
+    asked: list[Prompt] = field(default_factory=list[Prompt])
+    before: dict[str, str] = field(default_factory=dict[str, str])
+    after: dict[str, str] = field(default_factory=dict[str, str])
 
     @property
     def tokens_per_second(self) -> float | None:

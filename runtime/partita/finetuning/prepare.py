@@ -82,7 +82,7 @@ def prepare(settings: Settings, out: Path, listener: Listener | None = None) -> 
     checkpoint, tokenizer = _base(settings, path)
     ops = _backend(settings, checkpoint, listener)
     settings = replace(settings, dtype=ops.dtype)  # decided, so that a run goes on in the same on another backend
-    ops.value_and_grad(lambda ops, values: (values, ()))  # raises where a backend computes no gradients
+    ops.value_and_grad(_no_loss)  # raises where a backend computes no gradients
     settings = _with_length(settings, read_config(checkpoint).max_positions)
     lora = _lora(settings)
     chats = tokenizer.chat_template is not None and _is_chat(settings.data, listener)
@@ -326,6 +326,10 @@ def _admitted(
         rest = admit(config, replace(shape, grad_checkpoint=True), free, full=trains_all)
     listener.note("gradient checkpointing is on: memory has no room for all activations at once")
     return True, rest
+
+
+def _no_loss(ops: Backend, values: Any) -> tuple[Any, tuple[()]]:
+    return values, ()
 
 
 def _train_config(settings: Settings) -> TrainConfig:

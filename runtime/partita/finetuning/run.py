@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -237,9 +237,9 @@ def _make(out: Path) -> None:
 
 
 @contextmanager
-def _written(records: Sequence[Mapping[str, Any]]) -> Iterator[Path]:
+def _written(records: Sequence[Mapping[str, Any]]) -> Generator[Path, None, None]:
     """A file that holds the records. DataError for one that is not JSON, by its index."""
-    lines = []
+    lines: list[str] = []
     for i, record in enumerate(records):
         try:
             lines.append(json.dumps(record, allow_nan=False) + "\n")

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -94,7 +94,7 @@ def download(
     One file after the other, in this thread: the library's pool of threads would finish its files before it lets
     Ctrl-C through. Its transfer of large files is parallel by itself.
     """
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import HfApi, hf_hub_download  # pyright: ignore[reportUnknownVariableType]: its bars' type
 
     with reported(progress, None, f"looking for {model.name}"):
         hub = HfApi(library_name="partita")
@@ -112,8 +112,14 @@ def download(
         for i, file in enumerate(files):
             # asked by its name once, so that the library notes where the branch stands; then by its commit
             revision = model.revision if i == 0 else commit
-            where = {"repo_type": model.kind, "revision": revision, "cache_dir": hub_cache()}
-            hf_hub_download(model.repository, file, library_name="partita", **where)
+            hf_hub_download(
+                model.repository,
+                file,
+                repo_type=model.kind,
+                revision=revision,
+                cache_dir=hub_cache(),
+                library_name="partita",
+            )
     lost = [file for file in files if not (folder / file).is_file()]
     if lost:  # the branch moved between the two questions
         raise SourceError(f"{model.name} changed while it was fetched, {listing(lost)} did not arrive: try again")
@@ -144,7 +150,7 @@ def check_bytes(model: HubModel, path: Path, entry: RepoSibling, progress: Progr
 
 
 @contextmanager
-def watched(blobs: Path, total: int, progress: Progress) -> Iterator[None]:
+def watched(blobs: Path, total: int, progress: Progress) -> Generator[None, None, None]:
     """Tell `progress` how far `blobs` has grown, up to `total` bytes, from a second thread while the block runs.
 
     The library's own bars change meaning between its releases; the size of its files does not.
@@ -189,7 +195,7 @@ def held(folder: Path) -> int:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Generator[None, None, None]:
     """Keep the library's bars and its log lines below errors off the terminal: `progress` and one SourceError speak."""
     import logging
 

@@ -75,7 +75,7 @@ def environment(scratch: Path) -> dict[str, str]:
     return {"PIP_RETRIES": "2", **os.environ, **temporary, **STEADY}
 
 
-def watch(pip: subprocess.Popen, requirement: str, place: Path, progress: Progress) -> int:
+def watch(pip: subprocess.Popen[bytes], requirement: str, place: Path, progress: Progress) -> int:
     """Turn pip's log and the growing files into progress until pip ends; its exit status.
 
     Looking at sizes works with every pip; its own machine-readable bar came only with 24.1.

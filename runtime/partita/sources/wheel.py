@@ -81,7 +81,7 @@ def extract(wheel: Path, target: Path, requirement: str, progress: Progress) -> 
 
 def recorded(archive: zipfile.ZipFile) -> dict[str, str]:
     """SHA-256 of files as the wheel's own RECORD states them, by name; pip looks at those only when it installs."""
-    found = {}
+    found: dict[str, str] = {}
     for entry in archive.infolist():
         if RECORD.fullmatch(entry.filename) is None:
             continue

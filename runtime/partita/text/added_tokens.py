@@ -118,7 +118,8 @@ def _any_of(names: Sequence[str], at: int, depth: int) -> str:
         raise CheckpointError(
             f"more than {_MAX_DEPTH} control tokens begin with one another, as {names[0][:40]!r} does"
         )
-    ends, branches, begin = len(names[0]) == at, [], 0
+    ends = len(names[0]) == at
+    branches: list[str] = []
     begin = int(ends)
     while begin < len(names):
         stop = begin + 1

@@ -13,9 +13,10 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 from ..errors import DataError, TemplateError
+from ..files.bounded import is_table
 from .template_child import BEGIN, END, THOUGHTS
 from .template_process import shared
 from .tokenizer import Tokenizer
@@ -103,7 +104,7 @@ class ChatTemplate:
 
     @cached_property
     def _words(self) -> frozenset[str]:
-        more = frozenset() if self._with_tools is None else self._with_tools._words
+        more: frozenset[str] = frozenset() if self._with_tools is None else self._with_tools._words
         return more.union(_WORD.findall(self.source))
 
 
@@ -191,7 +192,9 @@ class MarkedChat:
             data = _replaced(data, lambda text: literals.sub(lambda match: marks[match[0]], text))
         self._names = {mark: name for name, mark in marks.items()}
         self._template, self._messages, self._variables = template, data["messages"], data["variables"]
-        self.roles = [message.get("role") if isinstance(message, dict) else None for message in self._messages]
+        self.roles: list[str | None] = [
+            message.get("role") if is_table(message) else None for message in self._messages
+        ]
 
     def render(self, count: int | None = None, *, add_generation_prompt: bool, marks: bool = False) -> str:
         """Text of the first `count` messages (None: all); marks: with `begin` and `end` around what is marked."""
@@ -264,24 +267,32 @@ def _plain(value: Any) -> Any:
 def _rebuilt(value: Any) -> Any:
     if value is None or isinstance(value, str | int | float):
         return value
-    if isinstance(value, Mapping):
+    if _is_mapping(value):
         return {key: _rebuilt(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if _is_sequence(value):
         return [_rebuilt(item) for item in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: _rebuilt(getattr(value, field.name)) for field in dataclasses.fields(value)}
     return f"<{type(value).__name__}>"
 
 
+def _is_mapping(value: object) -> TypeGuard[Mapping[Any, Any]]:
+    return isinstance(value, Mapping)
+
+
+def _is_sequence(value: object) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, list | tuple)
+
+
 def _strings(value: Any) -> Iterator[str]:
     """Every string inside a value of JSON's kinds, keys included."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, Mapping):
+    elif _is_mapping(value):
         for key, item in value.items():
             yield from _strings(key)
             yield from _strings(item)
-    elif isinstance(value, list | tuple):
+    elif _is_sequence(value):
         for item in value:
             yield from _strings(item)
 
@@ -290,9 +301,9 @@ def _replaced(value: Any, change: Callable[[str], str]) -> Any:
     """The same value with `change` applied to every string in it, keys included."""
     if isinstance(value, str):
         return change(value)
-    if isinstance(value, Mapping):
+    if _is_mapping(value):
         return {_replaced(key, change): _replaced(item, change) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if _is_sequence(value):
         return [_replaced(item, change) for item in value]
     return value
 
@@ -301,7 +312,7 @@ def _private_characters(names: Sequence[str], texts: Sequence[str]) -> dict[str,
     """One character of Unicode's private planes for each name, none of which occurs in `texts`."""
     if not names:
         return {}
-    used = set().union(*texts)
+    used = set[str]().union(*texts)
     free = (chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in used)
     marks = dict(zip(names, free, strict=False))
     if len(marks) < len(names):

@@ -107,7 +107,8 @@ class _Reader:
                 return _ASSERTION
             case "*" | "+" | "?":
                 raise ValueError(f"{character} repeats nothing")
-        return _CHARACTER
+            case _:
+                return _CHARACTER
 
     def _group(self) -> _Cost:
         kind = ""

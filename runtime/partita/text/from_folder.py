@@ -7,13 +7,13 @@ Invariant: whatever is damaged is named in a CheckpointError; nothing is guessed
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..files.bounded import TEMPLATE, find, read_bytes, read_object, read_text
+from ..files.bounded import TEMPLATE, find, is_list, is_table, read_bytes, read_object, read_text
 from . import sentencepiece_model as proto
 from .added_tokens import MAX_ADDED, Added
 from .engines import SentencePieceEngine, TokenizersEngine, decoder_kind, is_marker, load_sentencepiece
@@ -52,7 +52,7 @@ class Configs:
         for source in (self.specials, self.tokenizer):
             named |= {key: value for key, value in source.items() if key.endswith("_token")}
             for key in ("extra_special_tokens", "model_specific_special_tokens"):
-                named |= source[key] if isinstance(source.get(key), dict) else {}
+                named |= source[key] if is_table(source.get(key)) else {}
         return {name: _literal(value) for name, value in named.items()}
 
     def special_literals(self) -> frozenset[str]:
@@ -60,14 +60,16 @@ class Configs:
         found = {self.role(name) for name in _ROLES}
         for source in (self.tokenizer, self.specials):
             for key in ("additional_special_tokens", "extra_special_tokens"):
-                listed = source.get(key) or ()
-                found |= {_literal(item) for item in (listed.values() if isinstance(listed, dict) else listed)}
+                listed: Any = source.get(key) or ()
+                items: Iterable[Any] = listed.values() if is_table(listed) else listed
+                found |= {_literal(item) for item in items}
         return frozenset(literal for literal in found if literal)
 
     def added(self) -> dict[int, Added]:
         """Tokens added to the vocabulary, by id."""
         result = {int(i): Added(literal) for literal, i in _json(self.folder, "added_tokens.json").items()}
-        for i, entry in (self.tokenizer.get("added_tokens_decoder") or {}).items():
+        entries: Mapping[str, Any] = self.tokenizer.get("added_tokens_decoder") or {}
+        for i, entry in entries.items():
             result[int(i)] = Added.read(entry)
         if len(result) > MAX_ADDED or any(len(token.literal) > MAX_TOKEN for token in result.values()):
             raise ValueError(f"more than {MAX_ADDED} added tokens, or one of more than {MAX_TOKEN} characters")
@@ -75,9 +77,10 @@ class Configs:
 
     def ids(self, name: str) -> Iterator[int]:
         """Ids that config.json and generation_config.json give for `eos_token_id` or `bos_token_id`."""
-        for source in (self.generation, self.model, self.model.get("text_config") or {}):
+        text: Mapping[str, Any] = self.model.get("text_config") or {}
+        for source in (self.generation, self.model, text):
             value = source.get(name)
-            yield from (int(i) for i in (value if isinstance(value, list) else [value]) if i is not None)
+            yield from (int(i) for i in (value if is_list(value) else [value]) if i is not None)
 
 
 def read_folder(folder: Path) -> tuple[Engine, Facts]:
@@ -132,7 +135,8 @@ def _add(library: Any, added: Mapping[int, Added], path: Path) -> None:
 
 def _mark_controls(library: Any, named: frozenset[str]) -> tuple[dict[str, int], frozenset[int]]:
     """Controls and hidden ids; tokens that only their form or a config makes control tokens are marked in `library`."""
-    controls, hidden = {}, set()
+    controls: dict[str, int] = {}
+    hidden: set[int] = set()
     for i, token in library.get_added_tokens_decoder().items():
         special = token.special or token.content in named
         if special or is_marker(token.content):
@@ -161,7 +165,9 @@ def _from_sentencepiece(path: Path, configs: Configs) -> tuple[Engine, Facts]:
     # whether text after an added token has a space in front, and a text that begins with one; files from before the
     # flag have it so with control tokens alone
     legacy = configs.tokenizer.get("legacy")
-    controls, hidden, own = {}, set(), {}
+    controls: dict[str, int] = {}
+    hidden: set[int] = set()
+    own: dict[str, int] = {}
     for i, (piece, kind) in enumerate(zip(model.pieces, model.types, strict=True)):
         literal = added[i].literal if i in added else piece
         marked = kind in (proto.NORMAL, proto.USER_DEFINED) and (literal in special or is_marker(literal))
@@ -222,7 +228,7 @@ def _chat_templates(configs: Configs) -> dict[str, str]:
         return {name: read_text(path, TEMPLATE) for name, path in found.items()}
     for source in (configs.tokenizer, _json(configs.folder, "chat_template.json")):
         template = source.get("chat_template")
-        if isinstance(template, list):  # several by name
+        if is_list(template):  # several by name
             return {entry["name"]: str(entry["template"]) for entry in template}
         if isinstance(template, str) and template:
             return {"default": template}
@@ -230,7 +236,7 @@ def _chat_templates(configs: Configs) -> dict[str, str]:
 
 
 def _literal(value: Any) -> str | None:
-    if isinstance(value, Mapping):
+    if is_table(value):
         value = value.get("content")
     return value if isinstance(value, str) else None
 

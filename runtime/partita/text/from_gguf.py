@@ -60,7 +60,7 @@ def _tokens(metadata: Mapping[str, Any]) -> list[str]:
     if tokens is None or not 0 < len(tokens) <= MAX_TOKENS:
         raise CheckpointError("tokenizer.ggml.tokens: missing, empty or too long")
     seen: set[str] = set()
-    result = []
+    result: list[str] = []
     for i, token in enumerate(tokens):
         text = token.decode("utf-8", "replace") if isinstance(token, bytes) else token
         if not isinstance(text, str):
@@ -118,7 +118,8 @@ def _controls(
     """Literals that a user's text must not become, and ids that decoding hides (markers the file calls user-defined,
     such as `<|tool_call|>`, stay visible: programs look for them in the text)."""
     named = {_id(metadata, name, len(tokens)) for name in ("bos", "eos", "eot", "eom")}
-    controls, hidden = {}, set()
+    controls: dict[str, int] = {}
+    hidden: set[int] = set()
     for i, (token, kind) in enumerate(zip(tokens, types, strict=True)):
         if kind == BYTE or (kind == NORMAL and i not in named and token not in END_TOKENS):
             continue

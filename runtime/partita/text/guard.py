@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,7 +29,7 @@ def translated(error: BaseException, where: str) -> BaseException:
 
 
 @contextmanager
-def guarded(where: str) -> Iterator[None]:
+def guarded(where: str) -> Generator[None, None, None]:
     """What is done within ends in a CheckpointError that names `where` if a library fails."""
     try:
         yield
@@ -38,7 +38,7 @@ def guarded(where: str) -> Iterator[None]:
 
 
 @contextmanager
-def without_collector() -> Iterator[None]:
+def without_collector() -> Generator[None, None, None]:
     """A vocabulary is a million objects, none of them garbage: half of the time goes into looking for some."""
     enabled = gc.isenabled()
     gc.disable()

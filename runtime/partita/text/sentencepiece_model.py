@@ -26,9 +26,9 @@ _FLOAT = struct.Struct("<f")
 class Model:
     """A sentencepiece model. trainer, normalizer: serialized TrainerSpec and NormalizerSpec, taken over as they are."""
 
-    pieces: list[str] = field(default_factory=list)
-    scores: list[float] = field(default_factory=list)
-    types: list[int] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list[str])
+    scores: list[float] = field(default_factory=list[float])
+    types: list[int] = field(default_factory=list[int])
     trainer: bytes = b""
     normalizer: bytes = b""
 
@@ -58,7 +58,7 @@ def space_rules(normalizer: bytes) -> tuple[bool, bool]:
 def write(model: Model, *, space_prefix: bool) -> bytes:
     """Serialize; `space_prefix`: the library itself puts the space in front. A repeated scalar field's last value wins,
     so appending is overriding."""
-    parts = []
+    parts: list[bytes] = []
     for piece, score, kind in zip(model.pieces, model.scores, model.types, strict=True):
         # SentencePiece: piece = 1 (string), score = 2 (float), type = 3 (enum)
         body = _message(1, piece.encode("utf-8", "replace")) + b"\x15" + _FLOAT.pack(score) + b"\x18" + bytes((kind,))

@@ -16,6 +16,7 @@ from reprlib import repr as brief
 from typing import Any
 
 from ..errors import CheckpointError, UnsupportedModel
+from ..files.bounded import is_list, is_table
 from .expressions import judge
 from .pretokenizers import published
 
@@ -86,7 +87,7 @@ class _Judge:
     def part(
         self, document: Step, name: str, inner: str, check: Callable[[_Judge, Step], dict[str, Any] | None]
     ) -> list[Step]:
-        found = []
+        found: list[Step] = []
         for step in self._flat(document.get(name), name, inner):
             kind = self.text(step, "type")
             self._at = f"{name} {kind}"
@@ -100,17 +101,17 @@ class _Judge:
         """The steps of a part, sequences laid flat."""
         self._at = name
         flat: list[Step] = []
-        waiting = [] if value is None else [value]
+        waiting: list[Any] = [] if value is None else [value]
         while waiting:
             step = waiting.pop()
-            if not isinstance(step, dict):
+            if not is_table(step):
                 raise self.damaged("an object", step)
             if step.get("type") != "Sequence":
                 flat.append(step)
-            elif isinstance(step.get(inner), list):
-                waiting += reversed(step[inner])
+            elif is_list(within := step.get(inner)):
+                waiting += reversed(within)
             else:
-                raise self.damaged(f"a list of {inner}", step.get(inner))
+                raise self.damaged(f"a list of {inner}", within)
             if len(flat) + len(waiting) > MAX_STEPS:
                 raise CheckpointError(f"{self._where}: {name} has more than {MAX_STEPS} steps")
         return flat
@@ -150,7 +151,7 @@ class _Judge:
     def pattern(self, step: Step) -> dict[str, str]:
         """A literal or an expression."""
         value = step.get("pattern")
-        if not isinstance(value, dict) or len(value) != 1:
+        if not is_table(value) or len(value) != 1:
             raise self.damaged("a pattern of kind String or Regex", value)
         if "String" in value:
             if not self.text(value, "String"):

@@ -23,7 +23,7 @@ class StopStrings:
                 f"`stop` must be at most {MAX_STOPS} strings of 1 to {MAX_LENGTH} characters each", field="stop"
             )
         self._stops = tuple(stops)
-        self._held = ""
+        self._held: str = ""
         self.found = False
 
     def push(self, text: str) -> str:

@@ -15,10 +15,10 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeGuard
 
 TEXT, FAILED = b"+", b"-"
 OUT_OF_MEMORY = 3
@@ -82,15 +82,20 @@ def _given(asked: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
 
 def _message(message: Any) -> dict[str, Any]:
     """Without keys that have no value, and thoughts under both names that templates read."""
-    if not isinstance(message, dict):
+    if not _is_object(message):
         raise Refused(f"a message is a {type(message).__name__}: it must be an object with a role and a content")
     kept = {key: value for key, value in message.items() if value is not None}
     thought = next((kept[name] for name in THOUGHTS if name in kept), None)
     return kept if thought is None else {"thinking": thought, **kept, "reasoning_content": thought}
 
 
+def _is_object(value: object) -> TypeGuard[dict[str, Any]]:
+    return isinstance(value, dict)
+
+
 def _joined(chunks: Iterator[str]) -> str:
-    found, total = [], 0
+    found: list[str] = []
+    total = 0
     for chunk in chunks:
         total += len(chunk)
         if total > MAX_TEXT:
@@ -111,7 +116,15 @@ def _reason(error: BaseException) -> str:
 
 
 def _environment() -> Any:
-    """Jinja as chat templates expect it, in a sandbox that lets nothing be changed which was given."""
+    """Jinja as chat templates expect it."""
+    environment = _sandbox()
+    environment.filters["tojson"] = _tojson
+    environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
+    return environment
+
+
+def _sandbox() -> Any:
+    """Jinja that lets nothing be changed which was given."""
     from jinja2 import nodes
     from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -127,12 +140,9 @@ def _environment() -> Any:
             begin, end = (nodes.Output([nodes.Name(name, "load")], lineno=line) for name in (BEGIN, END))
             return nodes.Scope([begin, *body, end], lineno=line)
 
-    environment = ImmutableSandboxedEnvironment(
+    return ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation], cache_size=0
     )
-    environment.filters["tojson"] = _tojson
-    environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
-    return environment
 
 
 def _tojson(
@@ -184,7 +194,7 @@ def _limit() -> None:
 
 
 @contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
+def _time_limit(seconds: float) -> Generator[None, None, None]:
     """Should the other side not live to do it, the system ends this process, whatever it is in the middle of."""
     if sys.platform == "win32":
         yield

@@ -83,7 +83,7 @@ def _added(text: str, longer: str) -> str | None:
 
 def _confirmed(chat: MarkedChat, found: Growth) -> bool:
     """Whether what is in front of the last reply, of one in the middle and so on, is rendered as it should be."""
-    halves = []
+    halves: list[int] = []
     count = len(found.ends)
     while (reply := max((i for i in found.openings if i <= count), default=0)) > 0:
         halves.append(reply)

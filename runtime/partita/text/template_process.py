@@ -84,7 +84,8 @@ class TemplateProcess:
 
     def _ask(self, request: Mapping[str, Any], count: int) -> list[str]:
         data = _encoded(request)
-        child, texts = self._living(), []
+        child = self._living()
+        texts: list[str] = []
         try:
             child.send(data)
             while len(texts) < count:
@@ -184,10 +185,11 @@ def _started() -> tuple[Any, subprocess.Popen[Any]]:
 
     ours, theirs = Pipe()
     handle = theirs.fileno()
+    how: dict[str, Any]
     if sys.platform == "win32":
         os.set_handle_inheritable(handle, True)
         flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW  # Ctrl-C is not for it
-        how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "close_fds": False, "creationflags": flags}
+        how = {"stdin": subprocess.DEVNULL, "close_fds": False, "creationflags": flags}
     else:
         how, handle = {"stdin": handle, "start_new_session": True}, 0  # Ctrl-C is not for it
     command = [sys.executable, "-I", "-S", "-B", str(_PROGRAM), str(handle), *_folders("jinja2", "markupsafe")]

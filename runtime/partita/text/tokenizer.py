@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from ..errors import DataError
 from ..printable import printable
@@ -89,7 +89,8 @@ class Tokenizer:
 
     def stream(self, *, specials: bool = False, continues: bool = False) -> TextStream:
         """A decoder that takes one id at a time; the arguments mean what they mean in `decode`."""
-        return TextStream(self, specials=specials, strips=self._engine.space_prefix and not continues)
+        strips = self._engine.space_prefix and not continues
+        return TextStream(lambda token: self._contribution(token, specials), strips=strips)
 
     def token_text(self, token: int) -> str:
         """Printable form of one token: a control token's literal, "·" for a space, `<0xE2>` for a byte that is no
@@ -120,15 +121,14 @@ class TextStream:
     rest. All of it joined equals `Tokenizer.decode` of all the ids.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, specials: bool, strips: bool) -> None:
-        self._contribution = tokenizer._contribution
-        self._specials = specials
+    def __init__(self, contribution: Callable[[int], bytes], *, strips: bool) -> None:
+        self._contribution = contribution
         self._strips = strips  # a leading space is still to be dropped
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
         """Text that became certain with `token`, perhaps ""."""
-        data = self._contribution(token, self._specials)
+        data = self._contribution(token)
         if self._strips and data:
             data, self._strips = data.removeprefix(b" "), False
         return self._utf8.decode(data)

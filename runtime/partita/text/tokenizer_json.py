@@ -17,7 +17,7 @@ from reprlib import repr as brief
 from typing import Any
 
 from ..errors import CheckpointError, UnsupportedModel
-from ..files.bounded import parse, read_bytes
+from ..files.bounded import is_list, is_table, parse, read_bytes
 from .added_tokens import MAX_ADDED, Added
 from .guard import guarded, without_collector
 from .steps import Step, Steps, read_steps
@@ -73,25 +73,29 @@ def read_document(path: Path) -> dict[str, Any]:
         document = parse(text)
     except ValueError as error:
         raise CheckpointError(f"{path}: not a tokenizer's JSON ({error})") from None
-    if not isinstance(document, dict):
+    if not is_table(document):
         raise CheckpointError(f"{path}: a JSON object is expected")
     return document
 
 
 def _library(model: Any, steps: Steps, added: list[Added]) -> Any:
-    import tokenizers
-
-    # the library's only way in for single steps is a file's text
-    empty = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
-    library = tokenizers.Tokenizer.from_str(json.dumps({**empty, **steps.as_json()}))
+    library = _without_model(steps)
     library.model = model
     library.add_tokens([token.for_library() for token in added])
     return library
 
 
+def _without_model(steps: Steps) -> Any:
+    """The library's only way in for single steps is a file's text."""
+    import tokenizers
+
+    empty: dict[str, Any] = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
+    return tokenizers.Tokenizer.from_str(json.dumps({**empty, **steps.as_json()}))
+
+
 def _added(document: Mapping[str, Any]) -> list[Added]:
-    entries = document.get("added_tokens") or []
-    if not isinstance(entries, list) or len(entries) > MAX_ADDED:
+    entries: Any = document.get("added_tokens") or []
+    if not is_list(entries) or len(entries) > MAX_ADDED:
         raise ValueError(f"added_tokens: a list of at most {MAX_ADDED} is expected")
     added = [Added.read(entry, normalized=not entry.get("special")) for entry in entries]
     if any(len(token.literal) > MAX_TOKEN for token in added):
@@ -124,11 +128,11 @@ def _leading(processor: Any, where: str) -> int | None:
 
 def _model(model: Any, where: str) -> tuple[Any, int]:
     """The library's model and one more than its largest id."""
-    if not isinstance(model, dict):
+    if not is_table(model):
         raise TypeError("no model")
     kind = model.get("type")
     if kind is None:  # as older files have it
-        kind = "Unigram" if isinstance(model.get("vocab"), list) else "BPE" if "merges" in model else None
+        kind = "Unigram" if is_list(model.get("vocab")) else "BPE" if "merges" in model else None
     if kind == "BPE":
         return _bpe(model, where)
     if kind == "Unigram":
@@ -143,7 +147,7 @@ def _bpe(model: dict[str, Any], where: str) -> tuple[Any, int]:
         if model.get(name) not in (None, usual):
             raise UnsupportedModel(f"{where}: a model with {name} {brief(model[name])} is not supported")
     vocabulary = model["vocab"]
-    if not isinstance(vocabulary, dict) or len(vocabulary) > MAX_TOKENS:
+    if not is_table(vocabulary) or len(vocabulary) > MAX_TOKENS:
         raise ValueError(f"vocab: a table of at most {MAX_TOKENS} tokens is expected")
     ids = vocabulary.values()
     last = -1 if set(map(type, ids)) - {int} else max(ids, default=0)
@@ -159,7 +163,7 @@ def _bpe(model: dict[str, Any], where: str) -> tuple[Any, int]:
 
 def _merges(merges: Any) -> list[tuple[str, str]]:
     """Pairs; older files have them as "a b"."""
-    if not isinstance(merges, list) or len(merges) > MAX_MERGES:
+    if not is_list(merges) or len(merges) > MAX_MERGES:
         raise ValueError(f"merges: a list of at most {MAX_MERGES} is expected")
     pairs = (merge.split(" ") for merge in merges) if str in set(map(type, merges)) else merges
     return [(left, right) for left, right in pairs]
@@ -169,7 +173,7 @@ def _unigram(model: Mapping[str, Any], where: str) -> tuple[Any, int]:
     from tokenizers import models
 
     entries, unknown = model["vocab"], model.get("unk_id")
-    if not isinstance(entries, list) or not 0 < len(entries) <= MAX_TOKENS:
+    if not is_list(entries) or not 0 < len(entries) <= MAX_TOKENS:
         raise ValueError(f"vocab: a list of 1 to {MAX_TOKENS} tokens is expected")
     vocabulary = [(token, float(score)) for token, score in entries]
     if not all(math.isfinite(score) and abs(score) < _WORST_SCORE for _, score in vocabulary):

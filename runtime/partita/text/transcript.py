@@ -110,7 +110,7 @@ def _common(a: str, b: str) -> int:
 
 def _after(parts: Parts, characters: int) -> Parts:
     """The parts without the first `characters` characters."""
-    rest = []
+    rest: Parts = []
     for piece, trusted in parts:
         rest.append((piece[characters:], trusted))
         characters = max(characters - len(piece), 0)

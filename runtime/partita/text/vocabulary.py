@@ -74,5 +74,5 @@ class Facts:
     adds_bos: bool = False
     chat_template: str | None = None
     tool_template: str | None = None  # for conversations with tools, where that is another one
-    special_tokens: Mapping[str, str | None] = field(default_factory=dict)
+    special_tokens: Mapping[str, str | None] = field(default_factory=dict[str, str | None])
     """Literals by what templates call them (`bos_token`); None for one that the source says is not there."""

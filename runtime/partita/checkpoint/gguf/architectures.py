@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import CheckpointError
+from ...files.bounded import is_list
 from .keys import Keys
 
 Config = dict[str, Any]
@@ -103,8 +104,8 @@ class Architecture:
     biased: frozenset[str] = frozenset()
     permuted: bool = False
     norms_include_one: bool = False
-    fields: Mapping[str, tuple[str, type, Any]] = field(default_factory=dict)
-    constants: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, tuple[str, type, Any]] = field(default_factory=dict[str, tuple[str, type, Any]])
+    constants: Mapping[str, Any] = field(default_factory=dict[str, Any])
     theta: Any = ...
     period: int | None = None
     factors: frozenset[str] = frozenset()
@@ -179,8 +180,9 @@ def _olmo2(keys: Keys, config: Config) -> Config:
 
 
 def _gpt_oss(keys: Keys, config: Config) -> Config:
-    if (config["rope_scaling"] or {}).get("rope_type") == "yarn":
-        config["rope_scaling"] |= {"truncate": False}
+    scaling: Config = config["rope_scaling"] or {}
+    if scaling.get("rope_type") == "yarn":
+        config["rope_scaling"] = scaling | {"truncate": False}
     return config | {"layer_types": layer_types(keys, config)}
 
 
@@ -188,7 +190,7 @@ def layer_types(keys: Keys, config: Config) -> list[str]:
     """A pattern is a period (the last of each period is global, 0: none) or one truth value a layer (true: sliding)."""
     layers, row = config["num_hidden_layers"], ARCHITECTURES[keys.prefix]
     pattern = keys.metadata.get(f"{keys.prefix}.attention.sliding_window_pattern", row.period)
-    if isinstance(pattern, list):
+    if is_list(pattern):
         if len(pattern) != layers:
             raise CheckpointError(f"the sliding window pattern has {len(pattern)} items for {layers} layers")
         sliding = [bool(item) for item in pattern]

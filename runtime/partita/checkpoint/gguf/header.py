@@ -218,7 +218,8 @@ def _skip_strings(cursor: Cursor, count: int, key: str) -> array[int]:
 
 def _texts(data: mmap.mmap, key: str, start: int, ends: array[int] | list[int]) -> list[str]:
     """Strings that follow one another, each with its length in eight bytes before it. start: of the first."""
-    begin, found = start, []
+    begin = start
+    found: list[str] = []
     add = found.append
     try:
         for stop in ends:

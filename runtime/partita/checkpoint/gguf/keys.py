@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import CheckpointError, UnsupportedModel
+from ...files.bounded import is_list
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Keys:
 
     def _uniform(self, name: str) -> Any:
         value = self.metadata.get(name)
-        if not isinstance(value, list) or not value:
+        if not is_list(value) or not value:
             return value
         if any(item != value[0] for item in value):
             raise UnsupportedModel(f"{name} differs between layers, which is not implemented for {self.prefix}")

@@ -204,7 +204,7 @@ def usual_attention_factor(factor: float) -> float:
 
 def with_rope_tensors(config: dict[str, Any], read: Callable[[str], np.ndarray]) -> dict[str, Any]:
     """The config with the values of the tensors that hold rope factors. read: a dense tensor by its GGUF name."""
-    scaling = config.get("rope_scaling") or {}
+    scaling: dict[str, Any] = config.get("rope_scaling") or {}
     if "tensor" in scaling:
         return config | {"rope_scaling": {**scaling, "factors": _factors(read, scaling["tensor"])}}
     if scaling.get("rope_type") != "longrope" or "short_factor" in scaling:
@@ -215,7 +215,7 @@ def with_rope_tensors(config: dict[str, Any], read: Callable[[str], np.ndarray])
 
 def _factors(read: Callable[[str], np.ndarray], name: str) -> list[float]:
     factors = read(name)
-    if not isinstance(factors, np.ndarray) or factors.ndim != 1 or len(factors) > 4096 or not (factors > 0).all():
+    if factors.ndim != 1 or len(factors) > 4096 or not (factors > 0).all():
         raise CheckpointError(f"{name} is not a short list of positive divisors")
     return [shortest(factor) for factor in factors]
 

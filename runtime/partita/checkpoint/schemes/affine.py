@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import CheckpointError
+from ...files.bounded import is_table
 from ...files.safetensors import StoredTensor
 from ...quantization import AFFINE, Packed
 from . import mlx_block
@@ -66,10 +67,10 @@ def _weight(name: str, module: str, tensors: Mapping[str, StoredTensor], block: 
 
 def _quantized_as(block: Mapping[str, Any], module: str) -> tuple[int, int]:
     """(bits, group_size) of one module: its own entry if it is a table, else the block's."""
-    own = block.get(module, {})
-    if own is False or not isinstance(own, dict | bool):
+    own: object = block.get(module, {})
+    if own is not True and not is_table(own):
         raise CheckpointError(f"config.json: {module} is packed, but its quantization entry is {own!r}")
-    merged = {**block, **(own if isinstance(own, dict) else {})}
+    merged = block if own is True else {**block, **own}
     bits, group_size = merged.get("bits"), merged.get("group_size")
     if type(bits) is not int or bits not in BITS or type(group_size) is not int or group_size not in GROUP_SIZES:
         raise CheckpointError(

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import CheckpointError, UnsupportedModel
+from ...files.bounded import is_list, is_table
 from ...files.safetensors import StoredTensor
 from .stored import Found, ReadTensor, Scheme, StoredWeight
 
@@ -53,7 +54,7 @@ def is_fp8(config: Mapping[str, Any]) -> bool:
     UnsupportedModel for another form of one of these methods; False for any other method.
     """
     block = config.get("quantization_config")
-    if not isinstance(block, Mapping) or block.get("quant_method") not in METHODS:
+    if not is_table(block) or block.get("quant_method") not in METHODS:
         return False
     if block["quant_method"] == "compressed-tensors":
         _check_groups(block)
@@ -62,14 +63,14 @@ def is_fp8(config: Mapping[str, Any]) -> bool:
 
 def _check_groups(block: Mapping[str, Any]) -> None:
     groups = block.get("config_groups")
-    if not isinstance(groups, Mapping) or not groups:
+    if not is_table(groups) or not groups:
         raise CheckpointError("config.json: quantization_config of compressed-tensors has no config_groups")
     for key in ("transform_config", "sparsity_config"):
         if block.get(key):
             raise UnsupportedModel(f"config.json: compressed-tensors with a {key} is not read")
     for name, group in groups.items():
-        weights = group.get("weights") if isinstance(group, Mapping) else None
-        if not isinstance(weights, Mapping):
+        weights = group.get("weights") if is_table(group) else None
+        if not is_table(weights):
             raise CheckpointError(f"config.json: {name} of compressed-tensors has no weights")
         kind, bits = weights.get("type"), weights.get("num_bits")
         if (kind, bits) != ("float", 8) or not weights.get("symmetric", True):
@@ -83,13 +84,13 @@ def block_of(config: Mapping[str, Any]) -> tuple[int, int] | None:
     if not is_fp8(config):
         return None
     block = config["quantization_config"]
-    size = block.get("weight_block_size")
+    size: Any = block.get("weight_block_size")
     if block["quant_method"] == "compressed-tensors":
         sizes = [group["weights"].get("block_structure") for group in block["config_groups"].values()]
         size = next((found for found in sizes if found is not None), None)
     if size is None:
         return None
-    if not isinstance(size, list) or len(size) != 2 or not all(type(n) is int and 0 < n < 1 << 31 for n in size):
+    if not is_list(size) or len(size) != 2 or not all(type(n) is int and 0 < n < 1 << 31 for n in size):
         raise CheckpointError(f"config.json: weight_block_size is {size!r}, not two sizes")
     return size[0], size[1]
 
@@ -152,7 +153,7 @@ def target_dtype(config: Mapping[str, Any]) -> np.dtype:
     text = config.get("text_config")
     named = [
         table.get(key)
-        for table in (config, text if isinstance(text, Mapping) else {})
+        for table in ((config, text) if is_table(text) else (config,))
         for key in ("dtype", "torch_dtype")
     ]
     name = next((name for name in named if name in _DTYPES), "bfloat16")
@@ -167,7 +168,7 @@ def dequantize(q: np.ndarray, scale: np.ndarray | None, block: tuple[int, int], 
     if scale is None:
         return q.astype(np.float32).astype(dtype)
     matrix = q.reshape(-1, *(q.shape[-2:] if q.ndim > 1 else (1, q.size)))
-    lead, rows, columns = matrix.shape
+    lead, rows, columns = map(int, matrix.shape)
     grid = scale.astype(np.float32).reshape(-1, -(-rows // block[0]), -(-columns // block[1]))
     grid = np.broadcast_to(grid, (lead, *grid.shape[1:]))
     result = np.empty(matrix.shape, dtype)

@@ -72,7 +72,8 @@ def find(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any], where: 
 
 def _is_published(config: Mapping[str, Any]) -> bool:
     """Whether the weights are said to be in blocks, as gpt-oss has them."""
-    return (config.get("quantization_config") or {}).get("quant_method") == METHOD
+    block: Mapping[str, Any] = config.get("quantization_config") or {}
+    return block.get("quant_method") == METHOD
 
 
 def repack(blocks: np.ndarray, scales: np.ndarray, *, halves: bool = False, what: str = "an MXFP4 tensor") -> Packed:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import CheckpointError, UnsupportedModel
+from ...files.bounded import is_table
 from ...files.safetensors import StoredTensor
 from . import affine, fp8, mlx_block, mxfp4
 from .stored import DenseWeight, Found, Scheme, StoredWeight
@@ -24,9 +25,9 @@ def check_config(config: Mapping[str, Any]) -> None:
     """
     block, other = config.get("quantization"), config.get("quantization_config")
     for value, key in ((block, "quantization"), (other, "quantization_config")):
-        if value is not None and not isinstance(value, dict):
+        if value is not None and not is_table(value):
             raise CheckpointError(f"config.json: {key} is not a table")
-    method = (other or {}).get("quant_method")
+    method = None if other is None else other.get("quant_method")
     if method and not any(method in scheme.methods for scheme in SCHEMES):
         raise UnsupportedModel(f"config.json: weights quantized with {method!r} are not read")
     if other and not method and not block:

@@ -10,8 +10,9 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
+from ...files.bounded import is_list, is_table
 from .values import NAME, PYTHON_WORDS, QUOTE, Malformed, Values, blank
 
 Offered = Mapping[str, Mapping[str, Any]]
@@ -92,13 +93,17 @@ def offered(tools: Sequence[Any] | None) -> dict[str, dict[str, Any]]:
     """What a list of tools says of their parameters, in OpenAI's form or as bare functions."""
     found: dict[str, dict[str, Any]] = {}
     for tool in tools or ():
-        function = tool.get("function", tool) if isinstance(tool, Mapping) else None
-        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        function = tool.get("function", tool) if _is_mapping(tool) else None
+        if not _is_mapping(function) or not isinstance(function.get("name"), str):
             continue
         parameters = function.get("parameters")
-        properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
-        found[function["name"]] = dict(properties) if isinstance(properties, Mapping) else {}
+        properties = parameters.get("properties") if _is_mapping(parameters) else None
+        found[function["name"]] = dict(properties) if _is_mapping(properties) else {}
     return found
+
+
+def _is_mapping(value: object) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(value, Mapping)
 
 
 # ---------------------------------------------------------------- JSON
@@ -107,7 +112,7 @@ def offered(tools: Sequence[Any] | None) -> dict[str, dict[str, Any]]:
 def arguments(text: str) -> dict[str, Any]:
     """An object that is all of a text."""
     value, end = _json(text, blank(text, 0))
-    if not isinstance(value, dict):
+    if not is_table(value):
         raise Malformed("the arguments are not a JSON object")
     if blank(text, end) < len(text):
         raise Malformed("text after the arguments")
@@ -120,7 +125,7 @@ def _objects(text: str, tools: Offered) -> list[Called]:
     place = blank(text, 0)
     while place < len(text):
         value, place = _json(text, place)
-        found += value if isinstance(value, list) else [value]
+        found += value if is_list(value) else [value]
         place = blank(text, place, ";,")
     if not found:
         raise Malformed("there is no call")
@@ -128,14 +133,15 @@ def _objects(text: str, tools: Offered) -> list[Called]:
 
 
 def _object(value: Any) -> Called:
-    if isinstance(value, dict) and isinstance(value.get("function"), dict):
+    if is_table(value) and is_table(value.get("function")):
         value = value["function"]
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str) or not value["name"]:
+    if not is_table(value) or not isinstance(value.get("name"), str) or not value["name"]:
         raise Malformed("a JSON object without the name of a tool")
-    given = next((value[key] for key in ("arguments", "parameters") if value.get(key) is not None), {})
+    none: dict[str, Any] = {}
+    given = next((value[key] for key in ("arguments", "parameters") if value.get(key) is not None), none)
     if isinstance(given, str):
         given = arguments(given)
-    if not isinstance(given, dict):
+    if not is_table(given):
         raise Malformed("the arguments are not a JSON object")
     return Called(value["name"], given)
 
@@ -187,7 +193,8 @@ def _xml(text: str, tools: Offered) -> list[Called]:
     calls: list[Called] = []
     place = 0
     while (function := _FUNCTION.search(text, place)) is not None:
-        name, found, place = function[1].strip(), {}, function.end()
+        name, place = function[1].strip(), function.end()
+        found: dict[str, Any] = {}
         while True:
             tag = _INSIDE.search(text, place)
             if tag is None:
@@ -213,7 +220,8 @@ _KEY = re.compile(r"\s*<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)(?:</arg_value
 def _arg_keys(text: str, tools: Offered) -> list[Called]:
     """`name<arg_key>key</arg_key><arg_value>value</arg_value>`."""
     name = text.partition("<arg_key>")[0]
-    place, name, found = len(name), name.strip(), {}
+    place, name = len(name), name.strip()
+    found: dict[str, Any] = {}
     if not re.fullmatch(r"[^\s<>{}]+", name):
         raise Malformed("there is no name of a tool")
     while (pair := _KEY.match(text, place)) is not None:
@@ -224,7 +232,14 @@ def _arg_keys(text: str, tools: Offered) -> list[Called]:
     return [Called(name, found)]
 
 
-_JSON_TYPES = {bool: "boolean", int: "integer", float: "number", type(None): "null", list: "array", dict: "object"}
+_JSON_TYPES: dict[type, str] = {
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    type(None): "null",
+    list: "array",
+    dict: "object",
+}
 
 
 def _typed(text: str, tools: Offered, tool: str, parameter: str) -> Any:
@@ -234,7 +249,7 @@ def _typed(text: str, tools: Offered, tool: str, parameter: str) -> Any:
         return None if "null" in types and text.strip() in ("null", "None") else text
     word = text.strip()
     try:
-        value = PYTHON_WORDS[word] if word in PYTHON_WORDS else _whole(word)
+        value: object = PYTHON_WORDS[word] if word in PYTHON_WORDS else _whole(word)
     except Malformed:
         return text
     kind = _JSON_TYPES.get(type(value), "string")
@@ -251,13 +266,15 @@ def _whole(text: str) -> Any:
 
 def _types(schema: Any) -> set[str]:
     """The JSON types that a schema admits, as far as it names them."""
-    if not isinstance(schema, Mapping):
+    if not _is_mapping(schema):
         return set()
     stated = schema.get("type")
-    types = {name for name in (stated if isinstance(stated, list) else [stated]) if isinstance(name, str)}
+    types = {name for name in (stated if is_list(stated) else [stated]) if isinstance(name, str)}
     for key in ("anyOf", "oneOf"):
-        for branch in schema[key] if isinstance(schema.get(key), list) else ():
-            types |= {branch["type"]} if isinstance(branch, Mapping) and isinstance(branch.get("type"), str) else set()
+        branches = schema.get(key)
+        for branch in branches if is_list(branches) else ():
+            if _is_mapping(branch) and isinstance(branch.get("type"), str):
+                types.add(branch["type"])
     return types
 
 
@@ -266,7 +283,8 @@ def _types(schema: Any) -> set[str]:
 
 def _gemma(text: str, tools: Offered) -> list[Called]:
     """`call:name{key:value}`, strings between marks of their own."""
-    values, calls = Values(text), []
+    values = Values(text)
+    calls: list[Called] = []
     while values.take("call:"):
         name = values.match(re.compile(r"[^\s{}]+"))
         values.need("{")
@@ -276,7 +294,8 @@ def _gemma(text: str, tools: Offered) -> list[Called]:
 
 def _python(text: str, tools: Offered) -> list[Called]:
     """`[name(key=value), …]`, or one call a line without the brackets."""
-    values, calls = Values(text), []
+    values = Values(text)
+    calls: list[Called] = []
     listed = values.take("[")
     while name := values.match(NAME):
         found: dict[str, Any] = {}

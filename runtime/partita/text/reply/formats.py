@@ -72,7 +72,7 @@ class ReplyFormat:
     blocks: tuple[Block, ...] = ()
     noise: frozenset[str] = frozenset()
     channels: bool = False
-    controls: Mapping[int, str] = field(default_factory=dict)
+    controls: Mapping[int, str] = field(default_factory=dict[int, str])
     header: int | None = None
     opening: str = ""
 
