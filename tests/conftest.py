@@ -148,7 +148,7 @@ def write_weights(folder: Path, vocab_size: int) -> None:
         return random.normal(0, columns**-0.5, (rows, columns)).astype(np.float32)
 
     head = matrix(vocab_size, HIDDEN) * 4
-    head[-len(SPECIALS) :] = 0  # control tokens are never the likeliest
+    head[-len(SPECIALS) :] = 0  # control tokens are never the most likely
     tensors = {
         "model.embed_tokens.weight": matrix(vocab_size, HIDDEN),
         "model.norm.weight": np.ones(HIDDEN, np.float32),

@@ -244,6 +244,6 @@ def _random(name: str, shape: tuple[int, ...], random: np.random.Generator, arou
     if len(shape) == 1 or "bias" in name:
         return value * 0.5
     if "embed" in name or "lm_head" in name:
-        value[-3:] = 0  # control tokens are never the likeliest
+        value[-3:] = 0  # control tokens are never the most likely
         return value * 2 * shape[-1] ** -0.5
     return value * shape[-1] ** -0.5

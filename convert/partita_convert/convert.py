@@ -198,15 +198,15 @@ class _Transform:
                 return self._dense(name, self.fusion.quantized(name, wanted, self._quantize(name)))
         elif wanted is not None and not _is_already(value, wanted):
             return self._quantize(name)(value, wanted.bits, wanted.group_size)
-        for_inference = self._settled(name, value)
+        kept = self._kept(name, value)
         if self.fusion.changes(name):
-            self.fusion.note(name, for_inference)
-        return for_inference
+            self.fusion.note(name, kept)
+        return kept
 
     def _quantize(self, name: str) -> Callable[..., Packed]:
         return lambda x, bits, group: quantize(x, bits, group, importance=self.columns.get(name), name=name)
 
-    def _settled(self, name: str, value: Value) -> Value:
+    def _kept(self, name: str, value: Value) -> Value:
         """What is not quantized: dense in the dtype asked for; a GGUF file's scales in 16 bits, unless exact."""
         if isinstance(value, Packed):
             is_gguf = self.fusion.base.metadata is not None

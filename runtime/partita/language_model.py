@@ -410,6 +410,6 @@ def load(
     full = full_name(None if name is None else str(name))
     called = path.stem if full == DEFAULT_MODEL else full
     usual = recommended(checkpoint.generation_config)
-    mark, told = checkpoint.fingerprint(), notes(checkpoint)
-    model = LanguageModel(called, path, backend, decoder, tokenizer, mark, recommended=usual, notes=told)
+    mark, remarks = checkpoint.fingerprint(), notes(checkpoint)
+    model = LanguageModel(called, path, backend, decoder, tokenizer, mark, recommended=usual, notes=remarks)
     return model if found is None else model.with_adapter(found)

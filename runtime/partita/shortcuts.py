@@ -119,8 +119,8 @@ def chat(
     chosen = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     chosen |= {"repetition_penalty": repetition_penalty, "seed": seed}
     how = _sampling(sampling or model.recommended or Sampling(), chosen)
-    told: dict[str, Any] = dict(variables or {}) if tools is None else {**(variables or {}), "tools": list(tools)}
-    ids = model.encode(messages, **told)
+    given: dict[str, Any] = dict(variables or {}) if tools is None else {**(variables or {}), "tools": list(tools)}
+    ids = model.encode(messages, **given)
     calls = 0 if isinstance(messages, str) else sum(len(message.get("tool_calls") or ()) for message in messages)
     reply = model.reply_to(ids, tools=tools, calls=calls)
     session = session or model.session()

@@ -128,7 +128,7 @@ def test_damaged_settings(mistake: Mistake, folder: Path) -> None:
         ({"quantization_config": {"quant_method": "gptq"}}, ["'gptq'", "not read"]),
     ],
 )
-def test_a_config_that_cannot_be_played(mistake: Mistake, folder: Path, change: dict, words: list[str]) -> None:
+def test_a_config_that_is_not_supported(mistake: Mistake, folder: Path, change: dict, words: list[str]) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | change))
     mistake(*ask(folder), words=words)

@@ -45,7 +45,7 @@ def test_no_such_model(mistake: Mistake, tmp_path: Path, command: str, name: str
     mistake(command, name, *rest, words=words)
 
 
-def test_a_file_that_is_no_model(mistake: Mistake, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_model(mistake: Mistake, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     mistake(*ask("notes.txt"), words=["notes.txt is neither a folder nor a GGUF file"])
 
@@ -67,7 +67,7 @@ def test_an_address_of_the_hub_that_is_none(mistake: Mistake, address: str) -> N
     assert line == "HF_ENDPOINT is not an address: write https://HOST, or unset it for the public Hub"
 
 
-def test_a_password_in_the_hub_s_address_is_not_told(mistake: Mistake) -> None:
+def test_a_password_in_the_hub_s_address_is_not_shown(mistake: Mistake) -> None:
     address = f"http://somebody:secret@pass@127.0.0.1:{closed_port()}/?token=hidden"
     line = mistake(*ask("hf:owner/name"), settings={"HF_ENDPOINT": address}, words=["//127.0.0.1", "cannot be reached"])
     assert not any(word in line for word in ("secret", "pass", "somebody", "hidden"))

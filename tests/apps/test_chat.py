@@ -134,13 +134,13 @@ def test_a_mistake_is_one_line_and_status_2(tiny_model, options, text, words):
     assert result.stderr.count("\n") == 1
 
 
-def test_standard_input_that_is_no_text(tiny_model):
+def test_standard_input_that_is_not_text(tiny_model):
     result = subprocess.run([PARTITA, "chat", str(tiny_model)], input=b"ab\xff", capture_output=True, timeout=60)
     assert result.returncode == 2
     assert result.stderr == b"partita: standard input is not UTF-8 text (byte 2): convert it first\n"
 
 
-def test_chance_is_told_and_can_be_repeated(ask):
+def test_the_seed_is_reported_and_repeats_the_reply(ask):
     first = ask("-p", "the fox", "-n", 30, "--temperature", 1)
     again = ask("-p", "the fox", "-n", 30, "--temperature", 1, "--seed", first["seed"])
     assert isinstance(first["seed"], int)

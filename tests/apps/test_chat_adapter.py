@@ -116,7 +116,7 @@ def test_names_of_bases_are_compared(trained: str | None, used: str | None, same
     assert line is None or line.startswith(f"loud was trained on {trained}; on {used} it may")
 
 
-def test_an_adapter_of_another_model_is_told_in_one_line(
+def test_an_adapter_of_another_model_is_one_line(
     tiny_model: Path, folders: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "text.txt").write_text("the quick brown fox")
@@ -149,7 +149,7 @@ def test_switching_goes_on_with_the_conversation(conversation: Conversation, tin
     assert "adapter             loud" in str(perform(conversation, "/show"))
 
 
-def test_a_switch_reads_the_conversation_anew(conversation: Conversation) -> None:
+def test_a_switch_reads_the_conversation_again(conversation: Conversation) -> None:
     """What the cache held was computed with the other one: the reply is that of a conversation held without it."""
     first = reply(conversation, "the fox")
     perform(conversation, "/adapter none")

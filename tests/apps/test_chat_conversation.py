@@ -91,9 +91,9 @@ def test_names_and_texts_of_files_do_not_control_the_terminal(tiny, tmp_path, ca
     assert path.read_text().replace("\n", "").isprintable()
     assert saved.load(path).messages == messages
     for line in (f"/load {path}", "/show", f"/set system {evil}"):
-        told = wrapped(str(perform(conversation, line)))
-        assert r"evil\x1b]0;owned\x07\u202e" in told
-        assert told.replace("\n", "").isprintable()
+        shown = wrapped(str(perform(conversation, line)))
+        assert r"evil\x1b]0;owned\x07\u202e" in shown
+        assert shown.replace("\n", "").isprintable()
     assert r"evil\x1b]0;owned\x07\u202e" in last_turn(conversation)
     tell(f"{evil} was trained on {evil}")
     cli.complain(f"no such option {evil}")

@@ -89,7 +89,7 @@ def test_where_a_text_of_many_lines_ends(text, goes_on):
     assert not goes_on or quoted(text) is None
 
 
-def test_a_mistyped_command_is_told_what_it_resembles(tiny):
+def test_a_mistyped_command_gets_the_one_it_resembles(tiny):
     conversation = talk_with(tiny)
     for typed, meant in (("/unod", "/undo"), ("/retyr", "/retry"), ("/coppy", "/copy"), ("/halp", "/help")):
         with pytest.raises(DataError, match=rf"unknown command {typed}; did you mean {meant}\?"):

@@ -224,7 +224,7 @@ def test_inline_markers(text: str, read: str) -> None:
     ["2*3*4", "2 * 3 * 4", "2**3 and 4**5", "f(*args, **kwargs)", "snake_case_name", "__init__", "$x^*$ and $y^*$",
      r"$\mathbf{x}_{i} + y_{j}$", "[1] and [2]", "a ` b", "**a", "a** b", "C:\\new", "it*"],
 )  # fmt: skip
-def test_what_is_no_marker_stays(text: str) -> None:
+def test_what_is_not_a_marker_stays(text: str) -> None:
     assert inline(text) == [(text, "")]
 
 

@@ -67,9 +67,11 @@ def test_one_prompt_is_answered_greedily_whatever_the_model_recommends(recommend
     )
     assert found["seed"] is None
     assert found["tokens"] == plain["tokens"]
-    told = json.loads(run(recommending, "-p", "the fox", "-n", 12, "--json", "--temperature", 0.6, "--seed", 1).stdout)
-    assert told["seed"] == 1
-    assert told["tokens"] != plain["tokens"]
+    document = json.loads(
+        run(recommending, "-p", "the fox", "-n", 12, "--json", "--temperature", 0.6, "--seed", 1).stdout
+    )
+    assert document["seed"] == 1
+    assert document["tokens"] != plain["tokens"]
 
 
 def test_a_recommendation_travels_through_gguf(recommending: Path, tmp_path: Path) -> None:

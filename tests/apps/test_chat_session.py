@@ -63,7 +63,7 @@ def altered(folder: Path, to: Path, **values: object) -> Path:
 # Drafts
 
 
-def test_a_text_is_the_same_with_lookup_and_the_acceptance_is_told(ask):
+def test_a_text_is_the_same_with_lookup_and_the_acceptance_is_reported(ask):
     plain = ask("-p", PROMPT, "-n", 40)
     found = ask("-p", PROMPT, "-n", 40, "--lookup")
     assert (found["tokens"], found["text"]) == (plain["tokens"], plain["text"])
@@ -168,7 +168,7 @@ def test_a_file_of_another_model_is_one_line_and_left_alone(run, tmp_path, tiny_
     assert sorted(file.name for file in tmp_path.iterdir()) == ["other", "talk.st"]
 
 
-def test_a_file_that_is_no_conversation_is_one_line(run, tmp_path, tiny, tiny_model):
+def test_a_file_that_is_not_a_conversation_is_one_line(run, tmp_path, tiny, tiny_model):
     (tmp_path / "text").write_text("hello, hello, hello")
     tiny.session().save(tmp_path / "bare.st")
     weights = next(tiny_model.glob("*.safetensors"))
@@ -189,7 +189,7 @@ def test_a_file_that_is_no_conversation_is_one_line(run, tmp_path, tiny, tiny_mo
         {"system": 3},
     ],
 )
-def test_a_damaged_conversation_is_told_before_a_model_is_loaded(tiny, tmp_path, change):
+def test_a_damaged_conversation_is_refused_before_a_model_is_loaded(tiny, tmp_path, change):
     path, session = tmp_path / "talk.st", tiny.session()
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     good = {"messages": messages, "replies": [[1]], "system": None}

@@ -87,12 +87,12 @@ def test_a_variable_is_json_or_text(text, variable):
 @pytest.mark.parametrize(
     "text", ["effort", "=high", "a b=1", "1a=1", "messages=[]", "add_generation_prompt=false", "x=" + "[" * 100_000]
 )
-def test_what_is_no_variable_is_a_mistake(text):
+def test_what_is_not_a_variable_is_a_mistake(text):
     with pytest.raises(DataError, match=r"NAME=VALUE|too deeply"):
         parse_variable(text)
 
 
-def test_the_template_is_told(model, folder):
+def test_the_template_gets_the_variables(model, folder):
     conversation = Conversation(model, Settings.of({"template_var": {"effort": "high"}}), CacheOptions())
     assert text_of(conversation) == "the fox|high0>"
     assert perform(conversation, "/set template-var effort=low") == 'template_var: effort="low"'
@@ -104,9 +104,9 @@ def test_the_template_is_told(model, folder):
     assert perform(conversation, "/set template_var none") == "template_var: none"
     assert text_of(conversation) == "the fox|none0>"
     assert model.tokenizer.decode(model.encode("the fox", effort="high")) == "the fox|high0>"
-    told = chat(folder, "-p", "the fox", "-n", 1, "--json", "--template-var", "effort=high", "--template-var", "x=1")
-    assert json.loads(told.stdout)["prompt_tokens"] == len(model.encode("the fox", effort="high"))
-    assert told.stderr == "the model's chat template does not read x\n"
+    result = chat(folder, "-p", "the fox", "-n", 1, "--json", "--template-var", "effort=high", "--template-var", "x=1")
+    assert json.loads(result.stdout)["prompt_tokens"] == len(model.encode("the fox", effort="high"))
+    assert result.stderr == "the model's chat template does not read x\n"
 
 
 def test_the_pinned_beginning_is_what_the_template_makes_of_it(model):
@@ -116,7 +116,7 @@ def test_the_pinned_beginning_is_what_the_template_makes_of_it(model):
     assert conversation.session is not before
 
 
-def test_what_is_told_survives_a_file(model, tmp_path):
+def test_variables_survive_a_file(model, tmp_path):
     conversation = Conversation(model, Settings.of({"template_var": {"effort": [1, None]}}), CacheOptions())
     perform(conversation, f"/save {tmp_path / 'talk.json'}")
     other = Conversation(model, Settings(), CacheOptions())

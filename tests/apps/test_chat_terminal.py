@@ -226,14 +226,14 @@ def test_nothing_that_files_and_options_hold_acts_on_the_terminal(start, tiny_mo
     messages = [{"role": "user", "content": evil}, {"role": "assistant", "content": evil}]
     save(Saved(evil, Settings.of({"system": evil, "stop": [evil]}), messages), tmp_path / "c.json")
     child = start("--adapter", adapter, "--system", evil)
-    told = child.before
+    output = child.before
     child.logfile_read = read = io.StringIO()
     for line in ("/show", "/adapter", "/load c.json", "/show"):
         say(child, line)
-    told += read.getvalue()
-    assert told.count(r"evil\x1b]0;owned\x07\u202e") >= 8  # else they are not shown at all
-    assert "\x1b]" not in told
-    assert "\u202e" not in told
+    output += read.getvalue()
+    assert output.count(r"evil\x1b]0;owned\x07\u202e") >= 8  # else they are not shown at all
+    assert "\x1b]" not in output
+    assert "\u202e" not in output
 
 
 def test_a_chat_needs_a_terminal_for_json(tiny_model):

@@ -218,7 +218,7 @@ def test_a_pipe_is_given_what_is_said(run):
     assert result.stderr == "partita: the reply calls write: --json shows it\n"
 
 
-def test_a_pipe_is_told_when_nothing_is_said(run):
+def test_a_pipe_gets_a_note_when_nothing_is_said(run):
     result = run("opened", THOUGHT, "-n", 9, ends=False)
     assert result.stdout == "\n"
     assert result.stderr == "partita: the reply is nothing but thoughts (9 tokens): --json shows them\n"
@@ -244,7 +244,7 @@ def test_the_document_has_every_token_but_the_last(run, folders):
     assert found["tokens"] == script(tokenizer_from_folder(folders("harmony")), harmony, ends=False)[0]
 
 
-def test_raw_text_is_not_told_apart(run):
+def test_raw_text_is_not_separated(run):
     result = run("thinking", REPLY, "--raw")
     assert (result.stdout, result.stderr) == (f"{REPLY}\n", "")
 
@@ -355,10 +355,10 @@ def test_a_terminal_without_escapes_is_sent_none(start):
     """Not even where thoughts are folded: their line would have to change in its place."""
     child = start("thinking", [REPLY], "--thoughts", "fold", NO_COLOR="1")
     reply = say(child, "the fox")
-    told = reply[reply.index("thinking…") : reply.index("mode: 3")]
-    assert "\x1b" not in told
-    assert [line for line in plain(told) if line][:3] == ["thinking…", plain(told)[1], "It jumps."]
-    assert plain(told)[1].startswith("thought for ")
+    shown = reply[reply.index("thinking…") : reply.index("mode: 3")]
+    assert "\x1b" not in shown
+    assert [line for line in plain(shown) if line][:3] == ["thinking…", plain(shown)[1], "It jumps."]
+    assert plain(shown)[1].startswith("thought for ")
 
 
 @pytest.mark.parametrize("how", ["show", "fold"])

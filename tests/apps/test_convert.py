@@ -199,7 +199,7 @@ def test_a_budget_that_is_too_small(tiny_model: Path, tmp_path: Path, text: Path
 
 
 @pytest.mark.parametrize("options", [["4"], ["4", "--calibration", "none"], ["measured:5", "--calibration"]])
-def test_weights_that_are_no_numbers_are_told_by_name(
+def test_weights_that_are_not_finite_are_named(
     tiny_model: Path, tmp_path: Path, text: Path, mistake: Convert, options: list[str]
 ) -> None:
     folder = shutil.copytree(tiny_model, tmp_path / "in")
@@ -222,7 +222,7 @@ def test_a_text_that_is_too_short(tiny_model: Path, tmp_path: Path, mistake: Con
     assert not (tmp_path / "b").exists()
 
 
-def test_a_check_that_cannot_be_is_told_before_anything_is_written(
+def test_a_check_that_cannot_be_made_is_refused_before_anything_is_written(
     tiny_model: Path, tmp_path: Path, text: Path, mistake: Convert
 ) -> None:
     folder = shutil.copytree(tiny_model, tmp_path / "in")

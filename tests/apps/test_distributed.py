@@ -193,7 +193,7 @@ def test_a_process_that_is_gone_ends_the_other(tiny_model: Path, data: Path, tmp
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_processes_that_were_told_different_things_do_not_begin(
+def test_processes_with_different_settings_do_not_begin(
     tiny_model: Path, data: Path, tmp_path: Path, backend: str
 ) -> None:
     command = [sys.executable, "-m", MARK, "finetune", str(tiny_model), str(data), "--out", str(tmp_path / "out"), *FEW]

@@ -83,7 +83,7 @@ def test_what_was_named_is_refused(broken: tuple[Path, str, str], tiny_model: Pa
 
 
 @pytest.mark.parametrize("broken", ["library", "driver"], indirect=True)
-def test_info_tells_of_it(broken: tuple[Path, str, str]) -> None:
+def test_info_reports_it(broken: tuple[Path, str, str]) -> None:
     folder, instead, words = broken
     done = partita(folder, "info", "--json")
     assert (done.returncode, done.stderr) == (0, "")

@@ -110,7 +110,7 @@ def test_settings_that_the_model_or_the_data_refuse(mistake: Mistake, options: l
     mistake(*options, *more, words=words)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_says_where(
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_chats(tmp_path / "data.jsonl", 6)
@@ -126,7 +126,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_says_where(
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
 
 
-def test_what_data_hold_that_is_not_read_is_told_and_does_not_stop_a_run(
+def test_what_data_hold_that_is_not_read_is_reported_and_does_not_stop_a_run(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = tmp_path / "data.jsonl"
@@ -251,7 +251,7 @@ def test_a_shape_that_cannot_be(mistake: Mistake, tmp_path: Path) -> None:
     mistake(*scratch, words=("vocab_size 5 is less than the",))
 
 
-def test_a_folder_that_cannot_be_made_is_told_first(
+def test_a_folder_that_cannot_be_made_is_refused_first(
     mistake: Mistake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")

@@ -58,7 +58,7 @@ def kill_at(out: Path, count: int, *arguments: object) -> int:
 
 
 def check_equal(out: Path, found: dict, whole: tuple[Path, dict]) -> None:
-    """Losses bit for bit, no step told twice, and the same adapter."""
+    """Losses bit for bit, no step reported twice, and the same adapter."""
     assert found["train_loss"] == whole[1]["train_loss"]
     assert found["valid_loss"] == whole[1]["valid_loss"]
     assert column(rows(out), "train_loss") == whole[1]["train_loss"]
@@ -76,8 +76,8 @@ def test_killed_and_resumed_is_uninterrupted(
     out = tmp_path / "out"
     count = 1 if moment == "start" else int(np.random.default_rng().integers(1, STEPS))
     print(f"killed after {count} lines")  # another moment in every run: shown if this fails
-    told = kill_at(out, count, tiny_model, chats, "--out", out, *DROPOUT, *QUICK)
-    assert told < STEPS + STEPS // 8 + 2
+    reported = kill_at(out, count, tiny_model, chats, "--out", out, *DROPOUT, *QUICK)
+    assert reported < STEPS + STEPS // 8 + 2
     found = train("--resume", "--out", out)
     check_equal(out, found, whole)
 

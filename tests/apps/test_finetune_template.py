@@ -52,7 +52,7 @@ def finetune(capsys: pytest.CaptureFixture[str], *arguments: object, status: int
     return said.out, said.err
 
 
-def test_data_and_samples_are_told_the_variables(prepared: Callable[..., Prepared], model: Path) -> None:
+def test_data_and_samples_get_the_variables(prepared: Callable[..., Prepared], model: Path) -> None:
     found = prepared(template_var=("style=very loud",), sample=("the fox",))
     tokenizer = load_tokenizer(open_checkpoint(model))
     messages = [{"role": "user", "content": "the fox"}]
@@ -83,7 +83,7 @@ def test_a_run_keeps_them_and_shows_how_to_use_them(
     assert "resume with the same data" in refused
 
 
-def test_variables_that_nothing_reads_are_told(
+def test_variables_that_nothing_reads_are_reported(
     model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, said = finetune(capsys, model, data, "--out", tmp_path / "out", "--template-var", "mood=1", *QUICK)

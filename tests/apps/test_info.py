@@ -12,7 +12,7 @@ from partita.sources import resolve as sources
 from partita_apps.info import info
 
 
-def test_the_document_tells_of_every_backend():
+def test_the_document_lists_every_backend():
     result = CliRunner().invoke(info, ["--json"], catch_exceptions=False)
     found = json.loads(result.stdout)
     assert [row["name"] for row in found["backends"]] == list(partita_backends.names())

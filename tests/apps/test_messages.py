@@ -36,7 +36,7 @@ def test_a_setting_is_an_option_on_the_command_line() -> None:
     assert rendered("`max_length` and `packing`", options_of(command("finetune"))) == "--max-length and --packing"
 
 
-def test_a_name_that_is_no_option_stays() -> None:
+def test_a_name_that_is_not_an_option_stays() -> None:
     for text in ("`pip config list`", "`kv`", "`named`", "`Kv`", "``", "`", "` kv`", "`kv`s of `x y`"):
         assert rendered(text, options_of(command("models", "pull"))) == text
 

@@ -36,7 +36,7 @@ def test_a_cpu_stands_for_those_below_it(cpus: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("machine", ["aarch64", "arm64"])
-def test_arm_is_told_nothing_of_x86(cpus: ModuleType, machine: str) -> None:
+def test_arm_gets_no_variables_of_x86(cpus: ModuleType, machine: str) -> None:
     assert cpus.sets(machine, "SVE256", ["ASIMDHP"]) == {"default": {"ATEN_CPU_CAPABILITY": "default"}}
 
 

@@ -348,14 +348,14 @@ NO_VARIABLES = {"ON", "YES", "TRUE", "ERROR", "MB", "GB", "CUDA", "SIGTERM", "SI
 
 def test_every_variable_that_is_read_is_in_the_table() -> None:
     rows = [row for row in table_rows(TROUBLESHOOTING) if "variable" in row.heads]
-    told = {name for row in rows for name in code(row.column("variable"))}
+    listed = {name for row in rows for name in code(row.column("variable"))}
     read = set[str]().union(*map(variables, SOURCES))
     assert {"PARTITA_CACHE", "HF_HOME", "LOCAL_RANK", "NO_COLOR"} <= read
-    assert read <= told, read - told
+    assert read <= listed, read - listed
     ours = {
         name for row in rows if row.column("read by").startswith("partita") for name in code(row.column("variable"))
     }
     assert ours <= read, f"nothing reads {ours - read}"
     tests = (ROOT / "tests").rglob("*.py")
     everywhere = "".join(path.read_text(encoding="utf-8") for path in [*tests, ROOT / "Makefile"])
-    assert set(re.findall(r"\bPARTITA_[A-Z_]+", everywhere)) <= told | {"_PARTITA_COMPLETE", "PARTITA_COMPLETE"}
+    assert set(re.findall(r"\bPARTITA_[A-Z_]+", everywhere)) <= listed | {"_PARTITA_COMPLETE", "PARTITA_COMPLETE"}

@@ -165,7 +165,7 @@ def test_an_installed_wheel_needs_no_checkout(installed: Path, tmp_path: Path) -
     assert run(installed / "bin/partita", "--version", cwd=tmp_path) == f"partita {partita.__version__}\n"
 
 
-def test_an_installed_wheel_tells_what_is_here(installed: Path, tmp_path: Path) -> None:
+def test_an_installed_wheel_lists_what_is_here(installed: Path, tmp_path: Path) -> None:
     document = json.loads(run(installed / "bin/partita", "info", "--json", cwd=tmp_path))
     assert {row["name"] for row in document["backends"]} == {"mlx", "torch", "numpy"}
     assert document["auto"]

@@ -96,6 +96,6 @@ def test_commands_that_are_named_exist(document: Path) -> None:
 
 def test_every_target_says_what_it_does() -> None:
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    told = {line.split()[1]: line.split(maxsplit=2)[2] for line in done.stdout.splitlines()}
-    assert set(told) == make_targets()
-    assert all(told.values())
+    described = {line.split()[1]: line.split(maxsplit=2)[2] for line in done.stdout.splitlines()}
+    assert set(described) == make_targets()
+    assert all(described.values())

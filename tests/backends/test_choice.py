@@ -121,7 +121,7 @@ def test_rocm_goes_by_its_own_name(gpu: pytest.MonkeyPatch) -> None:
         partita_backends.load(device="cuda")
 
 
-def test_a_build_for_the_cpu_is_nothing_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_for_the_cpu_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     choice = partita_backends.choose()
@@ -246,7 +246,7 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Without
 """
 
 
-def told(folder: Path, files: dict[str, str] | None = None, before: str = "") -> list:
+def chosen(folder: Path, files: dict[str, str] | None = None, before: str = "") -> list:
     """What a process says in which these files come before what is installed."""
     for name, text in (files or {}).items():
         path = folder / name
@@ -270,7 +270,7 @@ def told(folder: Path, files: dict[str, str] | None = None, before: str = "") ->
     ],
 )
 def test_a_library_that_cannot_be_imported(tmp_path: Path, raises: str, words: str) -> None:
-    name, reason, fallback, rows = told(tmp_path, {"torch/__init__.py": raises})
+    name, reason, fallback, rows = chosen(tmp_path, {"torch/__init__.py": raises})
     assert name == "mlx"
     assert fallback.startswith("computing with mlx on cpu: torch cannot be imported (")
     assert words in fallback
@@ -282,7 +282,7 @@ def test_a_library_that_cannot_be_imported(tmp_path: Path, raises: str, words: s
 
 def test_no_library_can_be_imported(tmp_path: Path) -> None:
     files = {"torch/__init__.py": "raise OSError('libtorch.so')", "mlx/core.py": "raise ImportError('libmlx.so')"}
-    name, _, fallback, rows = told(tmp_path, files)
+    name, _, fallback, rows = chosen(tmp_path, files)
     assert name == "numpy"
     assert "torch cannot be imported (OSError: libtorch.so)" in fallback
     assert "mlx cannot be imported (ImportError: libmlx.so)" in fallback
@@ -299,7 +299,7 @@ def test_no_library_can_be_imported(tmp_path: Path) -> None:
 )
 def test_no_library_is_installed(tmp_path: Path, system: str, machine: str, words: list[str]) -> None:
     place = f"{HIDE}\nsys.platform = {system!r}\nplatform.machine = lambda: {machine!r}"
-    name, reason, fallback, rows = told(tmp_path, before=place)
+    name, reason, fallback, rows = chosen(tmp_path, before=place)
     assert (name, fallback) == ("numpy", None)
     assert all(word in reason for word in words)
     assert [row["available"] for row in rows] == [False, False, True]

@@ -205,7 +205,7 @@ def test_a_description_that_was_changed_is_refused(fields: dict[str, Any], oracl
         load(tmp_path / "session", cache, MINE)
 
 
-def test_what_is_no_session_is_told(oracle: Backend, tmp_path: Path) -> None:
+def test_what_is_not_a_session_is_refused(oracle: Backend, tmp_path: Path) -> None:
     cache = Cache(oracle, SPEC)
     with pytest.raises(CheckpointError, match="cannot be read"):
         load(tmp_path / "nothing", cache, MINE)
@@ -238,7 +238,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.floats(0, 1), header=st.booleans(), value=st.integers(1, 255), cut=st.booleans())
-def test_every_damage_is_told(
+def test_every_damage_is_reported(
     place: float, header: bool, value: int, cut: bool, whole: bytes, oracle: Backend, tmp_path: Path
 ) -> None:
     """One changed byte, or the end missing: a typed error, and the cache is as it was."""

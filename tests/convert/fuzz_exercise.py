@@ -28,7 +28,7 @@ def exercise(path: Path) -> str:
         checkpoint.fingerprint()
         names = checkpoint.names()
     except PartitaError as error:
-        return told(error)
+        return checked(error)
     outcome = "opened"
     for name in names:
         checkpoint.stored_as(name)
@@ -36,7 +36,7 @@ def exercise(path: Path) -> str:
         try:
             value = checkpoint.read(name)
         except PartitaError as error:
-            outcome = told(error)
+            outcome = checked(error)
             continue
         assert tuple(value.shape) == shape, (name, value.shape, shape)
         with np.errstate(all="ignore"):
@@ -44,19 +44,19 @@ def exercise(path: Path) -> str:
     try:
         use(load_tokenizer(checkpoint))
     except PartitaError as error:
-        outcome = told(error)
+        outcome = checked(error)
     try:
         config = parse(checkpoint.config)
     except PartitaError as error:
-        return told(error)
+        return checked(error)
     try:
-        return play(checkpoint) if config.num_layers <= 2 and outcome == "opened" else outcome
+        return decode(checkpoint) if config.num_layers <= 2 and outcome == "opened" else outcome
     except PartitaError as error:
-        told(error)
+        checked(error)
         return outcome
 
 
-def play(checkpoint: Checkpoint) -> str:
+def decode(checkpoint: Checkpoint) -> str:
     """The weights on a device, where the files hold a whole model, and two tokens through it."""
     ops = partita_backends.load("numpy", dtype="float32")
     decoder = load_decoder(ops, checkpoint)
@@ -64,7 +64,7 @@ def play(checkpoint: Checkpoint) -> str:
     with np.errstate(all="ignore"):
         logits = decoder(ops, ops.array(np.array([[0, 1]], np.int32)), Cache(ops, spec), every=True)
     assert tuple(logits.shape) == (1, 2, decoder.config.vocab_size)
-    return "played"
+    return "decoded"
 
 
 def use(tokenizer: Tokenizer) -> None:
@@ -74,7 +74,7 @@ def use(tokenizer: Tokenizer) -> None:
         tokenizer.token_text(i)
 
 
-def told(error: PartitaError) -> str:
+def checked(error: PartitaError) -> str:
     """A message for a person: one line, of a length that fits a screen."""
     text = str(error)
     assert printable(text) == text, repr(text[:2000])

@@ -109,7 +109,7 @@ def test_sizes_that_float16_has_not_get_float32(size, bits):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_no_number_is_refused_by_name(bad):
+def test_what_is_not_finite_is_refused_by_name(bad):
     x = random("normal", (300, 256))
     x[299, 255] = bad
     with pytest.raises(DataError, match=r"^model\.x\.weight holds NaN or infinity"):

@@ -75,7 +75,7 @@ def test_recipes_are_read(text, low, high, group, named, budget):
 @pytest.mark.parametrize(
     "text", ["", "7", "4:", "4:16", "4:64:1", "four", "mixed_1_2", "measured", "measured:", "measured:x", "-4", "4.5"]
 )
-def test_what_is_no_recipe_is_one_line(text):
+def test_what_is_not_a_recipe_is_one_line(text):
     with pytest.raises(DataError, match=r"^(unknown )?`quantize` ") as refused:
         parse_recipe(text)
     assert "\n" not in str(refused.value)

@@ -155,7 +155,7 @@ def test_untied_heads_of_few_bits_are_q8_0(families: Path, tmp_path: Path) -> No
     assert targets["model.embed_tokens.weight"] == targets["model.layers.0.mlp.up_proj.weight"] == "Q4_0"
 
 
-def test_errors_are_told_and_tensors_reported(families: Path, tmp_path: Path) -> None:
+def test_errors_and_tensors_are_reported(families: Path, tmp_path: Path) -> None:
     seen = []
     source = open_checkpoint(gguf_models.write("llama", families))
     result = write_gguf(source, tmp_path / "m.gguf", kind="Q8_0", on_tensor=seen.append)

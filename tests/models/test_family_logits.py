@@ -28,13 +28,13 @@ FEEDS = {"at once": [96], "in chunks": [7, 64, 25], "token by token": [1] * 96}
 LONGROPE = ["phi3-longrope", "phi4-mini"]
 ORIGINAL = 64  # their original context
 
-Players = Callable[..., tuple[Backend, Decoder]]
+Loader = Callable[..., tuple[Backend, Decoder]]
 Judge = Callable[..., np.ndarray]
 
 
 @pytest.fixture(scope="module")
-def play(tiny_family: Callable[[str], Path]) -> Players:
-    """play(name, backend, dtype="float32"): a backend and the model on it, loaded once."""
+def load(tiny_family: Callable[[str], Path]) -> Loader:
+    """load(name, backend, dtype="float32"): a backend and the model on it, loaded once."""
     loaded: dict[tuple[str, str, str], tuple[Backend, Decoder]] = {}
 
     def get(name: str, backend: str, dtype: str = "float32") -> tuple[Backend, Decoder]:
@@ -91,9 +91,9 @@ def rms(x: np.ndarray) -> float:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", tiny_models.NAMES)
 def test_logits_equal_transformers(
-    play: Players, judge: Judge, text: list[int], name: str, backend: str, feed: str
+    load: Loader, judge: Judge, text: list[int], name: str, backend: str, feed: str
 ) -> None:
-    ops, model = play(name, backend)
+    ops, model = load(name, backend)
     steps = FEEDS[feed]
     ours = fed(ops, model, spec_of(ops, model, chunk=max(steps)), text, steps)
     bounds.assert_near(ours, judge(name), bounds.logits(model.config))
@@ -102,13 +102,13 @@ def test_logits_equal_transformers(
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", LONGROPE)
 def test_longrope_takes_its_factors_by_the_caches_context(
-    play: Players, judge: Judge, text: list[int], name: str, backend: str
+    load: Loader, judge: Judge, text: list[int], name: str, backend: str
 ) -> None:
     """transformers chooses by the length of each call, and keys that it cached earlier keep the factors of then; a
     single call has one kind for all its positions. So the judge of the long factors is one call of 96 tokens, longer
     than the original 64 (the test above, where the context is the trained maximum), also for our first positions and
     our single tokens; the judge of the short ones is one call of 64 tokens, beside a cache that never holds more."""
-    ops, model = play(name, backend)
+    ops, model = load(name, backend)
     short = spec_of(ops, model, context=ORIGINAL)
     long, error = spec_of(ops, model, context=ORIGINAL + 1), bounds.logits(model.config)
     for steps in ([ORIGINAL], [1] * ORIGINAL):
@@ -120,9 +120,9 @@ def test_longrope_takes_its_factors_by_the_caches_context(
 
 
 @pytest.mark.parametrize("name", ["smollm3", "gemma2", "phi4-mini", "olmo3", "gpt_oss"])
-def test_a_bounded_context_does_not_depend_on_the_feed(play: Players, text: list[int], name: str) -> None:
+def test_a_bounded_context_does_not_depend_on_the_feed(load: Loader, text: list[int], name: str) -> None:
     """A ring of 32 tokens that turns, with 4 sinks: anchored where a layer rotates, as they are where it does not."""
-    ops, model = play(name, "numpy")
+    ops, model = load(name, "numpy")
     spec = spec_of(ops, model, context=32, chunk=24)
     at_once = fed(ops, model, spec, text, [24] * 4)
     one_by_one = fed(ops, model, spec, text, [1] * 96)
@@ -132,16 +132,16 @@ def test_a_bounded_context_does_not_depend_on_the_feed(play: Players, text: list
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kv", ["k8v8", "k8v4"])
 def test_heads_of_96_are_packed_in_groups_of_32(
-    play: Players, judge: Judge, text: list[int], backend: str, kv: str
+    load: Loader, judge: Judge, text: list[int], backend: str, kv: str
 ) -> None:
-    ops, model = play("phi3", backend)
+    ops, model = load("phi3", backend)
     ours = fed(ops, model, spec_of(ops, model, kv, chunk=32), text, [32, 32, 32])
     error = rms(ours - judge("phi3")) / rms(judge("phi3"))
     assert 1e-3 < error < (0.02 if kv == "k8v8" else 0.2)
 
 
-def test_a_group_that_does_not_divide_a_head_is_refused(play: Players) -> None:
-    ops, model = play("phi3", "numpy")
+def test_a_group_that_does_not_divide_a_head_is_refused(load: Loader) -> None:
+    ops, model = load("phi3", "numpy")
     with pytest.raises(DataError, match=r"k8v8:64.*96"):
         spec_of(ops, model, "k8v8:64")
     with pytest.raises(DataError, match=r"power of two.*96"):
@@ -152,12 +152,12 @@ def test_a_group_that_does_not_divide_a_head_is_refused(play: Players) -> None:
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "numpy"])
 @pytest.mark.parametrize("name", tiny_models.NAMES)
 def test_half_precision_stays_half_precision(
-    play: Players, judge: Judge, text: list[int], name: str, backend: str, dtype: str
+    load: Loader, judge: Judge, text: list[int], name: str, backend: str, dtype: str
 ) -> None:
     """Numbers of the config take the residual stream's dtype; logits stay near the exact ones, less so where two
     experts were so near each other that rounding chose between them. A layer rounds twelve times one after another; in
     the mean square that is half of what an entry may be off."""
-    ops, model = play(name, backend, dtype)
+    ops, model = load(name, backend, dtype)
     spec = spec_of(ops, model)
     part = ops.array(np.array([text], np.int32))
     hidden = model._hidden(ops, part, Cache(ops, spec))
@@ -168,8 +168,8 @@ def test_half_precision_stays_half_precision(
 
 
 @pytest.mark.parametrize("name", ["smollm3", "gemma2", "phi4-mini", "olmo3", "granite", "qwen3_moe", "gpt_oss"])
-def test_a_compiled_step_equals_the_eager_one(play: Players, judge: Judge, text: list[int], name: str) -> None:
-    ops, model = play(name, "mlx")
+def test_a_compiled_step_equals_the_eager_one(load: Loader, judge: Judge, text: list[int], name: str) -> None:
+    ops, model = load(name, "mlx")
     cache = Cache(ops, spec_of(ops, model))
     model.feed(ops, ops.array(np.array([text[:90]], np.int32)), cache)
     step = DecodeStep(ops, model, cache)

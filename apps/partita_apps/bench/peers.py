@@ -116,12 +116,12 @@ def start(peer: str, python: str | None, task: dict[str, Any]) -> Iterator[dict[
     from partita.errors import BackendUnavailable
 
     with (
-        tempfile.TemporaryFile("w+") as told,
+        tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(
             [python or sys.executable, "-c", _PROGRAMS[peer]],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=told,
+            stderr=errors,
             text=True,
         ) as child,
     ):
@@ -131,7 +131,7 @@ def start(peer: str, python: str | None, task: dict[str, Any]) -> Iterator[dict[
         child.stdin.close()
         lines = [json.loads(line) for line in child.stdout if line.startswith("{")]
         if child.wait() or not lines:
-            told.seek(0)
-            reason = (told.read().strip().splitlines() or ["no output"])[-1]
+            errors.seek(0)
+            reason = (errors.read().strip().splitlines() or ["no output"])[-1]
             raise BackendUnavailable(f"{peer} does not run in {python or sys.executable}: {reason} (see --peer-python)")
         yield from lines[1:]

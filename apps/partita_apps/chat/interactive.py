@@ -39,7 +39,7 @@ def converse(conversation: Conversation, session_file: SessionFile, *, trace: bo
     """Until the person leaves. Every turn is kept, in its file if there is one."""
     ask = PlainAsk() if is_dumb() else Ask(list(named_commands()), NAMES)
     greet(conversation)
-    told = conversation.session.forgotten > 0
+    reported = conversation.session.forgotten > 0
     while True:
         try:
             line = ask.ask()
@@ -52,7 +52,7 @@ def converse(conversation: Conversation, session_file: SessionFile, *, trace: bo
             meant = read(conversation, line)
             if isinstance(meant, Send):
                 send(conversation, meant, trace)
-                told = tell_forgotten(conversation, told)
+                reported = tell_forgotten(conversation, reported)
                 click.echo()
             else:
                 click.echo(wrapped(meant) + "\n")
@@ -132,10 +132,10 @@ def turn(conversation: Conversation, text: str, trace: bool) -> None:
         click.secho(wrapped(reply_stats.details()), dim=True)
 
 
-def tell_forgotten(conversation: Conversation, told: bool) -> bool:
+def tell_forgotten(conversation: Conversation, reported: bool) -> bool:
     """Say once when a conversation outgrows its context; the line under each reply counts on."""
     forgets = conversation.session.forgotten > 0
-    if forgets and not told:
+    if forgets and not reported:
         click.secho(wrapped(no_longer_seen(conversation)), fg="yellow")
     return forgets
 

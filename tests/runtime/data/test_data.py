@@ -264,16 +264,16 @@ def test_every_token_of_a_text_is_trained_exactly_once(count, room, bos):
 def test_progress_reaches_the_end_and_never_goes_back(tmp_path, load):
     write(tmp_path / "train.jsonl", *({"text": f"fox {i}"} for i in range(9)))
     (tmp_path / "valid.txt").write_text(PROSE)
-    told: list[tuple[int, int]] = []
-    load(tmp_path, on_progress=lambda done, total: told.append((done, total)))
+    progress: list[tuple[int, int]] = []
+    load(tmp_path, on_progress=lambda done, total: progress.append((done, total)))
     total = sum(path.stat().st_size for path in tmp_path.iterdir())
-    assert {whole for _, whole in told} == {total}
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
-    assert told[-1] == (total, total)
-    assert len(told) > 9
+    assert {whole for _, whole in progress} == {total}
+    assert [done for done, _ in progress] == sorted(done for done, _ in progress)
+    assert progress[-1] == (total, total)
+    assert len(progress) > 9
 
 
-def test_what_is_no_data_is_one_line(tmp_path, load):
+def test_what_is_not_data_is_one_line(tmp_path, load):
     (tmp_path / "empty").mkdir()
     (tmp_path / "two").mkdir()
     for name in ("train.jsonl", "train.txt"):

@@ -93,7 +93,7 @@ NO_JSON = {
 
 
 @pytest.mark.parametrize("raw", NO_JSON)
-def test_what_is_no_json_is_a_value_error(raw):
+def test_what_is_not_json_is_a_value_error(raw):
     with pytest.raises(ValueError, match=NO_JSON[raw]):
         parse(raw)
     with pytest.raises(CheckpointError, match="config: not JSON"):

@@ -1,4 +1,4 @@
-"""Weights that are no numbers, and ids that no row of the embedding has: one line, on every backend and decode path."""
+"""Weights that are not finite, and ids that no row of the embedding has: one line, on every backend and decode path."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def all_nan(tensors: dict[str, np.ndarray]) -> None:
 
 
 def one_row(number: float) -> Callable[[dict[str, np.ndarray]], None]:
-    """Of the head: one token's logit alone is no number."""
+    """Of the head: one token's logit alone is not finite."""
 
     def change(tensors: dict[str, np.ndarray]) -> None:
         tensors["lm_head.weight"][100] = number
@@ -131,7 +131,7 @@ def test_ids_beyond_the_embedding_are_refused_on_every_backend(ops: Backend, tin
             use()
 
 
-def test_a_tokenizer_of_another_model_is_told_at_loading(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_of_another_model_is_refused_at_loading(tiny_model: Path, tmp_path: Path) -> None:
     rows = json.loads((tiny_model / "config.json").read_text())["vocab_size"]
 
     def fewer(by: int) -> Path:

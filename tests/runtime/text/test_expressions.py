@@ -76,7 +76,7 @@ def test_what_is_refused_says_why(expression, message):
     ("expression", "work"),
     [(r"\p{L}+", (0, 1)), ("x*y", (1, 1)), ("(?>x+)y", (1, 1)), ("(?=x*)", (1, 1)), ("x+(?:x|x|x)(?:x|x)y", (1, 6))],
 )
-def test_what_may_take_the_square_of_a_text_is_told(expression, work):
+def test_what_may_take_the_square_of_a_text_is_reported(expression, work):
     assert judge(expression) == work
 
 

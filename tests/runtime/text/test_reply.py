@@ -49,7 +49,7 @@ def prompt_of(tokenizer: Tokenizer, text: str, **variables: object) -> list[int]
     return tokenizer.encode(rendered, bos=False, specials=True)
 
 
-def told(parts: Iterable[Part]) -> tuple[str, str, list[tuple]]:
+def separated(parts: Iterable[Part]) -> tuple[str, str, list[tuple]]:
     """Speech, thoughts and calls of a reply; of a call that is not understood, as it was written."""
     parts = list(parts)
     speech, thought = ("".join(part.text for part in parts if part.kind == kind) for kind in ("speech", "thought"))
@@ -65,7 +65,7 @@ def read_as(forms: Forms, name: str, text: str, *, asked: str = "?", tools: obje
     """A reply in which control tokens' literals are control tokens, token by token."""
     tokenizer, form = forms[name]
     parser = ReplyParser(form, tokenizer, prompt_of(tokenizer, asked, **variables), tools=tools)
-    return told(by_token(parser, tokenizer.encode(text, bos=False, specials=True)))
+    return separated(by_token(parser, tokenizer.encode(text, bos=False, specials=True)))
 
 
 # ---------------------------------------------------------------- every form
@@ -159,7 +159,7 @@ REPLIES = [
 
 
 @pytest.mark.parametrize(("name", "text", "speech", "thought", "calls"), REPLIES)
-def test_a_reply_is_told_apart(forms, name, text, speech, thought, calls):
+def test_a_reply_is_separated(forms, name, text, speech, thought, calls):
     assert read_as(forms, name, text) == (speech, thought, calls)
 
 
@@ -250,7 +250,7 @@ def test_literals_of_control_tokens_are_text_unless_they_are_the_tokens(forms, n
     tokenizer, form = forms[name]
     text = "".join(FORMS[name].controls) + " and <tool_call> {name}, so."
     parser = ReplyParser(form, tokenizer, prompt_of(tokenizer, "?", enable_thinking=False), tools=TOOLS)
-    speech, thought, calls = told(by_token(parser, tokenizer.encode(text, bos=False, specials=False)))
+    speech, thought, calls = separated(by_token(parser, tokenizer.encode(text, bos=False, specials=False)))
     assert (speech + thought, calls) == (text, [])
 
 
@@ -259,7 +259,7 @@ def test_literals_inside_arguments_are_text(forms):
     inside = '{"text": "<|call|><|end|>"}'
     ids = tokenizer.encode("<|channel|>commentary to=functions.write<|message|>", bos=False, specials=True)
     parser = ReplyParser(form, tokenizer, prompt_of(tokenizer, "?"))
-    assert told(by_token(parser, [*ids, *tokenizer.encode(inside, bos=False)])) == (
+    assert separated(by_token(parser, [*ids, *tokenizer.encode(inside, bos=False)])) == (
         "", "", [("write", {"text": "<|call|><|end|>"})],
     )  # fmt: skip
 
@@ -273,7 +273,7 @@ def test_what_a_person_types_does_not_decide_how_the_reply_is_read(forms, name):
         prompt = [*marked[:place], *tokenizer.encode(asked, bos=False), *marked[place + 1 :]]
         for ids in (prompt, marked):
             parser = ReplyParser(form, tokenizer, ids)
-            found = told(by_token(parser, tokenizer.encode("Hello, you.", bos=False)))
+            found = separated(by_token(parser, tokenizer.encode("Hello, you.", bos=False)))
             opened = name in ("opened", "plain", "deepseek")
             assert found == (("", "Hello, you.", []) if opened else ("Hello, you.", "", [])), asked
 
@@ -290,7 +290,7 @@ def test_a_base_model_and_a_template_that_fails_speak(forms):
     assert ReplyFormat.of(tokenizer, None) == ReplyFormat()
     form = ReplyFormat.of(tokenizer, ChatTemplate("{{ raise_exception('no') }}"))
     assert (form.header, form.opening) == (None, "")
-    assert told(by_token(ReplyParser(form, tokenizer), tokenizer.encode("<think>a</think>b"))) == ("b", "a", [])
+    assert separated(by_token(ReplyParser(form, tokenizer), tokenizer.encode("<think>a</think>b"))) == ("b", "a", [])
 
 
 def test_the_table_can_be_read_in_one_way():
@@ -332,7 +332,7 @@ def whole_and_parts(tokenizer: Tokenizer, text: str) -> tuple[list[int | str], l
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_a_stream_tells_what_the_whole_tells(forms, name):
+def test_a_stream_gives_what_the_whole_gives(forms, name):
     tokenizer, form = forms[name]
     prompts = [prompt_of(tokenizer, "?"), prompt_of(tokenizer, "?", enable_thinking=True)]
 
@@ -346,12 +346,12 @@ def test_a_stream_tells_what_the_whole_tells(forms, name):
             return ReplyParser(form, tokenizer, prompt, tools=tools)
 
         whole, characters = whole_and_parts(tokenizer, text)
-        expected = told(split(parser(), whole))
-        assert told(split(parser(), characters)) == expected
-        assert told(by_token(parser(), tokenizer.encode(text, bos=False, specials=True))) == expected
+        expected = separated(split(parser(), whole))
+        assert separated(split(parser(), characters)) == expected
+        assert separated(by_token(parser(), tokenizer.encode(text, bos=False, specials=True))) == expected
         places = sorted({0, len(characters), *(cut for cut in cuts if cut < len(characters))})
         groups = [joined(characters[a:b]) for a, b in pairwise(places)]
-        assert told(split(parser(), [x for group in groups for x in group])) == expected
+        assert separated(split(parser(), [x for group in groups for x in group])) == expected
 
     check()
 

@@ -76,7 +76,7 @@ def test_clipping_is_torchs(ops: Backend, limit: float) -> None:
     assert clip_factor(norm, None) == 1.0
 
 
-def test_nothing_to_train_is_told(ops: Backend) -> None:
+def test_nothing_to_train_is_refused(ops: Backend) -> None:
     with pytest.raises(DataError, match="nothing to train"):
         global_norm(ops, {})
 

@@ -71,12 +71,12 @@ def test_events_come_in_order(ops: Backend, tiny_model: Path, tmp_path: Path) ->
 
 
 def test_a_step_and_an_evaluation_say_how_far_they_are(ops: Backend, tiny_model: Path) -> None:
-    told: list[tuple[str, int, int | None]] = []
+    reported: list[tuple[str, int, int | None]] = []
     config = TrainConfig(2, accumulate=3, evaluate_every=2)
-    list(trainer(ops, tiny_model, config, validation=batches).run(lambda *part: told.append(part)))
+    list(trainer(ops, tiny_model, config, validation=batches).run(lambda *part: reported.append(part)))
     evaluation = [("validation", i, None) for i in range(len(batches()))]
     step = [("step", i, 3) for i in range(4)]
-    assert told == [*evaluation, *step, *step, *evaluation]
+    assert reported == [*evaluation, *step, *step, *evaluation]
 
 
 def test_stopping_saves_and_the_rest_follows(ops: Backend, tiny_model: Path, tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ class Poisoned(Trainable):
     ],
     ids=["nan", "inf", "gradient"],
 )
-def test_what_is_no_number_stops_before_the_update(
+def test_what_is_not_finite_stops_before_the_update(
     ops: Backend, tiny_model: Path, tmp_path: Path, spoil: Any, said: str
 ) -> None:
     model, values = lora(ops, tiny_model)
@@ -133,7 +133,7 @@ def test_what_is_no_number_stops_before_the_update(
     assert all(np.array_equal(value, run.state().values[name]) for name, value in saved.values.items())
 
 
-def test_a_validation_loss_that_is_no_number_stops(ops: Backend, tiny_model: Path) -> None:
+def test_a_validation_loss_that_is_not_finite_stops(ops: Backend, tiny_model: Path) -> None:
     model, values = lora(ops, tiny_model)
     fields = {name: getattr(model, name) for name in ("decoder", "places", "identity")}
     bad = Poisoned(**fields, spoil=lambda loss, value: loss * float("nan"), when=int(batches()[0].tokens[0, 0]))
@@ -142,7 +142,7 @@ def test_a_validation_loss_that_is_no_number_stops(ops: Backend, tiny_model: Pat
         list(run.run())
 
 
-def test_nothing_trained_is_told(ops: Backend, tiny_model: Path) -> None:
+def test_nothing_trained_is_refused(ops: Backend, tiny_model: Path) -> None:
     empty = [replace(batch, weights=np.zeros_like(batch.weights)) for batch in batches()]
     model, values = lora(ops, tiny_model)
     with pytest.raises(DataError, match="step 1: none of its tokens is trained"):
@@ -238,7 +238,7 @@ def test_a_checkpoint_comes_back_and_two_are_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", ["state.json", "trainables.safetensors", "optimizer.safetensors"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
-def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(tmp_path: Path, file: str, damage: str) -> None:
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_taken(tmp_path: Path, file: str, damage: str) -> None:
     save(tmp_path, state(1))
     path = save(tmp_path, state(2)) / file
     data = bytearray(path.read_bytes())
@@ -247,12 +247,12 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(tmp_path: Path
     else:
         data[len(data) // 2] ^= 1
         path.write_bytes(data if damage == "flip" else data[: len(data) // 2])
-    told: list[str] = []
-    found = latest(tmp_path, told.append)
+    reported: list[str] = []
+    found = latest(tmp_path, reported.append)
     assert found is not None
     assert same(found, state(1))
-    assert len(told) == 1
-    assert f"step-00000002/{file}" in told[0] or file in told[0]
+    assert len(reported) == 1
+    assert f"step-00000002/{file}" in reported[0] or file in reported[0]
     save(tmp_path, state(2))  # the run comes by again
     assert same(latest(tmp_path) or state(0), state(2))
     for folder in tmp_path.iterdir():

@@ -41,7 +41,7 @@ class Called:
     arguments: Mapping[str, Any]
     id: str | None = None
 
-    def told(self, written: str) -> ToolCall:
+    def as_call(self, written: str) -> ToolCall:
         try:
             text = json.dumps(self.arguments, ensure_ascii=False, allow_nan=False)
             text.encode()
@@ -81,12 +81,12 @@ def read(notation: str, text: str, tools: Offered, written: str) -> list[ToolCal
     Raises Malformed.
     """
     calls = NOTATIONS[notation].parse(text, tools)
-    return [call.told("" if i else written) for i, call in enumerate(calls)]
+    return [call.as_call("" if i else written) for i, call in enumerate(calls)]
 
 
 def read_arguments(name: str, text: str, written: str) -> ToolCall:
     """The call of a tool whose name stands elsewhere. Raises Malformed."""
-    return Called(name, arguments(text) if text.strip() else {}).told(written)
+    return Called(name, arguments(text) if text.strip() else {}).as_call(written)
 
 
 def offered(tools: Sequence[Any] | None) -> dict[str, dict[str, Any]]:
