@@ -127,20 +127,9 @@ def _sentencepiece(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> dict[st
         for i in range(len(tokens))
         if types[i] in (_CONTROL, _UNKNOWN, _USER_DEFINED)
     ]
-    prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
-    steps: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}]
-    first = None
-    if prefix and space_after:
-        steps.insert(0, {"type": "Prepend", "prepend": _SPACE})
-    elif prefix:  # before a text alone
-        first = {"type": "Metaspace", "replacement": _SPACE, "prepend_scheme": "first", "split": False}
-    decoder = [
-        {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
-        {"type": "ByteFallback"},
-        {"type": "Fuse"},
-    ]
-    if prefix:
-        decoder.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    normalizers, first, decoders = _spaces(
+        prefix=bool(metadata.get("tokenizer.ggml.add_space_prefix", True)), after_controls=space_after
+    )
     unknown = next((tokens[i] for i, kind in enumerate(types) if kind == _UNKNOWN), None)
     model = {
         "type": "BPE",
@@ -159,12 +148,35 @@ def _sentencepiece(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> dict[st
         "truncation": None,
         "padding": None,
         "added_tokens": added,
-        "normalizer": {"type": "Sequence", "normalizers": steps},
+        "normalizer": {"type": "Sequence", "normalizers": normalizers},
         "pre_tokenizer": first,
         "post_processor": None,
-        "decoder": {"type": "Sequence", "decoders": decoder},
+        "decoder": {"type": "Sequence", "decoders": decoders},
         "model": model,
     }
+
+
+def _spaces(
+    *, prefix: bool, after_controls: bool
+) -> tuple[list[dict[str, Any]], dict[str, Any] | None, list[dict[str, Any]]]:
+    """(normalizers, pre-tokenizer, decoders) that write spaces as `_SPACE` and back.
+
+    prefix: one is put in front of the text; after_controls: and of what follows each control token.
+    """
+    normalizers: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}]
+    first = None
+    if prefix and after_controls:
+        normalizers.insert(0, {"type": "Prepend", "prepend": _SPACE})
+    elif prefix:  # before a text alone
+        first = {"type": "Metaspace", "replacement": _SPACE, "prepend_scheme": "first", "split": False}
+    decoders = [
+        {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    if prefix:
+        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    return normalizers, first, decoders
 
 
 def _added(token_id: int, token: Added) -> dict[str, Any]:
