@@ -34,6 +34,7 @@ class MlxBackend:
 
     name = "mlx"
     asynchronous = True
+    _keeps_scores = True  # where no gradient is wanted, `attention` computes nothing again
 
     def __init__(self, device: str | None = None, dtype: str = "auto", threads: int | None = None):
         if device is None:
@@ -275,7 +276,9 @@ class MlxBackend:
         softcap: float | None = None,
         sink_logits: Array | None = None,
     ) -> Array:
-        return mlx_training.attention(q, k, v, mask, scale=scale, softcap=softcap, sink_logits=sink_logits, keep=True)
+        return mlx_training.attention(
+            q, k, v, mask, scale=scale, softcap=softcap, sink_logits=sink_logits, keep=self._keeps_scores
+        )
 
     def value(self, loss: Callable[..., Any]) -> Callable[..., Any]:
         return partial(loss, self)  # every product is in the residual dtype as it is
@@ -305,6 +308,8 @@ class MlxTraining(MlxBackend):
     It shares the device and all settings of the backend it is made from, which goes on decoding in its own way.
     """
 
+    _keeps_scores = False
+
     def __init__(self, ops: MlxBackend):
         vars(self).update(vars(ops))  # the device is open
 
@@ -313,19 +318,6 @@ class MlxTraining(MlxBackend):
 
     def glu(self, gate: Array, up: Array, activation: str) -> Array:
         return mlx_training.glu(gate, up, activation)
-
-    def attention(
-        self,
-        q: Array,
-        k: Array,
-        v: Array,
-        mask: Array | None,
-        *,
-        scale: float,
-        softcap: float | None = None,
-        sink_logits: Array | None = None,
-    ) -> Array:
-        return mlx_training.attention(q, k, v, mask, scale=scale, softcap=softcap, sink_logits=sink_logits, keep=False)
 
     def chunked_sum(self, function: Callable[..., Array], rows: int) -> Callable[..., Array]:
         return mlx_training.chunked_sum(function, rows)
