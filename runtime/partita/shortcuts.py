@@ -68,9 +68,8 @@ def generate(
     Raises DataError for an empty prompt or a setting that makes no sense, TemplateError for a model without a usable
     chat template, MemoryBudgetError for a cache without room; at the call, before the first piece.
     """
-    chosen = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    chosen |= {"repetition_penalty": repetition_penalty, "seed": seed}
-    how = _sampling(sampling or Sampling(), chosen)
+    rules = {"top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty}
+    how = _sampling(sampling or Sampling(), temperature=temperature, seed=seed, **rules)
     ids = model.encode(prompt, raw=raw)
     reply = None if raw else model.reply_to(ids)
     session = model.session(context=context, sinks=sinks, kv=kv)
@@ -116,9 +115,8 @@ def chat(
 
     Raises what `generate` raises.
     """
-    chosen = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    chosen |= {"repetition_penalty": repetition_penalty, "seed": seed}
-    how = _sampling(sampling or model.recommended or Sampling(), chosen)
+    rules = {"top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty}
+    how = _sampling(sampling or model.recommended or Sampling(), temperature=temperature, seed=seed, **rules)
     given: dict[str, Any] = dict(variables or {}) if tools is None else {**(variables or {}), "tools": list(tools)}
     ids = model.encode(messages, **given)
     calls = 0 if isinstance(messages, str) else sum(len(message.get("tool_calls") or ()) for message in messages)
@@ -129,7 +127,8 @@ def chat(
     )
 
 
-def _sampling(base: Sampling, chosen: Mapping[str, Any]) -> Sampling:
+def _sampling(base: Sampling, **chosen: float | None) -> Sampling:
+    """The base with what was chosen in its place."""
     return replace(base, **{name: value for name, value in chosen.items() if value is not None})
 
 

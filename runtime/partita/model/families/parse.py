@@ -89,18 +89,16 @@ def _smollm3(config: Config) -> ModelConfig:
         raise CheckpointError(f"config.json: no_rope_layers must say 0 or 1 for each of {count} layers")
     slides = flag(config, "use_sliding_window")
     types = [SLIDING if slides and config.get("sliding_window") and not rotates[i] else FULL for i in range(count)]
-    types = layer_types(config, types)
-    if SLIDING in types and not slides:
-        raise CheckpointError("config.json: layer_types names sliding layers and use_sliding_window is not true")
+    types = _switched_types(config, types)
     layers = tuple(
         LayerConfig(layer.window, turned if rotates[i] else None)
         for i, layer in enumerate(layers_by_type(config, types, turned))
     )
-    reads = ("no_rope_layers", "sliding_window", "use_sliding_window")
+    reads = ("no_rope_layers", *_SLIDING_READS)
     return decoder(config, "smollm3", layers, reads=reads, tied=True, **_biases(config))
 
 
-def qwen_layers(config: Config) -> tuple[LayerConfig, ...]:
+def _qwen_layers(config: Config) -> tuple[LayerConfig, ...]:
     """Qwen2's and Qwen3's: layers from max_window_layers on slide, where use_sliding_window says so."""
     count = layer_count(config)
     types = [FULL] * count
@@ -109,24 +107,29 @@ def qwen_layers(config: Config) -> tuple[LayerConfig, ...]:
         if "layer_types" not in config and (not isinstance(first, int) or isinstance(first, bool) or first < 0):
             raise CheckpointError(f"config.json: max_window_layers must be an integer >= 0, got {first!r}")
         types = [SLIDING if isinstance(first, int) and i >= first else FULL for i in range(count)]
-    types = layer_types(config, types)
+    return layers_by_type(config, _switched_types(config, types), rope(config))
+
+
+_SLIDING_READS = ("sliding_window", "use_sliding_window")
+
+
+def _switched_types(config: Config, default: list[str]) -> list[str]:
+    """The types of layers where `use_sliding_window` says whether any may slide."""
+    types = layer_types(config, default)
     if SLIDING in types and not flag(config, "use_sliding_window"):
         raise CheckpointError("config.json: layer_types names sliding layers and use_sliding_window is not true")
-    return layers_by_type(config, types, rope(config))
-
-
-QWEN_READS = ("sliding_window", "use_sliding_window")
+    return types
 
 
 def _qwen2(config: Config) -> ModelConfig:
     """Qwen2ForCausalLM: Qwen2 and 2.5. Queries, keys and values have biases, whatever the config says."""
-    return decoder(config, "qwen2", qwen_layers(config), reads=QWEN_READS, attention_bias=True)
+    return decoder(config, "qwen2", _qwen_layers(config), reads=_SLIDING_READS, attention_bias=True)
 
 
 def _qwen3(config: Config) -> ModelConfig:
     """Qwen3ForCausalLM."""
     integer(config, "head_dim")  # not hidden_size / heads in this family
-    return decoder(config, "qwen3", qwen_layers(config), reads=QWEN_READS, qk_norm="head", **_biases(config))
+    return decoder(config, "qwen3", _qwen_layers(config), reads=_SLIDING_READS, qk_norm="head", **_biases(config))
 
 
 def _gemma2(config: Config) -> ModelConfig:
