@@ -110,6 +110,7 @@ class Cache:
         self.ops, self.spec, self.batch = ops, spec, batch
         self._ropes = {rope: RopeTable(ops, rope) for rope in dict.fromkeys(x.rope for x in spec.layers) if rope}
         self._store = Store(ops, spec.kv)
+        self.dense = self._store.dense
         self.reset()
 
     def __repr__(self) -> str:
@@ -129,11 +130,6 @@ class Cache:
         self._angles: dict[RopeConfig, tuple[Array, Array]] = {}
 
     # What is held
-
-    @property
-    def dense(self) -> dict[int, str]:
-        """dtype of what is stored in 32 and in 16 bits."""
-        return self._store.dense
 
     @property
     def nbytes(self) -> int:
