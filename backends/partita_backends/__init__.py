@@ -13,7 +13,7 @@ import importlib.util
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -187,7 +187,7 @@ def survey() -> tuple[Attempt, ...]:
 
 def status(attempts: Sequence[Attempt]) -> list[Status]:
     """Of each backend what it would run on, or why it cannot be used."""
-    found = []
+    found: list[Status] = []
     for name in CLASSES:
         try:
             choice = first(attempt for attempt in attempts if attempt.name == name)
@@ -315,7 +315,7 @@ def _imported(name: str) -> Any:
 
 
 @contextmanager
-def _unavailable(what: str) -> Iterator[None]:
+def _unavailable(what: str) -> Generator[None, None, None]:
     """What a library raises as BackendUnavailable, in a line. It can be anything: torch without its native part raises
     OSError, NameError or AttributeError."""
     try:

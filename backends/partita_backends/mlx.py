@@ -108,7 +108,7 @@ class MlxBackend:
     def assign(self, buffer: Array, x: Array) -> Array:
         return x  # MLX keeps freed memory by itself, and by size
 
-    def where(self, condition: Array, x: Any, y: Any) -> Array:
+    def where(self, condition: Array, x: Array | float, y: Array | float) -> Array:
         return mx.where(condition, x, y)
 
     def write(self, buffer: Array, x: Array, index: Array) -> Array:
@@ -204,8 +204,8 @@ class MlxBackend:
     def cached_attention(
         self,
         q: Array,
-        k: Any,
-        v: Any,
+        k: Array | Packed[Array],
+        v: Array | Packed[Array],
         mask: Array,
         *,
         scale: float,

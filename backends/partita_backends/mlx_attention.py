@@ -6,8 +6,6 @@ a packed cache is never unpacked as a whole.
 
 from __future__ import annotations
 
-from typing import Any
-
 import mlx.core as mx
 
 from partita.backend import Sinks
@@ -23,8 +21,8 @@ TILE = 2**21  # scores, or values of unpacked keys, that are alive at once: 8 Mi
 
 def cached(
     q: Array,
-    k: Any,
-    v: Any,
+    k: Array | Packed[Array],
+    v: Array | Packed[Array],
     mask: Array,
     *,
     scale: float,
@@ -40,12 +38,12 @@ def cached(
     # a chunk over many slots: one group of heads that read the same keys, and so many queries of it, at a time
     rep = heads // kv_heads
     rows = max(TILE // (b * rep * slots), 1)
-    groups = []
+    groups: list[Array] = []
     for h in range(kv_heads):
         group, one = slice(h * rep, (h + 1) * rep), slice(h, h + 1)
         key, value = _dense(k, q.dtype, one), _dense(v, q.dtype, one)
         extra = None if sink_logits is None else sink_logits[group]
-        tiles = []
+        tiles: list[Array] = []
         for start in range(0, t, rows):
             part = slice(start, start + rows)
             first = sinks and Sinks(sinks.q[:, group, part], sinks.k[:, one], sinks.v[:, one], sinks.mask[:, part])
@@ -54,14 +52,14 @@ def cached(
     return mx.concatenate(groups, 1)
 
 
-def _dense(x: Any, dtype: mx.Dtype, heads: slice = slice(None)) -> Array:
+def _dense(x: Array | Packed[Array], dtype: mx.Dtype, heads: slice = slice(None)) -> Array:
     return (dequantize(x.map(lambda a: a[:, heads])) if isinstance(x, Packed) else x[:, heads]).astype(dtype)
 
 
 def _attend(
     q: Array,
-    k: Any,
-    v: Any,
+    k: Array | Packed[Array],
+    v: Array | Packed[Array],
     mask: Array,
     scale: float,
     sinks: Sinks[Array] | None,
@@ -74,7 +72,7 @@ def _attend(
     if t > PACKED_ROWS:  # packed products would unpack every tile once a row
         k, v = _dense(k, q.dtype), _dense(v, q.dtype)
 
-    def scores(q: Array, k: Any, mask: Array) -> Array:  # B Hkv rep T C, float32
+    def scores(q: Array, k: Array | Packed[Array], mask: Array) -> Array:  # B Hkv rep T C, float32
         grouped = (q * scale).reshape(b, kv_heads, rep * t, d)
         s = _times(grouped, k, transpose=True).astype(mx.float32).reshape(b, kv_heads, rep, t, -1)
         if softcap is not None:
@@ -96,7 +94,7 @@ def _attend(
     return out.astype(q.dtype)
 
 
-def _times(x: Array, y: Any, *, transpose: bool) -> Array:
+def _times(x: Array, y: Array | Packed[Array], *, transpose: bool) -> Array:
     """x times keys (transposed) or values, packed or not."""
     if isinstance(y, Packed):
         # scales of keys and values stay in half precision, converted where they are used

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import mlx.core as mx
@@ -53,7 +53,7 @@ def join() -> MlxGroup | Alone:
 
 
 @contextmanager
-def _watched() -> Iterator[None]:
+def _watched() -> Generator[None, None, None]:
     """End this process if what is inside takes longer than MINUTES."""
     watch = threading.Timer(MINUTES * 60, _leave)
     watch.daemon = True

@@ -81,8 +81,8 @@ class NumpyBackend:
     def assign(self, buffer: np.ndarray, x: np.ndarray) -> np.ndarray:
         return x
 
-    def where(self, condition: np.ndarray, x: Any, y: Any) -> np.ndarray:
-        chosen = np.where(condition, x, y)
+    def where(self, condition: np.ndarray, x: np.ndarray | float, y: np.ndarray | float) -> np.ndarray:
+        chosen: np.ndarray = np.where(condition, x, y)
         return chosen.astype(self._float) if chosen.dtype == np.float64 else chosen
 
     def write(self, buffer: np.ndarray, x: np.ndarray, index: np.ndarray) -> np.ndarray:
@@ -141,8 +141,8 @@ class NumpyBackend:
     def cached_attention(
         self,
         q: np.ndarray,
-        k: Any,
-        v: Any,
+        k: np.ndarray | Packed[np.ndarray],
+        v: np.ndarray | Packed[np.ndarray],
         mask: np.ndarray,
         *,
         scale: float,

@@ -99,7 +99,7 @@ class Backend(Protocol[A]):
         comes and goes, and a process would grow from step to step."""
         ...
 
-    def where(self, condition: A, x: Any, y: Any) -> A: ...
+    def where(self, condition: A, x: A | float, y: A | float) -> A: ...
     def write(self, buffer: A, x: A, index: A) -> A:
         """buffer (B, H, C, D) with x (B, H, T, D) at slots index (B, T). The old buffer is dead afterwards."""
         ...
@@ -154,8 +154,8 @@ class Backend(Protocol[A]):
     def cached_attention(
         self,
         q: A,
-        k: Any,
-        v: Any,
+        k: A | Packed[A],
+        v: A | Packed[A],
         mask: A,
         *,
         scale: float,

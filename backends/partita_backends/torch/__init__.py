@@ -116,7 +116,7 @@ class TorchBackend:
     def assign(self, buffer: Tensor, x: Tensor) -> Tensor:
         return buffer.copy_(x)
 
-    def where(self, condition: Tensor, x: Any, y: Any) -> Tensor:
+    def where(self, condition: Tensor, x: Tensor | float, y: Tensor | float) -> Tensor:
         return torch.where(condition, x, y)
 
     def write(self, buffer: Tensor, x: Tensor, index: Tensor) -> Tensor:
@@ -165,8 +165,8 @@ class TorchBackend:
     def cached_attention(
         self,
         q: Tensor,
-        k: Any,
-        v: Any,
+        k: Tensor | Packed[Tensor],
+        v: Tensor | Packed[Tensor],
         mask: Tensor,
         *,
         scale: float,

@@ -6,8 +6,6 @@ sinks and of the ring are joined before one softmax in float32.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from partita.backend import Sinks
@@ -22,8 +20,8 @@ TILE = 2**21  # scores, or values of unpacked keys, that are alive at once: 8 Mi
 
 def cached(
     q: Tensor,
-    k: Any,
-    v: Any,
+    k: Tensor | Packed[Tensor],
+    v: Tensor | Packed[Tensor],
     mask: Tensor,
     *,
     scale: float,
@@ -58,19 +56,19 @@ def cached(
     return out
 
 
-def _part(x: Any, heads: slice, dtype: torch.dtype) -> Tensor:
+def _part(x: Tensor | Packed[Tensor], heads: slice, dtype: torch.dtype) -> Tensor:
     """Keys or values of some heads, dense."""
     return _dense(x.map(lambda a: a[:, heads].contiguous()) if isinstance(x, Packed) else x[:, heads], dtype)
 
 
-def _dense(x: Any, dtype: torch.dtype) -> Tensor:
+def _dense(x: Tensor | Packed[Tensor], dtype: torch.dtype) -> Tensor:
     return dequantize(x, dtype) if isinstance(x, Packed) else x.to(dtype)
 
 
 def _attend(
     q: Tensor,
-    k: Any,
-    v: Any,
+    k: Tensor | Packed[Tensor],
+    v: Tensor | Packed[Tensor],
     mask: Tensor,
     scale: float,
     sinks: Sinks[Tensor] | None,

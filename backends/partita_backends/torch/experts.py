@@ -53,7 +53,8 @@ def grouped(x: Tensor, each: Sequence[Any], index: Tensor, multiply: Callable[[T
     order = torch.argsort(flat, stable=True)
     rows = x.reshape(-1, x.shape[-1]).index_select(0, _source(x, index, order))
     counts = torch.bincount(flat, minlength=len(each)).tolist()
-    products, start = [], 0
+    products: list[Tensor] = []
+    start = 0
     for expert, count in zip(each, counts, strict=True):
         if count:
             products.append(multiply(rows[start : start + count], expert))

@@ -246,8 +246,8 @@ class Cache:
         if span.window is not None:
             seen = seen & (p > q - span.window)
         anchored = {}
-        if kind.anchored:
-            clamped = ops.where(queries < span.anchor, queries, span.anchor)
+        if kind.anchored and (anchor := span.anchor) is not None:
+            clamped = ops.where(queries < anchor, queries, anchor)
             used = {layer.rope for layer in self.spec.layers if layer.span == span}
             anchored = {rope: self._ropes[rope].angles(clamped) for rope in used if rope}
         return _View(ring_index, sink_index, ops.where(seen, 0.0, MASKED), sink_mask, anchored)
