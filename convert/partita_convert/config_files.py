@@ -14,6 +14,7 @@ import numpy as np
 from partita.checkpoint.base import Checkpoint
 from partita.checkpoint.names import HEAD, text_name
 from partita.errors import CheckpointError, UnsupportedModel
+from partita.files.bounded import is_table
 
 _FORMAT_KEYS = ("quantization", "quantization_config", "torch_dtype", "dtype")
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -22,9 +23,9 @@ _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positi
 def huggingface_config(checkpoint: Checkpoint) -> tuple[dict[str, Any], frozenset[str]]:
     """(config without anything about number formats, names of tensors that it makes superfluous)."""
     config = {key: value for key, value in checkpoint.config.items() if key not in _FORMAT_KEYS}
-    dropped = set()
+    dropped: set[str] = set()
     scaling = config.get("rope_scaling")
-    if isinstance(scaling, dict) and scaling.get("rope_type") == "factors":
+    if is_table(scaling) and scaling.get("rope_type") == "factors":
         config["rope_scaling"] = _as_llama3(np.asarray(scaling["factors"]), config["rope_theta"], config["head_dim"])
         dropped.add(scaling["tensor"])
     if config.get("tie_word_embeddings"):
@@ -39,15 +40,15 @@ def _with_rope_both_ways(config: dict[str, Any]) -> dict[str, Any]:
     if not parameters and "rope_theta" not in config:
         return config  # a nested (multimodal) config, or one without rope: as it came
     if not parameters:
-        scaling = config.get("rope_scaling") or {}
+        scaling: dict[str, Any] = config.get("rope_scaling") or {}
         kind = scaling.get("rope_type", scaling.get("type", "default"))
-        parameters = {**scaling, "rope_type": kind, "rope_theta": config["rope_theta"]}
+        said: dict[str, Any] = {**scaling, "rope_type": kind, "rope_theta": config["rope_theta"]}
         if "partial_rotary_factor" in config:
-            parameters["partial_rotary_factor"] = config["partial_rotary_factor"]
+            said["partial_rotary_factor"] = config["partial_rotary_factor"]
         if "rope_local_base_freq" in config:
             local = {"rope_type": "default", "rope_theta": config["rope_local_base_freq"]}
-            parameters = {"full_attention": parameters, "sliding_attention": local}
-        return config | {"rope_parameters": parameters}
+            said = {"full_attention": said, "sliding_attention": local}
+        return config | {"rope_parameters": said}
     own = parameters.get("full_attention", parameters)
     if "rope_theta" not in own:
         raise CheckpointError("config.json: rope_parameters has no rope_theta")
@@ -79,7 +80,7 @@ def _with_experts(config: dict[str, Any]) -> dict[str, Any]:
     if config.get("model_type") != "qwen3_moe":
         return config
     count = config.get("num_experts", config.get("num_local_experts"))
-    defaults = {"decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": False}
+    defaults: dict[str, Any] = {"decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": False}
     said = {key: value for key, value in config.items() if value is not None}
     return config | {**defaults, **said, "num_experts": count, "num_local_experts": count}
 
@@ -91,13 +92,14 @@ def _as_llama3(factors: np.ndarray, theta: float, head_dim: int) -> Mapping[str,
     divisors between one and the largest, which are linear in the frequency: original length / (high - low) is the
     slope, and low is taken to be 1, since scaling all three by one number changes nothing.
     """
-    scaling = {"rope_type": "llama3", "factor": float(factors.max()), **_LLAMA3}
+    largest = float(factors.max())
+    scaling: dict[str, Any] = {"rope_type": "llama3", "factor": largest, **_LLAMA3}
     turns = theta ** -(np.arange(0, head_dim, 2) / head_dim) / (2 * math.pi)
     if factors.shape != turns.shape:
         raise UnsupportedModel(f"rope_freqs.weight holds {len(factors)} divisors for {len(turns)} frequencies")
     if _gives(scaling, turns, factors):
         return scaling
-    share = (1 / factors - 1 / scaling["factor"]) / (1 - 1 / scaling["factor"]) if scaling["factor"] > 1 else turns * 0
+    share: np.ndarray = (1 / factors - 1 / largest) / (1 - 1 / largest) if largest > 1 else turns * 0
     between = (share > 1e-3) & (share < 1 - 1e-3)
     if between.sum() > 1:
         slope, offset = np.polyfit(turns[between], share[between], 1)

@@ -77,8 +77,15 @@ def run(source: str, dest: Path, options: Options, listener: Listener | None = N
     check_options(dest, request)
     weighed_by = _weighing(request, options.calibration)
     # float32: what is judged is the weights, not the kernels of a device's default
-    placed = {"device": options.device, "threads": options.threads, "on_fallback": listener.note}
-    ops = cache(lambda: open_backend(options.backend, dtype="float32", **placed))
+    ops = cache(
+        lambda: open_backend(
+            options.backend,
+            device=options.device,
+            dtype="float32",
+            threads=options.threads,
+            on_fallback=listener.note,
+        )
+    )
     path = resolve(source, progress=listener.fetching(), offline=options.offline, allow_pickle=options.allow_pickle)
     with open_source(path, allow_pickle=options.allow_pickle, near=dest) as checkpoint:
         if text is not None:

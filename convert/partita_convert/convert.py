@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +115,8 @@ def _described(card: Card | None, fusion: Fusion) -> Card | None:
 
 def laid_out(source: Checkpoint, to: str) -> Checkpoint:
     """The source in the names of a form, which an adapter's are looked up among."""
-    return {"mlx": as_mlx, "huggingface": as_huggingface, "gguf": lambda checkpoint: checkpoint}[to](source)
+    forms = {"mlx": as_mlx, "huggingface": as_huggingface}
+    return source if to == "gguf" else forms[to](source)
 
 
 def _write_gguf(
@@ -122,7 +124,7 @@ def _write_gguf(
 ) -> WrittenFile:
     kind, kinds = gguf_types(fusion.base, request.quantize)
     require_space(place, predicted_bytes(request, fusion.base, {}, kinds, kind))
-    columns = _columns(as_mlx(fusion.changed), request, on_progress) if request.searches else {}
+    columns: Importance = _columns(as_mlx(fusion.changed), request, on_progress) if request.searches else {}
     # an mlx folder of gpt-oss calls its stacks otherwise than `write_gguf` calls all
     columns = {name.replace(".mlp.experts.", ".mlp.switch_mlp."): value for name, value in columns.items()}
     kinds = {**kinds, **gguf_kinds(fusion, kind, kinds, as_stored=request.quantize is None)}
@@ -204,7 +206,7 @@ class _Transform:
         return kept
 
     def _quantize(self, name: str) -> Callable[..., Packed]:
-        return lambda x, bits, group: quantize(x, bits, group, importance=self.columns.get(name), name=name)
+        return partial(quantize, importance=self.columns.get(name), name=name)
 
     def _kept(self, name: str, value: Value) -> Value:
         """What is not quantized: dense in the dtype asked for; a GGUF file's scales in 16 bits, unless exact."""

@@ -99,7 +99,8 @@ def gguf_kinds(fusion: Fusion, kind: str, kinds: Mapping[str, str], *, as_stored
     as_stored: no type was asked for, so that a packed weight's own is wanted, if it has one that can be written.
     """
     untied = any(name.endswith("lm_head.weight") for name in fusion.base.names())
-    head, found = "lm_head.weight" if untied else "embed_tokens.weight", {}
+    head = "lm_head.weight" if untied else "embed_tokens.weight"
+    found: dict[str, str] = {}
     for name in sorted(fusion.names):
         base, delta = fusion.delta(name)
         own = exact_type(base) if as_stored and isinstance(base, Packed) else None

@@ -96,7 +96,7 @@ def _relaid(checkpoint: Checkpoint, fits: Callable[[str, StoredExperts], bool], 
     if not found:
         return checkpoint
     present = frozenset(checkpoint.names())
-    owner = {}
+    owner: dict[str, str] = {}
     for mlp, stored in found.items():
         for projection in PROJECTIONS:
             names = (*stored.sources(projection), *stored.bias_sources(projection))

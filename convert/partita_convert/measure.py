@@ -30,7 +30,7 @@ from partita.model.load import load_block
 from partita.quantization import Packed, dequantize
 
 from .activations import Importance
-from .changed import Changed
+from .changed import Changed, Value
 from .quantize import quantize
 from .recipes import Format, Recipe, layer_of, part_of
 
@@ -69,15 +69,13 @@ def measure(
         if Format(PROBE_BITS, group_size).fitted(shape[-1]) is not None:
             parts.setdefault((layer_of(name), part_of(name)), []).append(name)
     source = _Source.of(ops, decoder, tokens[: most_tokens(decoder)])
-    found = []
+    found: list[Part] = []
     for (layer, _), names in parts.items():
         probed = {name: _quantized(name, checkpoint.read(name), PROBE_BITS, group_size, importance) for name in names}
         if layer is None:
             changed, start = _with_embedding(ops, decoder, probed), 0
         else:
-            block = load_block(
-                ops, Changed.of(checkpoint, change=lambda name, value, own=probed: own.get(name, value)), layer
-            )
+            block = load_block(ops, Changed.of(checkpoint, change=_in_place(probed)), layer)
             blocks = (*decoder.blocks[:layer], block, *decoder.blocks[layer + 1 :])
             changed, start = replace(decoder, blocks=blocks), layer
         errors = _errors(checkpoint, names, group_size, importance)
@@ -85,6 +83,11 @@ def measure(
         if on_progress is not None:
             on_progress(len(found), len(parts))
     return found
+
+
+def _in_place(own: Mapping[str, Value]) -> Callable[[str, Value], Value]:
+    """A change of a checkpoint: these weights in place of its own."""
+    return lambda name, value: own.get(name, value)
 
 
 def most_tokens(decoder: Decoder) -> int:
@@ -198,20 +201,21 @@ def allocate(
     DataError if the fewest bits are too many.
     """
     left = check_budget(weights, recipe, other_bits)
-    steps, chosen = [], {}
+    steps: list[tuple[float, int, int, int]] = []
+    chosen: dict[int, int] = {}
     for i, part in enumerate(parts):
         curve = _hull(part, weights, recipe.group_size)
         chosen[i] = curve[0][0]
         for (_, cost, loss), (bits, more, less) in itertools.pairwise(curve):
             steps.append((-(loss - less) / (more - cost), i, bits, more - cost))
-    blocked = set()
+    blocked: set[int] = set()
     for _, i, bits, cost in sorted(steps):  # a part's own steps are in order: each gains less than the one before
         if i not in blocked and cost <= left:
             left -= cost
             chosen[i] = bits
         else:
             blocked.add(i)
-    found = {}
+    found: dict[str, Format] = {}
     for i, part in enumerate(parts):
         for name in part.names:
             fitted = Format(chosen[i], recipe.group_size).fitted(weights[name][-1])

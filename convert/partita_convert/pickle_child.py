@@ -13,6 +13,7 @@ import json
 import os
 import re
 import sys
+from typing import Any, TypeGuard
 
 OLDEST_TORCH = (2, 10)  # earlier releases' restricted unpickler can be made to corrupt memory
 MIB = 1 << 20
@@ -69,7 +70,7 @@ def guard(target: str) -> None:
     """End the process at whatever reading weights does not need. Set after torch is imported, which needs more."""
     allowed = os.path.abspath(target)
 
-    def see(event: str, arguments: tuple) -> None:
+    def see(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
             path, mode, flags = arguments
             writes = bool(set(mode or "") & set("wax+")) or bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
@@ -83,7 +84,7 @@ def guard(target: str) -> None:
     sys.addaudithook(see)
 
 
-def read(torch, path: str) -> dict:
+def read(torch: Any, path: str) -> dict[Any, Any]:
     """The tensors by name. The zip form is mapped, not read; the form before torch 1.6 is read whole."""
     import pickle
 
@@ -98,14 +99,18 @@ def read(torch, path: str) -> dict:
     except (RuntimeError, ValueError, KeyError, EOFError, OSError, TypeError, AttributeError, IndexError) as error:
         reason = " ".join(str(error).split()).partition(". ")[0] or type(error).__name__
         raise Refused(f"is not a readable PyTorch file ({reason[:200]}): fetch it again") from None
-    if not isinstance(state, dict):
+    if not _is_dict(state):
         raise Refused(f"holds a {type(state).__name__}, not tensors by name")
     return state
 
 
-def checked(torch, state: dict) -> dict:
+def _is_dict(value: object) -> TypeGuard[dict[Any, Any]]:
+    return isinstance(value, dict)
+
+
+def checked(torch: Any, state: dict[Any, Any]) -> dict[str, Any]:
     """The tensors to write, each a plain dense one."""
-    kept = {}
+    kept: dict[str, Any] = {}
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise Refused(f"holds {name!r}, a {type(value).__name__}: only tensors by name are read")
@@ -118,9 +123,9 @@ def checked(torch, state: dict) -> dict:
     return kept
 
 
-def write(torch, tensors: dict, target: str) -> None:
+def write(torch: Any, tensors: dict[str, Any], target: str) -> None:
     """A safetensors file, one tensor in memory at a time, in an order that depends on nothing but names and types."""
-    header: dict = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # aligned without gaps
     for name in names:
@@ -137,7 +142,7 @@ def write(torch, tensors: dict, target: str) -> None:
                 file.write(memoryview(value.contiguous().reshape(-1).view(torch.uint8).numpy()))
 
 
-def main(source: str, target: str) -> dict:
+def main(source: str, target: str) -> dict[str, Any]:
     try:
         import torch
     except ImportError:

@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from partita.checkpoint.names import canonical
 from partita.checkpoint.open import open_checkpoint
 from partita.errors import CheckpointError, DataError, PartitaError
 from partita.files.atomic import scratch_folder
-from partita.files.bounded import SETTINGS, find, read_bytes
+from partita.files.bounded import SETTINGS, find, is_table, read_bytes
 from partita.files.safetensors import MAX_TENSORS, shard_table
 
 SINGLE, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -39,7 +39,7 @@ def is_pickled(folder: Path) -> bool:
 
 
 @contextmanager
-def open_source(path: Path, *, allow_pickle: bool, near: Path) -> Iterator[Checkpoint]:
+def open_source(path: Path, *, allow_pickle: bool, near: Path) -> Generator[Checkpoint, None, None]:
     """`open_checkpoint`, and the same for a folder of pickled weights if `allow_pickle`.
 
     near: the place that will be written to; the intermediate files lie beside it. CheckpointError: pickled weights that
@@ -130,4 +130,4 @@ def _report(output: bytes) -> dict[str, object]:
         report = json.loads(output.splitlines()[-1])
     except (ValueError, IndexError):
         return {}
-    return report if isinstance(report, dict) else {}
+    return report if is_table(report) else {}

@@ -145,7 +145,8 @@ class _Groups:
         return cls(scaled, weights, exponent, np.float32(2**bits - 1), dtype, spare)
 
     def search(self) -> _Found:
-        low, high = self.x.min(-1), self.x.max(-1)
+        low: np.ndarray = self.x.min(-1)
+        high: np.ndarray = self.x.max(-1)
         best = _Best(len(low))
         plain_scale, plain_bias = self.mlx(low, high)
         plain = self.errors(plain_scale, plain_bias)

@@ -146,7 +146,7 @@ def _module(name: str) -> str:
 def formats(recipe: Recipe, weights: Mapping[str, tuple[int, ...]]) -> dict[str, Format]:
     """The format of every weight by a plain or mixed recipe."""
     layers = 1 + max((layer_of(name) or 0 for name in weights), default=0)
-    chosen = {}
+    chosen: dict[str, Format] = {}
     for name, shape in weights.items():
         bits = _bits(recipe, name, layers)
         fitted = Format(bits, recipe.group_size).fitted(shape[-1])

@@ -57,8 +57,8 @@ class Report:
     tensors: tuple[WrittenTensor, ...]
     recipe: str | None = None
     calibration: str | None = None
-    retained: Mapping[str, float] = field(default_factory=dict)
-    raised: Mapping[str, Raised] = field(default_factory=dict)
+    retained: Mapping[str, float] = field(default_factory=dict[str, float])
+    raised: Mapping[str, Raised] = field(default_factory=dict[str, Raised])
     check: Check | None = None
     rank: int | None = None
 
@@ -69,7 +69,7 @@ class Report:
         return 8 * sum(tensor.nbytes for tensor in self.tensors) / weights if weights else 0.0
 
     def as_json(self) -> dict[str, Any]:
-        tensors = []
+        tensors: list[dict[str, Any]] = []
         for tensor in self.tensors:
             row: dict[str, Any] = {"name": tensor.name, "source": tensor.source, "target": tensor.target}
             row["error"] = _finite(tensor.error)

@@ -106,10 +106,10 @@ def _bos_first(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _byte_level(tokenizer: Tokenizer) -> dict[str, Any]:
     """The byte-level BPE that the runtime built from the file, with the decoder that the runtime does not need."""
-    engine = tokenizer._engine
+    engine = tokenizer.engine
     if not isinstance(engine, TokenizersEngine):
         raise CheckpointError("the vocabulary has no form as tokenizer.json")
-    library = json.loads(engine._library.to_str())
+    library = json.loads(engine.as_json())
     library["decoder"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
     return library
 
@@ -169,7 +169,7 @@ def _spaces(
         normalizers.insert(0, {"type": "Prepend", "prepend": _SPACE})
     elif prefix:  # before a text alone
         first = {"type": "Metaspace", "replacement": _SPACE, "prepend_scheme": "first", "split": False}
-    decoders = [
+    decoders: list[dict[str, Any]] = [
         {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
         {"type": "ByteFallback"},
         {"type": "Fuse"},
@@ -191,7 +191,7 @@ def _merges(tokens: list[str], scores: Sequence[float], types: Sequence[int]) ->
     order, ties broken by the parts' own ids, is the same rule.
     """
     ids = {token: i for i, token in enumerate(tokens) if types[i] == _NORMAL}
-    found = []
+    found: list[tuple[float, int, int]] = []
     for token, i in ids.items():
         for cut in range(1, len(token)):
             left, right = ids.get(token[:cut]), ids.get(token[cut:])

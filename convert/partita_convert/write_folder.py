@@ -178,7 +178,7 @@ def _write(
         room = header_room(part for name in names for part in part_names(name))
         shards = Shards(partial, form, room, shard_bytes)
         formats: dict[str, tuple[int, int]] = {}
-        written = []
+        written: list[WrittenTensor] = []
         try:
             for name in names:
                 source = _without_one(checkpoint, name, checkpoint.read(name))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import overload
 
 import numpy as np
 
@@ -82,7 +82,11 @@ def _mxfp4_codes() -> np.ndarray:
     return codes
 
 
-def pieces(value: Any, order: np.ndarray | None = None) -> Iterator[Any]:
+@overload
+def pieces(value: Packed, order: np.ndarray | None = None) -> Iterator[Packed]: ...
+@overload
+def pieces(value: Value, order: np.ndarray | None = None) -> Iterator[Value]: ...
+def pieces(value: Value, order: np.ndarray | None = None) -> Iterator[Value]:
     """Rows of an array or Packed, (rows, n), a few at a time. order: of the rows, all leading axes taken as one."""
     *_, columns = value.shape
     flat = _flat(value)
@@ -93,7 +97,7 @@ def pieces(value: Any, order: np.ndarray | None = None) -> Iterator[Any]:
         yield flat.map(lambda part: part[chosen]) if isinstance(flat, Packed) else flat[chosen]  # noqa: B023
 
 
-def _flat(value: Any) -> Any:
+def _flat(value: Value) -> Value:
     if isinstance(value, Packed):
         return value.map(lambda part: part.reshape(-1, part.shape[-1]))
     return value.reshape(-1, value.shape[-1])
@@ -124,7 +128,7 @@ class Encoder:
         """Pieces of the tensor's bytes, uint8. DataError, naming the tensor: numbers that are NaN or infinite."""
         lost = total = 0.0
         for piece in pieces(self.value, self.order):
-            if self.exact:
+            if self.exact and isinstance(piece, Packed):
                 yield exact_blocks(piece, self.type_name)
                 continue
             source = dequantize(piece) if isinstance(piece, Packed) else piece.astype(np.float32)

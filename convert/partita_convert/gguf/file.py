@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from partita.files.bounded import is_list
+
 ALIGNMENT = 32
 _STRING, _ARRAY = 8, 9
 # name: (type id, numpy's dtype)
@@ -68,8 +70,8 @@ def _text(text: str) -> bytes:
 
 def inferred(value: Any) -> Typed:
     """A value as it was read from a GGUF file, with a type that its readers take. ValueError for a nested array."""
-    if isinstance(value, list):
-        if any(isinstance(item, list) for item in value):
+    if is_list(value):
+        if any(is_list(item) for item in value):
             raise ValueError("an array of arrays")
         types = {inferred(item).type for item in value} or {"u32"}
         if len(types) > 1:  # integers, some of them negative or large: signed, and wide where any is

@@ -104,7 +104,7 @@ def _copied(metadata: Mapping[str, Any], vocab_size: int) -> dict[str, Typed]:
     """A GGUF source's own keys. Its tokens are as many as its embedding's rows, or readers would refuse it."""
     if "tokenizer.ggml.tokens" not in metadata:
         raise CheckpointError("the file carries no vocabulary (tokenizer.ggml.tokens)")
-    keys = {}
+    keys: dict[str, Typed] = {}
     for key in metadata:
         if key.startswith(_PREFIX):
             kind, value = _TYPES.get(key.rpartition(".")[2]), metadata[key]

@@ -90,7 +90,7 @@ def write_gguf(
     planned = [*_plan(checkpoint, config, row), *(_factor(name, value) for name, value in factors.items())]
     check_said(config, keys, {tensor.gguf_name: tensor.shape for tensor in planned}, factors)
     keys |= tokenizer_keys(checkpoint, config.vocab_size, keys)
-    written = []
+    written: list[WrittenTensor] = []
     with whole_file(path, replace=False) as temporary, open(temporary, "wb") as file:
         writer = GgufWriter(file, keys, [(tensor.gguf_name, tensor.shape) for tensor in planned])
         head = _head_name(planned)
@@ -155,7 +155,7 @@ def _plan(checkpoint: Checkpoint, config: ModelConfig, row: Architecture) -> Ite
         for projection in experts.PROJECTIONS:
             sources = stored.sources(projection) + (stored.bias_sources(projection) if biased else [])
             mlps |= dict.fromkeys(sources, mlp)
-    done = set()
+    done: set[str] = set()
     own = _text_names(checkpoint)
     for name, plain in own.items():
         if plain == ROPE_FACTORS or (plain == HEAD and config.tie_embeddings and not row.own_output):

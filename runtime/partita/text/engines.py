@@ -102,6 +102,10 @@ class TokenizersEngine:
         # unlike `encode`, it lets other threads run: the one that waits for it
         return self._library.encode_batch([text], add_special_tokens=False)[0].ids
 
+    def as_json(self) -> str:
+        """The text of a tokenizer.json, as the library writes it."""
+        return self._library.to_str()
+
     def token_text(self, token: int) -> str:
         text = self._literals.get(token)
         return text if text is not None else self._library.id_to_token(token) or ""

@@ -20,7 +20,8 @@ class Tokenizer:
     """One vocabulary with its conventions. Ids are plain ints in [0, vocab_size). Safe to share between threads."""
 
     def __init__(self, engine: Engine, facts: Facts) -> None:
-        self._engine = engine
+        self.engine = engine
+        """What segments text, without these conventions."""
         self._bytes: dict[int, bytes] = {}  # filled on demand: a table of 262,144 entries would cost start-up time
         self.vocab_size = engine.size
         self.bos_id = facts.bos_id
@@ -39,17 +40,17 @@ class Tokenizer:
     @property
     def bos_token(self) -> str:
         """Literal of the BOS token, "" without one."""
-        return "" if self.bos_id is None else self._engine.token_text(self.bos_id)
+        return "" if self.bos_id is None else self.engine.token_text(self.bos_id)
 
     @property
     def eos_token(self) -> str:
         """Literal of the main EOS token, "" without one."""
-        return "" if self.eos_id is None else self._engine.token_text(self.eos_id)
+        return "" if self.eos_id is None else self.engine.token_text(self.eos_id)
 
     @property
     def control_pattern(self) -> re.Pattern[str]:
         """Matches the literal of any control token, in one group."""
-        return self._engine.pattern
+        return self.engine.pattern
 
     def encode(self, text: str, *, bos: bool | None = None, specials: bool = False) -> list[int]:
         """Token ids of `text`.
@@ -60,7 +61,7 @@ class Tokenizer:
         wants_bos = self.adds_bos if bos is None else bos
         if wants_bos and self.bos_id is None:
             raise DataError("this tokenizer has no BOS token: encode with bos=False")
-        ids = self._engine.encode(_valid(text), parse=specials, first=True)
+        ids = self.engine.encode(_valid(text), parse=specials, first=True)
         if wants_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
             ids.insert(0, self.bos_id)
         return ids
@@ -73,7 +74,7 @@ class Tokenizer:
         ids: list[int] = []
         for text, specials in parts:
             if text:
-                ids += self._engine.encode(_valid(text), parse=specials, first=not (ids or continues))
+                ids += self.engine.encode(_valid(text), parse=specials, first=not (ids or continues))
         return ids
 
     def decode(self, ids: Iterable[int], *, specials: bool = False, continues: bool = False) -> str:
@@ -83,20 +84,20 @@ class Tokenizer:
         space is part of it (sentencepiece vocabularies put one in front of a text's first word).
         """
         joined = b"".join(self._contribution(token, specials) for token in ids)
-        if self._engine.space_prefix and not continues:
+        if self.engine.space_prefix and not continues:
             joined = joined.removeprefix(b" ")
         return joined.decode("utf-8", "replace")
 
     def stream(self, *, specials: bool = False, continues: bool = False) -> TextStream:
         """A decoder that takes one id at a time; the arguments mean what they mean in `decode`."""
-        strips = self._engine.space_prefix and not continues
+        strips = self.engine.space_prefix and not continues
         return TextStream(lambda token: self._contribution(token, specials), strips=strips)
 
     def token_text(self, token: int) -> str:
         """Printable form of one token: a control token's literal, "·" for a space, `<0xE2>` for a byte that is no
         UTF-8 by itself, escapes for characters that move the cursor."""
-        if token in self._engine.hidden:
-            return printable(self._engine.token_text(token))
+        if token in self.engine.hidden:
+            return printable(self.engine.token_text(token))
         text = self._contribution(token, True).decode("utf-8", "surrogateescape").replace(" ", "·")
         return "".join(map(_printable, text))
 
@@ -105,12 +106,12 @@ class Tokenizer:
         return self._contribution(token, True)
 
     def _contribution(self, token: int, specials: bool) -> bytes:
-        if not specials and token in self._engine.hidden:
+        if not specials and token in self.engine.hidden:
             return b""
         known = self._bytes.get(token)
         if known is None:
             inside = 0 <= token < self.vocab_size
-            known = self._bytes[token] = self._engine.token_bytes(token) if inside else "\ufffd".encode()
+            known = self._bytes[token] = self.engine.token_bytes(token) if inside else "\ufffd".encode()
         return known
 
 

@@ -111,7 +111,7 @@ def test_going_on_renders_the_conversation_once_however_long_it_is(tiny_model, m
 @pytest.mark.parametrize("adds_bos", [True, False])
 def test_a_cache_has_one_bos_whatever_the_template_writes(tiny_model, front, adds_bos):
     plain = tokenizer_of(tiny_model)
-    tokenizer = Tokenizer(plain._engine, Facts(bos_id=plain.controls["<|endoftext|>"], adds_bos=adds_bos))
+    tokenizer = Tokenizer(plain.engine, Facts(bos_id=plain.controls["<|endoftext|>"], adds_bos=adds_bos))
     template = ChatTemplate(front + CHATML, tokens=tokenizer.special_tokens)
     first, messages = Transcript(tokenizer, template), [{"role": "user", "content": "the fox"}]
     cached = [*first.encode(messages), *tokenizer.encode("a d", bos=False), *tokenizer.encode("og", bos=False)]

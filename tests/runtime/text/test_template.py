@@ -229,7 +229,7 @@ def test_messages_are_left_as_they_were(template):
 def test_a_base_model_is_sent_to_raw(tokenizer):
     with pytest.raises(TemplateError, match="`raw`"):
         encode_chat(tokenizer, None, HELLO)
-    base = Tokenizer(tokenizer._engine, Facts())
+    base = Tokenizer(tokenizer.engine, Facts())
     with pytest.raises(TemplateError, match="`raw`"):
         ChatTemplate.of(base)
 

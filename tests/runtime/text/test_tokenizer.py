@@ -185,7 +185,7 @@ def test_nothing_uncertain_is_pushed_at_any_byte_of_an_emoji(every, cut):
     """Byte tokens one at a time: text appears exactly when its last byte does."""
     data = "🤽é👩‍👧".encode()
     tokenizer = every["gguf-sentencepiece"]
-    ids = {tokenizer._engine.token_text(i): i for i in range(tokenizer.vocab_size)}
+    ids = {tokenizer.engine.token_text(i): i for i in range(tokenizer.vocab_size)}
     byte_ids = [ids[f"<0x{byte:02X}>"] for byte in data]
     stream = tokenizer.stream()
     pushed = "".join(map(stream.push, byte_ids[:cut]))
@@ -216,7 +216,7 @@ def test_metaspace_text_is_that_of_the_library(every):
     tokenizer = every["json-metaspace"]
     for text in [*TRICKY, *LINES]:
         ids = tokenizer.encode(text, bos=False)
-        assert tokenizer.decode(ids) == tokenizer._engine._library.decode(ids) == text
+        assert tokenizer.decode(ids) == tokenizer.engine._library.decode(ids) == text
 
 
 def test_control_tokens_enter_only_where_asked(every):
