@@ -43,7 +43,7 @@ def test_settings_that_are_not_done(tmp_path, config, words):
         ({"use_dora": True}, "use_dora is True, and there is None"),
         ({"rank_pattern": [1]}, "rank_pattern is not a table"),
         ({"rank_pattern": {"q_proj": 1.5}}, "gives 'q_proj' the value 1.5"),
-        ({"rank_pattern": {"(q_proj": 2}}, "no regular expression"),
+        ({"rank_pattern": {"(q_proj": 2}}, "not a regular expression"),
     ],
 )
 def test_settings_that_are_wrong(tmp_path, config, words):

@@ -179,7 +179,7 @@ def given_prompt(prompt: str | None, file: Path | None, as_json: bool) -> str | 
     if as_json:
         raise DataError("--json answers one prompt: give -p TEXT or pipe text in")
     if not sys.stdout.isatty():
-        raise DataError("standard output is no terminal to talk in: give -p TEXT or pipe text in")
+        raise DataError("standard output is not a terminal to talk in: give -p TEXT or pipe text in")
     return None
 
 

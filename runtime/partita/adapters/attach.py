@@ -122,8 +122,8 @@ def identity(adapter: Adapter) -> str:
 
 def _only_fused(name: str, adapter: Adapter) -> str:
     return (
-        f"{adapter.path.name}: the adapter changes {name}, which is no single projection of this model: fuse it with "
-        f"`convert(MODEL, DEST, adapter={adapter.path})` and use DEST"
+        f"{adapter.path.name}: the adapter changes {name}, which is not a single projection of this model: fuse it "
+        f"with `convert(MODEL, DEST, adapter={adapter.path})` and use DEST"
     )
 
 

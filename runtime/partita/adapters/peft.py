@@ -120,7 +120,7 @@ def _patterns(config: Mapping[str, Any], key: str) -> tuple[tuple[re.Pattern[str
         try:
             found.append((re.compile(rf"(.*\.)?({pattern})$"), value))
         except (re.error, RecursionError):
-            raise CheckpointError(f"{CONFIG}: {key}: {pattern!r} is no regular expression") from None
+            raise CheckpointError(f"{CONFIG}: {key}: {pattern!r} is not a regular expression") from None
     return tuple(found)
 
 

@@ -49,7 +49,7 @@ def check_place(out: Path, resume: bool) -> None:
         )
     try:
         if out.exists() and not out.is_dir():
-            raise DataError(f"{out} is no folder: choose another `out`", field="out")
+            raise DataError(f"{out} is not a folder: choose another `out`", field="out")
         if out.exists() and any(path.name != LOCK for path in out.iterdir()):
             raise DataError(f"{out} is not empty: choose another `out`", field="out")
         _refuse_place(out)

@@ -162,7 +162,7 @@ def own_path(name: str) -> Path:
     if not name.isprintable():  # keep a terminal's control characters out of the message
         raise SourceError(f"{name[:200]!r} is not a model's name; {hint}")
     if not name.strip():
-        raise SourceError(f"an empty name is no model: leave it out for the default one; {hint}")
+        raise SourceError(f"an empty name is not a model: leave it out for the default one; {hint}")
     try:
         path = own(name)
         if path.is_dir() or (path.is_file() and (path.suffix == ".gguf" or begins_with(path, GGUF))):

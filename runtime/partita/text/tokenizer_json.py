@@ -119,7 +119,7 @@ def _leading(processor: Any, where: str) -> int | None:
         elif kind != "ByteLevel":
             raise UnsupportedModel(f"{where}: a post_processor of kind {brief(kind)} is not supported")
     if found is not None and not isinstance(found, int):
-        raise TypeError(f"post_processor: {brief(found)} is no id")
+        raise TypeError(f"post_processor: {brief(found)} is not an id")
     return found
 
 

@@ -44,7 +44,7 @@ class Keys:
             return value
         if kind is float and type(value) in (int, float) and abs(value) < 1e38:  # false for NaN
             return shortest(value)
-        raise CheckpointError(f"{name} is {value!r}, which is no usable {kind.__name__}")
+        raise CheckpointError(f"{name} is {value!r}, which is not a usable {kind.__name__}")
 
 
 def shortest(value: float) -> float:
