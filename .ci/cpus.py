@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Run the numeric tests as on CPUs with fewer instructions than this one, and say in a line each how it went.
 
-torch, oneDNN, MKL, OpenBLAS and numpy choose kernels by what a CPU has; each has a variable that makes it choose less.
+torch, oneDNN, MKL, OpenBLAS, numpy and numba choose by what a CPU has; each has a variable that makes it choose less.
 Names of sets as arguments, or all that this CPU can stand for; "native" is this CPU as it is, which `make test` runs.
 Not here: ways of telling MLX, whose kernels for a CPU are chosen when it is built. Invariant: the exit status is that
 of the worst run.
@@ -49,6 +49,8 @@ def sets(machine: str, capability: str, dispatched: Sequence[str]) -> dict[str, 
         "MKL_ENABLE_INSTRUCTIONS": "AVX2",
         "OPENBLAS_CORETYPE": "Haswell",
         "NPY_DISABLE_CPU_FEATURES": " ".join(wide),
+        "NUMBA_CPU_NAME": "haswell",
+        "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c,+bmi,+bmi2,+popcnt,+sse4.2,+ssse3",
     }
     sse = {
         "ATEN_CPU_CAPABILITY": "default",
@@ -57,6 +59,8 @@ def sets(machine: str, capability: str, dispatched: Sequence[str]) -> dict[str, 
         "MKL_CBWR": "COMPATIBLE",  # on CPUs that are not Intel's MKL heeds nothing else
         "OPENBLAS_CORETYPE": "Nehalem",
         "NPY_DISABLE_CPU_FEATURES": " ".join(dispatched),
+        "NUMBA_CPU_NAME": "nehalem",
+        "NUMBA_CPU_FEATURES": "+popcnt,+sse4.2,+ssse3",
     }
     return {"AVX512": {"avx2": avx2, "sse": sse}, "AVX2": {"sse": sse}}.get(capability, {})
 

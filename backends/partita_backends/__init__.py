@@ -87,8 +87,11 @@ class Choice:
 
     @property
     def fallback(self) -> str | None:
-        """What a person should read where a candidate before this one failed, in a line; None where all is as usual."""
-        return f"computing with {self.backend.name} on {self.backend.device}: {self.faults}" if self.faults else None
+        """What a person should read where a candidate before this one failed, or where this one lacks a library without
+        which it is slow, in a line; None where all is as usual."""
+        lines = [self.faults, _slow(self.backend) or ""]
+        said = "; ".join(line for line in lines if line)
+        return f"computing with {self.backend.name} on {self.backend.device}: {said}" if said else None
 
 
 @dataclass(frozen=True)
@@ -196,7 +199,7 @@ def status(attempts: Sequence[Attempt]) -> list[Status]:
             continue
         backend = choice.backend
         products = "" if backend.decode_dtype == backend.dtype else f", decoding products in {backend.decode_dtype}"
-        faults = f"; {choice.faults}" if choice.faults else ""
+        faults = "".join(f"; {line}" for line in (choice.faults, _slow(backend)) if line)
         found.append(Status(name, True, backend.device, _version(name), f"{backend.dtype}{products}{faults}"))
     return found
 
@@ -266,6 +269,15 @@ def _attempt(name: str, device: str, cls: Any, needs: Needs, options: dict[str, 
     except BackendUnavailable as error:
         return Attempt(name, device, reason=str(error), fault=not isinstance(error, NotBuilt))
     return Attempt(name, device, backend)
+
+
+def _slow(backend: Backend) -> str | None:
+    """Why a backend is slower than it could be."""
+    if (backend.name, backend.device) != ("torch", "cpu"):
+        return None
+    from .torch import weights
+
+    return weights.without_kernels()
 
 
 def _check_room(backend: Backend, needs: Needs) -> None:

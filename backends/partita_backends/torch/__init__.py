@@ -48,6 +48,7 @@ class TorchBackend:
         self._device = torch.device("cpu" if device == "cpu" else "cuda")
         self._float = getattr(torch, self.dtype)
         self._decode = getattr(torch, self.decode_dtype)
+        self._kernels = weights.cpu_kernels() if device == "cpu" else None
         self._hadamard: dict[int, Tensor] = {}
 
     # Host boundary
@@ -128,8 +129,7 @@ class TorchBackend:
     # Model
     def prepare(self, weight: np.ndarray | Packed) -> Any:
         if isinstance(weight, Packed):
-            packed = weights.widened(weight).map(lambda part: weights.from_numpy(part).to(self._device))
-            return weights.Quantized(packed, weight.bits, self._decode)
+            return weights.prepare(weight, self._device, self._decode)
         return weights.from_numpy(weight).to(device=self._device, dtype=self._decode)
 
     def prepare_experts(self, weight: np.ndarray | Packed) -> experts.Experts:
@@ -149,12 +149,18 @@ class TorchBackend:
         return _plus(y, None if bias is None else bias[index])
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        if self._kernels is not None and self._kernels.few(x, x.numel() // x.shape[-1]):
+            return self._kernels.rms_norm(x, weight, eps)
         return torch.nn.functional.rms_norm(x, weight.shape, weight, eps)
 
     def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        if self._kernels is not None and self._kernels.few(x, x.shape[0] * x.shape[2]):
+            return self._kernels.rotate(x, cos, sin)
         return training.rotate(x, cos, sin)
 
     def glu(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
+        if self._kernels is not None and self._kernels.gates(gate):
+            return self._kernels.glu(gate, up, activation)
         if activation == "silu":
             return torch.nn.functional.silu(gate) * up
         if activation == "swiglu_clamped":

@@ -11,7 +11,7 @@ import torch
 from partita.backend import Sinks
 from partita.quantization import Packed
 
-from .weights import KERNEL_ROWS, dequantize
+from .weights import KERNEL_ROWS, cpu_kernels, dequantize
 
 Tensor = torch.Tensor
 
@@ -37,6 +37,9 @@ def cached(
     """
     b, heads, t, d = q.shape
     kv_heads, slots = k.shape[1:3]
+    kernels = cpu_kernels() if q.device.type == "cpu" and t <= KERNEL_ROWS else None
+    if kernels is not None and kernels.attends(k, v):
+        return kernels.attend(q, k, v, mask, scale=scale, sinks=sinks, softcap=softcap, sink_logits=sink_logits)
     product = decode if t <= KERNEL_ROWS else q.dtype
     unpacked = 0 if all(isinstance(x, Tensor) and x.dtype == product for x in (k, v)) else kv_heads * d
     if max(heads * t, unpacked) * b * slots <= TILE:

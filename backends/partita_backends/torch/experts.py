@@ -23,19 +23,27 @@ Tensor = torch.Tensor
 
 @dataclass(frozen=True)
 class Experts(Brief):
-    """stacked: (experts, out, in), dense or packed. each: its slices, as `weights.product` takes them."""
+    """each: a matrix (out, in) of every expert, as `weights.product` takes them. stacked: all of them in one piece,
+    (experts, out, in), of which those are slices, or None where nothing is gathered."""
 
-    stacked: Tensor | Packed[Tensor]
+    stacked: Tensor | Packed[Tensor] | None
     each: tuple[Any, ...]
 
 
 def prepare(weight: np.ndarray | Packed, device: torch.device, decode: torch.dtype) -> Experts:
     """Expert matrices (experts, out, in) on the device."""
+    if isinstance(weight, Packed) and device.type == "cpu":
+        slices = (weight.map(lambda part, e=e: part[e]) for e in range(weight.shape[0]))
+        return Experts(None, tuple(weights.prepare(part, device, decode) for part in slices))
+    return stack(weight, device, decode)
+
+
+def stack(weight: np.ndarray | Packed, device: torch.device, decode: torch.dtype) -> Experts:
+    """The same in one piece, from which `gathered` takes some."""
     if isinstance(weight, Packed):
-        bits = weight.bits
         packed = weights.widened(weight).map(lambda part: weights.from_numpy(part).to(device))
         parts = [packed.map(lambda part, e=e: part[e]) for e in range(packed.shape[0])]
-        return Experts(packed, tuple(weights.Quantized(part, bits, decode) for part in parts))
+        return Experts(packed, tuple(weights.Quantized(part, weight.bits, decode) for part in parts))
     stacked = weights.from_numpy(weight).to(device=device, dtype=decode)
     return Experts(stacked, stacked.unbind(0))
 
@@ -71,6 +79,7 @@ def gathered(x: Tensor, experts: Experts, index: Tensor, decode: torch.dtype) ->
     if isinstance(experts.stacked, Packed):
         chosen = weights.dequantize(experts.stacked.map(lambda part: part.index_select(0, flat)), decode)
     else:
+        assert experts.stacked is not None  # only a CPU has none
         chosen = experts.stacked.index_select(0, flat)
     y = torch.bmm(chosen, rows[:, :, None])[:, :, 0]
     return y.to(x.dtype).view(*index.shape, -1)

@@ -178,13 +178,13 @@ class _Frozen(Function):
         grad, weight = grads[0], ctx.weight
         if isinstance(weight, Tensor):
             return grad @ weight.to(grad.dtype), None
-        return weights.multiply_back(grad, weight.packed), None
+        return weights.multiply_back(grad, weight), None
 
 
 def _product(x: Tensor, weight: Any) -> Tensor:
     if isinstance(weight, Tensor):
         return functional.linear(x, weight.to(x.dtype))
-    return weights.multiply(x, weight.packed)
+    return weights.multiply(x, weight)
 
 
 def moe_linear(x: Tensor, weight: Any, index: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""Weights on torch: dense tensors, packed ones, and the int4 kernel of torch's CPU build.
+"""Weights on torch: dense tensors, and packed ones in a form that the device is fast with (`PackedWeight`).
+
+On a CPU that form is `cpu.Blocked`, and there is no other copy of the weight; on GPUs, without numba, and for
+groups that those kernels do not take, it is `Quantized` here, which knows the int4 kernel of torch's CPU build.
 
 `_weight_int4pack_mm_for_cpu` computes x (rows, in) in bfloat16 against (q - 8) * scale + zero, so an affine weight maps
 by zero = bias + 8 * scale, both rounded to bfloat16: a lossy fast path, used only where products are in bfloat16
@@ -9,9 +12,10 @@ them out of a bit stream costs more than any product.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -21,11 +25,12 @@ from partita.brief import Brief
 from partita.quantization import Packed, require_affine
 from partita.quantization import unpack as unpack_words
 
+from .parts import rows_at_once
+
 Tensor = torch.Tensor
 
 KERNEL_ROWS = 8  # up to here the int4 kernel beats dequantize + matmul (docs/experiments.md)
 KERNEL_GROUPS = (32, 64, 128, 256)
-BLOCK = 2**20  # values of a weight that are dense at once
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,26 @@ class Kernel(Brief):
 
     def product(self, x: Tensor, group_size: int) -> Tensor:
         return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.integers, group_size, self.scales_zeros)
+
+
+class PackedWeight(Protocol):
+    """A packed weight (out, in)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def product(self, x: Tensor, decode: torch.dtype) -> Tensor | None:
+        """x (rows, in) times the weight, transposed, in a float dtype of the weight's choice; computed in `decode`, or
+        as exactly. None where `multiply` is the better way."""
+        ...
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Chosen rows, float32 (n, in)."""
+        ...
+
+    def parts(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """All rows of the weight, some after the other, dense: where they stand, and the rows (n, in)."""
+        ...
 
 
 class Quantized:
@@ -53,11 +78,68 @@ class Quantized:
         self._asked = False
         self._kernels: tuple[Kernel, ...] = ()
 
-    def kernels(self) -> tuple[Kernel, ...]:
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.packed.shape
+
+    def product(self, x: Tensor, decode: torch.dtype) -> Tensor | None:
+        kernels = self._operands() if len(x) <= KERNEL_ROWS else ()
+        if not kernels:
+            return None
+        x = x.to(decode)
+        y = kernels[0].product(x, self.packed.group_size).float()
+        for kernel in kernels[1:]:
+            y += kernel.product(x, self.packed.group_size)
+        return y
+
+    def rows(self, index: Tensor) -> Tensor:
+        return dequantize(self.packed.map(lambda part: part.index_select(0, index)), torch.float32)
+
+    def parts(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        cpu = self.packed.weight.device.type == "cpu"
+        step = rows_at_once(self.shape) if cpu else self.shape[0]
+        for start in range(0, self.shape[0], step):
+            part = slice(start, start + step)
+            yield part, dequantize(self.packed.map(lambda x, part=part: x[part]), dtype)
+
+    def _operands(self) -> tuple[Kernel, ...]:
         if self._fits and self._asked and not self._kernels:
             self._kernels = _kernels(self.packed, self.bits)
         self._asked = True
         return self._kernels
+
+
+def prepare(weight: Packed[np.ndarray], device: torch.device, decode: torch.dtype) -> PackedWeight:
+    """A packed weight (out, in) on the device. UnsupportedModel: a mode other than affine."""
+    require_affine(weight, "the torch backend")
+    if device.type == "cpu" and (kernels := cpu_kernels()) is not None:
+        blocked = kernels.blocked(weight)
+        if blocked is not None:
+            return blocked
+    packed = widened(weight).map(lambda part: from_numpy(part).to(device))
+    return Quantized(packed, weight.bits, decode)
+
+
+def cpu_kernels() -> Any:
+    """The module `cpu`, or None where numba cannot be imported."""
+    return _found()[0]
+
+
+def without_kernels() -> str | None:
+    """Why this CPU computes more slowly than it could, in a line."""
+    _, error = _found()
+    if error is None:
+        return None
+    return f"products with packed weights are slow, as numba cannot be used ({error}): pip install numba"
+
+
+@functools.cache
+def _found() -> tuple[Any, str | None]:
+    try:
+        from . import cpu
+    except ImportError as error:  # a numba that is too old for this numpy raises it too
+        return None, " ".join(str(error).split())[:200]
+    return cpu, None
 
 
 def from_numpy(x: np.ndarray) -> Tensor:
@@ -99,29 +181,20 @@ def _kernel(q: Tensor, scales: Tensor, zeros: Tensor) -> Kernel:
     return Kernel(integers, both)
 
 
-def product(x: Tensor, weight: Any, decode: torch.dtype) -> Tensor:
+def product(x: Tensor, weight: Tensor | PackedWeight, decode: torch.dtype) -> Tensor:
     """x (..., in) times weight (out, in), transposed; in x's dtype. A few rows are computed in `decode`."""
     count = x.numel() // x.shape[-1]
-    dtype = decode if count <= KERNEL_ROWS else x.dtype
-    if not isinstance(weight, Quantized):
+    if isinstance(weight, Tensor):
+        dtype = decode if count <= KERNEL_ROWS else x.dtype
         return torch.nn.functional.linear(x.to(dtype), weight.to(dtype)).to(x.dtype)
-    kernels = weight.kernels() if count <= KERNEL_ROWS else ()
-    if not kernels:
-        return multiply(x, weight.packed)
-    flat = x.reshape(count, -1).to(dtype)
-    y = kernels[0].product(flat, weight.packed.group_size).to(x.dtype)
-    for kernel in kernels[1:]:
-        y = y + kernel.product(flat, weight.packed.group_size)
-    return y.view(*x.shape[:-1], -1)
+    y = weight.product(x.reshape(count, -1), decode)
+    return multiply(x, weight) if y is None else y.to(x.dtype).view(*x.shape[:-1], -1)
 
 
-def rows(weight: Any, index: Tensor) -> Tensor:
+def rows(weight: Tensor | PackedWeight, index: Tensor) -> Tensor:
     """Rows of a dense or packed weight, for embeddings: (*index.shape, in)."""
     flat = index.reshape(-1)
-    if isinstance(weight, Quantized):
-        taken = dequantize(weight.packed.map(lambda part: part.index_select(0, flat)), torch.float32)
-    else:
-        taken = weight.index_select(0, flat)
+    taken = weight.index_select(0, flat) if isinstance(weight, Tensor) else weight.rows(flat)
     return taken.view(*index.shape, -1)
 
 
@@ -135,39 +208,28 @@ def unpack(packed: Packed[Tensor]) -> Tensor:
     return torch.bitwise_or(wide, wide << 4).bitwise_and_(0x0F0F).view(torch.uint8).view(groups)
 
 
-def multiply(x: Tensor, packed: Packed[Tensor]) -> Tensor:
-    """x (..., in) times the weight (out, in), transposed; in x's dtype."""
-    if _rows_at_once(packed) >= packed.shape[0]:
-        return torch.nn.functional.linear(x, dequantize(packed, x.dtype))
-    flat = x.reshape(-1, x.shape[-1])
-    y = x.new_empty(len(flat), packed.shape[0])
-    for part, dense in _blocks(packed, x.dtype):
+def multiply(x: Tensor, weight: PackedWeight) -> Tensor:
+    """x (..., in) times the weight (out, in), transposed; in x's dtype, made dense part by part."""
+    flat, y = x.reshape(-1, x.shape[-1]), None
+    for part, dense in weight.parts(x.dtype):
+        if len(dense) == weight.shape[0]:
+            return torch.nn.functional.linear(x, dense)
+        y = x.new_empty(len(flat), weight.shape[0]) if y is None else y
         torch.mm(flat, dense.t(), out=y[:, part])
+    assert y is not None  # a weight has rows
     return y.view(*x.shape[:-1], -1)
 
 
-def multiply_back(grad: Tensor, packed: Packed[Tensor]) -> Tensor:
-    """grad (..., out) times the weight (out, in); in grad's dtype."""
-    if _rows_at_once(packed) >= packed.shape[0]:
-        return grad @ dequantize(packed, grad.dtype)
-    flat = grad.reshape(-1, grad.shape[-1])
-    x = grad.new_zeros(len(flat), packed.shape[1])
-    for part, dense in _blocks(packed, grad.dtype):
+def multiply_back(grad: Tensor, weight: PackedWeight) -> Tensor:
+    """grad (..., out) times the weight (out, in); in grad's dtype, made dense part by part."""
+    flat, x = grad.reshape(-1, grad.shape[-1]), None
+    for part, dense in weight.parts(grad.dtype):
+        if len(dense) == weight.shape[0]:
+            return grad @ dense
+        x = grad.new_zeros(len(flat), weight.shape[1]) if x is None else x
         x.addmm_(flat[:, part], dense)
+    assert x is not None
     return x.view(*grad.shape[:-1], -1)
-
-
-def _rows_at_once(packed: Packed[Tensor]) -> int:
-    """On a CPU, a part of a large weight stays in its cache between being made dense and being multiplied; the whole
-    would be new pages each time, and more time than the product of 128 rows takes (docs/experiments.md)."""
-    return max(BLOCK // packed.shape[1], 1) if packed.weight.device.type == "cpu" else packed.shape[0]
-
-
-def _blocks(packed: Packed[Tensor], dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    step = _rows_at_once(packed)
-    for start in range(0, packed.shape[0], step):
-        part = slice(start, start + step)
-        yield part, dequantize(packed.map(lambda x, part=part: x[part]), dtype)
 
 
 def dequantize(packed: Packed[Tensor], dtype: torch.dtype) -> Tensor:

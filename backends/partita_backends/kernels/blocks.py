@@ -1,0 +1,226 @@
+"""Packed weights in the layout that kernels read: blocks of 32 outputs, whose integers lie side by side.
+
+An integer is a sum of planes of 4, 2 or 1 bits (`PLANES`): 6 bits are a plane of 4 and one of 2, times 16. A unit is 32
+inputs of a block, as 16 pairs of neighbours; a vector of a plane is 64 bytes, a pair for each output. A byte holds the
+integers of several pairs: of 4 bits, pairs r and r + 8; of 2 bits, pairs r, r + 4, r + 8 and r + 12; of 1 bit, pairs
+r, r + 2, … r + 14; the first in the lowest bits. Scales are (blocks, groups, 32), in the type that they came in.
+
+Invariant: the numbers are those of the `Packed` that it was made of. Rows and inputs that fill the last block and the
+last unit have scale, bias and integers 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+
+from partita.brief import Brief
+from partita.quantization import Packed, require_affine
+
+from .compiled import kernel
+from .lanes import WIDTH, bits_of, floats, halves, load, load_floats, load_pairs, splat, store
+
+UNIT = 32
+PLANES = {
+    2: ((2, 0),),
+    3: ((2, 0), (1, 2)),
+    4: ((4, 0),),
+    5: ((4, 0), (1, 4)),
+    6: ((4, 0), (2, 4)),
+    8: ((4, 0), (4, 4)),
+}
+"""Of an integer's bits: the planes, each its bits and the place of its lowest one."""
+PLANE_BYTES = UNIT * WIDTH
+"""Of a plane's unit when each integer has a byte."""
+
+
+@dataclass(frozen=True)
+class Blocks(Brief):
+    """A weight (out, in). planes: (planes, 2), rows of `PLANES`. words: uint8, flat. scales, biases: flat; float32, or
+    the bits of float16 as uint16, or of bfloat16 as int16. biases is None where each is -middle * scale."""
+
+    shape: tuple[int, int]
+    bits: int
+    group_size: int
+    planes: np.ndarray
+    words: np.ndarray
+    scales: np.ndarray
+    biases: np.ndarray | None
+
+    @property
+    def units(self) -> int:
+        return -(-self.shape[1] // UNIT)
+
+    @property
+    def count(self) -> int:
+        """Blocks."""
+        return -(-self.shape[0] // WIDTH)
+
+    @property
+    def nbytes(self) -> int:
+        return self.words.nbytes + self.scales.nbytes + (0 if self.biases is None else self.biases.nbytes)
+
+    @property
+    def middle(self) -> int:
+        """What is subtracted from each integer where there are no biases."""
+        return 1 << (self.bits - 1) if self.biases is None else 0
+
+
+def fits(packed: Packed[np.ndarray]) -> bool:
+    """Whether kernels can read it: any width, groups of 16 or of whole units."""
+    return len(packed.shape) == 2 and (packed.group_size == 16 or packed.group_size % UNIT == 0)
+
+
+def arrange(packed: Packed[np.ndarray]) -> Blocks:
+    """The same weight in blocks. UnsupportedModel: another mode than "affine"."""
+    require_affine(packed, "the torch backend")
+    out, size = packed.shape
+    count, units, planes = -(-out // WIDTH), -(-size // UNIT), np.asarray(PLANES[packed.bits], np.int64)
+    words = np.zeros(count * units * packed.bits * UNIT * WIDTH // 8, np.uint8)
+    _interleave(np.ascontiguousarray(packed.weight).view(np.uint8), planes, packed.bits, units, words)
+    groups = units * UNIT // packed.group_size
+    grid = packed.grid
+    scales, biases = (_by_block(part, count, groups) for part in grid)
+    middle = np.float32(1 << (packed.bits - 1))
+    centred = np.array_equal(grid[1].astype(np.float32), grid[0].astype(np.float32) * -middle)
+    return Blocks((out, size), packed.bits, packed.group_size, planes, words, scales, None if centred else biases)
+
+
+def _by_block(part: np.ndarray, count: int, groups: int) -> np.ndarray:
+    """(out, groups or fewer) to (blocks, groups, 32), flat, in the bits that kernels know."""
+    if part.dtype == ml_dtypes.bfloat16:
+        part = part.view(np.int16)
+    elif part.dtype == np.float16:
+        part = part.view(np.uint16)
+    elif part.dtype != np.float32:
+        part = part.astype(np.float32)
+    whole = np.zeros((count * WIDTH, groups), part.dtype)
+    whole[: len(part), : part.shape[1]] = part
+    return np.ascontiguousarray(whole.reshape(count, WIDTH, -1).transpose(0, 2, 1)).reshape(-1)
+
+
+@kernel
+def _interleave(stream, planes, bits, units, words):  # pragma: no cover
+    """Rows of little-endian bit streams, uint8 (out, in * bits / 8), into blocks."""
+    unit_bytes, buffer, q = UNIT * bits // 8, np.zeros(UNIT + 1, np.uint8), np.zeros(UNIT, np.uint8)
+    for row in range(stream.shape[0]):
+        for u in range(units):
+            at, column = ((row // WIDTH) * units + u) * unit_bytes * WIDTH, 2 * (row % WIDTH)
+            for i in range(unit_bytes):
+                place = u * unit_bytes + i
+                buffer[i] = stream[row, place] if place < stream.shape[1] else 0
+            if bits == 4:  # by far the most frequent
+                for r in range(8):
+                    low, high = buffer[r], buffer[r + 8]
+                    words[at + r * 2 * WIDTH + column] = (low & 15) | (high << 4)
+                    words[at + r * 2 * WIDTH + column + 1] = (low >> 4) | (high & 240)
+                continue
+            for k in range(UNIT):
+                place = k * bits
+                two = np.int64(buffer[place >> 3]) | (np.int64(buffer[(place >> 3) + 1]) << 8)
+                q[k] = (two >> (place & 7)) & ((1 << bits) - 1)
+            for plane in range(planes.shape[0]):
+                width, low_bit = planes[plane, 0], planes[plane, 1]
+                vectors, mask = 2 * width, (1 << width) - 1
+                for r in range(vectors):
+                    for p in range(2):
+                        byte = 0
+                        for i in range(8 // width):
+                            byte |= ((q[2 * (r + vectors * i) + p] >> low_bit) & mask) << (width * i)
+                        words[at + r * 2 * WIDTH + column + p] = byte
+                at += vectors * 2 * WIDTH
+
+
+@kernel
+def spread(words, at, planes, unpacked):  # pragma: no cover
+    """The planes of a unit that begins at `at`, each integer in a byte: unpacked, uint8, PLANE_BYTES a plane, has the
+    16 pairs of a plane in order, 64 bytes each."""
+    for plane in range(planes.shape[0]):
+        start = plane * PLANE_BYTES
+        if planes[plane, 0] == 4:
+            for r in range(8):
+                x = load_pairs(words, at + r * 64)
+                store(unpacked, start + r * 64, bits_of(x, 0, 15))
+                store(unpacked, start + (r + 8) * 64, bits_of(x, 4, 15))
+            at += 512
+        elif planes[plane, 0] == 2:
+            for r in range(4):
+                x = load_pairs(words, at + r * 64)
+                for i in range(4):
+                    store(unpacked, start + (r + 4 * i) * 64, bits_of(x, 2 * i, 3))
+            at += 256
+        else:
+            for r in range(2):
+                x = load_pairs(words, at + r * 64)
+                for i in range(8):
+                    store(unpacked, start + (r + 2 * i) * 64, bits_of(x, i, 1))
+            at += 128
+
+
+@kernel
+def unit_values(words, at, planes, unpacked, values):  # pragma: no cover
+    """The integers of a unit as float32: values has 32 inputs, each of 32 outputs. unpacked: scratch."""
+    spread(words, at, planes, unpacked)
+    for plane in range(planes.shape[0]):
+        weight = splat(np.float32(1 << planes[plane, 1]))
+        for r in range(UNIT // 2):
+            first, second = halves(load_pairs(unpacked, plane * PLANE_BYTES + r * 64))
+            a, b = floats(first) * weight, floats(second) * weight
+            if plane > 0:
+                a, b = a + load(values, 2 * r * WIDTH), b + load(values, (2 * r + 1) * WIDTH)
+            store(values, 2 * r * WIDTH, a)
+            store(values, (2 * r + 1) * WIDTH, b)
+
+
+@kernel
+def _dense_blocks(words, planes, bits, scales, biases, middle, group, first, out):  # pragma: no cover
+    """Blocks from `first` on as float32: out (rows, in)."""
+    rows, size = out.shape
+    units, unit_bytes = -(-size // UNIT), bits * UNIT * WIDTH // 8
+    groups = units * UNIT // group
+    unpacked, values = np.empty(2 * PLANE_BYTES, np.uint8), np.empty(UNIT * WIDTH, np.float32)
+    for n in range(-(-rows // WIDTH)):
+        for u in range(units):
+            unit_values(words, ((first + n) * units + u) * unit_bytes, planes, unpacked, values)
+            for k in range(min(UNIT, size - u * UNIT)):
+                at = ((first + n) * groups + (u * UNIT + k) // group) * WIDTH
+                scale, q = load_floats(scales, at), load(values, k * WIDTH)
+                if biases is None:
+                    store(values, k * WIDTH, (q - splat(np.float32(middle))) * scale)
+                else:
+                    store(values, k * WIDTH, q * scale + load_floats(biases, at))
+            for j in range(min(WIDTH, rows - n * WIDTH)):
+                for k in range(min(UNIT, size - u * UNIT)):
+                    out[n * WIDTH + j, u * UNIT + k] = values[k * WIDTH + j]
+
+
+def dense(blocks: Blocks, first: int, stop: int) -> np.ndarray:
+    """Rows of some blocks, `first` to `stop`, as float32 (rows, in)."""
+    stop = min(stop, blocks.count)
+    out = np.empty((min(stop * WIDTH, blocks.shape[0]) - first * WIDTH, blocks.shape[1]), np.float32)
+    _dense_blocks(
+        blocks.words,
+        blocks.planes,
+        blocks.bits,
+        blocks.scales,
+        blocks.biases,
+        blocks.middle,
+        blocks.group_size,
+        first,
+        out,
+    )
+    return out
+
+
+def rows(blocks: Blocks, index: np.ndarray) -> np.ndarray:
+    """Chosen rows as float32: (n, in)."""
+    out = np.empty((len(index), blocks.shape[1]), np.float32)
+    made: dict[int, np.ndarray] = {}
+    for place, row in enumerate(index.tolist()):
+        block = row // WIDTH
+        if block not in made:
+            made = {block: dense(blocks, block, block + 1)}
+        out[place] = made[block][row % WIDTH]
+    return out

@@ -1,0 +1,86 @@
+"""How kernels are compiled, and where what was compiled is kept.
+
+A kernel is compiled when it is first called, in a fraction of a second to two, and kept in a folder of the user's cache
+that is named after the kernels' own sources: an edit, and another version of partita, starts another folder. Where
+nothing can be written a process compiles for itself. Importing this module imports numba, and nothing else does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numba
+import platformdirs
+from numba.core import config
+
+_config: Any = config  # its attributes come from the environment
+_ALONE = threading.Lock()
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """The function compiled for the types that it is called with. It holds no lock and checks no bounds.
+
+    A multiplication and an addition may become one instruction; nothing else is reordered, so that a row gives the same
+    bits alone and among others.
+    """
+    return _kept(function, parallel=False)
+
+
+def parallel_kernel(function: Callable[..., Any]) -> Any:
+    """The same, with `numba.prange` over threads."""
+    return _kept(function, parallel=True)
+
+
+@contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    """For the parallel kernels inside; no more than numba has started. One thread of Python at a time: not each library
+    that numba finds for this can be called from two."""
+    with _ALONE:
+        numba.set_num_threads(min(count, _config.NUMBA_NUM_THREADS))
+        yield
+
+
+def folder() -> Path:
+    """Where compiled kernels are kept: beside what else partita keeps for a user."""
+    given = os.environ.get("PARTITA_CACHE")
+    root = Path(given).expanduser() if given else platformdirs.user_cache_path("partita")
+    return root.absolute() / "kernels" / _version()
+
+
+def _version() -> str:
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
+
+
+def _writable(place: Path) -> bool:
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place):
+            return True
+    except OSError:
+        return False
+
+
+_PLACE = folder()
+KEPT = _writable(_PLACE)
+"""Whether what is compiled outlives this process."""
+
+
+def _kept(function: Callable[..., Any], *, parallel: bool) -> Any:
+    made = numba.njit(nogil=True, boundscheck=False, error_model="numpy", fastmath={"contract"}, parallel=parallel)(
+        function
+    )
+    if KEPT:
+        before, _config.CACHE_DIR = _config.CACHE_DIR, str(_PLACE)  # read when caching is switched on, and only then
+        try:
+            made.enable_caching()
+        finally:
+            _config.CACHE_DIR = before
+    return made

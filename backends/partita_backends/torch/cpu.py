@@ -1,0 +1,146 @@
+"""What the kernels of `partita_backends.kernels` do for torch on a CPU: tensors as numpy arrays over the same memory.
+
+Importing this imports numba: `weights.cpu_kernels` does, where there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from partita.backend import Sinks
+from partita.brief import Brief
+from partita.quantization import Packed
+
+from ..kernels import attention, blocks, pointwise, products
+from .parts import rows_at_once
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Blocked(Brief):
+    """See `weights.PackedWeight`. A few rows are rounded to 8 bits, unless they are to be computed in float32; more of
+    them are a prompt, which stays exact: its last row decides the first word of a reply."""
+
+    blocks: blocks.Blocks
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.blocks.shape
+
+    def product(self, x: Tensor, decode: torch.dtype) -> Tensor | None:
+        if len(x) > PACKED_ROWS:
+            return None
+        exact = decode == torch.float32 or len(x) > FEW_ROWS
+        multiply = products.float_product if exact else products.integer_product
+        return torch.from_numpy(multiply(x.float().contiguous().numpy(), self.blocks, torch.get_num_threads()))
+
+    def rows(self, index: Tensor) -> Tensor:
+        return torch.from_numpy(blocks.rows(self.blocks, index.numpy()))
+
+    def parts(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        step = max(rows_at_once(self.shape) // blocks.WIDTH, 1)
+        for first in range(0, self.blocks.count, step):
+            dense = torch.from_numpy(blocks.dense(self.blocks, first, first + step)).to(dtype)
+            yield slice(first * blocks.WIDTH, first * blocks.WIDTH + len(dense)), dense
+
+
+FEW_ROWS = 16  # up to here a product waits for the weight to be read: the rows of a batch, or of a draft
+PACKED_ROWS = 96  # up to here unpacking a weight as it is read beats making it dense first (docs/experiments.md)
+
+
+def blocked(weight: Packed[np.ndarray]) -> Blocked | None:
+    """The weight in blocks, or None for groups that kernels do not take."""
+    return Blocked(blocks.arrange(weight)) if blocks.fits(weight) else None
+
+
+def few(x: Tensor, rows: int) -> bool:
+    """Whether the operations below are for x, which has so many rows: with more of them torch is faster."""
+    return rows <= FEW_ROWS and x.dtype == torch.float32
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """As `Backend.rms_norm`, of float32."""
+    y = torch.empty(x.shape)
+    size = x.shape[-1]
+    pointwise.rms_norm(x.contiguous().view(-1, size).numpy(), weight.numpy(), eps, y.view(-1, size).numpy())
+    return y
+
+
+def gates(gate: Tensor) -> bool:
+    """Whether `glu` takes it."""
+    return gate.shape[-1] % pointwise.WIDTH == 0 and few(gate, gate.numel() // gate.shape[-1])
+
+
+def glu(gate: Tensor, up: Tensor, activation: str) -> Tensor:
+    """As `Backend.glu`, of float32 in whole lanes."""
+    y, size = torch.empty(gate.shape), gate.shape[-1]
+    rows = (part.reshape(-1, size).numpy() for part in (gate, up))
+    pointwise.glu(*rows, pointwise.ACTIVATIONS.index(activation), y.view(-1, size).numpy())
+    return y
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """As `Backend.rope`, of float32."""
+    y = torch.empty(x.shape)
+    pointwise.rotate(x.contiguous().numpy(), cos.numpy(), sin.numpy(), y.numpy())
+    return y
+
+
+def attends(k: Any, v: Any) -> bool:
+    """Whether `attend` takes such keys and values."""
+    return all(attention.fits(x.shape[-1], x.group_size if isinstance(x, Packed) else attention.WIDTH) for x in (k, v))
+
+
+def attend(
+    q: Tensor,
+    k: Any,
+    v: Any,
+    mask: Tensor,
+    *,
+    scale: float,
+    sinks: Sinks[Tensor] | None,
+    softcap: float | None,
+    sink_logits: Tensor | None,
+) -> Tensor:
+    """As `Backend.cached_attention`, of few queries, in float32."""
+    query, seen = _floats(q), _floats(mask)
+    if sinks is None:
+        none = np.empty((*k.shape[:2], 0, q.shape[-1]), np.float32)
+        others = query, none, none, np.empty((*mask.shape[:2], 0), np.float32)
+    else:
+        others = _floats(sinks.q), _side(sinks.k), _side(sinks.v), _floats(sinks.mask)
+    y = attention.attend(
+        query,
+        _side(k),
+        _side(v),
+        seen,
+        others,
+        scale=scale,
+        softcap=softcap,
+        sink_logits=np.empty(0, np.float32) if sink_logits is None else _floats(sink_logits),
+        kv_heads=k.shape[1],
+        threads=torch.get_num_threads(),
+    )
+    return torch.from_numpy(y).to(q.dtype)
+
+
+def _floats(x: Tensor) -> np.ndarray:
+    return x.float().contiguous().numpy()
+
+
+def _side(x: Any) -> Any:
+    """Keys or values as kernels take them: the bits of 16-bit floats as integers, which numba has types for."""
+    if isinstance(x, Packed):
+        words = x.weight.contiguous().view(torch.uint8).reshape(-1).numpy()
+        return words, _side(x.scales).reshape(-1), _side(x.biases).reshape(-1), x.bits, x.group_size
+    x = x.contiguous()
+    if x.dtype == torch.float32:
+        return x.numpy()
+    bits = x.view(torch.int16).numpy()
+    return bits if x.dtype == torch.bfloat16 else bits.view(np.uint16)
