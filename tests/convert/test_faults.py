@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import ml_dtypes
@@ -153,15 +156,43 @@ def test_killed_at_any_moment(source: Path, expected, tmp_path: Path, form: str,
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_stopped_with_ctrl_c(source: Path, expected, tmp_path: Path, form: str) -> None:
-    target = tmp_path / NAMES[form]
-    process = start(source, target, form)
-    at = begun(process, target)
-    time.sleep(max(0.0, at + expected[form][1] / 3 - time.monotonic()))
+@pytest.mark.parametrize("size", [0, MIB])
+def test_stopped_with_ctrl_c(source: Path, tmp_path: Path, form: str, size: int) -> None:
+    """As soon as there is a temporary folder, and with a megabyte in it."""
+    process = while_writing(source, tmp_path, form, size)
     process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
     code, err = finished(process)
     assert code == 130, err
     assert list(tmp_path.iterdir()) == []
+
+
+def while_writing(source: Path, folder: Path, form: str, size: int) -> subprocess.Popen[str]:
+    """A conversion that is held (SIGSTOP) when it has written so many bytes or more, and before it is whole."""
+    target = folder / NAMES[form]
+    for _ in range(20):
+        process = start(source, target, form)
+        begun(process, target)
+        while process.poll() is None and written(folder) < size:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGSTOP)
+        state = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        if state is not None and state.si_code == os.CLD_STOPPED and not target.exists():
+            return process
+        process.send_signal(signal.SIGCONT)  # it was over too soon
+        finished(process)
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
+    raise AssertionError("no conversion was held in time")
+
+
+def written(folder: Path) -> int:
+    """Bytes of everything in a folder whose files may vanish meanwhile."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += os.path.getsize(os.path.join(place, name))
+    return total
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -116,14 +116,17 @@ def _claim(place: Path) -> tuple[Path, BaseFileLock | None]:
     """A new temporary folder and the lock in it. One that a sweep caught before it was locked is given up."""
     for _ in range(100):
         folder = place.parent / f".{place.name}{_MARK}{uuid.uuid4().hex[:8]}"
-        folder.mkdir()
         try:
+            folder.mkdir()
             lock = _lock(folder / _HELD)
+        except KeyboardInterrupt:  # nobody else knows of the folder yet
+            remove(folder)
+            raise
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                remove(folder)
-                raise
-            return folder, None  # what is left on such a file system stays
+            if error.errno in _NO_LOCKS and folder.is_dir():
+                return folder, None  # what is left on such a file system stays
+            remove(folder)
+            raise
         if lock is not None and os.path.lexists(folder / _HELD):
             return folder, lock
         _give_up(folder, lock)
