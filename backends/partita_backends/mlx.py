@@ -33,6 +33,7 @@ class MlxBackend:
     """See `partita.backend.Backend`."""
 
     name = "mlx"
+    smallest_group = 32
     asynchronous = True
     _keeps_scores = True  # where no gradient is wanted, `attention` computes nothing again
 

@@ -25,6 +25,7 @@ class NumpyBackend:
     """float32 on the CPU, whatever the checkpoint holds, or float64 for tests."""
 
     name = "numpy"
+    smallest_group = 1
     asynchronous = False
     compiles = False
 

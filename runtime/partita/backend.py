@@ -58,6 +58,8 @@ class Backend(Protocol[A]):
     """dtype of the residual stream and of products with many rows: float32, bfloat16 or float16."""
     decode_dtype: str
     """dtype of products with a few rows; differs from `dtype` on CPUs, where 16-bit kernels read weights faster."""
+    smallest_group: int
+    """Of integers that share a scale: what products with packed weights take. Smaller groups are made dense."""
     asynchronous: bool
     """Whether an operation returns before it has been computed, so that work can be launched ahead of a read."""
 

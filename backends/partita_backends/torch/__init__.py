@@ -32,6 +32,7 @@ class TorchBackend:
     """See `partita.backend.Backend`."""
 
     name = "torch"
+    smallest_group = 16
     compiles = False
 
     def __init__(self, device: str | None = None, dtype: str = "auto", threads: int | None = None):

@@ -55,6 +55,11 @@ class Checkpoint(Brief, ABC):
         CheckpointError: no such tensor, or a damaged one. UnsupportedModel: a block format that cannot be read.
         """
 
+    def read_packed(self, name: str, smallest_group: int) -> np.ndarray | Packed:
+        """The same for a backend whose products take groups down to so many integers: what `read` makes dense, since
+        most do not, stays packed where the file has it so."""
+        return self.read(name)
+
     @abstractmethod
     def stored_as(self, name: str) -> str:
         """How the file keeps a tensor, for reports: a GGUF or safetensors type ("Q4_1", "BF16"), or "4-bit:64"."""

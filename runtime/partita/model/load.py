@@ -17,7 +17,7 @@ from ..arrays import Array
 from ..backend import Backend
 from ..checkpoint import experts
 from ..checkpoint.base import Checkpoint
-from ..checkpoint.gguf.blocks import AFFINE
+from ..checkpoint.gguf.blocks import AFFINE, GROUP, SMALL_GROUP
 from ..checkpoint.names import EMBEDDING, HEAD, Index
 from ..errors import CheckpointError
 from ..quantization import Packed, dequantize, joined
@@ -44,22 +44,25 @@ def weight_bytes(ops: Backend, checkpoint: Checkpoint) -> int:
     Reads no tensor. Raises CheckpointError where there is no decoder, UnsupportedModel for another kind of model.
     """
     source, dense = _Source(checkpoint, read_config(checkpoint)), 32 if ops.decode_dtype == "float32" else 16
-    return int(sum(math.prod(spec.shape) * _bits(source.stored_as(spec), dense) for spec in source.specs) / 8)
+    stored = ((math.prod(spec.shape), source.stored_as(spec)) for spec in source.specs)
+    return int(sum(size * _bits(packed_as(kind, ops.smallest_group), dense) for size, kind in stored) / 8)
 
 
-def packed_as(stored: str) -> tuple[int, int] | None:
-    """Bits and group size that a tensor is read with, from what `Checkpoint.stored_as` says; None for a dense one."""
+def packed_as(stored: str, smallest_group: int = GROUP) -> tuple[int, int] | None:
+    """Bits and group size that a tensor is read with, from what `Checkpoint.stored_as` says; None for a dense one.
+    smallest_group: as for `Checkpoint.read_packed`."""
     if "-bit:" in stored:
         bits, group = stored.split("-bit:")
         return int(bits), int(group)
     if stored in AFFINE:
         return int(stored[1]), 32
+    if stored == "Q6_K" and smallest_group <= SMALL_GROUP:
+        return 6, SMALL_GROUP
     return (5, 32) if stored == "MXFP4" else None
 
 
-def _bits(stored: str, dense: int) -> float:
+def _bits(packed: tuple[int, int] | None, dense: int) -> float:
     """Bits of a weight on a device; scales and biases, of 16 bits each, are counted in."""
-    packed = packed_as(stored)
     return dense if packed is None else packed[0] + 32 / packed[1]
 
 
@@ -139,8 +142,8 @@ def load_last_norm(ops: Backend, checkpoint: Checkpoint) -> RMSNorm:
 class _Source:
     """The weights of a decoder in a checkpoint, checked against the shapes that its config gives them."""
 
-    def __init__(self, checkpoint: Checkpoint, config: ModelConfig):
-        self.checkpoint = checkpoint
+    def __init__(self, checkpoint: Checkpoint, config: ModelConfig, smallest_group: int = GROUP):
+        self.checkpoint, self.smallest_group = checkpoint, smallest_group
         self.specs = tuple(weights(config, _names(checkpoint)))
         self._experts = experts.find(checkpoint) if config.experts else {}
 
@@ -169,7 +172,7 @@ class _Source:
             stored, projection = self._stored(spec)
             value = stored.weight(projection)
         else:
-            value = self.checkpoint.read(spec.name)
+            value = self.checkpoint.read_packed(spec.name, self.smallest_group)
         return value.astype(np.float32) if isinstance(value, np.ndarray) and value.dtype == np.float64 else value
 
     def vector(self, spec: WeightSpec) -> np.ndarray:
@@ -212,7 +215,7 @@ class _Reader:
 
     def __init__(self, ops: Backend, checkpoint: Checkpoint, config: ModelConfig, stack: bool):
         self.ops, self.config, self.stacks = ops, config, stack
-        self.source = _Source(checkpoint, config)
+        self.source = _Source(checkpoint, config, ops.smallest_group)
         self._biases = {spec.module: spec for spec in self.source.specs if spec.kind in ("bias", "experts_bias")}
 
     def weights_of(self, layer: int | None) -> dict[Kind, WeightSpec]:

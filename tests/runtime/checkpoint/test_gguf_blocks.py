@@ -42,6 +42,22 @@ def test_affine_blocks_keep_their_integers(name, shape):
     np.testing.assert_array_equal(dequantize(packed), expected)
 
 
+@pytest.mark.parametrize("shape", [(5, 512), (2, 3, 256), (40, 2**17)])
+def test_groups_of_16_stay_packed_for_who_takes_them(shape):
+    raw = random_blocks("Q6_K", int(np.prod(shape[:-1])), shape[-1])
+    packed = decode(raw.reshape(-1), "Q6_K", shape, "t", smallest_group=16)
+    assert isinstance(packed, Packed)
+    assert (packed.shape, packed.bits, packed.group_size) == (shape, 6, 16)
+    np.testing.assert_array_equal(dequantize(packed), gguf.dequantize(raw, Type["Q6_K"]).reshape(shape))
+
+
+def test_a_scale_of_a_small_group_that_is_not_finite_is_damage():
+    raw = random_blocks("Q6_K", 1, 256)
+    raw[0, 208:] = np.asarray([np.inf], np.float16).view(np.uint8)
+    with pytest.raises(CheckpointError, match="t: a block's scale"):
+        decode(raw.reshape(-1), "Q6_K", (1, 256), "t", smallest_group=16)
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_blocks_are_dense(name):
     raw = random_blocks(name, 3, 512)

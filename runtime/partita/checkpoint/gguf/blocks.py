@@ -1,7 +1,7 @@
-"""What the bytes of a GGUF block mean: eight affine formats repacked into `Packed`, the rest made dense.
+"""What the bytes of a GGUF block mean: nine affine formats repacked into `Packed`, the rest made dense.
 
-Invariant: `dequantize(repack(...))` equals ggml's own dequantization bit for bit in
-float32, since the integers are kept and every scale and bias is stored in a type that holds it exactly.
+Invariant: `dequantize(repack(...))` equals ggml's own dequantization bit for bit in float32, since the integers are
+kept and every scale and bias is stored in a type that holds it exactly.
 
 Layouts (ggml's, little-endian; d, m, dmin are float16; a group is 32 values):
     Q4_0  d qs[16]                 (q - 8) d         byte j: value j in its low half, value j + 16 in its high half
@@ -11,6 +11,7 @@ Layouts (ggml's, little-endian; d, m, dmin are float16; a group is 32 values):
     Q8_0  d q[32] signed           q d
     Q4_K  d dmin sm[12] qs[128]    q d s - dmin m    8 groups; 32 bytes hold group 2j (low) and group 2j + 1 (high)
     Q5_K  d dmin sm[12] qh[32] qs[128]               bit g of qh[j] is bit 4 of value j of group g
+    Q6_K  ql[128] qh[64] sc[16] d  (q - 32) d sc     16 groups of 16; see `_sixes`
     MXFP4 e qs[16]                 `checkpoint/schemes/mxfp4.py`; the sign of a zero is lost
 """
 
@@ -25,12 +26,17 @@ from ...quantization import Packed, pack
 from ..schemes import mxfp4
 
 GROUP = 32
+SMALL_GROUP = 16
 DENSE = ("F32", "F16", "BF16", "F64")
 AFFINE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K")
 
 
-def decode(raw: np.ndarray, type_name: str, shape: tuple[int, ...], what: str) -> np.ndarray | Packed:
+def decode(
+    raw: np.ndarray, type_name: str, shape: tuple[int, ...], what: str, smallest_group: int = GROUP
+) -> np.ndarray | Packed:
     """A tensor's bytes, uint8 (nbytes,), as a dense array in its own dtype, a Packed, or (other types) float32.
+
+    smallest_group: what has smaller groups is not packed.
 
     CheckpointError if a scale is not finite; UnsupportedModel for a type that nobody here can read.
     """
@@ -38,6 +44,8 @@ def decode(raw: np.ndarray, type_name: str, shape: tuple[int, ...], what: str) -
         return _dense(raw, type_name).reshape(shape)
     if type_name in AFFINE:
         return _affine(raw, type_name, shape, what)
+    if type_name == "Q6_K" and smallest_group <= SMALL_GROUP:
+        return _sixes(raw, shape, what)
     if type_name == "MXFP4":
         blocks = raw.reshape(*shape[:-1], shape[-1] // mxfp4.GROUP, 1 + mxfp4.GROUP // 2)
         return mxfp4.repack(blocks[..., 1:], blocks[..., 0], halves=True, what=what)
@@ -64,7 +72,7 @@ def _affine(raw: np.ndarray, type_name: str, shape: tuple[int, ...], what: str) 
     with np.errstate(all="ignore"):  # what overflows is reported below, as an error and not as a warning
         words, scales, biases = (_superblocks if type_name.endswith("_K") else _blocks)(raw, type_name)
     if not (np.isfinite(scales).all() and np.isfinite(biases).all()):
-        raise CheckpointError(f"{what}: a block's scale is not a finite number; the file is damaged, fetch it again")
+        raise _damaged(what)
     *leading, n = shape
     parts = (words, n * bits // 32), (scales, n // GROUP), (biases, n // GROUP)
     return Packed(*(part.reshape(*leading, last) for part, last in parts), bits=bits, group_size=GROUP)
@@ -104,6 +112,36 @@ def _superblocks(raw: np.ndarray, type_name: str) -> tuple[np.ndarray, np.ndarra
     high = (body[:, None, :32] >> groups) & np.uint8(1)  # blocks, 8, 32
     low = _nibbles(halves).reshape(-1, 8, 32)
     return pack(low | (high << np.uint8(4)), 5), scales, biases
+
+
+def _sixes(raw: np.ndarray, shape: tuple[int, ...], what: str) -> Packed:
+    """Q6_K: float32 scales d sc, which have 18 bits and with an integer 24, and biases -32 d sc.
+
+    In each half of a block, 128 values, value 32 i + l has its low 4 bits in ql[l + 32 (i % 2)], in the low half of the
+    byte for i < 2, and its high 2 bits in qh[l] from bit 2 i on.
+    """
+    blocks = raw.reshape(-1, 210)
+    words = np.empty((len(blocks), 48), "<u4")
+    step = 2**14  # blocks, 4 million values
+    for start in range(0, len(blocks), step):
+        part = blocks[start : start + step]
+        low = part[:, :128].reshape(-1, 2, 1, 2, 32)
+        low = np.concatenate([low & np.uint8(15), low >> np.uint8(4)], 2)
+        shifts = np.arange(0, 8, 2, dtype=np.uint8).reshape(2, 2, 1)
+        high = (part[:, 128:192].reshape(-1, 2, 1, 1, 32) >> shifts) & np.uint8(3)
+        words[start : start + step] = pack((low | (high << np.uint8(4))).reshape(-1, 256), 6)
+    with np.errstate(all="ignore"):
+        wide = _halves(blocks[:, 208:]).astype(np.float32)
+        scales = wide[:, None] * np.ascontiguousarray(blocks[:, 192:208]).view(np.int8).astype(np.float32)
+    if not np.isfinite(scales).all():
+        raise _damaged(what)
+    *leading, n = shape
+    scales = scales.reshape(*leading, n // SMALL_GROUP)
+    return Packed(words.reshape(*leading, n * 6 // 32), scales, scales * np.float32(-32), 6, SMALL_GROUP)
+
+
+def _damaged(what: str) -> CheckpointError:
+    return CheckpointError(f"{what}: a block's scale is not a finite number; the file is damaged, fetch it again")
 
 
 def _halves(two_bytes: np.ndarray) -> np.ndarray:

@@ -63,9 +63,12 @@ class GgufCheckpoint(Checkpoint):
         return self._tensor(name).shape
 
     def read(self, name: str) -> np.ndarray | Packed:
+        return self.read_packed(name, blocks.GROUP)
+
+    def read_packed(self, name: str, smallest_group: int) -> np.ndarray | Packed:
         tensor = self._tensor(name)
         where = f"{self.path.name}: {tensor.name}"
-        value = blocks.decode(self.file.raw(tensor.name), tensor.type, tensor.shape, where)
+        value = blocks.decode(self.file.raw(tensor.name), tensor.type, tensor.shape, where, smallest_group)
         row = names.architecture(self.file.metadata)
         heads = names.permuted_heads(row, self.config, tensor.name)
         if not heads:
