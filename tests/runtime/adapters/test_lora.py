@@ -179,6 +179,9 @@ def test_an_adapted_model_generates_through_the_cache(ops: Backend, tiny_model: 
             length = np.linalg.norm(value, axis=1)
             return value * (host[f"{module}.lora_magnitude_vector"] / length)[:, None]
 
+        def read_packed(self, name: str, smallest_group: int):
+            return self.read(name)
+
     tokens = np.random.default_rng(0).integers(0, 280, (1, 20)).astype(np.int32)
     bound = model.bind(ops, values)
     merged = load_decoder(ops, Merged())  # pyright: ignore[reportArgumentType]
