@@ -109,7 +109,7 @@ def _weigh(scores, sums, logits, tokens):  # pragma: no cover
         whole = total(acc)
         if len(logits):
             whole += np.exp(logits[r // tokens] - largest)
-        sums[r, 0] = whole
+        sums[r, 0] = whole if whole != 0 else np.float32(1)  # padding sees nothing: anything finite
 
 
 @kernel
@@ -164,18 +164,21 @@ def _head(
     )
     seen, some, row = np.empty(slots, np.int64), np.empty(first, np.int64), np.empty(size, np.float32)
     count, kept = _visible(mask[b], seen), _visible(sink_mask[b], some)
-    if kept + count == 0:  # padding: anything finite
-        y[b, h * heads : (h + 1) * heads] = 0
-        return
     places = (kept + count + WIDTH - 1) // WIDTH * WIDTH
-    scores = np.full((heads * tokens, places), np.float32(-np.inf), np.float32)
+    scores = np.empty((heads * tokens, places), np.float32)
+    for r in range(heads * tokens):
+        for i in range(kept + count, places):
+            scores[r, i] = np.float32(-np.inf)
     ring, sinks = (b * kv_heads + h) * slots, (b * kv_heads + h) * first
     if kept > 0:
         turned = _scaled(anchored, b, h, heads, scale)
         _scores(turned, sink_k, sinks, some, kept, sink_mask[b], softcap, row, scores, 0)
     turned = _scaled(q, b, h, heads, scale)
     _scores(turned, k, ring, seen, count, mask[b], softcap, row, scores, kept)
-    sums, out = np.empty((heads * tokens, WIDTH), np.float32), np.zeros((heads * tokens, size), np.float32)
+    sums, out = np.empty((heads * tokens, WIDTH), np.float32), np.empty((heads * tokens, size), np.float32)
+    for r in range(heads * tokens):
+        for d in range(0, size, WIDTH):
+            store(out, r * size + d, splat(np.float32(0)))
     _weigh(scores, sums, logits[h * heads : (h + 1) * heads], tokens)
     if kept > 0:
         _add_values(scores, 0, sink_v, sinks, some, kept, row, out)

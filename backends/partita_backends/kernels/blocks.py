@@ -39,7 +39,8 @@ PLANE_BYTES = UNIT * WIDTH
 @dataclass(frozen=True)
 class Blocks(Brief):
     """A weight (out, in). planes: (planes, 2), rows of `PLANES`. words: uint8, flat. scales, biases: flat; float32, or
-    the bits of float16 as uint16, or of bfloat16 as int16. biases is None where each is -middle * scale."""
+    the bits of float16 as uint16, or of bfloat16 as int16. No biases where each is -middle * scale: their type
+    stays, so that one compiled kernel does for both."""
 
     shape: tuple[int, int]
     bits: int
@@ -47,7 +48,7 @@ class Blocks(Brief):
     planes: np.ndarray
     words: np.ndarray
     scales: np.ndarray
-    biases: np.ndarray | None
+    biases: np.ndarray
 
     @property
     def units(self) -> int:
@@ -60,12 +61,12 @@ class Blocks(Brief):
 
     @property
     def nbytes(self) -> int:
-        return self.words.nbytes + self.scales.nbytes + (0 if self.biases is None else self.biases.nbytes)
+        return self.words.nbytes + self.scales.nbytes + self.biases.nbytes
 
     @property
     def middle(self) -> int:
         """What is subtracted from each integer where there are no biases."""
-        return 1 << (self.bits - 1) if self.biases is None else 0
+        return 0 if len(self.biases) else 1 << (self.bits - 1)
 
 
 def fits(packed: Packed[np.ndarray]) -> bool:
@@ -85,7 +86,7 @@ def arrange(packed: Packed[np.ndarray]) -> Blocks:
     scales, biases = (_by_block(part, count, groups) for part in grid)
     middle = np.float32(1 << (packed.bits - 1))
     centred = np.array_equal(grid[1].astype(np.float32), grid[0].astype(np.float32) * -middle)
-    return Blocks((out, size), packed.bits, packed.group_size, planes, words, scales, None if centred else biases)
+    return Blocks((out, size), packed.bits, packed.group_size, planes, words, scales, biases[:0] if centred else biases)
 
 
 def _by_block(part: np.ndarray, count: int, groups: int) -> np.ndarray:
@@ -187,7 +188,7 @@ def _dense_blocks(words, planes, bits, scales, biases, middle, group, first, out
             for k in range(min(UNIT, size - u * UNIT)):
                 at = ((first + n) * groups + (u * UNIT + k) // group) * WIDTH
                 scale, q = load_floats(scales, at), load(values, k * WIDTH)
-                if biases is None:
+                if len(biases) == 0:
                     store(values, k * WIDTH, (q - splat(np.float32(middle))) * scale)
                 else:
                     store(values, k * WIDTH, q * scale + load_floats(biases, at))

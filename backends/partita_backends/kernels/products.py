@@ -106,7 +106,7 @@ def _four_bits(words, place, q, inputs):  # pragma: no cover
 def _joined(so_far, product, total, scales, biases, middle, at):  # pragma: no cover
     """so_far + scale * product + bias * total, of the group at `at`."""
     scale = load_floats(scales, at)
-    if biases is None:
+    if len(biases) == 0:
         return fused(scale, product - splat(np.float32(middle)) * total, so_far)
     return fused(load_floats(biases, at), total, fused(scale, product, so_far))
 
