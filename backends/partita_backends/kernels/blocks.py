@@ -12,6 +12,7 @@ last unit have scale, bias and integers 0.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -62,6 +63,11 @@ class Blocks(Brief):
     @property
     def nbytes(self) -> int:
         return self.words.nbytes + self.scales.nbytes + self.biases.nbytes
+
+    @property
+    def operands(self) -> tuple[Any, ...]:
+        """What kernels take of a weight, in their order."""
+        return self.words, self.planes, self.bits, self.scales, self.biases, self.middle, self.group_size
 
     @property
     def middle(self) -> int:
@@ -201,17 +207,7 @@ def dense(blocks: Blocks, first: int, stop: int) -> np.ndarray:
     """Rows of some blocks, `first` to `stop`, as float32 (rows, in)."""
     stop = min(stop, blocks.count)
     out = np.empty((min(stop * WIDTH, blocks.shape[0]) - first * WIDTH, blocks.shape[1]), np.float32)
-    _dense_blocks(
-        blocks.words,
-        blocks.planes,
-        blocks.bits,
-        blocks.scales,
-        blocks.biases,
-        blocks.middle,
-        blocks.group_size,
-        first,
-        out,
-    )
+    _dense_blocks(*blocks.operands, first, out)
     return out
 
 

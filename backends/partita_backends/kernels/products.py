@@ -184,10 +184,10 @@ def integer_product(x: np.ndarray, blocks: Blocks, threads: int = 1) -> np.ndarr
     """x (rows, in), float32, rounded to 8 bits, times the weight (out, in), transposed: float32 (rows, out)."""
     y = np.empty((len(x), blocks.shape[0]), np.float32)
     if threads == 1:
-        _integer(x, *_weight(blocks), y, blocks.count)
+        _integer(x, *blocks.operands, y, blocks.count)
     else:
         with on_threads(threads):
-            _integer_parallel(x, *_weight(blocks), y, _bounds(blocks, threads))
+            _integer_parallel(x, *blocks.operands, y, _bounds(blocks, threads))
     return y
 
 
@@ -199,25 +199,12 @@ def float_product(x: np.ndarray, blocks: Blocks, threads: int = 1) -> np.ndarray
     sums = np.empty((len(x), x.shape[1] // step), np.float32)
     _sums(x, step, sums)
     y = np.empty((len(x), blocks.shape[0]), np.float32)
-    weight = _weight(blocks)
     if threads == 1:
-        _float_blocks(x, sums, *weight, y, 0, blocks.count)
+        _float_blocks(x, sums, *blocks.operands, y, 0, blocks.count)
     else:
         with on_threads(threads):
-            _float_parallel(x, sums, *weight, y, _bounds(blocks, threads))
+            _float_parallel(x, sums, *blocks.operands, y, _bounds(blocks, threads))
     return y
-
-
-def _weight(blocks: Blocks) -> tuple:
-    return (
-        blocks.words,
-        blocks.planes,
-        blocks.bits,
-        blocks.scales,
-        blocks.biases,
-        blocks.middle,
-        blocks.group_size,
-    )
 
 
 def _bounds(blocks: Blocks, threads: int) -> np.ndarray:

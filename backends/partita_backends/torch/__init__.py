@@ -1,8 +1,9 @@
 """torch on CUDA, on ROCm and on the CPU.
 
-On a CPU "auto" computes in float32, except that products of a few rows (decoding) run in bfloat16, for which torch
-has an int4 kernel; `--dtype float32` computes everything in float32. CUDA runs the same code in bfloat16, and so does
-ROCm, which torch calls "cuda" too; this is written from the documentation and has not been measured.
+On a CPU "auto" computes in float32, except that products of a few rows (decoding) round the rows to 8 bits where the
+weight is packed (`cpu`), and run in bfloat16 where it is not; `--dtype float32` computes everything in float32. CUDA
+runs the same code in bfloat16, and so does ROCm, which torch calls "cuda" too; this is written from the documentation
+and has not been measured.
 """
 
 from __future__ import annotations
