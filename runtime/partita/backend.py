@@ -204,7 +204,8 @@ class Backend(Protocol[A]):
     def log(self, x: A) -> A: ...
     def tanh(self, x: A) -> A: ...
     def compile(self, function: Callable[..., tuple[A, ...]]) -> Callable[..., tuple[A, ...]]:
-        """The same function of arrays, compiled for the shapes it is first called with; itself where that is moot."""
+        """The same function (x, *state) -> (y, *state), compiled for the shapes it is first called with; itself where
+        that is moot. It depends on its arrays alone. The old state is dead afterwards, as a buffer of `write` is."""
         ...
 
     def scatter_add(self, x: A, index: A, value: float) -> A:

@@ -132,7 +132,9 @@ def test_blocks_hold_the_same_numbers(bits: int, centred: bool, dtype: Any) -> N
     np.testing.assert_array_equal(blocks.dense(arranged, 0, arranged.count), dequantize(weight))
     np.testing.assert_array_equal(blocks.dense(arranged, 1, 2), dequantize(weight)[32:])
     chosen = np.asarray([49, 0, 31, 49, 32])
-    np.testing.assert_array_equal(blocks.rows(arranged, chosen), dequantize(weight)[chosen])
+    found = np.empty((len(chosen), weight.shape[1]), np.float32)
+    blocks.rows(arranged, chosen, found)
+    np.testing.assert_array_equal(found, dequantize(weight)[chosen])
     assert arranged.nbytes <= 64 * 96 * bits / 8 + 2 * 64 * 3 * scales.itemsize
 
 
@@ -247,7 +249,9 @@ import numpy as np
 from partita.quantization import quantize_weight
 from partita_backends.kernels import blocks, compiled, products
 x = np.ones((1, 64), np.float32)
-y = products.integer_product(x, blocks.arrange(quantize_weight(np.eye(64, dtype=np.float32), 4, 32)))
+y = np.empty((1, 64), np.float32)
+kernel, arguments = products.integer_product(x, blocks.arrange(quantize_weight(np.eye(64, dtype=np.float32), 4, 32)), y)
+kernel(*arguments)
 hits = sum(products._integer.stats.cache_hits.values())
 print(compiled.KEPT, hits, int(np.rint(y.sum())))
 """
@@ -284,5 +288,7 @@ def test_integers_of_a_unit_never_overflow() -> None:
         weight = Packed(pack(integers, bits), np.ones((32, 2), np.float32), np.zeros((32, 2), np.float32), bits, 32)
         for sign in (1, -1):
             x = np.full((1, 64), sign * 127, np.float32)
-            found = products.integer_product(x, blocks.arrange(weight))
+            found = np.empty((1, 32), np.float32)
+            kernel, arguments = products.integer_product(x, blocks.arrange(weight), found)
+            kernel(*arguments)
             np.testing.assert_array_equal(found, sign * 64 * 127 * (2**bits - 1))

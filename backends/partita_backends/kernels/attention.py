@@ -14,7 +14,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from .compiled import kernel, on_threads, parallel_kernel
+from .compiled import Call, kernel, parallel_kernel, threaded
 from .lanes import (
     WIDTH,
     exponential,
@@ -211,24 +211,19 @@ def attend(
     v: Any,
     mask: np.ndarray,
     sinks: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    y: np.ndarray,
     *,
     scale: float,
     softcap: float | None,
     sink_logits: np.ndarray,
     kv_heads: int,
     threads: int = 1,
-) -> np.ndarray:
-    """As `Backend.cached_attention`: float32 (B, Hq, T, D).
+) -> Call:
+    """The call for `Backend.cached_attention` into y, float32 (B, Hq, T, D).
 
     q: float32 (B, Hq, T, D). k, v: (B, Hkv, C, D), as `load_floats` takes it, or, packed, (uint8, scales, biases, bits,
     group size), all flat. mask: float32 (B, T, C). sinks: their queries, keys, values and mask, of no slot where there
     are none. sink_logits: float32 (Hq,), or none. All contiguous.
     """
-    y = np.empty(q.shape, np.float32)
     given = q, k, v, mask, *sinks, np.float32(scale), np.float32(softcap or 0), sink_logits, y, kv_heads
-    if threads == 1:
-        _heads(*given)
-    else:
-        with on_threads(threads):
-            _heads_parallel(*given)
-    return y
+    return (_heads, given) if threads == 1 else (threaded, (threads, _heads_parallel, *given))

@@ -211,13 +211,11 @@ def dense(blocks: Blocks, first: int, stop: int) -> np.ndarray:
     return out
 
 
-def rows(blocks: Blocks, index: np.ndarray) -> np.ndarray:
-    """Chosen rows as float32: (n, in)."""
-    out = np.empty((len(index), blocks.shape[1]), np.float32)
+def rows(blocks: Blocks, index: np.ndarray, out: np.ndarray) -> None:
+    """Chosen rows as float32, into out (n, in)."""
     made: dict[int, np.ndarray] = {}
     for place, row in enumerate(index.tolist()):
         block = row // WIDTH
         if block not in made:
             made = {block: dense(blocks, block, block + 1)}
         out[place] = made[block][row % WIDTH]
-    return out

@@ -11,8 +11,7 @@ import hashlib
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +37,16 @@ def parallel_kernel(function: Callable[..., Any]) -> Any:
     return _kept(function, parallel=True)
 
 
-@contextmanager
-def on_threads(count: int) -> Iterator[None]:
-    """For the parallel kernels inside; no more than numba has started. One thread of Python at a time: not each library
-    that numba finds for this can be called from two."""
+Call = tuple[Callable[..., None], tuple[Any, ...]]
+"""A kernel and what to call it with: so that who calls it can keep both, and call it again on the same memory."""
+
+
+def threaded(count: int, kernel: Callable[..., None], *arguments: Any) -> None:
+    """Call a parallel kernel on so many threads, at most those that numba has started. One thread of Python at a time:
+    not each library that numba finds for this can be called from two."""
     with _ALONE:
         numba.set_num_threads(min(count, _config.NUMBA_NUM_THREADS))
-        yield
+        kernel(*arguments)
 
 
 def folder() -> Path:

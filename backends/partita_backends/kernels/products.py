@@ -11,7 +11,7 @@ import numba
 import numpy as np
 
 from .blocks import PLANE_BYTES, UNIT, Blocks, spread, unit_values
-from .compiled import kernel, on_threads, parallel_kernel
+from .compiled import Call, kernel, parallel_kernel, threaded
 from .lanes import WIDTH, bits_of, dot_pairs, floats, fused, ints, load, load_floats, load_pairs, splat, store
 
 HALF = 16
@@ -138,13 +138,21 @@ def _float_blocks(x, sums, words, planes, bits, scales, biases, middle, group, y
 
 
 @kernel
-def _sums(x, step, sums):  # pragma: no cover
+def _sums(x, units, step):  # pragma: no cover
+    """Of every `step` inputs; rows filled up with zeros to whole units, and their sums."""
+    size = x.shape[1]
+    whole = x
+    if size < units * UNIT:
+        whole = np.zeros((x.shape[0], units * UNIT), np.float32)
+        whole[:, :size] = x
+    sums = np.empty((x.shape[0], units * UNIT // step), np.float32)
     for t in range(x.shape[0]):
         for g in range(sums.shape[1]):
             total = np.float32(0)
             for k in range(g * step, g * step + step):
-                total += x[t, k]
+                total += whole[t, k]
             sums[t, g] = total
+    return whole, sums
 
 
 @kernel
@@ -174,37 +182,36 @@ def _integer_parallel(x, words, planes, bits, scales, biases, middle, group, y, 
         )
 
 
+@kernel
+def _float(x, words, planes, bits, scales, biases, middle, group, y, count):  # pragma: no cover
+    units = (x.shape[1] + UNIT - 1) // UNIT
+    whole, sums = _sums(x, units, min(group, UNIT))
+    _float_blocks(whole, sums, words, planes, bits, scales, biases, middle, group, y, 0, count)
+
+
 @parallel_kernel
-def _float_parallel(x, sums, words, planes, bits, scales, biases, middle, group, y, bounds):  # pragma: no cover
+def _float_parallel(x, words, planes, bits, scales, biases, middle, group, y, bounds):  # pragma: no cover
+    units = (x.shape[1] + UNIT - 1) // UNIT
+    whole, sums = _sums(x, units, min(group, UNIT))
     for part in numba.prange(len(bounds) - 1):
-        _float_blocks(x, sums, words, planes, bits, scales, biases, middle, group, y, bounds[part], bounds[part + 1])
+        _float_blocks(
+            whole, sums, words, planes, bits, scales, biases, middle, group, y, bounds[part], bounds[part + 1]
+        )
 
 
-def integer_product(x: np.ndarray, blocks: Blocks, threads: int = 1) -> np.ndarray:
-    """x (rows, in), float32, rounded to 8 bits, times the weight (out, in), transposed: float32 (rows, out)."""
-    y = np.empty((len(x), blocks.shape[0]), np.float32)
+def integer_product(x: np.ndarray, blocks: Blocks, y: np.ndarray, threads: int = 1) -> Call:
+    """The call for x (rows, in), float32, rounded to 8 bits, times the weight (out, in), transposed, into float32 y
+    (rows, out)."""
     if threads == 1:
-        _integer(x, *blocks.operands, y, blocks.count)
-    else:
-        with on_threads(threads):
-            _integer_parallel(x, *blocks.operands, y, _bounds(blocks, threads))
-    return y
+        return _integer, (x, *blocks.operands, y, blocks.count)
+    return threaded, (threads, _integer_parallel, x, *blocks.operands, y, _bounds(blocks, threads))
 
 
-def float_product(x: np.ndarray, blocks: Blocks, threads: int = 1) -> np.ndarray:
+def float_product(x: np.ndarray, blocks: Blocks, y: np.ndarray, threads: int = 1) -> Call:
     """The same in float32, nothing rounded."""
-    if missing := blocks.units * UNIT - x.shape[1]:
-        x = np.pad(x, ((0, 0), (0, missing)))
-    step = min(blocks.group_size, UNIT)
-    sums = np.empty((len(x), x.shape[1] // step), np.float32)
-    _sums(x, step, sums)
-    y = np.empty((len(x), blocks.shape[0]), np.float32)
     if threads == 1:
-        _float_blocks(x, sums, *blocks.operands, y, 0, blocks.count)
-    else:
-        with on_threads(threads):
-            _float_parallel(x, sums, *blocks.operands, y, _bounds(blocks, threads))
-    return y
+        return _float, (x, *blocks.operands, y, blocks.count)
+    return threaded, (threads, _float_parallel, x, *blocks.operands, y, _bounds(blocks, threads))
 
 
 def _bounds(blocks: Blocks, threads: int) -> np.ndarray:

@@ -24,7 +24,7 @@ from partita.errors import BackendUnavailable
 from partita.quantization import Packed
 
 from .. import DEVICES, NotBuilt, process_memory
-from . import attention, experts, group, training, training_attention, weights
+from . import attention, experts, group, recorded, training, training_attention, weights
 
 Tensor = torch.Tensor
 
@@ -34,7 +34,6 @@ class TorchBackend:
 
     name = "torch"
     smallest_group = 16
-    compiles = False
 
     def __init__(self, device: str | None = None, dtype: str = "auto", threads: int | None = None):
         if device is None:
@@ -51,6 +50,7 @@ class TorchBackend:
         self._float = getattr(torch, self.dtype)
         self._decode = getattr(torch, self.decode_dtype)
         self._kernels = weights.cpu_kernels() if device == "cpu" else None
+        self.compiles = self._kernels is not None  # without them products choose their form when they are first called
         self._hadamard: dict[int, Tensor] = {}
 
     # Host boundary
@@ -240,7 +240,7 @@ class TorchBackend:
         return x.tanh()
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        return function
+        return recorded.recorded(function) if self.compiles else function
 
     def scatter_add(self, x: Tensor, index: Tensor, value: float) -> Tensor:
         added = torch.full(index.shape, value, dtype=x.dtype, device=x.device)

@@ -18,6 +18,7 @@ from partita.quantization import Packed
 
 from ..kernels import attention, blocks, pointwise, products
 from .parts import rows_at_once
+from .recorded import run
 
 Tensor = torch.Tensor
 
@@ -38,10 +39,15 @@ class Blocked(Brief):
             return None
         exact = decode == torch.float32 or len(x) > FEW_ROWS
         multiply = products.float_product if exact else products.integer_product
-        return torch.from_numpy(multiply(x.float().contiguous().numpy(), self.blocks, torch.get_num_threads()))
+        y = torch.empty(len(x), self.shape[0])
+        function, arguments = multiply(_floats(x), self.blocks, y.numpy(), torch.get_num_threads())
+        run(function, *arguments)
+        return y
 
     def rows(self, index: Tensor) -> Tensor:
-        return torch.from_numpy(blocks.rows(self.blocks, index.numpy()))
+        y = torch.empty(len(index), self.shape[1])
+        run(blocks.rows, self.blocks, index.numpy(), y.numpy())
+        return y
 
     def parts(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         step = max(rows_at_once(self.shape) // blocks.WIDTH, 1)
@@ -68,7 +74,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """As `Backend.rms_norm`, of float32."""
     y = torch.empty(x.shape)
     size = x.shape[-1]
-    pointwise.rms_norm(x.contiguous().view(-1, size).numpy(), weight.numpy(), eps, y.view(-1, size).numpy())
+    run(pointwise.rms_norm, x.contiguous().view(-1, size).numpy(), weight.numpy(), eps, y.view(-1, size).numpy())
     return y
 
 
@@ -81,14 +87,14 @@ def glu(gate: Tensor, up: Tensor, activation: str) -> Tensor:
     """As `Backend.glu`, of float32 in whole lanes."""
     y, size = torch.empty(gate.shape), gate.shape[-1]
     rows = (part.reshape(-1, size).numpy() for part in (gate, up))
-    pointwise.glu(*rows, pointwise.ACTIVATIONS.index(activation), y.view(-1, size).numpy())
+    run(pointwise.glu, *rows, pointwise.ACTIVATIONS.index(activation), y.view(-1, size).numpy())
     return y
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """As `Backend.rope`, of float32."""
     y = torch.empty(x.shape)
-    pointwise.rotate(x.contiguous().numpy(), cos.numpy(), sin.numpy(), y.numpy())
+    run(pointwise.rotate, x.contiguous().numpy(), cos.numpy(), sin.numpy(), y.numpy())
     return y
 
 
@@ -115,19 +121,22 @@ def attend(
         others = query, none, none, np.empty((*mask.shape[:2], 0), np.float32)
     else:
         others = _floats(sinks.q), _side(sinks.k), _side(sinks.v), _floats(sinks.mask)
-    y = attention.attend(
+    y = torch.empty(q.shape)
+    function, arguments = attention.attend(
         query,
         _side(k),
         _side(v),
         seen,
         others,
+        y.numpy(),
         scale=scale,
         softcap=softcap,
         sink_logits=np.empty(0, np.float32) if sink_logits is None else _floats(sink_logits),
         kv_heads=k.shape[1],
         threads=torch.get_num_threads(),
     )
-    return torch.from_numpy(y).to(q.dtype)
+    run(function, *arguments)
+    return y.to(q.dtype)
 
 
 def _floats(x: Tensor) -> np.ndarray:

@@ -17,6 +17,7 @@ from partita.brief import Brief
 from partita.quantization import Packed
 
 from . import weights
+from .recorded import run
 
 Tensor = torch.Tensor
 
@@ -52,7 +53,13 @@ def product(x: Tensor, experts: Experts, index: Tensor, decode: torch.dtype) -> 
     """See `Backend.moe_linear`; without the bias."""
     if x.is_cuda and index.numel() <= weights.KERNEL_ROWS:
         return gathered(x, experts, index, decode)
-    return grouped(x, experts.each, index, lambda rows, expert: weights.product(rows, expert, decode))
+    y = x.new_empty(*index.shape, experts.each[0].shape[0])
+    run(_fill, x, experts.each, index, decode, y)
+    return y
+
+
+def _fill(x: Tensor, each: Sequence[Any], index: Tensor, decode: torch.dtype, y: Tensor) -> None:
+    y.copy_(grouped(x, each, index, lambda rows, expert: weights.product(rows, expert, decode)))
 
 
 def grouped(x: Tensor, each: Sequence[Any], index: Tensor, multiply: Callable[[Tensor, Any], Tensor]) -> Tensor:

@@ -21,16 +21,17 @@ class DecodeStep:
 
     def __init__(self, ops: Backend, model: Decoder, cache: Cache):
         self._ops, self._model, self._cache = ops, model, cache
-        self._functions: dict[Any, Callable[..., tuple[Array, ...]]] = {}
+        self._newest: tuple[Any, Callable[..., tuple[Array, ...]]] | None = None
 
     def __call__(self, tokens: Array) -> Array:
         """Tokens (B, T) at the cache's next positions to float32 logits (B, V) after the last."""
         step = self._cache.reserve(tokens.shape[1])
         arrays = self._cache.arrays()
         key = (step, self._cache.rope_size, *(array.shape for array in arrays))
-        if key not in self._functions:
-            self._functions[key] = self._ops.compile(self._pure(step))
-        logits, *state = self._functions[key](tokens, *arrays)
+        if self._newest is None or self._newest[0] != key:  # what is outgrown does not come back, and may hold memory
+            self._newest = None
+            self._newest = key, self._ops.compile(self._pure(step))
+        logits, *state = self._newest[1](tokens, *arrays)
         self._cache.hold(state)
         return logits
 
