@@ -20,6 +20,7 @@ import pytest
 
 from partita.checkpoint.open import open_checkpoint
 from partita.text.load import load_tokenizer
+from partita_convert.gguf.shapes import Shape, write_shape
 from partita_convert.gguf.tokenizer import SAMPLES
 from partita_convert.gguf.write import write_gguf
 from partita_convert.write_folder import write_huggingface
@@ -121,3 +122,17 @@ def test_every_kind_is_read_as_we_read_it(kind: str, folder: Path, tmp_path: Pat
     expected = tiny_models.reference_logits(tmp_path / "dense", tokens)
     away = float(np.sqrt(np.square(found - expected).mean() / np.square(expected).mean()))
     assert away < {"F16": 5e-3}.get(kind, 3e-2)
+
+
+@pytest.mark.parametrize("width", [64, 256])
+def test_a_file_in_the_shape_of_a_model_is_read_as_we_read_it(width: int, tmp_path: Path) -> None:
+    """Q4_0, and Q8_0 or Q6_K for the embedding; its vocabulary too."""
+    write_shape(Shape(2, width, 4, 2, width // 4, 2 * width, 1000, tied=width == 64), tmp_path / "m.gguf")
+    checkpoint, tokens = open_checkpoint(tmp_path / "m.gguf"), list(range(300, 332))
+    found, ids = peer(tmp_path / "m.gguf", tokens, tmp_path / "out.npy", TEXTS)
+    write_huggingface(checkpoint, tmp_path / "dense")
+    expected = tiny_models.reference_logits(tmp_path / "dense", tokens)
+    away = float(np.sqrt(np.square(found - expected).mean() / np.square(expected).mean()))
+    assert away < 3e-2
+    tokenizer = load_tokenizer(checkpoint)
+    assert ids == [tokenizer.encode(text, bos=False) for text in TEXTS]

@@ -1,21 +1,40 @@
 """`partita bench`: speed and memory measured here, beside a peer in the same run where one is named.
 
-A figure is the median of several runs, the peer's in the same command, on one thread unless others are given: ratios of
-one command are what counts. Every report carries commit, device and versions, and `--json` ends in one document.
+A figure is the median of several runs, the peer's in the same command and in turns with ours, on one thread unless
+others are given: ratios of one command are what counts. Every report carries commit, device and versions, and `--json`
+ends in one document. docs/benchmarks.md says what each command measures.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import click
 
 from ..options import model_options
+from .peers import NAMES
 from .report import finish
 from .train_peers import NAMES as TRAINERS
 
 Rows = list[dict[str, Any]]
+Run = Callable[..., Rows]
+
+
+class Sizes(click.ParamType):
+    """Numbers by commas; `4k` is 4,096."""
+
+    name = "sizes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        found = []
+        for text in value.split(","):
+            number, unit = text.strip().lower().removesuffix("k"), 1024 if text.strip().lower().endswith("k") else 1
+            if not number.isdecimal() or not 0 < int(number) * unit < 2**24:
+                self.fail(f"expected numbers >= 1 by commas, such as 128 or 1k,4k, got {value!r}", param, ctx)
+            found.append(int(number) * unit)
+        return tuple(found)
 
 
 @click.group("bench")
@@ -23,119 +42,189 @@ def bench() -> None:
     """Measure speed and memory on this machine."""
 
 
-def measured(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that every benchmark takes."""
+def measured(function: Callable[..., Rows]) -> Callable[..., Any]:
+    """A benchmark as a command: the options that all take, the model found, the report written."""
+
+    @functools.wraps(function)
+    def command(as_json: bool, model: str | None, **options: Any) -> None:
+        from .charts import check
+        from .models import model_path
+
+        check(options.get("plot"))
+        finish(function(model=model_path(model), **options), as_json)
+
     for option in (
         click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output."),
         click.option("--runs", type=click.IntRange(1, 50), default=3, show_default=True, help="The median counts."),
-        click.option("--model", default=None, help="Model to measure; the default model if left out."),
+        click.option(
+            "--model",
+            default=None,
+            help="Model to measure, or shape:135m, shape:1b, shape:3b or shape:8b, random weights in the shape of a "
+            "Llama of that size; the default model if left out.",
+        ),
         model_options,
     ):
-        function = option(function)
-    return function
+        command = option(command)
+    return command
 
 
-def against(function: Callable[..., Any]) -> Callable[..., Any]:
+def against(names: tuple[str, ...] = NAMES) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Options of benchmarks that a peer can run too."""
-    from .peers import NAMES
 
-    for option in (
-        click.option("--against", type=click.Choice(NAMES), default=None, help="Measure this peer in the same run."),
-        click.option("--peer-python", default=None, help="Python that has the peer installed; this one if left out."),
-    ):
-        function = option(function)
-    return function
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in (
+            click.option(
+                "--against", type=click.Choice(names), default=None, help="Measure this peer in the same run."
+            ),
+            click.option(
+                "--peer-python", default=None, help="Python that has the peer installed; this one if left out."
+            ),
+        ):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+plotted = click.option("--plot", default=None, metavar="FILE", help="Also draw the figures, as PNG.")
 
 
 @bench.command()
-@measured
-@against
-@click.option("--prompt", type=click.IntRange(1), default=128, show_default=True, help="Tokens before the first.")
+@against()
+@click.option("--prompt", type=Sizes(), default="128", show_default=True, help="Tokens before the first, by commas.")
 @click.option("--tokens", type=click.IntRange(2), default=64, show_default=True, help="Tokens to decode.")
-def decode(as_json: bool, **options: Any) -> None:
+@plotted
+@measured
+def decode(prompt: tuple[int, ...], **options: Any) -> Rows:
     """Tokens per second one at a time, after a prompt."""
     from .speed import run
 
-    finish(run("decode", **options), as_json)
+    return run("decode", lengths=prompt, **options)
 
 
 @bench.command()
+@against()
+@click.option("--prompt", type=Sizes(), default="512", show_default=True, help="Tokens of the prompt, by commas.")
+@plotted
 @measured
-@against
-@click.option("--prompt", type=click.IntRange(1), default=512, show_default=True, help="Tokens of the prompt.")
-def prefill(as_json: bool, **options: Any) -> None:
+def prefill(prompt: tuple[int, ...], **options: Any) -> Rows:
     """Tokens per second of a prompt."""
     from .speed import run
 
-    finish(run("prefill", tokens=2, **options), as_json)
+    return run("prefill", lengths=prompt, tokens=2, **options)
 
 
 @bench.command()
+@against()
+@click.option("--rows", type=Sizes(), default="1,2,4,8,16", show_default=True, help="How many at once, by commas.")
+@click.option("--prompt", type=click.IntRange(1), default=64, show_default=True, help="Tokens before the first.")
+@click.option("--tokens", type=click.IntRange(2), default=32, show_default=True, help="Tokens to decode of each row.")
+@plotted
 @measured
+def batch(**options: Any) -> Rows:
+    """Tokens per second of all rows, several decoded at once, beside one row alone."""
+    from .batch import run
+
+    return run(**options)
+
+
+@bench.command()
 @click.option("--tokens", type=click.IntRange(8), default=200, show_default=True, help="Tokens with and without cache.")
 @click.option("--context", type=click.IntRange(64), default=1024, show_default=True, help="Size of the ring.")
 @click.option("--far/--no-far", default=True, show_default=True, help="Also measure at positions 1,100 and 5,000.")
-@click.option("--plot", default="cache.png", show_default=True, help="Where the picture of both curves goes.")
-def cache(as_json: bool, **options: Any) -> None:
-    """Time of each token with the cache and by recomputing the sequence; time far beyond the ring."""
+@click.option("--contexts", type=Sizes(), default=None, help="Measure a token at these lengths instead, as 1k,4k,16k.")
+@click.option(
+    "--kv",
+    default="16,k8v4",
+    show_default=True,
+    help="With --contexts: formats that keep everything, by commas, or none.",
+)
+@click.option(
+    "--ring", default="k8v4", show_default=True, help="With --contexts: formats in a ring, by commas, or none."
+)
+@click.option("--plot", default=None, metavar="FILE", help="Draw the figures, as PNG.")
+@measured
+def cache(
+    contexts: tuple[int, ...] | None, kv: str, ring: str, tokens: int, far: bool, context: int, **options: Any
+) -> Rows:
+    """Time of each token with the cache and by recomputing the sequence; time far beyond the ring; or, with --contexts,
+    of a token by how many are held."""
+    from . import growth
     from .cache import run
 
-    finish(run(**options), as_json)
+    if contexts is not None:
+        return growth.run(contexts=contexts, kv=kv, ring=ring, context=context, **options)
+    return run(tokens=tokens, far=far, context=context, **options)
 
 
 @bench.command()
+@against()
 @measured
-@click.option("--peer-python", default=None, help="Python that has mlx-lm installed, to measure it in the same run.")
-def startup(as_json: bool, **options: Any) -> None:
-    """Seconds to the help text, and from the command to the first token."""
+def startup(**options: Any) -> Rows:
+    """Seconds to the help text, to the first word of a chat, and of a process that decodes 8 tokens and ends."""
     from .startup import run
 
-    finish(run(**options), as_json)
+    return run(**options)
 
 
 @bench.command()
-@measured
-@click.option("--tokens", type=click.IntRange(1), default=8192, show_default=True, help="Length of the prompt.")
+@against()
+@click.option(
+    "--tokens", type=Sizes(), default=None, help="Length of the prompt, by commas.  [default: 8k; 128 beside a peer]"
+)
 @click.option("--layers", type=click.IntRange(1), default=None, help="Cut the decoder to its first layers.")
-@click.option("--kv", default="k8v4,k4v4:64", show_default=True, help="Formats to compare with 16 bits, by commas.")
-def memory(as_json: bool, **options: Any) -> None:
-    """MiB above the weights at the peak of a long prompt, beside a 16-bit cache; each in a process of its own."""
-    from .memory import run
+@click.option("--kv", default=None, help="Formats to compare with 16 bits, by commas.  [default: k8v4,k4v4:64]")
+@plotted
+@measured
+def memory(
+    against: str | None,
+    peer_python: str | None,
+    tokens: tuple[int, ...] | None,
+    layers: int | None,
+    kv: str | None,
+    **options: Any,
+) -> Rows:
+    """MiB above the weights at the peak of a long prompt, beside a 16-bit cache; with --against, all that a process
+    holds at most for weights, a prompt and 16 tokens. Each in a process of its own."""
+    from .memory import beside, run
 
-    finish(run(**options), as_json)
+    if against is None:
+        return run(tokens=tokens or (8192,), layers=layers, kv=kv or "k8v4,k4v4:64", **options)
+    if layers or kv:
+        raise click.UsageError("--layers and --kv are for ours alone: leave out --against", click.get_current_context())
+    return beside(tokens=tokens or (128,), against=against, peer_python=peer_python, **options)
 
 
 @bench.command()
-@measured
 @click.option("--tokens", type=click.IntRange(2), default=128, show_default=True, help="Tokens of the reply.")
 @click.option("--count", type=click.IntRange(1), default=None, help="Most tokens drafted at once.")
-def speculative(as_json: bool, **options: Any) -> None:
+@measured
+def speculative(**options: Any) -> Rows:
     """Tokens per second of a repeating text, with drafts looked up in it and without."""
     from .speculative import run
 
-    finish(run(**options), as_json)
+    return run(**options)
 
 
 @bench.command()
-@measured
 @click.option("--prompt", type=click.IntRange(1), default=4000, show_default=True, help="Tokens of the first turn.")
 @click.option("--tokens", type=click.IntRange(1), default=64, show_default=True, help="Tokens of the reply to it.")
-def reuse(as_json: bool, **options: Any) -> None:
+@measured
+def reuse(**options: Any) -> Rows:
     """Seconds to the first token of a second turn, which feeds only what is new, beside the first turn's."""
     from .reuse import run
 
-    finish(run(**options), as_json)
+    return run(**options)
 
 
 @bench.command()
-@measured
-@click.option("--against", type=click.Choice(TRAINERS), default=None, help="Measure this peer in the same run.")
-@click.option("--peer-python", default=None, help="Python that has the peer installed; this one if left out.")
+@against(TRAINERS)
 @click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Rows of a step.")
 @click.option("--length", type=click.IntRange(8), default=256, show_default=True, help="Tokens of a row.")
 @click.option("--rank", type=click.IntRange(1), default=16, show_default=True, help="Size of the adapters.")
-def train(as_json: bool, **options: Any) -> None:
+@measured
+def train(**options: Any) -> Rows:
     """Tokens per second and memory of fine-tuning with adapters on all projections; each in a process of its own."""
     from .train import run
 
-    finish(run(**options), as_json)
+    return run(**options)

@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..options import load_model
+from .charts import Line, draw
 from .report import row
 
 
 def run(
     *,
-    model: str | None,
+    model: Path,
     tokens: int,
     context: int,
     far: bool,
-    plot: str,
+    plot: str | None,
     runs: int,
     threads: int | None,
     **backend: Any,
 ) -> list[dict[str, Any]]:
-    language_model = load_model(model, threads=threads or 1, **backend)
+    language_model = load_model(str(model), threads=threads or 1, **backend)
     prompt = language_model.tokenizer.encode("The history of bread begins with")
     cached, with_cache = decode_cached(language_model, prompt, tokens)
     recomputed, without = decode_recomputed(language_model, prompt, tokens)
-    draw(plot, with_cache, without)
+    if plot is not None:
+        drawn = {"recomputing the whole sequence": without, "with the cache": with_cache}
+        lines = [Line(name, range(1, tokens + 1), [s * 1000 for s in each]) for name, each in drawn.items()]
+        draw(plot, lines, across="token", up="milliseconds", title="Time of each new token", marks=False)
     same = next((i for i, (a, b) in enumerate(zip(cached, recomputed, strict=True)) if a != b), tokens)
     last = slice(-max(tokens // 10, 1), None)
     name = f"{language_model.ops.name}, "
@@ -89,20 +94,3 @@ def beyond_the_ring(model: Any, context: int, runs: int) -> tuple[float, float]:
                 ops.to_numpy(model.decoder(ops, token, session.cache))
                 seconds[i].append(time.perf_counter() - begun)
     return ms(seconds[0]), ms(seconds[1])
-
-
-def draw(path: str, cached: list[float], recomputed: list[float]) -> None:
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4))
-    axes.plot([s * 1000 for s in recomputed], label="recomputing the whole sequence", color="#c44e52")
-    axes.plot([s * 1000 for s in cached], label="with the cache", color="#4c72b0")
-    axes.set(xlabel="token", ylabel="milliseconds", ylim=(0, None), title="Time of each new token")
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)

@@ -1,4 +1,5 @@
-"""What a long prompt costs in memory above the weights, by format of the cache, each in a process of its own.
+"""What a long prompt costs in memory above the weights, by format of the cache, each in a process of its own; beside a
+peer, what a process takes for the weights, a prompt and some tokens.
 
 A process keeps pages that it has freed, so a second format measured in the same one would be told the first one's peak.
 Only keys and values are computed, never logits. Layers can be cut and positions extended beyond what the model was
@@ -12,39 +13,73 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from partita.errors import DataError, PartitaError
 
+from .charts import Line, draw
+from .children import measured, prompts
 from .report import row
 
 MIB = 2**20
+DECODED = 16
 
 
 def run(
-    *, model: str | None, tokens: int, layers: int | None, kv: str, runs: int, **backend: Any
+    *,
+    model: Path,
+    tokens: tuple[int, ...],
+    layers: int | None,
+    kv: str,
+    runs: int,
+    threads: int | None,
+    plot: str | None,
+    **backend: Any,
 ) -> list[dict[str, Any]]:
     """Rows of peak above weights, ours: the format named, peer: 16 bits in the same run. Lowest of `runs`."""
-    if backend["threads"] is None:
-        backend["threads"] = 1
-    formats = [name.strip() for name in kv.split(",")]
-    wanted = {"model": model, "tokens": tokens, "layers": layers, **backend}
-    measured = {name: _lowest(name, wanted, runs) for name in dict.fromkeys(["16", *formats])}
-    dense = measured["16"]
-    cut = f", {dense['layers']} layers"
-    return [
-        row(
-            f"{dense['backend']}, --kv {name}, {tokens} tokens{cut}",
-            measured[name]["peak"] / MIB,
-            dense["peak"] / MIB,
-            "MiB",
-            cache_mib=measured[name]["cache"] / MIB,
-            seconds=measured[name]["seconds"],
-        )
-        for name in formats
-    ]
+    names = ["16", *(name.strip() for name in kv.split(","))]
+    rows: list[dict[str, Any]] = []
+    curves: dict[str, list[float]] = {name: [] for name in names}
+    for count in tokens:
+        wanted = {"model": str(model), "tokens": count, "layers": layers, "threads": threads or 1, **backend}
+        found = {name: _lowest(name, wanted, runs) for name in curves}
+        dense = found["16"]
+        for name in curves:
+            curves[name].append(found[name]["peak"] / MIB)
+        rows += [
+            row(
+                f"{dense['backend']}, --kv {name}, {count} tokens, {dense['layers']} layers",
+                found[name]["peak"] / MIB,
+                dense["peak"] / MIB,
+                "MiB",
+                cache_mib=found[name]["cache"] / MIB,
+                seconds=found[name]["seconds"],
+            )
+            for name in names[1:]
+        ]
+    if plot is not None:
+        lines = [Line(f"kv {name}", tokens, curve) for name, curve in curves.items()]
+        draw(plot, lines, across="tokens read", up="MiB above the weights", title="Peak memory of a prompt")
+    return rows
+
+
+def beside(
+    *, model: Path, tokens: tuple[int, ...], against: str, threads: int | None, plot: str | None, **sides: Any
+) -> list[dict[str, Any]]:
+    """Rows of what a process holds at most, files that it has mapped included, ours and the peer's."""
+    rows = []
+    for count in tokens:
+        found = measured(model, prompts(model, count), DECODED, against=against, threads=threads, warm=0, **sides)
+        ours, theirs = found.medians("peak")
+        name = f"peak resident, {count} tokens read, {DECODED} decoded, {found.about} / {against}"
+        rows.append(row(name, ours / MIB, theirs / MIB if theirs else None, "MiB", **found.beside))
+    if plot is not None:
+        lines = [Line(name, tokens, [r[key] for r in rows]) for name, key in (("partita", "ours"), (against, "peer"))]
+        draw(plot, lines, across="tokens read", up="MiB resident", title="Peak memory of a process")
+    return rows
 
 
 def _lowest(kv: str, wanted: dict[str, Any], runs: int) -> dict[str, Any]:

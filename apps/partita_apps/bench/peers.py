@@ -1,14 +1,11 @@
-"""Peers, each run as a small program of its own in the Python that has it: their imports never enter this process.
+"""Peers, each a small program for a Python that has it: their imports never enter this process. `children` runs them.
 
-A program reads its task as JSON on standard input ({model, prompt, tokens, threads, runs, dtype}) and answers with one
-JSON line per run, {"prefill": seconds, "decode": seconds}.
+A program reads its task as a line of JSON and answers with one: `children` says which. Settings are the fastest that
+each offers for one prompt: mlx-lm computes the next step while a token is read, llama.cpp keeps its file mapped.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,70 +14,114 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("llama.cpp", "mlx-lm", "transformers")
+BATCHES = ("transformers",)
+"""Those whose program decodes several rows at once."""
+
+PRELUDE = """
+import json, sys, time
+task = json.loads(sys.stdin.readline())
+def status(key):
+    for line in open("/proc/self/status"):
+        if line.startswith(key):
+            return int(line.split()[1]) * 1024
+def resident():
+    if sys.platform == "linux":
+        return status("VmRSS:")
+    import resource
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def highest():
+    return status("VmHWM:") if sys.platform == "linux" else resident()
+def tell(**found):
+    print(json.dumps(found), flush=True)
+"""
+
+_MEASURE = """
+from importlib.metadata import version
+clock = time.perf_counter
+def measure(once, library):
+    for _ in range(task["warm"]):
+        once(2)
+    tell(**once(task["tokens"]), peak=highest(), version=f"{library} {version(library)}")
+"""
 
 _LLAMA_CPP = """
-import json, sys, time
 from llama_cpp import Llama
-task = json.load(sys.stdin)
-size = len(task["prompt"]) + task["tokens"] + 8
-model = Llama(task["model"], n_ctx=size, n_threads=task["threads"], n_threads_batch=task["threads"], verbose=False)
-for _ in range(task["runs"] + 1):
+(prompt,) = task["rows"]
+size, threads = len(prompt) + task["tokens"] + 8, task["threads"]
+model = Llama(task["model"], n_ctx=size, n_threads=threads, n_threads_batch=threads, verbose=False)
+def once(count):
     model.reset()
-    begun = time.perf_counter()
-    model.eval(task["prompt"])
-    token = model.sample(temp=0)
-    between = time.perf_counter()
-    for _ in range(task["tokens"] - 1):
-        model.eval([token])
-        token = model.sample(temp=0)
-    print(json.dumps({"prefill": between - begun, "decode": time.perf_counter() - between}), flush=True)
+    begun = clock()
+    model.eval(prompt)
+    ids = [model.sample(temp=0)]
+    between, consumed = clock(), model.n_tokens
+    for _ in range(count - 1):
+        model.eval(ids[-1:])
+        ids.append(model.sample(temp=0))
+    return {"prompt": consumed, "tokens": [ids], "prefill": between - begun, "decode": clock() - between}
+measure(once, "llama-cpp-python")
 """
 
 _MLX_LM = """
-import json, sys, time
 import mlx.core as mx
 from mlx_lm import load
 from mlx_lm.generate import generate_step
-task = json.load(sys.stdin)
+from mlx_lm.models.cache import make_prompt_cache
+(prompt,) = task["rows"]
+if task["device"] == "cpu":
+    mx.set_default_device(mx.cpu)
 model, _ = load(task["model"])
 if task["dtype"]:
     model.set_dtype(getattr(mx, task["dtype"]))
-for _ in range(task["runs"] + 1):
-    begun = between = time.perf_counter()
-    for count, _ in enumerate(generate_step(mx.array(task["prompt"]), model, max_tokens=task["tokens"])):
-        if count == 0:
-            between = time.perf_counter()
-    print(json.dumps({"prefill": between - begun, "decode": time.perf_counter() - between}), flush=True)
+def once(count):
+    cache, ids, times = make_prompt_cache(model), [], []
+    begun = clock()
+    for token, _ in generate_step(mx.array(prompt), model, max_tokens=count, prompt_cache=cache):
+        ids.append(int(token))
+        times.append(clock())
+    consumed = cache[0].offset - len(ids)  # each token that was given has been fed, the last one too
+    return {"prompt": consumed, "tokens": [ids], "prefill": times[0] - begun, "decode": times[-1] - times[0]}
+measure(once, "mlx-lm")
 """
 
 _TRANSFORMERS = """
-import json, sys, time
 import torch
 from transformers import AutoModelForCausalLM
-task = json.load(sys.stdin)
 torch.set_num_threads(task["threads"])
-model = AutoModelForCausalLM.from_pretrained(task["model"], dtype=getattr(torch, task["dtype"] or "float32")).eval()
-prompt = torch.tensor([task["prompt"]])
-with torch.inference_mode():
-    for _ in range(task["runs"] + 1):
-        begun = time.perf_counter()
-        out = model(prompt, use_cache=True, logits_to_keep=1)
-        token = out.logits[:, -1:].argmax(-1)
-        between = time.perf_counter()
-        for _ in range(task["tokens"] - 1):
-            out = model(token, past_key_values=out.past_key_values, use_cache=True)
-            token = out.logits[:, -1:].argmax(-1)
-        print(json.dumps({"prefill": between - begun, "decode": time.perf_counter() - between}), flush=True)
+device = "cpu" if task["device"] == "cpu" else "cuda"  # torch's word for ROCm too
+dtype = getattr(torch, task["dtype"] or "float32")
+model = AutoModelForCausalLM.from_pretrained(task["model"], dtype=dtype).to(device).eval()
+rows = torch.tensor(task["rows"], device=device)
+@torch.inference_mode()
+def once(count):
+    begun = clock()
+    out = model(rows, use_cache=True, logits_to_keep=1)
+    chosen = [out.logits[:, -1:].argmax(-1)]
+    chosen[0].tolist()
+    between, consumed = clock(), out.past_key_values.get_seq_length()
+    for _ in range(count - 1):
+        out = model(chosen[-1], past_key_values=out.past_key_values, use_cache=True)
+        chosen.append(out.logits[:, -1:].argmax(-1))
+    ids = torch.cat(chosen, 1).tolist()
+    return {"prompt": consumed, "tokens": ids, "prefill": between - begun, "decode": clock() - between}
+measure(once, "transformers")
 """
 
-_PROGRAMS = {"llama.cpp": _LLAMA_CPP, "mlx-lm": _MLX_LM, "transformers": _TRANSFORMERS}
+PROGRAMS = {
+    "llama.cpp": PRELUDE + _MEASURE + _LLAMA_CPP,
+    "mlx-lm": PRELUDE + _MEASURE + _MLX_LM,
+    "transformers": PRELUDE + _MEASURE + _TRANSFORMERS,
+}
 
 
 @contextmanager
-def model_for(peer: str, path: Path) -> Iterator[Path]:
+def model_for(peer: str | None, path: Path) -> Iterator[Path]:
     """The same weights in the form that the peer reads: the file itself, or a folder written for it."""
     from partita.errors import DataError
 
+    if peer is None:
+        yield path
+        return
     if peer == "llama.cpp":
         if path.suffix != ".gguf":
             raise DataError(f"llama.cpp reads GGUF files only: give --model a .gguf file, not {path}")
@@ -109,29 +150,3 @@ def write_for(peer: str, path: Path, folder: Path) -> None:
         write_mlx(checkpoint, folder, transform=float32)
     else:
         write_huggingface(checkpoint, folder)
-
-
-def start(peer: str, python: str | None, task: dict[str, Any]) -> Iterator[dict[str, float]]:
-    """Run the peer's program; yields one result a run, as they come, the first (warm-up) left out."""
-    from partita.errors import BackendUnavailable
-
-    with (
-        tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(
-            [python or sys.executable, "-c", _PROGRAMS[peer]],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        ) as child,
-    ):
-        assert child.stdin is not None
-        assert child.stdout is not None
-        child.stdin.write(json.dumps(task))
-        child.stdin.close()
-        lines = [json.loads(line) for line in child.stdout if line.startswith("{")]
-        if child.wait() or not lines:
-            errors.seek(0)
-            reason = (errors.read().strip().splitlines() or ["no output"])[-1]
-            raise BackendUnavailable(f"{peer} does not run in {python or sys.executable}: {reason} (see --peer-python)")
-        yield from lines[1:]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +33,13 @@ def finish(rows: list[dict[str, Any]], as_json: bool) -> None:
     from rich.table import Table
 
     table = Table(title=f"{document['device']}, commit {document['commit']}", title_justify="left")
-    for column in ("", "ours", "peer", "ratio", "unit"):
+    same = ["same tokens"] if any("same_tokens" in r for r in rows) else []
+    for column in ("", "ours", "peer", "ratio", "unit", *same):
         table.add_column(column, justify="left" if column in ("", "unit") else "right")
     for r in rows:
         peer, ratio = ("" if r[key] is None else f"{r[key]:.3g}" for key in ("peer", "ratio"))
-        table.add_row(r["name"], f"{r['ours']:.3g}", peer, ratio, r["unit"])
+        agreed = [f"{r['same_tokens']} of {r['tokens']}" if "same_tokens" in r else ""] if same else []
+        table.add_row(r["name"], f"{r['ours']:.3g}", peer, ratio, r["unit"], *agreed)
     console().print(table)
 
 
@@ -60,8 +64,21 @@ def commit() -> str:
 def device() -> str:
     import psutil
 
-    cores = psutil.cpu_count() or 1
-    return f"{platform.system()} {platform.machine()}, {cores} cores, {memory_size(psutil.virtual_memory().total)}"
+    cores, memory = psutil.cpu_count() or 1, memory_size(psutil.virtual_memory().total)
+    return ", ".join([f"{platform.system()} {platform.machine()}", *_cpu(), f"{cores} cores", memory])
+
+
+def _cpu() -> list[str]:
+    """The processor's name and its widest vectors, and what torch is told to use in their place; [] where unknown."""
+    found = {}
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            key, _, value = line.partition(":")
+            found.setdefault(key.strip(), value.strip())
+    flags, told = found.get("flags", "").split(), os.environ.get("ATEN_CPU_CAPABILITY")
+    vectors = next((flag.removesuffix("f").upper() for flag in ("avx512f", "avx2") if flag in flags), None)
+    parts = [found.get("model name") or platform.processor(), vectors, f"used as {told.upper()}" if told else None]
+    return [part for part in parts if part]
 
 
 def versions() -> dict[str, str]:

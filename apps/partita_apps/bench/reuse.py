@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 from ..options import load_model
@@ -11,10 +12,10 @@ from .report import row
 
 
 def run(
-    *, model: str | None, prompt: int, tokens: int, runs: int, threads: int | None, **backend: Any
+    *, model: Path, prompt: int, tokens: int, runs: int, threads: int | None, **backend: Any
 ) -> list[dict[str, Any]]:
     """prompt: tokens of the first turn. tokens: of its reply, kept as ids, before the second turn."""
-    language_model = load_model(model, threads=threads or 1, **backend)
+    language_model = load_model(str(model), threads=threads or 1, **backend)
     text = [(i * 7919) % 4000 + 100 for i in range(prompt)]
     question = language_model.tokenizer.encode("\n\nWhat was said next?", bos=False)
     firsts, seconds, fed = [], [], 0

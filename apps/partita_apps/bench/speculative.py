@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 from ..options import load_model
@@ -21,13 +22,13 @@ ENTRY = (
 
 
 def run(
-    *, model: str | None, tokens: int, count: int | None, runs: int, threads: int | None, **backend: Any
+    *, model: Path, tokens: int, count: int | None, runs: int, threads: int | None, **backend: Any
 ) -> list[dict[str, Any]]:
     """Rows of tokens/s (ours: with lookup, peer: without) and of the share of drafts that were accepted."""
     from partita.inference.speculative import DEFAULT_COUNT, PromptLookup
 
     threads = threads or 1
-    language_model = load_model(model, threads=threads, **backend)
+    language_model = load_model(str(model), threads=threads, **backend)
     prompt = language_model.encode("".join(ENTRY.format(day=day) for day in WEEKDAYS), raw=True)
     lookup = PromptLookup(count=count or DEFAULT_COUNT)
     drafted: list[float] = []

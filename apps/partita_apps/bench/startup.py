@@ -1,4 +1,9 @@
-"""How long a person waits: for the help text, and from the command to the first token, beside mlx-lm's command."""
+"""How long a person waits: for the help text, for the first word of a chat, for a short reply; each in a new process.
+
+A reply is timed from the start of a process to its end, ours and a peer's by the programs of `children`: both import
+their libraries, load the model, read the same 16 ids and decode 8 tokens. Nothing is warmed up in the process; one pair
+that does not count comes first, so that files are in the system's cache and kernels are compiled, as on any later day.
+"""
 
 from __future__ import annotations
 
@@ -6,38 +11,37 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from .peers import write_for
+from .children import measured, prompts, threads_of
 from .report import row
+
+MIB = 2**20
+PROMPT, TOKENS = 16, 8
 
 
 def run(
-    *, model: str | None, runs: int, peer_python: str | None, threads: int | None, **backend: Any
+    *, model: Path, runs: int, against: str | None, peer_python: str | None, threads: int | None, **backend: Any
 ) -> list[dict[str, Any]]:
-    from partita.sources.resolve import resolve
-
     ours = [sys.executable, "-m", "partita_apps.cli"]
     options = [f"--{name}={value}" for name, value in backend.items() if value not in (None, "auto")]
-    options += [f"--threads={threads}"] if threads else []
-    rows = [row("--help", statistics.median(seconds([*ours, "--help"]) for _ in range(runs + 1)), None, "s")]
-    with tempfile.TemporaryDirectory() as work:
-        folder = str(Path(work) / "model")
-        write_for("mlx-lm", resolve(model), Path(folder))
-        chat = [*ours, "chat", folder, "-p", "Hi", "-n", "1", *options]
-        commands = [chat]
-        if peer_python:
-            commands.append([peer_python, "-m", "mlx_lm", "generate", "--model", folder, "-p", "Hi", "-m", "1"])
-        times: list[list[float]] = [[] for _ in commands]
-        for _ in range(runs + 1):  # in turns; the first round warms the file cache
-            for command, found in zip(commands, times, strict=True):
-                found.append(seconds(command))
-    medians = [statistics.median(found[1:]) for found in times]
-    name = "command to first token" + (" / mlx_lm generate" if peer_python else "")
-    return [*rows, row(name, medians[0], medians[1] if peer_python else None, "s")]
+    chat = [*ours, "chat", str(model), "-p", "Hi", "-n", "1", *options, f"--threads={threads or 1}"]
+    rows = [
+        row(name, statistics.median(seconds(command) for _ in range(runs + 1)), None, "s")
+        for name, command in (("--help", [*ours, "--help"]), ("command to first token", chat))
+    ]
+    sides = {"against": against, "peer_python": peer_python, "threads": threads, **backend}
+    found = measured(model, prompts(model, PROMPT), TOKENS, runs=runs, warm=0, cold=1, **sides)
+    name = f"{PROMPT} tokens read, {TOKENS} decoded, {found.about}, {threads_of(threads)}"
+    name += f" / {against}" if against else ""
+    wall, peak = found.medians("wall"), found.medians("peak")
+    return [
+        *rows,
+        row(f"a process for {name}", *wall, "s", **found.beside),
+        row(f"its peak resident, {name}", peak[0] / MIB, peak[1] / MIB if peak[1] else None, "MiB"),
+    ]
 
 
 def seconds(command: list[str]) -> float:

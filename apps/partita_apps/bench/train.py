@@ -32,7 +32,7 @@ RATE = 1e-4
 
 def run(
     *,
-    model: str | None,
+    model: Path,
     batch_size: int,
     length: int,
     rank: int,
@@ -48,13 +48,10 @@ def run(
     """
     from partita.checkpoint.open import open_checkpoint
     from partita.model.load import read_config
-    from partita.sources.resolve import resolve
 
-    from ..progress import TerminalProgress
     from .peers import write_for
 
-    path = resolve(model, progress=TerminalProgress())
-    threads = threads or 1
+    path, threads = model, threads or 1
     vocabulary = min(read_config(open_checkpoint(path)).vocab_size, 4000)
     tokens = np.random.default_rng(0).integers(vocabulary // 40, vocabulary, (batch_size, length + 1)).tolist()
     task = {"tokens": tokens, "rank": rank, "alpha": 2 * rank, "rate": RATE, "threads": threads}

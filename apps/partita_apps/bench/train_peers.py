@@ -8,27 +8,14 @@ offers for float32: no activation is computed twice, mlx-lm's step is compiled a
 
 from __future__ import annotations
 
+from .peers import PRELUDE
+
 NAMES = ("mlx-lm", "peft")
 
 _COMMON = """
-import json, sys, time
-task = json.loads(sys.stdin.readline())
-def status(key):
-    for line in open("/proc/self/status"):
-        if line.startswith(key):
-            return int(line.split()[1]) * 1024
-def resident():
-    if sys.platform == "linux":
-        return status("VmRSS:")
-    import resource
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 def forget():
     if sys.platform == "linux":
         open("/proc/self/clear_refs", "w").write("5")
-def highest():
-    return status("VmHWM:") if sys.platform == "linux" else resident()
-def tell(**found):
-    print(json.dumps(found), flush=True)
 def serve(step, loaded, peak):
     tell(loaded=loaded)
     for _ in sys.stdin:
@@ -106,4 +93,4 @@ else:
     serve(step, mx.get_active_memory(), mx.get_peak_memory)
 """
 
-PROGRAMS = {"mlx-lm": _COMMON + _MLX_LM, "peft": _COMMON + _PEFT}
+PROGRAMS = {"mlx-lm": PRELUDE + _COMMON + _MLX_LM, "peft": PRELUDE + _COMMON + _PEFT}

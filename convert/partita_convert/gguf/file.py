@@ -37,6 +37,7 @@ TYPES: Mapping[str, tuple[int, int, int]] = {  # name: (type id, values of a blo
     "Q5_0": (6, 32, 22),
     "Q5_1": (7, 32, 24),
     "Q8_0": (8, 32, 34),
+    "Q6_K": (14, 256, 210),
     "BF16": (30, 1, 2),
     "MXFP4": (39, 32, 17),
 }

@@ -32,7 +32,7 @@ from partita.model.rope import inverse_frequencies
 from .file import Typed, inferred
 
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
-_QUANTIZATION_VERSION = 2
+QUANTIZATION_VERSION = 2
 _OURS = ("architecture", "type", "name", "file_type", "quantization_version", "alignment")
 _TOLERANCE = 1e-6  # numbers are float32 in the file
 
@@ -55,7 +55,7 @@ def general_keys(checkpoint: Checkpoint, architecture: str, kind: str) -> dict[s
         "general.type": Typed("str", "model"),
         "general.name": Typed("str", str(source.get("general.name") or checkpoint.path.name.removesuffix(".gguf"))),
         "general.file_type": Typed("u32", FILE_TYPES[kind]),
-        "general.quantization_version": Typed("u32", _QUANTIZATION_VERSION),
+        "general.quantization_version": Typed("u32", QUANTIZATION_VERSION),
     }
     for name, value in recommended_values(checkpoint.generation_config).items():
         keys[SAMPLING_KEYS[name]] = Typed("i32", min(int(value), 2**31 - 1)) if name == "top_k" else Typed("f32", value)

@@ -147,7 +147,7 @@ def dense_type(kind: str, columns: int, *, is_head: bool) -> str:
 
 def _plan(checkpoint: Checkpoint, config: ModelConfig, row: Architecture) -> Iterator[_Planned]:
     """Every tensor, in the source's order. UnsupportedModel: a name that the architecture has no place for."""
-    names = _names(row)
+    names = layer_names(row)
     stacks = experts.find(checkpoint) if config.experts else {}
     biased = config.experts is not None and config.experts.bias
     mlps: dict[str, str] = {}  # a tensor that holds experts to the MLP whose stacks it is written with
@@ -165,7 +165,7 @@ def _plan(checkpoint: Checkpoint, config: ModelConfig, row: Architecture) -> Ite
                 done.add(mlps[name])
                 yield from _stacks(checkpoint, mlps[name], stacks[mlps[name]], biased, names)
             continue
-        yield _tensor(checkpoint, config, row, name, _gguf_name(plain, names))
+        yield _tensor(checkpoint, config, row, name, name_in_gguf(plain, names))
     if row.own_output and config.tie_embeddings and HEAD not in own.values():
         embedding = next((name for name, plain in own.items() if plain == EMBEDDING), None)
         if embedding is not None:
@@ -180,12 +180,12 @@ def _text_names(checkpoint: Checkpoint) -> dict[str, str]:
     return {name: plain or name for name, plain in own.items() if plain or not sees}
 
 
-def _names(row: Architecture) -> dict[str, str]:
+def layer_names(row: Architecture) -> dict[str, str]:
     """Part of a Hugging Face tensor's name to GGUF's: the table of the reader, backwards."""
     return {theirs: ours for ours, theirs in row.layer_names.items()}
 
 
-def _gguf_name(name: str, names: Mapping[str, str]) -> str:
+def name_in_gguf(name: str, names: Mapping[str, str]) -> str:
     outer = {theirs: ours for ours, theirs in OUTER_NAMES.items()}
     if name in outer:
         return outer[name]
@@ -234,7 +234,7 @@ def _stacks(
         ):
             if suffix == "weight" or bias:
                 source = checkpoint.stored_as(sources[0])
-                gguf_name = _gguf_name(f"{name}.{suffix}", names)
+                gguf_name = name_in_gguf(f"{name}.{suffix}", names)
                 yield _Planned(gguf_name, f"{name}.{suffix}", size, source, partial(read, projection))
 
 
