@@ -180,7 +180,7 @@ def test_a_peer_that_fails_says_why(tiny_shape: Path, peer: Peer, capsys: pytest
             ["decode", "--model", "GGUF", "--against", "llama.cpp", "--peer-python", "./none"],
             ["./none", "No such file"],
         ),
-        (["batch", "--model", "GGUF", "--against", "llama.cpp"], ["llama.cpp", "several rows"]),
+        (["batch", "--model", "GGUF", "--against", "mlx-lm"], ["mlx-lm", "several rows"]),
         (["decode", "--model", "FOLDER", "--against", "llama.cpp"], ["reads GGUF files only"]),
         (["prefill", "--model", "GGUF", "--runs", "1", "--plot", "x.none"], ["x.none"]),
         (["decode", "--model", "GGUF", "--backend", "abacus"], ["abacus"]),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("llama.cpp", "mlx-lm", "transformers")
-BATCHES = ("transformers",)
+BATCHES = ("llama.cpp", "transformers")
 """Those whose program decodes several rows at once."""
 
 PRELUDE = """
@@ -46,20 +46,53 @@ def measure(once, library):
 
 _LLAMA_CPP = """
 from llama_cpp import Llama
-(prompt,) = task["rows"]
-size, threads = len(prompt) + task["tokens"] + 8, task["threads"]
+rows, threads = task["rows"], task["threads"]
+size = len(rows[0]) + task["tokens"] + 8
 model = Llama(task["model"], n_ctx=size, n_threads=threads, n_threads_batch=threads, verbose=False)
 def once(count):
     model.reset()
     begun = clock()
-    model.eval(prompt)
+    model.eval(rows[0])
     ids = [model.sample(temp=0)]
     between, consumed = clock(), model.n_tokens
     for _ in range(count - 1):
         model.eval(ids[-1:])
         ids.append(model.sample(temp=0))
     return {"prompt": consumed, "tokens": [ids], "prefill": between - begun, "decode": clock() - between}
-measure(once, "llama-cpp-python")
+"""
+
+_LLAMA_CPP_ROWS = """
+import llama_cpp as c, numpy as np
+def together(count):  # sequences of a context of its own: the class above has one
+    params = model.context_params
+    params.n_ctx, params.n_seq_max = size * len(rows), len(rows)
+    context = c.llama_init_from_model(model.model, params)
+    batch = c.llama_batch_init(max(len(rows[0]), len(rows)), 0, 1)
+    def step(entries):
+        batch.n_tokens = len(entries)
+        for i, (token, place, row) in enumerate(entries):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0] = token, place, 1, row
+            batch.logits[i] = place + 1 >= len(rows[0])
+        if c.llama_decode(context, batch):
+            raise RuntimeError("llama_decode failed")
+    def best(i):
+        return int(np.ctypeslib.as_array(c.llama_get_logits_ith(context, i), (model.n_vocab(),)).argmax())
+    begun, ids = clock(), []
+    for row, prompt in enumerate(rows):
+        step([(token, i, row) for i, token in enumerate(prompt)])
+        ids.append([best(len(prompt) - 1)])
+    memory = c.llama_get_memory(context)
+    consumed = min(c.llama_memory_seq_pos_max(memory, row) for row in range(len(rows))) + 1
+    between = clock()
+    for i in range(count - 1):
+        step([(own[-1], len(rows[0]) + i, row) for row, own in enumerate(ids)])
+        for row, own in enumerate(ids):
+            own.append(best(row))
+    seconds = {"prefill": between - begun, "decode": clock() - between}
+    c.llama_batch_free(batch)
+    c.llama_free(context)
+    return {"prompt": consumed, "tokens": ids, **seconds}
+measure(once if len(rows) == 1 else together, "llama-cpp-python")
 """
 
 _MLX_LM = """
@@ -108,7 +141,7 @@ measure(once, "transformers")
 """
 
 PROGRAMS = {
-    "llama.cpp": PRELUDE + _MEASURE + _LLAMA_CPP,
+    "llama.cpp": PRELUDE + _MEASURE + _LLAMA_CPP + _LLAMA_CPP_ROWS,
     "mlx-lm": PRELUDE + _MEASURE + _MLX_LM,
     "transformers": PRELUDE + _MEASURE + _TRANSFORMERS,
 }
