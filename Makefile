@@ -1,6 +1,6 @@
 # One place for every command: each target sets up what it needs, and a second run is fast.
 .DEFAULT_GOAL := help
-.PHONY: help setup chat test test-long test-cpus interop bench example-shakespeare lint format docs clean
+.PHONY: help setup chat test test-long test-cpus interop bench bench-charts example-shakespeare lint format docs clean
 
 PYTHON_IN_VENV := .venv/bin/python
 export PYTHON PEERS
@@ -43,6 +43,9 @@ interop: setup   ## judge our GGUF files with llama.cpp, which is built for ten 
 
 bench: setup     ## measure decode, prefill, cache and start-up on this machine
 	@for what in decode prefill cache startup; do $(PYTHON_IN_VENV) -m partita_apps.cli bench $$what || exit; done
+
+bench-charts: setup ## draw the pictures of docs/benchmarks.md, a quarter of an hour; PEERS=… puts llama.cpp beside ours
+	@.ci/bench-charts $(PYTHON_IN_VENV)
 
 example-shakespeare: setup ## fine-tune the default model on Shakespeare's plays, a quarter of an hour on one core; again: go on
 	@$(PYTHON_IN_VENV) examples/shakespeare/run.py
