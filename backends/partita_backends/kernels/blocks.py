@@ -21,7 +21,7 @@ from partita.brief import Brief
 from partita.quantization import Packed, require_affine
 
 from .compiled import kernel
-from .lanes import WIDTH, bits_of, floats, halves, load, load_floats, load_pairs, splat, store
+from .lanes import WIDTH, bits_of, floats, fused, halves, load, load_floats, load_pairs, splat, store
 
 UNIT = 32
 PLANES = {
@@ -182,25 +182,58 @@ def unit_values(words, at, planes, unpacked, values):  # pragma: no cover
 
 
 @kernel
+def _weights(q, scale, bias, middle, centred):  # pragma: no cover
+    return (q - splat(np.float32(middle))) * scale if centred else fused(q, scale, bias)
+
+
+@kernel
+def unit_weights(words, at, planes, parts, unpacked, values, out, start):  # pragma: no cover
+    """The weights of a unit that begins at `at`, as `unit_values` has its integers, to `out` from `start` on. parts:
+    (scales, biases, middle, group, where the unit's scales are). unpacked, values: scratch."""
+    scales, biases, middle, group, place = parts
+    centred = len(biases) == 0
+    low = high = load_floats(scales, place)
+    low_bias = high_bias = splat(np.float32(0))
+    if not centred:
+        low_bias = high_bias = load_floats(biases, place)
+    if group < UNIT:
+        high = load_floats(scales, place + WIDTH)
+        if not centred:
+            high_bias = load_floats(biases, place + WIDTH)
+    if planes.shape[0] == 1 and planes[0, 0] == 4:  # by far the most frequent
+        for r in range(8):
+            x, to = load_pairs(words, at + r * 64), start + 2 * r * WIDTH
+            first, second = halves(bits_of(x, 0, 15))
+            store(out, to, _weights(floats(first), low, low_bias, middle, centred))
+            store(out, to + WIDTH, _weights(floats(second), low, low_bias, middle, centred))
+            first, second = halves(bits_of(x, 4, 15))
+            store(out, to + 16 * WIDTH, _weights(floats(first), high, high_bias, middle, centred))
+            store(out, to + 17 * WIDTH, _weights(floats(second), high, high_bias, middle, centred))
+        return
+    unit_values(words, at, planes, unpacked, values)
+    for k in range(UNIT // 2):
+        q, to = load(values, k * WIDTH), start + k * WIDTH
+        store(out, to, _weights(q, low, low_bias, middle, centred))
+        q, to = load(values, (k + UNIT // 2) * WIDTH), to + UNIT // 2 * WIDTH
+        store(out, to, _weights(q, high, high_bias, middle, centred))
+
+
+@kernel
 def _dense_blocks(words, planes, bits, scales, biases, middle, group, first, out):  # pragma: no cover
     """Blocks from `first` on as float32: out (rows, in)."""
     rows, size = out.shape
     units, unit_bytes = -(-size // UNIT), bits * UNIT * WIDTH // 8
     groups = units * UNIT // group
     unpacked, values = np.empty(2 * PLANE_BYTES, np.uint8), np.empty(UNIT * WIDTH, np.float32)
+    tile = np.empty(UNIT * WIDTH, np.float32)
     for n in range(-(-rows // WIDTH)):
         for u in range(units):
-            unit_values(words, ((first + n) * units + u) * unit_bytes, planes, unpacked, values)
-            for k in range(min(UNIT, size - u * UNIT)):
-                at = ((first + n) * groups + (u * UNIT + k) // group) * WIDTH
-                scale, q = load_floats(scales, at), load(values, k * WIDTH)
-                if len(biases) == 0:
-                    store(values, k * WIDTH, (q - splat(np.float32(middle))) * scale)
-                else:
-                    store(values, k * WIDTH, q * scale + load_floats(biases, at))
+            place = ((first + n) * groups + u * UNIT // group) * WIDTH
+            parts = scales, biases, middle, group, place
+            unit_weights(words, ((first + n) * units + u) * unit_bytes, planes, parts, unpacked, values, tile, 0)
             for j in range(min(WIDTH, rows - n * WIDTH)):
                 for k in range(min(UNIT, size - u * UNIT)):
-                    out[n * WIDTH + j, u * UNIT + k] = values[k * WIDTH + j]
+                    out[n * WIDTH + j, u * UNIT + k] = tile[k * WIDTH + j]
 
 
 def dense(blocks: Blocks, first: int, stop: int) -> np.ndarray:

@@ -5,7 +5,6 @@ Importing this imports numba: `weights.cpu_kernels` does, where there is one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +15,7 @@ from partita.backend import Sinks
 from partita.brief import Brief
 from partita.quantization import Packed
 
-from ..kernels import attention, blocks, pointwise, products
-from .parts import rows_at_once
+from ..kernels import attention, blocks, matrices, pointwise, products
 from .recorded import run
 
 Tensor = torch.Tensor
@@ -34,12 +32,21 @@ class Blocked(Brief):
     def shape(self) -> tuple[int, ...]:
         return self.blocks.shape
 
-    def product(self, x: Tensor, decode: torch.dtype) -> Tensor | None:
-        if len(x) > PACKED_ROWS:
-            return None
-        exact = decode == torch.float32 or len(x) > FEW_ROWS
-        multiply = products.float_product if exact else products.integer_product
-        y = torch.empty(len(x), self.shape[0])
+    def product(self, x: Tensor, decode: torch.dtype) -> Tensor:
+        if len(x) > FEW_ROWS:
+            return self.multiply(x)
+        multiply = products.float_product if decode == torch.float32 else products.integer_product
+        return self._into(x, self.shape[0], multiply)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        return self._into(x, self.shape[0], matrices.forward).to(x.dtype)
+
+    def multiply_back(self, grad: Tensor) -> Tensor:
+        return self._into(grad, self.shape[1], matrices.back).to(grad.dtype)
+
+    def _into(self, x: Tensor, size: int, multiply: Any) -> Tensor:
+        """(rows, size), float32, of x and one of the kernels."""
+        y = torch.empty(len(x), size)
         function, arguments = multiply(_floats(x), self.blocks, y.numpy(), torch.get_num_threads())
         run(function, *arguments)
         return y
@@ -49,15 +56,8 @@ class Blocked(Brief):
         run(blocks.rows, self.blocks, index.numpy(), y.numpy())
         return y
 
-    def parts(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-        step = max(rows_at_once(self.shape) // blocks.WIDTH, 1)
-        for first in range(0, self.blocks.count, step):
-            dense = torch.from_numpy(blocks.dense(self.blocks, first, first + step)).to(dtype)
-            yield slice(first * blocks.WIDTH, first * blocks.WIDTH + len(dense)), dense
-
 
 FEW_ROWS = 16  # up to here a product waits for the weight to be read: the rows of a batch, or of a draft
-PACKED_ROWS = 96  # up to here unpacking a weight as it is read beats making it dense first (docs/experiments.md)
 
 
 def blocked(weight: Packed[np.ndarray]) -> Blocked | None:

@@ -59,8 +59,12 @@ class PackedWeight(Protocol):
         """Chosen rows, float32 (n, in)."""
         ...
 
-    def parts(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-        """All rows of the weight, some after the other, dense: where they stand, and the rows (n, in)."""
+    def multiply(self, x: Tensor) -> Tensor:
+        """x (rows, in) times the weight, transposed, computed in x's dtype or as exactly, and in x's dtype."""
+        ...
+
+    def multiply_back(self, grad: Tensor) -> Tensor:
+        """grad (rows, out) times the weight; in grad's dtype, as above."""
         ...
 
 
@@ -95,7 +99,28 @@ class Quantized:
     def rows(self, index: Tensor) -> Tensor:
         return dequantize(self.packed.map(lambda part: part.index_select(0, index)), torch.float32)
 
-    def parts(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    def multiply(self, x: Tensor) -> Tensor:
+        y = None
+        for part, dense in self._parts(x.dtype):
+            if len(dense) == self.shape[0]:
+                return torch.nn.functional.linear(x, dense)
+            y = x.new_empty(len(x), self.shape[0]) if y is None else y
+            torch.mm(x, dense.t(), out=y[:, part])
+        assert y is not None  # a weight has rows
+        return y
+
+    def multiply_back(self, grad: Tensor) -> Tensor:
+        x = None
+        for part, dense in self._parts(grad.dtype):
+            if len(dense) == self.shape[0]:
+                return grad @ dense
+            x = grad.new_zeros(len(grad), self.shape[1]) if x is None else x
+            x.addmm_(grad[:, part], dense)
+        assert x is not None
+        return x
+
+    def _parts(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """All rows, some after the other, dense: where they stand, and the rows (n, in)."""
         cpu = self.packed.weight.device.type == "cpu"
         step = rows_at_once(self.shape) if cpu else self.shape[0]
         for start in range(0, self.shape[0], step):
@@ -209,27 +234,13 @@ def unpack(packed: Packed[Tensor]) -> Tensor:
 
 
 def multiply(x: Tensor, weight: PackedWeight) -> Tensor:
-    """x (..., in) times the weight (out, in), transposed; in x's dtype, made dense part by part."""
-    flat, y = x.reshape(-1, x.shape[-1]), None
-    for part, dense in weight.parts(x.dtype):
-        if len(dense) == weight.shape[0]:
-            return torch.nn.functional.linear(x, dense)
-        y = x.new_empty(len(flat), weight.shape[0]) if y is None else y
-        torch.mm(flat, dense.t(), out=y[:, part])
-    assert y is not None  # a weight has rows
-    return y.view(*x.shape[:-1], -1)
+    """x (..., in) times the weight (out, in), transposed; in x's dtype."""
+    return weight.multiply(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
 
 
 def multiply_back(grad: Tensor, weight: PackedWeight) -> Tensor:
-    """grad (..., out) times the weight (out, in); in grad's dtype, made dense part by part."""
-    flat, x = grad.reshape(-1, grad.shape[-1]), None
-    for part, dense in weight.parts(grad.dtype):
-        if len(dense) == weight.shape[0]:
-            return grad @ dense
-        x = grad.new_zeros(len(flat), weight.shape[1]) if x is None else x
-        x.addmm_(flat[:, part], dense)
-    assert x is not None
-    return x.view(*grad.shape[:-1], -1)
+    """grad (..., out) times the weight (out, in); in grad's dtype."""
+    return weight.multiply_back(grad.reshape(-1, grad.shape[-1])).view(*grad.shape[:-1], -1)
 
 
 def dequantize(packed: Packed[Tensor], dtype: torch.dtype) -> Tensor:
