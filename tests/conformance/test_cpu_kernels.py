@@ -252,7 +252,7 @@ x = np.ones((1, 64), np.float32)
 y = np.empty((1, 64), np.float32)
 kernel, arguments = products.integer_product(x, blocks.arrange(quantize_weight(np.eye(64, dtype=np.float32), 4, 32)), y)
 kernel(*arguments)
-hits = sum(products._integer.stats.cache_hits.values())
+hits = sum(kernel.stats.cache_hits.values())
 print(compiled.KEPT, hits, int(np.rint(y.sum())))
 """
 

@@ -1,9 +1,9 @@
 """Packed weights in the layout that kernels read: blocks of 32 outputs, whose integers lie side by side.
 
 An integer is a sum of planes of 4, 2 or 1 bits (`PLANES`): 6 bits are a plane of 4 and one of 2, times 16. A unit is 32
-inputs of a block, as 16 pairs of neighbours; a vector of a plane is 64 bytes, a pair for each output. A byte holds the
-integers of several pairs: of 4 bits, pairs r and r + 8; of 2 bits, pairs r, r + 4, r + 8 and r + 12; of 1 bit, pairs
-r, r + 2, … r + 14; the first in the lowest bits. Scales are (blocks, groups, 32), in the type that they came in.
+inputs of a block, as 8 quads of neighbours; a vector of a plane is 128 bytes, a quad for each output. A byte holds the
+integers of several quads: of 4 bits, quads r and r + 4; of 2 bits, quads r, r + 2, r + 4, r + 6; of 1 bit, all 8; the
+first in the lowest bits. Scales are (blocks, groups, 32), in the type that they came in.
 
 Invariant: the numbers are those of the `Packed` that it was made of. Rows and inputs that fill the last block and the
 last unit have scale, bias and integers 0.
@@ -21,7 +21,7 @@ from partita.brief import Brief
 from partita.quantization import Packed, require_affine
 
 from .compiled import kernel
-from .lanes import WIDTH, bits_of, floats, fused, halves, load, load_floats, load_pairs, splat, store
+from .lanes import WIDTH, bits_of, byte_of, floats, fused, load, load_floats, load_quads, splat, store
 
 UNIT = 32
 PLANES = {
@@ -33,6 +33,8 @@ PLANES = {
     8: ((4, 0), (4, 4)),
 }
 """Of an integer's bits: the planes, each its bits and the place of its lowest one."""
+VECTOR = 4 * WIDTH
+"""Bytes of a quad for each output."""
 PLANE_BYTES = UNIT * WIDTH
 """Of a plane's unit when each integer has a byte."""
 
@@ -114,15 +116,16 @@ def _interleave(stream, planes, bits, units, words):  # pragma: no cover
     unit_bytes, buffer, q = UNIT * bits // 8, np.zeros(UNIT + 1, np.uint8), np.zeros(UNIT, np.uint8)
     for row in range(stream.shape[0]):
         for u in range(units):
-            at, column = ((row // WIDTH) * units + u) * unit_bytes * WIDTH, 2 * (row % WIDTH)
+            at, column = ((row // WIDTH) * units + u) * unit_bytes * WIDTH, 4 * (row % WIDTH)
             for i in range(unit_bytes):
                 place = u * unit_bytes + i
                 buffer[i] = stream[row, place] if place < stream.shape[1] else 0
             if bits == 4:  # by far the most frequent
-                for r in range(8):
-                    low, high = buffer[r], buffer[r + 8]
-                    words[at + r * 2 * WIDTH + column] = (low & 15) | (high << 4)
-                    words[at + r * 2 * WIDTH + column + 1] = (low >> 4) | (high & 240)
+                for r in range(4):
+                    for i in range(2):
+                        low, high = buffer[2 * r + i], buffer[2 * r + i + 8]
+                        words[at + r * VECTOR + column + 2 * i] = (low & 15) | (high << 4)
+                        words[at + r * VECTOR + column + 2 * i + 1] = (low >> 4) | (high & 240)
                 continue
             for k in range(UNIT):
                 place = k * bits
@@ -130,40 +133,37 @@ def _interleave(stream, planes, bits, units, words):  # pragma: no cover
                 q[k] = (two >> (place & 7)) & ((1 << bits) - 1)
             for plane in range(planes.shape[0]):
                 width, low_bit = planes[plane, 0], planes[plane, 1]
-                vectors, mask = 2 * width, (1 << width) - 1
-                for r in range(vectors):
-                    for p in range(2):
+                mask = (1 << width) - 1
+                for r in range(width):
+                    for p in range(4):
                         byte = 0
                         for i in range(8 // width):
-                            byte |= ((q[2 * (r + vectors * i) + p] >> low_bit) & mask) << (width * i)
-                        words[at + r * 2 * WIDTH + column + p] = byte
-                at += vectors * 2 * WIDTH
+                            byte |= ((q[4 * (r + width * i) + p] >> low_bit) & mask) << (width * i)
+                        words[at + r * VECTOR + column + p] = byte
+                at += width * VECTOR
 
 
 @kernel
 def spread(words, at, planes, unpacked):  # pragma: no cover
-    """The planes of a unit that begins at `at`, each integer in a byte: unpacked, uint8, PLANE_BYTES a plane, has the
-    16 pairs of a plane in order, 64 bytes each."""
+    """The planes of a unit that begins at `at`, each integer in a byte: unpacked, uint8, PLANE_BYTES a plane, has the 8
+    quads of a plane in order, VECTOR bytes each."""
     for plane in range(planes.shape[0]):
-        start = plane * PLANE_BYTES
-        if planes[plane, 0] == 4:
-            for r in range(8):
-                x = load_pairs(words, at + r * 64)
-                store(unpacked, start + r * 64, bits_of(x, 0, 15))
-                store(unpacked, start + (r + 8) * 64, bits_of(x, 4, 15))
-            at += 512
-        elif planes[plane, 0] == 2:
+        width, start = planes[plane, 0], plane * PLANE_BYTES
+        if width == 4:
             for r in range(4):
-                x = load_pairs(words, at + r * 64)
-                for i in range(4):
-                    store(unpacked, start + (r + 4 * i) * 64, bits_of(x, 2 * i, 3))
-            at += 256
-        else:
+                x = load_quads(words, at + r * VECTOR)
+                for i in range(2):
+                    store(unpacked, start + (r + 4 * i) * VECTOR, bits_of(x, 4 * i, 15))
+        elif width == 2:
             for r in range(2):
-                x = load_pairs(words, at + r * 64)
-                for i in range(8):
-                    store(unpacked, start + (r + 2 * i) * 64, bits_of(x, i, 1))
-            at += 128
+                x = load_quads(words, at + r * VECTOR)
+                for i in range(4):
+                    store(unpacked, start + (r + 2 * i) * VECTOR, bits_of(x, 2 * i, 3))
+        else:
+            x = load_quads(words, at)
+            for i in range(8):
+                store(unpacked, start + i * VECTOR, bits_of(x, i, 1))
+        at += width * VECTOR
 
 
 @kernel
@@ -172,13 +172,13 @@ def unit_values(words, at, planes, unpacked, values):  # pragma: no cover
     spread(words, at, planes, unpacked)
     for plane in range(planes.shape[0]):
         weight = splat(np.float32(1 << planes[plane, 1]))
-        for r in range(UNIT // 2):
-            first, second = halves(load_pairs(unpacked, plane * PLANE_BYTES + r * 64))
-            a, b = floats(first) * weight, floats(second) * weight
-            if plane > 0:
-                a, b = a + load(values, 2 * r * WIDTH), b + load(values, (2 * r + 1) * WIDTH)
-            store(values, 2 * r * WIDTH, a)
-            store(values, (2 * r + 1) * WIDTH, b)
+        for r in range(UNIT // 4):
+            quads = load_quads(unpacked, plane * PLANE_BYTES + r * VECTOR)
+            for p in range(4):
+                x = floats(byte_of(quads, p)) * weight
+                if plane > 0:
+                    x = x + load(values, (4 * r + p) * WIDTH)
+                store(values, (4 * r + p) * WIDTH, x)
 
 
 @kernel
@@ -201,14 +201,14 @@ def unit_weights(words, at, planes, parts, unpacked, values, out, start):  # pra
         if not centred:
             high_bias = load_floats(biases, place + WIDTH)
     if planes.shape[0] == 1 and planes[0, 0] == 4:  # by far the most frequent
-        for r in range(8):
-            x, to = load_pairs(words, at + r * 64), start + 2 * r * WIDTH
-            first, second = halves(bits_of(x, 0, 15))
-            store(out, to, _weights(floats(first), low, low_bias, middle, centred))
-            store(out, to + WIDTH, _weights(floats(second), low, low_bias, middle, centred))
-            first, second = halves(bits_of(x, 4, 15))
-            store(out, to + 16 * WIDTH, _weights(floats(first), high, high_bias, middle, centred))
-            store(out, to + 17 * WIDTH, _weights(floats(second), high, high_bias, middle, centred))
+        for r in range(4):
+            x = load_quads(words, at + r * VECTOR)
+            first, second = bits_of(x, 0, 15), bits_of(x, 4, 15)
+            for p in range(4):
+                to = start + (4 * r + p) * WIDTH
+                store(out, to, _weights(floats(byte_of(first, p)), low, low_bias, middle, centred))
+                to += UNIT // 2 * WIDTH
+                store(out, to, _weights(floats(byte_of(second, p)), high, high_bias, middle, centred))
         return
     unit_values(words, at, planes, unpacked, values)
     for k in range(UNIT // 2):

@@ -32,6 +32,14 @@ def kernel(function: Callable[..., Any]) -> Any:
     return _kept(function, parallel=False)
 
 
+def inlined(function: Callable[..., Any]) -> Any:
+    """A part of kernels, compiled into each of them: what is constant there is constant in it, and vectors stay in
+    registers."""
+    return numba.njit(nogil=True, boundscheck=False, error_model="numpy", fastmath={"contract"}, forceinline=True)(
+        function
+    )
+
+
 def parallel_kernel(function: Callable[..., Any]) -> Any:
     """The same, with `numba.prange` over threads."""
     return _kept(function, parallel=True)

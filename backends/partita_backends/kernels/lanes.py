@@ -1,6 +1,6 @@
 """Vectors of numbers for kernels: LLVM's vector types as types of numba, which its optimizer maps to the machine's own.
 
-Lanes hold 32 numbers, of 32 outputs of a product; `Pairs` hold 64 bytes, two for each of 32 outputs. A loop that numba
+Lanes hold 32 numbers, of 32 outputs of a product; quads hold 128 bytes, four for each of 32 outputs. A loop that numba
 compiles is vectorized when LLVM finds out that it can be, and one line more undoes it: tenfold (docs/experiments.md).
 Written with lanes it is vectors to begin with, of whatever width the machine has. Not here: anything that knows
 weights.
@@ -44,7 +44,7 @@ class _LanesModel(models.PrimitiveModel):
 
 
 BYTES, SHORTS, INTS, FLOATS = Lanes("u8"), Lanes("i16"), Lanes("i32"), Lanes("f32")
-PAIRS = Lanes("u8", 2 * WIDTH)
+QUADS = Lanes("u8", 4 * WIDTH)
 
 _OF = {types.uint8: BYTES, types.int16: SHORTS, types.int32: INTS, types.float32: FLOATS}
 
@@ -85,8 +85,8 @@ def _loading(lanes_of: Callable[[Any], Lanes]) -> Any:
 
 load = _loading(lambda array: _OF[array.dtype])
 """load(array, index): the 32 numbers from there on."""
-load_pairs = _loading(lambda array: PAIRS)
-"""load_pairs(bytes, index): the 64 bytes from there on."""
+load_quads = _loading(lambda array: QUADS)
+"""load_quads(bytes, index): the 128 bytes from there on."""
 
 
 @intrinsic
@@ -169,16 +169,15 @@ def floats(context: Any, x: Any) -> Any:
 
 
 @intrinsic
-def halves(context: Any, pairs: Any) -> Any:
-    """Pairs as (the first bytes, the second bytes)."""
+def byte_of(context: Any, quads: Any, place: Any) -> Any:
+    """The first to the fourth byte of each quad, by its place from 0 on, as ints."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        words = builder.bitcast(values[0], SHORTS.vector)
-        second = builder.lshr(words, _constant(SHORTS.vector, 8))
-        parts = [builder.trunc(each, BYTES.vector) for each in (words, second)]
-        return context.make_tuple(builder, signature.return_type, parts)
+        words = builder.bitcast(values[0], INTS.vector)
+        shift = builder.shl(builder.trunc(values[1], _INT), ir.Constant(_INT, 3))
+        return builder.and_(builder.lshr(words, _splat(builder, shift, INTS.vector)), _constant(INTS.vector, 255))
 
-    return types.UniTuple(BYTES, 2)(pairs), generate
+    return INTS(quads, types.intp), generate
 
 
 @intrinsic
@@ -305,47 +304,109 @@ def _exponential(builder: Any, x: Any) -> Any:
 
 @intrinsic
 def bits_of(context: Any, x: Any, shift: Any, mask: Any) -> Any:
-    """(x >> shift) & mask of every byte; numbers without signs."""
+    """(x >> shift) & mask of every byte; numbers without signs. The mask holds no bit that comes from a neighbour."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        bytes_, shift_, mask_ = values
-        moved = builder.lshr(bytes_, _splat(builder, builder.trunc(shift_, _BYTE), x.vector))
-        return builder.and_(moved, _splat(builder, builder.trunc(mask_, _BYTE), x.vector))
+        words = ir.VectorType(_SHORT, x.vector.count // 2)  # machines shift shorts, and no bytes
+        shift_, mask_ = (builder.trunc(value, kind) for value, kind in zip(values[1:], (_SHORT, _BYTE), strict=True))
+        moved = builder.lshr(builder.bitcast(values[0], words), _splat(builder, shift_, words))
+        return builder.and_(builder.bitcast(moved, x.vector), _splat(builder, mask_, x.vector))
 
     return x(x, types.intp, types.intp), generate
 
 
-@intrinsic
-def dot_pairs(context: Any, pairs: Any, array: Any, index: Any) -> Any:
-    """Shorts: of each pair (a, b), without signs, a * array[index] + b * array[index + 1], of signed bytes.
+# Sums of products of bytes: ints where the machine has an instruction that adds four products to one, else shorts, two
+# for each output
 
-    What does not fit in a short is whatever the machine makes of it. One instruction on x86.
+_FOUR_PRODUCTS = "llvm.x86.avx512.vpdpbusd.512"
+_TWO_PRODUCTS = (
+    ("avx512bw", "llvm.x86.avx512.pmaddubs.w.512", 64),
+    ("avx2", "llvm.x86.avx2.pmadd.ub.sw", 32),
+    ("ssse3", "llvm.x86.ssse3.pmadd.ub.sw.128", 16),
+)
+_TWO_SHORTS = (
+    ("avx512bw", "llvm.x86.avx512.pmaddw.d.512", 64),
+    ("avx2", "llvm.x86.avx2.pmadd.wd", 32),
+    ("sse2", "llvm.x86.sse2.pmadd.wd", 16),
+)
+"""What a CPU must have, the instruction, and the bytes that it takes; the widest first."""
+
+
+def _sums() -> Lanes:
+    return INTS if "avx512vnni" in features() else Lanes("i16", 2 * WIDTH)
+
+
+@intrinsic
+def no_sums(context: Any) -> Any:
+    """Nothing yet."""
+    sums = _sums()
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return _constant(sums.vector, 0)
+
+    return sums(), generate
+
+
+@intrinsic
+def dot(context: Any, sums: Any, quads: Any, array: Any, index: Any) -> Any:
+    """sums, and for each quad, numbers without signs, its product with the four signed bytes of array from index on.
+
+    Shorts hold the products of 32 numbers below 16 with any bytes but -128; what they cannot hold is lost.
     """
     assert array.dtype == types.int8
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        x = builder.load(_address(context, builder, signature.args[1], values[1:], _SHORT), align=1)
-        both = _splat(builder, x, SHORTS.vector)
-        name, width = _multiply_add()
-        if name is None:
-            return _plain_dot(builder, values[0], both)
+        four = builder.load(_address(context, builder, signature.args[2], values[2:], _INT), align=1)
+        given = builder.bitcast(_splat(builder, four, INTS.vector), QUADS.vector)
+        if sums == INTS:
+            ints = ir.VectorType(_INT, 16)
+            words = [builder.bitcast(each, INTS.vector) for each in (values[1], given)]
+            return _by_parts(builder, _FOUR_PRODUCTS, ir.FunctionType(ints, [ints] * 3), (values[0], *words), 16)
+        found = _widest(_TWO_PRODUCTS)
+        if found is None:
+            return builder.add(values[0], _plain_dot(builder, values[1], given, sums.vector))
+        name, width = found
         kind = ir.FunctionType(ir.VectorType(_SHORT, width // 2), [ir.VectorType(_BYTE, width)] * 2)
-        instruction = cgutils.get_or_insert_function(builder.module, kind, name)
-        operands = values[0], builder.bitcast(both, PAIRS.vector)
-        parts = [
-            builder.call(instruction, [_part(builder, each, start, width) for each in operands])
-            for start in range(0, PAIRS.vector.count, width)
-        ]
-        return _joined(builder, parts)
+        return builder.add(values[0], _by_parts(builder, name, kind, (values[1], given), width))
 
-    return SHORTS(PAIRS, array, types.intp), generate
+    return sums(sums, quads, array, types.intp), generate
 
 
-def _plain_dot(builder: Any, pairs: Any, both: Any) -> Any:
-    words, eight = builder.bitcast(pairs, SHORTS.vector), _constant(SHORTS.vector, 8)
-    first = builder.and_(words, _constant(SHORTS.vector, 255)), builder.ashr(builder.shl(both, eight), eight)
+@intrinsic
+def summed(context: Any, sums: Any) -> Any:
+    """One int for each output."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        if sums == INTS:
+            return values[0]
+        found = _widest(_TWO_SHORTS)
+        if found is None:
+            both, half = builder.bitcast(values[0], INTS.vector), _constant(INTS.vector, 16)
+            return builder.add(builder.ashr(builder.shl(both, half), half), builder.ashr(both, half))
+        name, width = found
+        shorts = ir.VectorType(_SHORT, width // 2)
+        kind = ir.FunctionType(ir.VectorType(_INT, width // 4), [shorts] * 2)
+        return _by_parts(builder, name, kind, (values[0], _constant(sums.vector, 1)), width // 2)
+
+    return INTS(sums), generate
+
+
+def _plain_dot(builder: Any, quads: Any, given: Any, shorts: Any) -> Any:
+    """Of neighbours, where there is no instruction for it."""
+    words, both, eight = builder.bitcast(quads, shorts), builder.bitcast(given, shorts), _constant(shorts, 8)
+    first = builder.and_(words, _constant(shorts, 255)), builder.ashr(builder.shl(both, eight), eight)
     second = builder.lshr(words, eight), builder.ashr(both, eight)
     return builder.add(builder.mul(*first), builder.mul(*second))
+
+
+def _by_parts(builder: Any, name: str, kind: Any, operands: Any, width: int) -> Any:
+    """An instruction called for so many elements of its operands at a time."""
+    instruction = cgutils.get_or_insert_function(builder.module, kind, name)
+    parts = [
+        builder.call(instruction, [_part(builder, each, start, width) for each in operands])
+        for start in range(0, operands[0].type.count, width)
+    ]
+    return _joined(builder, parts)
 
 
 def _part(builder: Any, x: Any, start: int, width: int) -> Any:
@@ -361,17 +422,10 @@ def _joined(builder: Any, parts: list[Any]) -> Any:
     return parts[0]
 
 
-def _multiply_add() -> tuple[str | None, int]:
-    """The machine's instruction that multiplies bytes and adds pairs of products, and the bytes that it takes."""
+def _widest(instructions: tuple[tuple[str, str, int], ...]) -> tuple[str, int] | None:
+    """The first that the machine has, and the bytes that it takes."""
     found = features()
-    for feature, name, width in (
-        ("avx512bw", "llvm.x86.avx512.pmaddubs.w.512", 64),
-        ("avx2", "llvm.x86.avx2.pmadd.ub.sw", 32),
-        ("ssse3", "llvm.x86.ssse3.pmadd.ub.sw.128", 16),
-    ):
-        if feature in found:
-            return name, width
-    return None, 0
+    return next(((name, width) for feature, name, width in instructions if feature in found), None)
 
 
 def _x86() -> bool:
