@@ -8,7 +8,7 @@ from typing import Any
 from .charts import Line, draw
 from .children import measured, prompts, threads_of
 from .peers import BATCHES
-from .report import row
+from .speed import rates
 
 
 def run(
@@ -27,19 +27,19 @@ def run(
 
     if against is not None and against not in BATCHES:
         raise DataError(f"{against} is not measured with several rows; expected one of {', '.join(BATCHES)}")
-    found = []
+    found, timed = [], []
     for count in rows:
         both = measured(model, prompts(model, prompt, count), tokens, against=against, threads=threads, **sides)
-        ours, theirs = (None if x is None else count * (tokens - 1) / x for x in both.medians("decode"))
-        assert ours is not None
-        first = found[0]["ours"] if found else ours
         name = f"decode, {count} row{'s' * (count > 1)}, {both.about}, {threads_of(threads)}"
-        name += f" / {against}" if against else f" / {rows[0]} row{'s' * (rows[0] > 1)}"
-        found.append(
-            row(name, ours, theirs if against else first, "tokens/s", rows=count, scaling=ours / first, **both.beside)
-        )
+        own = rates(name, "decode", count * (tokens - 1), both, against)
+        for figure, first in zip(own, timed[0] if timed else own, strict=True):
+            figure |= {"rows": count, "scaling": figure["ours"] / first["ours"]}
+            if against is None:
+                figure |= {"peer": first["ours"], "ratio": figure["scaling"], "name": f"{figure['name']} / {rows[0]}"}
+        timed.append(own)
+        found += own
     if plot is not None:
-        lines = [Line("partita", rows, [r["ours"] for r in found])]
-        lines += [Line(against, rows, [r["peer"] for r in found])] if against else []
+        lines = [Line("partita", rows, [own[-1]["ours"] for own in timed])]
+        lines += [Line(against, rows, [own[-1]["peer"] for own in timed])] if against else []
         draw(plot, lines, across="rows decoded at once", up="tokens/s of all rows", title="Throughput by batch")
     return found

@@ -6,11 +6,12 @@ One protocol for all. A process reads its task as a line of JSON:
 
 It loads the model, reads and decodes `warm` times without a clock, then once with it, and answers with a line of JSON:
 
-    {prompt, tokens: [[ids]], prefill: seconds, decode: seconds, peak: bytes resident}
+    {prompt, tokens: [[ids]], prefill: [wall, processor], decode: [wall, processor], cpu, peak}
 
 prompt: how many tokens its cache held when the first new token was there. prefill includes that token; decode is the
-others, len(tokens) - 1 of them. Ours also answers {backend, device, dtype, notes}, a peer {version}. Invariant: figures
-are compared only where both sides consumed prompts of the given length and decoded as many tokens as were asked for.
+others, len(tokens) - 1 of them. cpu: processor time of the whole process. Times in seconds; peak: bytes resident. Ours
+also answers {backend, device, dtype, notes}, a peer {version}. Invariant: figures are compared only where both sides
+consumed prompts of the given length and decoded as many tokens as were asked for.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing import Any
 from .peers import PROGRAMS, model_for
 
 Answer = dict[str, Any]
-NUMBERS = ("prompt", "prefill", "decode", "peak")
+NUMBERS, SPANS = ("prompt", "peak", "cpu"), ("prefill", "decode")
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class Side:
             answer = json.loads(line)
             rows = [list(map(int, row)) for row in answer["tokens"]]
             answer |= {name: float(answer[name]) for name in NUMBERS}
+            for name in SPANS:
+                answer[name], answer[f"{name}_cpu"] = map(float, answer[name])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise self._failed(f"its answer is no measurement ({error!r})") from error
         asked = self.task["rows"]
@@ -101,9 +104,10 @@ class Measured:
 
     ours: Sequence[Answer]
     theirs: Sequence[Answer]
+    threads: int
 
     def medians(self, what: str) -> tuple[float, float | None]:
-        """(ours, the peer's) of one number."""
+        """(ours, the peer's) of one number, "decode_cpu" by the processor's clock."""
         ours, theirs = ([answer[what] for answer in side] for side in (self.ours, self.theirs))
         return statistics.median(ours), statistics.median(theirs) if theirs else None
 
@@ -117,6 +121,11 @@ class Measured:
         pairs = enumerate(zip(ours, theirs, strict=True))
         same = next((i for i, (a, b) in pairs if a != b), len(ours))
         return {"same_tokens": same, "tokens": len(ours), "peer_version": self.theirs[-1].get("version")}
+
+    @property
+    def by_processor(self) -> bool:
+        """Whether processor time is the time of the work: other work on the machine does not change it."""
+        return self.ours[0]["device"] == "cpu" and self.threads == 1
 
     @property
     def about(self) -> str:
@@ -157,17 +166,17 @@ def measured(
             if turn >= cold:
                 for answers, answer in zip(found, pair, strict=False):
                     answers.append(answer)
-    return Measured(*found)
+    return Measured(*found, threads or 1)
 
 
 def prompts(path: Path, length: int, rows: int = 1) -> list[list[int]]:
-    """Token ids that any vocabulary has, other ones for each row."""
+    """Token ids of a text, over and over; each row begins elsewhere in it."""
     from partita.checkpoint.open import open_checkpoint
-    from partita.model.load import read_config
+    from partita.text.load import load_tokenizer
+    from partita_convert.calibration import SAMPLE
 
-    vocabulary = min(read_config(open_checkpoint(path)).vocab_size, 4000)
-    low = vocabulary // 40
-    return [[low + (i * 7 + row * 131) % (vocabulary - low) for i in range(length)] for row in range(rows)]
+    ids = load_tokenizer(open_checkpoint(path)).encode(SAMPLE)
+    return [[ids[(61 * row + i) % len(ids)] for i in range(length)] for row in range(rows)]
 
 
 def threads_of(threads: int | None) -> str:

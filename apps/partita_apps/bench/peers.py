@@ -37,11 +37,14 @@ def tell(**found):
 
 _MEASURE = """
 from importlib.metadata import version
-clock = time.perf_counter
+def clock():
+    return time.perf_counter(), time.process_time()
+def since(begun, end=None):
+    return [b - a for a, b in zip(begun, end or clock())]
 def measure(once, library):
     for _ in range(task["warm"]):
         once(2)
-    tell(**once(task["tokens"]), peak=highest(), version=f"{library} {version(library)}")
+    tell(**once(task["tokens"]), peak=highest(), cpu=time.process_time(), version=f"{library} {version(library)}")
 """
 
 _LLAMA_CPP = """
@@ -58,7 +61,7 @@ def once(count):
     for _ in range(count - 1):
         model.eval(ids[-1:])
         ids.append(model.sample(temp=0))
-    return {"prompt": consumed, "tokens": [ids], "prefill": between - begun, "decode": clock() - between}
+    return {"prompt": consumed, "tokens": [ids], "prefill": since(begun, between), "decode": since(between)}
 """
 
 _LLAMA_CPP_ROWS = """
@@ -88,7 +91,7 @@ def together(count):  # sequences of a context of its own: the class above has o
         step([(own[-1], len(rows[0]) + i, row) for row, own in enumerate(ids)])
         for row, own in enumerate(ids):
             own.append(best(row))
-    seconds = {"prefill": between - begun, "decode": clock() - between}
+    seconds = {"prefill": since(begun, between), "decode": since(between)}
     c.llama_batch_free(batch)
     c.llama_free(context)
     return {"prompt": consumed, "tokens": ids, **seconds}
@@ -113,7 +116,8 @@ def once(count):
         ids.append(int(token))
         times.append(clock())
     consumed = cache[0].offset - len(ids)  # each token that was given has been fed, the last one too
-    return {"prompt": consumed, "tokens": [ids], "prefill": times[0] - begun, "decode": times[-1] - times[0]}
+    seconds = {"prefill": since(begun, times[0]), "decode": since(times[0], times[-1])}
+    return {"prompt": consumed, "tokens": [ids], **seconds}
 measure(once, "mlx-lm")
 """
 
@@ -136,7 +140,7 @@ def once(count):
         out = model(chosen[-1], past_key_values=out.past_key_values, use_cache=True)
         chosen.append(out.logits[:, -1:].argmax(-1))
     ids = torch.cat(chosen, 1).tolist()
-    return {"prompt": consumed, "tokens": ids, "prefill": between - begun, "decode": clock() - between}
+    return {"prompt": consumed, "tokens": ids, "prefill": since(begun, between), "decode": since(between)}
 measure(once, "transformers")
 """
 

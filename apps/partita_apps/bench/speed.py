@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .charts import Line, draw
-from .children import measured, prompts, threads_of
+from .children import Measured, measured, prompts, threads_of
 from .report import row
 
 
@@ -21,17 +21,28 @@ def run(
     plot: str | None = None,
     **sides: Any,
 ) -> list[dict[str, Any]]:
-    """A row a length of the prompt. what: "prefill" or "decode"."""
-    rows = []
+    """Rows of each length of the prompt. what: "prefill" or "decode"."""
+    rows, timed = [], []
     for length in lengths:
         found = measured(model, prompts(model, length), tokens, against=against, threads=threads, **sides)
-        ours, theirs = found.medians(what)
         count = length if what == "prefill" else tokens - 1
         after = f"{what} of {length}" if what == "prefill" else f"{what} after {length}"
-        name = f"{after}, {found.about}, {threads_of(threads)}{f' / {against}' if against else ''}"
-        rows.append(row(name, count / ours, count / theirs if theirs else None, "tokens/s", **found.beside))
+        name = f"{after}, {found.about}, {threads_of(threads)}"
+        rows += (own := rates(name, what, count, found, against))
+        timed.append(own[-1])
     if plot is not None:
-        lines = [Line("partita", lengths, [r["ours"] for r in rows])]
-        lines += [Line(against, lengths, [r["peer"] for r in rows])] if against else []
+        lines = [Line("partita", lengths, [r["ours"] for r in timed])]
+        lines += [Line(against, lengths, [r["peer"] for r in timed])] if against else []
         draw(plot, lines, across="tokens of the prompt", up="tokens/s", title=f"Speed of {what}")
+    return rows
+
+
+def rates(name: str, what: str, count: int, found: Measured, against: str | None) -> list[dict[str, Any]]:
+    """Rows of tokens/s, `count` of them in the span `what`: by the wall, and by the processor where that is known."""
+    name += f" / {against}" if against else ""
+    clocks = {what: name} | ({f"{what}_cpu": f"{name}, by processor time"} if found.by_processor else {})
+    rows = []
+    for clock, called in clocks.items():
+        ours, theirs = found.medians(clock)
+        rows.append(row(called, count / ours, count / theirs if theirs else None, "tokens/s", **found.beside))
     return rows

@@ -36,10 +36,11 @@ def run(
     found = measured(model, prompts(model, PROMPT), TOKENS, runs=runs, warm=0, cold=1, **sides)
     name = f"{PROMPT} tokens read, {TOKENS} decoded, {found.about}, {threads_of(threads)}"
     name += f" / {against}" if against else ""
-    wall, peak = found.medians("wall"), found.medians("peak")
+    peak = found.medians("peak")
     return [
         *rows,
-        row(f"a process for {name}", *wall, "s", **found.beside),
+        row(f"a process for {name}", *found.medians("wall"), "s", **found.beside),
+        row(f"its processor time, {name}", *found.medians("cpu"), "s"),
         row(f"its peak resident, {name}", peak[0] / MIB, peak[1] / MIB if peak[1] else None, "MiB"),
     ]
 
