@@ -30,6 +30,7 @@ def test_equals_the_eager_step_across_the_wrap(ops: Backend, tiny_model: Path, k
         expected = ops.to_numpy(model.decoder(ops, token, eager))
         bounds.assert_near(ops.to_numpy(step(token)), expected, bounds.logits(tiny_model))
     assert held.offsets == eager.offsets == [43]
+    assert len(step._functions) == 2  # before the anchor, and beyond it
 
 
 def test_torch_runs_the_same_operations_on_the_same_shapes_and_reads_nothing(tiny_model: Path) -> None:

@@ -1,4 +1,4 @@
-"""A decode step compiled once: the same operations on the same shapes for every token.
+"""A step of few tokens compiled once: the same operations on the same shapes every time.
 
 A step is made a function of the token and the cache's arrays alone. What the host decides (`Step`) and the shapes
 of the buffers are its key; while the ring is full, or between two blocks of a growing buffer, the key does not change.
@@ -17,21 +17,27 @@ from ..model.decoder import Decoder
 
 
 class DecodeStep:
-    """`model(ops, tokens, cache)` for steps of few tokens, through `ops.compile`."""
+    """`model(ops, tokens, cache)` for steps of few tokens, through `ops.compile`.
 
-    def __init__(self, ops: Backend, model: Decoder, cache: Cache):
-        self._ops, self._model, self._cache = ops, model, cache
-        self._newest: tuple[Any, Callable[..., tuple[Array, ...]]] | None = None
+    every: logits after each token. What is compiled for one state of the buffers is forgotten with it: buffers that were
+    outgrown do not come back, and may be held by what was compiled for them.
+    """
+
+    def __init__(self, ops: Backend, model: Decoder, cache: Cache, *, every: bool = False):
+        self._ops, self._model, self._cache, self._every = ops, model, cache, every
+        self._buffers: Any = None
+        self._functions: dict[Step, Callable[..., tuple[Array, ...]]] = {}
 
     def __call__(self, tokens: Array) -> Array:
-        """Tokens (B, T) at the cache's next positions to float32 logits (B, V) after the last."""
+        """Tokens (B, T) at the cache's next positions to float32 logits (B, V) after the last, or (B, T, V)."""
         step = self._cache.reserve(tokens.shape[1])
         arrays = self._cache.arrays()
-        key = (step, self._cache.rope_size, *(array.shape for array in arrays))
-        if self._newest is None or self._newest[0] != key:  # what is outgrown does not come back, and may hold memory
-            self._newest = None
-            self._newest = key, self._ops.compile(self._pure(step))
-        logits, *state = self._newest[1](tokens, *arrays)
+        buffers = (self._cache.rope_size, *(array.shape for array in arrays))
+        if self._buffers != buffers:
+            self._buffers, self._functions = buffers, {}
+        if step not in self._functions:
+            self._functions[step] = self._ops.compile(self._pure(step))
+        logits, *state = self._functions[step](tokens, *arrays)
         self._cache.hold(state)
         return logits
 
@@ -40,7 +46,7 @@ class DecodeStep:
 
         def run(tokens: Array, *state: Array) -> tuple[Array, ...]:
             self._cache.hold(state)
-            logits = self._model(self._ops, tokens, _Reserved(self._cache, step))
+            logits = self._model(self._ops, tokens, _Reserved(self._cache, step), every=self._every)
             return (logits, *self._cache.arrays())
 
         return run

@@ -48,13 +48,19 @@ class ModelRunner:
 
     def verify(self, tokens: Array) -> Array:
         """Several new tokens of the only row, int32 (T,) on the device: float32 logits (T, V) after each of them."""
-        return self.model(self.ops, tokens[None, :], self.cache, every=True)[0]
+        return self._steps(tokens[None, :])[0]
 
     @cached_property
     def _step(self) -> Callable[[Array], Array]:
         if self.ops.compiles:
             return DecodeStep(self.ops, self.model, self.cache)
         return lambda tokens: self.model(self.ops, tokens, self.cache)
+
+    @cached_property
+    def _steps(self) -> Callable[[Array], Array]:
+        if self.ops.compiles and not self.ops.asynchronous:  # else compiling costs much for each length of a draft
+            return DecodeStep(self.ops, self.model, self.cache, every=True)
+        return lambda tokens: self.model(self.ops, tokens, self.cache, every=True)
 
 
 @dataclass(frozen=True)
