@@ -199,6 +199,8 @@ def status(attempts: Sequence[Attempt]) -> list[Status]:
             continue
         backend = choice.backend
         products = "" if backend.decode_dtype == backend.dtype else f", decoding products in {backend.decode_dtype}"
+        if products and _slow(backend) is None:  # of torch on a CPU, with its kernels
+            products += ", with packed weights in 8 bits"
         faults = "".join(f"; {line}" for line in (choice.faults, _slow(backend)) if line)
         found.append(Status(name, True, backend.device, _version(name), f"{backend.dtype}{products}{faults}"))
     return found

@@ -19,8 +19,8 @@ from ..model.decoder import Decoder
 class DecodeStep:
     """`model(ops, tokens, cache)` for steps of few tokens, through `ops.compile`.
 
-    every: logits after each token. What is compiled for one state of the buffers is forgotten with it: buffers that were
-    outgrown do not come back, and may be held by what was compiled for them.
+    every: logits after each token. What is compiled for buffers of one size is forgotten with it: what was outgrown
+    does not come back, and may be held by what was compiled for it.
     """
 
     def __init__(self, ops: Backend, model: Decoder, cache: Cache, *, every: bool = False):
