@@ -16,7 +16,7 @@ import numpy as np
 
 from partita.backend import Memory, Sinks
 from partita.errors import BackendUnavailable
-from partita.quantization import Packed, require_affine
+from partita.quantization import Packed, Stored, require_affine
 
 from . import mlx_attention, mlx_training, process_memory
 from .mlx_attention import PACKED_ROWS
@@ -120,7 +120,9 @@ class MlxBackend:
         return mx.put_along_axis(buffer, wide, x, 2)
 
     # Model
-    def prepare(self, weight: np.ndarray | Packed) -> Any:
+    def prepare(self, weight: np.ndarray | Packed | Stored) -> Any:
+        if isinstance(weight, Stored):
+            weight = weight.repacked(self.smallest_group)
         if not isinstance(weight, Packed):
             return self.array(weight).astype(self._float)
         require_affine(weight, "the mlx backend")

@@ -16,7 +16,7 @@ import numpy as np
 from partita import quantization
 from partita.backend import MASKED, Memory, Sinks
 from partita.errors import BackendUnavailable, DataError
-from partita.quantization import Packed
+from partita.quantization import Packed, Stored
 
 from . import process_memory
 
@@ -93,7 +93,9 @@ class NumpyBackend:
         return out
 
     # Model
-    def prepare(self, weight: np.ndarray | Packed) -> np.ndarray:
+    def prepare(self, weight: np.ndarray | Packed | Stored) -> np.ndarray:
+        if isinstance(weight, Stored):
+            weight = weight.repacked(self.smallest_group)
         if isinstance(weight, Packed):
             weight = quantization.dequantize(quantization.require_affine(weight, "the numpy backend"))
         return np.asarray(weight, self._float)

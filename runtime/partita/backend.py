@@ -17,7 +17,7 @@ from typing import Any, Generic, Protocol
 import numpy as np
 
 from .arrays import A
-from .quantization import Packed
+from .quantization import Packed, Stored
 
 MASKED = -1e30
 """Added to a score that must not count. Finite, so that a row that sees nothing gives numbers instead of NaN."""
@@ -107,10 +107,11 @@ class Backend(Protocol[A]):
         ...
 
     # Model
-    def prepare(self, weight: np.ndarray | Packed) -> Any:
+    def prepare(self, weight: np.ndarray | Packed | Stored) -> Any:
         """A weight (out, in), dense or packed, on the device in the form that `linear` and `embed` are fast with.
 
-        UnsupportedModel: a packed weight of a mode that this backend does not compute with."""
+        UnsupportedModel: a packed weight of a mode that this backend does not compute with. CheckpointError: blocks of
+        a file that are damaged."""
         ...
 
     def prepare_experts(self, weight: np.ndarray | Packed) -> Any:

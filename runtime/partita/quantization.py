@@ -83,6 +83,63 @@ def joined(parts: Sequence[Packed[H]], function: Callable[[list[H]], H]) -> Pack
     return replace(first, weight=weight, scales=scales, biases=biases)
 
 
+@dataclass(frozen=True)
+class StoredRows(Brief):
+    """Some rows of a `Stored`. raw: uint8, (rows, bytes of a row), over a file. order: row i is raw[order[i]]; None: as
+    in the file. decode(raw, smallest group): rows of bytes as `Stored.repacked` gives them. release: forget the
+    file's pages that were read."""
+
+    raw: np.ndarray
+    order: np.ndarray | None
+    decode: Callable[[np.ndarray, int], np.ndarray | Packed]
+    release: Callable[[], None]
+
+    def take(self, start: int, stop: int) -> np.ndarray:
+        return self.raw[start:stop] if self.order is None else self.raw[self.order[start:stop]]
+
+
+@dataclass(frozen=True)
+class Stored(Brief):
+    """A matrix (out, in) whose rows are still a file's bytes, in blocks of integers with scales: a backend that knows
+    the type of the blocks puts them in its own form, and needs no form in between; others ask for `repacked`.
+
+    type: by ggml's name ("Q4_K"), which stands for the layout of a block. size: in. parts: one below the other.
+    """
+
+    type: str
+    size: int
+    parts: tuple[StoredRows, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return sum(len(part.raw) for part in self.parts), self.size
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows as bytes, uint8 (rows, bytes of a row), contiguous; fewer where there are no more."""
+        found: list[np.ndarray] = []
+        for part in self.parts:
+            if start < len(part.raw) and stop > 0:
+                found.append(part.take(max(start, 0), min(stop, len(part.raw))))
+            start, stop = start - len(part.raw), stop - len(part.raw)
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def repacked(self, smallest_group: int) -> np.ndarray | Packed:
+        """The same as integers of an affine `Packed`, or dense float32 where groups are smaller than that.
+
+        CheckpointError: a scale is not finite."""
+        parts = [part.decode(part.take(0, len(part.raw)), smallest_group) for part in self.parts]
+        if len(parts) == 1:
+            return parts[0]
+        packed = [part for part in parts if isinstance(part, Packed)]
+        return joined(packed, np.concatenate) if packed else np.concatenate([np.asarray(part) for part in parts])
+
+    def release(self) -> None:
+        """To be called once it is not read any more: memory that holds what was read of the file may be used for
+        something else. It would be read again all the same."""
+        for part in self.parts:
+            part.release()
+
+
 def require_affine(packed: Packed[H], what: str) -> Packed[H]:
     """What was given. Raises UnsupportedModel, beginning with `what`, for any mode but "affine"."""
     if packed.mode != AFFINE:

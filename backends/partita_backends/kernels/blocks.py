@@ -5,23 +5,30 @@ inputs of a block, as 8 quads of neighbours; a vector of a plane is 128 bytes, a
 integers of several quads: of 4 bits, quads r and r + 4; of 2 bits, quads r, r + 2, r + 4, r + 6; of 1 bit, all 8; the
 first in the lowest bits. Scales are (blocks, groups, 32), in the type that they came in.
 
+A row of units, before rows are put side by side (`words.turn`): of each plane the bytes of its own quads.
+
 Invariant: the numbers are those of the `Packed` that it was made of. Rows and inputs that fill the last block and the
 last unit have scale, bias and integers 0.
 """
 
 from __future__ import annotations
 
+import mmap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+from numba import types
+from numba.extending import overload
 
 from partita.brief import Brief
 from partita.quantization import Packed, require_affine
 
 from .compiled import kernel
 from .lanes import WIDTH, bits_of, byte_of, floats, fused, load, load_floats, load_quads, splat, store
+from .words import load_word, store_word, turn
 
 UNIT = 32
 PLANES = {
@@ -37,21 +44,27 @@ VECTOR = 4 * WIDTH
 """Bytes of a quad for each output."""
 PLANE_BYTES = UNIT * WIDTH
 """Of a plane's unit when each integer has a byte."""
+_STAGED = 1 << 18
+"""Bytes of rows that are put side by side at once: they stay in the nearest caches."""
+
+Numbers = np.ndarray | tuple[np.ndarray, np.ndarray, int]
+"""One number for every group, flat: float32, or the bits of float16 as uint16, or of bfloat16 as int16. Or products of
+two: (int8, one for every group; the bits of float16, one for several groups; the bits by which an index of the one is
+shifted to the right to count 32 of the other)."""
 
 
 @dataclass(frozen=True)
 class Blocks(Brief):
-    """A weight (out, in). planes: (planes, 2), rows of `PLANES`. words: uint8, flat. scales, biases: flat; float32, or
-    the bits of float16 as uint16, or of bfloat16 as int16. No biases where each is -middle * scale: their type
-    stays, so that one compiled kernel does for both."""
+    """A weight (out, in). planes: (planes, 2), rows of `PLANES`. words: uint8, flat. No biases where each is
+    -middle * scale: their type stays, so that one compiled kernel does for both."""
 
     shape: tuple[int, int]
     bits: int
     group_size: int
     planes: np.ndarray
     words: np.ndarray
-    scales: np.ndarray
-    biases: np.ndarray
+    scales: Numbers
+    biases: Numbers
 
     @property
     def units(self) -> int:
@@ -64,7 +77,15 @@ class Blocks(Brief):
 
     @property
     def nbytes(self) -> int:
-        return self.words.nbytes + self.scales.nbytes + self.biases.nbytes
+        numbers = (
+            part for kind in (self.scales, self.biases) for part in (kind if isinstance(kind, tuple) else (kind,))
+        )
+        return self.words.nbytes + sum(part.nbytes for part in numbers if isinstance(part, np.ndarray))
+
+    @property
+    def centred(self) -> bool:
+        """Whether there are no biases."""
+        return len(self.biases[0] if isinstance(self.biases, tuple) else self.biases) == 0
 
     @property
     def operands(self) -> tuple[Any, ...]:
@@ -74,7 +95,7 @@ class Blocks(Brief):
     @property
     def middle(self) -> int:
         """What is subtracted from each integer where there are no biases."""
-        return 0 if len(self.biases) else 1 << (self.bits - 1)
+        return 1 << (self.bits - 1) if self.centred else 0
 
 
 def fits(packed: Packed[np.ndarray]) -> bool:
@@ -86,15 +107,42 @@ def arrange(packed: Packed[np.ndarray]) -> Blocks:
     """The same weight in blocks. UnsupportedModel: another mode than "affine"."""
     require_affine(packed, "the torch backend")
     out, size = packed.shape
-    count, units, planes = -(-out // WIDTH), -(-size // UNIT), np.asarray(PLANES[packed.bits], np.int64)
-    words = np.zeros(count * units * packed.bits * UNIT * WIDTH // 8, np.uint8)
-    _interleave(np.ascontiguousarray(packed.weight).view(np.uint8), planes, packed.bits, units, words)
+    count, units, planes = -(-out // WIDTH), -(-size // UNIT), planes_of(packed.bits)
+    words = fresh(count * units * packed.bits * UNIT * WIDTH // 8)
+    stream = np.ascontiguousarray(packed.weight).view(np.uint8)
+    for start, staged in stages(count, units * packed.bits * UNIT // 8, words):
+        rows = stream[start : start + len(staged)]
+        _in_planes(rows, planes, packed.bits, units, staged)
+        staged[len(rows) :] = 0
     groups = units * UNIT // packed.group_size
     grid = packed.grid
     scales, biases = (_by_block(part, count, groups) for part in grid)
     middle = np.float32(1 << (packed.bits - 1))
     centred = np.array_equal(grid[1].astype(np.float32), grid[0].astype(np.float32) * -middle)
     return Blocks((out, size), packed.bits, packed.group_size, planes, words, scales, biases[:0] if centred else biases)
+
+
+def fresh(size: int) -> np.ndarray:
+    """Bytes for a weight. numpy asks the system for large pages, from 4 MiB on: in a virtual machine the first touch of
+    those took five times as long as that of small ones, and products were no faster for it."""
+    if size < 1 << 22:
+        return np.empty(size, np.uint8)
+    return np.frombuffer(mmap.mmap(-1, size, access=mmap.ACCESS_COPY), np.uint8)
+
+
+def planes_of(bits: int) -> np.ndarray:
+    return np.asarray(PLANES[bits], np.int64)
+
+
+def stages(count: int, row_bytes: int, words: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """For rows of units to be written into, some blocks after the other: where the rows begin, and uint8 (rows, bytes
+    of a row). What was written is put into words before the next."""
+    step = max(_STAGED // (row_bytes * WIDTH), 1)
+    staged = np.empty((min(step, count) * WIDTH, row_bytes), np.uint8)
+    for first in range(0, count, step):
+        part = staged[: (min(first + step, count) - first) * WIDTH]
+        yield first * WIDTH, part
+        turn(part, words, first * WIDTH * row_bytes)
 
 
 def _by_block(part: np.ndarray, count: int, groups: int) -> np.ndarray:
@@ -111,36 +159,73 @@ def _by_block(part: np.ndarray, count: int, groups: int) -> np.ndarray:
 
 
 @kernel
-def _interleave(stream, planes, bits, units, words):  # pragma: no cover
-    """Rows of little-endian bit streams, uint8 (out, in * bits / 8), into blocks."""
+def _in_planes(stream, planes, bits, units, staged):  # pragma: no cover
+    """Rows of little-endian bit streams, uint8 (out, in * bits / 8), as rows of units."""
     unit_bytes, buffer, q = UNIT * bits // 8, np.zeros(UNIT + 1, np.uint8), np.zeros(UNIT, np.uint8)
     for row in range(stream.shape[0]):
         for u in range(units):
-            at, column = ((row // WIDTH) * units + u) * unit_bytes * WIDTH, 4 * (row % WIDTH)
-            for i in range(unit_bytes):
-                place = u * unit_bytes + i
-                buffer[i] = stream[row, place] if place < stream.shape[1] else 0
-            if bits == 4:  # by far the most frequent
-                for r in range(4):
-                    for i in range(2):
-                        low, high = buffer[2 * r + i], buffer[2 * r + i + 8]
-                        words[at + r * VECTOR + column + 2 * i] = (low & 15) | (high << 4)
-                        words[at + r * VECTOR + column + 2 * i + 1] = (low >> 4) | (high & 240)
+            start, at = u * unit_bytes, (row * units + u) * unit_bytes
+            if bits == 4 and start + 16 <= stream.shape[1]:  # by far the most frequent
+                place = row * stream.shape[1] + start
+                low, high = load_word(stream, place), load_word(stream, place + 8)
+                shift = np.uint64(32)
+                store_word(staged, at, _apart(low) | (_apart(high) << np.uint64(4)))
+                store_word(staged, at + 8, _apart(low >> shift) | (_apart(high >> shift) << np.uint64(4)))
                 continue
+            for i in range(unit_bytes):
+                buffer[i] = stream[row, start + i] if start + i < stream.shape[1] else 0
             for k in range(UNIT):
                 place = k * bits
                 two = np.int64(buffer[place >> 3]) | (np.int64(buffer[(place >> 3) + 1]) << 8)
                 q[k] = (two >> (place & 7)) & ((1 << bits) - 1)
+            to = start
             for plane in range(planes.shape[0]):
                 width, low_bit = planes[plane, 0], planes[plane, 1]
-                mask = (1 << width) - 1
-                for r in range(width):
-                    for p in range(4):
-                        byte = 0
-                        for i in range(8 // width):
-                            byte |= ((q[4 * (r + width * i) + p] >> low_bit) & mask) << (width * i)
-                        words[at + r * VECTOR + column + p] = byte
-                at += width * VECTOR
+                size, mask = 4 * width, (1 << width) - 1
+                for r in range(size):
+                    byte = 0
+                    for i in range(8 // width):
+                        byte |= ((q[r + size * i] >> low_bit) & mask) << (width * i)
+                    staged[row, to + r] = byte
+                to += size
+
+
+@kernel
+def _apart(x):  # pragma: no cover
+    """The lowest eight integers of four bits as the bytes of a word."""
+    x = x & np.uint64(0xFFFFFFFF)
+    x = (x | (x << np.uint64(16))) & np.uint64(0x0000FFFF0000FFFF)
+    x = (x | (x << np.uint64(8))) & np.uint64(0x00FF00FF00FF00FF)
+    return (x | (x << np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+
+
+def load_numbers(numbers: Any, at: int) -> Any:
+    """Of `Numbers`, the 32 that begin at an index, as floats."""
+    raise NotImplementedError  # compiled code calls what follows
+
+
+@overload(load_numbers)
+def _load_numbers_of(numbers, at):
+    if isinstance(numbers, types.Array):
+        return lambda numbers, at: load_floats(numbers, at)
+
+    def product(numbers, at):
+        fine, coarse, shift = numbers
+        return floats(load(fine, at)) * load_floats(coarse, (at >> shift) * WIDTH)
+
+    return product
+
+
+def none(numbers: Any) -> bool:
+    """Whether there are none."""
+    raise NotImplementedError
+
+
+@overload(none)
+def _none_of(numbers):
+    if isinstance(numbers, types.Array):
+        return lambda numbers: len(numbers) == 0
+    return lambda numbers: len(numbers[0]) == 0
 
 
 @kernel
@@ -191,15 +276,15 @@ def unit_weights(words, at, planes, parts, unpacked, values, out, start):  # pra
     """The weights of a unit that begins at `at`, as `unit_values` has its integers, to `out` from `start` on. parts:
     (scales, biases, middle, group, where the unit's scales are). unpacked, values: scratch."""
     scales, biases, middle, group, place = parts
-    centred = len(biases) == 0
-    low = high = load_floats(scales, place)
+    centred = none(biases)
+    low = high = load_numbers(scales, place)
     low_bias = high_bias = splat(np.float32(0))
     if not centred:
-        low_bias = high_bias = load_floats(biases, place)
+        low_bias = high_bias = load_numbers(biases, place)
     if group < UNIT:
-        high = load_floats(scales, place + WIDTH)
+        high = load_numbers(scales, place + WIDTH)
         if not centred:
-            high_bias = load_floats(biases, place + WIDTH)
+            high_bias = load_numbers(biases, place + WIDTH)
     if planes.shape[0] == 1 and planes[0, 0] == 4:  # by far the most frequent
         for r in range(4):
             x = load_quads(words, at + r * VECTOR)

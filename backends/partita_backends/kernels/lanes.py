@@ -26,11 +26,11 @@ intrinsic: Any = extending.intrinsic
 _config: Any = config  # its attributes come from the environment
 
 _BYTE, _SHORT, _INT, _FLOAT = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType()
-_ELEMENTS = {"u8": _BYTE, "i16": _SHORT, "i32": _INT, "f32": _FLOAT}
+_ELEMENTS = {"u8": _BYTE, "i8": _BYTE, "i16": _SHORT, "i32": _INT, "f32": _FLOAT}
 
 
 class Lanes(types.Type):
-    """numba's type of `count` numbers of one kind: u8, i16, i32 or f32."""
+    """numba's type of `count` numbers of one kind: u8, i8, i16, i32 or f32."""
 
     def __init__(self, kind: str, count: int = WIDTH):
         self.kind, self.vector = kind, ir.VectorType(_ELEMENTS[kind], count)
@@ -46,7 +46,7 @@ class _LanesModel(models.PrimitiveModel):
 BYTES, SHORTS, INTS, FLOATS = Lanes("u8"), Lanes("i16"), Lanes("i32"), Lanes("f32")
 QUADS = Lanes("u8", 4 * WIDTH)
 
-_OF = {types.uint8: BYTES, types.int16: SHORTS, types.int32: INTS, types.float32: FLOATS}
+_OF = {types.uint8: BYTES, types.int8: Lanes("i8"), types.int16: SHORTS, types.int32: INTS, types.float32: FLOATS}
 
 
 def _constant(vector: ir.VectorType, value: int) -> ir.Constant:
@@ -59,8 +59,8 @@ def _splat(builder: Any, value: Any, vector: ir.VectorType) -> Any:
     return builder.shuffle_vector(first, undefined, _constant(ir.VectorType(_INT, vector.count), 0))
 
 
-def _address(context: Any, builder: Any, array: Any, given: Any, pointed: Any) -> Any:
-    """given: the array's value and the index."""
+def address(context: Any, builder: Any, array: Any, given: Any, pointed: Any) -> Any:
+    """Where an element lies, for what `pointed` says. given: the array's value and the index."""
     value, index = given
     data = cgutils.create_struct_proxy(array)(context, builder, value=value).data
     return builder.bitcast(builder.gep(data, [index]), pointed.as_pointer())
@@ -75,7 +75,7 @@ def _loading(lanes_of: Callable[[Any], Lanes]) -> Any:
         lanes = lanes_of(array)
 
         def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            place = _address(context, builder, signature.args[0], values, lanes.vector)
+            place = address(context, builder, signature.args[0], values, lanes.vector)
             return builder.load(place, align=1)
 
         return lanes(array, types.intp), generate
@@ -95,7 +95,7 @@ def load_nibbles(context: Any, array: Any, index: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         half = ir.VectorType(_BYTE, WIDTH // 2)
-        found = builder.load(_address(context, builder, signature.args[0], values, half), align=1)
+        found = builder.load(address(context, builder, signature.args[0], values, half), align=1)
         parts = builder.and_(found, _constant(half, 15)), builder.lshr(found, _constant(half, 4))
         order = [place for pair in zip(range(WIDTH // 2), range(WIDTH // 2, WIDTH), strict=True) for place in pair]
         return builder.shuffle_vector(*parts, ir.Constant(ir.VectorType(_INT, WIDTH), order))
@@ -110,7 +110,7 @@ def load_floats(context: Any, array: Any, index: Any) -> Any:
     stored = {types.uint16: _SHORT, types.int16: _SHORT, types.float32: _FLOAT}[kind]
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        place = _address(context, builder, signature.args[0], values, ir.VectorType(stored, WIDTH))
+        place = address(context, builder, signature.args[0], values, ir.VectorType(stored, WIDTH))
         found = builder.load(place, align=1)
         if kind == types.uint16:
             return _from_half(builder, found)
@@ -127,7 +127,7 @@ def store(context: Any, array: Any, index: Any, x: Any) -> Any:
     """Write them from an index on."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        place = _address(context, builder, signature.args[0], values[:2], x.vector)
+        place = address(context, builder, signature.args[0], values[:2], x.vector)
         builder.store(values[2], place, align=1)
         return context.get_dummy_value()
 
@@ -160,7 +160,7 @@ def ints(context: Any, x: Any) -> Any:
 
 @intrinsic
 def floats(context: Any, x: Any) -> Any:
-    """Ints, or bytes without signs, as floats."""
+    """Ints, or bytes, as floats."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         return (builder.uitofp if x.kind == "u8" else builder.sitofp)(values[0], FLOATS.vector)
@@ -356,7 +356,7 @@ def dot(context: Any, sums: Any, quads: Any, array: Any, index: Any) -> Any:
     assert array.dtype == types.int8
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        four = builder.load(_address(context, builder, signature.args[2], values[2:], _INT), align=1)
+        four = builder.load(address(context, builder, signature.args[2], values[2:], _INT), align=1)
         given = builder.bitcast(_splat(builder, four, INTS.vector), QUADS.vector)
         if sums == INTS:
             ints = ir.VectorType(_INT, 16)

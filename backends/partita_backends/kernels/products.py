@@ -13,7 +13,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from .blocks import PLANE_BYTES, PLANES, UNIT, VECTOR, Blocks, unit_values
+from .blocks import PLANE_BYTES, PLANES, UNIT, VECTOR, Blocks, Numbers, load_numbers, unit_values
 from .compiled import Call, inlined, kernel, parallel_kernel, threaded
 from .lanes import (
     WIDTH,
@@ -22,7 +22,6 @@ from .lanes import (
     floats,
     fused,
     load,
-    load_floats,
     load_quads,
     no_sums,
     splat,
@@ -183,7 +182,7 @@ def _scaled(so_far, lower, upper, row, weight, wide, t, u, n):  # pragma: no cov
 @inlined
 def _joined(so_far, product, total, scales, biases, times, at):  # pragma: no cover
     """so_far + scale * product + bias * times * total, of the group at `at`."""
-    return fused(load_floats(biases, at), splat(times * total), fused(load_floats(scales, at), product, so_far))
+    return fused(load_numbers(biases, at), splat(times * total), fused(load_numbers(scales, at), product, so_far))
 
 
 @kernel
@@ -276,11 +275,11 @@ def float_product(x: np.ndarray, blocks: Blocks, y: np.ndarray, threads: int = 1
     return threaded, (threads, _float_parallel, x, *weight, y, _bounds(blocks, threads))
 
 
-def _grid(blocks: Blocks) -> tuple[np.ndarray, np.ndarray, np.float32, int]:
+def _grid(blocks: Blocks) -> tuple[Numbers, Numbers, np.float32, int]:
     """Scales, and numbers that times a factor are the biases, without a branch where there are none; the group size."""
-    if len(blocks.biases):
-        return blocks.scales, blocks.biases, np.float32(1), blocks.group_size
-    return blocks.scales, blocks.scales, np.float32(-blocks.middle), blocks.group_size
+    if blocks.centred:
+        return blocks.scales, blocks.scales, np.float32(-blocks.middle), blocks.group_size
+    return blocks.scales, blocks.biases, np.float32(1), blocks.group_size
 
 
 def _bounds(blocks: Blocks, threads: int) -> np.ndarray:

@@ -21,7 +21,7 @@ import torch
 from partita import quantization
 from partita.backend import Memory, Sinks
 from partita.errors import BackendUnavailable
-from partita.quantization import Packed
+from partita.quantization import Packed, Stored
 
 from .. import DEVICES, NotBuilt, process_memory
 from . import attention, experts, group, recorded, training, training_attention, weights
@@ -129,7 +129,11 @@ class TorchBackend:
         return buffer.scatter_(2, index[:, None, :, None].expand(x.shape), x)
 
     # Model
-    def prepare(self, weight: np.ndarray | Packed) -> Any:
+    def prepare(self, weight: np.ndarray | Packed | Stored) -> Any:
+        if isinstance(weight, Stored):
+            if self._kernels is not None and (blocked := self._kernels.stored(weight)) is not None:
+                return blocked
+            weight = weight.repacked(self.smallest_group)
         if isinstance(weight, Packed):
             return weights.prepare(weight, self._device, self._decode)
         return weights.from_numpy(weight).to(device=self._device, dtype=self._decode)

@@ -13,9 +13,9 @@ import torch
 
 from partita.backend import Sinks
 from partita.brief import Brief
-from partita.quantization import Packed
+from partita.quantization import Packed, Stored
 
-from ..kernels import attention, blocks, matrices, pointwise, products
+from ..kernels import attention, blocks, ggml, matrices, pointwise, products
 from .recorded import run
 
 Tensor = torch.Tensor
@@ -63,6 +63,11 @@ FEW_ROWS = 16  # up to here a product waits for the weight to be read: the rows 
 def blocked(weight: Packed[np.ndarray]) -> Blocked | None:
     """The weight in blocks, or None for groups that kernels do not take."""
     return Blocked(blocks.arrange(weight)) if blocks.fits(weight) else None
+
+
+def stored(weight: Stored) -> Blocked | None:
+    """The same of a file's own blocks, or None for a type that kernels do not take."""
+    return Blocked(ggml.arrange(weight)) if ggml.fits(weight) else None
 
 
 def few(x: Tensor, rows: int) -> bool:

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..brief import Brief
 from ..errors import CheckpointError
-from ..quantization import Packed
+from ..quantization import Packed, Stored
 from . import names
 
 
@@ -55,9 +55,9 @@ class Checkpoint(Brief, ABC):
         CheckpointError: no such tensor, or a damaged one. UnsupportedModel: a block format that cannot be read.
         """
 
-    def read_packed(self, name: str, smallest_group: int) -> np.ndarray | Packed:
-        """The same for a backend whose products take groups down to so many integers: what `read` makes dense, since
-        most do not, stays packed where the file has it so."""
+    def read_stored(self, name: str) -> np.ndarray | Packed | Stored:
+        """The same for `Backend.prepare`: a matrix in blocks of integers stays as the file has it. Errors of what is
+        damaged in it come later."""
         return self.read(name)
 
     @abstractmethod

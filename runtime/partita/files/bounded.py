@@ -154,6 +154,15 @@ def map_file(path: Path) -> mmap.mmap:
             raise _unreadable(path, error) from error
 
 
+def forget(data: mmap.mmap, start: int, stop: int) -> None:
+    """Whole pages of a mapped file between two bytes leave this process's memory, where the system can do that; what
+    was written to them is lost, and what the file has is read again when it is asked for."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE
+        if last > first:
+            data.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
 class _Twice(Exception):
     """A key that a JSON object holds twice: two readers would see two different files."""
 

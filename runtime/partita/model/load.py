@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 
@@ -17,10 +17,10 @@ from ..arrays import Array
 from ..backend import Backend
 from ..checkpoint import experts
 from ..checkpoint.base import Checkpoint
-from ..checkpoint.gguf.blocks import AFFINE, GROUP, SMALL_GROUP
+from ..checkpoint.gguf.blocks import AFFINE, GROUP, SMALL, SMALL_GROUP
 from ..checkpoint.names import EMBEDDING, HEAD, Index
 from ..errors import CheckpointError
-from ..quantization import Packed, dequantize, joined
+from ..quantization import Packed, Stored, dequantize, joined
 from .config import ModelConfig
 from .decoder import Attention, Block, Decoder
 from .families.parse import family, parse
@@ -28,6 +28,7 @@ from .layers import MLP, ExpertLinear, Linear, MoE, RMSNorm, Stack
 from .weights import Kind, Names, WeightSpec, weights
 
 Value = np.ndarray | Packed
+Matrix = Value | Stored
 
 _COMPARED = 64  # rows of two matrices that should be one
 
@@ -49,15 +50,15 @@ def weight_bytes(ops: Backend, checkpoint: Checkpoint) -> int:
 
 
 def packed_as(stored: str, smallest_group: int = GROUP) -> tuple[int, int] | None:
-    """Bits and group size that a tensor is read with, from what `Checkpoint.stored_as` says; None for a dense one.
-    smallest_group: as for `Checkpoint.read_packed`."""
+    """Bits and group size that a tensor has in memory, from what `Checkpoint.stored_as` says; None for a dense one.
+    smallest_group: what has smaller groups is made dense."""
     if "-bit:" in stored:
         bits, group = stored.split("-bit:")
         return int(bits), int(group)
     if stored in AFFINE:
         return int(stored[1]), 32
-    if stored == "Q6_K" and smallest_group <= SMALL_GROUP:
-        return 6, SMALL_GROUP
+    if stored in SMALL and smallest_group <= SMALL_GROUP:
+        return int(stored[1]), SMALL_GROUP
     return (5, 32) if stored == "MXFP4" else None
 
 
@@ -81,7 +82,7 @@ def load_decoder(
     """
     reader = _Reader(ops, checkpoint, read_config(checkpoint), stack)
     config, own = reader.config, reader.weights_of(None)
-    embedding = reader.ops.prepare(reader.source.read(own["embedding"]))
+    embedding = reader.prepare([reader.source.read(own["embedding"])])
     blocks: list[Block] = []
     for i in range(config.num_layers):
         blocks.append(reader.block(i))
@@ -142,8 +143,8 @@ def load_last_norm(ops: Backend, checkpoint: Checkpoint) -> RMSNorm:
 class _Source:
     """The weights of a decoder in a checkpoint, checked against the shapes that its config gives them."""
 
-    def __init__(self, checkpoint: Checkpoint, config: ModelConfig, smallest_group: int = GROUP):
-        self.checkpoint, self.smallest_group = checkpoint, smallest_group
+    def __init__(self, checkpoint: Checkpoint, config: ModelConfig):
+        self.checkpoint = checkpoint
         self.specs = tuple(weights(config, _names(checkpoint)))
         self._experts = experts.find(checkpoint) if config.experts else {}
 
@@ -161,23 +162,25 @@ class _Source:
         if not biases:
             self._compare_experts(stored, projection, stored.shape(projection), spec.shape)
 
-    def read(self, spec: WeightSpec) -> Value:
-        """What the checkpoint has under its own name. No backend computes in float64."""
+    def read(self, spec: WeightSpec) -> Matrix:
+        """What the checkpoint has under its own name, of whatever is not an expert's."""
         self.check(spec)
+        value = self.checkpoint.read_stored(spec.name)
+        return _narrowed(value) if isinstance(value, np.ndarray) else value
+
+    def experts(self, spec: WeightSpec) -> Value:
+        self.check(spec)
+        stored, projection = self._stored(spec)
         if spec.kind == "experts_bias":
-            stored, projection = self._stored(spec)
             value = stored.bias(projection)
             self._compare_experts(stored, projection, value.shape, spec.shape)
-        elif spec.kind.startswith("experts"):
-            stored, projection = self._stored(spec)
-            value = stored.weight(projection)
         else:
-            value = self.checkpoint.read_packed(spec.name, self.smallest_group)
-        return value.astype(np.float32) if isinstance(value, np.ndarray) and value.dtype == np.float64 else value
+            value = stored.weight(projection)
+        return _narrowed(value) if isinstance(value, np.ndarray) else value
 
     def vector(self, spec: WeightSpec) -> np.ndarray:
-        value = self.read(spec)
-        if isinstance(value, Packed):
+        value = self.experts(spec) if spec.kind == "experts_bias" else self.read(spec)
+        if not isinstance(value, np.ndarray):
             raise CheckpointError(f"{self.checkpoint.path.name}: {spec.name} is packed where a dense tensor belongs")
         return value
 
@@ -215,7 +218,7 @@ class _Reader:
 
     def __init__(self, ops: Backend, checkpoint: Checkpoint, config: ModelConfig, stack: bool):
         self.ops, self.config, self.stacks = ops, config, stack
-        self.source = _Source(checkpoint, config, ops.smallest_group)
+        self.source = _Source(checkpoint, config)
         self._biases = {spec.module: spec for spec in self.source.specs if spec.kind in ("bias", "experts_bias")}
 
     def weights_of(self, layer: int | None) -> dict[Kind, WeightSpec]:
@@ -261,7 +264,7 @@ class _Reader:
         )
 
     def expert_linear(self, spec: WeightSpec) -> ExpertLinear:
-        return ExpertLinear(self.ops.prepare_experts(self.source.read(spec)), self.bias([spec]))
+        return ExpertLinear(self.ops.prepare_experts(self.source.experts(spec)), self.bias([spec]))
 
     @overload
     def norm(self, spec: WeightSpec) -> RMSNorm: ...
@@ -280,7 +283,7 @@ class _Reader:
     def stack(self, specs: Sequence[WeightSpec]) -> Stack:
         """Matrices of one input. Neighbours of equal format become one."""
         parts: list[Linear] = []
-        run: list[tuple[WeightSpec, Value]] = []
+        run: list[tuple[WeightSpec, Matrix]] = []
         for spec in specs:
             weight = self.source.read(spec)
             if run and not (self.stacks and _same_format(run[-1][1], weight)):
@@ -290,10 +293,18 @@ class _Reader:
         parts.append(self.joined(run))
         return Stack(tuple(parts), tuple(tuple(n for spec in part.specs for n in spec.outputs) for part in parts))
 
-    def joined(self, run: Sequence[tuple[WeightSpec, Value]]) -> Linear:
+    def joined(self, run: Sequence[tuple[WeightSpec, Matrix]]) -> Linear:
         """One matrix of the rows of some."""
         specs = tuple(spec for spec, _ in run)
-        return Linear(self.ops.prepare(_rows([weight for _, weight in run])), self.bias(specs), specs)
+        return Linear(self.prepare([weight for _, weight in run]), self.bias(specs), specs)
+
+    def prepare(self, weights: Sequence[Matrix]) -> Any:
+        """One matrix of the rows of some, on the device."""
+        whole = _rows(weights)
+        prepared = self.ops.prepare(whole)
+        if isinstance(whole, Stored):
+            whole.release()
+        return prepared
 
     def bias(self, specs: Sequence[WeightSpec]) -> Array | None:
         """The biases of matrices of one input, which all have one or none."""
@@ -312,15 +323,24 @@ def _names(checkpoint: Checkpoint) -> Names:
     return replace(names, prefix=found.removesuffix(embedding), head=head.removesuffix(".weight"))
 
 
-def _same_format(a: Value, b: Value) -> bool:
+def _narrowed(value: np.ndarray) -> np.ndarray:
+    """No backend computes in float64."""
+    return value.astype(np.float32) if value.dtype == np.float64 else value
+
+
+def _same_format(a: Matrix, b: Matrix) -> bool:
     if isinstance(a, Packed) and isinstance(b, Packed):
         return (a.format, a.scales.dtype) == (b.format, b.scales.dtype)
-    return not isinstance(a, Packed) and not isinstance(b, Packed) and a.dtype == b.dtype
+    if isinstance(a, Stored) and isinstance(b, Stored):
+        return a.type == b.type
+    return isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.dtype == b.dtype
 
 
-def _rows(parts: list[Value]) -> Value:
+def _rows(parts: Sequence[Matrix]) -> Matrix:
     """Matrices of one format, one below the other."""
     if len(parts) == 1:
         return parts[0]
+    if stored := [part for part in parts if isinstance(part, Stored)]:
+        return replace(stored[0], parts=tuple(rows for part in stored for rows in part.parts))
     packed = [part for part in parts if isinstance(part, Packed)]
     return joined(packed, np.concatenate) if packed else np.concatenate([np.asarray(part) for part in parts])

@@ -179,7 +179,7 @@ def test_an_adapted_model_generates_through_the_cache(ops: Backend, tiny_model: 
             length = np.linalg.norm(value, axis=1)
             return value * (host[f"{module}.lora_magnitude_vector"] / length)[:, None]
 
-        def read_packed(self, name: str, smallest_group: int):
+        def read_stored(self, name: str):
             return self.read(name)
 
     tokens = np.random.default_rng(0).integers(0, 280, (1, 20)).astype(np.int32)

@@ -4,7 +4,7 @@ import gguf
 import numpy as np
 import pytest
 
-from partita.checkpoint.gguf.blocks import decode
+from partita.checkpoint.gguf.blocks import SMALL, decode
 from partita.errors import CheckpointError
 from partita.quantization import Packed, dequantize
 
@@ -43,19 +43,21 @@ def test_affine_blocks_keep_their_integers(name, shape):
 
 
 @pytest.mark.parametrize("shape", [(5, 512), (2, 3, 256), (40, 2**17)])
-def test_groups_of_16_stay_packed_for_who_takes_them(shape):
-    raw = random_blocks("Q6_K", int(np.prod(shape[:-1])), shape[-1])
-    packed = decode(raw.reshape(-1), "Q6_K", shape, "t", smallest_group=16)
+@pytest.mark.parametrize("name", SMALL)
+def test_groups_of_16_stay_packed_for_who_takes_them(name, shape):
+    raw = random_blocks(name, int(np.prod(shape[:-1])), shape[-1])
+    packed = decode(raw.reshape(-1), name, shape, "t", smallest_group=16)
     assert isinstance(packed, Packed)
-    assert (packed.shape, packed.bits, packed.group_size) == (shape, 6, 16)
-    np.testing.assert_array_equal(dequantize(packed), gguf.dequantize(raw, Type["Q6_K"]).reshape(shape))
+    assert (packed.shape, packed.bits, packed.group_size) == (shape, int(name[1]), 16)
+    np.testing.assert_array_equal(dequantize(packed), gguf.dequantize(raw, Type[name]).reshape(shape))
 
 
-def test_a_scale_of_a_small_group_that_is_not_finite_is_damage():
-    raw = random_blocks("Q6_K", 1, 256)
-    raw[0, 208:] = np.asarray([np.inf], np.float16).view(np.uint8)
+@pytest.mark.parametrize(("name", "half"), [("Q6_K", 208), ("Q2_K", 80), ("Q2_K", 82), ("Q3_K", 108)])
+def test_a_scale_of_a_small_group_that_is_not_finite_is_damage(name, half):
+    raw = random_blocks(name, 1, 256)
+    raw[0, half : half + 2] = np.asarray([np.inf], np.float16).view(np.uint8)
     with pytest.raises(CheckpointError, match="t: a block's scale"):
-        decode(raw.reshape(-1), "Q6_K", (1, 256), "t", smallest_group=16)
+        decode(raw.reshape(-1), name, (1, 256), "t", smallest_group=16)
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -1,4 +1,4 @@
-"""What the bytes of a GGUF block mean: nine affine formats repacked into `Packed`, the rest made dense.
+"""What the bytes of a GGUF block mean: eleven affine formats repacked into `Packed`, the rest made dense.
 
 Invariant: `dequantize(repack(...))` equals ggml's own dequantization bit for bit in float32, since the integers are
 kept and every scale and bias is stored in a type that holds it exactly.
@@ -11,7 +11,9 @@ Layouts (ggml's, little-endian; d, m, dmin are float16; a group is 32 values):
     Q8_0  d q[32] signed           q d
     Q4_K  d dmin sm[12] qs[128]    q d s - dmin m    8 groups; 32 bytes hold group 2j (low) and group 2j + 1 (high)
     Q5_K  d dmin sm[12] qh[32] qs[128]               bit g of qh[j] is bit 4 of value j of group g
-    Q6_K  ql[128] qh[64] sc[16] d  (q - 32) d sc     16 groups of 16; see `_sixes`
+    Q6_K  ql[128] qh[64] s[16] d   (q - 32) d s      16 groups of 16, s signed; see `_sixes`
+    Q2_K  sm[16] qs[64] d dmin     q d s - dmin m    16 groups of 16; s in the low half of sm, m in the high one
+    Q3_K  h[32] qs[64] s[12] d     (q - 4) d (s - 32)  16 groups of 16; bit g of h[j] is bit 2 of value 32 g + j
     MXFP4 e qs[16]                 `checkpoint/schemes/mxfp4.py`; the sign of a zero is lost
 """
 
@@ -29,6 +31,10 @@ GROUP = 32
 SMALL_GROUP = 16
 DENSE = ("F32", "F16", "BF16", "F64")
 AFFINE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K")
+SMALL = ("Q6_K", "Q2_K", "Q3_K")
+"""Affine as well, in groups of 16."""
+_PIECE = 2**14
+"""Blocks of 256 values that are taken apart at once: what is in between has a byte or more for each value."""
 
 
 def decode(
@@ -44,8 +50,8 @@ def decode(
         return _dense(raw, type_name).reshape(shape)
     if type_name in AFFINE:
         return _affine(raw, type_name, shape, what)
-    if type_name == "Q6_K" and smallest_group <= SMALL_GROUP:
-        return _sixes(raw, shape, what)
+    if type_name in SMALL and smallest_group <= SMALL_GROUP:
+        return _small_groups(raw, type_name, shape, what)
     if type_name == "MXFP4":
         blocks = raw.reshape(*shape[:-1], shape[-1] // mxfp4.GROUP, 1 + mxfp4.GROUP // 2)
         return mxfp4.repack(blocks[..., 1:], blocks[..., 0], halves=True, what=what)
@@ -114,30 +120,62 @@ def _superblocks(raw: np.ndarray, type_name: str) -> tuple[np.ndarray, np.ndarra
     return pack(low | (high << np.uint8(4)), 5), scales, biases
 
 
-def _sixes(raw: np.ndarray, shape: tuple[int, ...], what: str) -> Packed:
-    """Q6_K: float32 scales d sc, which have 18 bits and with an integer 24, and biases -32 d sc.
+def _small_groups(raw: np.ndarray, type_name: str, shape: tuple[int, ...], what: str) -> Packed:
+    """Q6_K, Q2_K and Q3_K: scales and biases float32, of 18 bits at most and with an integer of 24."""
+    bits, size, parts = {"Q6_K": (6, 210, _sixes), "Q2_K": (2, 84, _twos), "Q3_K": (3, 110, _threes)}[type_name]
+    blocks = raw.reshape(-1, size)
+    words = np.empty((len(blocks), 8 * bits), "<u4")
+    scales, biases = (np.empty((len(blocks), 16), np.float32) for _ in range(2))
+    with np.errstate(all="ignore"):  # what is not finite is reported below
+        for start in range(0, len(blocks), _PIECE):
+            piece = slice(start, start + _PIECE)
+            integers, scales[piece], biases[piece] = parts(blocks[piece])
+            words[piece] = pack(integers, bits)
+    if not (np.isfinite(scales).all() and np.isfinite(biases).all()):
+        raise _damaged(what)
+    *leading, n = shape
+    ends = (words, n * bits // 32), (scales, n // SMALL_GROUP), (biases, n // SMALL_GROUP)
+    return Packed(*(part.reshape(*leading, last) for part, last in ends), bits=bits, group_size=SMALL_GROUP)
+
+
+def _sixes(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Integers uint8 (blocks, 256), scales and biases (blocks, 16).
 
     In each half of a block, 128 values, value 32 i + l has its low 4 bits in ql[l + 32 (i % 2)], in the low half of the
     byte for i < 2, and its high 2 bits in qh[l] from bit 2 i on.
     """
-    blocks = raw.reshape(-1, 210)
-    words = np.empty((len(blocks), 48), "<u4")
-    step = 2**14  # blocks, 4 million values
-    for start in range(0, len(blocks), step):
-        part = blocks[start : start + step]
-        low = part[:, :128].reshape(-1, 2, 1, 2, 32)
-        low = np.concatenate([low & np.uint8(15), low >> np.uint8(4)], 2)
-        shifts = np.arange(0, 8, 2, dtype=np.uint8).reshape(2, 2, 1)
-        high = (part[:, 128:192].reshape(-1, 2, 1, 1, 32) >> shifts) & np.uint8(3)
-        words[start : start + step] = pack((low | (high << np.uint8(4))).reshape(-1, 256), 6)
-    with np.errstate(all="ignore"):
-        wide = _halves(blocks[:, 208:]).astype(np.float32)
-        scales = wide[:, None] * np.ascontiguousarray(blocks[:, 192:208]).view(np.int8).astype(np.float32)
-    if not np.isfinite(scales).all():
-        raise _damaged(what)
-    *leading, n = shape
-    scales = scales.reshape(*leading, n // SMALL_GROUP)
-    return Packed(words.reshape(*leading, n * 6 // 32), scales, scales * np.float32(-32), 6, SMALL_GROUP)
+    low = blocks[:, :128].reshape(-1, 2, 1, 64)
+    low = np.concatenate([low & np.uint8(15), low >> np.uint8(4)], 2).reshape(-1, 256)
+    scales = _wide(blocks[:, 208:]) * np.ascontiguousarray(blocks[:, 192:208]).view(np.int8)
+    return low | (_pairs(blocks[:, 128:192]) << np.uint8(4)), scales, scales * np.float32(-32)
+
+
+def _twos(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `_sixes`."""
+    scales = _wide(blocks[:, 80:82]) * (blocks[:, :16] & np.uint8(15))
+    return _pairs(blocks[:, 16:80]), scales, -(_wide(blocks[:, 82:84]) * (blocks[:, :16] >> np.uint8(4)))
+
+
+def _threes(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `_sixes`. Bytes 0-7 of s: the low four bits of scales 0-7 (low halves) and 8-15. Bits 2 k and 2 k + 1 of byte
+    8 + j: the two high bits of scale 4 k + j."""
+    groups, twos = np.arange(8, dtype=np.uint8)[:, None], np.arange(0, 8, 2, dtype=np.uint8)[:, None]
+    high = ((blocks[:, None, :32] >> groups) & np.uint8(1)).reshape(-1, 256)
+    top = ((blocks[:, None, 104:108] >> twos) & np.uint8(3)).reshape(-1, 16)
+    six = (_nibbles(blocks[:, 96:104]) | (top << np.uint8(4))).astype(np.int8) - np.int8(32)
+    scales = _wide(blocks[:, 108:]) * six
+    return _pairs(blocks[:, 32:96]) | (high << np.uint8(2)), scales, scales * np.float32(-4)
+
+
+def _pairs(body: np.ndarray) -> np.ndarray:
+    """Integers of two bits, uint8 (blocks, 64) to (blocks, 256): of each 32 bytes all lowest ones, then the next."""
+    shifts = np.arange(0, 8, 2, dtype=np.uint8)[:, None]
+    return ((body.reshape(-1, 2, 1, 32) >> shifts) & np.uint8(3)).reshape(-1, 256)
+
+
+def _wide(two_bytes: np.ndarray) -> np.ndarray:
+    """uint8 (blocks, 2), strided, a float16 each, to float32 (blocks, 1)."""
+    return _halves(two_bytes)[:, None].astype(np.float32)
 
 
 def _damaged(what: str) -> CheckpointError:

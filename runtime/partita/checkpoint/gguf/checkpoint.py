@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ...errors import CheckpointError, UnsupportedModel
 from ...files import safetensors
-from ...quantization import Packed, dequantize
+from ...quantization import Packed, Stored, StoredRows, dequantize
 from ..base import Checkpoint
 from . import blocks, names, reader
 
@@ -63,20 +64,39 @@ class GgufCheckpoint(Checkpoint):
         return self._tensor(name).shape
 
     def read(self, name: str) -> np.ndarray | Packed:
-        return self.read_packed(name, blocks.GROUP)
-
-    def read_packed(self, name: str, smallest_group: int) -> np.ndarray | Packed:
-        tensor = self._tensor(name)
-        where = f"{self.path.name}: {tensor.name}"
-        value = blocks.decode(self.file.raw(tensor.name), tensor.type, tensor.shape, where, smallest_group)
-        row = names.architecture(self.file.metadata)
-        heads = names.permuted_heads(row, self.config, tensor.name)
-        if not heads:
+        tensor, order = self._tensor(name), self._order(name)
+        value = blocks.decode(self.file.raw(tensor.name), tensor.type, tensor.shape, self._where(tensor))
+        if order is None:
             return value
-        if tensor.shape[0] % (2 * heads):
-            raise CheckpointError(f"{where} has {tensor.shape[0]} rows, which {heads} heads do not divide in pairs")
-        order = unpermuted_rows(tensor.shape[0], heads)
         return value.map(lambda part: part[order]) if isinstance(value, Packed) else value[order]
+
+    def read_stored(self, name: str) -> np.ndarray | Packed | Stored:
+        tensor = self._tensor(name)
+        if tensor.type not in (*blocks.AFFINE, *blocks.SMALL) or len(tensor.shape) != 2:
+            return self.read(name)
+        count, size = tensor.shape
+        kind, where = tensor.type, self._where(tensor)
+
+        def decode(raw: np.ndarray, smallest_group: int) -> np.ndarray | Packed:
+            return blocks.decode(raw.reshape(-1), kind, (len(raw), size), where, smallest_group)
+
+        raw = self.file.raw(tensor.name).reshape(count, -1)
+        rows = StoredRows(raw, self._order(name), decode, partial(self.file.release, tensor.name))
+        return Stored(kind, size, (rows,))
+
+    def _where(self, tensor: reader.GgufTensor) -> str:
+        return f"{self.path.name}: {tensor.name}"
+
+    def _order(self, name: str) -> np.ndarray | None:
+        """In which the rows of the file are those of Hugging Face's tensor; None: in the same."""
+        tensor = self._tensor(name)
+        heads = names.permuted_heads(names.architecture(self.file.metadata), self.config, tensor.name)
+        if not heads:
+            return None
+        rows = tensor.shape[0]
+        if rows % (2 * heads):
+            raise CheckpointError(f"{self._where(tensor)} has {rows} rows, which {heads} heads do not divide in pairs")
+        return unpermuted_rows(rows, heads)
 
     def stored_as(self, name: str) -> str:
         return self._tensor(name).type

@@ -27,7 +27,7 @@ import numpy as np
 
 from ...brief import Brief
 from ...errors import CheckpointError
-from ...files.bounded import find, map_file
+from ...files.bounded import find, forget, map_file
 from .header import Cursor, Metadata, TensorInfo, read_header
 
 PART = re.compile(r"(?P<prefix>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<end>\.gguf)", re.IGNORECASE)
@@ -78,6 +78,12 @@ class GgufFile(Brief):
         """The tensor's bytes, uint8 (nbytes,), without a copy."""
         tensor = self.tensors[name]
         return np.frombuffer(self.parts[tensor.part], np.uint8, tensor.nbytes, tensor.start)
+
+    def release(self, name: str) -> None:
+        """The pages that hold nothing but this tensor's bytes, which nobody has changed, leave this process's memory
+        until they are read again."""
+        tensor = self.tensors[name]
+        forget(self.parts[tensor.part], tensor.start, tensor.start + tensor.nbytes)
 
 
 def open_gguf(path: Path) -> GgufFile:
