@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -94,3 +97,16 @@ def test_a_step_outlives_snapshots_restores_and_rows_that_leave(tiny_model: Path
     for cache in (eager, held):
         cache.reset()
     both(1, 1)
+
+
+def test_torch_s_compiler_is_not_imported_for_it() -> None:
+    program = """
+import sys, torch
+from partita_backends.torch.recorded import recorded
+again = recorded(lambda x: (x + 1,))
+again(torch.ones(2))
+print(again(torch.ones(2))[0].tolist(), "torch._dynamo" in sys.modules)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[2.0, 2.0] False", done.stderr
