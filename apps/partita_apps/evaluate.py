@@ -31,6 +31,9 @@ from .terminal import console
     default=None,
     help="KL (nats) and top-1 against a cache of full width.  [default: with several --kv]",
 )
+@click.option(
+    "--decode", is_flag=True, help="Read a token at a time, as replies are written, beside the same model in float32."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 @adapter_option
 @model_option
@@ -45,6 +48,7 @@ def evaluate(
     max_tokens: int | None,
     segment: int,
     compare: bool | None,
+    decode: bool,
     as_json: bool,
     context: int | str | None,
     sinks: int | None,
@@ -55,7 +59,7 @@ def evaluate(
 
     --kv takes several formats, separated by commas, for a table, in which each is then read once more beside a cache of
     full width: KL is the mean divergence of the next token's probabilities in nats, top-1 how often the most probable
-    token is the same.
+    token is the same. --decode gives the same figures for the dtype that replies are computed in, against float32.
     """
     model, textfile = shifted(named, model, textfile)
     if model is None or textfile is None:
@@ -73,6 +77,12 @@ def evaluate(
         choices = [language_model.choose_cache(context=least, sinks=sinks, kv=name) for name in formats]
     tell(*(choice.text for choice in choices), *(language_model.kv_warning(choice.spec.kv) for choice in choices))
     tokens = language_model.tokenizer.encode(text)[:max_tokens]
+    if decode:
+        if len(choices) > 1 or compare:
+            raise DataError("--decode compares dtypes, with one --kv and without --compare")
+        report = decoded(language_model, choices[0].spec, load_model(model, **{**backend, "dtype": "float32"}), tokens)
+        click.echo(json.dumps(report)) if as_json else show_decoded(report)
+        return
     specs = [choice.spec for choice in choices]
     compared = len(specs) > 1 if compare is None else compare
     reference = reference_spec(language_model, specs[0], compare) if compared else None
@@ -117,6 +127,34 @@ def measure(language_model: Any, spec: Any, tokens: list[int], segment: int) -> 
     }
 
 
+def decoded(language_model: Any, spec: Any, exact: Any, tokens: list[int]) -> dict[str, Any]:
+    """What decoding in the model's dtype loses against `exact`, the same model in float32."""
+    from partita.cache.state import Cache
+    from partita.inference.perplexity import compare_decoding, perplexity
+    from partita.inference.runner import ModelRunner
+
+    from .progress import bar
+
+    runners = [ModelRunner(each.ops, each.decoder, Cache(each.ops, spec)) for each in (language_model, exact)]
+    with bar("decoding beside float32") as advance:
+        found = compare_decoding(*runners, tokens, on_progress=advance)
+    ops = language_model.ops
+    return {
+        "perplexity": perplexity(found.losses),
+        "reference_perplexity": perplexity(found.reference_losses),
+        "kl": found.kl,
+        "top1": found.top1,
+        "tokens": len(tokens),
+        "backend": ops.name,
+        "device": ops.device,
+        "dtype": ops.dtype,
+        "decode_dtype": ops.decode_dtype,
+        "reference_dtype": "float32",
+        "kv": str(spec.kv),
+        "context": spec.context,
+    }
+
+
 def reference_spec(language_model: Any, like: Any, asked: bool | None) -> Any:
     """A cache of full width with the same layout; None, and a line that says so, where memory has no room for it."""
     layout = {"context": like.context, "sinks": like.sinks, "kv": str(language_model.kv_format())}
@@ -146,6 +184,20 @@ def losses_of_format(language_model: Any, spec: Any, reference: Any, tokens: lis
             ops, language_model.decoder, Cache(ops, reference), Cache(ops, spec), tokens, on_progress=advance
         )
     return {"kl": found.kl, "top1": found.top1, "reference_kv": str(reference.kv)}
+
+
+def show_decoded(report: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    where = f"{report['backend']} on {report['device']}"
+    table = Table(title=f"{report['tokens']} tokens, one at a time, {where}", title_justify="left")
+    table.add_column("")
+    table.add_column("value", justify="right")
+    table.add_row("perplexity", f"{report['perplexity']:.4f}")
+    table.add_row("perplexity in float32", f"{report['reference_perplexity']:.4f}")
+    table.add_row("KL against float32, nats", f"{report['kl']:.5f}")
+    table.add_row("top-1 agreement", f"{report['top1']:.2%}")
+    console().print(table)
 
 
 def show(rows: list[dict[str, Any]]) -> None:

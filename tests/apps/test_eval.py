@@ -67,3 +67,34 @@ def test_the_model_may_be_an_option(tiny_model: Path, text: Path) -> None:
         found = run(*arguments)
         assert found.returncode == 2
         assert f"missing argument '{missing}'" in found.stderr
+
+
+def test_decoding_is_compared_with_float32(tiny_model: Path, text: Path) -> None:
+    """float32 differs from itself by the order of its sums; a cache of 4 bits by much more."""
+    exact = json.loads(run(tiny_model, text, "--decode", "--dtype", "float32", "--json").stdout)
+    assert exact["kl"] < 1e-9
+    assert exact["perplexity"] == pytest.approx(exact["reference_perplexity"], rel=1e-5)
+    assert (exact["top1"], exact["reference_dtype"]) == (1.0, "float32")
+    shown = run(tiny_model, text, "--decode")
+    assert all(label in shown.stdout for label in ("KL against float32, nats", "perplexity in float32"))
+    refused = run(tiny_model, text, "--decode", "--kv", "32,k8v4")
+    assert refused.returncode == 2
+    assert "--decode compares dtypes, with one --kv" in refused.stderr
+
+
+def test_torch_decodes_otherwise_than_in_float32(tiny_model: Path, text: Path) -> None:
+    command = [
+        PARTITA,
+        "eval",
+        str(tiny_model),
+        str(text),
+        "--decode",
+        "--json",
+        "--backend",
+        "torch",
+        "--device",
+        "cpu",
+    ]
+    report = json.loads(subprocess.run(command, capture_output=True, text=True, timeout=120).stdout)
+    assert 0 < report["kl"] < 0.01
+    assert report["decode_dtype"] == "bfloat16"

@@ -17,6 +17,7 @@ from ..backend import Backend
 from ..cache.state import Cache
 from ..errors import DataError
 from ..model.decoder import Decoder
+from .runner import ModelRunner
 from .sampling import not_finite
 
 
@@ -108,6 +109,37 @@ def compare(
     return Comparison(losses.astype(wide), before.astype(wide), np.maximum(divergence.astype(wide), 0), agrees)
 
 
+def compare_decoding(
+    tested: ModelRunner,
+    reference: ModelRunner,
+    tokens: Sequence[int],
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Comparison:
+    """`tested` reads the text a token at a time, as a reply is written; `reference`, of any backend, in chunks, as a
+    prompt is read. Caches are empty and of one row. Errors as for `compare`."""
+    found: list[tuple[np.ndarray, ...]] = []
+    reference.model.check(tokens)
+    for inputs, targets, done, total in _chunks(tokens, reference.cache.spec.chunk):
+        logits = reference.model(reference.ops, reference.ops.array(inputs[None]), reference.cache, every=True)[0]
+        steps = [tested.ops.to_numpy(tested.decode(tested.ops.array(token[None]))) for token in inputs]
+        log_p = _log_softmax(_numbers(reference.ops, logits))
+        log_q = _log_softmax(_numbers(tested.ops, np.concatenate(steps)))
+        place = np.arange(len(targets)), targets
+        divergence = (np.exp(log_p) * (log_p - log_q)).sum(-1)
+        found.append((-log_q[place], -log_p[place], divergence, log_p.argmax(-1) == log_q.argmax(-1)))
+        if on_progress is not None:
+            on_progress(done, total)
+    return Comparison(*(np.concatenate(part) for part in zip(*found, strict=True)))
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    """float64, over the last axis."""
+    x = logits.astype(np.float64)
+    x -= x.max(-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
 def _chunks(tokens: Sequence[int], size: int) -> Iterator[tuple[np.ndarray, np.ndarray, int, int]]:
     """Inputs and targets of each chunk, int32, and how many tokens are read once it is, of how many."""
     if len(tokens) < 2:
@@ -125,9 +157,9 @@ def _losses(ops: Backend, logits: Array, targets: np.ndarray) -> Array:
     return ops.logsumexp(logits, -1) - ops.take(logits.reshape(-1), ops.array(place), 0)
 
 
-def _numbers(ops: Backend, x: Array) -> np.ndarray:
+def _numbers(ops: Backend, x: Array | np.ndarray) -> np.ndarray:
     """On the host. CheckpointError where one is NaN, as no text's loss is."""
-    found = ops.to_numpy(x)
+    found = x if isinstance(x, np.ndarray) else ops.to_numpy(x)
     if np.isnan(found).any():
         raise not_finite(ops)
     return found
