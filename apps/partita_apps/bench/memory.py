@@ -72,7 +72,8 @@ def beside(
     """Rows of what a process holds at most, files that it has mapped included, ours and the peer's."""
     rows = []
     for count in tokens:
-        found = measured(model, prompts(model, count), DECODED, against=against, threads=threads, warm=0, **sides)
+        sides |= {"warm": 0, "cold": 1}  # the first process may compile kernels, which takes memory too
+        found = measured(model, prompts(model, count), DECODED, against=against, threads=threads, **sides)
         ours, theirs = found.medians("peak")
         name = f"peak resident, {count} tokens read, {DECODED} decoded, {found.about} / {against}"
         rows.append(row(name, ours / MIB, theirs / MIB if theirs else None, "MiB", **found.beside))
