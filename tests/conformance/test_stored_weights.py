@@ -14,12 +14,14 @@ import pytest
 
 import partita_backends
 from partita.backend import Backend
+from partita.checkpoint import experts
 from partita.checkpoint.gguf import blocks as file_blocks
 from partita.checkpoint.gguf.checkpoint import GgufCheckpoint
 from partita.checkpoint.open import open_checkpoint
 from partita.errors import CheckpointError
+from partita.model.layers import MoE
 from partita.model.load import load_decoder
-from partita.quantization import Stored, StoredRows
+from partita.quantization import Packed, Stored, StoredRows, dequantize
 from partita_backends.kernels import blocks, ggml, words
 from partita_backends.torch import cpu
 
@@ -147,14 +149,15 @@ class Wide(Llama):
 def model(path: Path, name: str, shape: Llama) -> GgufCheckpoint:
     """A file whose matrices are of one type, q and k permuted."""
     rng = np.random.default_rng(3)
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, shape.architecture)
     shape.keys(writer)
     for key, value in shape.tensors.items():
         if value.ndim == 1:
             writer.add_tensor(key, value)
         else:
-            raw = random_blocks(name, len(value), value.shape[1])
-            writer.add_tensor(key, raw[rng.permutation(len(raw))], raw_dtype=Type[name])
+            raw = random_blocks(name, value[..., 0].size, value.shape[-1])
+            raw = raw[rng.permutation(len(raw))].reshape(*value.shape[:-1], -1)
+            writer.add_tensor(key, raw, raw_dtype=Type[name])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -186,11 +189,64 @@ def _dense(checkpoint: GgufCheckpoint, name: str) -> np.ndarray:
     return value if order is None else value[order]
 
 
+class Experts(Wide):
+    """Four of them, each of 512 inner numbers."""
+
+    architecture = "qwen3moe"
+
+    def layer_shapes(self, q: int, kv: int) -> dict[str, tuple[int, ...]]:
+        shapes = {name: shape for name, shape in super().layer_shapes(q, kv).items() if name.startswith("attn")}
+        norms = {"attn_q_norm": (self.head_dim,), "attn_k_norm": (self.head_dim,), "ffn_norm": (self.width,)}
+        up, down = (4, self.inner, self.width), (4, self.width, self.inner)
+        stacks = {"ffn_gate_exps": up, "ffn_up_exps": up, "ffn_down_exps": down, "ffn_gate_inp": (4, self.width)}
+        return {**shapes, **norms, **stacks}
+
+    def keys(self, writer: gguf.GGUFWriter) -> None:
+        super().keys(writer)
+        writer.add_expert_count(4)
+        writer.add_expert_used_count(2)
+        writer.add_expert_feed_forward_length(self.inner)
+        writer.add_key_length(self.head_dim)
+        writer.add_value_length(self.head_dim)
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q3_K"])
+def test_experts_stay_packed_in_the_groups_that_a_backend_takes(tmp_path: Path, name: str) -> None:
+    checkpoint = model(tmp_path / "m.gguf", name, Experts())
+    stacks = experts.find(checkpoint)["model.layers.0.mlp"]
+    found = stacks.weight("down_proj", 16)
+    assert isinstance(found, Packed)
+    assert (found.shape, found.group_size) == ((4, 256, 512), 32 if name == "Q4_K" else 16)
+    tensor = checkpoint.file.tensors["blk.0.ffn_down_exps.weight"]
+    expected = gguf.dequantize(checkpoint.file.raw(tensor.name).reshape(4 * 256, -1), Type[name]).reshape(4, 256, 512)
+    np.testing.assert_array_equal(dequantize(found), expected)
+    as_read = stacks.weight("down_proj")
+    assert isinstance(as_read, Packed) == (name == "Q4_K")
+    np.testing.assert_array_equal(dequantize(as_read) if isinstance(as_read, Packed) else as_read, expected)
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K"])
+def test_a_decoder_with_such_experts_computes(ops: Backend, tmp_path: Path, name: str) -> None:
+    checkpoint = model(tmp_path / "m.gguf", name, Experts())
+    mlp = load_decoder(ops, checkpoint).blocks[0].mlp
+    assert isinstance(mlp, MoE)
+    tensor = checkpoint.file.tensors["blk.0.ffn_gate_exps.weight"]
+    dense = gguf.dequantize(checkpoint.file.raw(tensor.name).reshape(4 * 512, -1), Type[name]).reshape(4, 512, 256)
+    x, index = (
+        np.random.default_rng(0).standard_normal((1, 2, 1, 256)).astype(np.float32),
+        np.asarray([[[3, 0], [1, 3]]]),
+    )
+    y = ops.to_numpy(ops.moe_linear(ops.array(x), mlp.gate.weight, ops.array(index.astype(np.int32))))
+    expected = np.einsum("btei,btkoi->btko", x.astype(np.float64), dense[index])
+    bounds.assert_near(y, expected, bounds.drift(256 + 8), (np.abs(x) @ np.abs(dense).max(0).T).max())
+
+
 LOAD = """
 import sys
 from pathlib import Path
 import partita_backends
 from partita.checkpoint.open import open_checkpoint
+from partita.model.layers import MoE
 from partita.model.load import load_decoder
 
 ops = partita_backends.load("torch", device="cpu", threads=1)

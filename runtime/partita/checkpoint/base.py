@@ -56,8 +56,8 @@ class Checkpoint(Brief, ABC):
         """
 
     def read_stored(self, name: str) -> np.ndarray | Packed | Stored:
-        """The same for `Backend.prepare`: a matrix in blocks of integers stays as the file has it. Errors of what is
-        damaged in it come later."""
+        """The same for `Backend.prepare`: a matrix in blocks of integers stays as the file has it, and a stack of
+        them as one matrix. Errors of what is damaged in it come later."""
         return self.read(name)
 
     @abstractmethod

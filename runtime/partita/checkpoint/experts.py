@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 
 from ..errors import CheckpointError
-from ..quantization import Packed, joined
+from ..quantization import Packed, Stored, joined
 from .base import Checkpoint
 from .schemes import mxfp4
 
@@ -98,20 +98,33 @@ class StoredExperts:
             raise self._error(f"gate_up_proj has {out} rows, which gate and up cannot share")
         return (count, out // 2, size)
 
-    def weight(self, projection: str) -> Value:
-        """One projection of every expert: (experts, out, in), dense as stored, or Packed."""
+    def weight(self, projection: str, smallest_group: int | None = None) -> Value:
+        """One projection of every expert: (experts, out, in), dense as stored, or Packed. smallest_group: for who takes
+        smaller groups of integers than `Checkpoint.read` gives."""
         names = self.sources(projection)
         if self.form == "each":
             self.shape(projection)  # reported before anything is read
             return self._stack([self.checkpoint.read(name) for name in names])
         if self.form == "stacked":
-            return self.checkpoint.read(names[0])
+            return self._stacked(names[0], smallest_group)
         self.shape(projection)
         rows = self._rows(projection)
         first, *more = (self._dense(name) for name in names)
         if self.form == "mxfp4":
             return mxfp4.repack(first[:, rows], more[0][:, rows], what=f"{self.checkpoint.path.name}: {names[0]}")
         return (first.swapaxes(1, 2) if self.interleaved else first)[:, rows]
+
+    def _stacked(self, name: str, smallest_group: int | None) -> Value:
+        value = self.checkpoint.read(name) if smallest_group is None else self.checkpoint.read_stored(name)
+        if not isinstance(value, Stored):
+            return value
+        assert smallest_group is not None
+        rows = value.repacked(smallest_group)
+        value.release()
+        leading = self.checkpoint.shape(name)[:-1]
+        if isinstance(rows, Packed):
+            return rows.map(lambda part: part.reshape(*leading, -1))
+        return rows.reshape(*leading, -1)
 
     def bias(self, projection: str) -> np.ndarray:
         """One projection's biases, (experts, out)."""

@@ -168,14 +168,14 @@ class _Source:
         value = self.checkpoint.read_stored(spec.name)
         return _narrowed(value) if isinstance(value, np.ndarray) else value
 
-    def experts(self, spec: WeightSpec) -> Value:
+    def experts(self, spec: WeightSpec, smallest_group: int = GROUP) -> Value:
         self.check(spec)
         stored, projection = self._stored(spec)
         if spec.kind == "experts_bias":
             value = stored.bias(projection)
             self._compare_experts(stored, projection, value.shape, spec.shape)
         else:
-            value = stored.weight(projection)
+            value = stored.weight(projection, smallest_group)
         return _narrowed(value) if isinstance(value, np.ndarray) else value
 
     def vector(self, spec: WeightSpec) -> np.ndarray:
@@ -264,7 +264,9 @@ class _Reader:
         )
 
     def expert_linear(self, spec: WeightSpec) -> ExpertLinear:
-        return ExpertLinear(self.ops.prepare_experts(self.source.experts(spec)), self.bias([spec]))
+        return ExpertLinear(
+            self.ops.prepare_experts(self.source.experts(spec, self.ops.smallest_group)), self.bias([spec])
+        )
 
     @overload
     def norm(self, spec: WeightSpec) -> RMSNorm: ...

@@ -5,6 +5,7 @@ Not here: bytes of the header (`header`), of blocks (`blocks`), what a key or te
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -72,15 +73,15 @@ class GgufCheckpoint(Checkpoint):
 
     def read_stored(self, name: str) -> np.ndarray | Packed | Stored:
         tensor = self._tensor(name)
-        if tensor.type not in (*blocks.AFFINE, *blocks.SMALL) or len(tensor.shape) != 2:
+        if tensor.type not in (*blocks.AFFINE, *blocks.SMALL) or len(tensor.shape) < 2:
             return self.read(name)
-        count, size = tensor.shape
+        size = tensor.shape[-1]
         kind, where = tensor.type, self._where(tensor)
 
         def decode(raw: np.ndarray, smallest_group: int) -> np.ndarray | Packed:
             return blocks.decode(raw.reshape(-1), kind, (len(raw), size), where, smallest_group)
 
-        raw = self.file.raw(tensor.name).reshape(count, -1)
+        raw = self.file.raw(tensor.name).reshape(math.prod(tensor.shape[:-1]), -1)
         rows = StoredRows(raw, self._order(name), decode, partial(self.file.release, tensor.name))
         return Stored(kind, size, (rows,))
 
