@@ -16,7 +16,7 @@ import numpy as np
 
 from partita.backend import Memory, Sinks
 from partita.errors import BackendUnavailable
-from partita.quantization import Packed, Stored, require_affine
+from partita.quantization import Packed, Stored, joined, require_affine
 
 from . import mlx_attention, mlx_training, process_memory
 from .mlx_attention import PACKED_ROWS
@@ -221,6 +221,10 @@ class MlxBackend:
     # Quantized keys and values
     def quantize(self, x: Array, bits: int, group_size: int) -> Packed[Array]:
         return mlx_attention.quantize(x, bits, group_size)
+
+    def write_packed(self, buffer: Packed[Array], x: Array, index: Array) -> Packed[Array]:
+        new = self.quantize(x, buffer.bits, buffer.group_size)
+        return joined([buffer, new], lambda pair: self.write(pair[0], pair[1], index))
 
     def dequantize(self, packed: Packed[Array]) -> Array:
         return mlx_attention.dequantize(packed)

@@ -175,6 +175,10 @@ class NumpyBackend:
     def quantize(self, x: np.ndarray, bits: int, group_size: int) -> Packed:
         return quantization.quantize_minmax(x, bits, group_size)
 
+    def write_packed(self, buffer: Packed, x: np.ndarray, index: np.ndarray) -> Packed:
+        new = self.quantize(x, buffer.bits, buffer.group_size)
+        return quantization.joined([buffer, new], lambda pair: self.write(pair[0], pair[1], index))
+
     def dequantize(self, packed: Packed) -> np.ndarray:
         return quantization.dequantize(packed).astype(self._float, copy=False)
 

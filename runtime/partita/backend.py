@@ -179,6 +179,10 @@ class Backend(Protocol[A]):
         """`quantization.quantize_minmax` in this backend's own operations."""
         ...
 
+    def write_packed(self, buffer: Packed[A], x: A, index: A) -> Packed[A]:
+        """`write` into a packed buffer (B, H, C, D), of x as `quantize` gives it."""
+        ...
+
     def dequantize(self, packed: Packed[A]) -> A:
         """float32 values of what `quantize` gave."""
         ...

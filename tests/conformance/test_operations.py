@@ -89,6 +89,19 @@ def copy(ops: Backend) -> list[np.ndarray]:
     return [ops.to_numpy(kept), ops.to_numpy(written)]
 
 
+def write_packed(ops: Backend) -> list[np.ndarray]:
+    found = []
+    for batch, tokens, slots in ((1, 1, [[3]]), (1, 3, [[5, 0, 1]]), (2, 2, [[4, 5], [0, 5]]), (1, 40, [[*range(40)]])):
+        for bits, group, size in ((8, 32, 64), (4, 32, 96), (8, 64, 128), (4, 64, 64)):
+            held = quantize_minmax(normal(batch, 2, 48, size), bits, group)
+            buffer = held.map(ops.array)
+            x = normal(batch, 2, tokens, size, seed=1, scale=3)
+            x[0, 1, 0, :group] = 0.25  # a constant group
+            index = ops.array(np.array(slots, np.int32))
+            found += parts(ops, ops.write_packed(buffer, ops.array(x), index))
+    return found
+
+
 WEIGHT = normal(32, 64, scale=0.3)
 
 
@@ -250,6 +263,7 @@ CASES: dict[str, Case] = {
     "glu": glu,
     "cached_attention": cached_attention,
     "quantize": quantize,
+    "write_packed": write_packed,
     "dequantize": dequantize,
     "hadamard": lambda ops: [ops.to_numpy(ops.hadamard(ops.array(normal(2, 3, n)))) for n in (1, 2, 64, 256)],
     "sum": along("sum", normal(4, 5, 6)),
@@ -272,7 +286,7 @@ CASES: dict[str, Case] = {
 }
 EXACT = {
     *("array", "to_numpy", "zeros", "full", "cast", "concat", "take", "assign", "copy", "where", "write", "argmax"),
-    "quantize",
+    *("quantize", "write_packed"),
 }
 # What is added up in a case, at most; a few roundings more belong to every case (`FEW`). 0: nothing beside those.
 LENGTHS = (

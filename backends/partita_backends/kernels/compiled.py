@@ -35,9 +35,12 @@ def kernel(function: Callable[..., Any]) -> Any:
 def inlined(function: Callable[..., Any]) -> Any:
     """A part of kernels, compiled into each of them: what is constant there is constant in it, and vectors stay in
     registers."""
-    return numba.njit(nogil=True, boundscheck=False, error_model="numpy", fastmath={"contract"}, forceinline=True)(
-        function
-    )
+    return _made(function, forceinline=True)
+
+
+def inner_kernel(function: Callable[..., Any]) -> Any:
+    """The same for what only kernels call: it is compiled and kept as a part of them."""
+    return _made(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 def parallel_kernel(function: Callable[..., Any]) -> Any:
@@ -83,10 +86,12 @@ KEPT = _writable(_PLACE)
 """Whether what is compiled outlives this process."""
 
 
+def _made(function: Callable[..., Any], **options: Any) -> Any:
+    return numba.njit(nogil=True, boundscheck=False, error_model="numpy", fastmath={"contract"}, **options)(function)
+
+
 def _kept(function: Callable[..., Any], *, parallel: bool) -> Any:
-    made = numba.njit(nogil=True, boundscheck=False, error_model="numpy", fastmath={"contract"}, parallel=parallel)(
-        function
-    )
+    made = _made(function, parallel=parallel)
     if KEPT:
         before, _config.CACHE_DIR = _config.CACHE_DIR, str(_PLACE)  # read when caching is switched on, and only then
         try:

@@ -103,23 +103,34 @@ def load_nibbles(context: Any, array: Any, index: Any) -> Any:
     return BYTES(array, types.intp), generate
 
 
-@intrinsic
-def load_floats(context: Any, array: Any, index: Any) -> Any:
-    """32 numbers as floats, of an array that holds float32, the bits of float16 as uint16, or of bfloat16 as int16."""
-    kind = array.dtype
-    stored = {types.uint16: _SHORT, types.int16: _SHORT, types.float32: _FLOAT}[kind]
+def _loading_floats(kind_of: Callable[[Any], Any]) -> Any:
+    @intrinsic
+    def load_floats(context: Any, array: Any, index: Any) -> Any:
+        kind = kind_of(array)
+        stored = {types.uint16: _SHORT, types.int16: _SHORT, types.float32: _FLOAT}[kind]
 
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        place = address(context, builder, signature.args[0], values, ir.VectorType(stored, WIDTH))
-        found = builder.load(place, align=1)
-        if kind == types.uint16:
-            return _from_half(builder, found)
-        if kind == types.int16:
-            upper = builder.shl(builder.zext(found, INTS.vector), _constant(INTS.vector, 16))
-            return builder.bitcast(upper, FLOATS.vector)
-        return found
+        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            place = address(context, builder, signature.args[0], values, ir.VectorType(stored, WIDTH))
+            found = builder.load(place, align=1)
+            if kind == types.uint16:
+                return _from_half(builder, found)
+            if kind == types.int16:
+                upper = builder.shl(builder.zext(found, INTS.vector), _constant(INTS.vector, 16))
+                return builder.bitcast(upper, FLOATS.vector)
+            return found
 
-    return FLOATS(array, types.intp), generate
+        return FLOATS(array, types.intp), generate
+
+    return load_floats
+
+
+load_floats = _loading_floats(lambda array: array.dtype)
+"""load_floats(array, index): 32 numbers as floats, of an array that holds float32, the bits of float16 as uint16, or of
+bfloat16 as int16."""
+load_single = _loading_floats(lambda array: types.float32)
+"""load_single(bytes, index): 32 floats that begin at a byte."""
+load_half = _loading_floats(lambda array: types.uint16)
+load_bfloat = _loading_floats(lambda array: types.int16)
 
 
 @intrinsic
@@ -187,11 +198,11 @@ def fused(context: Any, x: Any, y: Any, z: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         if not _fuses():
             return builder.fadd(builder.fmul(*values[:2]), values[2])
-        kind = ir.FunctionType(FLOATS.vector, [FLOATS.vector] * 3)
-        name = f"llvm.fma.v{WIDTH}f32"
+        kind = ir.FunctionType(x.vector, [x.vector] * 3)
+        name = f"llvm.fma.v{x.vector.count}f32"
         return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), values)
 
-    return FLOATS(FLOATS, FLOATS, FLOATS), generate
+    return x(x, x, x), generate
 
 
 @intrinsic

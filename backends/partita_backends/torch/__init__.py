@@ -123,6 +123,9 @@ class TorchBackend:
         return torch.where(condition, x, y)
 
     def write(self, buffer: Tensor, x: Tensor, index: Tensor) -> Tensor:
+        if self._kernels is not None and self._kernels.writes(buffer, x):
+            self._kernels.write(buffer, x, index)
+            return buffer
         x, index = x.to(buffer.dtype), index.to(torch.int64)
         if buffer.shape[0] == 1:
             return buffer.index_copy_(2, index[0], x)
@@ -201,6 +204,13 @@ class TorchBackend:
     # Quantized keys and values
     def quantize(self, x: Tensor, bits: int, group_size: int) -> Packed[Tensor]:
         return attention.quantize(x, bits, group_size)
+
+    def write_packed(self, buffer: Packed[Tensor], x: Tensor, index: Tensor) -> Packed[Tensor]:
+        if self._kernels is not None and self._kernels.writes(buffer, x):
+            self._kernels.write(buffer, x, index)
+            return buffer
+        new = self.quantize(x, buffer.bits, buffer.group_size)
+        return quantization.joined([buffer, new], lambda pair: self.write(pair[0], pair[1], index))
 
     def dequantize(self, packed: Packed[Tensor]) -> Tensor:
         return weights.dequantize(packed, torch.float32)

@@ -15,7 +15,7 @@ from partita.backend import Sinks
 from partita.brief import Brief
 from partita.quantization import Packed, Stored
 
-from ..kernels import attention, blocks, ggml, matrices, pointwise, products
+from ..kernels import attention, blocks, ggml, matrices, pointwise, products, slots
 from .recorded import run
 
 Tensor = torch.Tensor
@@ -122,7 +122,7 @@ def attend(
     """As `Backend.cached_attention`, of few queries, in float32."""
     query, seen = _floats(q), _floats(mask)
     if sinks is None:
-        none = np.empty((*k.shape[:2], 0, q.shape[-1]), np.float32)
+        none = _side(torch.empty(0))
         others = query, none, none, np.empty((*mask.shape[:2], 0), np.float32)
     else:
         others = _floats(sinks.q), _side(sinks.k), _side(sinks.v), _floats(sinks.mask)
@@ -144,17 +144,45 @@ def attend(
     return y.to(q.dtype)
 
 
+def writes(buffer: Any, x: Tensor) -> bool:
+    """Whether `write` takes it."""
+    if not few(x, x.shape[0] * x.shape[2]):
+        return False
+    if isinstance(buffer, Packed):
+        return attention.fits(buffer.shape[-1], buffer.group_size) and all(
+            part.is_contiguous() for part in _parts(buffer)
+        )
+    return attention.fits(buffer.shape[-1]) and buffer.dtype in _KINDS and buffer.is_contiguous()
+
+
+def write(buffer: Any, x: Tensor, index: Tensor) -> None:
+    """As `Backend.write` and `Backend.write_packed`, of float32."""
+    run(slots.write, _floats(x), index.to(torch.int32).contiguous().numpy(), *_side(buffer), buffer.shape[2])
+
+
+def _parts(packed: Packed[Tensor]) -> tuple[Tensor, ...]:
+    return packed.weight, *packed.grid
+
+
 def _floats(x: Tensor) -> np.ndarray:
     return x.float().contiguous().numpy()
 
 
-def _side(x: Any) -> Any:
-    """Keys or values as kernels take them: the bits of 16-bit floats as integers, which numba has types for."""
+def _side(x: Any) -> attention.Side:
+    """Keys or values as kernels take them."""
     if isinstance(x, Packed):
-        words = x.weight.contiguous().view(torch.uint8).reshape(-1).numpy()
-        return words, _side(x.scales).reshape(-1), _side(x.biases).reshape(-1), x.bits, x.group_size
-    x = x.contiguous()
-    if x.dtype == torch.float32:
-        return x.numpy()
-    bits = x.view(torch.int16).numpy()
-    return bits if x.dtype == torch.bfloat16 else bits.view(np.uint16)
+        scales, biases = (part.contiguous().view(torch.int16).reshape(-1).numpy().view(np.uint16) for part in x.grid)
+        return _bytes(x.weight), scales, biases, x.bits, x.group_size
+    none = np.empty(0, np.uint16)
+    return _bytes(x), none, none, _KINDS[x.dtype], attention.WIDTH
+
+
+_KINDS = {
+    torch.float32: attention.FLOAT32,
+    torch.float16: attention.FLOAT16,
+    torch.bfloat16: attention.BFLOAT16,
+}
+
+
+def _bytes(x: Tensor) -> np.ndarray:
+    return x.contiguous().view(torch.uint8).reshape(-1).numpy()

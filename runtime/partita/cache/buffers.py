@@ -118,10 +118,8 @@ class Store:
 
     def write(self, side: Side, x: Array, index: Array) -> Side:
         """The one write path: quantize if the ring is packed, then put every part of x (B, H, T, D) at slots (B, T)."""
-        if not isinstance(side, Packed):
-            return self.ops.write(side, x, index)
-        new = self.ops.quantize(x, side.bits, side.group_size)
-        return joined([side, new], lambda pair: self.ops.write(pair[0], pair[1], index))
+        write = self.ops.write_packed if isinstance(side, Packed) else self.ops.write
+        return write(side, x, index)
 
     def mark(self, positions: Array, new: Array, index: Array) -> Array:
         """Positions (B, C) with `new` (B, T) at slots index (B, T), through the same write as keys and values."""
