@@ -16,7 +16,7 @@ from .rounding import float_bits, grid_points, joined_nibbles, to_half
 
 @kernel
 def write(x, index, stored, scales, biases, kind, group, slots):  # pragma: no cover
-    """x: float32 (B, H, T, D), D and group in whole lanes. index: int32 (B, T). The others: a `Side` of `slots` slots."""
+    """x: float32 (B, H, T, D), D and group in whole lanes. index: int32 (B, T). The others: a `Side` and its slots."""
     size = x.shape[3]
     for b in range(x.shape[0]):
         for h in range(x.shape[1]):

@@ -118,8 +118,9 @@ class Store:
 
     def write(self, side: Side, x: Array, index: Array) -> Side:
         """The one write path: quantize if the ring is packed, then put every part of x (B, H, T, D) at slots (B, T)."""
-        write = self.ops.write_packed if isinstance(side, Packed) else self.ops.write
-        return write(side, x, index)
+        if isinstance(side, Packed):
+            return self.ops.write_packed(side, x, index)
+        return self.ops.write(side, x, index)
 
     def mark(self, positions: Array, new: Array, index: Array) -> Array:
         """Positions (B, C) with `new` (B, T) at slots index (B, T), through the same write as keys and values."""
