@@ -1,4 +1,7 @@
-"""Norms, activations and rotations of a few rows: one call each, where torch makes a handful of small operations."""
+"""Norms, activations and rotations, and their derivatives: one pass over memory each, where torch makes a handful.
+
+On one thread. Not here: which gradients are wanted. Rows are float32 (n, size), numbers of a row side by side.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,55 @@ def rms_norm(x, weight, eps, y):  # pragma: no cover
 
 
 @kernel
+def inverses(x, eps, y):  # pragma: no cover
+    """1 / root of the mean square of each row, into y (n,)."""
+    size = x.shape[1]
+    whole = size // WIDTH * WIDTH
+    for t in range(x.shape[0]):
+        row, acc = x[t], splat(np.float32(0))
+        for i in range(0, whole, WIDTH):
+            part = load(row, i)
+            acc = fused(part, part, acc)
+        squares = total(acc)
+        for i in range(whole, size):
+            squares += row[i] * row[i]
+        y[t] = np.float32(1) / np.sqrt(squares / np.float32(size) + np.float32(eps))
+
+
+@kernel
+def normed(x, weight, inverse, y):  # pragma: no cover
+    """x * inverse * weight, into y. inverse: (n,)."""
+    size = x.shape[1]
+    whole = size // WIDTH * WIDTH
+    for t in range(x.shape[0]):
+        row, out, scale = x[t], y[t], splat(inverse[t])
+        for i in range(0, whole, WIDTH):
+            store(out, i, load(row, i) * scale * load(weight, i))
+        for i in range(whole, size):
+            out[i] = row[i] * inverse[t] * weight[i]
+
+
+@kernel
+def normed_back(grad, x, weight, inverse, y):  # pragma: no cover
+    """The gradient of x, into y, of that of `normed`, in which inverse depends on x."""
+    size = x.shape[1]
+    whole = size // WIDTH * WIDTH
+    for t in range(x.shape[0]):
+        above, row, out, acc = grad[t], x[t], y[t], splat(np.float32(0))
+        for i in range(0, whole, WIDTH):
+            acc = fused(load(above, i) * load(weight, i), load(row, i), acc)
+        product = total(acc)
+        for i in range(whole, size):
+            product += above[i] * weight[i] * row[i]
+        share = -product * inverse[t] * inverse[t] / np.float32(size)
+        for i in range(0, whole, WIDTH):
+            g = load(above, i) * load(weight, i)
+            store(out, i, fused(load(row, i), splat(share), g) * splat(inverse[t]))
+        for i in range(whole, size):
+            out[i] = (above[i] * weight[i] + row[i] * share) * inverse[t]
+
+
+@kernel
 def glu(gate, up, activation, y):  # pragma: no cover
     """As `Backend.glu`, of float32 rows (n, size), size in whole lanes, into y. activation: a place in ACTIVATIONS."""
     size = y.shape[1]
@@ -50,14 +102,41 @@ def glu(gate, up, activation, y):  # pragma: no cover
 
 
 @kernel
+def glu_back(grad, gate, up, activation, for_gate, for_up):  # pragma: no cover
+    """The gradients of gate and up of that of `glu`, for the first two of ACTIVATIONS."""
+    one = np.float32(1)
+    for t in range(grad.shape[0]):
+        for i in range(0, grad.shape[1], WIDTH):
+            g, u, above = load(gate[t], i), load(up[t], i), load(grad[t], i)
+            if activation == 0:
+                share = sigmoid(g)
+                steep = g
+            else:
+                square = g * g
+                inner = fused(splat(np.float32(0.044715)), square, splat(one))
+                share = sigmoid(splat(np.float32(1.5957691216057308)) * g * inner)
+                steep = fused(splat(np.float32(0.134145)), square, splat(one))
+                steep = splat(np.float32(1.5957691216057308)) * g * steep
+            store(for_up[t], i, above * g * share)
+            slope = fused(steep * share, splat(one) - share, share)
+            store(for_gate[t], i, above * u * slope)
+
+
+@kernel
 def rotate(x, cos, sin, y):  # pragma: no cover
     """As `Backend.rope`, float32, into y. x, y: (B, H, T, D); cos, sin: (B, T, d / 2)."""
     half, size = cos.shape[2], x.shape[3]
+    whole = half // WIDTH * WIDTH
     for b in range(x.shape[0]):
-        for h in range(x.shape[1]):
-            for t in range(x.shape[2]):
-                row, out, c, s = x[b, h, t], y[b, h, t], cos[b, t], sin[b, t]
-                for i in range(half):
+        for t in range(x.shape[2]):
+            c, s = cos[b, t], sin[b, t]
+            for h in range(x.shape[1]):
+                row, out = x[b, h, t], y[b, h, t]
+                for i in range(0, whole, WIDTH):
+                    first, second, turn = load(row, i), load(row, i + half), load(s, i)
+                    store(out, i, first * load(c, i) - second * turn)
+                    store(out, i + half, second * load(c, i) + first * turn)
+                for i in range(whole, half):
                     out[i] = row[i] * c[i] - row[i + half] * s[i]
                     out[i + half] = row[i + half] * c[i] + row[i] * s[i]
                 for i in range(2 * half, size):

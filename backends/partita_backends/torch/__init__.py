@@ -158,12 +158,12 @@ class TorchBackend:
         return _plus(y, None if bias is None else bias[index])
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        if self._kernels is not None and self._kernels.few(x, x.numel() // x.shape[-1]):
+        if self._kernels is not None and self._kernels.takes(x, x.numel() // x.shape[-1]):
             return self._kernels.rms_norm(x, weight, eps)
         return torch.nn.functional.rms_norm(x, weight.shape, weight, eps)
 
     def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        if self._kernels is not None and self._kernels.few(x, x.shape[0] * x.shape[2]):
+        if self._kernels is not None and self._kernels.takes(x, x.shape[0] * x.shape[2]):
             return self._kernels.rotate(x, cos, sin)
         return training.rotate(x, cos, sin)
 

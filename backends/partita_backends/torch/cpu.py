@@ -70,9 +70,9 @@ def stored(weight: Stored) -> Blocked | None:
     return Blocked(ggml.arrange(weight)) if ggml.fits(weight) else None
 
 
-def few(x: Tensor, rows: int) -> bool:
-    """Whether the operations below are for x, which has so many rows: with more of them torch is faster."""
-    return rows <= FEW_ROWS and x.dtype == torch.float32
+def takes(x: Tensor, rows: int) -> bool:
+    """Whether the operations below are for x, which has so many rows. They are computed on one thread."""
+    return x.dtype == torch.float32 and (rows <= FEW_ROWS or torch.get_num_threads() == 1)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -85,22 +85,56 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def gates(gate: Tensor) -> bool:
     """Whether `glu` takes it."""
-    return gate.shape[-1] % pointwise.WIDTH == 0 and few(gate, gate.numel() // gate.shape[-1])
+    return gate.shape[-1] % pointwise.WIDTH == 0 and takes(gate, gate.numel() // gate.shape[-1])
 
 
 def glu(gate: Tensor, up: Tensor, activation: str) -> Tensor:
     """As `Backend.glu`, of float32 in whole lanes."""
-    y, size = torch.empty(gate.shape), gate.shape[-1]
-    rows = (part.reshape(-1, size).numpy() for part in (gate, up))
-    run(pointwise.glu, *rows, pointwise.ACTIVATIONS.index(activation), y.view(-1, size).numpy())
+    y, place = torch.empty(gate.shape), pointwise.ACTIVATIONS.index(activation)
+    run(pointwise.glu, _rows(gate), _rows(up), place, _rows(y))
+    return y
+
+
+def glu_back(grad: Tensor, gate: Tensor, up: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+    """The gradients of gate and up, of that of `glu`; not for "swiglu_clamped"."""
+    found, place = (torch.empty(gate.shape), torch.empty(gate.shape)), pointwise.ACTIVATIONS.index(activation)
+    pointwise.glu_back(_rows(grad), _rows(gate), _rows(up), place, *map(_rows, found))
+    return found
+
+
+def inverses(x: Tensor, eps: float) -> Tensor:
+    """Of the root of each row's mean square, float32 (..., 1)."""
+    y = torch.empty(*x.shape[:-1], 1)
+    pointwise.inverses(_rows(x), eps, y.view(-1).numpy())
+    return y
+
+
+def normed(x: Tensor, weight: Tensor, inverse: Tensor) -> Tensor:
+    """x * inverse * weight, float32."""
+    y = torch.empty(x.shape)
+    pointwise.normed(_rows(x.detach()), weight.numpy(), inverse.view(-1).numpy(), _rows(y))
+    return y
+
+
+def normed_back(grad: Tensor, x: Tensor, weight: Tensor, inverse: Tensor) -> Tensor:
+    """The gradient of x, of that of its norm: `normed` with `inverses`."""
+    y = torch.empty(x.shape)
+    pointwise.normed_back(_rows(grad), _rows(x), weight.numpy(), inverse.view(-1).numpy(), _rows(y))
     return y
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """As `Backend.rope`, of float32."""
     y = torch.empty(x.shape)
-    run(pointwise.rotate, x.contiguous().numpy(), cos.numpy(), sin.numpy(), y.numpy())
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    run(pointwise.rotate, x.numpy(), cos.contiguous().numpy(), sin.contiguous().numpy(), y.numpy())
     return y
+
+
+def _rows(x: Tensor) -> np.ndarray:
+    """All leading dimensions in one, numbers of a row side by side."""
+    x = x.reshape(-1, x.shape[-1])
+    return (x if x.stride(-1) == 1 else x.contiguous()).numpy()
 
 
 def attends(k: Any, v: Any) -> bool:

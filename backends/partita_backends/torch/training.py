@@ -205,12 +205,24 @@ def embed(weight: Any, tokens: Tensor) -> Tensor:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See `Backend.rms_norm`."""
+    kernels = _kernels(x)
+    if kernels is not None:
+        inverse = kernels.inverses(x.detach(), eps)
+        return _made(_RmsNorm.apply(x, weight, inverse), _normed, x, weight, inverse)
     norm = torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True, dtype=torch.float32)
     inverse = (norm.square_() / x.shape[-1]).add_(eps).rsqrt_()
     return _made(_RmsNorm.apply(x, weight, inverse), _normed, x, weight, inverse)
 
 
+def _kernels(x: Tensor) -> Any:
+    """The module `cpu`, if operations of its are for x, element by element."""
+    kernels = weights.cpu_kernels() if x.device.type == "cpu" else None
+    return kernels if kernels is not None and kernels.takes(x, x.numel() // x.shape[-1]) else None
+
+
 def _normed(x: Tensor, weight: Tensor, inverse: Tensor) -> Tensor:
+    if (kernels := _kernels(x)) is not None:
+        return kernels.normed(x, weight.detach(), inverse)
     return (x.float() * inverse).mul_(weight.float()).to(x.dtype)
 
 
@@ -226,6 +238,8 @@ class _RmsNorm(Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
         x, weight, inverse = ctx.saved_tensors
+        if not ctx.needs_input_grad[1] and (kernels := _kernels(x)) is not None:
+            return kernels.normed_back(grads[0], x, weight, inverse), None, None
         grad = grads[0].float()
         normed = x.float() * inverse
         for_weight = None
@@ -240,6 +254,9 @@ class _RmsNorm(Function):
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """See `Backend.rope`."""
+    kernels = weights.cpu_kernels() if x.device.type == "cpu" else None
+    if kernels is not None and kernels.takes(x, x.shape[0] * x.shape[2]):
+        return kernels.rotate(x, cos, sin)
     half = cos.shape[-1]
     cos, sin = cos[:, None], sin[:, None]  # B 1 T d/2
     wide_cos, signed_sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
@@ -270,6 +287,9 @@ def glu(gate: Tensor, up: Tensor, activation: str) -> Tensor:
 
 
 def _gated(activation: str, gate: Tensor, up: Tensor) -> Tensor:
+    kernels = weights.cpu_kernels() if gate.device.type == "cpu" else None
+    if kernels is not None and kernels.gates(gate):
+        return kernels.glu(gate, up, activation)
     if activation == "swiglu_clamped":
         return _clamped(gate.clamp(max=7)).mul_(up.clamp(-7, 7).add_(1))
     return _activated(gate, activation).mul_(up)
@@ -289,6 +309,9 @@ class _Glu(Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         gate, up = ctx.saved_tensors
         grad, activation = grads[0], ctx.activation
+        kernels = weights.cpu_kernels() if gate.device.type == "cpu" else None
+        if kernels is not None and kernels.gates(gate) and activation != "swiglu_clamped":
+            return *kernels.glu_back(grad, gate, up, activation), None
         if activation == "swiglu_clamped":
             low = gate.clamp(max=7)
             sigmoid = torch.sigmoid(1.702 * low)
