@@ -152,6 +152,9 @@ class MlxBackend:
             )
         return y if bias is None else y + bias.astype(y.dtype)
 
+    def adapted_linear(self, x: Array, weight: Any, a: Array, b: Array, scale: float) -> Array:
+        return self.linear(x, weight) + self.linear(self.linear(x, a) * scale, b)
+
     def moe_linear(self, x: Array, weight: Any, index: Array, bias: Array | None = None) -> Array:
         if not isinstance(weight, Packed):
             weight = weight.astype(x.dtype)

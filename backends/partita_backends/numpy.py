@@ -113,6 +113,11 @@ class NumpyBackend:
         y = x @ weight.T
         return y if bias is None else y + bias
 
+    def adapted_linear(
+        self, x: np.ndarray, weight: np.ndarray, a: np.ndarray, b: np.ndarray, scale: float
+    ) -> np.ndarray:
+        return self.linear(x, weight) + self.linear(self.linear(x, a) * scale, b)
+
     def moe_linear(
         self, x: np.ndarray, weight: np.ndarray, index: np.ndarray, bias: np.ndarray | None = None
     ) -> np.ndarray:

@@ -132,6 +132,13 @@ class Backend(Protocol[A]):
         """x (..., in) times a prepared weight (out, in), transposed, plus bias: (..., out)."""
         ...
 
+    def adapted_linear(self, x: A, weight: Any, a: A, b: A, scale: float) -> A:
+        """x Wᵀ + scale * (x Aᵀ) Bᵀ: (..., out), of a prepared weight W (out, in) and an adapter (arXiv 2106.09685).
+
+        a: (rank, in). b: (out, rank). Either may be trained; the weight is not.
+        """
+        ...
+
     def moe_linear(self, x: A, weight: Any, index: A, bias: A | None = None) -> A:
         """Every token through the matrices of its own experts: (B, T, K, out).
 

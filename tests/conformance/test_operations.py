@@ -121,6 +121,18 @@ def linear(ops: Backend) -> list[np.ndarray]:
     return found
 
 
+def adapted_linear(ops: Backend) -> list[np.ndarray]:
+    a, b = ops.array(normal(4, 64, seed=3, scale=0.1)), ops.array(normal(32, 4, seed=4))
+    found = []
+    for weight in weights():
+        prepared = ops.prepare(weight)
+        for rows in (1, 40):
+            found.append(
+                ops.to_numpy(ops.adapted_linear(ops.array(normal(1, rows, 64, seed=rows)), prepared, a, b, 0.5))
+            )
+    return found
+
+
 def moe_linear(ops: Backend) -> list[np.ndarray]:
     dense = normal(5, 32, 64, scale=0.3)
     bias = ops.prepare_vector(normal(5, 32, seed=2))
@@ -253,6 +265,7 @@ CASES: dict[str, Case] = {
         ops.to_numpy(ops.prepare_vector(normal(8).astype(dtype))) for dtype in (np.float32, ml_dtypes.bfloat16)
     ],
     "embed": embed,
+    "adapted_linear": adapted_linear,
     "linear": linear,
     "moe_linear": moe_linear,
     "rms_norm": lambda ops: [
@@ -290,7 +303,7 @@ EXACT = {
 }
 # What is added up in a case, at most; a few roundings more belong to every case (`FEW`). 0: nothing beside those.
 LENGTHS = (
-    dict.fromkeys(("linear", "moe_linear", "prepare", "prepare_experts"), 64)
+    dict.fromkeys(("adapted_linear", "linear", "moe_linear", "prepare", "prepare_experts"), 64)
     | dict.fromkeys(("sum", "softmax", "logsumexp", "cumsum"), 6)
     | {"launch": 4, "sync": 4, "fetch": 1, "compile": 4, "rms_norm": 16, "hadamard": 256}
     | {"checkpoint": 4, "chunked_sum": 14, "value": 96, "cross_entropy": 9}

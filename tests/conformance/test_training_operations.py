@@ -87,6 +87,20 @@ def frozen(rows: int, bits: int | None) -> Example:
     return of_x(lambda ops, x: ops.linear(x, ops.prepare(weight)), 1, rows, 32)
 
 
+def adapted(rows: int, bits: int | None) -> Example:
+    """Its input comes out of a norm, and is read a second time."""
+    dense = normal(16, 32, scale=0.3, seed=1)
+    weight: Any = dense if bits is None else quantize_weight(dense, bits, 32)
+    inputs = {"x": normal(1, rows, 32), "a": normal(3, 32, seed=2, scale=0.2), "b": normal(16, 3, seed=3)}
+
+    def function(ops: Backend, a: dict[str, Any]) -> Any:
+        x = ops.rms_norm(a["x"], ops.array(normal(32, seed=5)), 1e-3)
+        y = ops.adapted_linear(x, ops.prepare(weight), a["a"], a["b"], 0.5)
+        return ops.concat([y, ops.linear(x, ops.array(normal(16, 32, seed=4, scale=0.3)))], 1)
+
+    return Example(function, inputs)
+
+
 def plain(rows: int) -> Example:
     inputs = {"x": normal(1, rows, 8), "w": normal(5, 8, seed=1), "b": normal(5, seed=2)}
     return Example(lambda ops, a: ops.linear(a["x"], a["w"], a["b"]), inputs)
@@ -194,6 +208,7 @@ EXAMPLES: dict[str, Example] = {
     "linear-1-row": plain(1),
     **{f"linear-{bits}-bits-{rows}-rows": frozen(rows, bits) for bits in (2, 3, 4, 5, 6, 8) for rows in (1, 9)},
     "linear-bfloat16": frozen(3, None),
+    **{f"adapted_linear-{bits or 'dense'}-{rows}-rows": adapted(rows, bits) for bits in (None, 4) for rows in (1, 9)},
     "moe_linear": expert(True, 3, None),
     "moe_linear-many": expert(False, 7, None),
     "moe_linear-4-bits": expert(True, 1, 4),

@@ -134,7 +134,18 @@ def test_a_loss_computes_with_the_instance_it_is_handed(
     model, values = lora(ops, tiny_family(name), LoraConfig(rank=4, alpha=8, targets="q_proj,o_proj"))
     batch = batch_of([documents(2, 20, 280)])
     view = Sequences(ops, model.decoder.config).view(batch.positions, batch.segments)
-    steps = ("embed", "linear", "moe_linear", "rms_norm", "rope", "glu", "attention", "checkpoint", "chunked_sum")
+    steps = (
+        "embed",
+        "linear",
+        "adapted_linear",
+        "moe_linear",
+        "rms_norm",
+        "rope",
+        "glu",
+        "attention",
+        "checkpoint",
+        "chunked_sum",
+    )
 
     def refused(*args: Any, **options: Any) -> Any:
         raise AssertionError("computed with the shared instance")

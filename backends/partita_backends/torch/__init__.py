@@ -153,6 +153,9 @@ class TorchBackend:
     def linear(self, x: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
         return _plus(weights.product(x, weight, self._decode), bias)
 
+    def adapted_linear(self, x: Tensor, weight: Any, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        return self.linear(x, weight) + self.linear(self.linear(x, a) * scale, b)
+
     def moe_linear(self, x: Tensor, weight: Any, index: Tensor, bias: Tensor | None = None) -> Tensor:
         y = experts.product(x, weight, index, self._decode)
         return _plus(y, None if bias is None else bias[index])
@@ -310,6 +313,9 @@ class TorchTraining(TorchBackend):
 
     def linear(self, x: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
         return _plus(training.linear(x, weight), bias)
+
+    def adapted_linear(self, x: Tensor, weight: Any, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        return training.adapted_linear(x, weight, a, b, scale)
 
     def moe_linear(self, x: Tensor, weight: Any, index: Tensor, bias: Tensor | None = None) -> Tensor:
         return _plus(training.moe_linear(x, weight, index), None if bias is None else bias[index])

@@ -165,7 +165,7 @@ class _Trained(Function):
 
 
 class _Frozen(Function):
-    """A product with a weight that is not stored as it is multiplied: made dense for each pass, kept for none."""
+    """A product with a weight that is not stored as it is multiplied: keeps no dense copy of it, and no input."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Any) -> Any:
@@ -175,16 +175,63 @@ class _Frozen(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
-        grad, weight = grads[0], ctx.weight
-        if isinstance(weight, Tensor):
-            return grad @ weight.to(grad.dtype), None
-        return weights.multiply_back(grad, weight), None
+        return _product_back(grads[0], ctx.weight), None
+
+
+def adapted_linear(x: Tensor, weight: Any, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """See `Backend.adapted_linear`."""
+    make, parts = getattr(x, _MADE, (_itself, (x,)))
+    return _Adapted.apply(x, weight, a, b, scale, make, *(part.detach() for part in parts))
+
+
+class _Adapted(Function):
+    """A frozen weight and an adapter, added up in one array each way: keeps what the input is made of, and x Aᵀ."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Any,
+        a: Tensor,
+        b: Tensor,
+        scale: float,
+        make: Callable[..., Tensor],
+        *parts: Tensor,
+    ) -> Any:
+        low = functional.linear(x.reshape(-1, x.shape[-1]), a.to(x.dtype)).mul_(scale)
+        y = _product(x, weight)
+        y.view(-1, len(b)).addmm_(low, b.to(x.dtype).t())
+        ctx.save_for_backward(a, b, low, *parts)
+        ctx.weight, ctx.scale, ctx.make = weight, scale, make
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> Any:
+        a, b, low, *parts = ctx.saved_tensors
+        grad = grads[0].reshape(-1, len(b))
+        for_low = (grad @ b.to(grad.dtype)).mul_(ctx.scale)
+        for_x = for_a = for_b = None
+        if ctx.needs_input_grad[0]:
+            for_x = _product_back(grads[0], ctx.weight)
+            for_x.view(-1, a.shape[1]).addmm_(for_low, a.to(grad.dtype))
+        if ctx.needs_input_grad[2]:
+            for_a = (for_low.t() @ ctx.make(*parts).reshape(len(grad), -1)).to(a.dtype)
+        if ctx.needs_input_grad[3]:
+            for_b = (grad.t() @ low).to(b.dtype)
+        return for_x, None, for_a, for_b, None, None, *(None for _ in parts)
 
 
 def _product(x: Tensor, weight: Any) -> Tensor:
     if isinstance(weight, Tensor):
         return functional.linear(x, weight.to(x.dtype))
     return weights.multiply(x, weight)
+
+
+def _product_back(grad: Tensor, weight: Any) -> Tensor:
+    if isinstance(weight, Tensor):
+        return grad @ weight.to(grad.dtype)
+    return weights.multiply_back(grad, weight)
 
 
 def moe_linear(x: Tensor, weight: Any, index: Tensor) -> Tensor:

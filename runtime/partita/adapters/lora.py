@@ -83,8 +83,12 @@ class Dropout:
         self.rate, self.seed = rate, seed
         self.draw: tuple[int, ...] | None = None
 
+    @property
+    def drops(self) -> bool:
+        return self.rate > 0 and self.draw is not None
+
     def __call__(self, ops: Backend, x: Array, name: str) -> Array:
-        if self.rate == 0 or self.draw is None:
+        if not self.drops or self.draw is None:
             return x
         random = np.random.default_rng([self.seed, zlib.crc32(name.encode()), *self.draw])
         kept = random.random(tuple(x.shape), np.float32) >= self.rate
@@ -118,9 +122,12 @@ class LoraLinear(Brief):
         return self.base.bias
 
     def __call__(self, ops: Backend, x: Array) -> Array:
+        factor = self.factor if self.magnitude is None else self._factor(ops)
+        if factor is None and (self.dropout is None or not self.dropout.drops):
+            y = ops.adapted_linear(x, self.base.weight, self.a, self.b, self.scale)
+            return y if self.base.bias is None else y + self.base.bias
         read = x if self.dropout is None else self.dropout(ops, x, self.name)
         low = ops.linear(ops.linear(read, self.a) * self.scale, self.b)
-        factor = self.factor if self.magnitude is None else self._factor(ops)
         if factor is None:
             return self.base(ops, x) + low
         y = (ops.linear(x, self.base.weight) + low) * ops.cast(factor, ops.dtype)
