@@ -32,14 +32,15 @@ def packed(bits: int, group_size: int, out: int, size: int) -> Packed:
     return quantize_weight(normal(out, size), bits, group_size)
 
 
-def computed(multiply: Any, x: np.ndarray, weight: Packed, size: int, threads: int = 1) -> np.ndarray:
+def computed(multiply: Any, x: np.ndarray, weight: Packed | np.ndarray, size: int, threads: int = 1) -> np.ndarray:
     y = np.full((len(x), size), np.nan, np.float32)
-    function, arguments = multiply(x, blocks.arrange(weight), y, threads)
+    operand = blocks.arrange(weight) if isinstance(weight, Packed) else weight
+    function, arguments = multiply(x, operand, y, threads)
     function(*arguments)
     return y
 
 
-def compare(x: np.ndarray, weight: Packed, dense: np.ndarray, threads: int = 1) -> None:
+def compare(x: np.ndarray, weight: Packed | np.ndarray, dense: np.ndarray, threads: int = 1) -> None:
     """x (rows, in or more), of which the first numbers are taken forward, and back."""
     out, size = dense.shape
     for multiply, matrix in ((matrices.forward, dense.T), (matrices.back, dense)):
@@ -60,6 +61,7 @@ def test_every_format(bits: int, group_size: int) -> None:
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 12, 31, 600])
 def test_every_shape(shape: tuple[int, int], rows: int) -> None:
     weight = packed(4, 16, *shape)
+    compare(normal(rows, max(shape)), dequantize(weight), dequantize(weight).astype(np.float64))
     compare(normal(rows, max(shape)), weight, dequantize(weight).astype(np.float64))
 
 
@@ -96,6 +98,12 @@ def test_a_row_gives_the_same_bits_alone_and_among_others_on_any_number_of_threa
 @kernel
 def transposed(tile, out):  # pragma: no cover
     panels.transpose(tile, 0, out, 0)
+
+
+def test_a_dense_weight_of_any_shape() -> None:
+    for shape in ((1, 1), (5, 31), (33, 65), (800, 7)):
+        weight = normal(*shape)
+        compare(normal(13, max(shape)), weight, weight.astype(np.float64))
 
 
 def test_a_tile_is_transposed() -> None:

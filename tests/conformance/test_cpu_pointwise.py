@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from partita_backends.numpy import NumpyBackend
-from partita_backends.torch import cpu, training
+from partita_backends.torch import cpu, pointwise
 
 from .. import bounds
 
@@ -55,7 +55,7 @@ def test_norms(size: int) -> None:
     weight = 1 + normal(size, seed=3) / 4
     x = normal(2, 20, size)
     compare(
-        lambda x: training.rms_norm(x, torch.from_numpy(weight), 1e-5),
+        lambda x: pointwise.rms_norm(x, torch.from_numpy(weight), 1e-5),
         lambda x: ORACLE.rms_norm(x, weight.astype(np.float64), 1e-5),
         x,
         roundings=size + 64,
@@ -70,7 +70,7 @@ def test_gates(activation: str, apart: bool) -> None:
     def mine(both: torch.Tensor) -> torch.Tensor:
         parts = both.chunk(2, -1)
         assert cpu.gates(parts[0])
-        return training.glu(*(x if apart else x.contiguous() for x in parts), activation)
+        return pointwise.glu(*(x if apart else x.contiguous() for x in parts), activation)
 
     compare(mine, lambda both: ORACLE.glu(*np.split(both, 2, -1), activation), 2 * normal(1, 20, 192))
 
@@ -80,7 +80,7 @@ def test_rotations(size: int, half: int) -> None:
     cos, sin = np.cos(normal(2, 20, half, seed=4)), np.sin(normal(2, 20, half, seed=4))
 
     def mine(x: torch.Tensor) -> torch.Tensor:
-        return training.Rotation.apply(x.transpose(1, 2), torch.from_numpy(cos), torch.from_numpy(sin))
+        return pointwise.Rotation.apply(x.transpose(1, 2), torch.from_numpy(cos), torch.from_numpy(sin))
 
     compare(
         mine,

@@ -1,18 +1,22 @@
-"""Products of many rows with a weight in blocks, forward and back, in float32, nothing rounded.
+"""Products of many rows with a weight in blocks, or a dense one, forward and back, in float32, nothing rounded.
 
 A panel of the weight at a time becomes float32, in the processor's cache, and all rows are multiplied with it; so no
-part of the weight is ever dense in memory, and it costs little more than the products alone. Back is the product with
-the transposed weight, of which a gradient is made. Invariant: a row gives the same numbers alone and among others.
+part of a packed weight is ever dense in memory, and it costs little more than the products alone. Back is the product
+with the transposed weight, of which a gradient is made. Invariant: a row gives the same numbers alone and among others.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 import numpy as np
+from numba import types
+from numba.extending import overload
 
 from .blocks import PLANE_BYTES, UNIT, Blocks, unit_weights
 from .compiled import Call, kernel, parallel_kernel, threaded
-from .lanes import WIDTH
+from .lanes import WIDTH, load, store
 from .panels import multiply, transpose
 
 DEPTH = 768  # inputs of a panel at most: 96 KiB
@@ -31,7 +35,8 @@ def _parts(whole, most):  # pragma: no cover
 def _aside(x, first, stop, start, count, copy):  # pragma: no cover
     """What `multiply` reads of x, copied to rows that lie otherwise."""
     for t in range(first, stop):
-        copy[t - first, :count] = x[t, start : start + count]
+        for k in range(count):
+            copy[t - first, k] = x[t, start + k]
 
 
 @kernel
@@ -46,89 +51,131 @@ def _panel_times(x, first, stop, start, panel, count, y, column, edge, copy, add
     """Rows of x times a panel, to 32 columns of y or as many as there are; edge: room for those, kept between calls."""
     cut = column + WIDTH > y.shape[1]
     target, top, place = (edge, first, 0) if cut else (y, first, column)
-    if len(copy):
-        multiply(copy, 0, stop - first, 0, panel, count, target, top, place, add)
-    else:
-        multiply(x, first, stop, start, panel, count, target, top, place, add)
+    source, begin, at = (copy, 0, 0) if len(copy) else (x, first, start)
+    multiply(source, begin, begin + stop - first, at, panel, count, target, top, place, add)
     if cut:
         for t in range(first, stop):
             for j in range(y.shape[1] - column):
                 y[t, column + j] = edge[t, j]
 
 
+def _panel(weight: Any, n: int, start: int, count: int, scratch: Any, panel: np.ndarray) -> None:
+    """Of a weight, 32 outputs from 32 * n on, and `count` inputs from `start` on: panel (inputs, 32). weight: float32
+    (out, in), or packed, as `_call` makes it."""
+    raise NotImplementedError  # compiled code calls what follows
+
+
+def _panel_back(weight: Any, n: int, start: int, count: int, scratch: Any, panel: np.ndarray) -> None:
+    """The same of the transposed weight: its inputs are the weight's outputs."""
+    raise NotImplementedError
+
+
+@overload(_panel)
+def _panel_of(weight, n, start, count, scratch, panel):
+    if isinstance(weight, types.Array):
+
+        def dense(weight, n, start, count, scratch, panel):
+            _, _, tile = scratch
+            size = weight.shape[1]
+            for k in range(0, count, UNIT):
+                wide, high = min(UNIT, size - start - k), min(WIDTH, weight.shape[0] - n * WIDTH)
+                for j in range(high):
+                    if wide == UNIT:
+                        store(tile, j * UNIT, load(weight, (n * WIDTH + j) * size + start + k))
+                    else:
+                        for i in range(wide):
+                            tile[j * UNIT + i] = weight[n * WIDTH + j, start + k + i]
+                transpose(tile, 0, panel, k * WIDTH)
+
+        return dense
+
+    def packed(weight, n, start, count, scratch, panel):
+        words, planes, bits, scales, biases, middle, group, units = weight
+        unpacked, values, _ = scratch
+        unit_bytes, groups = bits * UNIT * WIDTH // 8, units * UNIT // group
+        for u in range(start // UNIT, (start + count + UNIT - 1) // UNIT):
+            parts = scales, biases, middle, group, (n * groups + u * UNIT // group) * WIDTH
+            at = (n * units + u) * unit_bytes
+            unit_weights(words, at, planes, parts, unpacked, values, panel, (u * UNIT - start) * WIDTH)
+
+    return packed
+
+
+@overload(_panel_back)
+def _panel_back_of(weight, n, start, count, scratch, panel):
+    if isinstance(weight, types.Array):
+
+        def dense(weight, n, start, count, scratch, panel):
+            size = weight.shape[1]
+            wide = min(UNIT, size - n * UNIT)
+            for j in range(count):
+                if wide == UNIT:
+                    store(panel, j * UNIT, load(weight, (start + j) * size + n * UNIT))
+                else:
+                    for i in range(wide):
+                        panel[j * UNIT + i] = weight[start + j, n * UNIT + i]
+
+        return dense
+
+    def packed(weight, n, start, count, scratch, panel):
+        words, planes, bits, scales, biases, middle, group, units = weight
+        unpacked, values, tile = scratch
+        unit_bytes, groups = bits * UNIT * WIDTH // 8, units * UNIT // group
+        for block in range(start // WIDTH, (start + count + WIDTH - 1) // WIDTH):
+            parts = scales, biases, middle, group, (block * groups + n * UNIT // group) * WIDTH
+            unit_weights(words, (block * units + n) * unit_bytes, planes, parts, unpacked, values, tile, 0)
+            transpose(tile, 0, panel, (block * WIDTH - start) * UNIT)
+
+    return packed
+
+
 @kernel
-def _forward(x, words, planes, bits, scales, biases, middle, group, y, first, stop):  # pragma: no cover
-    """Outputs of blocks `first` to `stop`, into y (rows, out)."""
-    size, units = x.shape[1], (x.shape[1] + UNIT - 1) // UNIT
-    unit_bytes, groups, deep = bits * UNIT * WIDTH // 8, units * UNIT // group, _parts(units, DEPTH // UNIT)
-    unpacked, values = np.empty(2 * PLANE_BYTES, np.uint8), np.empty(UNIT * WIDTH, np.float32)
-    panel, edge = np.empty(deep * UNIT * WIDTH, np.float32), np.empty((x.shape[0], WIDTH), np.float32)
+def _product(x, weight, y, first, stop, back):  # pragma: no cover
+    """Columns of y (rows, out), 32 at a time, from the `first` to the `stop` of them on."""
+    size = x.shape[1]
+    deep = _parts((size + UNIT - 1) // UNIT, DEPTH // UNIT) * UNIT
+    scratch = (
+        np.empty(2 * PLANE_BYTES, np.uint8),
+        np.empty(UNIT * WIDTH, np.float32),
+        np.zeros(UNIT * WIDTH, np.float32),
+    )
+    panel, edge = np.empty(deep * WIDTH, np.float32), np.empty((x.shape[0], WIDTH), np.float32)
     high = _parts(x.shape[0], ROWS)
-    copy = _place(x, high, deep * UNIT)
+    copy = _place(x, high, deep)
     for top in range(0, x.shape[0], high):
         bottom = min(top + high, x.shape[0])
-        for before in range(0, units, deep):
-            start, count = before * UNIT, min(before * UNIT + deep * UNIT, size) - before * UNIT
+        for start in range(0, size, deep):
+            count = min(deep, size - start)
             if len(copy):
                 _aside(x, top, bottom, start, count, copy)
             for n in range(first, stop):
-                for u in range(before, min(before + deep, units)):
-                    at, place = (n * units + u) * unit_bytes, (n * groups + u * UNIT // group) * WIDTH
-                    parts = scales, biases, middle, group, place
-                    unit_weights(words, at, planes, parts, unpacked, values, panel, (u - before) * UNIT * WIDTH)
-                _panel_times(x, top, bottom, start, panel, count, y, n * WIDTH, edge, copy, before > 0)
-
-
-@kernel
-def _back(x, words, planes, bits, scales, biases, middle, group, y, first, stop):  # pragma: no cover
-    """Inputs of units `first` to `stop`, into y (rows, in), of x (rows, out)."""
-    size, units, blocks = x.shape[1], (y.shape[1] + UNIT - 1) // UNIT, (x.shape[1] + WIDTH - 1) // WIDTH
-    unit_bytes, groups, deep = bits * UNIT * WIDTH // 8, units * UNIT // group, _parts(blocks, DEPTH // WIDTH)
-    unpacked, values = np.empty(2 * PLANE_BYTES, np.uint8), np.empty(UNIT * WIDTH, np.float32)
-    tile = np.empty(UNIT * WIDTH, np.float32)
-    panel, edge = np.empty(deep * UNIT * WIDTH, np.float32), np.empty((x.shape[0], UNIT), np.float32)
-    high = _parts(x.shape[0], ROWS)
-    copy = _place(x, high, deep * WIDTH)
-    for top in range(0, x.shape[0], high):
-        bottom = min(top + high, x.shape[0])
-        for before in range(0, blocks, deep):
-            start, count = before * WIDTH, min(before * WIDTH + deep * WIDTH, size) - before * WIDTH
-            if len(copy):
-                _aside(x, top, bottom, start, count, copy)
-            for u in range(first, stop):
-                for n in range(before, min(before + deep, blocks)):
-                    at, place = (n * units + u) * unit_bytes, (n * groups + u * UNIT // group) * WIDTH
-                    unit_weights(words, at, planes, (scales, biases, middle, group, place), unpacked, values, tile, 0)
-                    transpose(tile, 0, panel, (n - before) * UNIT * WIDTH)
-                _panel_times(x, top, bottom, start, panel, count, y, u * UNIT, edge, copy, before > 0)
+                if back:
+                    _panel_back(weight, n, start, count, scratch, panel)
+                else:
+                    _panel(weight, n, start, count, scratch, panel)
+                _panel_times(x, top, bottom, start, panel, count, y, n * WIDTH, edge, copy, start > 0)
 
 
 @parallel_kernel
-def _forward_parallel(x, words, planes, bits, scales, biases, middle, group, y, bounds):  # pragma: no cover
+def _parallel(x, weight, y, bounds, back):  # pragma: no cover
     for i in numba.prange(len(bounds) - 1):
-        _forward(x, words, planes, bits, scales, biases, middle, group, y, bounds[i], bounds[i + 1])
+        _product(x, weight, y, bounds[i], bounds[i + 1], back)
 
 
-@parallel_kernel
-def _back_parallel(x, words, planes, bits, scales, biases, middle, group, y, bounds):  # pragma: no cover
-    for i in numba.prange(len(bounds) - 1):
-        _back(x, words, planes, bits, scales, biases, middle, group, y, bounds[i], bounds[i + 1])
-
-
-def forward(x: np.ndarray, blocks: Blocks, y: np.ndarray, threads: int = 1) -> Call:
+def forward(x: np.ndarray, weight: Blocks | np.ndarray, y: np.ndarray, threads: int = 1) -> Call:
     """The call for x (rows, in) times the weight (out, in), transposed, into y (rows, out). All float32, contiguous."""
-    if threads == 1:
-        return _forward, (x, *blocks.operands, y, 0, blocks.count)
-    return threaded, (threads, _forward_parallel, x, *blocks.operands, y, _bounds(blocks.count, threads))
+    return _call(x, weight, y, threads, back=False)
 
 
-def back(x: np.ndarray, blocks: Blocks, y: np.ndarray, threads: int = 1) -> Call:
+def back(x: np.ndarray, weight: Blocks | np.ndarray, y: np.ndarray, threads: int = 1) -> Call:
     """The call for x (rows, out) times the weight (out, in), into y (rows, in). All float32, contiguous."""
+    return _call(x, weight, y, threads, back=True)
+
+
+def _call(x: np.ndarray, weight: Blocks | np.ndarray, y: np.ndarray, threads: int, *, back: bool) -> Call:
+    operand = (*weight.operands, weight.units) if isinstance(weight, Blocks) else weight
+    count = -(-y.shape[1] // WIDTH)
     if threads == 1:
-        return _back, (x, *blocks.operands, y, 0, blocks.units)
-    return threaded, (threads, _back_parallel, x, *blocks.operands, y, _bounds(blocks.units, threads))
-
-
-def _bounds(count: int, threads: int) -> np.ndarray:
-    """Where each thread's part begins, and where the last one's ends."""
-    return np.linspace(0, count, threads + 1).astype(np.int64)
+        return _product, (x, operand, y, 0, count, back)
+    bounds = np.linspace(0, count, threads + 1).astype(np.int64)
+    return threaded, (threads, _parallel, x, operand, y, bounds, back)

@@ -24,7 +24,7 @@ from partita.errors import BackendUnavailable
 from partita.quantization import Packed, Stored
 
 from .. import DEVICES, NotBuilt, process_memory
-from . import attention, experts, group, recorded, training, training_attention, weights
+from . import attention, experts, group, pointwise, recorded, training, training_attention, weights
 
 Tensor = torch.Tensor
 
@@ -168,7 +168,7 @@ class TorchBackend:
     def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         if self._kernels is not None and self._kernels.takes(x, x.shape[0] * x.shape[2]):
             return self._kernels.rotate(x, cos, sin)
-        return training.rotate(x, cos, sin)
+        return pointwise.rotate(x, cos, sin)
 
     def glu(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
         if self._kernels is not None and self._kernels.gates(gate):
@@ -296,7 +296,7 @@ class TorchBackend:
         return x.gather(-1, index.to(torch.int64)[:, None])[:, 0]
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return training.cross_entropy(logits, targets)
+        return pointwise.cross_entropy(logits, targets)
 
 
 class TorchTraining(TorchBackend):
@@ -321,13 +321,13 @@ class TorchTraining(TorchBackend):
         return _plus(training.moe_linear(x, weight, index), None if bias is None else bias[index])
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return training.rms_norm(x, weight, eps)
+        return pointwise.rms_norm(x, weight, eps)
 
     def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        return training.Rotation.apply(x, cos, sin)
+        return pointwise.Rotation.apply(x, cos, sin)
 
     def glu(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
-        return training.glu(gate, up, activation)
+        return pointwise.glu(gate, up, activation)
 
 
 def _plus(y: Tensor, bias: Tensor | None) -> Tensor:

@@ -45,16 +45,39 @@ class Blocked(Brief):
         return self._into(grad, self.shape[1], matrices.back).to(grad.dtype)
 
     def _into(self, x: Tensor, size: int, multiply: Any) -> Tensor:
-        """(rows, size), float32, of x and one of the kernels."""
-        y = torch.empty(len(x), size)
-        function, arguments = multiply(_floats(x), self.blocks, y.numpy(), torch.get_num_threads())
-        run(function, *arguments)
-        return y
+        return _computed(multiply, x, self.blocks, size)
 
     def rows(self, index: Tensor) -> Tensor:
         y = torch.empty(len(index), self.shape[1])
         run(blocks.rows, self.blocks, index.numpy(), y.numpy())
         return y
+
+
+def multiplies(x: Tensor, weight: Tensor) -> bool:
+    """Whether `multiply` and `multiply_back` take a dense weight: many rows, on one thread."""
+    rows = x.numel() // x.shape[-1]
+    alike = x.dtype == weight.dtype == torch.float32 and weight.is_contiguous()
+    return alike and rows > FEW_ROWS and torch.get_num_threads() == 1
+
+
+def multiply(x: Tensor, weight: Tensor) -> Tensor:
+    """x (..., in) times a dense weight (out, in), transposed, float32."""
+    y = _computed(matrices.forward, x.reshape(-1, x.shape[-1]), weight.detach().numpy(), weight.shape[0])
+    return y.view(*x.shape[:-1], -1)
+
+
+def multiply_back(grad: Tensor, weight: Tensor) -> Tensor:
+    """grad (..., out) times a dense weight (out, in), float32."""
+    y = _computed(matrices.back, grad.reshape(-1, grad.shape[-1]), weight.detach().numpy(), weight.shape[1])
+    return y.view(*grad.shape[:-1], -1)
+
+
+def _computed(multiply: Any, x: Tensor, weight: Any, size: int) -> Tensor:
+    """(rows, size), float32, of x (rows, n) and one of the kernels."""
+    y = torch.empty(len(x), size)
+    function, arguments = multiply(_floats(x), weight, y.numpy(), torch.get_num_threads())
+    run(function, *arguments)
+    return y
 
 
 FEW_ROWS = 16  # up to here a product waits for the weight to be read: the rows of a batch, or of a draft

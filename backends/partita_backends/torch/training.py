@@ -1,15 +1,14 @@
 """Differentiation on torch, and the operations of the forward pass in the form that keeps least for the backward pass.
 
-A frozen weight keeps neither its input nor a dense copy of itself; norms, activations and rotations keep their inputs
-and compute the rest again, and a trained weight whose input came out of one of them has it made again too (`_made`).
-Not here: attention (`training_attention.py`). Invariant: no gradient's value depends on
-what else is alive, on the number of rows of a product, or on chance.
+A frozen weight keeps neither its input nor a dense copy of itself; a trained one whose input came out of a norm or an
+activation has it made again in the backward pass. Not here: attention (`training_attention.py`), and what goes element
+by element (`pointwise.py`). Invariant: no gradient's value depends on what else is alive, on the number of rows of a
+product, or on chance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from . import experts, weights
+from .pointwise import kernels_for, made_from
 
 Tensor = torch.Tensor
 
@@ -122,27 +122,13 @@ def _accumulated(total: Tensor | None, x: Tensor) -> Tensor:
 def linear(x: Tensor, weight: Any) -> Tensor:
     """x (..., in) times weight (out, in), transposed; in x's dtype, whatever the number of rows."""
     if isinstance(weight, Tensor) and weight.requires_grad and torch.is_grad_enabled():
-        make, parts = getattr(x, _MADE, (_itself, (x,)))
+        make, parts = made_from(x)
         return _Trained.apply(x, weight, make, *(part.detach() for part in parts))
-    if isinstance(weight, Tensor) and weight.dtype == x.dtype:
+    if isinstance(weight, Tensor) and weight.dtype == x.dtype and _dense_kernels(x, weight) is None:
         return functional.linear(x, weight)
     if x.requires_grad and torch.is_grad_enabled():
         return _Frozen.apply(x, weight)
     return _product(x, weight)
-
-
-_MADE = "made_from"
-
-
-def _made(y: Tensor, make: Callable[..., Tensor], *parts: Tensor) -> Tensor:
-    """y, with a note that make(*parts) gives it again. Of parts that others keep anyway; whatever is computed from y
-    has no note."""
-    setattr(y, _MADE, (make, parts))
-    return y
-
-
-def _itself(x: Tensor) -> Tensor:
-    return x
 
 
 class _Trained(Function):
@@ -180,7 +166,7 @@ class _Frozen(Function):
 
 def adapted_linear(x: Tensor, weight: Any, a: Tensor, b: Tensor, scale: float) -> Tensor:
     """See `Backend.adapted_linear`."""
-    make, parts = getattr(x, _MADE, (_itself, (x,)))
+    make, parts = made_from(x)
     return _Adapted.apply(x, weight, a, b, scale, make, *(part.detach() for part in parts))
 
 
@@ -224,14 +210,23 @@ class _Adapted(Function):
 
 def _product(x: Tensor, weight: Any) -> Tensor:
     if isinstance(weight, Tensor):
+        if (kernels := _dense_kernels(x, weight)) is not None:
+            return kernels.multiply(x, weight)
         return functional.linear(x, weight.to(x.dtype))
     return weights.multiply(x, weight)
 
 
 def _product_back(grad: Tensor, weight: Any) -> Tensor:
     if isinstance(weight, Tensor):
+        if (kernels := _dense_kernels(grad, weight)) is not None:
+            return kernels.multiply_back(grad, weight)
         return grad @ weight.to(grad.dtype)
     return weights.multiply_back(grad, weight)
+
+
+def _dense_kernels(x: Tensor, weight: Tensor) -> Any:
+    """The module `cpu`, if products with a dense weight of its are for x."""
+    return kernels_for(x, lambda kernels: kernels.multiplies(x, weight))
 
 
 def moe_linear(x: Tensor, weight: Any, index: Tensor) -> Tensor:
@@ -245,164 +240,3 @@ def moe_linear(x: Tensor, weight: Any, index: Tensor) -> Tensor:
 def embed(weight: Any, tokens: Tensor) -> Tensor:
     """Rows of a weight: (*tokens.shape, in)."""
     return functional.embedding(tokens, weight) if isinstance(weight, Tensor) else weights.rows(weight, tokens)
-
-
-# Element by element
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """See `Backend.rms_norm`."""
-    kernels = _kernels(x)
-    if kernels is not None:
-        inverse = kernels.inverses(x.detach(), eps)
-        return _made(_RmsNorm.apply(x, weight, inverse), _normed, x, weight, inverse)
-    norm = torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True, dtype=torch.float32)
-    inverse = (norm.square_() / x.shape[-1]).add_(eps).rsqrt_()
-    return _made(_RmsNorm.apply(x, weight, inverse), _normed, x, weight, inverse)
-
-
-def _kernels(x: Tensor) -> Any:
-    """The module `cpu`, if operations of its are for x, element by element."""
-    kernels = weights.cpu_kernels() if x.device.type == "cpu" else None
-    return kernels if kernels is not None and kernels.takes(x, x.numel() // x.shape[-1]) else None
-
-
-def _normed(x: Tensor, weight: Tensor, inverse: Tensor) -> Tensor:
-    if (kernels := _kernels(x)) is not None:
-        return kernels.normed(x, weight.detach(), inverse)
-    return (x.float() * inverse).mul_(weight.float()).to(x.dtype)
-
-
-class _RmsNorm(Function):
-    """Keeps x, and one number a row: inverse (..., 1), of the root of the mean square."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, inverse: Tensor) -> Any:
-        ctx.save_for_backward(x, weight, inverse)
-        return _normed(x, weight, inverse)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> Any:
-        x, weight, inverse = ctx.saved_tensors
-        if not ctx.needs_input_grad[1] and (kernels := _kernels(x)) is not None:
-            return kernels.normed_back(grads[0], x, weight, inverse), None, None
-        grad = grads[0].float()
-        normed = x.float() * inverse
-        for_weight = None
-        if ctx.needs_input_grad[1]:
-            for_weight = (grad * normed).reshape(-1, x.shape[-1]).sum(0).to(weight.dtype)
-        if not ctx.needs_input_grad[0]:
-            return None, for_weight, None
-        grad = grad * weight.float()
-        share = torch.linalg.vecdot(grad, normed).div_(x.shape[-1])[..., None]
-        return grad.addcmul_(normed, share, value=-1).mul_(inverse).to(x.dtype), for_weight, None
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """See `Backend.rope`."""
-    kernels = weights.cpu_kernels() if x.device.type == "cpu" else None
-    if kernels is not None and kernels.takes(x, x.shape[0] * x.shape[2]):
-        return kernels.rotate(x, cos, sin)
-    half = cos.shape[-1]
-    cos, sin = cos[:, None], sin[:, None]  # B 1 T d/2
-    wide_cos, signed_sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
-    turned = x[..., : 2 * half]
-    swapped = torch.cat([turned[..., half:], turned[..., :half]], -1)
-    turned = torch.addcmul(turned * wide_cos, swapped, signed_sin).to(x.dtype)
-    return turned if 2 * half == x.shape[-1] else torch.cat([turned, x[..., 2 * half :]], -1)
-
-
-class Rotation(Function):
-    """`rotate`. It keeps the angles it was given, which all layers share; its derivative turns the other way."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Any:
-        ctx.save_for_backward(cos, sin)
-        return rotate(x, cos, sin)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> Any:
-        cos, sin = ctx.saved_tensors
-        return rotate(grads[0], cos, -sin), None, None
-
-
-def glu(gate: Tensor, up: Tensor, activation: str) -> Tensor:
-    """See `Backend.glu`."""
-    return _made(_Glu.apply(gate, up, activation), partial(_gated, activation), gate, up)
-
-
-def _gated(activation: str, gate: Tensor, up: Tensor) -> Tensor:
-    kernels = weights.cpu_kernels() if gate.device.type == "cpu" else None
-    if kernels is not None and kernels.gates(gate):
-        return kernels.glu(gate, up, activation)
-    if activation == "swiglu_clamped":
-        return _clamped(gate.clamp(max=7)).mul_(up.clamp(-7, 7).add_(1))
-    return _activated(gate, activation).mul_(up)
-
-
-class _Glu(Function):
-    """Keeps gate and up."""
-
-    @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor, activation: str) -> Any:
-        ctx.save_for_backward(gate, up)
-        ctx.activation = activation
-        return _gated(activation, gate, up)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> Any:
-        gate, up = ctx.saved_tensors
-        grad, activation = grads[0], ctx.activation
-        kernels = weights.cpu_kernels() if gate.device.type == "cpu" else None
-        if kernels is not None and kernels.gates(gate) and activation != "swiglu_clamped":
-            return *kernels.glu_back(grad, gate, up, activation), None
-        if activation == "swiglu_clamped":
-            low = gate.clamp(max=7)
-            sigmoid = torch.sigmoid(1.702 * low)
-            slope = (1 - sigmoid).mul_(low).mul_(1.702).add_(1).mul_(sigmoid)
-            for_gate = slope.mul_(up.clamp(-7, 7).add_(1)).mul_(grad).mul_(gate <= 7)
-            return for_gate, _clamped(low).mul_(grad).mul_(up.abs() <= 7), None
-        for_up = _activated(gate, activation).mul_(grad)
-        if activation == "silu":
-            return torch.ops.aten.silu_backward(grad * up, gate), for_up, None
-        return torch.ops.aten.gelu_backward(grad * up, gate, approximate="tanh"), for_up, None
-
-
-def _activated(gate: Tensor, activation: str) -> Tensor:
-    """A new tensor."""
-    return functional.silu(gate) if activation == "silu" else functional.gelu(gate, approximate="tanh")
-
-
-def _clamped(gate: Tensor) -> Tensor:
-    return torch.sigmoid(1.702 * gate).mul_(gate)
-
-
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """See `Backend.cross_entropy`."""
-    return _CrossEntropy.apply(logits, targets.to(torch.int64)[:, None])
-
-
-class _CrossEntropy(Function):
-    """Keeps the softmax alone, which becomes the gradient in place: torch's is one fused pass, where exp and logsumexp
-    with their new pages took twice the time of the product that gave the logits."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, index: Tensor) -> Any:
-        share = logits.softmax(-1)
-        # softmax adds the terms of each lane one after another and loses small ones, more of them where lanes are few;
-        # torch's sums lose nothing, so `held`, above 1 by what was lost, corrects the shares and their logarithm
-        held = share.sum(-1, keepdim=True)
-        ctx.found = share, index, held
-        # the largest share is held * exp(largest - logsumexp), and at least one in the vocabulary's size: no underflow
-        total = logits.amax(-1, keepdim=True) + (held / share.amax(-1, keepdim=True)).log()
-        return (total - logits.gather(-1, index))[:, 0]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> Any:
-        (share, index, held), ctx.found = ctx.found, None  # ours alone
-        grad = grads[0][:, None]
-        return share.mul_(grad / held).scatter_add_(-1, index, -grad), None
