@@ -23,7 +23,7 @@ from partita.model.layers import MoE
 from partita.model.load import load_decoder
 from partita.quantization import Packed, Stored, StoredRows, dequantize
 from partita_backends.kernels import blocks, ggml, words
-from partita_backends.torch import cpu
+from partita_backends.torch import cpu, weights
 
 from .. import bounds
 from ..runtime.checkpoint.gguf_files import Llama
@@ -101,6 +101,17 @@ def test_every_backend_computes_with_the_same_numbers(ops: Backend, name: str) -
     size = (np.abs(x) @ np.abs(expected).T).max()
     y = ops.to_numpy(ops.linear(ops.array(x), prepared))
     bounds.assert_near(y, x.astype(np.float64) @ expected.T.astype(np.float64), bounds.drift(512 + 8), size)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_torch_without_kernels_repacks_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "_found", lambda: (None, "No module named 'numba'"))
+    ops = partita_backends.load("torch", device="cpu", dtype="float32", threads=1)
+    weight, expected = stored(name, 40, 512)
+    prepared = ops.prepare(weight)
+    assert isinstance(prepared, weights.Quantized)
+    found = ops.to_numpy(ops.embed(prepared, ops.array(np.arange(80, dtype=np.int32)[None])))
+    np.testing.assert_array_equal(found[0], expected)
 
 
 @pytest.mark.parametrize("rows", [1, 5, 16])

@@ -14,6 +14,7 @@ last unit have scale, bias and integers 0.
 from __future__ import annotations
 
 import mmap
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -123,9 +124,9 @@ def arrange(packed: Packed[np.ndarray]) -> Blocks:
 
 
 def fresh(size: int) -> np.ndarray:
-    """Bytes for a weight. numpy asks the system for large pages, from 4 MiB on: in a virtual machine the first touch of
-    those took five times as long as that of small ones, and products were no faster for it."""
-    if size < 1 << 22:
+    """Bytes for a weight. From 4 MiB on numpy asks Linux for large pages: in a virtual machine the first touch of those
+    took five times as long as that of small ones, and products were no faster for it."""
+    if size < 1 << 22 or sys.platform != "linux":
         return np.empty(size, np.uint8)
     return np.frombuffer(mmap.mmap(-1, size, access=mmap.ACCESS_COPY), np.uint8)
 
