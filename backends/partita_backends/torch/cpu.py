@@ -93,9 +93,14 @@ def stored(weight: Stored) -> Blocked | None:
     return Blocked(ggml.arrange(weight)) if ggml.fits(weight) else None
 
 
+def few(x: Tensor, rows: int) -> bool:
+    """Whether the operations below are for x, which has so many rows: with more of them torch is faster on threads."""
+    return rows <= FEW_ROWS and x.dtype == torch.float32
+
+
 def takes(x: Tensor, rows: int) -> bool:
-    """Whether the operations below are for x, which has so many rows. They are computed on one thread."""
-    return x.dtype == torch.float32 and (rows <= FEW_ROWS or torch.get_num_threads() == 1)
+    """Whether those that go element by element are for x: also of many rows on one thread."""
+    return few(x, rows) or (x.dtype == torch.float32 and torch.get_num_threads() == 1)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
