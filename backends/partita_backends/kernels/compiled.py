@@ -35,7 +35,7 @@ def kernel(function: Callable[..., Any]) -> Any:
 def inlined(function: Callable[..., Any]) -> Any:
     """A part of kernels, compiled into each of them: what is constant there is constant in it, and vectors stay in
     registers."""
-    return _made(function, forceinline=True)
+    return _made(function, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 def inner_kernel(function: Callable[..., Any]) -> Any:
