@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -237,6 +238,7 @@ def load_model(
     from partita.adapters.read import open_adapter
     from partita.language_model import load
     from partita.sources.resolve import resolve
+    from partita_backends import first_use
 
     from .progress import TerminalProgress, bar
 
@@ -251,6 +253,8 @@ def load_model(
         placed = {"backend": backend, "device": device, "dtype": dtype, "threads": threads, "on_fallback": notes.append}
         loaded = load(model, **placed, on_layer=advance)
     tell(*notes, *loaded.notes)
+    if sys.stderr.isatty():  # progress, which is for those who wait
+        tell(first_use(loaded.ops))
     if found is None:
         return loaded
     adapted = loaded.with_adapter(found)

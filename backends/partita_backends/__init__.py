@@ -273,13 +273,23 @@ def _attempt(name: str, device: str, cls: Any, needs: Needs, options: dict[str, 
     return Attempt(name, device, backend)
 
 
+def first_use(backend: Backend) -> str | None:
+    """What the first reply on this machine waits for, in a line; None where it waits for nothing."""
+    return None if (weights := _torch_cpu(backend)) is None else weights.cold_kernels()
+
+
 def _slow(backend: Backend) -> str | None:
     """Why a backend is slower than it could be."""
+    return None if (weights := _torch_cpu(backend)) is None else weights.without_kernels()
+
+
+def _torch_cpu(backend: Backend) -> Any:
+    """The module of its weights, or None for another backend."""
     if (backend.name, backend.device) != ("torch", "cpu"):
         return None
     from .torch import weights
 
-    return weights.without_kernels()
+    return weights
 
 
 def _check_room(backend: Backend, needs: Needs) -> None:

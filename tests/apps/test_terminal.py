@@ -103,13 +103,13 @@ def test_a_signal_that_is_ignored_stays_so() -> None:
 def start(tmp_path: Path) -> Start:
     """start(*arguments, **variables): the command in a terminal of its own."""
 
-    def spawn(*arguments: object, **variables: str) -> pexpect.spawn:
+    def spawn(*arguments: object, timeout: int = 60, **variables: str) -> pexpect.spawn:
         own = {"XDG_STATE_HOME": str(tmp_path / "state"), "PROMPT_TOOLKIT_NO_CPR": "1", "PARTITA_CACHE": str(tmp_path)}
         kept_out = ("NO_COLOR", "COLUMNS", "LINES")
         environment = {name: value for name, value in os.environ.items() if name not in kept_out} | own | variables
         line = list(map(str, arguments))
         return pexpect.spawn(
-            PARTITA, line, env=environment, encoding="utf-8", timeout=60, dimensions=(24, 80), cwd=tmp_path
+            PARTITA, line, env=environment, encoding="utf-8", timeout=timeout, dimensions=(24, 80), cwd=tmp_path
         )
 
     return spawn
@@ -134,6 +134,13 @@ def test_no_escape_sequences_where_none_are_wanted(start: Start, tiny_model: Pat
     assert "\x1b" not in white
     assert re.sub(r"\x1b\[[\d;]*m", "", colour)[:80] == white[:80]
     assert help_ == plain_help
+
+
+def test_the_first_reply_on_a_machine_says_what_it_waits_for(start: Start, tiny_model: Path) -> None:
+    ask = ("chat", tiny_model, "--backend", "torch", "--device", "cpu", "-n", 3, "-p", "the fox")
+    line = "compiling kernels for this CPU, once"
+    assert line in all_of(start(*ask, timeout=120))
+    assert line not in all_of(start(*ask))
 
 
 def test_a_conversation_on_a_terminal_that_knows_no_escape_sequences(start: Start, tiny_model: Path) -> None:

@@ -84,6 +84,8 @@ def _writable(place: Path) -> bool:
 _PLACE = folder()
 KEPT = _writable(_PLACE)
 """Whether what is compiled outlives this process."""
+COLD = not KEPT or next(_PLACE.iterdir(), None) is None
+"""Whether no process has left anything that this one could use."""
 
 
 def _made(function: Callable[..., Any], **options: Any) -> Any:

@@ -239,7 +239,8 @@ def _put(acc, y, t, n):  # pragma: no cover
     else:
         last = np.empty(WIDTH, np.float32)
         store(last, 0, acc)
-        y[t, n * WIDTH :] = last[: out - n * WIDTH]
+        for j in range(out - n * WIDTH):  # a slice compiles for a second
+            y[t, n * WIDTH + j] = last[j]
 
 
 @kernel

@@ -158,6 +158,18 @@ def without_kernels() -> str | None:
     return f"products with packed weights are slow, as numba cannot be used ({error}): pip install numba"
 
 
+def cold_kernels() -> str | None:
+    """That kernels are compiled while the first reply is computed, in a line."""
+    if cpu_kernels() is None:
+        return None
+    from ..kernels import compiled
+
+    if not compiled.COLD:
+        return None
+    how = "once" if compiled.KEPT else f"for each process, as {compiled.folder().parent} cannot be written"
+    return f"compiling kernels for this CPU, {how}: the first reply waits some ten seconds for it"
+
+
 @functools.cache
 def _found() -> tuple[Any, str | None]:
     try:
