@@ -13,8 +13,6 @@ last unit have scale, bias and integers 0.
 
 from __future__ import annotations
 
-import mmap
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -109,7 +107,7 @@ def arrange(packed: Packed[np.ndarray]) -> Blocks:
     require_affine(packed, "the torch backend")
     out, size = packed.shape
     count, units, planes = -(-out // WIDTH), -(-size // UNIT), planes_of(packed.bits)
-    words = fresh(count * units * packed.bits * UNIT * WIDTH // 8)
+    words = np.empty(count * units * packed.bits * UNIT * WIDTH // 8, np.uint8)
     stream = np.ascontiguousarray(packed.weight).view(np.uint8)
     for start, staged in stages(count, units * packed.bits * UNIT // 8, words):
         rows = stream[start : start + len(staged)]
@@ -121,14 +119,6 @@ def arrange(packed: Packed[np.ndarray]) -> Blocks:
     middle = np.float32(1 << (packed.bits - 1))
     centred = np.array_equal(grid[1].astype(np.float32), grid[0].astype(np.float32) * -middle)
     return Blocks((out, size), packed.bits, packed.group_size, planes, words, scales, biases[:0] if centred else biases)
-
-
-def fresh(size: int) -> np.ndarray:
-    """Bytes for a weight. From 4 MiB on numpy asks Linux for large pages: in a virtual machine the first touch of those
-    took five times as long as that of small ones, and products were no faster for it."""
-    if size < 1 << 22 or sys.platform != "linux":
-        return np.empty(size, np.uint8)
-    return np.frombuffer(mmap.mmap(-1, size, access=mmap.ACCESS_COPY), np.uint8)
 
 
 def planes_of(bits: int) -> np.ndarray:

@@ -18,7 +18,7 @@ import numpy as np
 
 from partita.quantization import Stored
 
-from .blocks import UNIT, Blocks, fresh, planes_of, stages
+from .blocks import UNIT, Blocks, planes_of, stages
 from .compiled import kernel
 from .lanes import WIDTH
 from .words import load_word, store_word
@@ -237,7 +237,7 @@ def arrange(weight: Stored) -> Blocks:
     """The weight in blocks. CheckpointError: a scale is not finite."""
     kind, (out, size) = _TYPES[weight.type], weight.shape
     count, units, row_bytes = -(-out // WIDTH), size // UNIT, size * kind.bits // 8
-    words = fresh(count * WIDTH * row_bytes)
+    words = np.empty(count * WIDTH * row_bytes, np.uint8)
     numbers = tuple(np.zeros(length, dtype) for length, dtype in _lengths(kind, count, size))
     finite = True
     for start, staged in stages(count, row_bytes, words):
