@@ -28,6 +28,8 @@ from .lanes import (
     store,
     summed,
 )
+from .rounding import float_of, largest_bits, nearest, store_bytes
+from .sums import load_shorter, no_floats
 
 HALF = 16
 """Inputs of a row that are rounded by the largest of them: half a unit. By the largest of 32 the divergence from exact
@@ -40,23 +42,25 @@ def rounded(x):  # pragma: no cover
     sum of the integers times that, float32 (rows, units * 2). Where a number is not finite, one is worth NaN."""
     size = x.shape[1]
     padded = (size + UNIT - 1) // UNIT * UNIT
-    integers = np.zeros((x.shape[0], padded), np.int8)
+    integers = np.empty((x.shape[0], padded), np.int8)
     shape = x.shape[0], padded // HALF
     scales, sums = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    last = np.zeros(HALF, np.float32)
     for t in range(x.shape[0]):
         for g in range(padded // HALF):
-            start, stop = min(g * HALF, size), min(g * HALF + HALF, size)
-            largest, total = np.float32(0), np.float32(0)
-            for k in range(start, stop):
-                largest = max(largest, abs(x[t, k]))
-                total += abs(x[t, k])  # not a number if one of them is not
-            scale = largest / np.float32(127) if np.isfinite(total) else np.float32(np.nan)
+            if g * HALF + HALF <= size:
+                numbers = load_shorter(x, t * size + g * HALF)
+            else:  # the rest of the row, if there is any
+                for k in range(HALF):
+                    last[k] = x[t, g * HALF + k] if g * HALF + k < size else np.float32(0)
+                numbers = load_shorter(last, 0)
+            scale = float_of(largest_bits(numbers)) / np.float32(127)
+            if not scale < np.float32(np.inf):
+                scale = np.float32(np.nan)
             per = np.float32(1) / scale if scale > np.float32(1e-37) else np.float32(0)
-            count = 0
-            for k in range(start, stop):
-                q = np.int8(np.rint(x[t, k] * per)) if scale == scale else np.int8(0)
-                integers[t, k] = q
-                count += q
+            if scale != scale:
+                numbers = no_floats()
+            count = store_bytes(integers, t * padded + g * HALF, nearest(numbers, per))
             scales[t, g] = scale
             sums[t, g] = scale * np.float32(count)
     return integers, scales, sums

@@ -13,7 +13,10 @@ from numba import types
 from numba.core import cgutils
 
 from .compiled import inner_kernel
-from .lanes import BYTES, FLOATS, WIDTH, Lanes, intrinsic
+from .lanes import BYTES, FLOATS, WIDTH, Lanes, address, intrinsic
+from .sums import SHORTER
+
+SHORTER_INTS = Lanes("i32", SHORTER.vector.count)
 
 
 def _recast(given: Any, wanted: Any) -> Any:
@@ -29,6 +32,8 @@ def _recast(given: Any, wanted: Any) -> Any:
 
 float_bits = _recast(types.float32, types.uint32)
 """The bits of a float32."""
+float_of = _recast(types.uint32, types.float32)
+"""The float32 of such bits."""
 
 
 @inner_kernel
@@ -43,6 +48,54 @@ def to_half(x):  # pragma: no cover
     if size < 0x38800000:  # below the normal ones: in steps of 2 ** -24, as the sum with 0.5 is
         return sign | (np.int64(float_bits(abs(x) + np.float32(0.5))) - 0x3F000000)
     return sign | ((size + 0xFFF + ((size >> 13) & 1) - (112 << 23)) >> 13)
+
+
+@intrinsic
+def largest_bits(context: Any, x: Any) -> Any:
+    """The bits of the largest of 16 floats, uint32, signs left out; what is no number is larger than any."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        bits = builder.bitcast(values[0], SHORTER_INTS.vector)
+        sizes = builder.and_(bits, ir.Constant(SHORTER_INTS.vector, [0x7FFFFFFF] * SHORTER_INTS.vector.count))
+        return _reduced(builder, "umax", sizes)
+
+    return types.uint32(SHORTER), generate
+
+
+@intrinsic
+def nearest(context: Any, x: Any, factor: Any) -> Any:
+    """16 ints: floats times a factor, to the nearest integer, ties to even."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        count = SHORTER.vector.count
+        undefined = ir.Constant(SHORTER.vector, ir.Undefined)
+        first = builder.insert_element(undefined, values[1], ir.Constant(ir.IntType(32), 0))
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), count), [0] * count)
+        kind = ir.FunctionType(SHORTER.vector, [SHORTER.vector])
+        rint = cgutils.get_or_insert_function(builder.module, kind, f"llvm.rint.v{count}f32")
+        product = builder.fmul(values[0], builder.shuffle_vector(first, undefined, zeros))
+        return builder.fptosi(builder.call(rint, [product]), SHORTER_INTS.vector)
+
+    return SHORTER_INTS(SHORTER, types.float32), generate
+
+
+@intrinsic
+def store_bytes(context: Any, array: Any, index: Any, x: Any) -> Any:
+    """Write 16 ints as bytes from an index on; their sum, int32."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        narrow = builder.trunc(values[2], ir.VectorType(ir.IntType(8), SHORTER_INTS.vector.count))
+        place = address(context, builder, signature.args[0], values[:2], narrow.type)
+        builder.store(narrow, place, align=1)
+        return _reduced(builder, "add", values[2])
+
+    return types.int32(array, types.intp, SHORTER_INTS), generate
+
+
+def _reduced(builder: Any, operation: str, x: Any) -> Any:
+    kind = ir.FunctionType(ir.IntType(32), [x.type])
+    name = f"llvm.vector.reduce.{operation}.v{x.type.count}i32"
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [x])
 
 
 @intrinsic
