@@ -135,9 +135,9 @@ def decoded(language_model: Any, spec: Any, exact: Any, tokens: list[int]) -> di
 
     from .progress import bar
 
-    runners = [ModelRunner(each.ops, each.decoder, Cache(each.ops, spec)) for each in (language_model, exact)]
+    tested, reference = (ModelRunner(each.ops, each.decoder, Cache(each.ops, spec)) for each in (language_model, exact))
     with bar("decoding beside float32") as advance:
-        found = compare_decoding(*runners, tokens, on_progress=advance)
+        found = compare_decoding(tested, reference, tokens, on_progress=advance)
     ops = language_model.ops
     return {
         "perplexity": perplexity(found.losses),

@@ -118,19 +118,20 @@ def compare_decoding(
 ) -> Comparison:
     """`tested` reads the text a token at a time, as a reply is written; `reference`, of any backend, in chunks, as a
     prompt is read. Caches are empty and of one row. Errors as for `compare`."""
-    found: list[tuple[np.ndarray, ...]] = []
+    found: list[list[np.ndarray]] = []
     reference.model.check(tokens)
     for inputs, targets, done, total in _chunks(tokens, reference.cache.spec.chunk):
         logits = reference.model(reference.ops, reference.ops.array(inputs[None]), reference.cache, every=True)[0]
         steps = [tested.ops.to_numpy(tested.decode(tested.ops.array(token[None]))) for token in inputs]
         log_p = _log_softmax(_numbers(reference.ops, logits))
-        log_q = _log_softmax(_numbers(tested.ops, np.concatenate(steps)))
-        place = np.arange(len(targets)), targets
+        log_q = _log_softmax(_finite(tested.ops, np.concatenate(steps)))
+        losses, before = (-np.take_along_axis(x, targets[:, None], -1)[:, 0] for x in (log_q, log_p))
         divergence = (np.exp(log_p) * (log_p - log_q)).sum(-1)
-        found.append((-log_q[place], -log_p[place], divergence, log_p.argmax(-1) == log_q.argmax(-1)))
+        found.append([losses, before, divergence, log_p.argmax(-1) == log_q.argmax(-1)])
         if on_progress is not None:
             on_progress(done, total)
-    return Comparison(*(np.concatenate(part) for part in zip(*found, strict=True)))
+    losses, before, divergence, agrees = (np.concatenate(part) for part in zip(*found, strict=True))
+    return Comparison(losses, before, np.maximum(divergence, 0), agrees)
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -157,12 +158,15 @@ def _losses(ops: Backend, logits: Array, targets: np.ndarray) -> Array:
     return ops.logsumexp(logits, -1) - ops.take(logits.reshape(-1), ops.array(place), 0)
 
 
-def _numbers(ops: Backend, x: Array | np.ndarray) -> np.ndarray:
+def _numbers(ops: Backend, x: Array) -> np.ndarray:
     """On the host. CheckpointError where one is NaN, as no text's loss is."""
-    found = x if isinstance(x, np.ndarray) else ops.to_numpy(x)
-    if np.isnan(found).any():
+    return _finite(ops, ops.to_numpy(x))
+
+
+def _finite(ops: Backend, x: np.ndarray) -> np.ndarray:
+    if np.isnan(x).any():
         raise not_finite(ops)
-    return found
+    return x
 
 
 def perplexity(losses: np.ndarray) -> float:
