@@ -24,6 +24,7 @@ from .lanes import (
     load,
     load_quads,
     no_sums,
+    prefetch,
     splat,
     store,
     summed,
@@ -146,6 +147,9 @@ def _two_rows(row, weight, width, second, factor, wide, t, n):  # pragma: no cov
     acc, acc_ = splat(np.float32(0)), splat(np.float32(0))
     for u in range(units):
         place, inputs = (n * units + u) * unit_bytes, (t * units + u) * UNIT
+        ahead = place + units * unit_bytes + (t // 2 % 4) * unit_bytes // 4  # of the next block, which is not near yet
+        for i in range(0, unit_bytes // 4, 64):
+            prefetch(words, ahead + i)
         lower, lower_ = _two_halves(words, place, width, 0, q, inputs)
         upper, upper_ = _two_halves(words, place, width, 1, q, inputs + HALF)
         if second > 0:
