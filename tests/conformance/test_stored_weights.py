@@ -11,6 +11,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+import torch
 
 import partita_backends
 from partita.backend import Backend
@@ -127,6 +128,24 @@ def test_rounded_rows_give_the_products_of_the_dense_weight(name: str, rows: int
     assert (np.abs(found - x @ dense.T) <= 0.51 * step @ np.abs(dense).T + 1e-6 * np.abs(x) @ np.abs(dense).T).all()
     alone = ops.to_numpy(ops.linear(ops.array(x[:, :1]), prepared))
     np.testing.assert_array_equal(alone[0, 0], found[0, 0])
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32"])
+@pytest.mark.parametrize("name", TYPES)
+def test_several_threads_give_the_same_bits(name: str, dtype: str) -> None:
+    """Of a few rows, of many, and backward: every kernel there is, with scales in every form."""
+    weight, dense = stored(name, 40, 512)
+    x = np.random.default_rng(5).standard_normal((1, 40, 512)).astype(np.float32)
+    grad = np.random.default_rng(6).standard_normal((40, len(dense))).astype(np.float32)
+    found = []
+    for threads in (1, 2):
+        ops = partita_backends.load("torch", device="cpu", dtype=dtype, threads=threads)
+        prepared = ops.prepare(weight)
+        rows = [ops.to_numpy(ops.linear(ops.array(x[:, :count]), prepared)) for count in (1, 3, 40)]
+        back = weights.multiply_back(torch.from_numpy(grad), prepared).numpy()
+        found.append([*rows, back])
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, two)
 
 
 @pytest.mark.parametrize("name", TYPES)

@@ -162,6 +162,13 @@ def _parallel(x, weight, y, bounds, back):  # pragma: no cover
         _product(x, weight, y, bounds[i], bounds[i + 1], back)
 
 
+@parallel_kernel
+def _parallel_packed(x, words, planes, bits, scales, biases, middle, group, units, y, bounds, back):  # pragma: no cover
+    for i in numba.prange(len(bounds) - 1):
+        weight = words, planes, bits, scales, biases, middle, group, units  # no tuple of tuples goes to another thread
+        _product(x, weight, y, bounds[i], bounds[i + 1], back)
+
+
 def forward(x: np.ndarray, weight: Blocks | np.ndarray, y: np.ndarray, threads: int = 1) -> Call:
     """The call for x (rows, in) times the weight (out, in), transposed, into y (rows, out). All float32, contiguous."""
     return _call(x, weight, y, threads, back=False)
@@ -173,9 +180,11 @@ def back(x: np.ndarray, weight: Blocks | np.ndarray, y: np.ndarray, threads: int
 
 
 def _call(x: np.ndarray, weight: Blocks | np.ndarray, y: np.ndarray, threads: int, *, back: bool) -> Call:
-    operand = (*weight.operands, weight.units) if isinstance(weight, Blocks) else weight
+    packed = (*weight.operands, weight.units) if isinstance(weight, Blocks) else None
     count = -(-y.shape[1] // WIDTH)
     if threads == 1:
-        return _product, (x, operand, y, 0, count, back)
+        return _product, (x, weight if packed is None else packed, y, 0, count, back)
     bounds = np.linspace(0, count, threads + 1).astype(np.int64)
-    return threaded, (threads, _parallel, x, operand, y, bounds, back)
+    if packed is None:
+        return threaded, (threads, _parallel, x, weight, y, bounds, back)
+    return threaded, (threads, _parallel_packed, x, *packed, y, bounds, back)

@@ -82,8 +82,8 @@ def _integer_kernels(bits: int, wide: bool) -> tuple[Any, Any]:
     @parallel_kernel
     def several(x, words, scales, biases, times, group, y, bounds):  # pragma: no cover
         row = rounded(x)
-        weight = words, scales, biases, times, group
         for part in numba.prange(len(bounds) - 1):
+            weight = words, scales, biases, times, group  # here: no tuple of tuples goes to another thread
             _integer_blocks(row, weight, width, second, factor, wide, y, bounds[part], bounds[part + 1])
 
     return one, several
