@@ -83,6 +83,14 @@ def joined(parts: Sequence[Packed[H]], function: Callable[[list[H]], H]) -> Pack
     return replace(first, weight=weight, scales=scales, biases=biases)
 
 
+def below(parts: Sequence[np.ndarray | Packed]) -> np.ndarray | Packed:
+    """Matrices of one format, one below the other."""
+    if len(parts) == 1:
+        return parts[0]
+    packed = [part for part in parts if isinstance(part, Packed)]
+    return joined(packed, np.concatenate) if packed else np.concatenate([np.asarray(part) for part in parts])
+
+
 @dataclass(frozen=True)
 class StoredRows(Brief):
     """Some rows of a `Stored`. raw: uint8, (rows, bytes of a row), over a file. order: row i is raw[order[i]]; None: as
@@ -127,11 +135,7 @@ class Stored(Brief):
         """The same as integers of an affine `Packed`, or dense float32 where groups are smaller than that.
 
         CheckpointError: a scale is not finite."""
-        parts = [part.decode(part.take(0, len(part.raw)), smallest_group) for part in self.parts]
-        if len(parts) == 1:
-            return parts[0]
-        packed = [part for part in parts if isinstance(part, Packed)]
-        return joined(packed, np.concatenate) if packed else np.concatenate([np.asarray(part) for part in parts])
+        return below([part.decode(part.take(0, len(part.raw)), smallest_group) for part in self.parts])
 
     def release(self) -> None:
         """To be called once it is not read any more: memory that holds what was read of the file may be used for

@@ -49,14 +49,14 @@ QUADS = Lanes("u8", 4 * WIDTH)
 _OF = {types.uint8: BYTES, types.int8: Lanes("i8"), types.int16: SHORTS, types.int32: INTS, types.float32: FLOATS}
 
 
-def _constant(vector: ir.VectorType, value: int) -> ir.Constant:
+def constant(vector: ir.VectorType, value: int) -> ir.Constant:
     return ir.Constant(vector, [value] * vector.count)
 
 
-def _splat(builder: Any, value: Any, vector: ir.VectorType) -> Any:
+def broadcast(builder: Any, value: Any, vector: ir.VectorType) -> Any:
     undefined = ir.Constant(vector, ir.Undefined)
     first = builder.insert_element(undefined, value, ir.Constant(_INT, 0))
-    return builder.shuffle_vector(first, undefined, _constant(ir.VectorType(_INT, vector.count), 0))
+    return builder.shuffle_vector(first, undefined, constant(ir.VectorType(_INT, vector.count), 0))
 
 
 def address(context: Any, builder: Any, array: Any, given: Any, pointed: Any) -> Any:
@@ -96,7 +96,7 @@ def load_nibbles(context: Any, array: Any, index: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         half = ir.VectorType(_BYTE, WIDTH // 2)
         found = builder.load(address(context, builder, signature.args[0], values, half), align=1)
-        parts = builder.and_(found, _constant(half, 15)), builder.lshr(found, _constant(half, 4))
+        parts = builder.and_(found, constant(half, 15)), builder.lshr(found, constant(half, 4))
         order = [place for pair in zip(range(WIDTH // 2), range(WIDTH // 2, WIDTH), strict=True) for place in pair]
         return builder.shuffle_vector(*parts, ir.Constant(ir.VectorType(_INT, WIDTH), order))
 
@@ -115,7 +115,7 @@ def _loading_floats(kind_of: Callable[[Any], Any]) -> Any:
             if kind == types.uint16:
                 return _from_half(builder, found)
             if kind == types.int16:
-                upper = builder.shl(builder.zext(found, INTS.vector), _constant(INTS.vector, 16))
+                upper = builder.shl(builder.zext(found, INTS.vector), constant(INTS.vector, 16))
                 return builder.bitcast(upper, FLOATS.vector)
             return found
 
@@ -169,7 +169,7 @@ def splat(context: Any, x: Any) -> Any:
     lanes = _OF[x]
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        return _splat(builder, values[0], lanes.vector)
+        return broadcast(builder, values[0], lanes.vector)
 
     return lanes(x), generate
 
@@ -201,7 +201,7 @@ def byte_of(context: Any, quads: Any, place: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         words = builder.bitcast(values[0], INTS.vector)
         shift = builder.shl(builder.trunc(values[1], _INT), ir.Constant(_INT, 3))
-        return builder.and_(builder.lshr(words, _splat(builder, shift, INTS.vector)), _constant(INTS.vector, 255))
+        return builder.and_(builder.lshr(words, broadcast(builder, shift, INTS.vector)), constant(INTS.vector, 255))
 
     return INTS(quads, types.intp), generate
 
@@ -323,8 +323,8 @@ def _exponential(builder: Any, x: Any) -> Any:
     y = number(1 / 720)
     for coefficient in (1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
         y = call("fma", y, r, number(coefficient))
-    power = builder.add(builder.fptosi(n, INTS.vector), _constant(INTS.vector, 127))
-    y = builder.fmul(y, builder.bitcast(builder.shl(power, _constant(INTS.vector, 23)), FLOATS.vector))
+    power = builder.add(builder.fptosi(n, INTS.vector), constant(INTS.vector, 127))
+    y = builder.fmul(y, builder.bitcast(builder.shl(power, constant(INTS.vector, 23)), FLOATS.vector))
     return builder.select(lost, number(0), y)
 
 
@@ -335,123 +335,10 @@ def bits_of(context: Any, x: Any, shift: Any, mask: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         words = ir.VectorType(_SHORT, x.vector.count // 2)  # machines shift shorts, and no bytes
         shift_, mask_ = (builder.trunc(value, kind) for value, kind in zip(values[1:], (_SHORT, _BYTE), strict=True))
-        moved = builder.lshr(builder.bitcast(values[0], words), _splat(builder, shift_, words))
-        return builder.and_(builder.bitcast(moved, x.vector), _splat(builder, mask_, x.vector))
+        moved = builder.lshr(builder.bitcast(values[0], words), broadcast(builder, shift_, words))
+        return builder.and_(builder.bitcast(moved, x.vector), broadcast(builder, mask_, x.vector))
 
     return x(x, types.intp, types.intp), generate
-
-
-# Sums of products of bytes: ints where the machine has an instruction that adds four products to one, else shorts, two
-# for each output
-
-_FOUR_PRODUCTS = "llvm.x86.avx512.vpdpbusd.512"
-_TWO_PRODUCTS = (
-    ("avx512bw", "llvm.x86.avx512.pmaddubs.w.512", 64),
-    ("avx2", "llvm.x86.avx2.pmadd.ub.sw", 32),
-    ("ssse3", "llvm.x86.ssse3.pmadd.ub.sw.128", 16),
-)
-_TWO_SHORTS = (
-    ("avx512bw", "llvm.x86.avx512.pmaddw.d.512", 64),
-    ("avx2", "llvm.x86.avx2.pmadd.wd", 32),
-    ("sse2", "llvm.x86.sse2.pmadd.wd", 16),
-)
-"""What a CPU must have, the instruction, and the bytes that it takes; the widest first."""
-
-
-def _sums() -> Lanes:
-    return INTS if "avx512vnni" in features() else Lanes("i16", 2 * WIDTH)
-
-
-@intrinsic
-def no_sums(context: Any) -> Any:
-    """Nothing yet."""
-    sums = _sums()
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        return _constant(sums.vector, 0)
-
-    return sums(), generate
-
-
-@intrinsic
-def dot(context: Any, sums: Any, quads: Any, array: Any, index: Any) -> Any:
-    """sums, and for each quad, numbers without signs, its product with the four signed bytes of array from index on.
-
-    Shorts hold the products of 32 numbers below 16 with any bytes but -128; what they cannot hold is lost.
-    """
-    assert array.dtype == types.int8
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        four = builder.load(address(context, builder, signature.args[2], values[2:], _INT), align=1)
-        given = builder.bitcast(_splat(builder, four, INTS.vector), QUADS.vector)
-        if sums == INTS:
-            ints = ir.VectorType(_INT, 16)
-            words = [builder.bitcast(each, INTS.vector) for each in (values[1], given)]
-            return _by_parts(builder, _FOUR_PRODUCTS, ir.FunctionType(ints, [ints] * 3), (values[0], *words), 16)
-        found = _widest(_TWO_PRODUCTS)
-        if found is None:
-            return builder.add(values[0], _plain_dot(builder, values[1], given, sums.vector))
-        name, width = found
-        kind = ir.FunctionType(ir.VectorType(_SHORT, width // 2), [ir.VectorType(_BYTE, width)] * 2)
-        return builder.add(values[0], _by_parts(builder, name, kind, (values[1], given), width))
-
-    return sums(sums, quads, array, types.intp), generate
-
-
-@intrinsic
-def summed(context: Any, sums: Any) -> Any:
-    """One int for each output."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        if sums == INTS:
-            return values[0]
-        found = _widest(_TWO_SHORTS)
-        if found is None:
-            both, half = builder.bitcast(values[0], INTS.vector), _constant(INTS.vector, 16)
-            return builder.add(builder.ashr(builder.shl(both, half), half), builder.ashr(both, half))
-        name, width = found
-        shorts = ir.VectorType(_SHORT, width // 2)
-        kind = ir.FunctionType(ir.VectorType(_INT, width // 4), [shorts] * 2)
-        return _by_parts(builder, name, kind, (values[0], _constant(sums.vector, 1)), width // 2)
-
-    return INTS(sums), generate
-
-
-def _plain_dot(builder: Any, quads: Any, given: Any, shorts: Any) -> Any:
-    """Of neighbours, where there is no instruction for it."""
-    words, both, eight = builder.bitcast(quads, shorts), builder.bitcast(given, shorts), _constant(shorts, 8)
-    first = builder.and_(words, _constant(shorts, 255)), builder.ashr(builder.shl(both, eight), eight)
-    second = builder.lshr(words, eight), builder.ashr(both, eight)
-    return builder.add(builder.mul(*first), builder.mul(*second))
-
-
-def _by_parts(builder: Any, name: str, kind: Any, operands: Any, width: int) -> Any:
-    """An instruction called for so many elements of its operands at a time."""
-    instruction = cgutils.get_or_insert_function(builder.module, kind, name)
-    parts = [
-        builder.call(instruction, [_part(builder, each, start, width) for each in operands])
-        for start in range(0, operands[0].type.count, width)
-    ]
-    return _joined(builder, parts)
-
-
-def _part(builder: Any, x: Any, start: int, width: int) -> Any:
-    places = ir.Constant(ir.VectorType(_INT, width), list(range(start, start + width)))
-    return builder.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), places)
-
-
-def _joined(builder: Any, parts: list[Any]) -> Any:
-    while len(parts) > 1:
-        count = 2 * parts[0].type.count
-        places = ir.Constant(ir.VectorType(_INT, count), list(range(count)))
-        parts = [builder.shuffle_vector(a, b, places) for a, b in zip(parts[::2], parts[1::2], strict=True)]
-    return parts[0]
-
-
-def _widest(instructions: tuple[tuple[str, str, int], ...]) -> tuple[str, int] | None:
-    """The first that the machine has, and the bytes that it takes."""
-    found = features()
-    return next(((name, width) for feature, name, width in instructions if feature in found), None)
 
 
 def _x86() -> bool:

@@ -15,19 +15,17 @@ import numpy as np
 
 from .blocks import PLANE_BYTES, PLANES, UNIT, VECTOR, Blocks, Numbers, load_numbers, unit_values
 from .compiled import Call, inlined, kernel, parallel_kernel, threaded
+from .dots import dot, no_sums, summed
 from .lanes import (
     WIDTH,
     bits_of,
-    dot,
     floats,
     fused,
     load,
     load_quads,
-    no_sums,
     prefetch,
     splat,
     store,
-    summed,
 )
 from .rounding import float_of, largest_bits, nearest, store_bytes
 from .sums import load_shorter, no_floats

@@ -20,7 +20,7 @@ from ..checkpoint.base import Checkpoint
 from ..checkpoint.gguf.blocks import AFFINE, GROUP, SMALL, SMALL_GROUP
 from ..checkpoint.names import EMBEDDING, HEAD, Index
 from ..errors import CheckpointError
-from ..quantization import Packed, Stored, dequantize, joined
+from ..quantization import Packed, Stored, below, dequantize
 from .config import ModelConfig
 from .decoder import Attention, Block, Decoder
 from .families.parse import family, parse
@@ -340,9 +340,6 @@ def _same_format(a: Matrix, b: Matrix) -> bool:
 
 def _rows(parts: Sequence[Matrix]) -> Matrix:
     """Matrices of one format, one below the other."""
-    if len(parts) == 1:
-        return parts[0]
     if stored := [part for part in parts if isinstance(part, Stored)]:
         return replace(stored[0], parts=tuple(rows for part in stored for rows in part.parts))
-    packed = [part for part in parts if isinstance(part, Packed)]
-    return joined(packed, np.concatenate) if packed else np.concatenate([np.asarray(part) for part in parts])
+    return below([part for part in parts if not isinstance(part, Stored)])
