@@ -12,7 +12,7 @@ import partita_backends
 from partita.backend import Backend
 from partita.quantization import dequantize, quantize_weight
 from partita_backends import mlx_training
-from partita_backends.torch import parts
+from partita_backends.torch import weights
 
 from .. import bounds
 from .test_training_operations import mask, normal
@@ -83,7 +83,7 @@ def test_mlx_keeps_no_dense_copy_of_a_packed_weight() -> None:
     assert mx.get_peak_memory() - before < layers / 4 * width * width * 4
 
 
-@pytest.mark.parametrize(("name", "block"), [("mlx", mlx_training.BLOCK), ("torch", parts.BLOCK)])
+@pytest.mark.parametrize(("name", "block"), [("mlx", mlx_training.BLOCK), ("torch", weights.DENSE_AT_ONCE)])
 def test_a_large_packed_weight_is_dense_a_part_at_a_time(name: str, block: int) -> None:
     """The products are those of the whole."""
     ops = partita_backends.load(name, device="cpu", dtype="float32")

@@ -29,7 +29,7 @@ Tensor = torch.Tensor
 
 KERNEL_ROWS = 8  # up to here the int4 kernel beats dequantize + matmul (docs/experiments.md)
 KERNEL_GROUPS = (32, 64, 128, 256)
-_DENSE_AT_ONCE = 2**20
+DENSE_AT_ONCE = 2**20
 """Values of a weight that are dense at once on a CPU: they stay in the processor's cache between being made and being
 multiplied; the whole would be new pages each time (docs/experiments.md)."""
 
@@ -123,7 +123,7 @@ class Quantized:
     def _parts(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         """All rows, some after the other, dense: where they stand, and the rows (n, in)."""
         cpu = self.packed.weight.device.type == "cpu"
-        step = max(_DENSE_AT_ONCE // self.shape[1], 1) if cpu else self.shape[0]
+        step = max(DENSE_AT_ONCE // self.shape[1], 1) if cpu else self.shape[0]
         for start in range(0, self.shape[0], step):
             part = slice(start, start + step)
             yield part, dequantize(self.packed.map(lambda x, part=part: x[part]), dtype)
