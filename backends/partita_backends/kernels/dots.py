@@ -34,6 +34,11 @@ def _sums() -> Lanes:
     return INTS if "avx512vnni" in features() else Lanes("i16", 2 * WIDTH)
 
 
+def holds_bytes() -> bool:
+    """Whether `dot` takes any bytes of a weight: whether sums are ints."""
+    return _sums() == INTS
+
+
 @intrinsic
 def no_sums(context: Any) -> Any:
     """Nothing yet."""
@@ -49,7 +54,8 @@ def no_sums(context: Any) -> Any:
 def dot(context: Any, sums: Any, quads: Any, array: Any, index: Any) -> Any:
     """sums, and for each quad, numbers without signs, its product with the four signed bytes of array from index on.
 
-    Shorts hold the products of 32 numbers below 16 with any bytes but -128; what they cannot hold is lost.
+    Where sums are shorts they hold the products of 32 numbers below 16 with any bytes but -128; what they cannot hold is
+    lost.
     """
     assert array.dtype == types.int8
 

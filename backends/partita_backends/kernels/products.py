@@ -15,7 +15,7 @@ import numpy as np
 
 from .blocks import PLANE_BYTES, PLANES, UNIT, VECTOR, Blocks, Numbers, load_numbers, unit_values
 from .compiled import Call, inlined, kernel, parallel_kernel, threaded
-from .dots import dot, no_sums, summed
+from .dots import dot, holds_bytes, no_sums, summed
 from .lanes import (
     WIDTH,
     bits_of,
@@ -68,115 +68,159 @@ def rounded(x):  # pragma: no cover
 @functools.cache
 def _integer_kernels(bits: int, wide: bool) -> tuple[Any, Any]:
     """For weights of so many bits, in groups of whole units or of halves; on one thread, and on several."""
-    (width, _), (second, second_bit) = (*PLANES[bits], (0, 0))[:2]
-    factor = 1 << second_bit
+    (width, _), (second, low_bit) = (*PLANES[bits], (0, 0))[:2]
+    planes = width, second, low_bit, 1 if holds_bytes() else 1 << low_bit
 
     @kernel
     def one(x, words, scales, biases, times, group, y, count):  # pragma: no cover
         row = rounded(x)
         weight = words, scales, biases, times, group
-        _integer_blocks(row, weight, width, second, factor, wide, y, 0, count)
+        _integer_blocks(row, weight, planes, wide, y, 0, count)
 
     @parallel_kernel
     def several(x, words, scales, biases, times, group, y, bounds):  # pragma: no cover
         row = rounded(x)
         for part in numba.prange(len(bounds) - 1):
             weight = words, scales, biases, times, group  # here: no tuple of tuples goes to another thread
-            _integer_blocks(row, weight, width, second, factor, wide, y, bounds[part], bounds[part + 1])
+            _integer_blocks(row, weight, planes, wide, y, bounds[part], bounds[part + 1])
 
     return one, several
 
 
 @inlined
-def _integer_blocks(row, weight, width, second, factor, wide, y, first, stop):  # pragma: no cover
+def _integer_blocks(row, weight, planes, wide, y, first, stop):  # pragma: no cover
+    """planes: the bits of the first; of the second, which may be 0, with the place of its lowest bit; and what sums of the
+    second are multiplied by, or 1 where both planes are one byte before they are multiplied."""
     rows = len(row[1])
     for n in range(first, stop):
         for t in range(0, rows - 1, 2):
-            a, b = _two_rows(row, weight, width, second, factor, wide, t, n)
+            a, b = _two_rows(row, weight, planes, wide, t, n)
             _put(a, y, t, n)
             _put(b, y, t + 1, n)
         if rows % 2 == 1:
-            _put(_one_row(row, weight, width, second, factor, wide, rows - 1, n), y, rows - 1, n)
+            _put(_one_row(row, weight, planes, wide, rows - 1, n), y, rows - 1, n)
 
 
 @inlined
-def _one_row(row, weight, width, second, factor, wide, t, n):  # pragma: no cover
-    """Block n of the product with row t. width, second: bits of the weight's planes; the second's integers times
-    factor."""
+def _one_row(row, weight, planes, wide, t, n):  # pragma: no cover
+    """Block n of the product with row t."""
     q, words = row[0], weight[0]
+    width, second, _, factor = planes
     units, unit_bytes = q.shape[1] // UNIT, (width + second) * VECTOR
     acc = splat(np.float32(0))
+    group, left = _first_group(row, weight, n)
     for u in range(units):
         place, inputs = (n * units + u) * unit_bytes, (t * units + u) * UNIT
-        lower = _one_half(words, place, width, 0, q, inputs)
-        upper = _one_half(words, place, width, 1, q, inputs + HALF)
-        if second > 0:
-            place += width * VECTOR
-            lower = lower + _one_half(words, place, second, 0, q, inputs) * splat(np.int32(factor))
-            upper = upper + _one_half(words, place, second, 1, q, inputs + HALF) * splat(np.int32(factor))
-        acc = _scaled(acc, lower, upper, row, weight, wide, t, u, n)
+        if len(row[1]) == 1:
+            _ask(words, place + units * unit_bytes, unit_bytes, 0, 4)
+        lower = _one_half(words, place, planes, 0, q, inputs)
+        upper = _one_half(words, place, planes, 1, q, inputs + HALF)
+        if factor > 1:
+            place, rest = place + width * VECTOR, (second, 0, 0, 1)
+            lower = lower + _one_half(words, place, rest, 0, q, inputs) * splat(np.int32(factor))
+            upper = upper + _one_half(words, place, rest, 1, q, inputs + HALF) * splat(np.int32(factor))
+        acc = _scaled(acc, lower, upper, row, weight, wide, t, u, group)
+        group, left = _next_group(weight, wide, group, left)
     return acc
 
 
 @inlined
-def _one_half(words, at, width, half, q, inputs):  # pragma: no cover
-    """Sums of 16 inputs of a plane that begins at `at`, the unit's first or second, with a row's integers."""
+def _one_half(words, at, planes, half, q, inputs):  # pragma: no cover
+    """Sums of 16 inputs of a unit that begins at `at`, its first or second, with a row's integers."""
     a = no_sums()
     for r in range(4):
-        a = dot(a, _quads(words, at, width, half, r), q, inputs + 4 * r)
+        a = dot(a, _quads(words, at, planes, half, r), q, inputs + 4 * r)
     return summed(a)
 
 
 @inlined
-def _quads(words, at, width, half, r):  # pragma: no cover
-    """Quad r of 4 of a plane's half."""
-    if width == 4:
-        return bits_of(load_quads(words, at + r * VECTOR), 4 * half, 15)
-    if width == 2:
-        return bits_of(load_quads(words, at + (r % 2) * VECTOR), 4 * half + r // 2 * 2, 3)
-    return bits_of(load_quads(words, at), 4 * half + r, 1)
+def _quads(words, at, planes, half, r):  # pragma: no cover
+    """Quad r of 4 of a unit's half; of the first plane where the second has sums of its own."""
+    width, second, low_bit, factor = planes
+    x = _of_plane(words, at, width, half, r, 0)
+    if second > 0 and factor == 1:
+        x = x + _of_plane(words, at + width * VECTOR, second, half, r, low_bit)
+    return x
 
 
 @inlined
-def _two_rows(row, weight, width, second, factor, wide, t, n):  # pragma: no cover
+def _of_plane(words, at, width, half, r, low_bit):  # pragma: no cover
+    """The bits of a plane, their lowest at low_bit of each byte."""
+    if width == 4:
+        place, vector = 4 * half, r
+    elif width == 2:
+        place, vector = 4 * half + r // 2 * 2, r % 2
+    else:
+        place, vector = 4 * half + r, 0
+    return bits_of(load_quads(words, at + vector * VECTOR), place - low_bit, ((1 << width) - 1) << low_bit)
+
+
+@inlined
+def _ask(words, place, unit_bytes, first, quarters):  # pragma: no cover
+    """Have some quarters of a unit brought nearer."""
+    for k in range(first, first + quarters):
+        for i in range(0, unit_bytes // 4, 64):
+            prefetch(words, place + k * (unit_bytes // 4) + i)
+
+
+@inlined
+def _two_rows(row, weight, planes, wide, t, n):  # pragma: no cover
     """The same with rows t and t + 1: what is read of the weight is used twice."""
     q, words = row[0], weight[0]
+    width, second, _, factor = planes
     units, unit_bytes = q.shape[1] // UNIT, (width + second) * VECTOR
     acc, acc_ = splat(np.float32(0)), splat(np.float32(0))
+    pairs = len(row[1]) // 2
+    quarters = 1 if pairs >= 4 else 2 if pairs >= 2 else 4  # of the next block, for which all pairs together ask
+    first = t // 2 * quarters % 4
+    group, left = _first_group(row, weight, n)
     for u in range(units):
         place, inputs = (n * units + u) * unit_bytes, (t * units + u) * UNIT
-        ahead = place + units * unit_bytes + (t // 2 % 4) * unit_bytes // 4  # of the next block, which is not near yet
-        for i in range(0, unit_bytes // 4, 64):
-            prefetch(words, ahead + i)
-        lower, lower_ = _two_halves(words, place, width, 0, q, inputs)
-        upper, upper_ = _two_halves(words, place, width, 1, q, inputs + HALF)
-        if second > 0:
-            place, times = place + width * VECTOR, splat(np.int32(factor))
-            a, b = _two_halves(words, place, second, 0, q, inputs)
+        _ask(words, place + units * unit_bytes, unit_bytes, first, quarters)
+        lower, lower_ = _two_halves(words, place, planes, 0, q, inputs)
+        upper, upper_ = _two_halves(words, place, planes, 1, q, inputs + HALF)
+        if factor > 1:
+            place, rest, times = place + width * VECTOR, (second, 0, 0, 1), splat(np.int32(factor))
+            a, b = _two_halves(words, place, rest, 0, q, inputs)
             lower, lower_ = lower + a * times, lower_ + b * times
-            a, b = _two_halves(words, place, second, 1, q, inputs + HALF)
+            a, b = _two_halves(words, place, rest, 1, q, inputs + HALF)
             upper, upper_ = upper + a * times, upper_ + b * times
-        acc = _scaled(acc, lower, upper, row, weight, wide, t, u, n)
-        acc_ = _scaled(acc_, lower_, upper_, row, weight, wide, t + 1, u, n)
+        acc = _scaled(acc, lower, upper, row, weight, wide, t, u, group)
+        acc_ = _scaled(acc_, lower_, upper_, row, weight, wide, t + 1, u, group)
+        group, left = _next_group(weight, wide, group, left)
     return acc, acc_
 
 
 @inlined
-def _two_halves(words, at, width, half, q, inputs):  # pragma: no cover
+def _two_halves(words, at, planes, half, q, inputs):  # pragma: no cover
     """As `_one_half`, of two rows."""
     a, b, size = no_sums(), no_sums(), q.shape[1]
     for r in range(4):
-        x = _quads(words, at, width, half, r)
+        x = _quads(words, at, planes, half, r)
         a, b = dot(a, x, q, inputs + 4 * r), dot(b, x, q, inputs + 4 * r + size)
     return summed(a), summed(b)
 
 
 @inlined
-def _scaled(so_far, lower, upper, row, weight, wide, t, u, n):  # pragma: no cover
-    """so_far and what unit u of row t adds to block n, of its integer sums."""
-    q, scale, sums = row
-    _, scales, biases, times, group = weight
-    at = (n * (q.shape[1] // group) + (u * UNIT) // group) * WIDTH
+def _first_group(row, weight, n):  # pragma: no cover
+    """Where the scales of block n begin, and the inputs that are left of that group: no division is in a loop of units."""
+    return n * (row[0].shape[1] // weight[4]) * WIDTH, weight[4]
+
+
+@inlined
+def _next_group(weight, wide, at, left):  # pragma: no cover
+    """The same after one unit more."""
+    if not wide:
+        return at + 2 * WIDTH, left
+    left -= UNIT
+    return (at + WIDTH, weight[4]) if left == 0 else (at, left)
+
+
+@inlined
+def _scaled(so_far, lower, upper, row, weight, wide, t, u, at):  # pragma: no cover
+    """so_far and what unit u of row t adds, of its integer sums. at: where the scales of its group are."""
+    _, scale, sums = row
+    _, scales, biases, times, _ = weight
     first, second = floats(lower) * splat(scale[t, 2 * u]), floats(upper) * splat(scale[t, 2 * u + 1])
     if wide:
         total = sums[t, 2 * u] + sums[t, 2 * u + 1]
