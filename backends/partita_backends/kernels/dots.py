@@ -52,10 +52,10 @@ def no_sums(context: Any) -> Any:
 
 @intrinsic
 def dot(context: Any, sums: Any, quads: Any, array: Any, index: Any) -> Any:
-    """sums, and for each quad, numbers without signs, its product with the four signed bytes of array from index on.
+    """sums, and for each quad, numbers without signs, its product with four signed bytes of array from index on.
 
-    Where sums are shorts they hold the products of 32 numbers below 16 with any bytes but -128; what they cannot hold is
-    lost.
+    Shorts hold the products of 32 numbers below 16 with any bytes but -128; what they cannot hold is lost.
+    Ints hold those of any bytes.
     """
     assert array.dtype == types.int8
 

@@ -330,8 +330,8 @@ def _exponential(builder: Any, x: Any) -> Any:
 
 @intrinsic
 def bits_of(context: Any, x: Any, shift: Any, mask: Any) -> Any:
-    """(x >> shift) & mask of every byte, or x << -shift where it is negative; numbers without signs. The mask holds no bit
-    that comes from a neighbour."""
+    """(x >> shift) & mask of every byte, or x << -shift where that is negative; numbers without signs. No bit of the
+    mask comes from a neighbour."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         words = ir.VectorType(_SHORT, x.vector.count // 2)  # machines shift shorts, and no bytes
@@ -339,7 +339,7 @@ def bits_of(context: Any, x: Any, shift: Any, mask: Any) -> Any:
         shorts, zero = builder.bitcast(values[0], words), ir.Constant(_SHORT, 0)
         right = builder.lshr(shorts, broadcast(builder, shift_, words))
         left = builder.shl(shorts, broadcast(builder, builder.sub(zero, shift_), words))
-        moved = builder.select(builder.icmp_signed("<", shift_, zero), left, right)  # one of them, shifts being constant
+        moved = builder.select(builder.icmp_signed("<", shift_, zero), left, right)  # one, where the shift is constant
         return builder.and_(builder.bitcast(moved, x.vector), broadcast(builder, mask_, x.vector))
 
     return x(x, types.intp, types.intp), generate

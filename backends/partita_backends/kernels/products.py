@@ -37,13 +37,14 @@ products is twice as large (docs/experiments.md)."""
 
 @kernel
 def rounded(x):  # pragma: no cover
-    """Rows in 8 bits: integers int8 (rows, units * 32) from -127 to 127; for each 16 of them what one is worth, and the
-    sum of the integers times that, float32 (rows, units * 2). Where a number is not finite, one is worth NaN."""
+    """Rows in 8 bits: integers int8 (rows, units * 32) from -127 to 127; for each 16 of them what one is worth, the sum
+    of the integers times that, float32 (rows, units * 2), and the sum, int32. Where a number is not finite, one is
+    worth NaN."""
     size = x.shape[1]
     padded = (size + UNIT - 1) // UNIT * UNIT
     integers = np.empty((x.shape[0], padded), np.int8)
     shape = x.shape[0], padded // HALF
-    scales, sums = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    scales, sums, counts = np.empty(shape, np.float32), np.empty(shape, np.float32), np.empty(shape, np.int32)
     last = np.zeros(HALF, np.float32)
     for t in range(x.shape[0]):
         for g in range(padded // HALF):
@@ -61,48 +62,51 @@ def rounded(x):  # pragma: no cover
                 numbers = no_floats()
             count = store_bytes(integers, t * padded + g * HALF, nearest(numbers, per))
             scales[t, g] = scale
-            sums[t, g] = scale * np.float32(count)
-    return integers, scales, sums
+            sums[t, g], counts[t, g] = scale * np.float32(count), count
+    return integers, scales, sums, counts
 
 
 @functools.cache
-def _integer_kernels(bits: int, wide: bool) -> tuple[Any, Any]:
-    """For weights of so many bits, in groups of whole units or of halves; on one thread, and on several."""
+def _integer_kernels(bits: int, wide: bool, centred: bool) -> tuple[Any, Any]:
+    """For weights of so many bits, in groups of whole units or of halves, with or without biases; on one thread, and on
+    several."""
     (width, _), (second, low_bit) = (*PLANES[bits], (0, 0))[:2]
     planes = width, second, low_bit, 1 if holds_bytes() else 1 << low_bit
+    grid = wide, centred
 
     @kernel
-    def one(x, words, scales, biases, times, group, y, count):  # pragma: no cover
+    def one(x, words, scales, biases, middle, group, y, count):  # pragma: no cover
         row = rounded(x)
-        weight = words, scales, biases, times, group
-        _integer_blocks(row, weight, planes, wide, y, 0, count)
+        weight = words, scales, biases, middle, group
+        _integer_blocks(row, weight, planes, grid, y, 0, count)
 
     @parallel_kernel
-    def several(x, words, scales, biases, times, group, y, bounds):  # pragma: no cover
+    def several(x, words, scales, biases, middle, group, y, bounds):  # pragma: no cover
         row = rounded(x)
         for part in numba.prange(len(bounds) - 1):
-            weight = words, scales, biases, times, group  # here: no tuple of tuples goes to another thread
-            _integer_blocks(row, weight, planes, wide, y, bounds[part], bounds[part + 1])
+            weight = words, scales, biases, middle, group  # here: no tuple of tuples goes to another thread
+            _integer_blocks(row, weight, planes, grid, y, bounds[part], bounds[part + 1])
 
     return one, several
 
 
 @inlined
-def _integer_blocks(row, weight, planes, wide, y, first, stop):  # pragma: no cover
-    """planes: the bits of the first; of the second, which may be 0, with the place of its lowest bit; and what sums of the
-    second are multiplied by, or 1 where both planes are one byte before they are multiplied."""
+def _integer_blocks(row, weight, planes, grid, y, first, stop):  # pragma: no cover
+    """planes: the bits of the first; of the second, which may be 0, with the place of its lowest bit; and what sums of
+    the second are multiplied by, or 1 where both planes are one byte before they are multiplied. grid: whether groups
+    are whole units, and whether there are no biases."""
     rows = len(row[1])
     for n in range(first, stop):
         for t in range(0, rows - 1, 2):
-            a, b = _two_rows(row, weight, planes, wide, t, n)
+            a, b = _two_rows(row, weight, planes, grid, t, n)
             _put(a, y, t, n)
             _put(b, y, t + 1, n)
         if rows % 2 == 1:
-            _put(_one_row(row, weight, planes, wide, rows - 1, n), y, rows - 1, n)
+            _put(_one_row(row, weight, planes, grid, rows - 1, n), y, rows - 1, n)
 
 
 @inlined
-def _one_row(row, weight, planes, wide, t, n):  # pragma: no cover
+def _one_row(row, weight, planes, grid, t, n):  # pragma: no cover
     """Block n of the product with row t."""
     q, words = row[0], weight[0]
     width, second, _, factor = planes
@@ -119,8 +123,8 @@ def _one_row(row, weight, planes, wide, t, n):  # pragma: no cover
             place, rest = place + width * VECTOR, (second, 0, 0, 1)
             lower = lower + _one_half(words, place, rest, 0, q, inputs) * splat(np.int32(factor))
             upper = upper + _one_half(words, place, rest, 1, q, inputs + HALF) * splat(np.int32(factor))
-        acc = _scaled(acc, lower, upper, row, weight, wide, t, u, group)
-        group, left = _next_group(weight, wide, group, left)
+        acc = _scaled(acc, lower, upper, row, weight, grid, t, u, group)
+        group, left = _next_group(weight, grid, group, left)
     return acc
 
 
@@ -164,7 +168,7 @@ def _ask(words, place, unit_bytes, first, quarters):  # pragma: no cover
 
 
 @inlined
-def _two_rows(row, weight, planes, wide, t, n):  # pragma: no cover
+def _two_rows(row, weight, planes, grid, t, n):  # pragma: no cover
     """The same with rows t and t + 1: what is read of the weight is used twice."""
     q, words = row[0], weight[0]
     width, second, _, factor = planes
@@ -185,9 +189,9 @@ def _two_rows(row, weight, planes, wide, t, n):  # pragma: no cover
             lower, lower_ = lower + a * times, lower_ + b * times
             a, b = _two_halves(words, place, rest, 1, q, inputs + HALF)
             upper, upper_ = upper + a * times, upper_ + b * times
-        acc = _scaled(acc, lower, upper, row, weight, wide, t, u, group)
-        acc_ = _scaled(acc_, lower_, upper_, row, weight, wide, t + 1, u, group)
-        group, left = _next_group(weight, wide, group, left)
+        acc = _scaled(acc, lower, upper, row, weight, grid, t, u, group)
+        acc_ = _scaled(acc_, lower_, upper_, row, weight, grid, t + 1, u, group)
+        group, left = _next_group(weight, grid, group, left)
     return acc, acc_
 
 
@@ -203,36 +207,42 @@ def _two_halves(words, at, planes, half, q, inputs):  # pragma: no cover
 
 @inlined
 def _first_group(row, weight, n):  # pragma: no cover
-    """Where the scales of block n begin, and the inputs that are left of that group: no division is in a loop of units."""
+    """Where the scales of block n begin, and the inputs that are left of that group. Divisions are left out of the loop
+    over units: with two of them LLVM keeps vectors in memory."""
     return n * (row[0].shape[1] // weight[4]) * WIDTH, weight[4]
 
 
 @inlined
-def _next_group(weight, wide, at, left):  # pragma: no cover
+def _next_group(weight, grid, at, left):  # pragma: no cover
     """The same after one unit more."""
-    if not wide:
+    if not grid[0]:
         return at + 2 * WIDTH, left
     left -= UNIT
     return (at + WIDTH, weight[4]) if left == 0 else (at, left)
 
 
 @inlined
-def _scaled(so_far, lower, upper, row, weight, wide, t, u, at):  # pragma: no cover
+def _scaled(so_far, lower, upper, row, weight, grid, t, u, at):  # pragma: no cover
     """so_far and what unit u of row t adds, of its integer sums. at: where the scales of its group are."""
-    _, scale, sums = row
-    _, scales, biases, times, _ = weight
+    _, scale, sums, counts = row
+    wide, centred = grid
+    if centred:  # as if the middle had been subtracted from every integer
+        lower = lower - splat(np.int32(weight[3] * counts[t, 2 * u]))
+        upper = upper - splat(np.int32(weight[3] * counts[t, 2 * u + 1]))
     first, second = floats(lower) * splat(scale[t, 2 * u]), floats(upper) * splat(scale[t, 2 * u + 1])
+    _, scales, biases, _, _ = weight
     if wide:
         total = sums[t, 2 * u] + sums[t, 2 * u + 1]
-        return _joined(so_far, first + second, total, scales, biases, times, at)
-    so_far = _joined(so_far, first, sums[t, 2 * u], scales, biases, times, at)
-    return _joined(so_far, second, sums[t, 2 * u + 1], scales, biases, times, at + WIDTH)
+        return _joined(so_far, first + second, total, scales, biases, centred, at)
+    so_far = _joined(so_far, first, sums[t, 2 * u], scales, biases, centred, at)
+    return _joined(so_far, second, sums[t, 2 * u + 1], scales, biases, centred, at + WIDTH)
 
 
 @inlined
-def _joined(so_far, product, total, scales, biases, times, at):  # pragma: no cover
-    """so_far + scale * product + bias * times * total, of the group at `at`."""
-    return fused(load_numbers(biases, at), splat(times * total), fused(load_numbers(scales, at), product, so_far))
+def _joined(so_far, product, total, scales, biases, centred, at):  # pragma: no cover
+    """so_far + scale * product + bias * total, of the group at `at`. centred: there are no biases."""
+    so_far = fused(load_numbers(scales, at), product, so_far)
+    return so_far if centred else fused(load_numbers(biases, at), splat(total), so_far)
 
 
 @kernel
@@ -255,8 +265,8 @@ def _float_blocks(x, sums, words, planes, bits, scales, biases, times, group, y,
                         a = fused(load(values, k * WIDTH), splat(x[t, u * UNIT + k]), a)
                         b = fused(load(values, (k + 1) * WIDTH), splat(x[t, u * UNIT + k + 1]), b)
                     at = (n * groups + (u * UNIT + start) // group) * WIDTH
-                    total = sums[t, (u * UNIT + start) // step]
-                    so_far = _joined(so_far, a + b, total, scales, biases, times, at)
+                    total = np.float32(times * sums[t, (u * UNIT + start) // step])
+                    so_far = _joined(so_far, a + b, total, scales, biases, False, at)
                 store(acc, t * WIDTH, so_far)
         for t in range(count):
             _put(load(acc, t * WIDTH), y, t, n)
@@ -311,8 +321,8 @@ def _float_parallel(x, words, planes, bits, scales, biases, times, group, y, bou
 def integer_product(x: np.ndarray, blocks: Blocks, y: np.ndarray, threads: int = 1) -> Call:
     """The call for x (rows, in), float32, rounded to 8 bits, times the weight (out, in), transposed, into float32 y
     (rows, out)."""
-    one, several = _integer_kernels(blocks.bits, blocks.group_size >= UNIT)
-    weight = blocks.words, *_grid(blocks)
+    one, several = _integer_kernels(blocks.bits, blocks.group_size >= UNIT, blocks.centred)
+    weight = blocks.words, blocks.scales, blocks.biases, blocks.middle, blocks.group_size
     if threads == 1:
         return one, (x, *weight, y, blocks.count)
     return threaded, (threads, several, x, *weight, y, _bounds(blocks, threads))
@@ -327,7 +337,7 @@ def float_product(x: np.ndarray, blocks: Blocks, y: np.ndarray, threads: int = 1
 
 
 def _grid(blocks: Blocks) -> tuple[Numbers, Numbers, np.float32, int]:
-    """Scales, and numbers that times a factor are the biases, without a branch where there are none; the group size."""
+    """Scales, and numbers that times a factor are the biases, also where there are none; the group size."""
     if blocks.centred:
         return blocks.scales, blocks.scales, np.float32(-blocks.middle), blocks.group_size
     return blocks.scales, blocks.biases, np.float32(1), blocks.group_size
