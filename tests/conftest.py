@@ -14,6 +14,9 @@ from typing import Any
 # Where cores are shared, a second thread costs more in waiting than it does in work. Read when a library is loaded, so
 # this stands before the imports; child processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Triton's kernels run in its interpreter, on the CPU; with TRITON_INTERPRET=0 they are compiled, and need a GPU. Read
+# when triton is imported, which other libraries may do.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import numpy as np
 import pytest

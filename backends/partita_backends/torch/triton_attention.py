@@ -1,0 +1,340 @@
+"""Attention of a few queries over a rotating cache, in one pass over its packed words: flash decoding (arXiv
+2205.14135; the slots of a head divided among programs as in "Flash-Decoding", PyTorch's blog, 2023).
+
+Each program takes the queries of the heads that read one head of keys, and a range of slots; a second, small kernel
+puts the ranges together. Slots are judged by their positions, by the rule of `partita.cache.state`, so there is no
+mask. Keys and values are never dense outside of a program. Sums are float32; products are in the queries' dtype.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import triton.language as tl
+
+from .operations import operation
+from .triton_words import (
+    Side,
+    ceil_div,
+    grid_values,
+    group_size,
+    kernel,
+    parts,
+    power_of_two,
+    require_contiguous,
+    rows_together,
+    unpacked,
+)
+
+Tensor = torch.Tensor
+
+TILE = 4096  # numbers of keys that a program holds at once, for which registers have room on every GPU
+EVERYTHING = tl.constexpr(2**31 - 1)  # a window that hides nothing
+NOTHING = tl.constexpr(-1e30)  # the largest score of no slots
+
+
+@kernel
+def _slots(
+    X,
+    SCALES,
+    BIASES,
+    row,
+    seen,
+    D: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """Keys or values of some slots, float32 (BLOCK, WIDTH): zero where not seen, and beyond D."""
+    if BITS >= 16:
+        d = tl.arange(0, WIDTH)
+        inside = seen[:, None] & (d < D)[None, :]
+        values = tl.load(X + row[:, None] * D + d[None, :], mask=inside, other=0.0).to(tl.float32)
+    else:
+        COUNT: tl.constexpr = WIDTH * BITS // 32
+        w, g = tl.arange(0, COUNT), tl.arange(0, WIDTH // GROUP)
+        inside = seen[:, None] & (w < D * BITS // 32)[None, :]
+        words = tl.load(X + row[:, None] * (D * BITS // 32) + w[None, :], mask=inside, other=0)
+        place, there = row[:, None] * (D // GROUP) + g[None, :], seen[:, None] & (g < D // GROUP)[None, :]
+        integers = unpacked(words, BLOCK, COUNT, BITS)
+        values = grid_values(integers, SCALES, BIASES, place, there, BLOCK, WIDTH // GROUP, GROUP)
+    return values
+
+
+@kernel
+def _range(
+    q,
+    asks,
+    K,
+    K_SCALES,
+    K_BIASES,
+    V,
+    V_SCALES,
+    V_BIASES,
+    POSITIONS,
+    head,
+    batch,
+    start,
+    stop,
+    slots,
+    window,
+    scale,
+    softcap,
+    D: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    K_BITS: tl.constexpr,
+    V_BITS: tl.constexpr,
+    GROUP: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+):
+    """What queries q (ROWS, WIDTH) at positions `asks` (ROWS,) see of slots start to stop: the largest score, the sum
+    of exp(score - largest), and of that times the values."""
+    top = tl.full((ROWS,), NOTHING, tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    sums = tl.zeros((ROWS, WIDTH), tl.float32)
+    last, first = tl.max(asks, 0), tl.min(asks, 0) - window
+    for at in range(start, stop, BLOCK):
+        slot = at + tl.arange(0, BLOCK)
+        held = tl.load(POSITIONS + batch * slots + slot, mask=slot < stop, other=-1)
+        read = (held >= 0) & (held <= last) & (held > first)
+        row = head.to(tl.int64) * slots + slot
+        k = _slots(K, K_SCALES, K_BIASES, row, read, D, WIDTH, BLOCK, K_BITS, GROUP)
+        s = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision="ieee") * scale
+        if SOFTCAP:
+            s = softcap * (1.0 - 2.0 / (tl.exp(s * (2.0 / softcap)) + 1.0))  # softcap * tanh(s / softcap)
+        seen = read[None, :] & (held[None, :] <= asks[:, None]) & (held[None, :] > asks[:, None] - window)
+        s = tl.where(seen, s, NOTHING)
+        higher = tl.maximum(top, tl.max(s, 1))
+        p = tl.where(seen, tl.exp(s - higher[:, None]), 0.0)
+        shrunk = tl.exp(top - higher)
+        v = _slots(V, V_SCALES, V_BIASES, row, read, D, WIDTH, BLOCK, V_BITS, GROUP)
+        total = total * shrunk + tl.sum(p, 1)
+        sums = sums * shrunk[:, None] + tl.dot(p.to(q.dtype), v.to(q.dtype), input_precision="ieee")
+        top = higher
+    return top, total, sums
+
+
+@kernel
+def _decode(
+    Q,
+    ASKS,
+    K,
+    K_SCALES,
+    K_BIASES,
+    V,
+    V_SCALES,
+    V_BIASES,
+    POSITIONS,
+    SINK_Q,
+    SINK_K,
+    SINK_V,
+    SINK_POSITIONS,
+    SUMS,
+    TOPS,
+    q_batch,
+    q_head,
+    q_token,
+    a_batch,
+    a_head,
+    a_token,
+    slots,
+    sinks,
+    splits,
+    sink_splits,
+    window,
+    scale,
+    softcap,
+    KV_HEADS: tl.constexpr,
+    REP: tl.constexpr,
+    T: tl.constexpr,
+    D: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    K_BITS: tl.constexpr,
+    V_BITS: tl.constexpr,
+    GROUP: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    SINKS: tl.constexpr,
+):
+    """Programs: (batch and head of keys, range of slots, tile of queries); the first `sink_splits` are of sinks."""
+    head, split, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    batch = head // KV_HEADS
+    row, d = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH)
+    rep, t = row // T, row % T
+    rows = row < REP * T
+    inside = rows[:, None] & (d < D)[None, :]
+    asks = tl.load(ASKS + batch * T + t, mask=rows, other=-1)
+    query_head = (head % KV_HEADS) * REP + rep
+    if SINKS and split < sink_splits:
+        at = batch.to(tl.int64) * a_batch + query_head * a_head + t * a_token
+        q = tl.load(SINK_Q + at[:, None] + d[None, :], mask=inside, other=0.0)
+        per = tl.cdiv(tl.cdiv(sinks, BLOCK), sink_splits) * BLOCK
+        start, stop = split * per, tl.minimum(split * per + per, sinks)
+        # fmt: off
+        top, total, sums = _range(
+            q, asks, SINK_K, None, None, SINK_V, None, None, SINK_POSITIONS, head, batch, start, stop, sinks,
+            EVERYTHING, scale, softcap, D, WIDTH, ROWS, BLOCK, 16, 16, GROUP, SOFTCAP,
+        )
+        # fmt: on
+    else:
+        at = batch.to(tl.int64) * q_batch + query_head * q_head + t * q_token
+        q = tl.load(Q + at[:, None] + d[None, :], mask=inside, other=0.0)
+        per = tl.cdiv(tl.cdiv(slots, BLOCK), splits - sink_splits) * BLOCK
+        start = (split - sink_splits) * per
+        stop = tl.minimum(start + per, slots)
+        # fmt: off
+        top, total, sums = _range(
+            q, asks, K, K_SCALES, K_BIASES, V, V_SCALES, V_BIASES, POSITIONS, head, batch, start, stop, slots,
+            window, scale, softcap, D, WIDTH, ROWS, BLOCK, K_BITS, V_BITS, GROUP, SOFTCAP,
+        )
+        # fmt: on
+    out = (head.to(tl.int64) * splits + split) * (REP * T) + row
+    tl.store(SUMS + out[:, None] * D + d[None, :], sums, mask=inside)
+    tl.store(TOPS + out * 2, top, mask=rows)
+    tl.store(TOPS + out * 2 + 1, total, mask=rows)
+
+
+@kernel
+def _combine(
+    SUMS,
+    TOPS,
+    LOGITS,
+    OUT,
+    splits,
+    KV_HEADS: tl.constexpr,
+    REP: tl.constexpr,
+    T: tl.constexpr,
+    D: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PARTS: tl.constexpr,
+    SINK_LOGITS: tl.constexpr,
+):
+    """Ranges put together. Programs: (batch and head of keys, query of a head). A query that sees nothing gets 0."""
+    head, row = tl.program_id(0), tl.program_id(1)
+    part, d = tl.arange(0, PARTS), tl.arange(0, WIDTH)
+    at = (head.to(tl.int64) * splits + part) * (REP * T) + row
+    tops = tl.load(TOPS + at * 2, mask=part < splits, other=NOTHING)
+    totals = tl.load(TOPS + at * 2 + 1, mask=part < splits, other=0.0)
+    top = tl.max(tops, 0)
+    if SINK_LOGITS:
+        logit = tl.load(LOGITS + (head % KV_HEADS) * REP + row // T).to(tl.float32)
+        top = tl.maximum(top, logit)
+    weight = tl.exp(tops - top)
+    total = tl.sum(totals * weight, 0)
+    if SINK_LOGITS:
+        total += tl.exp(logit - top)
+    inside = (part < splits)[:, None] & (d < D)[None, :]
+    sums = tl.load(SUMS + at[:, None] * D + d[None, :], mask=inside, other=0.0)
+    y = tl.sum(sums * weight[:, None], 0) / tl.where(total > 0.0, total, 1.0)
+    tl.store(OUT + (head.to(tl.int64) * (REP * T) + row) * D + d, y, mask=d < D)
+
+
+def attend(
+    q: Tensor,
+    k: Side,
+    v: Side,
+    positions: Tensor,
+    queries: Tensor,
+    *,
+    scale: float,
+    window: int | None = None,
+    sinks: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
+    softcap: float | None = None,
+    sink_logits: Tensor | None = None,
+    splits: int = 0,
+) -> Tensor:
+    """softmax(scale * q·k) · v over the slots that each query sees: (B, Hq, T, D) in q's dtype, contiguous.
+
+    q: (B, Hq, T, D), any strides but for the last dimension. k, v: (B, Hkv, C, D), dense of any float dtype, or packed
+    in 4 or 8 bits with groups that are powers of two; contiguous. positions: int32 (B, C), of what slots hold, -1:
+    nothing. queries: int32 (B, T), -1: padding, for which the result is 0. A query sees a slot iff
+    0 <= position <= query and position > query - window. sinks: (queries rotated to their anchored positions, as q;
+    keys and values, dense (B, Hkv, S, D); positions int32 (B, S)), to which no window applies. sink_logits: float
+    (Hq,), a score a head that has no value. splits: ranges that slots are divided into; 0: as many as the GPU has room
+    for. ValueError: k or v is not contiguous.
+    """
+    sink_q, sink_k, sink_v, sink_positions = sinks or (None, None, None, None)
+    if sink_k is not None and sink_v is not None:
+        require_contiguous(sink_k, sink_v)
+    # fmt: off
+    return _flash_decode(
+        q, queries, positions, *parts(k), *parts(v), group_size(k, v), sink_q, sink_k, sink_v, sink_positions,
+        window, scale, softcap, sink_logits, splits,
+    )
+    # fmt: on
+
+
+@operation(
+    "flash_decode(Tensor q, Tensor queries, Tensor positions, Tensor k, Tensor? k_scales, Tensor? k_biases, int k_bits,"
+    " Tensor v, Tensor? v_scales, Tensor? v_biases, int v_bits, int group_size, Tensor? sink_q, Tensor? sink_k, "
+    "Tensor? sink_v, Tensor? sink_positions, int? window, float scale, float? softcap, Tensor? sink_logits, int splits)"
+    " -> Tensor",
+    lambda q, *_: q.new_empty(q.shape),
+)
+def _flash_decode(
+    q: Tensor,
+    queries: Tensor,
+    positions: Tensor,
+    k: Tensor,
+    k_scales: Tensor | None,
+    k_biases: Tensor | None,
+    k_bits: int,
+    v: Tensor,
+    v_scales: Tensor | None,
+    v_biases: Tensor | None,
+    v_bits: int,
+    group_size: int,
+    sink_q: Tensor | None,
+    sink_k: Tensor | None,
+    sink_v: Tensor | None,
+    sink_positions: Tensor | None,
+    window: int | None,
+    scale: float,
+    softcap: float | None,
+    sink_logits: Tensor | None,
+    splits: int,
+) -> Tensor:
+    b, heads, t, d = q.shape
+    kv_heads, slots = k.shape[1:3]
+    rep, sinks = heads // kv_heads, 0 if sink_k is None else sink_k.shape[2]
+    width = max(power_of_two(d), 16)
+    block = min(TILE // width, 64)
+    rows = max(min(power_of_two(rep * t), 2 * block), 16)
+    tiles = ceil_div(rep * t, rows)
+    ranges = splits or _splits(b * kv_heads * tiles, ceil_div(slots, block), q.device)
+    sink_ranges = ceil_div(sinks, block * max(ceil_div(slots, block * ranges), 1))
+    total = ranges + sink_ranges
+    q, sink_q = rows_together(q), q if sink_q is None else rows_together(sink_q)
+    sink_positions = None if sink_positions is None else sink_positions.contiguous()
+    sums = q.new_empty(b * kv_heads, total, rep * t, d, dtype=torch.float32)
+    tops = q.new_empty(b * kv_heads, total, rep * t, 2, dtype=torch.float32)
+    out = q.new_empty(q.shape)
+    # fmt: off
+    _decode[(b * kv_heads, total, tiles)](
+        q, queries.contiguous(), k, k_scales, k_biases, v, v_scales, v_biases, positions.contiguous(), sink_q, sink_k,
+        sink_v, sink_positions, sums, tops, *q.stride()[:3], *sink_q.stride()[:3], slots, sinks, total, sink_ranges,
+        EVERYTHING.value if window is None else window, scale, softcap or 1.0, KV_HEADS=kv_heads, REP=rep, T=t, D=d,
+        WIDTH=width, ROWS=rows, BLOCK=block, K_BITS=k_bits, V_BITS=v_bits, GROUP=group_size, SINKS=sinks > 0,
+        SOFTCAP=softcap is not None, num_warps=8 if rows * width > TILE else 4, num_stages=2,
+    )
+    _combine[(b * kv_heads, rep * t)](
+        sums, tops, sink_logits, out, total, KV_HEADS=kv_heads, REP=rep, T=t, D=d, WIDTH=width,
+        PARTS=power_of_two(total), SINK_LOGITS=sink_logits is not None,
+    )
+    # fmt: on
+    return out
+
+
+def _splits(programs: int, blocks: int, device: torch.device) -> int:
+    """Ranges of slots with which so many programs become two for each processor of the GPU, of a block at least."""
+    return max(min(ceil_div(2 * _processors(device), programs), blocks), 1)
+
+
+@functools.cache
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

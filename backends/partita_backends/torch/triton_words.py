@@ -1,0 +1,91 @@
+"""Pieces of Triton kernels: packed integers and their scales taken apart in registers.
+
+A kernel is Python that Triton compiles for the GPU when it is first launched; with TRITON_INTERPRET=1, set before
+triton is imported, it runs in numpy instead, which is how it is tested without a GPU. Sizes of tiles are powers of two;
+what lies beyond a size is masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from partita.quantization import Packed
+
+Tensor = torch.Tensor
+Side = Tensor | Packed[Tensor]
+"""The keys, or the values, of one layer's ring (B, H, C, D)."""
+
+kernel: Callable[..., Any] = triton.jit
+"""Makes a kernel of a function, or a piece of one: kernel[programs along up to three axes](arguments)."""
+
+
+@kernel
+def unpacked(words, ROWS: tl.constexpr, COUNT: tl.constexpr, BITS: tl.constexpr):
+    """int32 words (ROWS, COUNT) of integers of 2, 4 or 8 bits: (ROWS, COUNT * 32 / BITS), int32."""
+    PER: tl.constexpr = 32 // BITS
+    shifts = tl.arange(0, PER) * BITS
+    parts = (words[:, :, None] >> shifts[None, None, :]) & (2**BITS - 1)
+    return tl.reshape(parts, (ROWS, COUNT * PER))
+
+
+@kernel
+def stretched(x, ROWS: tl.constexpr, COUNT: tl.constexpr, TIMES: tl.constexpr):
+    """(ROWS, COUNT) with each number TIMES over, side by side: (ROWS, COUNT * TIMES)."""
+    return tl.reshape(tl.broadcast_to(x[:, :, None], (ROWS, COUNT, TIMES)), (ROWS, COUNT * TIMES))
+
+
+@kernel
+def grid_values(
+    integers,
+    SCALES,
+    BIASES,
+    place,
+    seen,
+    ROWS: tl.constexpr,
+    COUNT: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """integers (ROWS, COUNT * GROUP) on their grid, q * scale + bias in float32; place, seen: of each group's scale."""
+    scales = tl.load(SCALES + place, mask=seen, other=0.0).to(tl.float32)
+    biases = tl.load(BIASES + place, mask=seen, other=0.0).to(tl.float32)
+    values = integers.to(tl.float32) * stretched(scales, ROWS, COUNT, GROUP)
+    return values + stretched(biases, ROWS, COUNT, GROUP)
+
+
+def parts(side: Side) -> tuple[Tensor, Tensor | None, Tensor | None, int]:
+    """What kernels take: words, scales, biases and bits; of a dense side its numbers, nothing, and 16 for any width.
+
+    ValueError: not contiguous."""
+    found = (side.weight, *side.grid, side.bits) if isinstance(side, Packed) else (side, None, None, 16)
+    require_contiguous(*(part for part in found[:3] if part is not None))
+    return found
+
+
+def require_contiguous(*buffers: Tensor) -> None:
+    """ValueError: one is not."""
+    if not all(buffer.is_contiguous() for buffer in buffers):
+        raise ValueError("kernels take contiguous buffers of a cache")
+
+
+def rows_together(x: Tensor) -> Tensor:
+    """x, a copy unless the numbers of its last dimension lie side by side."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def power_of_two(n: int) -> int:
+    """The smallest that is at least n."""
+    return 1 << (n - 1).bit_length()
+
+
+def group_size(*sides: Side) -> int:
+    """Numbers a group of the sides that are packed, the same in all of them; 32 where none is."""
+    return next((side.group_size for side in sides if isinstance(side, Packed)), 32)
