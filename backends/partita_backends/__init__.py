@@ -275,17 +275,17 @@ def _attempt(name: str, device: str, cls: Any, needs: Needs, options: dict[str, 
 
 def first_use(backend: Backend) -> str | None:
     """What the first reply on this machine waits for, in a line; None where it waits for nothing."""
-    return None if (weights := _torch_cpu(backend)) is None else weights.cold_kernels()
+    return None if (weights := _torch(backend)) is None or backend.device != "cpu" else weights.cold_kernels()
 
 
 def _slow(backend: Backend) -> str | None:
     """Why a backend is slower than it could be."""
-    return None if (weights := _torch_cpu(backend)) is None else weights.without_kernels()
+    return None if (weights := _torch(backend)) is None else weights.without_kernels(backend.device)
 
 
-def _torch_cpu(backend: Backend) -> Any:
+def _torch(backend: Backend) -> Any:
     """The module of its weights, or None for another backend."""
-    if (backend.name, backend.device) != ("torch", "cpu"):
+    if backend.name != "torch":
         return None
     from .torch import weights
 

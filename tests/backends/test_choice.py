@@ -19,6 +19,7 @@ import torch
 import partita_backends
 from partita.errors import BackendUnavailable, DataError
 from partita_backends import process_memory
+from partita_backends.torch import weights
 
 GIB = 2**30
 OLD_DRIVER = "CUDA initialization: The NVIDIA driver on your system is too old (found version 11040)."
@@ -34,6 +35,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (6 * GIB, 8 * GIB))
     monkeypatch.setattr(torch, "ones", lambda *size, device=None: ones(*size))
+    monkeypatch.setattr(weights, "_found_on_gpu", lambda: (None, None))
     return monkeypatch
 
 
@@ -60,6 +62,14 @@ def test_a_gpu_that_works_is_taken(gpu: pytest.MonkeyPatch) -> None:
         assert (choice.backend.name, choice.backend.device, choice.backend.dtype) == ("torch", "cuda", "bfloat16")
         assert choice.fallback is None
     assert partita_backends.choose().passed[0].reason == "Metal is on Apple Silicon only"
+
+
+def test_a_gpu_for_which_triton_compiles_nothing_is_taken_and_said_to_be_slow(gpu: pytest.MonkeyPatch) -> None:
+    gpu.undo()
+    assert weights._found_on_gpu()[0] is None
+    gpu.setattr(weights, "_found_on_gpu", lambda: (None, "Failed to find C compiler"))
+    line = weights.without_kernels("cuda")
+    assert line == "products with packed weights are slow, as triton cannot be used (Failed to find C compiler)"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Products with the matrices of experts: the rows of each expert brought together, one product for every one present.
 
 An expert is an ordinary weight (`weights.py`), so it has the same kernels; it is a view of the stack, not a copy. On
-CUDA the few rows of a decode step gather their experts' weights instead, so that the host reads no index.
+GPUs a kernel finds each row's expert in the stack (`cuda.py`), so that the host reads no index; without triton, the few
+rows of a decode step gather copies of their experts' weights instead.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 
 from partita.brief import Brief
-from partita.quantization import Packed
+from partita.quantization import Packed, require_affine
 
 from . import weights
 from .recorded import run
@@ -42,6 +43,12 @@ def prepare(weight: np.ndarray | Packed, device: torch.device, decode: torch.dty
 def stack(weight: np.ndarray | Packed, device: torch.device, decode: torch.dtype) -> Experts:
     """The same in one piece, from which `gathered` takes some."""
     if isinstance(weight, Packed):
+        kernels = weights.gpu_kernels() if device.type == "cuda" else None
+        if kernels is not None and kernels.fits(require_affine(weight, "the torch backend")):
+            words = weight.map(lambda part: weights.from_numpy(part).to(device))
+            return Experts(
+                words, tuple(kernels.Words(words.map(lambda part, e=e: part[e])) for e in range(len(words.weight)))
+            )
         packed = weights.widened(weight).map(lambda part: weights.from_numpy(part).to(device))
         parts = [packed.map(lambda part, e=e: part[e]) for e in range(packed.shape[0])]
         return Experts(packed, tuple(weights.Quantized(part, weight.bits, decode) for part in parts))
@@ -51,8 +58,12 @@ def stack(weight: np.ndarray | Packed, device: torch.device, decode: torch.dtype
 
 def product(x: Tensor, experts: Experts, index: Tensor, decode: torch.dtype) -> Tensor:
     """See `Backend.moe_linear`; without the bias."""
-    if x.is_cuda and index.numel() <= weights.KERNEL_ROWS:
-        return gathered(x, experts, index, decode)
+    if x.is_cuda and experts.stacked is not None:
+        kernels = weights.gpu_kernels()
+        if kernels is not None and kernels.chooses(experts.stacked):
+            return kernels.chosen(x, experts.stacked, index, decode)
+        if index.numel() <= weights.KERNEL_ROWS:
+            return gathered(x, experts, index, decode)
     y = x.new_empty(*index.shape, experts.each[0].shape[0])
     run(_fill, x, experts.each, index, decode, y)
     return y

@@ -1,7 +1,8 @@
 """Weights on torch: dense tensors, and packed ones in a form that the device is fast with (`PackedWeight`).
 
-On a CPU that form is `cpu.Blocked`, and there is no other copy of the weight; on GPUs, without numba, and for
-groups that those kernels do not take, it is `Quantized` here, which knows the int4 kernel of torch's CPU build.
+On a CPU that form is `cpu.Blocked`, on a GPU `cuda.Words`, and there is no other copy of the weight; without numba or
+triton, and for groups that those kernels do not take, it is `Quantized` here, which knows the int4 kernel of torch's
+CPU build.
 
 `_weight_int4pack_mm_for_cpu` computes x (rows, in) in bfloat16 against (q - 8) * scale + zero, so an affine weight maps
 by zero = bias + 8 * scale, both rounded to bfloat16: a lossy fast path, used only where products are in bfloat16
@@ -24,6 +25,8 @@ import torch
 from partita.brief import Brief
 from partita.quantization import Packed, require_affine
 from partita.quantization import unpack as unpack_words
+
+from .dense_parts import GPU_DENSE_AT_ONCE, InParts, slices
 
 Tensor = torch.Tensor
 
@@ -69,7 +72,7 @@ class PackedWeight(Protocol):
         ...
 
 
-class Quantized:
+class Quantized(InParts):
     """A packed weight (out, in) and, where the kernel takes it, its operands: one up to 4 bits, two up to 8.
 
     packed: 4 or 8 bits as stored; bits: of the integers in it. Operands are made for the second product of few rows:
@@ -100,32 +103,10 @@ class Quantized:
     def rows(self, index: Tensor) -> Tensor:
         return dequantize(self.packed.map(lambda part: part.index_select(0, index)), torch.float32)
 
-    def multiply(self, x: Tensor) -> Tensor:
-        y = None
-        for part, dense in self._parts(x.dtype):
-            if len(dense) == self.shape[0]:
-                return torch.nn.functional.linear(x, dense)
-            y = x.new_empty(len(x), self.shape[0]) if y is None else y
-            torch.mm(x, dense.t(), out=y[:, part])
-        assert y is not None  # a weight has rows
-        return y
-
-    def multiply_back(self, grad: Tensor) -> Tensor:
-        x = None
-        for part, dense in self._parts(grad.dtype):
-            if len(dense) == self.shape[0]:
-                return grad @ dense
-            x = grad.new_zeros(len(grad), self.shape[1]) if x is None else x
-            x.addmm_(grad[:, part], dense)
-        assert x is not None
-        return x
-
-    def _parts(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-        """All rows, some after the other, dense: where they stand, and the rows (n, in)."""
+    def parts(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        rows, columns = self.shape
         cpu = self.packed.weight.device.type == "cpu"
-        step = max(DENSE_AT_ONCE // self.shape[1], 1) if cpu else self.shape[0]
-        for start in range(0, self.shape[0], step):
-            part = slice(start, start + step)
+        for part in slices(rows, columns, DENSE_AT_ONCE if cpu else GPU_DENSE_AT_ONCE):
             yield part, dequantize(self.packed.map(lambda x, part=part: x[part]), dtype)
 
     def _operands(self) -> tuple[Kernel, ...]:
@@ -142,6 +123,8 @@ def prepare(weight: Packed[np.ndarray], device: torch.device, decode: torch.dtyp
         blocked = kernels.blocked(weight)
         if blocked is not None:
             return blocked
+    if device.type == "cuda" and (kernels := gpu_kernels()) is not None and kernels.fits(weight):
+        return kernels.Words(weight.map(lambda part: from_numpy(part).to(device)))
     packed = widened(weight).map(lambda part: from_numpy(part).to(device))
     return Quantized(packed, weight.bits, decode)
 
@@ -151,12 +134,18 @@ def cpu_kernels() -> Any:
     return _found()[0]
 
 
-def without_kernels() -> str | None:
-    """Why this CPU computes more slowly than it could, in a line."""
-    _, error = _found()
-    if error is None:
-        return None
-    return f"products with packed weights are slow, as numba cannot be used ({error}): pip install numba"
+def gpu_kernels() -> Any:
+    """The module `cuda`, or None where triton cannot be imported or compiles nothing for the GPU."""
+    return _found_on_gpu()[0]
+
+
+def without_kernels(device: str) -> str | None:
+    """Why this device computes more slowly than it could, in a line."""
+    if device == "cpu":
+        (_, error), what, how = _found(), "numba", ": pip install numba"
+    else:
+        (_, error), what, how = _found_on_gpu(), "triton", ""
+    return None if error is None else f"products with packed weights are slow, as {what} cannot be used ({error}){how}"
 
 
 def cold_kernels() -> str | None:
@@ -178,6 +167,17 @@ def _found() -> tuple[Any, str | None]:
     except ImportError as error:  # a numba that is too old for this numpy raises it too
         return None, " ".join(str(error).split())[:200]
     return cpu, None
+
+
+@functools.cache
+def _found_on_gpu() -> tuple[Any, str | None]:
+    try:
+        from . import cuda
+
+        cuda.check()
+    except Exception as error:  # from a missing compiler to a GPU too old: triton has no error of its own for it
+        return None, " ".join(str(error).split())[:200] or type(error).__name__
+    return cuda, None
 
 
 def from_numpy(x: np.ndarray) -> Tensor:

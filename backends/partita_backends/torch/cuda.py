@@ -1,0 +1,61 @@
+"""What the Triton kernels do for torch on a GPU: packed weights and stacks of experts that stay as they are stored.
+
+Importing this imports triton: `weights.gpu_kernels` does, where there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from partita.brief import Brief
+from partita.quantization import Packed
+
+from . import triton_products as products
+from .dense_parts import GPU_DENSE_AT_ONCE, InParts, slices
+
+Tensor = torch.Tensor
+
+FEW_ROWS = 32  # up to here a product waits for the weight to be read, and reads it packed
+fits = products.fits
+
+
+@dataclass(frozen=True)
+class Words(Brief, InParts):
+    """See `weights.PackedWeight`. packed: as stored, the only copy of the weight."""
+
+    packed: Packed[Tensor]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.packed.shape
+
+    def product(self, x: Tensor, decode: torch.dtype) -> Tensor | None:
+        return products.product(x.to(decode), self.packed) if len(x) <= FEW_ROWS else None
+
+    def rows(self, index: Tensor) -> Tensor:
+        return products.rows(self.packed, index, torch.float32)
+
+    def parts(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        rows, columns = self.shape
+        for part in slices(rows, columns, GPU_DENSE_AT_ONCE):
+            yield part, products.rows(self.packed.map(lambda x, part=part: x[part]), None, dtype)
+
+
+def chooses(stacked: Tensor | Packed[Tensor]) -> bool:
+    """Whether `chosen` takes a stack of experts."""
+    return fits(stacked) if isinstance(stacked, Packed) else stacked.is_contiguous()
+
+
+def chosen(x: Tensor, stacked: Tensor | Packed[Tensor], index: Tensor, decode: torch.dtype) -> Tensor:
+    """As `Backend.moe_linear`, without the bias, computed in `decode`."""
+    return products.chosen(x.to(decode), stacked, index).to(x.dtype)
+
+
+def check() -> None:
+    """Compile a kernel and run it, so that what is missing (a C compiler, a GPU that triton knows) shows now. Raises
+    what triton raises."""
+    words, scales = torch.zeros(1, 8, dtype=torch.int32, device="cuda"), torch.zeros(1, 1, device="cuda")
+    products.rows(Packed(words, scales, scales, 8, 32), None, torch.float32)

@@ -1,0 +1,104 @@
+"""Compiles every Triton kernel for a GPU of the compute capability given (80, 90), and prints what came out, as JSON.
+
+The operations are called with tensors of the CPU; where they would launch a kernel, it is compiled and left at that.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from partita.quantization import quantize_weight
+from partita_backends.torch import attention, triton_attention, triton_products, triton_write
+from partita_backends.torch.weights import from_numpy
+
+FOUND: list[dict[str, Any]] = []
+ROUNDS = re.compile(r"add(?:\.rn)?\.f32\s+\S+,\s*\S+,\s*0fCB400000")
+
+
+class NoGpu:
+    """What compiling asks the driver for."""
+
+    def __init__(self, capability: int):
+        self._target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def compile_only(self: JITFunction, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+    kernel = run(self, *arguments, grid=grid, warmup=True, **options)
+    code = kernel.asm["ptx"]
+    FOUND.append(
+        {
+            "name": self.fn.__name__,
+            "bytes": len(kernel.asm["cubin"]),
+            "shared": kernel.metadata.shared,
+            "sixteen": arguments[0] is not None and arguments[0].dtype.itemsize == 2,
+            "mma": "mma" in code,
+            "divisions": sorted(set(re.findall(r"\bdiv\.\S+", code)) - {"div.s32", "div.u32"}),
+            "rounds": bool(ROUNDS.search(code)),
+        }
+    )
+    return kernel
+
+
+def attend(dtype: torch.dtype, key_bits: int, value_bits: int, d: int, tokens: int, rep: int) -> None:
+    k, z = torch.zeros(1, 2, 128, d, dtype=dtype), torch.zeros(1, 128, dtype=torch.int32)
+    keys, values = (k if bits >= 16 else attention.quantize(k, bits, 32) for bits in (key_bits, value_bits))
+    q = torch.zeros(1, 2 * rep, tokens, d, dtype=dtype)
+    sinks, logits = (q, k[:, :, :5].contiguous(), k[:, :, :5].contiguous(), z[:, :5]), torch.zeros(2 * rep)
+    options: dict[str, Any] = {"window": 90, "sinks": sinks, "softcap": 20.0, "sink_logits": logits}
+    triton_attention.attend(q, keys, values, z, z[:, :tokens], scale=0.1, **options)
+
+
+def write(dtype: torch.dtype, key_bits: int, value_bits: int, d: int) -> None:
+    k, z = torch.zeros(1, 2, 128, d, dtype=dtype), torch.zeros(1, 1, dtype=torch.int32)
+    keys, values = (attention.quantize(k, bits, 32) for bits in (key_bits, value_bits))
+    angles, x = (torch.zeros(1, 1, d // 2), torch.zeros(1, 1, d // 2)), k[:, :, :1]
+    triton_write.step(x, x, x, angles, angles, keys, values, z, (k.clone(), k.clone(), z))
+    triton_write.write(values, x, z)
+
+
+def multiply(dtype: torch.dtype, bits: int, group: int) -> None:
+    stack = quantize_weight(np.ones((2, 40, 1024), np.float32), bits, group).map(from_numpy)
+    weight = stack.map(lambda part: part[0])
+    for rows in (1, 32):
+        triton_products.product(torch.zeros(rows, 1024, dtype=dtype), weight)
+    triton_products.rows(weight, torch.zeros(3, dtype=torch.int32), dtype)
+    for tokens in (1, 40):
+        index = torch.zeros(1, tokens, 4, dtype=torch.int32)
+        triton_products.chosen(torch.zeros(1, tokens, 1, 1024, dtype=dtype), stack, index)
+
+
+def main() -> None:
+    driver.set_active(NoGpu(int(sys.argv[1])))
+    for case in ((8, 4, 64, 1, 3), (4, 8, 128, 8, 8), (16, 16, 256, 8, 8), (16, 4, 96, 1, 4)):
+        attend(torch.bfloat16, *case)
+    attend(torch.float32, 8, 4, 64, 1, 4)
+    write(torch.bfloat16, 8, 4, 64)
+    write(torch.bfloat16, 4, 8, 96)
+    for case in ((4, 64), (8, 32), (6, 16)):
+        multiply(torch.bfloat16, *case)
+    multiply(torch.float32, 4, 32)
+    print(json.dumps(FOUND))
+
+
+if __name__ == "__main__":
+    run = JITFunction.run
+    JITFunction.run = compile_only
+    main()
