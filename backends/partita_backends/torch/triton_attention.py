@@ -17,14 +17,13 @@ from .operations import operation
 from .triton_words import (
     Side,
     ceil_div,
-    grid_values,
     group_size,
     kernel,
+    on_grid,
     parts,
     power_of_two,
     require_contiguous,
     rows_together,
-    unpacked,
 )
 
 Tensor = torch.Tensor
@@ -54,12 +53,13 @@ def _slots(
         values = tl.load(X + row[:, None] * D + d[None, :], mask=inside, other=0.0).to(tl.float32)
     else:
         COUNT: tl.constexpr = WIDTH * BITS // 32
-        w, g = tl.arange(0, COUNT), tl.arange(0, WIDTH // GROUP)
+        w = tl.arange(0, COUNT)
         inside = seen[:, None] & (w < D * BITS // 32)[None, :]
         words = tl.load(X + row[:, None] * (D * BITS // 32) + w[None, :], mask=inside, other=0)
-        place, there = row[:, None] * (D // GROUP) + g[None, :], seen[:, None] & (g < D // GROUP)[None, :]
-        integers = unpacked(words, BLOCK, COUNT, BITS)
-        values = grid_values(integers, SCALES, BIASES, place, there, BLOCK, WIDTH // GROUP, GROUP)
+        place = row[:, None] * (D // GROUP) + (w // (GROUP * BITS // 32))[None, :]
+        scales = tl.load(SCALES + place, mask=inside, other=0.0)
+        biases = tl.load(BIASES + place, mask=inside, other=0.0)
+        values = on_grid(words, scales, biases, BLOCK, COUNT, BITS)
     return values
 
 

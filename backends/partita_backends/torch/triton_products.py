@@ -9,6 +9,7 @@ through, so that the host reads no index.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,45 +19,68 @@ import triton.language as tl
 from partita.quantization import Packed
 
 from .operations import operation
-from .triton_words import ceil_div, grid_values, kernel, power_of_two, unpacked
+from .triton_words import ceil_div, kernel, on_grid, power_of_two
 
 Tensor = torch.Tensor
 
 ROWS_AT_ONCE = 32  # rows of x in a program; a weight is read again for the next ones
+ROW_STEP = 4  # rows of a weight in a program that multiplies one row of x
+LANES = 128  # numbers, or units of them, that its threads take at a time, four each in 32 threads
 TILE_ROWS = 32  # rows of a weight in a program that multiplies several rows of x
 COLUMNS = 128  # numbers of a weight's row that a program looks at together, at least a group
 MANY_ENTRIES = 16  # of experts: from here on rows of one expert are brought together
 
 
 @kernel
-def _integers(
+def _words(
     W,
+    SCALES,
+    BIASES,
     n,
     start,
     inside,
     K: tl.constexpr,
-    ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     BITS: tl.constexpr,
+    GROUP: tl.constexpr,
 ):
-    """Integers `start` to start + COLUMNS of rows n (ROWS,) of words: (ROWS, COLUMNS)."""
+    """Words with the numbers `start` to start + COLUMNS of rows n (ROWS,), and the scale and bias of each word, (ROWS,
+    COUNT); zero where not inside, or beyond K. For integers of 2, 4 or 8 bits."""
     PER_ROW: tl.constexpr = K * BITS // 32
-    if (BITS & (BITS - 1)) == 0:
-        COUNT: tl.constexpr = COLUMNS * BITS // 32
-        w = start * BITS // 32 + tl.arange(0, COUNT)
-        words = tl.load(W + n[:, None] * PER_ROW + w[None, :], mask=inside[:, None] & (w < PER_ROW)[None, :], other=0)
-        integers = unpacked(words, ROWS, COUNT, BITS)
-    else:
-        bit = (start + tl.arange(0, COLUMNS)) * BITS
-        word, shift = bit // 32, (bit % 32)[None, :].to(tl.uint32)
-        there = inside[:, None] & (word < PER_ROW)[None, :]
-        across = there & (word + 1 < PER_ROW)[None, :]
-        at = W + n[:, None] * PER_ROW + word[None, :]
-        low = tl.load(at, mask=there, other=0).to(tl.uint32, bitcast=True)
-        high = tl.load(at + 1, mask=across, other=0).to(tl.uint32, bitcast=True)
-        both = (low >> shift) | ((high << 1) << (31 - shift))  # a shift by 32 is not defined
-        integers = (both & (2**BITS - 1)).to(tl.int32)
-    return integers
+    w = start * BITS // 32 + tl.arange(0, COLUMNS * BITS // 32)
+    there = inside[:, None] & (w < PER_ROW)[None, :]
+    words = tl.load(W + n[:, None] * PER_ROW + w[None, :], mask=there, other=0)
+    place = n[:, None] * (K // GROUP) + (w * 32 // (GROUP * BITS))[None, :]
+    scales, biases = tl.load(SCALES + place, mask=there, other=0.0), tl.load(BIASES + place, mask=there, other=0.0)
+    return words, scales, biases
+
+
+@kernel
+def _across_words(
+    W,
+    SCALES,
+    BIASES,
+    n,
+    start,
+    inside,
+    K: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """The numbers themselves, float32 (ROWS, COLUMNS), of integers that may begin in one word and end in the next."""
+    PER_ROW: tl.constexpr = K * BITS // 32
+    k = start + tl.arange(0, COLUMNS)
+    word, shift = k * BITS // 32, (k * BITS % 32)[None, :].to(tl.uint32)
+    there = inside[:, None] & (k < K)[None, :]
+    at = W + n[:, None] * PER_ROW + word[None, :]
+    low = tl.load(at, mask=there, other=0).to(tl.uint32, bitcast=True)
+    high = tl.load(at + 1, mask=there & (word + 1 < PER_ROW)[None, :], other=0).to(tl.uint32, bitcast=True)
+    both = (low >> shift) | ((high << 1) << (31 - shift))  # a shift by 32 is not defined
+    place = n[:, None] * (K // GROUP) + (k // GROUP)[None, :]
+    scales = tl.load(SCALES + place, mask=there, other=0.0).to(tl.float32)
+    biases = tl.load(BIASES + place, mask=there, other=0.0).to(tl.float32)
+    return (both & (2**BITS - 1)).to(tl.int32).to(tl.float32) * scales + biases
 
 
 @kernel
@@ -78,13 +102,51 @@ def _dense(
         k = start + tl.arange(0, COLUMNS)
         there = inside[:, None] & (k < K)[None, :]
         values = tl.load(W + n[:, None] * K + k[None, :], mask=there, other=0.0).to(tl.float32)
+    elif (BITS & (BITS - 1)) == 0:
+        words, scales, biases = _words(W, SCALES, BIASES, n, start, inside, K, COLUMNS, BITS, GROUP)
+        values = on_grid(words, scales, biases, ROWS, COLUMNS * BITS // 32, BITS)
     else:
-        integers = _integers(W, n, start, inside, K, ROWS, COLUMNS, BITS)
-        g = start // GROUP + tl.arange(0, COLUMNS // GROUP)
-        there = inside[:, None] & (g < K // GROUP)[None, :]
-        place = n[:, None] * (K // GROUP) + g[None, :]
-        values = grid_values(integers, SCALES, BIASES, place, there, ROWS, COLUMNS // GROUP, GROUP)
+        values = _across_words(W, SCALES, BIASES, n, start, inside, K, COLUMNS, BITS, GROUP)
     return values
+
+
+@kernel
+def _units_sum(
+    X,
+    W,
+    SCALES,
+    BIASES,
+    n,
+    start,
+    inside,
+    K: tl.constexpr,
+    ROWS: tl.constexpr,
+    COUNT: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUP: tl.constexpr,
+    UNIT: tl.constexpr,
+):
+    """Σ w x over units of numbers, the fewest that fill whole words: units `start` to start + COUNT of rows n (ROWS,),
+    (ROWS, COUNT). A unit is of one group, so that its scale is applied to a sum: Σ (q s + b) x = s Σ q x + b Σ x."""
+    unit = start + tl.arange(0, COUNT)
+    exists = unit < K // UNIT
+    there = inside[:, None] & exists[None, :]
+    place = n[:, None] * (K // GROUP) + (unit * UNIT // GROUP)[None, :]
+    scales, biases = tl.load(SCALES + place, mask=there, other=0.0), tl.load(BIASES + place, mask=there, other=0.0)
+    at = W + n[:, None] * (K * BITS // 32) + (unit * (UNIT * BITS // 32))[None, :]
+    word = tl.load(at, mask=there, other=0)
+    sums, inputs = tl.zeros((ROWS, COUNT), tl.float32), tl.zeros((COUNT,), tl.float32)
+    for i in tl.static_range(UNIT):
+        if i > 0 and i * BITS % 32 == 0:
+            word = tl.load(at + i * BITS // 32, mask=there, other=0)
+        q = word.to(tl.uint32, bitcast=True) >> (i * BITS % 32)
+        if i * BITS % 32 + BITS > 32:  # it ends in the next word
+            word = tl.load(at + i * BITS // 32 + 1, mask=there, other=0)
+            q = q | (word.to(tl.uint32, bitcast=True) << (32 - i * BITS % 32))
+        x = tl.load(X + unit * UNIT + i, mask=exists, other=0.0).to(tl.float32)
+        sums += (q & (2**BITS - 1)).to(tl.int32).to(tl.float32) * x[None, :]
+        inputs += x
+    return sums * scales.to(tl.float32) + biases.to(tl.float32) * inputs[None, :]
 
 
 @kernel
@@ -99,9 +161,10 @@ def _row_product(
     share,
     K: tl.constexpr,
     ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    COUNT: tl.constexpr,
     BITS: tl.constexpr,
     GROUP: tl.constexpr,
+    UNIT: tl.constexpr,
     CHOSEN: tl.constexpr,
 ):
     """A row of X by a weight, or by the expert chosen for it. Programs: (rows of the weight, row of Y)."""
@@ -111,12 +174,15 @@ def _row_product(
     row = n.to(tl.int64)
     if CHOSEN:
         row += tl.load(EXPERTS + entry).to(tl.int64) * size
-    x_row = (entry // share).to(tl.int64) * K
-    sums = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for start in range(0, K, COLUMNS):
-        k = start + tl.arange(0, COLUMNS)
-        x = tl.load(X + x_row + k, mask=k < K, other=0.0).to(tl.float32)
-        sums += _dense(W, SCALES, BIASES, row, start, inside, K, ROWS, COLUMNS, BITS, GROUP) * x[None, :]
+    X += (entry // share).to(tl.int64) * K
+    sums = tl.zeros((ROWS, COUNT), tl.float32)
+    for start in range(0, K // UNIT, COUNT):
+        if UNIT > 1:
+            sums += _units_sum(X, W, SCALES, BIASES, row, start, inside, K, ROWS, COUNT, BITS, GROUP, UNIT)
+        else:
+            k = start + tl.arange(0, COUNT)
+            x = tl.load(X + k, mask=k < K, other=0.0).to(tl.float32)
+            sums += _dense(W, SCALES, BIASES, row, start, inside, K, ROWS, COUNT, BITS, GROUP) * x[None, :]
     tl.store(Y + entry.to(tl.int64) * size + n, tl.sum(sums, 1).to(Y.dtype.element_ty), mask=inside)
 
 
@@ -230,12 +296,13 @@ class _Weight:
 
     def row_by_row(self, x: Tensor, experts: Tensor | None, y: Tensor, count: int, share: int) -> None:
         """Each of `count` rows of y by a program of its own: entry i is row i // share of x by experts[i]."""
-        step = 16 if self.size >= 8192 else 8 if self.size >= 2048 else 4  # small weights become more programs too
+        unit = 32 // math.gcd(32, self.bits)  # numbers that fill whole words
+        unit = unit if self.bits < 16 and self.group % unit == 0 else 1
+        warps = min(power_of_two(ceil_div(self.k // unit, LANES)), 4)
         # fmt: off
-        _row_product[(ceil_div(self.size, step), count)](
-            x, *self.parts, experts, y, self.size, share, K=self.k, ROWS=step,
-            COLUMNS=max(4 * COLUMNS if self.k >= 8 * COLUMNS else COLUMNS, self.group), BITS=self.bits,
-            GROUP=self.group, CHOSEN=experts is not None,
+        _row_product[(ceil_div(self.size, ROW_STEP), count)](
+            x, *self.parts, experts, y, self.size, share, K=self.k, ROWS=ROW_STEP, COUNT=LANES * warps, BITS=self.bits,
+            GROUP=self.group, UNIT=unit, CHOSEN=experts is not None, num_warps=warps,
         )
         # fmt: on
 

@@ -25,36 +25,13 @@ kernel: Callable[..., Any] = triton.jit
 
 
 @kernel
-def unpacked(words, ROWS: tl.constexpr, COUNT: tl.constexpr, BITS: tl.constexpr):
-    """int32 words (ROWS, COUNT) of integers of 2, 4 or 8 bits: (ROWS, COUNT * 32 / BITS), int32."""
-    PER: tl.constexpr = 32 // BITS
-    shifts = tl.arange(0, PER) * BITS
-    parts = (words[:, :, None] >> shifts[None, None, :]) & (2**BITS - 1)
-    return tl.reshape(parts, (ROWS, COUNT * PER))
-
-
-@kernel
-def stretched(x, ROWS: tl.constexpr, COUNT: tl.constexpr, TIMES: tl.constexpr):
-    """(ROWS, COUNT) with each number TIMES over, side by side: (ROWS, COUNT * TIMES)."""
-    return tl.reshape(tl.broadcast_to(x[:, :, None], (ROWS, COUNT, TIMES)), (ROWS, COUNT * TIMES))
-
-
-@kernel
-def grid_values(
-    integers,
-    SCALES,
-    BIASES,
-    place,
-    seen,
-    ROWS: tl.constexpr,
-    COUNT: tl.constexpr,
-    GROUP: tl.constexpr,
-):
-    """integers (ROWS, COUNT * GROUP) on their grid, q * scale + bias in float32; place, seen: of each group's scale."""
-    scales = tl.load(SCALES + place, mask=seen, other=0.0).to(tl.float32)
-    biases = tl.load(BIASES + place, mask=seen, other=0.0).to(tl.float32)
-    values = integers.to(tl.float32) * stretched(scales, ROWS, COUNT, GROUP)
-    return values + stretched(biases, ROWS, COUNT, GROUP)
+def on_grid(words, scales, biases, ROWS: tl.constexpr, COUNT: tl.constexpr, BITS: tl.constexpr):
+    """q * scale + bias for the integers q of int32 words (ROWS, COUNT), of 2, 4 or 8 bits: float32 (ROWS, COUNT * 32 /
+    BITS). scales, biases: a pair for each word; stretched over integers, they would be loaded again for each."""
+    shifts = tl.arange(0, 32 // BITS) * BITS
+    integers = (words[:, :, None] >> shifts[None, None, :]) & (2**BITS - 1)
+    values = integers.to(tl.float32) * scales.to(tl.float32)[:, :, None] + biases.to(tl.float32)[:, :, None]
+    return tl.reshape(values, (ROWS, COUNT * (32 // BITS)))
 
 
 def parts(side: Side) -> tuple[Tensor, Tensor | None, Tensor | None, int]:
