@@ -8,6 +8,8 @@ block nothing. Not here: many queries, for which products of matrices are better
 
 from __future__ import annotations
 
+import math
+
 import numba
 import numpy as np
 
@@ -15,6 +17,7 @@ from .compiled import Call, inner_kernel, kernel, parallel_kernel, threaded
 from .lanes import (
     WIDTH,
     exponential,
+    float_at,
     floats,
     from_half,
     fused,
@@ -29,8 +32,10 @@ from .lanes import (
     store,
     total,
 )
+from .room import new_floats, new_indices
 from .sums import all_above, any_above, load_shorter, no_floats, store_totals
 
+ZERO, ONE, BELOW = np.float32(0), np.float32(1), np.float32(-np.inf)
 HIDDEN = np.float32(-1e29)
 """A mask below this hides a slot: the seam's own is -1e30."""
 FLOAT32, FLOAT16, BFLOAT16 = 32, 16, -16
@@ -44,14 +49,6 @@ some, all flat; their kind, and the group size."""
 def fits(head_dim: int, group_size: int = WIDTH) -> bool:
     """Whether rows of keys, and groups of packed ones, are whole lanes."""
     return head_dim % WIDTH == 0 and group_size % WIDTH == 0
-
-
-@inner_kernel
-def _scratch(size):  # pragma: no cover
-    """float32 (size,), not yet set, from a multiple of 64 bytes on: no vector of it crosses a line of the cache."""
-    made = np.empty(size + 16, np.float32)
-    first = (-made.ctypes.data % 64) // 4
-    return made[first : first + size]
 
 
 @inner_kernel
@@ -129,15 +126,15 @@ def _score(q, place, queries, size, rows, scratch, at, width):  # pragma: no cov
 def _weigh(scores, at, width, largest):  # pragma: no cover
     """A query's scores, from `at` on, to e to the score minus the largest of them and `largest`; what was subtracted,
     and their sum."""
-    top = splat(np.float32(-np.inf))
+    top = splat(BELOW)
     for i in range(0, width, WIDTH):
         top = larger(top, load(scores, at + i))
-    rest = np.empty(WIDTH, np.float32)
+    rest = new_floats(WIDTH)
     store(rest, 0, top)
     for j in range(WIDTH):
         if not rest[j] <= largest:  # also what is no number
             largest = rest[j]
-    acc = splat(np.float32(0))
+    acc = splat(ZERO)
     for i in range(0, width, WIDTH):
         p = exponential(load(scores, at + i) - splat(largest))
         store(scores, at + i, p)
@@ -150,7 +147,7 @@ def _add_values(scores, at, width, queries, size, rows, y, place):  # pragma: no
     """32 rows of values by their weights onto y from `place` on."""
     for r in range(queries):
         for d in range(0, size, WIDTH):
-            even, odd = load(y, place + r * size + d), splat(np.float32(0))
+            even, odd = load(y, place + r * size + d), splat(ZERO)
             for i in range(0, WIDTH, 2):
                 even = fused(splat(scores[at + r * width + i]), load(rows, i * size + d), even)
                 odd = fused(splat(scores[at + r * width + i + 1]), load(rows, (i + 1) * size + d), odd)
@@ -158,15 +155,66 @@ def _add_values(scores, at, width, queries, size, rows, y, place):  # pragma: no
 
 
 @inner_kernel
-def _clear_hidden(mask, row, first, there, size, rows):  # pragma: no cover
+def _clear_hidden(mask, place, tokens, slots, there, size, rows):  # pragma: no cover
     """Zeros in place of values that no token sees: a weight of 0 does not undo what is not finite."""
     for j in range(there):
         some = False
-        for t in range(mask.shape[1]):
-            some = some or mask[row, t, first + j] > HIDDEN
+        for t in range(tokens):
+            some = some or float_at(mask, place + t * slots + j) > HIDDEN
         if not some:
-            for d in range(0, size, WIDTH):
-                store(rows, j * size + d, splat(np.float32(0)))
+            for d in range(j * size, (j + 1) * size, WIDTH):
+                store(rows, d, splat(ZERO))
+
+
+@inner_kernel
+def _score_side(q, side, mask, slots, seen, first, stop, where, sizes, scaling, scratch, scores):  # pragma: no cover
+    """Scores of a head's queries, q float32 (B, Hq, T, D), with blocks `first` to `stop` of those seen, of sinks or of
+    the ring. where: the head, its row of the batch; sizes: queries, tokens, numbers of a query, its scores."""
+    (head, row), (queries, tokens, size, width), (scale, softcap), (rows, grid) = where, sizes, scaling, scratch
+    for n in range(first, stop):
+        begin, full = seen[n] // 2 * WIDTH, seen[n] % 2 == 1
+        there = _read(side, head, slots, begin, size, rows, grid)
+        _score(q, head * queries * size, queries, size, rows, scores, n * WIDTH, width)
+        for r in range(queries):
+            at, its = r * width + n * WIDTH, (row * tokens + r % tokens) * slots + begin
+            store(scores, at, load(scores, at) * splat(scale))
+            if softcap > 0:
+                for j in range(at, at + WIDTH):
+                    scores[j] = softcap * math.tanh(scores[j] / softcap)
+            if full:
+                store(scores, at, load(scores, at) + load(mask, its))
+            else:
+                _hide(mask, its, there, scores, at)
+
+
+@inner_kernel
+def _read(side, head, slots, first, size, rows, grid):  # pragma: no cover
+    """32 slots of a head as float32, from `first` on; zeros beyond the last. How many there are."""
+    there = min(WIDTH, slots - first)
+    _unpack(side, (head * slots + first) * size, there * size, rows, grid)
+    for i in range(there * size, WIDTH * size, WIDTH):
+        store(rows, i, splat(ZERO))
+    return there
+
+
+@inner_kernel
+def _hide(mask, place, there, scores, at):  # pragma: no cover
+    """Add a mask to 32 scores, of which some are hidden, or beyond the last slot."""
+    for j in range(WIDTH):
+        m = float_at(mask, place + j) if j < there else BELOW
+        scores[at + j] = scores[at + j] + m if m > HIDDEN else m
+
+
+@inner_kernel
+def _value_side(side, mask, slots, seen, first, stop, where, sizes, scratch, scores, y):  # pragma: no cover
+    """Values of those blocks by their weights onto y."""
+    (head, row), (queries, tokens, size, width), (rows, grid) = where, sizes, scratch
+    for n in range(first, stop):
+        begin = seen[n] // 2 * WIDTH
+        there = _read(side, head, slots, begin, size, rows, grid)
+        if seen[n] % 2 == 0:
+            _clear_hidden(mask, row * tokens * slots + begin, tokens, slots, there, size, rows)
+        _add_values(scores, n * WIDTH, width, queries, size, rows, y, head * queries * size)
 
 
 @kernel
@@ -174,60 +222,36 @@ def _heads(
     q, anchored, k, ks, kb, k_kind, k_group, v, vs, vb, v_kind, v_group, mask,
     sink_k, sink_v, sink_kind, sink_mask, scale, softcap, logits, y, kv_heads, begin, end,
 ):  # pragma: no cover  # fmt: skip
-    """Heads of keys from `begin` on up to `end`, counted over all rows of the batch. Part 0 are the sinks, part 1 the
-    ring; queries are heads of tokens, tokens fastest."""
+    """Heads of keys from `begin` on up to `end`, counted over all rows of the batch. Sinks come first, then the ring;
+    queries are heads of tokens, tokens fastest."""
     tokens, size, heads = q.shape[2], q.shape[3], q.shape[1] // kv_heads
     queries, slots, firsts = heads * tokens, mask.shape[2], sink_mask.shape[2]
-    rows, grid = _scratch(WIDTH * size), _scratch(2 * size)
-    seen = np.empty((slots + WIDTH - 1) // WIDTH + (firsts + WIDTH - 1) // WIDTH, np.int64)
-    scores = _scratch(queries * len(seen) * WIDTH)
+    scratch, scaling = (new_floats(WIDTH * size), new_floats(2 * size)), (scale, softcap)
+    seen = new_indices((slots + WIDTH - 1) // WIDTH + (firsts + WIDTH - 1) // WIDTH)
+    scores, sums = new_floats(queries * len(seen) * WIDTH), new_floats(queries)
+    sink_keys, sink_values = (sink_k, ks, kb, sink_kind, WIDTH), (sink_v, vs, vb, sink_kind, WIDTH)
+    keys, values = (k, ks, kb, k_kind, k_group), (v, vs, vb, v_kind, v_group)
     for head in range(begin, end):
-        b, h, place = head // kv_heads, head % kv_heads, head * queries * size
-        kept = _see(sink_mask, b, tokens, firsts, seen, 0)
-        count = _see(mask, b, tokens, slots, seen, kept)
+        row, place = head // kv_heads, head * queries * size
+        kept = _see(sink_mask, row, tokens, firsts, seen, 0)
+        count = _see(mask, row, tokens, slots, seen, kept)
         width = count * WIDTH
-        for n in range(count):
-            first, full = seen[n] // 2 * WIDTH, seen[n] % 2 == 1
-            part = (sink_k, ks, kb, sink_kind, WIDTH) if n < kept else (k, ks, kb, k_kind, k_group)
-            hidden, length = (sink_mask, firsts) if n < kept else (mask, slots)
-            there = min(WIDTH, length - first)
-            _unpack(part, (head * length + first) * size, there * size, rows, grid)
-            for i in range(there * size, WIDTH * size, WIDTH):
-                store(rows, i, splat(np.float32(0)))
-            _score(anchored if n < kept else q, place, queries, size, rows, scores, n * WIDTH, width)
-            for r in range(queries):
-                at, its = r * width + n * WIDTH, (b * tokens + r % tokens) * length + first
-                store(scores, at, load(scores, at) * splat(scale))
-                if softcap > 0:
-                    for j in range(WIDTH):
-                        scores[at + j] = softcap * np.tanh(scores[at + j] / softcap)
-                if full:
-                    store(scores, at, load(scores, at) + load(hidden, its))
-                else:
-                    for j in range(WIDTH):
-                        m = hidden[b, r % tokens, first + j] if j < there else np.float32(-np.inf)
-                        scores[at + j] = scores[at + j] + m if m > HIDDEN else m
-        for i in range(place, place + queries * size, WIDTH):
-            store(y, i, splat(np.float32(0)))
-        sums = np.empty(queries, np.float32)
+        where, sizes = (head, row), (queries, tokens, size, width)
+        _score_side(anchored, sink_keys, sink_mask, firsts, seen, 0, kept, where, sizes, scaling, scratch, scores)
+        _score_side(q, keys, mask, slots, seen, kept, count, where, sizes, scaling, scratch, scores)
         for r in range(queries):
-            extra = logits[h * heads + r // tokens] if len(logits) else np.float32(-np.inf)
+            extra = logits[head % kv_heads * heads + r // tokens] if len(logits) else BELOW
             largest, whole = _weigh(scores, r * width, width, extra)
             if len(logits):
-                whole += np.exp(extra - largest)
-            sums[r] = whole if whole != 0 else np.float32(1)  # padding sees nothing: anything finite
-        for n in range(count):
-            first, full = seen[n] // 2 * WIDTH, seen[n] % 2 == 1
-            part = (sink_v, vs, vb, sink_kind, WIDTH) if n < kept else (v, vs, vb, v_kind, v_group)
-            hidden, length = (sink_mask, firsts) if n < kept else (mask, slots)
-            there = min(WIDTH, length - first)
-            _unpack(part, (head * length + first) * size, there * size, rows, grid)
-            if not full:
-                _clear_hidden(hidden, b, first, there, size, rows)
-            _add_values(scores, n * WIDTH, width, queries, size, rows, y, place)
+                whole += math.exp(extra - largest)
+            sums[r] = whole if whole != 0 else ONE  # padding sees nothing: anything finite
+        for i in range(place, place + queries * size, WIDTH):
+            store(y, i, splat(ZERO))
+        _value_side(sink_values, sink_mask, firsts, seen, 0, kept, where, sizes, scratch, scores, y)
+        _value_side(values, mask, slots, seen, kept, count, where, sizes, scratch, scores, y)
         for r in range(queries):
             for d in range(place + r * size, place + (r + 1) * size, WIDTH):
-                store(y, d, load(y, d) * splat(np.float32(1) / sums[r]))
+                store(y, d, load(y, d) * splat(ONE / sums[r]))
 
 
 @parallel_kernel

@@ -20,13 +20,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from numba import types
-from numba.extending import overload
 
 from partita.brief import Brief
 from partita.quantization import Packed, require_affine
 
-from .compiled import kernel
+from .compiled import inner_kernel, kernel, part_of_types
 from .lanes import WIDTH, bits_of, byte_of, floats, fused, load, load_floats, load_quads, splat, store
+from .room import new_bytes, new_floats
 from .words import load_word, store_word, turn
 
 UNIT = 32
@@ -181,7 +181,7 @@ def _in_planes(stream, planes, bits, units, staged):  # pragma: no cover
                 to += size
 
 
-@kernel
+@inner_kernel
 def _apart(x):  # pragma: no cover
     """The lowest eight integers of four bits as the bytes of a word."""
     x = x & np.uint64(0xFFFFFFFF)
@@ -195,7 +195,7 @@ def load_numbers(numbers: Any, at: int) -> Any:
     raise NotImplementedError  # compiled code calls what follows
 
 
-@overload(load_numbers)
+@part_of_types(load_numbers)
 def _load_numbers_of(numbers, at):
     if isinstance(numbers, types.Array):
         return lambda numbers, at: load_floats(numbers, at)
@@ -212,14 +212,14 @@ def none(numbers: Any) -> bool:
     raise NotImplementedError
 
 
-@overload(none)
+@part_of_types(none)
 def _none_of(numbers):
     if isinstance(numbers, types.Array):
         return lambda numbers: len(numbers) == 0
     return lambda numbers: len(numbers[0]) == 0
 
 
-@kernel
+@inner_kernel
 def spread(words, at, planes, unpacked):  # pragma: no cover
     """The planes of a unit that begins at `at`, each integer in a byte: unpacked, uint8, PLANE_BYTES a plane, has the 8
     quads of a plane in order, VECTOR bytes each."""
@@ -242,7 +242,7 @@ def spread(words, at, planes, unpacked):  # pragma: no cover
         at += width * VECTOR
 
 
-@kernel
+@inner_kernel
 def unit_values(words, at, planes, unpacked, values):  # pragma: no cover
     """The integers of a unit as float32: values has 32 inputs, each of 32 outputs. unpacked: scratch."""
     spread(words, at, planes, unpacked)
@@ -257,12 +257,12 @@ def unit_values(words, at, planes, unpacked, values):  # pragma: no cover
                 store(values, (4 * r + p) * WIDTH, x)
 
 
-@kernel
+@inner_kernel
 def _weights(q, scale, bias, middle, centred):  # pragma: no cover
     return (q - splat(np.float32(middle))) * scale if centred else fused(q, scale, bias)
 
 
-@kernel
+@inner_kernel
 def unit_weights(words, at, planes, parts, unpacked, values, out, start):  # pragma: no cover
     """The weights of a unit that begins at `at`, as `unit_values` has its integers, to `out` from `start` on. parts:
     (scales, biases, middle, group, where the unit's scales are). unpacked, values: scratch."""
@@ -300,8 +300,7 @@ def _dense_blocks(words, planes, bits, scales, biases, middle, group, first, out
     rows, size = out.shape
     units, unit_bytes = -(-size // UNIT), bits * UNIT * WIDTH // 8
     groups = units * UNIT // group
-    unpacked, values = np.empty(2 * PLANE_BYTES, np.uint8), np.empty(UNIT * WIDTH, np.float32)
-    tile = np.empty(UNIT * WIDTH, np.float32)
+    unpacked, values, tile = new_bytes(2 * PLANE_BYTES), new_floats(UNIT * WIDTH), new_floats(UNIT * WIDTH)
     for n in range(-(-rows // WIDTH)):
         for u in range(units):
             place = ((first + n) * groups + u * UNIT // group) * WIDTH

@@ -17,10 +17,21 @@ from typing import Any
 
 import numba
 import platformdirs
+from numba import types
 from numba.core import config
+from numba.extending import overload
+
+from .passes import ParallelCompiler, PartCompiler, WholeCompiler
 
 _config: Any = config  # its attributes come from the environment
 _ALONE = threading.Lock()
+_OPTIONS: Any = {
+    "nogil": True,
+    "boundscheck": False,
+    "error_model": "numpy",
+    "fastmath": {"contract"},
+    "no_cfunc_wrapper": True,
+}
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -29,23 +40,29 @@ def kernel(function: Callable[..., Any]) -> Any:
     A multiplication and an addition may become one instruction; nothing else is reordered, so that a row gives the same
     bits alone and among others.
     """
-    return _kept(function, parallel=False)
+    return _kept(function, pipeline_class=WholeCompiler)
 
 
 def inlined(function: Callable[..., Any]) -> Any:
     """A part of kernels, compiled into each of them: what is constant there is constant in it, and vectors stay in
     registers."""
-    return _made(function, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    return _part(function, forceinline=True)
 
 
 def inner_kernel(function: Callable[..., Any]) -> Any:
     """The same for what only kernels call: it is compiled and kept as a part of them."""
-    return _made(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    return _part(function)
+
+
+def part_of_types(stub: Callable[..., Any]) -> Any:
+    """A decorator for what gives, for the types of arguments, the part of kernels that a call of `stub` means."""
+    options: Any = {"pipeline_class": PartCompiler, "no_cpython_wrapper": True, **_OPTIONS}
+    return overload(stub, jit_options=options)
 
 
 def parallel_kernel(function: Callable[..., Any]) -> Any:
     """The same, with `numba.prange` over threads."""
-    return _kept(function, parallel=True)
+    return _kept(function, pipeline_class=ParallelCompiler, parallel=True)
 
 
 Call = tuple[Callable[..., None], tuple[Any, ...]]
@@ -89,11 +106,19 @@ COLD = not KEPT or next(_PLACE.iterdir(), None) is None
 
 
 def _made(function: Callable[..., Any], **options: Any) -> Any:
-    return numba.njit(nogil=True, boundscheck=False, error_model="numpy", fastmath={"contract"}, **options)(function)
+    return numba.njit(**_OPTIONS, **options)(function)
 
 
-def _kept(function: Callable[..., Any], *, parallel: bool) -> Any:
-    made = _made(function, parallel=parallel)
+def _part(function: Callable[..., Any], **options: Any) -> Any:
+    """Compiled once for all constants that it is called with: LLVM knows them where the part has been inlined."""
+    made = _made(function, pipeline_class=PartCompiler, no_cpython_wrapper=True, **options)
+    template = made.get_call_template
+    made.get_call_template = lambda args, kws: template(tuple(map(types.unliteral, args)), kws)
+    return made
+
+
+def _kept(function: Callable[..., Any], **options: Any) -> Any:
+    made = _made(function, **options)
     if KEPT:
         before, _config.CACHE_DIR = _config.CACHE_DIR, str(_PLACE)  # read when caching is switched on, and only then
         try:

@@ -19,7 +19,7 @@ import numpy as np
 from partita.quantization import Stored
 
 from .blocks import UNIT, Blocks, planes_of, stages
-from .compiled import kernel
+from .compiled import inner_kernel, kernel
 from .lanes import WIDTH
 from .words import load_word, store_word
 
@@ -33,8 +33,9 @@ _LARGE = 256
 
 @dataclass(frozen=True)
 class _Type:
-    """group: integers of a scale. minima: whether each group has a bias. fill(raw, staged, numbers, first): rows of the
-    file, uint8 (rows, bytes), into rows of units and `_numbers`, which begin at row `first`; whether all is finite."""
+    """group: integers of a scale. minima: whether each group has a bias. fill(raw, rows, staged, numbers, first): so
+    many rows of the file, flat uint8, into rows of units, flat, and `_numbers`, which begin at row `first`; whether all
+    is finite."""
 
     bits: int
     group: int
@@ -43,13 +44,13 @@ class _Type:
     fill: Callable[..., bool]
 
 
-@kernel
+@inner_kernel
 def _half(raw, at):  # pragma: no cover
     """The bits of a float16."""
     return np.uint16(raw[at]) | (np.uint16(raw[at + 1]) << np.uint16(8))
 
 
-@kernel
+@inner_kernel
 def _put_half(raw, at, negative, numbers, row, count, i):  # pragma: no cover
     """A float16 as number i of a row's `count`; whether it is finite."""
     bits = _half(raw, at)
@@ -57,12 +58,12 @@ def _put_half(raw, at, negative, numbers, row, count, i):  # pragma: no cover
     return (bits & _EXPONENT) != _EXPONENT
 
 
-@kernel
+@inner_kernel
 def _put_small(value, numbers, row, count, i):  # pragma: no cover
     numbers[((row // WIDTH) * count + i) * WIDTH + row % WIDTH] = np.int8(value)
 
 
-@kernel
+@inner_kernel
 def _nibbles(raw, at, shift, staged, to):  # pragma: no cover
     """32 integers of 4 bits, one in each byte from bit `shift` on, 0 or 4, as 16 bytes of a plane."""
     for k in range(0, 16, 8):
@@ -70,7 +71,7 @@ def _nibbles(raw, at, shift, staged, to):  # pragma: no cover
         store_word(staged, to + k, a | (b << _FOUR))
 
 
-@kernel
+@inner_kernel
 def _twos_of(raw, at, shift, staged, to):  # pragma: no cover
     """32 integers of 2 bits, one in each byte from bit `shift` on, as 8 bytes of a plane."""
     found = np.uint64(0)
@@ -79,7 +80,7 @@ def _twos_of(raw, at, shift, staged, to):  # pragma: no cover
     store_word(staged, to, found)
 
 
-@kernel
+@inner_kernel
 def _ones(raw, at, shift, staged, to):  # pragma: no cover
     """32 integers of 1 bit, bit `shift` of each byte, as 4 bytes of a plane."""
     found = np.uint64(0)
@@ -88,7 +89,7 @@ def _ones(raw, at, shift, staged, to):  # pragma: no cover
     store_word(staged, to, np.uint32((found & _HALF) | ((found >> np.uint64(32)) << np.uint64(1))))
 
 
-@kernel
+@inner_kernel
 def _every_fourth(raw, at, staged, to):  # pragma: no cover
     """32 integers of 1 bit, one after the other, as 4 bytes of a plane: the first has bits 0, 4, 8 …"""
     bits = np.uint64(0)
@@ -102,111 +103,111 @@ def _every_fourth(raw, at, staged, to):  # pragma: no cover
 
 
 @kernel
-def _small_blocks(raw, staged, numbers, first, bits, minima):  # pragma: no cover
+def _small_blocks(raw, rows, staged, numbers, first, bits, minima):  # pragma: no cover
     """Q4_0, Q4_1, Q5_0, Q5_1, Q8_0."""
     _, scales, _, biases = numbers
     size = 2 + 2 * minima + 4 * bits
-    units, flat, out, finite = raw.shape[1] // size, raw.reshape(-1), staged.reshape(-1), True
-    for row in range(raw.shape[0]):
+    units, finite = len(raw) // rows // size, True
+    for row in range(rows):
         for u in range(units):
             at, to = (row * units + u) * size, (row * units + u) * 4 * bits
-            finite &= _put_half(flat, at, 0, scales, first + row, units, u)
+            finite &= _put_half(raw, at, 0, scales, first + row, units, u)
             if minima:
-                finite &= _put_half(flat, at + 2, 0, biases, first + row, units, u)
+                finite &= _put_half(raw, at + 2, 0, biases, first + row, units, u)
             at += 2 + 2 * minima
             if bits == 8:  # signed integers: without signs they are 128 more
                 for k in range(0, 16, 8):
-                    a, b = load_word(flat, at + k) ^ _SIGNS, load_word(flat, at + k + 16) ^ _SIGNS
-                    store_word(out, to + k, (a & _FOURS) | ((b & _FOURS) << _FOUR))
-                    store_word(out, to + k + 16, ((a >> _FOUR) & _FOURS) | (b & ~_FOURS))
+                    a, b = load_word(raw, at + k) ^ _SIGNS, load_word(raw, at + k + 16) ^ _SIGNS
+                    store_word(staged, to + k, (a & _FOURS) | ((b & _FOURS) << _FOUR))
+                    store_word(staged, to + k + 16, ((a >> _FOUR) & _FOURS) | (b & ~_FOURS))
                 continue
             if bits == 5:
-                _every_fourth(flat, at, out, to + 16)
+                _every_fourth(raw, at, staged, to + 16)
                 at += 4
             for k in range(0, 16, 8):
-                store_word(out, to + k, load_word(flat, at + k))
+                store_word(staged, to + k, load_word(raw, at + k))
     return finite
 
 
 @kernel
-def _k_blocks(raw, staged, numbers, first, bits):  # pragma: no cover
+def _k_blocks(raw, rows, staged, numbers, first, bits):  # pragma: no cover
     """Q4_K and Q5_K."""
     small, scales, small_biases, biases = numbers
     size, unit = (176, 20) if bits == 5 else (144, 16)
-    count, flat, out, finite = raw.shape[1] // size, raw.reshape(-1), staged.reshape(-1), True
-    for row in range(raw.shape[0]):
+    count, finite = len(raw) // rows // size, True
+    for row in range(rows):
         for n in range(count):
             at, to = (row * count + n) * size, (row * count + n) * 8 * unit
-            finite &= _put_half(flat, at, 0, scales, first + row, count, n)
-            finite &= _put_half(flat, at + 2, 1, biases, first + row, count, n)
+            finite &= _put_half(raw, at, 0, scales, first + row, count, n)
+            finite &= _put_half(raw, at + 2, 1, biases, first + row, count, n)
             for g in range(8):
                 s = at + 4 + g
                 if g < 4:
-                    scale, minimum = flat[s] & 63, flat[s + 4] & 63
+                    scale, minimum = raw[s] & 63, raw[s + 4] & 63
                 else:
-                    scale = (flat[s + 4] & 15) | ((flat[s - 4] >> 6) << 4)
-                    minimum = (flat[s + 4] >> 4) | ((flat[s] >> 6) << 4)
+                    scale = (raw[s + 4] & 15) | ((raw[s - 4] >> 6) << 4)
+                    minimum = (raw[s + 4] >> 4) | ((raw[s] >> 6) << 4)
                 _put_small(scale, small, first + row, 8 * count, 8 * n + g)
                 _put_small(minimum, small_biases, first + row, 8 * count, 8 * n + g)
                 body = at + size - 128 + 32 * (g // 2)
-                _nibbles(flat, body, np.uint64(4 * (g % 2)), out, to + g * unit)
+                _nibbles(raw, body, np.uint64(4 * (g % 2)), staged, to + g * unit)
                 if bits == 5:
-                    _ones(flat, at + 16, np.uint64(g), out, to + g * unit + 16)
+                    _ones(raw, at + 16, np.uint64(g), staged, to + g * unit + 16)
     return finite
 
 
 @kernel
-def _sixes(raw, staged, numbers, first):  # pragma: no cover
+def _sixes(raw, rows, staged, numbers, first):  # pragma: no cover
     """Q6_K."""
     small, scales, _, _ = numbers
-    count, flat, out, finite = raw.shape[1] // 210, raw.reshape(-1), staged.reshape(-1), True
-    for row in range(raw.shape[0]):
+    count, finite = len(raw) // rows // 210, True
+    for row in range(rows):
         for n in range(count):
             at, to = (row * count + n) * 210, (row * count + n) * 8 * 24
-            finite &= _put_half(flat, at + 208, 0, scales, first + row, count, n)
+            finite &= _put_half(raw, at + 208, 0, scales, first + row, count, n)
             for g in range(16):
-                _put_small(flat[at + 192 + g], small, first + row, 16 * count, 16 * n + g)
+                _put_small(raw[at + 192 + g], small, first + row, 16 * count, 16 * n + g)
             for u in range(8):
                 half, i = u // 4, u % 4
-                _nibbles(flat, at + 64 * half + 32 * (i % 2), np.uint64(4 * (i // 2)), out, to + 24 * u)
-                _twos_of(flat, at + 128 + 32 * half, np.uint64(2 * i), out, to + 24 * u + 16)
+                _nibbles(raw, at + 64 * half + 32 * (i % 2), np.uint64(4 * (i // 2)), staged, to + 24 * u)
+                _twos_of(raw, at + 128 + 32 * half, np.uint64(2 * i), staged, to + 24 * u + 16)
     return finite
 
 
 @kernel
-def _twos(raw, staged, numbers, first):  # pragma: no cover
+def _twos(raw, rows, staged, numbers, first):  # pragma: no cover
     """Q2_K."""
     small, scales, small_biases, biases = numbers
-    count, flat, out, finite = raw.shape[1] // 84, raw.reshape(-1), staged.reshape(-1), True
-    for row in range(raw.shape[0]):
+    count, finite = len(raw) // rows // 84, True
+    for row in range(rows):
         for n in range(count):
             at, to = (row * count + n) * 84, (row * count + n) * 8 * 8
-            finite &= _put_half(flat, at + 80, 0, scales, first + row, count, n)
-            finite &= _put_half(flat, at + 82, 1, biases, first + row, count, n)
+            finite &= _put_half(raw, at + 80, 0, scales, first + row, count, n)
+            finite &= _put_half(raw, at + 82, 1, biases, first + row, count, n)
             for g in range(16):
-                _put_small(flat[at + g] & 15, small, first + row, 16 * count, 16 * n + g)
-                _put_small(flat[at + g] >> 4, small_biases, first + row, 16 * count, 16 * n + g)
+                _put_small(raw[at + g] & 15, small, first + row, 16 * count, 16 * n + g)
+                _put_small(raw[at + g] >> 4, small_biases, first + row, 16 * count, 16 * n + g)
             for u in range(8):
-                _twos_of(flat, at + 16 + 32 * (u // 4), np.uint64(2 * (u % 4)), out, to + 8 * u)
+                _twos_of(raw, at + 16 + 32 * (u // 4), np.uint64(2 * (u % 4)), staged, to + 8 * u)
     return finite
 
 
 @kernel
-def _threes(raw, staged, numbers, first):  # pragma: no cover
+def _threes(raw, rows, staged, numbers, first):  # pragma: no cover
     """Q3_K."""
     small, scales, _, _ = numbers
-    count, flat, out, finite = raw.shape[1] // 110, raw.reshape(-1), staged.reshape(-1), True
-    for row in range(raw.shape[0]):
+    count, finite = len(raw) // rows // 110, True
+    for row in range(rows):
         for n in range(count):
             at, to = (row * count + n) * 110, (row * count + n) * 8 * 12
-            finite &= _put_half(flat, at + 108, 0, scales, first + row, count, n)
+            finite &= _put_half(raw, at + 108, 0, scales, first + row, count, n)
             for g in range(16):
-                low = (flat[at + 96 + g % 8] >> (4 * (g // 8))) & 15
-                high = (flat[at + 104 + g % 4] >> (2 * (g // 4))) & 3
+                low = (raw[at + 96 + g % 8] >> (4 * (g // 8))) & 15
+                high = (raw[at + 104 + g % 4] >> (2 * (g // 4))) & 3
                 _put_small((low | (high << 4)) - 32, small, first + row, 16 * count, 16 * n + g)
             for u in range(8):
-                _twos_of(flat, at + 32 + 32 * (u // 4), np.uint64(2 * (u % 4)), out, to + 12 * u)
-                _ones(flat, at, np.uint64(u), out, to + 12 * u + 8)
+                _twos_of(raw, at + 32 + 32 * (u // 4), np.uint64(2 * (u % 4)), staged, to + 12 * u)
+                _ones(raw, at, np.uint64(u), staged, to + 12 * u + 8)
     return finite
 
 
@@ -242,7 +243,7 @@ def arrange(weight: Stored) -> Blocks:
     finite = True
     for start, staged in stages(count, row_bytes, words):
         rows = weight.rows(start, start + len(staged))
-        finite &= kind.fill(rows, staged, numbers, start)
+        finite &= kind.fill(rows.reshape(-1), len(rows), staged.reshape(-1), numbers, start)
         staged[len(rows) :] = 0
     if not finite:
         weight.repacked(1)  # which says what is damaged

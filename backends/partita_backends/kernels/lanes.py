@@ -17,13 +17,15 @@ import llvmlite.binding
 from llvmlite import ir
 from numba import extending, types
 from numba.core import cgutils, config
-from numba.extending import models, overload, register_model
+from numba.core.typing import templates
+from numba.extending import lower_builtin, models, register_model
 
 WIDTH = 32
 
 intrinsic: Any = extending.intrinsic
 """An intrinsic is called without the context that its definition takes first."""
 _config: Any = config  # its attributes come from the environment
+_typing: Any = templates
 
 _BYTE, _SHORT, _INT, _FLOAT = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType()
 _ELEMENTS = {"u8": _BYTE, "i8": _BYTE, "i16": _SHORT, "i32": _INT, "f32": _FLOAT}
@@ -101,6 +103,16 @@ def load_nibbles(context: Any, array: Any, index: Any) -> Any:
         return builder.shuffle_vector(*parts, ir.Constant(ir.VectorType(_INT, WIDTH), order))
 
     return BYTES(array, types.intp), generate
+
+
+@intrinsic
+def float_at(context: Any, array: Any, index: Any) -> Any:
+    """One float32 of an array."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.load(address(context, builder, signature.args[0], values, _FLOAT))
+
+    return types.float32(array, types.intp), generate
 
 
 def _loading_floats(kind_of: Callable[[Any], Any]) -> Any:
@@ -363,18 +375,15 @@ def features() -> frozenset[str]:
 
 
 def _arithmetic(operation: Callable[..., Any], integer: str, real: str) -> None:
-    @intrinsic
-    def compute(context: Any, x: Any, y: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            return getattr(builder, real if x.kind == "f32" else integer)(*values)
+    @_typing.infer_global(operation)
+    class OfLanes(templates.AbstractTemplate):
+        def generic(self, args: Any, kws: Any) -> Any:
+            x, y = args
+            return templates.signature(x, x, x) if isinstance(x, Lanes) and x == y else None
 
-        return x(x, y), generate
-
-    @overload(operation)
-    def of_lanes(x, y):  # numba compares this signature with the lambda's
-        if isinstance(x, Lanes) and x == y:
-            return lambda x, y: compute(x, y)
-        return None
+    @lower_builtin(operation, Lanes, Lanes)
+    def compute(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return getattr(builder, real if signature.return_type.kind == "f32" else integer)(*values)
 
 
 _arithmetic(operator.add, "add", "fadd")

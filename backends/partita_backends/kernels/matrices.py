@@ -12,26 +12,26 @@ from typing import Any
 import numba
 import numpy as np
 from numba import types
-from numba.extending import overload
 
 from .blocks import PLANE_BYTES, UNIT, Blocks, unit_weights
-from .compiled import Call, kernel, parallel_kernel, threaded
+from .compiled import Call, inner_kernel, kernel, parallel_kernel, part_of_types, threaded
 from .lanes import WIDTH, load, store
 from .panels import multiply, transpose
+from .room import new_bytes, new_float_rows, new_floats
 
 DEPTH = 768  # inputs of a panel at most: 96 KiB
 ROWS = 512  # at most at once: their inputs stay in the processor's cache while the panels of a weight pass by
 CONFLICT = 1024  # rows so many numbers apart, or a multiple, share few places of the first cache
 
 
-@kernel
+@inner_kernel
 def _parts(whole, most):  # pragma: no cover
     """The size of equal parts, none larger than `most`, the last perhaps smaller."""
     count = (whole + most - 1) // most
     return (whole + count - 1) // count
 
 
-@kernel
+@inner_kernel
 def _aside(x, first, stop, start, count, copy):  # pragma: no cover
     """What `multiply` reads of x, copied to rows that lie otherwise."""
     for t in range(first, stop):
@@ -39,14 +39,14 @@ def _aside(x, first, stop, start, count, copy):  # pragma: no cover
             copy[t - first, k] = x[t, start + k]
 
 
-@kernel
+@inner_kernel
 def _place(x, rows, depth):  # pragma: no cover
     """Room for `_aside`, if it is wanted."""
     wanted = rows if x.shape[1] % CONFLICT == 0 else 0
-    return np.empty((wanted, depth + 16), np.float32)
+    return new_float_rows(wanted, depth + 16)
 
 
-@kernel
+@inner_kernel
 def _panel_times(x, first, stop, start, panel, count, y, column, edge, copy, add):  # pragma: no cover
     """Rows of x times a panel, to 32 columns of y or as many as there are; edge: room for those, kept between calls."""
     cut = column + WIDTH > y.shape[1]
@@ -59,22 +59,22 @@ def _panel_times(x, first, stop, start, panel, count, y, column, edge, copy, add
                 y[t, column + j] = edge[t, j]
 
 
-def _panel(weight: Any, n: int, start: int, count: int, scratch: Any, panel: np.ndarray) -> None:
+def _panel(weight: Any, back: bool | None, n: int, start: int, count: int, scratch: Any, panel: np.ndarray) -> None:
     """Of a weight, 32 outputs from 32 * n on, and `count` inputs from `start` on: panel (inputs, 32). weight: float32
-    (out, in), or packed, as `_call` makes it."""
+    (out, in), or packed, as `_call` makes it. back: True for the transposed weight, whose inputs are the weight's
+    outputs, else None; a type each, so that what is not called is not compiled."""
     raise NotImplementedError  # compiled code calls what follows
 
 
-def _panel_back(weight: Any, n: int, start: int, count: int, scratch: Any, panel: np.ndarray) -> None:
-    """The same of the transposed weight: its inputs are the weight's outputs."""
-    raise NotImplementedError
+@part_of_types(_panel)
+def _panel_of(weight, back, n, start, count, scratch, panel):
+    return _forward(weight) if isinstance(back, types.NoneType) else _backward(weight)
 
 
-@overload(_panel)
-def _panel_of(weight, n, start, count, scratch, panel):
+def _forward(weight: types.Type) -> Any:
     if isinstance(weight, types.Array):
 
-        def dense(weight, n, start, count, scratch, panel):
+        def dense(weight, back, n, start, count, scratch, panel):
             _, _, tile = scratch
             size = weight.shape[1]
             for k in range(0, count, UNIT):
@@ -89,7 +89,7 @@ def _panel_of(weight, n, start, count, scratch, panel):
 
         return dense
 
-    def packed(weight, n, start, count, scratch, panel):
+    def packed(weight, back, n, start, count, scratch, panel):
         words, planes, bits, scales, biases, middle, group, units = weight
         unpacked, values, _ = scratch
         unit_bytes, groups = bits * UNIT * WIDTH // 8, units * UNIT // group
@@ -101,11 +101,10 @@ def _panel_of(weight, n, start, count, scratch, panel):
     return packed
 
 
-@overload(_panel_back)
-def _panel_back_of(weight, n, start, count, scratch, panel):
+def _backward(weight: types.Type) -> Any:
     if isinstance(weight, types.Array):
 
-        def dense(weight, n, start, count, scratch, panel):
+        def dense(weight, back, n, start, count, scratch, panel):
             size = weight.shape[1]
             wide = min(UNIT, size - n * UNIT)
             for j in range(count):
@@ -117,7 +116,7 @@ def _panel_back_of(weight, n, start, count, scratch, panel):
 
         return dense
 
-    def packed(weight, n, start, count, scratch, panel):
+    def packed(weight, back, n, start, count, scratch, panel):
         words, planes, bits, scales, biases, middle, group, units = weight
         unpacked, values, tile = scratch
         unit_bytes, groups = bits * UNIT * WIDTH // 8, units * UNIT // group
@@ -134,12 +133,8 @@ def _product(x, weight, y, first, stop, back):  # pragma: no cover
     """Columns of y (rows, out), 32 at a time, from the `first` to the `stop` of them on."""
     size = x.shape[1]
     deep = _parts((size + UNIT - 1) // UNIT, DEPTH // UNIT) * UNIT
-    scratch = (
-        np.empty(2 * PLANE_BYTES, np.uint8),
-        np.empty(UNIT * WIDTH, np.float32),
-        np.zeros(UNIT * WIDTH, np.float32),
-    )
-    panel, edge = np.empty(deep * WIDTH, np.float32), np.empty((x.shape[0], WIDTH), np.float32)
+    scratch = new_bytes(2 * PLANE_BYTES), new_floats(UNIT * WIDTH), new_floats(UNIT * WIDTH)
+    panel, edge = new_floats(deep * WIDTH), new_float_rows(x.shape[0], WIDTH)
     high = _parts(x.shape[0], ROWS)
     copy = _place(x, high, deep)
     for top in range(0, x.shape[0], high):
@@ -149,10 +144,7 @@ def _product(x, weight, y, first, stop, back):  # pragma: no cover
             if len(copy):
                 _aside(x, top, bottom, start, count, copy)
             for n in range(first, stop):
-                if back:
-                    _panel_back(weight, n, start, count, scratch, panel)
-                else:
-                    _panel(weight, n, start, count, scratch, panel)
+                _panel(weight, back, n, start, count, scratch, panel)
                 _panel_times(x, top, bottom, start, panel, count, y, n * WIDTH, edge, copy, start > 0)
 
 
@@ -171,15 +163,15 @@ def _parallel_packed(x, words, planes, bits, scales, biases, middle, group, unit
 
 def forward(x: np.ndarray, weight: Blocks | np.ndarray, y: np.ndarray, threads: int = 1) -> Call:
     """The call for x (rows, in) times the weight (out, in), transposed, into y (rows, out). All float32, contiguous."""
-    return _call(x, weight, y, threads, back=False)
+    return _call(x, weight, y, threads, None)
 
 
 def back(x: np.ndarray, weight: Blocks | np.ndarray, y: np.ndarray, threads: int = 1) -> Call:
     """The call for x (rows, out) times the weight (out, in), into y (rows, in). All float32, contiguous."""
-    return _call(x, weight, y, threads, back=True)
+    return _call(x, weight, y, threads, True)
 
 
-def _call(x: np.ndarray, weight: Blocks | np.ndarray, y: np.ndarray, threads: int, *, back: bool) -> Call:
+def _call(x: np.ndarray, weight: Blocks | np.ndarray, y: np.ndarray, threads: int, back: bool | None) -> Call:
     packed = (*weight.operands, weight.units) if isinstance(weight, Blocks) else None
     count = -(-y.shape[1] // WIDTH)
     if threads == 1:

@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from .compiled import kernel
+from .compiled import inner_kernel
 from .lanes import WIDTH, features, intrinsic
 
 _FLOAT, _INT, _INDEX = ir.FloatType(), ir.IntType(32), ir.IntType(64)
@@ -104,7 +104,7 @@ class _Tile:
 _multiply_12, _multiply_8, _multiply_4, _multiply_2, _multiply_1 = (_multiplying(height) for height in (12, 8, 4, 2, 1))
 
 
-@kernel
+@inner_kernel
 def multiply(x, first, stop, start, panel, count, y, top, column, add):  # pragma: no cover
     """Rows `first` to `stop` of x (rows, n), inputs `start` to `start + count`, times a panel: to y (rows, m), from row
     `top` and a column on; onto what is there with add."""

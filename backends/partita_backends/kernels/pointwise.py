@@ -83,12 +83,13 @@ def normed_back(grad, x, weight, inverse, y):  # pragma: no cover
 
 
 @kernel
-def glu(gate, up, activation, y):  # pragma: no cover
-    """As `Backend.glu`, of float32 rows (n, size), size in whole lanes, into y. activation: a place in ACTIVATIONS."""
+def glu(gate, gate_apart, up, up_apart, activation, y):  # pragma: no cover
+    """As `Backend.glu`, of float32 rows, size in whole lanes, into y (n, size). gate, up: flat, their rows so many
+    numbers apart. activation: a place in ACTIVATIONS."""
     size = y.shape[1]
     for t in range(y.shape[0]):
         for i in range(0, size, WIDTH):
-            g, u = load(gate[t], i), load(up[t], i)
+            g, u = load(gate, t * gate_apart + i), load(up, t * up_apart + i)
             if activation == 0:
                 g = g * sigmoid(g)
             elif activation == 1:  # 1 + tanh(x) is 2 sigmoid(2x)
@@ -123,21 +124,26 @@ def glu_back(grad, gate, up, activation, for_gate, for_up):  # pragma: no cover
 
 
 @kernel
-def rotate(x, cos, sin, y):  # pragma: no cover
-    """As `Backend.rope`, float32, into y. x, y: (B, H, T, D); cos, sin: (B, T, d / 2)."""
-    half, size = cos.shape[2], x.shape[3]
-    whole = half // WIDTH * WIDTH
-    for b in range(x.shape[0]):
-        for t in range(x.shape[2]):
-            c, s = cos[b, t], sin[b, t]
-            for h in range(x.shape[1]):
-                row, out = x[b, h, t], y[b, h, t]
+def rotate(x, by_row, by_head, by_token, cos, sin, half, y):  # pragma: no cover
+    """As `Backend.rope`, float32, into y (B, H, T, D). x: flat, its rows, heads and tokens so many numbers apart; cos,
+    sin: flat, `half` numbers for each token of a row."""
+    heads, tokens, size, whole = y.shape[1], y.shape[2], y.shape[3], half // WIDTH * WIDTH
+    for b in range(y.shape[0]):
+        for h in range(heads):
+            for t in range(tokens):
+                at, turn = b * by_row + h * by_head + t * by_token, (b * tokens + t) * half
+                to = ((b * heads + h) * tokens + t) * size
                 for i in range(0, whole, WIDTH):
-                    first, second, turn = load(row, i), load(row, i + half), load(s, i)
-                    store(out, i, first * load(c, i) - second * turn)
-                    store(out, i + half, second * load(c, i) + first * turn)
+                    first, second, c, s = (
+                        load(x, at + i),
+                        load(x, at + half + i),
+                        load(cos, turn + i),
+                        load(sin, turn + i),
+                    )
+                    store(y, to + i, first * c - second * s)
+                    store(y, to + half + i, second * c + first * s)
                 for i in range(whole, half):
-                    out[i] = row[i] * c[i] - row[i + half] * s[i]
-                    out[i + half] = row[i + half] * c[i] + row[i] * s[i]
+                    y[b, h, t, i] = x[at + i] * cos[turn + i] - x[at + half + i] * sin[turn + i]
+                    y[b, h, t, half + i] = x[at + half + i] * cos[turn + i] + x[at + i] * sin[turn + i]
                 for i in range(2 * half, size):
-                    out[i] = row[i]
+                    y[b, h, t, i] = x[at + i]

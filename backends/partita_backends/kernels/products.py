@@ -14,7 +14,7 @@ import numba
 import numpy as np
 
 from .blocks import PLANE_BYTES, PLANES, UNIT, VECTOR, Blocks, Numbers, load_numbers, unit_values
-from .compiled import Call, inlined, kernel, parallel_kernel, threaded
+from .compiled import Call, inlined, inner_kernel, kernel, parallel_kernel, threaded
 from .dots import dot, holds_bytes, no_sums, summed
 from .lanes import (
     WIDTH,
@@ -27,6 +27,7 @@ from .lanes import (
     splat,
     store,
 )
+from .room import new_bytes, new_float_rows, new_floats, new_int_rows, new_signed_rows
 from .rounding import float_of, largest_bits, nearest, store_bytes
 from .sums import load_shorter, no_floats
 
@@ -42,10 +43,9 @@ def rounded(x):  # pragma: no cover
     worth NaN."""
     size = x.shape[1]
     padded = (size + UNIT - 1) // UNIT * UNIT
-    integers = np.empty((x.shape[0], padded), np.int8)
-    shape = x.shape[0], padded // HALF
-    scales, sums, counts = np.empty(shape, np.float32), np.empty(shape, np.float32), np.empty(shape, np.int32)
-    last = np.zeros(HALF, np.float32)
+    integers, last, groups = new_signed_rows(x.shape[0], padded), new_floats(HALF), padded // HALF
+    scales, sums = new_float_rows(x.shape[0], groups), new_float_rows(x.shape[0], groups)
+    counts = new_int_rows(x.shape[0], groups)
     for t in range(x.shape[0]):
         for g in range(padded // HALF):
             if g * HALF + HALF <= size:
@@ -245,12 +245,11 @@ def _joined(so_far, product, total, scales, biases, centred, at):  # pragma: no 
     return so_far if centred else fused(load_numbers(biases, at), splat(total), so_far)
 
 
-@kernel
+@inner_kernel
 def _float_blocks(x, sums, words, planes, bits, scales, biases, times, group, y, first, stop):  # pragma: no cover
     count, units = x.shape[0], x.shape[1] // UNIT
     unit_bytes, groups = bits * UNIT * WIDTH // 8, x.shape[1] // group
-    unpacked, acc = np.empty(2 * PLANE_BYTES, np.uint8), np.empty((count, WIDTH), np.float32)
-    values = np.empty(UNIT * WIDTH, np.float32)
+    unpacked, values, acc = new_bytes(2 * PLANE_BYTES), new_floats(UNIT * WIDTH), new_float_rows(count, WIDTH)
     step = min(group, UNIT)
     for n in range(first, stop):
         for u in range(units):
@@ -272,15 +271,17 @@ def _float_blocks(x, sums, words, planes, bits, scales, biases, times, group, y,
             _put(load(acc, t * WIDTH), y, t, n)
 
 
-@kernel
+@inner_kernel
 def _sums(x, units, step):  # pragma: no cover
     """Of every `step` inputs; rows filled up with zeros to whole units, and their sums."""
     size = x.shape[1]
     whole = x
     if size < units * UNIT:
-        whole = np.zeros((x.shape[0], units * UNIT), np.float32)
-        whole[:, :size] = x
-    sums = np.empty((x.shape[0], units * UNIT // step), np.float32)
+        whole = new_float_rows(x.shape[0], units * UNIT)
+        for t in range(x.shape[0]):
+            for k in range(units * UNIT):
+                whole[t, k] = x[t, k] if k < size else np.float32(0)
+    sums = new_float_rows(x.shape[0], units * UNIT // step)
     for t in range(x.shape[0]):
         for g in range(sums.shape[1]):
             total = np.float32(0)
@@ -297,7 +298,7 @@ def _put(acc, y, t, n):  # pragma: no cover
     if (n + 1) * WIDTH <= out:
         store(y, t * out + n * WIDTH, acc)
     else:
-        last = np.empty(WIDTH, np.float32)
+        last = new_floats(WIDTH)
         store(last, 0, acc)
         for j in range(out - n * WIDTH):  # a slice compiles for a second
             y[t, n * WIDTH + j] = last[j]

@@ -10,37 +10,40 @@ import numpy as np
 
 from .attention import BFLOAT16, FLOAT16, FLOAT32
 from .compiled import inner_kernel, kernel
-from .lanes import WIDTH, from_half, load, splat, store
+from .lanes import WIDTH, float_at, from_half, load, splat, store
 from .rounding import float_bits, grid_points, joined_nibbles, to_half
 
 
 @kernel
 def write(x, index, stored, scales, biases, kind, group, slots):  # pragma: no cover
     """x: float32 (B, H, T, D), D and group in whole lanes. index: int32 (B, T). The others: a `Side` and its slots."""
-    size = x.shape[3]
+    heads, tokens, size = x.shape[1], x.shape[2], x.shape[3]
     for b in range(x.shape[0]):
-        for h in range(x.shape[1]):
-            for t in range(x.shape[2]):
-                at = ((b * x.shape[1] + h) * slots + index[b, t]) * size
-                start = ((b * x.shape[1] + h) * x.shape[2] + t) * size
+        for h in range(heads):
+            for t in range(tokens):
+                at = ((b * heads + h) * slots + index[b, t]) * size
+                start = ((b * heads + h) * tokens + t) * size
                 if kind == FLOAT32:
                     for i in range(0, size, WIDTH):
                         store(stored, (at + i) * 4, load(x, start + i))
                 elif kind in (FLOAT16, BFLOAT16):
                     for i in range(size):
-                        half = to_half(x[b, h, t, i]) if kind == FLOAT16 else _to_bfloat(x[b, h, t, i])
+                        number = float_at(x, start + i)
+                        half = to_half(number) if kind == FLOAT16 else _to_bfloat(number)
                         stored[(at + i) * 2] = half & 255
                         stored[(at + i) * 2 + 1] = half >> 8
                 else:
                     for i in range(0, size, group):
-                        _pack(x[b, h, t, i : i + group], stored, at + i, scales, biases, (at + i) // group, kind)
+                        _pack(x, start + i, group, stored, at + i, scales, biases, kind)
 
 
 @inner_kernel
-def _pack(x, stored, at, scales, biases, place, bits):  # pragma: no cover
-    """A group: its integers as the ones from `at` on, its scale and bias at `place`."""
-    low = high = x[0]
-    for v in x:
+def _pack(x, start, group, stored, at, scales, biases, bits):  # pragma: no cover
+    """A group, x from `start` on: its integers as the ones from `at` on."""
+    place = at // group
+    low = high = float_at(x, start)
+    for i in range(start, start + group):
+        v = float_at(x, i)
         if v < low or v != v:  # what is no number makes both of them none
             low = v
         if v > high or v != v:
@@ -48,11 +51,11 @@ def _pack(x, stored, at, scales, biases, place, bits):  # pragma: no cover
     most = np.float32((1 << bits) - 1)
     scales[place], biases[place] = to_half((high - low) / most), to_half(low)
     step, bias = from_half(scales[place]), from_half(biases[place])
-    for i in range(0, len(x), WIDTH):
+    for i in range(0, group, WIDTH):
         if step == 0:
             q = grid_points(splat(np.float32(0)), splat(np.float32(0)), splat(np.float32(1)), most)
         else:
-            q = grid_points(load(x, i), splat(bias), splat(step), most)
+            q = grid_points(load(x, start + i), splat(bias), splat(step), most)
         if bits == 8:
             store(stored, at + i, q)
         else:

@@ -119,7 +119,7 @@ def gates(gate: Tensor) -> bool:
 def glu(gate: Tensor, up: Tensor, activation: str) -> Tensor:
     """As `Backend.glu`, of float32 in whole lanes."""
     y, place = torch.empty(gate.shape), pointwise.ACTIVATIONS.index(activation)
-    run(pointwise.glu, _rows(gate), _rows(up), place, _rows(y))
+    run(pointwise.glu, *_flat_rows(gate), *_flat_rows(up), place, _rows(y))
     return y
 
 
@@ -155,7 +155,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """As `Backend.rope`, of float32."""
     y = torch.empty(x.shape)
     x = x if x.stride(-1) == 1 else x.contiguous()
-    run(pointwise.rotate, x.numpy(), cos.contiguous().numpy(), sin.contiguous().numpy(), y.numpy())
+    run(pointwise.rotate, _span(x), *x.stride()[:3], *map(_flat, (cos, sin)), cos.shape[-1], y.numpy())
     return y
 
 
@@ -163,6 +163,24 @@ def _rows(x: Tensor) -> np.ndarray:
     """All leading dimensions in one, numbers of a row side by side."""
     x = x.reshape(-1, x.shape[-1])
     return (x if x.stride(-1) == 1 else x.contiguous()).numpy()
+
+
+def _flat_rows(x: Tensor) -> tuple[np.ndarray, int]:
+    """The same, flat, and how many numbers lie between the first of a row and the first of the next."""
+    x = x.reshape(-1, x.shape[-1])
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    return _span(x), x.stride(0)
+
+
+def _flat(x: Tensor) -> np.ndarray:
+    return x.reshape(-1).numpy()
+
+
+def _span(x: Tensor) -> np.ndarray:
+    """All numbers from the first of x to its last, flat, also those between that are not x's: numba compiles a kernel
+    again for arrays of another layout, and these are all of one."""
+    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return x.as_strided((last + 1 if x.numel() else 0,), (1,)).numpy()
 
 
 def attends(k: Any, v: Any) -> bool:

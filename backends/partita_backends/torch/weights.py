@@ -157,7 +157,7 @@ def cold_kernels() -> str | None:
     if not compiled.COLD:
         return None
     how = "once" if compiled.KEPT else f"for each process, as {compiled.folder().parent} cannot be written"
-    return f"compiling kernels for this CPU, {how}: the first reply waits some ten seconds for it"
+    return f"compiling kernels for this CPU, {how}: the first reply waits some seconds for it"
 
 
 @functools.cache
