@@ -297,6 +297,42 @@ def test_dense_slots(kernels: Any, dtype: type) -> None:
     np.testing.assert_array_equal(array(mine), ORACLE.write(buffer, x.astype(dtype), index))
 
 
+@pytest.mark.parametrize("d", [32, 128])
+def test_a_hadamard_rotation(kernels: Any, d: int) -> None:
+    """The oracle multiplies by the matrix: sums in another order, so that an integer may fall the other way."""
+    attention, writing, device = kernels
+    life = Life(spec_of(layer(2, d, WINDOW, SINKS), "k8v8h"), 4, [60], 3)
+    expected = life.step()
+    keys, values, *kept = life.buffers(life.before, device)
+    exact_keys, exact_values, *exact_kept = life.buffers([np.asarray(x) for x in life.cache.arrays()], "cpu")
+    angles, anchored = life.angles(life.positions), life.angles(np.full_like(life.positions, ANCHOR))
+    ring_slots, sink_slots = (tensor(x, device) for x in life.slots())
+    q, turned = writing.step(
+        *(tensor(x, device) for x in (life.q, life.k, life.v)),
+        *(tuple(tensor(x, device) for x in pair) for pair in (angles, anchored)),
+        keys,
+        values,
+        ring_slots,
+        (*kept, sink_slots),
+        hadamard=True,
+    )
+    near = {"rtol": 0, "atol": 1e-5}
+    for rotated, pair in ((q, angles), (turned, anchored)):
+        np.testing.assert_allclose(array(rotated), ORACLE.hadamard(ORACLE.rope(life.q, *pair)), **near)
+    for mine, exact in zip(kept, exact_kept, strict=True):
+        np.testing.assert_array_equal(array(mine)[:, :, :-1], array(exact)[:, :, :-1])
+    for mine, exact in ((keys, exact_keys), (values, exact_values)):
+        written = [array(x.weight.view(torch.uint8))[0, :, life.slots()[0][0]].astype(int) for x in (mine, exact)]
+        away = np.abs(written[0] - written[1])
+        assert away.max() <= 1
+        assert away.mean() < 0.01
+    held, kept_at = (tensor(np.asarray(x), device) for x in life.cache.arrays()[1:3])
+    sinks, ask = (turned, *kept, kept_at), tensor(life.positions, device)
+    out = attention.attend(q, keys, values, held, ask, scale=life.layer.scale, window=WINDOW, sinks=sinks, splits=2)
+    step = 6.0 / 255  # of a group's integers: numbers reach 3 either way
+    np.testing.assert_allclose(ORACLE.hadamard(array(out)), expected, rtol=0, atol=step)
+
+
 @pytest.mark.parametrize("dims", [16, 48, 64])
 def test_part_of_a_head_is_rotated(kernels: Any, dims: int) -> None:
     _, writing, device = kernels

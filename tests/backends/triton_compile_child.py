@@ -70,7 +70,8 @@ def write(dtype: torch.dtype, key_bits: int, value_bits: int, d: int) -> None:
     k, z = torch.zeros(1, 2, 128, d, dtype=dtype), torch.zeros(1, 1, dtype=torch.int32)
     keys, values = (attention.quantize(k, bits, 32) for bits in (key_bits, value_bits))
     angles, x = (torch.zeros(1, 1, d // 2), torch.zeros(1, 1, d // 2)), k[:, :, :1]
-    triton_write.step(x, x, x, angles, angles, keys, values, z, (k.clone(), k.clone(), z))
+    hadamard = d & (d - 1) == 0
+    triton_write.step(x, x, x, angles, angles, keys, values, z, (k.clone(), k.clone(), z), hadamard=hadamard)
     triton_write.write(values, x, z)
 
 

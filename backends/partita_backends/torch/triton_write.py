@@ -34,6 +34,16 @@ def _vector(X, at, d, COS, SIN, angle, half, D: tl.constexpr, ROTATED: tl.conste
 
 
 @kernel
+def _hadamard(x, WIDTH: tl.constexpr, STAGES: tl.constexpr):
+    """x (WIDTH,) times `partita.quantization.hadamard_matrix`, WIDTH = 2**STAGES: sums and differences of neighbours,
+    the sums before the differences, as often as there are bits in an index."""
+    for _ in tl.static_range(STAGES):
+        even, odd = tl.split(tl.reshape(x, (WIDTH // 2, 2)))
+        x = tl.reshape(tl.trans(tl.join(even + odd, even - odd)), (WIDTH,))
+    return x * (1.0 / tl.sqrt(WIDTH * 1.0))
+
+
+@kernel
 def _keep(x, Y, SCALES, BIASES, row, d, D: tl.constexpr, WIDTH: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr):
     """x (WIDTH,) as row `row` of a side of a cache."""
     if BITS >= 16:
@@ -130,6 +140,7 @@ def _step(
     ANCHORED: tl.constexpr,
     RING: tl.constexpr,
     SINKS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """Programs: (batch and token, head: of queries, then of keys, then of values)."""
     angle, h = tl.program_id(0), tl.program_id(1)
@@ -139,13 +150,19 @@ def _step(
         at = batch * q_batch + h * q_head + t * q_token
         out = ((batch * HEADS + h) * tokens + t) * D
         x = _vector(Q, at, d, COS, SIN, angle, half, D, ROTATED)
+        if STAGES:
+            x = _hadamard(x, WIDTH, STAGES)
         tl.store(OUT + out + d, x.to(OUT.dtype.element_ty), mask=d < D)
         if ANCHORED:
             x = _vector(Q, at, d, ANCHORED_COS, ANCHORED_SIN, angle, half, D, True)
+            if STAGES:
+                x = _hadamard(x, WIDTH, STAGES)
             tl.store(OUT + turn + out + d, x.to(OUT.dtype.element_ty), mask=d < D)
     elif h < HEADS + KV_HEADS:
         at = batch * k_batch + (h - HEADS) * k_head + t * k_token
         x = _vector(K, at, d, COS, SIN, angle, half, D, ROTATED)
+        if STAGES:
+            x = _hadamard(x, WIDTH, STAGES)
         head = batch * KV_HEADS + (h - HEADS)
         if RING:
             row = head * slots + tl.load(INDEX + angle)
@@ -156,6 +173,8 @@ def _step(
     else:
         at = batch * v_batch + (h - HEADS - KV_HEADS) * v_head + t * v_token
         x = _vector(V, at, d, COS, SIN, angle, half, D, False)
+        if STAGES:
+            x = _hadamard(x, WIDTH, STAGES)
         head = batch * KV_HEADS + (h - HEADS - KV_HEADS)
         if RING:
             row = head * slots + tl.load(INDEX + angle)
@@ -175,6 +194,8 @@ def step(
     values: Side,
     index: Tensor | None,
     sinks: Sinks | None,
+    *,
+    hadamard: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The queries of a step, rotated, and rotated to their anchored positions (the same ones without `anchored`), each
     (B, Hq, T, D) in q's dtype; keys, rotated, and values are written into their buffers in place.
@@ -182,8 +203,8 @@ def step(
     q: (B, Hq, T, D); k, v: (B, Hkv, T, D), before rotation, any strides but for the last dimension. angles, anchored:
     (cos, sin), float32 (B, T, d / 2); None: nothing is rotated. keys, values: rings (B, Hkv, C, D), dense or packed in
     4 or 8 bits, contiguous; index: int32 (B, T), their slots, None: nothing is written there. sinks: None: nothing is
-    kept. Where several tokens of a row have one slot, any of them may be what it holds. ValueError: a buffer is not
-    contiguous.
+    kept. hadamard: multiply all by the Hadamard matrix after rotating, D a power of two. Where several tokens of a row
+    have one slot, any of them may be what it holds. ValueError: a buffer is not contiguous.
     """
     cos, sin = angles or (None, None)
     anchored_cos, anchored_sin = anchored or (None, None)
@@ -193,7 +214,7 @@ def step(
     # fmt: off
     out = _rotate_write(
         q, k, v, cos, sin, anchored_cos, anchored_sin, index, sink_index, *parts(keys), *parts(values),
-        group_size(keys, values), sink_keys, sink_values,
+        group_size(keys, values), sink_keys, sink_values, hadamard,
     )
     # fmt: on
     rotated = out.unbind()
@@ -209,7 +230,7 @@ def write(buffer: Side, x: Tensor, index: Tensor) -> None:
     "rotate_write(Tensor q, Tensor k, Tensor v, Tensor? cos, Tensor? sin, Tensor? anchored_cos, Tensor? anchored_sin, "
     "Tensor? index, Tensor? sink_index, Tensor(a!) keys, Tensor(b!)? key_scales, Tensor(c!)? key_biases, int key_bits, "
     "Tensor(d!) values, Tensor(e!)? value_scales, Tensor(f!)? value_biases, int value_bits, int group_size, "
-    "Tensor(g!)? sink_keys, Tensor(h!)? sink_values) -> Tensor",
+    "Tensor(g!)? sink_keys, Tensor(h!)? sink_values, bool hadamard) -> Tensor",
     lambda q, k, v, cos, sin, anchored_cos, *_: q.new_empty(1 if anchored_cos is None else 2, *q.shape),
 )
 def _rotate_write(
@@ -233,6 +254,7 @@ def _rotate_write(
     group_size: int,
     sink_keys: Tensor | None,
     sink_values: Tensor | None,
+    hadamard: bool,
 ) -> Tensor:
     b, heads, t, d = q.shape
     kv_heads, slots = keys.shape[1:3]
@@ -247,8 +269,8 @@ def _rotate_write(
         values, value_scales, value_biases, sink_keys, sink_values, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
         t, slots, 0 if sink_keys is None else sink_keys.shape[2], 0 if cos is None else cos.shape[-1], out[0].numel(),
         HEADS=heads, KV_HEADS=kv_heads, D=d, WIDTH=power_of_two(d), KEY_BITS=key_bits, VALUE_BITS=value_bits,
-        GROUP=group_size, ROTATED=cos is not None, ANCHORED=anchored_cos is not None,
-        RING=index is not None, SINKS=sink_index is not None, num_warps=1,
+        GROUP=group_size, ROTATED=cos is not None, ANCHORED=anchored_cos is not None, RING=index is not None,
+        SINKS=sink_index is not None, STAGES=d.bit_length() - 1 if hadamard else 0, num_warps=1,
     )
     # fmt: on
     return out
