@@ -37,7 +37,7 @@ def _vector(X, at, d, COS, SIN, angle, half, D: tl.constexpr, ROTATED: tl.conste
 def _hadamard(x, WIDTH: tl.constexpr, STAGES: tl.constexpr):
     """x (WIDTH,) times `partita.quantization.hadamard_matrix`, WIDTH = 2**STAGES: sums and differences of neighbours,
     the sums before the differences, as often as there are bits in an index."""
-    for _ in tl.static_range(STAGES):
+    for _ in range(STAGES):
         even, odd = tl.split(tl.reshape(x, (WIDTH // 2, 2)))
         x = tl.reshape(tl.trans(tl.join(even + odd, even - odd)), (WIDTH,))
     return x * (1.0 / tl.sqrt(WIDTH * 1.0))
