@@ -14,11 +14,11 @@ import ml_dtypes
 import mlx.core as mx
 import numpy as np
 
-from partita.backend import Memory, Sinks
+from partita.backend import MASKED, Memory, Rule, Sinks
 from partita.errors import BackendUnavailable
-from partita.quantization import Packed, Stored, joined, require_affine
+from partita.quantization import Packed, Stored, require_affine
 
-from . import mlx_attention, mlx_training, process_memory
+from . import mlx_attention, mlx_rings, mlx_training, process_memory
 from .mlx_attention import PACKED_ROWS
 
 Array = mx.array
@@ -51,6 +51,10 @@ class MlxBackend:
         if device == "metal":  # use it: what is missing shows now
             mx.eval(mx.ones(1).sum())
             self.memory()
+
+    @property
+    def exact(self) -> MlxBackend:
+        return self
 
     # Host boundary
     def array(self, x: np.ndarray, dtype: str | None = None) -> Array:
@@ -112,12 +116,16 @@ class MlxBackend:
     def where(self, condition: Array, x: Array | float, y: Array | float) -> Array:
         return mx.where(condition, x, y)
 
-    def write(self, buffer: Array, x: Array, index: Array) -> Array:
-        x = x.astype(buffer.dtype)
-        if index.size == 1:
-            return mx.slice_update(buffer, x, index.reshape(1), (2,))
-        wide = mx.broadcast_to(index[:, None, :, None], x.shape)
-        return mx.put_along_axis(buffer, wide, x, 2)
+    def split(self, x: Array, sizes: Sequence[int], axis: int) -> Sequence[Array]:
+        return list(mx.split(x, np.cumsum(sizes)[:-1].tolist(), axis))
+
+    def write(self, buffer: Array, x: Array, index: Array, head: int = 0) -> Array:
+        if x.shape[1] < buffer.shape[1]:
+            own = slice(head, head + x.shape[1])
+            part, buffer = self.write(buffer[:, own], x, index), buffer[:]
+            buffer[:, own] = part
+            return buffer
+        return mlx_rings.written(buffer, x, index)
 
     # Model
     def prepare(self, weight: np.ndarray | Packed | Stored) -> Any:
@@ -195,14 +203,11 @@ class MlxBackend:
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
         return mx.fast.rms_norm(x, weight.astype(x.dtype), eps)
 
-    def rope(self, x: Array, cos: Array, sin: Array) -> Array:
-        half = cos.shape[-1]
-        cos, sin = cos[:, None], sin[:, None]  # B 1 T d/2
-        low, high = x[..., :half], x[..., half : 2 * half]
-        parts = [(low * cos - high * sin).astype(x.dtype), (high * cos + low * sin).astype(x.dtype)]
-        if 2 * half < x.shape[-1]:
-            parts.append(x[..., 2 * half :])
-        return mx.concatenate(parts, -1)
+    def turns(self, cos: Array, sin: Array, heads: int, plain: int) -> mlx_rings.Turns:
+        return mlx_rings.Turns(cos[:, :, None], sin[:, :, None], heads, plain)
+
+    def rotate(self, x: Array, turns: mlx_rings.Turns) -> Array:
+        return mlx_rings.rotate(x, turns)
 
     def glu(self, gate: Array, up: Array, activation: str) -> Array:
         return mlx_training.activated(gate, up, activation)
@@ -218,19 +223,27 @@ class MlxBackend:
         sinks: Sinks[Array] | None,
         softcap: float | None,
         sink_logits: Array | None = None,
+        rule: Rule[Array] | None = None,
     ) -> Array:
+        if mlx_attention.fuses(q, sinks, softcap) and isinstance(k, Array) and isinstance(v, Array):
+            seen = mask > MASKED / 2 if rule is None else rule.seen
+            return mlx_attention.fused(q, k, v, seen, scale, sink_logits)
         return mlx_attention.cached(q, k, v, mask, scale=scale, sinks=sinks, softcap=softcap, sink_logits=sink_logits)
 
     # Quantized keys and values
     def quantize(self, x: Array, bits: int, group_size: int) -> Packed[Array]:
-        return mlx_attention.quantize(x, bits, group_size)
+        return mlx_rings.quantize(x, bits, group_size)
 
-    def write_packed(self, buffer: Packed[Array], x: Array, index: Array) -> Packed[Array]:
-        new = self.quantize(x, buffer.bits, buffer.group_size)
-        return joined([buffer, new], lambda pair: self.write(pair[0], pair[1], index))
+    def store(self, kv: Any, x: Array, index: Array) -> Any:
+        return mlx_rings.store(kv, x, index)
+
+    def put_keys(self, kv: Array, k: Array) -> Array:
+        kv = kv[:]  # another name for the same memory: the item assignment below is for it alone
+        kv[0:1, :, :, : k.shape[2]] = k[None].astype(kv.dtype)
+        return kv
 
     def dequantize(self, packed: Packed[Array]) -> Array:
-        return mlx_attention.dequantize(packed)
+        return mlx_rings.dequantize(packed)
 
     def hadamard(self, x: Array) -> Array:
         return mx.hadamard_transform(x)

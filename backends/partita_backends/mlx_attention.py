@@ -1,4 +1,4 @@
-"""Attention over cache slots, and the packing of keys and values, on MLX.
+"""Attention over cache slots on MLX.
 
 Scores of sinks and of the ring are joined before one softmax in float32. What is alive at once is bounded (`TILE`), so
 a packed cache is never unpacked as a whole.
@@ -10,13 +10,36 @@ import mlx.core as mx
 
 from partita.backend import Sinks
 from partita.quantization import Packed
+from partita.rings import part
+
+from .mlx_rings import dequantize
 
 Array = mx.array
 
 # On the CPU device a dequantized product wins from here on; Metal's packed product is tiled and always wins.
 PACKED_ROWS = 4
 
+FEW_QUERIES = 8  # Metal's kernel for few queries takes so many
+FUSED_SIZES = (64, 80, 96, 128)  # head sizes of its kernel for many queries
+
+LEAST = -6e4  # float16 ends at -65,504
+
 TILE = 2**21  # scores, or values of unpacked keys, that are alive at once: 8 MiB in float32
+
+
+def fuses(q: Array, sinks: Sinks[Array] | None, softcap: float | None) -> bool:
+    """Whether `fused` is for dense keys and values: those of one part, and few queries, or on Metal more of them where
+    its kernel takes the head's size; without a kernel it would make all scores of a chunk at once."""
+    if sinks is not None or softcap is not None:
+        return False
+    return q.shape[2] <= FEW_QUERIES or (mx.default_device() == mx.gpu and q.shape[-1] in FUSED_SIZES)
+
+
+def fused(q: Array, k: Array, v: Array, seen: Array, scale: float, sink_logits: Array | None) -> Array:
+    """One launch. seen: bool (B, T, C)."""
+    k, v = k.astype(q.dtype), v.astype(q.dtype)
+    logits = None if sink_logits is None else sink_logits.astype(q.dtype)
+    return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=seen[:, None], sinks=logits)
 
 
 def cached(
@@ -46,7 +69,9 @@ def cached(
         tiles: list[Array] = []
         for start in range(0, t, rows):
             part = slice(start, start + rows)
-            first = sinks and Sinks(sinks.q[:, group, part], sinks.k[:, one], sinks.v[:, one], sinks.mask[:, part])
+            first = sinks and Sinks(
+                sinks.q[:, group, part], sinks.kv[:, :, one], sinks.mask[:, part], sinks.both[:, part]
+            )
             tiles.append(_attend(q[:, group, part], key, value, mask[:, part], scale, first, softcap, extra))
         groups.append(mx.concatenate(tiles, 2))
     return mx.concatenate(groups, 1)
@@ -71,27 +96,41 @@ def _attend(
     rep = heads // kv_heads
     if t > PACKED_ROWS:  # packed products would unpack every tile once a row
         k, v = _dense(k, q.dtype), _dense(v, q.dtype)
+    packed = isinstance(k, Packed) or isinstance(v, Packed)
+    # products with packed numbers are in the dtype of their scales, of which a 16-bit stream loses nothing
+    dtype = mx.float16 if packed and q.dtype != mx.float32 else q.dtype
 
-    def scores(q: Array, k: Array | Packed[Array], mask: Array) -> Array:  # B Hkv rep T C, float32
-        grouped = (q * scale).reshape(b, kv_heads, rep * t, d)
-        s = _times(grouped, k, transpose=True).astype(mx.float32).reshape(b, kv_heads, rep, t, -1)
-        if softcap is not None:
-            s = softcap * mx.tanh(s / softcap)
-        return s + mask[:, None, None]
+    def scores(q: Array, k: Array | Packed[Array]) -> Array:  # B Hkv rep T C
+        grouped = q.astype(dtype).reshape(b, kv_heads, rep * t, d)
+        return _times(grouped, k, transpose=True).reshape(b, kv_heads, rep, t, -1)
 
-    s, count = scores(q, k, mask), 0
+    s, count, values = scores(q, k), 0, None
     if sinks is not None:
-        first = scores(sinks.q, sinks.k, sinks.mask)
+        firsts = sinks.kv.astype(dtype)
+        keys, values = part(firsts, 0), part(firsts, 1)
+        first, mask = scores(sinks.q, keys), sinks.both
         s, count = mx.concatenate([first, s], -1), first.shape[-1]
-    p = mx.softmax(s, -1).astype(q.dtype).reshape(b, kv_heads, rep * t, -1)
+    s = s.astype(mx.float32) * scale
+    if softcap is not None:
+        s = softcap * mx.tanh(s / softcap)
+    s = s + mask[:, None, None]
+    p = _weights(s, dtype).reshape(b, kv_heads, rep * t, -1)
     out = _times(p[..., count:] if count else p, v, transpose=False)
-    if sinks is not None:
-        out = _times(p[..., :count], sinks.v, transpose=False) + out
+    if values is not None:
+        out = mx.addmm(out, p[..., :count], values)
     out = out.reshape(b, heads, t, -1)
     if sink_logits is not None:  # a column without a value only scales the others: no need to append it
         share = mx.sigmoid(mx.logsumexp(s, -1) - sink_logits.reshape(kv_heads, rep, 1))
         out = out * share.reshape(b, heads, t, 1)
     return out.astype(q.dtype)
+
+
+def _weights(s: Array, dtype: mx.Dtype) -> Array:
+    """The softmax of float32 scores, computed in float32; of few bits they are rounded before it, as the product gave
+    them. What is masked stays finite."""
+    if dtype != mx.float16:
+        return mx.softmax(s, -1).astype(dtype)
+    return mx.softmax(mx.maximum(s, LEAST).astype(dtype), -1, precise=True)
 
 
 def _times(x: Array, y: Array | Packed[Array], *, transpose: bool) -> Array:
@@ -103,26 +142,3 @@ def _times(x: Array, y: Array | Packed[Array], *, transpose: bool) -> Array:
         return mx.quantized_matmul(x, y.weight, scales, biases, transpose, y.group_size, y.bits)
     y = y.astype(x.dtype)
     return x @ (y.swapaxes(2, 3) if transpose else y)
-
-
-def quantize(x: Array, bits: int, group_size: int) -> Packed[Array]:
-    """`partita.quantization.quantize_minmax`, operation for operation."""
-    *leading, n = x.shape
-    groups = x.astype(mx.float32).reshape(*leading, n // group_size, group_size)
-    low, high = groups.min(-1), groups.max(-1)
-    scales = ((high - low) / (2**bits - 1)).astype(mx.float16)
-    biases = low.astype(mx.float16)
-    step = scales.astype(mx.float32)
-    step = mx.where(step == 0, 1.0, step)
-    integers = mx.round((groups - biases.astype(mx.float32)[..., None]) / step[..., None])
-    integers = mx.clip(integers, 0, 2**bits - 1) * (scales != 0)[..., None]
-    per_word = 32 // bits
-    words = integers.astype(mx.uint32).reshape(*leading, n // per_word, per_word)
-    weight = (words << (mx.arange(per_word, dtype=mx.uint32) * bits)).sum(-1).astype(mx.uint32)
-    return Packed(weight, scales, biases, bits, group_size)
-
-
-def dequantize(packed: Packed[Array]) -> Array:
-    """q * scale + bias in float32."""
-    scales, biases = (part.astype(mx.float32) for part in packed.grid)
-    return mx.dequantize(packed.weight, scales, biases, packed.group_size, packed.bits)

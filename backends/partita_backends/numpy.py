@@ -13,8 +13,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from partita import quantization
-from partita.backend import MASKED, Memory, Sinks
+from partita import quantization, rings
+from partita.backend import MASKED, Memory, Rule, Sinks
 from partita.errors import BackendUnavailable, DataError
 from partita.quantization import Packed, Stored
 
@@ -37,6 +37,10 @@ class NumpyBackend:
         self.device = "cpu"
         self.dtype = self.decode_dtype = "float32" if dtype == "auto" else dtype
         self._float = np.dtype(self.dtype)
+
+    @property
+    def exact(self) -> NumpyBackend:
+        return self
 
     # Host boundary
     def array(self, x: np.ndarray, dtype: str | None = None) -> np.ndarray:
@@ -86,10 +90,13 @@ class NumpyBackend:
         chosen: np.ndarray = np.where(condition, x, y)
         return chosen.astype(self._float) if chosen.dtype == np.float64 else chosen
 
-    def write(self, buffer: np.ndarray, x: np.ndarray, index: np.ndarray) -> np.ndarray:
+    def split(self, x: np.ndarray, sizes: Sequence[int], axis: int) -> Sequence[np.ndarray]:
+        return np.split(x, np.cumsum(sizes)[:-1], axis)
+
+    def write(self, buffer: np.ndarray, x: np.ndarray, index: np.ndarray, head: int = 0) -> np.ndarray:
         out = buffer.copy()
         for row in range(buffer.shape[0]):
-            out[row, :, index[row]] = x[row].swapaxes(0, 1)
+            out[row, head : head + x.shape[1]][:, index[row]] = x[row]
         return out
 
     # Model
@@ -131,11 +138,15 @@ class NumpyBackend:
     def rms_norm(self, x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
         return x / np.sqrt(np.mean(np.square(x), -1, keepdims=True) + np.float32(eps)) * weight
 
-    def rope(self, x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    def turns(self, cos: np.ndarray, sin: np.ndarray, heads: int, plain: int) -> Any:
+        return cos[:, :, None], sin[:, :, None], heads  # B T 1 d/2
+
+    def rotate(self, x: np.ndarray, turns: Any) -> np.ndarray:
+        cos, sin, heads = turns
         half = cos.shape[-1]
-        cos, sin = cos[:, None], sin[:, None]  # B 1 T d/2
-        low, high, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-        return np.concatenate([low * cos - high * sin, high * cos + low * sin, rest], -1)
+        turned, plain = x[:, :, :heads], x[:, :, heads:]
+        low, high, rest = turned[..., :half], turned[..., half : 2 * half], turned[..., 2 * half :]
+        return np.concatenate([np.concatenate([low * cos - high * sin, high * cos + low * sin, rest], -1), plain], 2)
 
     def glu(self, gate: np.ndarray, up: np.ndarray, activation: str) -> np.ndarray:
         if activation == "silu":
@@ -157,6 +168,7 @@ class NumpyBackend:
         sinks: Sinks[np.ndarray] | None,
         softcap: float | None,
         sink_logits: np.ndarray | None = None,
+        rule: Rule[np.ndarray] | None = None,
     ) -> np.ndarray:
         k, v = (self.dequantize(x) if isinstance(x, Packed) else x.astype(self._float) for x in (k, v))
         heads = q.shape[1] // k.shape[1]
@@ -180,9 +192,21 @@ class NumpyBackend:
     def quantize(self, x: np.ndarray, bits: int, group_size: int) -> Packed:
         return quantization.quantize_minmax(x, bits, group_size)
 
-    def write_packed(self, buffer: Packed, x: np.ndarray, index: np.ndarray) -> Packed:
-        new = self.quantize(x, buffer.bits, buffer.group_size)
-        return quantization.joined([buffer, new], lambda pair: self.write(pair[0], pair[1], index))
+    def store(self, kv: Any, x: np.ndarray, index: np.ndarray) -> Any:
+        new = [part.swapaxes(1, 2) for part in np.split(x, 2, 2)]
+        first, second = rings.sides(kv)
+        return rings.joined(kv, self._written(first, new[0], index), self._written(second, new[1], index), np.stack)
+
+    def _written(self, side: np.ndarray | Packed[np.ndarray], x: np.ndarray, index: np.ndarray) -> Any:
+        if not isinstance(side, Packed):
+            return self.write(side, x, index)
+        new = self.quantize(x, side.bits, side.group_size)
+        return quantization.joined([side, new], lambda pair: self.write(pair[0], pair[1], index))
+
+    def put_keys(self, kv: np.ndarray, k: np.ndarray) -> np.ndarray:
+        out = kv.copy()
+        out[0, :, :, : k.shape[2]] = k
+        return out
 
     def dequantize(self, packed: Packed) -> np.ndarray:
         return quantization.dequantize(packed).astype(self._float, copy=False)

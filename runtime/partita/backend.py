@@ -18,6 +18,7 @@ import numpy as np
 
 from .arrays import A
 from .quantization import Packed, Stored
+from .rings import part
 
 MASKED = -1e30
 """Added to a score that must not count. Finite, so that a row that sees nothing gives numbers instead of NaN."""
@@ -25,16 +26,39 @@ MASKED = -1e30
 
 @dataclass(frozen=True)
 class Sinks(Generic[A]):
-    """The kept first tokens of a row, which are scored by a query of their own (`cache/state.py`, rule 4).
+    """The kept first tokens of a row, which are scored by a query of their own (`cache/state.py`).
 
-    q: (B, Hq, T, D), rotated to the anchored position. k, v: (B, Hkv, S, D), never quantized.
-    mask: float32 (B, T, S), 0 where visible and MASKED elsewhere.
+    q: (B, Hq, T, D), rotated for them. kv: (2, B, Hkv, S, D), keys and values, never quantized. mask: float32 (B, T,
+    S), 0 where visible and MASKED elsewhere. both: that and the mask of what is not sinks, side by side, (B, T, S + C).
     """
 
     q: A
-    k: A
-    v: A
+    kv: A
     mask: A
+    both: A
+
+    @property
+    def k(self) -> A:
+        return part(self.kv, 0)
+
+    @property
+    def v(self) -> A:
+        return part(self.kv, 1)
+
+
+@dataclass(frozen=True)
+class Rule(Generic[A]):
+    """What queries see of slots by positions alone: p of q's iff 0 <= p <= q and (p > q - window or p < sinks).
+
+    queries: int32 (B, T), slots: int32 (B, C), -1 where there is none. window None: no limit. seen: bool (B, T, C),
+    what it comes to.
+    """
+
+    queries: A
+    slots: A
+    window: int | None
+    sinks: int
+    seen: A
 
 
 @dataclass(frozen=True)
@@ -65,6 +89,11 @@ class Backend(Protocol[A]):
 
     compiles: bool
     """Whether `compile` gains anything on this device."""
+
+    @property
+    def exact(self) -> Backend[A]:
+        """This backend, where a few rows times a packed weight are computed as exactly as many are."""
+        ...
 
     # Host boundary
     def array(self, x: np.ndarray, dtype: str | None = None) -> A: ...
@@ -102,8 +131,13 @@ class Backend(Protocol[A]):
         ...
 
     def where(self, condition: A, x: A | float, y: A | float) -> A: ...
-    def write(self, buffer: A, x: A, index: A) -> A:
-        """buffer (B, H, C, D) with x (B, H, T, D) at slots index (B, T). The old buffer is dead afterwards."""
+    def split(self, x: A, sizes: Sequence[int], axis: int) -> Sequence[A]:
+        """x in parts of these sizes along an axis."""
+        ...
+
+    def write(self, buffer: A, x: A, index: A, head: int = 0) -> A:
+        """buffer (B, H, C, D) with x (B, h, T, D) at slots index (B, T) of its heads from `head` on. The old buffer is
+        dead afterwards."""
         ...
 
     # Model
@@ -151,9 +185,14 @@ class Backend(Protocol[A]):
         """x / sqrt(mean(x²) + eps) * weight over the last axis, computed in float32 (arXiv 1910.07467)."""
         ...
 
-    def rope(self, x: A, cos: A, sin: A) -> A:
-        """Rotate pairs (i, i + d/2) of the first d = 2 * cos.shape[-1] dims of x (B, H, T, D); cos, sin: (B, T, d/2)
-        float32 (arXiv 2104.09864, in the half-split order of Hugging Face checkpoints)."""
+    def turns(self, cos: A, sin: A, heads: int, plain: int) -> Any:
+        """What `rotate` takes, made once for all layers of a step: cos, sin float32 (B, T, d/2) for the first `heads`
+        heads; the `plain` ones behind them stay as they are."""
+        ...
+
+    def rotate(self, x: A, turns: Any) -> A:
+        """Rotate pairs (i, i + d/2) of the first d dims of heads of x (B, T, H, D), by what `turns` gave (arXiv
+        2104.09864, in the half-split order of Hugging Face checkpoints)."""
         ...
 
     def glu(self, gate: A, up: A, activation: str) -> A:
@@ -172,12 +211,14 @@ class Backend(Protocol[A]):
         sinks: Sinks[A] | None,
         softcap: float | None,
         sink_logits: A | None = None,
+        rule: Rule[A] | None = None,
     ) -> A:
         """softmax(scale * q·k + mask) · v with grouped heads, softmax in float32; (B, Hq, T, D), residual dtype.
 
         q: (B, Hq, T, D), residual dtype. k, v: (B, Hkv, C, D) arrays or `Packed`. mask: float32 (B, T, C), additive.
-        Scores of `sinks` join the same softmax. Soft capping (c * tanh(s / c)) comes before the mask. sink_logits:
-        float32 (Hq,), one score a query head that takes its share of the softmax and has no value (gpt-oss).
+        rule: what the mask was made of, for kernels that do without it. Scores of `sinks` join the same softmax. Soft
+        capping (c * tanh(s / c)) comes before the mask. sink_logits: float32 (Hq,), one score a query head that takes
+        its share of the softmax and has no value (gpt-oss).
         """
         ...
 
@@ -186,8 +227,13 @@ class Backend(Protocol[A]):
         """`quantization.quantize_minmax` in this backend's own operations."""
         ...
 
-    def write_packed(self, buffer: Packed[A], x: A, index: A) -> Packed[A]:
-        """`write` into a packed buffer (B, H, C, D), of x as `quantize` gives it."""
+    def store(self, kv: Any, x: A, index: A) -> Any:
+        """A ring (`rings`) with new keys and values at slots index (B, T), as they come out of a stacked product: x (B,
+        T, 2 * H, D), keys first. Packed ones as `quantize` gives them. The old ring is dead afterwards."""
+        ...
+
+    def put_keys(self, kv: A, k: A) -> A:
+        """A dense ring (2, B, H, C, D) with keys k (B, H, S, D) in its first slots. The old one is dead afterwards."""
         ...
 
     def dequantize(self, packed: Packed[A]) -> A:

@@ -31,6 +31,7 @@ COMPOSITION = {PACKAGES["partita"] / name for name in ("language_model.py", "sho
 PICKLES = PACKAGES["partita_convert"] / "pickle_child.py"  # a program of its own, never imported
 BACKENDS_NEED = {
     "arrays",
+    "rings",
     "backend",
     "brief",
     "errors",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from partita.backend import MASKED, Backend, Sinks
+from partita.backend import MASKED, Backend
 from partita.quantization import Packed, quantize_minmax
 
-from .. import bounds
+from .. import bounds, stacked
 
 HEADS, KV_HEADS, D, SLOTS = 4, 2, 32, 5000
 
@@ -38,7 +38,7 @@ def test_a_chunk_over_many_slots_equals_the_oracle(
     seen = np.zeros((batch, tokens, 3), np.float32)
 
     def run(player: Backend) -> np.ndarray:
-        sinks = Sinks(*map(player.array, (*first, seen))) if with_sinks else None
+        sinks = stacked.sinks(player, *first, seen, mask) if with_sinks else None
         keys, values = on_device(player, k, bits), on_device(player, v, bits)
         out = player.cached_attention(
             player.array(q), keys, values, player.array(mask), scale=0.3, sinks=sinks, softcap=20.0

@@ -25,6 +25,7 @@ from partita.model.rope import RopeTable, inverse_frequencies
 from partita.quantization import dequantize, quantize_minmax
 
 from .. import bounds
+from ..stacked import attend
 
 D, HEADS, KV_HEADS, SCALE = 32, 4, 2, 0.3
 ROPE = RopeConfig(10_000.0, D)
@@ -150,8 +151,9 @@ def live(ops: Backend, plan: Plan) -> None:
         cache.advance(count, lengths)
         reached += cache.offsets
         logits = ops.array(SINK_LOGITS) if plan.sink_logits else None
-        out = ops.to_numpy(cache.attend(0, ops.array(q), ops.array(k), ops.array(v), logits))
-        turned = ops.to_numpy(ops.rope(ops.array(k), *table.angles(ops.array(positions)))) if plan.rotates else k
+        out = attend(cache, 0, q, k, v, logits)
+        turns = ops.turns(*table.angles(ops.array(positions)), KV_HEADS, 0)
+        turned = ops.to_numpy(ops.rotate(ops.array(k.swapaxes(1, 2)), turns)).swapaxes(1, 2) if plan.rotates else k
         for b, row in enumerate(rows):
             for i in range(lengths[b]):
                 row.sink_keys.append(turned[b, :, i])
@@ -192,12 +194,12 @@ def test_chunking_does_not_matter(ops: Backend, chunk: int, kv: str, window: int
 
 def test_hadamard_leaves_dense_attention_as_it_is(ops: Backend) -> None:
     rng = np.random.default_rng(0)
-    q, k, v = (ops.array(rng.standard_normal((1, h, 6, D)).astype(np.float32)) for h in (HEADS, KV_HEADS, KV_HEADS))
+    q, k, v = (rng.standard_normal((1, h, 6, D)).astype(np.float32) for h in (HEADS, KV_HEADS, KV_HEADS))
     found = []
     for kv in ("k32v32", "k32v32h"):
         cache = Cache(ops, spec_of(Plan(4, 2, 0, 6, 1, kv, [], 0)))
         cache.advance(6)
-        found.append(ops.to_numpy(cache.attend(0, q, k, v)))
+        found.append(attend(cache, 0, q, k, v))
     # keys, values and queries are sums over 32 dims besides
     bounds.assert_near(*found, 2 * bounds.attention(2 * D, 6, score=8, value=4), 1)
 
@@ -209,8 +211,7 @@ def test_trim_across_the_wrap_equals_never_having_written(ops: Backend) -> None:
     cache = Cache(ops, spec_of(plan))
     for _ in range(7):
         cache.advance(4)
-        zeros = [ops.zeros((1, h, 4, D), "float32") for h in (HEADS, KV_HEADS, KV_HEADS)]
-        cache.attend(0, *zeros)
+        attend(cache, 0, *(np.zeros((1, h, 4, D), np.float32) for h in (HEADS, KV_HEADS, KV_HEADS)))
     assert cache.can_trim(7)  # the ring holds 14: the 7 before the new end, and the 7 taken back
     assert not cache.can_trim(8)
     with pytest.raises(ContextError, match="overwritten"):
@@ -233,7 +234,7 @@ def test_memory_stops_growing_at_the_ring(ops: Backend, kv: str) -> None:
     sizes = []
     for _ in range(12):
         cache.advance(64)
-        cache.attend(0, *(ops.zeros((1, h, 64, D), "float32") for h in (HEADS, KV_HEADS, KV_HEADS)))
+        attend(cache, 0, *(np.zeros((1, h, 64, D), np.float32) for h in (HEADS, KV_HEADS, KV_HEADS)))
         sizes.append(cache.nbytes)
     assert sizes == sorted(sizes)
     assert len(set(sizes)) == 2  # one block of 256, then the ring
@@ -241,8 +242,9 @@ def test_memory_stops_growing_at_the_ring(ops: Backend, kv: str) -> None:
     bits = {"32": 64, "16": 32, "k8v8": 18, "k8v4": 14, "k4v4": 10}[
         kv
     ]  # keys and values; a float16 pair is 1 bit a value
-    sinks = 2 * 5 * KV_HEADS * D * (2 if kv == "16" else 4)
-    assert sizes[-1] == KV_HEADS * D * bits * slots // 8 + 4 * slots + sinks + 4 * 5 + 4
+    dense = kv in ("32", "16")  # where sinks are slots of the ring; their keys before rotation have a spare slot
+    sinks = (2 * 4 + 5 if dense else 3 * 5) * KV_HEADS * D * (2 if kv == "16" else 4)
+    assert sizes[-1] == KV_HEADS * D * bits * slots // 8 + 4 * (slots + 4) + sinks + 4
 
 
 def test_far_positions_are_exact(ops: Backend) -> None:
@@ -263,7 +265,7 @@ def step(cache: Cache, seed: int, tokens: int, rows: slice = slice(None)) -> np.
     rng = np.random.default_rng(seed)
     q, k, v = (rng.standard_normal((4, h, tokens, D)).astype(np.float32) for h in (HEADS, KV_HEADS, KV_HEADS))
     cache.advance(tokens)
-    return cache.ops.to_numpy(cache.attend(0, *(cache.ops.array(x[rows]) for x in (q, k, v))))
+    return attend(cache, 0, *(x[rows] for x in (q, k, v)))
 
 
 @pytest.mark.parametrize("kv", ["32", "16", "k8v4"])
@@ -311,14 +313,14 @@ def test_rows_are_filtered_and_extended_at_any_step(ops: Backend, kv: str) -> No
         rng = np.random.default_rng(i)
         q, k, v = (rng.standard_normal((3, h, 2, D)).astype(np.float32) for h in (HEADS, KV_HEADS, KV_HEADS))
         batch.advance(2)
-        found = ops.to_numpy(batch.attend(0, *(ops.array(x[members]) for x in (q, k, v))))
+        found = attend(batch, 0, *(x[members] for x in (q, k, v)))
         for place, row in enumerate(members):
             alone[row].advance(2)
-            expected = ops.to_numpy(alone[row].attend(0, *(ops.array(x[row : row + 1]) for x in (q, k, v))))
+            expected = attend(alone[row], 0, *(x[row : row + 1] for x in (q, k, v)))
             bounds.assert_near(found[place], expected[0], error, 1)
         for row in {0, 1, 2} - set(members):
             alone[row].advance(2)
-            alone[row].attend(0, *(ops.array(x[row : row + 1]) for x in (q, k, v)))
+            attend(alone[row], 0, *(x[row : row + 1] for x in (q, k, v)))
     with pytest.raises(ContextError, match="own layout"):
         batch.extend(Cache(ops, spec_of(Plan(9, 2, 3, 4, 1, kv, [], 0))))
 

@@ -24,6 +24,7 @@ from partita.errors import CheckpointError, ContextError, DataError, PartitaErro
 from partita.model.config import RopeConfig
 
 from .. import bounds
+from ..stacked import attend
 
 D, HEADS, KV_HEADS, CHUNK = 32, 4, 2, 4
 ROPE = RopeConfig(10_000.0, D)
@@ -45,7 +46,7 @@ def step(cache: Cache, seed: int, tokens: int = 3) -> np.ndarray:
     cache.advance(tokens)
     for layer in range(len(cache.spec.layers)):
         q, k, v = (rng.standard_normal((1, h, tokens, D)).astype(np.float32) for h in (HEADS, KV_HEADS, KV_HEADS))
-        found.append(cache.ops.to_numpy(cache.attend(layer, *(cache.ops.array(x) for x in (q, k, v)))))
+        found.append(attend(cache, layer, q, k, v))
     return np.stack(found)
 
 
@@ -101,7 +102,7 @@ def test_bfloat16_is_stored_as_it_is(name: str, tmp_path: Path) -> None:
     cache, tokens = filled(partita_backends.load(name, dtype="bfloat16"), spec_of("16"), 3)
     save(tmp_path / "session", cache, tokens, MINE)
     with safe_open(tmp_path / "session", "numpy") as file:
-        assert file.get_slice("layers.0.k").get_dtype() == "BF16"
+        assert file.get_slice("layers.0.kv").get_dtype() == "BF16"
         assert file.get_tensor("tokens").tolist() == tokens
     saved = load(tmp_path / "session", cache, MINE)
     for mine, theirs in zip(cache.arrays(), saved.snapshot.arrays, strict=True):

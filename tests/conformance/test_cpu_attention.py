@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 import partita_backends
-from partita.backend import MASKED, Backend, Sinks
+from partita.backend import MASKED, Backend
 from partita.quantization import Packed, quantize_minmax
+from partita.rings import Sides
 from partita_backends.torch import cpu
 
-from .. import bounds
+from .. import bounds, stacked
 
 FORMATS = ("float32", "float16", "bfloat16", (8, 4, 32), (4, 8, 32), (8, 8, 64), (4, 4, 64))
 
@@ -48,12 +49,11 @@ def test_attention_is_the_oracle_s(ops: Backend, oracle: Backend, form: Any, siz
     mask = np.where((rng.random(shape) < 0.7) & (rng.random(slots) < 0.8), np.float32(0), np.float32(MASKED))
     mask[..., : slots // 2] = MASKED if seed == 1 else 0  # whole blocks
     (key, own_key), (value, own_value) = stored(ops, k, form, 0), stored(ops, v, form, 1)
-    sinks = own_sinks = None
+    first = None
     if kept:
         first = [normal(rng, batch, heads, tokens, size), *(normal(rng, batch, kv_heads, kept, size) for _ in "kv")]
         first.append(np.where(np.arange(kept) < kept - 1, 0, MASKED) + np.zeros((batch, tokens, 1), np.float32))
         first[3] = first[3].astype(np.float32)
-        own_sinks, sinks = Sinks(*first), Sinks(*map(ops.array, first))
     elif seed == 3:
         mask[0] = MASKED
     else:
@@ -62,6 +62,7 @@ def test_attention_is_the_oracle_s(ops: Backend, oracle: Backend, form: Any, siz
     options: dict[str, Any] = {"scale": size**-0.5, "softcap": 20.0 if seed == 2 else None}
     given = ops.array(q), key, value, ops.array(mask)
     logits = None if extra is None else ops.array(extra)
+    sinks, own_sinks = (stacked.sinks(x, *first, mask) if first else None for x in (ops, oracle))
     found = ops.to_numpy(ops.cached_attention(*given, sinks=sinks, sink_logits=logits, **options))
     exact = oracle.cached_attention(q, own_key, own_value, mask, sinks=own_sinks, sink_logits=extra, **options)
     assert np.isfinite(found).all()
@@ -132,9 +133,10 @@ def test_what_is_packed_in_one_pass_is_the_rule_s_to_the_bit(ops: Backend, name:
     for size in (64, 128, 192):
         x = VALUES[name](normal(rng, 2, 3, 4, size)).astype(np.float32)
         index = np.array([[7, 0, 3, 4], [1, 2, 9, 8]], np.int32)
-        buffer = quantize_minmax(np.zeros((2, 3, 10, size), np.float32), bits, group).map(ops.array)
-        assert cpu.writes(buffer, ops.array(x))
-        written = ops.write_packed(buffer, ops.array(x), ops.array(index))
+        written = quantize_minmax(np.zeros((2, 3, 10, size), np.float32), bits, group).map(ops.array)
+        assert cpu.writes(written, ops.array(x))
+        stacked = np.concatenate([x.swapaxes(1, 2), x.swapaxes(1, 2)], 2)
+        ops.store(Sides(ops.zeros((2, 3, 10, size), "float32"), written), ops.array(stacked), ops.array(index))
         rule = quantize_minmax(x, bits, group)
         for found, exact in (
             (written.weight, rule.weight),

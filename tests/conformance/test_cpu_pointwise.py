@@ -80,13 +80,10 @@ def test_rotations(size: int, half: int) -> None:
     cos, sin = np.cos(normal(2, 20, half, seed=4)), np.sin(normal(2, 20, half, seed=4))
 
     def mine(x: torch.Tensor) -> torch.Tensor:
-        return pointwise.Rotation.apply(x.transpose(1, 2), torch.from_numpy(cos), torch.from_numpy(sin))
+        return pointwise.Rotation.apply(x, torch.from_numpy(cos), torch.from_numpy(sin), 2)
 
-    compare(
-        mine,
-        lambda x: ORACLE.rope(x.swapaxes(1, 2), cos.astype(np.float64), sin.astype(np.float64)),
-        normal(2, 20, 3, size),
-    )
+    turns = ORACLE.turns(cos.astype(np.float64), sin.astype(np.float64), 2, 1)
+    compare(mine, lambda x: ORACLE.rotate(x, turns), normal(2, 20, 3, size))
 
 
 def test_several_threads_leave_many_rows_to_torch() -> None:

@@ -105,8 +105,9 @@ def attended(ops: Backend, tokens: int, dtype: str, *, packed: bool = False, log
         return ops.array(normal(rng, *shape), dtype)
 
     q, k, v = array(1, 4, tokens, 32), array(1, 2, 24, 32), array(1, 2, 24, 32)
-    sinks = Sinks(array(1, 4, tokens, 32), array(1, 2, 3, 32), array(1, 2, 3, 32), ops.zeros((1, tokens, 3), "float32"))
+    first = array(1, 4, tokens, 32), array(2, 1, 2, 3, 32), ops.zeros((1, tokens, 3), "float32")
     mask = ops.array(np.where(rng.random((1, tokens, 24)) < 0.6, 0, MASKED).astype(np.float32))
+    sinks = Sinks(*first, ops.concat([first[2], mask], 2))
     column = normal(rng, 4) * 3 if logits is None else np.full(4, logits, np.float32)
     if packed:
         k, v = ops.quantize(k, 8, 32), ops.quantize(v, 8, 32)

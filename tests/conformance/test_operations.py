@@ -13,11 +13,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from partita.backend import MASKED, Backend, Sinks
+from partita.backend import MASKED, Backend
 from partita.errors import UnsupportedModel
 from partita.quantization import Packed, quantize_minmax, quantize_weight
+from partita.rings import PackedPair, Sides, sides
 
-from .. import bounds
+from .. import bounds, stacked
 from .test_training import CASES as TRAINING
 
 Case = Callable[[Backend], list[np.ndarray]]
@@ -72,8 +73,15 @@ def write(ops: Backend) -> list[np.ndarray]:
             buffer = ops.cast(ops.array(normal(batch, 2, 6, 4)), dtype)
             index = ops.array(np.array(slots, np.int32))
             written = ops.write(buffer, ops.array(normal(batch, 2, tokens, 4, seed=1)), index)
+            found.append(ops.to_numpy(ops.cast(written, "float32")).copy())
+            written = ops.write(written, ops.array(normal(batch, 1, tokens, 4, seed=2)), index, 1)
             found.append(ops.to_numpy(ops.cast(written, "float32")))
     return found
+
+
+def put_keys(ops: Backend) -> list[np.ndarray]:
+    kv = ops.cast(ops.array(normal(2, 2, 3, 6, 4)), "float16")
+    return [ops.to_numpy(ops.cast(ops.put_keys(kv, ops.array(normal(2, 3, 2, 4, seed=1))), "float32"))]
 
 
 def assign(ops: Backend) -> list[np.ndarray]:
@@ -89,16 +97,23 @@ def copy(ops: Backend) -> list[np.ndarray]:
     return [ops.to_numpy(kept), ops.to_numpy(written)]
 
 
-def write_packed(ops: Backend) -> list[np.ndarray]:
+def store(ops: Backend) -> list[np.ndarray]:
+    """Rings of every kind: dense, packed on both sides, and each side in its own way."""
     found = []
     for batch, tokens, slots in ((1, 1, [[3]]), (1, 3, [[5, 0, 1]]), (2, 2, [[4, 5], [0, 5]]), (1, 40, [[*range(40)]])):
-        for bits, group, size in ((8, 32, 64), (4, 32, 96), (8, 64, 128), (4, 64, 64)):
-            held = quantize_minmax(normal(batch, 2, 48, size), bits, group)
-            buffer = held.map(ops.array)
-            x = normal(batch, 2, tokens, size, seed=1, scale=3)
-            x[0, 1, 0, :group] = 0.25  # a constant group
-            index = ops.array(np.array(slots, np.int32))
-            found += parts(ops, ops.write_packed(buffer, ops.array(x), index))
+        index = ops.array(np.array(slots, np.int32))
+        for bits, group, size in (((8, 8), 32, 64), ((4, 4), 32, 96), ((8, 4), 64, 128), ((4, 8), 64, 64)):
+            held = [quantize_minmax(normal(batch, 2, 48, size), each, group).map(ops.array) for each in bits]
+            grids = [ops.concat([a[None], b[None]], 0) for a, b in zip(*(side.grid for side in held), strict=True)]
+            dense = ops.array(normal(2, batch, 2, 48, size))
+            x = normal(batch, tokens, 4, size, seed=1, scale=3)
+            x[0, 0, 1, :group] = x[0, 0, 2, :group] = 0.25  # a constant group
+            pair = PackedPair(held[0].weight, held[1].weight, *grids, bits, group)
+            held = [quantize_minmax(normal(batch, 2, 48, size), each, group).map(ops.array) for each in bits]
+            mixed = Sides(ops.array(normal(batch, 2, 48, size)), held[1])
+            for kv in (dense, pair, mixed):
+                for side in sides(ops.store(kv, ops.array(x), index)):
+                    found += parts(ops, side) if isinstance(side, Packed) else [ops.to_numpy(side)]
     return found
 
 
@@ -151,12 +166,14 @@ def embed(ops: Backend) -> list[np.ndarray]:
     return [ops.to_numpy(ops.embed(ops.prepare(weight), tokens)) for weight in weights()]
 
 
-def rope(ops: Backend) -> list[np.ndarray]:
+def rotate(ops: Backend) -> list[np.ndarray]:
     found = []
     for half in (8, 6):  # all dims, and some that are not rotated
         angle = normal(2, 5, half, seed=1)
         cos, sin = ops.array(np.cos(angle)), ops.array(np.sin(angle))
-        found.append(ops.to_numpy(ops.rope(ops.array(normal(2, 3, 5, 16)), cos, sin)))
+        for plain in (0, 2):
+            turns = ops.turns(cos, sin, 3, plain)
+            found.append(ops.to_numpy(ops.rotate(ops.array(normal(2, 5, 3 + plain, 16)), turns)))
     return found
 
 
@@ -172,12 +189,9 @@ def cached_attention(ops: Backend) -> list[np.ndarray]:
         k, v = normal(batch, 2, slots, 64, seed=1), normal(batch, 2, slots, 64, seed=2)
         seen = np.random.default_rng(3).random((batch, tokens, slots)) < 0.6
         mask = ops.array(np.where(seen, 0, MASKED).astype(np.float32))
-        sinks = Sinks(
-            ops.array(normal(batch, 6, tokens, 64, seed=4)),
-            ops.array(normal(batch, 2, 3, 64, seed=5)),
-            ops.array(normal(batch, 2, 3, 64, seed=6)),
-            ops.array(np.array([0, 0, MASKED], np.float32) * np.ones((batch, tokens, 1), np.float32)),
-        )
+        first = normal(batch, 6, tokens, 64, seed=4), normal(batch, 2, 3, 64, seed=5), normal(batch, 2, 3, 64, seed=6)
+        hidden = np.array([0, 0, MASKED], np.float32) * np.ones((batch, tokens, 1), np.float32)
+        sinks = stacked.sinks(ops, *first, hidden, ops.to_numpy(mask))
         dense = (ops.array(k), ops.array(v))
         packed = (ops.quantize(dense[0], 8, 32), ops.quantize(dense[1], 4, 64))
         for keys, values in (dense, packed, (ops.cast(dense[0], "float16"), packed[1])):
@@ -272,11 +286,14 @@ CASES: dict[str, Case] = {
         ops.to_numpy(ops.rms_norm(ops.array(normal(2, 5, 16, scale=s)), ops.array(normal(16, seed=1)), 1e-5))
         for s in (1e-3, 1.0, 1e3)
     ],
-    "rope": rope,
+    "turns": rotate,  # whose result is its own affair
+    "rotate": rotate,
     "glu": glu,
     "cached_attention": cached_attention,
     "quantize": quantize,
-    "write_packed": write_packed,
+    "store": store,
+    "put_keys": put_keys,
+    "split": lambda ops: [ops.to_numpy(x) for x in ops.split(ops.array(normal(2, 6, 3)), (1, 3, 2), 1)],
     "dequantize": dequantize,
     "hadamard": lambda ops: [ops.to_numpy(ops.hadamard(ops.array(normal(2, 3, n)))) for n in (1, 2, 64, 256)],
     "sum": along("sum", normal(4, 5, 6)),
@@ -299,7 +316,7 @@ CASES: dict[str, Case] = {
 }
 EXACT = {
     *("array", "to_numpy", "zeros", "full", "cast", "concat", "take", "assign", "copy", "where", "write", "argmax"),
-    *("quantize", "write_packed"),
+    *("quantize", "store", "put_keys", "split"),
 }
 # What is added up in a case, at most; a few roundings more belong to every case (`FEW`). 0: nothing beside those.
 LENGTHS = (
@@ -307,7 +324,9 @@ LENGTHS = (
     | dict.fromkeys(("sum", "softmax", "logsumexp", "cumsum"), 6)
     | {"launch": 4, "sync": 4, "fetch": 1, "compile": 4, "rms_norm": 16, "hadamard": 256}
     | {"checkpoint": 4, "chunked_sum": 14, "value": 96, "cross_entropy": 9}
-    | dict.fromkeys(("embed", "prepare_vector", "dequantize", "rope", "glu", "exp", "log", "tanh", "max", "topk"), 0)
+    | dict.fromkeys(
+        ("embed", "prepare_vector", "dequantize", "rotate", "turns", "glu", "exp", "log", "tanh", "max", "topk"), 0
+    )
     | dict.fromkeys(("scatter_add", "value_and_grad", "stop_gradient", "pick", "memory", "reset_peak"), 0)
 )
 # Exponentials and hyperbolic functions are good to four units; a weight is unpacked in two, a bias added in one.
@@ -381,7 +400,7 @@ def test_the_caller_keeps_its_arrays(ops: Backend) -> None:
     x, w = ops.array(normal(1, 2, 4, 16)), ops.array(normal(16))
     before = ops.to_numpy(x).copy()
     ops.rms_norm(x, w, 1e-6)
-    ops.rope(x, ops.array(normal(1, 4, 8)), ops.array(normal(1, 4, 8)))
+    ops.rotate(x, ops.turns(ops.array(normal(1, 2, 8)), ops.array(normal(1, 2, 8)), 3, 1))
     ops.softmax(x, -1)
     ops.hadamard(x)
     ops.quantize(ops.array(normal(1, 1, 1, 32)), 4, 32)

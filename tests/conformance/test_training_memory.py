@@ -39,7 +39,7 @@ def test_torch_keeps_little_for_the_backward_pass() -> None:
         "glu": (lambda ops, a: ops.glu(a["x"], a["x"], "silu"), 0),
         "linear after rms_norm": (lambda ops, a: ops.linear(ops.rms_norm(a["x"], norm, 1e-5), a["a"]), row),
         "linear after glu": (lambda ops, a: ops.linear(ops.glu(a["x"], a["x"], "silu"), a["a"]), 0),
-        "rope": (lambda ops, a: ops.rope(a["heads"], angles, angles), 0),
+        "rotate": (lambda ops, a: ops.rotate(a["heads"].swapaxes(1, 2), ops.turns(angles, angles, 3, 1)), 0),
         "attention": (attend, row * (64 + 4)),  # what it gives, and a sum a row and head
         "softcap": (lambda ops, a: attend(ops, a, 9.0), 0),
     }

@@ -117,9 +117,13 @@ def expert(shared: bool, tokens: int, bits: int | None) -> Example:
     return Example(lambda ops, a: ops.moe_linear(a["x"], ops.prepare_experts(packed), ops.array(index)), {"x": x})
 
 
-def rope(half: int) -> Example:
+def rotate(half: int) -> Example:
     angle = normal(2, 3, half, seed=1)
-    return of_x(lambda ops, x: ops.rope(x, ops.array(np.cos(angle)), ops.array(np.sin(angle))), 2, 2, 3, 8)
+
+    def run(ops: Backend, x: Any) -> Any:
+        return ops.rotate(x, ops.turns(ops.array(np.cos(angle)), ops.array(np.sin(angle)), 2, 1))
+
+    return of_x(run, 2, 3, 3, 8)
 
 
 def glu(name: str) -> Example:
@@ -196,7 +200,7 @@ WITHOUT_GRADIENT = frozenset(
     {
         *("array", "to_numpy", "zeros", "full", "launch", "fetch", "sync", "memory", "reset_peak"),  # of the host
         *("prepare", "prepare_experts", "prepare_vector"),  # weights that stay as they are
-        *("copy", "assign", "write", "write_packed", "cached_attention", "quantize", "dequantize"),  # of a cache
+        *("copy", "assign", "write", "store", "put_keys", "cached_attention", "quantize", "dequantize"),  # of a cache
         *("argmax", "scatter_add", "compile"),  # of decoding
         *("value", "value_and_grad", "stop_gradient"),  # tested in test_training.py
     }
@@ -217,8 +221,9 @@ EXAMPLES: dict[str, Example] = {
     "rms_norm": Example(
         lambda ops, a: ops.rms_norm(a["x"], a["w"], 1e-3), {"x": normal(2, 3, 2, 8), "w": normal(8, seed=1)}
     ),
-    "rope": rope(4),
-    "rope-part": rope(3),
+    "rotate": rotate(4),
+    "rotate-part": rotate(3),
+    "split": of_x(lambda ops, x: ops.split(x, (1, 3, 2), 1)[1], 2, 6, 3),
     **{f"glu-{name}": glu(name) for name in ("silu", "gelu_tanh", "swiglu_clamped")},
     "attention": attention(),
     "attention-1-token": attention(tokens=1),

@@ -124,26 +124,22 @@ def glu_back(grad, gate, up, activation, for_gate, for_up):  # pragma: no cover
 
 
 @kernel
-def rotate(x, by_row, by_head, by_token, cos, sin, half, y):  # pragma: no cover
-    """As `Backend.rope`, float32, into y (B, H, T, D). x: flat, its rows, heads and tokens so many numbers apart; cos,
-    sin: flat, `half` numbers for each token of a row."""
-    heads, tokens, size, whole = y.shape[1], y.shape[2], y.shape[3], half // WIDTH * WIDTH
-    for b in range(y.shape[0]):
-        for h in range(heads):
-            for t in range(tokens):
-                at, turn = b * by_row + h * by_head + t * by_token, (b * tokens + t) * half
-                to = ((b * heads + h) * tokens + t) * size
+def rotate(x, cos, sin, heads, half, y):  # pragma: no cover
+    """As `Backend.rotate`, float32, into y (rows, H, D): the first heads are turned. x: flat; cos, sin: flat, `half`
+    numbers for each row."""
+    size, whole = y.shape[2], half // WIDTH * WIDTH
+    for t in range(y.shape[0]):
+        for h in range(y.shape[1]):
+            at, turn, turned = (t * y.shape[1] + h) * size, t * half, 2 * half if h < heads else 0
+            if turned > 0:
                 for i in range(0, whole, WIDTH):
-                    first, second, c, s = (
-                        load(x, at + i),
-                        load(x, at + half + i),
-                        load(cos, turn + i),
-                        load(sin, turn + i),
-                    )
-                    store(y, to + i, first * c - second * s)
-                    store(y, to + half + i, second * c + first * s)
+                    first, second = load(x, at + i), load(x, at + half + i)
+                    c, s = load(cos, turn + i), load(sin, turn + i)
+                    store(y, at + i, first * c - second * s)
+                    store(y, at + half + i, second * c + first * s)
                 for i in range(whole, half):
-                    y[b, h, t, i] = x[at + i] * cos[turn + i] - x[at + half + i] * sin[turn + i]
-                    y[b, h, t, half + i] = x[at + half + i] * cos[turn + i] + x[at + i] * sin[turn + i]
-                for i in range(2 * half, size):
-                    y[b, h, t, i] = x[at + i]
+                    first, second, c, s = x[at + i], x[at + half + i], cos[turn + i], sin[turn + i]
+                    y[t, h, i] = first * c - second * s
+                    y[t, h, half + i] = second * c + first * s
+            for i in range(turned, size):
+                y[t, h, i] = x[at + i]

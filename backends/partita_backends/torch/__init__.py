@@ -18,8 +18,8 @@ import numpy as np
 import psutil
 import torch
 
-from partita import quantization
-from partita.backend import Memory, Sinks
+from partita import quantization, rings
+from partita.backend import Memory, Rule, Sinks
 from partita.errors import BackendUnavailable
 from partita.quantization import Packed, Stored
 
@@ -52,6 +52,10 @@ class TorchBackend:
         self._kernels = weights.cpu_kernels() if device == "cpu" else None
         self.compiles = self._kernels is not None  # without them products choose their form when they are first called
         self._hadamard: dict[int, Tensor] = {}
+
+    @property
+    def exact(self) -> TorchBackend:
+        return _Exact(self)
 
     # Host boundary
     def array(self, x: np.ndarray, dtype: str | None = None) -> Tensor:
@@ -122,14 +126,20 @@ class TorchBackend:
     def where(self, condition: Tensor, x: Tensor | float, y: Tensor | float) -> Tensor:
         return torch.where(condition, x, y)
 
-    def write(self, buffer: Tensor, x: Tensor, index: Tensor) -> Tensor:
-        if self._kernels is not None and self._kernels.writes(buffer, x):
-            self._kernels.write(buffer, x, index)
+    def split(self, x: Tensor, sizes: Sequence[int], axis: int) -> Sequence[Tensor]:
+        return x.split(list(sizes), axis)
+
+    def write(self, buffer: Tensor, x: Tensor, index: Tensor, head: int = 0) -> Tensor:
+        own = buffer[:, head : head + x.shape[1]]
+        if self._kernels is not None and self._kernels.writes(own, x):
+            self._kernels.write(own, x, index)
             return buffer
         x, index = x.to(buffer.dtype), index.to(torch.int64)
         if buffer.shape[0] == 1:
-            return buffer.index_copy_(2, index[0], x)
-        return buffer.scatter_(2, index[:, None, :, None].expand(x.shape), x)
+            own.index_copy_(2, index[0], x)
+        else:
+            own.scatter_(2, index[:, None, :, None].expand(x.shape), x)
+        return buffer
 
     # Model
     def prepare(self, weight: np.ndarray | Packed | Stored) -> Any:
@@ -165,10 +175,11 @@ class TorchBackend:
             return self._kernels.rms_norm(x, weight, eps)
         return torch.nn.functional.rms_norm(x, weight.shape, weight, eps)
 
-    def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        if self._kernels is not None and self._kernels.takes(x, x.shape[0] * x.shape[2]):
-            return self._kernels.rotate(x, cos, sin)
-        return pointwise.rotate(x, cos, sin)
+    def turns(self, cos: Tensor, sin: Tensor, heads: int, plain: int) -> pointwise.Turns:
+        return cos, sin, heads
+
+    def rotate(self, x: Tensor, turns: pointwise.Turns) -> Tensor:
+        return pointwise.rotate(x, *turns)
 
     def glu(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
         if self._kernels is not None and self._kernels.gates(gate):
@@ -191,6 +202,7 @@ class TorchBackend:
         sinks: Sinks[Tensor] | None,
         softcap: float | None,
         sink_logits: Tensor | None = None,
+        rule: Rule[Tensor] | None = None,
     ) -> Tensor:
         return attention.cached(
             q,
@@ -208,12 +220,24 @@ class TorchBackend:
     def quantize(self, x: Tensor, bits: int, group_size: int) -> Packed[Tensor]:
         return attention.quantize(x, bits, group_size)
 
-    def write_packed(self, buffer: Packed[Tensor], x: Tensor, index: Tensor) -> Packed[Tensor]:
-        if self._kernels is not None and self._kernels.writes(buffer, x):
-            self._kernels.write(buffer, x, index)
-            return buffer
-        new = self.quantize(x, buffer.bits, buffer.group_size)
-        return quantization.joined([buffer, new], lambda pair: self.write(pair[0], pair[1], index))
+    def store(self, kv: Any, x: Tensor, index: Tensor) -> Any:
+        for side, new in zip(rings.sides(kv), x.chunk(2, 2), strict=True):
+            self._store(side, new.transpose(1, 2), index)
+        return kv
+
+    def _store(self, side: Tensor | Packed[Tensor], x: Tensor, index: Tensor) -> None:
+        """Keys or values x (B, H, T, D), in place."""
+        if isinstance(side, Tensor):
+            self.write(side, x, index)
+        elif self._kernels is not None and self._kernels.writes(side, x):
+            self._kernels.write(side, x, index)
+        else:
+            new = self.quantize(x, side.bits, side.group_size)
+            quantization.joined([side, new], lambda pair: self.write(pair[0], pair[1], index))
+
+    def put_keys(self, kv: Tensor, k: Tensor) -> Tensor:
+        kv[0, :, :, : k.shape[2]] = k
+        return kv
 
     def dequantize(self, packed: Packed[Tensor]) -> Tensor:
         return weights.dequantize(packed, torch.float32)
@@ -299,6 +323,18 @@ class TorchBackend:
         return pointwise.cross_entropy(logits, targets)
 
 
+class _Exact(TorchBackend):
+    """What computes with packed weights as in a prompt, whatever the number of rows."""
+
+    def __init__(self, ops: TorchBackend):
+        vars(self).update(vars(ops))
+
+    def linear(self, x: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
+        if isinstance(weight, Tensor):
+            return super().linear(x, weight, bias)
+        return _plus(weights.multiply(x, weight), bias)
+
+
 class TorchTraining(TorchBackend):
     """What a loss computes with: no shortcut that costs precision or memory, and forms that can be differentiated.
 
@@ -323,8 +359,8 @@ class TorchTraining(TorchBackend):
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return pointwise.rms_norm(x, weight, eps)
 
-    def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        return pointwise.Rotation.apply(x, cos, sin)
+    def rotate(self, x: Tensor, turns: pointwise.Turns) -> Tensor:
+        return pointwise.Rotation.apply(x, *turns)
 
     def glu(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
         return pointwise.glu(gate, up, activation)

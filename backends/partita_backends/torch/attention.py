@@ -53,7 +53,9 @@ def cached(
         extra = None if sink_logits is None else sink_logits[group]
         for start in range(0, t, rows):
             part = slice(start, start + rows)
-            first = sinks and Sinks(sinks.q[:, group, part], sinks.k[:, one], sinks.v[:, one], sinks.mask[:, part])
+            first = sinks and Sinks(
+                sinks.q[:, group, part], sinks.kv[:, :, one], sinks.mask[:, part], sinks.both[:, part]
+            )
             tile = _attend(q[:, group, part], key, value, mask[:, part], scale, first, softcap, extra, product)
             out[:, group, part] = tile
     return out

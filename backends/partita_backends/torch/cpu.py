@@ -151,11 +151,11 @@ def normed_back(grad: Tensor, x: Tensor, weight: Tensor, inverse: Tensor) -> Ten
     return y
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """As `Backend.rope`, of float32."""
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    """As `Backend.rotate`, of float32."""
     y = torch.empty(x.shape)
-    x = x if x.stride(-1) == 1 else x.contiguous()
-    run(pointwise.rotate, _span(x), *x.stride()[:3], *map(_flat, (cos, sin)), cos.shape[-1], y.numpy())
+    rows = y.view(-1, *y.shape[2:]).numpy()
+    run(pointwise.rotate, *map(_flat, (x, cos, sin)), heads, cos.shape[-1], rows)
     return y
 
 
@@ -236,7 +236,7 @@ def writes(buffer: Any, x: Tensor) -> bool:
 
 
 def write(buffer: Any, x: Tensor, index: Tensor) -> None:
-    """As `Backend.write` and `Backend.write_packed`, of float32."""
+    """As `Backend.write`, dense or packed, of float32."""
     run(slots.write, _floats(x), index.to(torch.int32).contiguous().numpy(), *_side(buffer), buffer.shape[2])
 
 

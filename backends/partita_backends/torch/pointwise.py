@@ -92,32 +92,39 @@ class _RmsNorm(Function):
         return grad.addcmul_(normed, share, value=-1).mul_(inverse).to(x.dtype), for_weight, None
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """See `Backend.rope`."""
-    if (kernels := kernels_for(x, lambda kernels: kernels.takes(x, x.shape[0] * x.shape[2]))) is not None:
-        return kernels.rotate(x, cos, sin)
+Turns = tuple[Tensor, Tensor, int]
+"""Cosines and sines (B, T, d / 2), and how many heads are rotated."""
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    """See `Backend.rotate`."""
+    if (kernels := kernels_for(x, lambda kernels: kernels.takes(x, x.shape[0] * x.shape[1]))) is not None:
+        return kernels.rotate(x, cos, sin, heads)
     half = cos.shape[-1]
-    cos, sin = cos[:, None], sin[:, None]  # B 1 T d/2
+    cos, sin = cos[:, :, None], sin[:, :, None]  # B T 1 d/2
     wide_cos, signed_sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
-    turned = x[..., : 2 * half]
+    turned = x[:, :, :heads, : 2 * half]
     swapped = torch.cat([turned[..., half:], turned[..., :half]], -1)
     turned = torch.addcmul(turned * wide_cos, swapped, signed_sin).to(x.dtype)
-    return turned if 2 * half == x.shape[-1] else torch.cat([turned, x[..., 2 * half :]], -1)
+    if 2 * half < x.shape[-1]:
+        turned = torch.cat([turned, x[:, :, :heads, 2 * half :]], -1)
+    return turned if heads == x.shape[2] else torch.cat([turned, x[:, :, heads:]], 2)
 
 
 class Rotation(Function):
     """`rotate`. It keeps the angles it was given, which all layers share; its derivative turns the other way."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Any:
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Any:
         ctx.save_for_backward(cos, sin)
-        return rotate(x, cos, sin)
+        ctx.heads = heads
+        return rotate(x, cos, sin, heads)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
         cos, sin = ctx.saved_tensors
-        return rotate(grads[0], cos, -sin), None, None
+        return rotate(grads[0], cos, -sin, ctx.heads), None, None, None
 
 
 def glu(gate: Tensor, up: Tensor, activation: str) -> Tensor:

@@ -222,7 +222,7 @@ def step(
 
 
 def write(buffer: Side, x: Tensor, index: Tensor) -> None:
-    """As `Backend.write` and `Backend.write_packed`, in place. buffer: as `step` takes keys; x: (B, H, T, D)."""
+    """As `Backend.write`, dense or packed, in place. buffer: as `step` takes keys; x: (B, H, T, D)."""
     _write(x, index, *parts(buffer), group_size(buffer))
 
 

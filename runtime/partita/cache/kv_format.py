@@ -47,6 +47,11 @@ class KVFormat:
         return cls(int(key), int(value), group, bool(hadamard))
 
     @property
+    def joint(self) -> bool:
+        """Whether sinks, ring, keys and values are slots of one array: all dense, and alike."""
+        return self.key_bits == self.value_bits >= 16
+
+    @property
     def sink_bits(self) -> int:
         """Sinks are never quantized: they are stored as the denser side is, in full where both are packed."""
         return max(self.key_bits, self.value_bits) if min(self.key_bits, self.value_bits) >= 16 else 32

@@ -20,8 +20,8 @@ import numpy as np
 
 from ..arrays import Array
 from ..errors import DataError
+from .snapshot import Snapshot
 from .spec import CacheSpec
-from .state import Snapshot
 
 TOKEN_BYTES = 4  # int32
 

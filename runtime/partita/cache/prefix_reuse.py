@@ -19,7 +19,8 @@ from dataclasses import dataclass
 
 from ..backend import Backend
 from .prefix_cache import PrefixCache, nearest
-from .state import Cache, Snapshot
+from .snapshot import Snapshot
+from .state import Cache
 
 LEAST = 64  # tokens; fewer are fed in less time than they are worth the memory
 SHARE = 4  # of a prompt, one part in so many must be new

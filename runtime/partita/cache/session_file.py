@@ -29,10 +29,12 @@ from ..files.bounded import map_file, parse
 from ..files.safetensors import MAX_HEADER_BYTES, SafetensorsSet, read_header, read_metadata
 from ..files.safetensors_writer import write_tensors
 from ..files.typed import typed
+from .kv_format import KVFormat
+from .snapshot import Snapshot
 from .spec import CacheSpec, LayerSpec
-from .state import Cache, Snapshot
+from .state import Cache
 
-FORMAT = 1
+FORMAT = 2
 _KEY = "partita_session"
 _TOKENS = "tokens"
 _STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "uint32": "U32", "int32": "I32"}
@@ -144,42 +146,56 @@ def layout(spec: CacheSpec, dense: Mapping[int, str], reached: int) -> list[Plac
     """
     places: list[Place] = [("next", (1,), "int32")]
     for i, span in enumerate(dict.fromkeys(layer.span for layer in spec.layers)):
-        places.append((f"positions.{i}.ring", (1, spec.slots(span, reached)), "int32"))
-        if span.sinks:
-            places.append((f"positions.{i}.sinks", (1, span.sinks + 1), "int32"))
+        places.append((f"positions.{i}", (1, span.sinks + spec.slots(span, reached)), "int32"))
+    rotated = [layer for layer in spec.layers if layer.span.sinks and layer.rope is not None]
+    for i, layer in enumerate(dict.fromkeys(rotated)):
+        shape = (1, rotated.count(layer) * layer.kv_heads, layer.span.sinks + 1, layer.head_dim)
+        places.append((f"unrotated.{i}", shape, dense[spec.kv.sink_bits]))
     for i, layer in enumerate(spec.layers):
-        slots = spec.slots(layer.span, reached)
-        for side, bits in (("k", spec.kv.key_bits), ("v", spec.kv.value_bits)):
-            places += _side(f"layers.{i}.{side}", layer, slots, bits, spec.kv.group_size, dense)
-        if layer.span.sinks:
-            shape = (1, layer.kv_heads, layer.span.sinks + 1, layer.head_dim)
-            places += [(f"layers.{i}.sink_{side}", shape, dense[spec.kv.sink_bits]) for side in ("k", "v")]
+        slots, sinks, name = spec.slots(layer.span, reached), layer.span.sinks, f"layers.{i}"
+        if spec.kv.joint:
+            places.append(
+                (f"{name}.kv", (2, 1, layer.kv_heads, sinks + slots, layer.head_dim), dense[spec.kv.key_bits])
+            )
+            continue
+        places += _packed(name, layer, slots, spec.kv, dense)
+        if sinks:
+            places.append(
+                (f"{name}.sinks", (2, 1, layer.kv_heads, sinks + 1, layer.head_dim), dense[spec.kv.sink_bits])
+            )
     return places
 
 
-def _side(name: str, layer: LayerSpec, slots: int, bits: int, group: int, dense: Mapping[int, str]) -> Iterator[Place]:
-    lead = (1, layer.kv_heads, slots)
-    if bits >= 16:
-        yield name, (*lead, layer.head_dim), dense[bits]
+def _packed(name: str, layer: LayerSpec, slots: int, kv: KVFormat, dense: Mapping[int, str]) -> Iterator[Place]:
+    """Of a ring with a packed side, in the order of `rings`."""
+    lead, size = (1, layer.kv_heads, slots), layer.head_dim
+    sides = (("k", kv.key_bits), ("v", kv.value_bits))
+    if max(kv.key_bits, kv.value_bits) < 16:
+        yield from ((f"{name}.{side}", (*lead, size * bits // 32), "uint32") for side, bits in sides)
+        yield from ((f"{name}.{part}", (2, *lead, size // kv.group_size), "float16") for part in ("scales", "biases"))
         return
-    yield f"{name}.weight", (*lead, layer.head_dim * bits // 32), "uint32"
-    yield f"{name}.scales", (*lead, layer.head_dim // group), "float16"
-    yield f"{name}.biases", (*lead, layer.head_dim // group), "float16"
+    for side, bits in sides:
+        if bits >= 16:
+            yield f"{name}.{side}", (*lead, size), dense[bits]
+            continue
+        yield f"{name}.{side}.weight", (*lead, size * bits // 32), "uint32"
+        yield from (
+            (f"{name}.{side}.{part}", (*lead, size // kv.group_size), "float16") for part in ("scales", "biases")
+        )
 
 
 def _positions(spec: CacheSpec, reached: int) -> Iterator[np.ndarray]:
-    """What the slots of each kind of layer hold after `reached` tokens, int32 (1, slots), and its sinks: a slot has the
-    last position that was written to it, since a trim leaves slots as they are and a position has one slot."""
+    """What the slots of each kind of layer hold after `reached` tokens, int32 (1, sinks + slots): a slot has the last
+    position that was written to it, since a trim leaves slots as they are and a position has one slot."""
     for span in dict.fromkeys(layer.span for layer in spec.layers):
         ring, slots = spec.ring(span), spec.slots(span, reached)
         turning = max(reached - span.sinks, 0)
         slot = np.arange(slots, dtype=np.int64)
         last = slot if ring is None else slot + (turning - 1 - slot) // ring * ring
         held = (last >= 0) & (last < turning) & (slot < (slots if ring is None else ring))
-        yield np.where(held, last + span.sinks, -1)[None].astype(np.int32)
-        if span.sinks:
-            sink = np.arange(span.sinks + 1)
-            yield np.where(sink < min(reached, span.sinks), sink, -1)[None].astype(np.int32)
+        sink = np.arange(span.sinks)
+        kept = np.where(sink < reached, sink, -1)
+        yield np.concatenate([kept, np.where(held, last + span.sinks, -1)])[None].astype(np.int32)
 
 
 def _description(cache: Cache, identity: Identity) -> dict[str, Any]:

@@ -136,11 +136,12 @@ def cache_bytes(spec: CacheSpec, tokens: int, batch: int = 1) -> int:
     """Bytes of a cache of `batch` rows once `tokens` have been written to each: exactly `Cache.nbytes`."""
     kv, total = spec.kv, 4  # int32: the next position
     for span in dict.fromkeys(layer.span for layer in spec.layers):
-        total += 4 * (spec.slots(span, tokens) + (span.sinks + 1 if span.sinks else 0))  # int32: slots' positions
+        total += 4 * (spec.slots(span, tokens) + span.sinks)  # int32: slots' positions
     for layer in spec.layers:
         slots, sinks = spec.slots(layer.span, tokens), layer.span.sinks
         vectors = sum(side_bytes(bits, kv.group_size, layer.head_dim) for bits in (kv.key_bits, kv.value_bits))
-        total += int(layer.kv_heads * slots * vectors)
+        total += int(layer.kv_heads * (slots + (sinks if kv.joint else 0)) * vectors)
+        apart = (0 if kv.joint else 2) + (layer.rope is not None)  # keys, values; keys before rotation
         if sinks:
-            total += 2 * layer.kv_heads * (sinks + 1) * layer.head_dim * kv.sink_bits // 8
+            total += apart * layer.kv_heads * (sinks + 1) * layer.head_dim * kv.sink_bits // 8
     return total * batch

@@ -7,11 +7,15 @@ query sees is decided by one rule from positions alone:
 
 A window of W is W keys, the query's own included. The first `sinks` tokens of a row are kept for ever, unquantized; the
 others go round a ring of `window + max(slack, chunk - 1)` slots, so that writing first and attending afterwards gives
-every query of a chunk the same keys as any other chunking would. Sinks are scored by a query rotated at
-min(q, sinks + window - 1): they stay where they were just before the ring began to turn, at any length (the rule of
-arXiv 2309.17453, applied to the query, so that stored keys keep their rotation). The last slot of every buffer takes
-what must go nowhere (padding, sinks on their way past the ring); its position is always -1. Arrays are made, written
-and lengthened in `buffers`.
+every query of a chunk the same keys as any other chunking would. Sinks are as far from a query as they were from
+min(q, anchor), anchor = sinks + window - 1, the last one before the ring began to turn (the rule of arXiv 2309.17453).
+The last slot of every buffer takes what must go nowhere (padding); its position is always -1. Arrays are made and
+lengthened in `buffers`.
+
+Sinks beyond the anchor: the sinks' keys before rotation are kept. A step of one token rotates them, at j + max(q -
+anchor, 0), for all layers at once into the slots that they have, so that attention is the same as before; always from
+the keys as they were, so that no error adds up, and also after a trim, once a row has been beyond. In a longer step
+each query would need them elsewhere: there they are scored apart (`Sinks`), at j, by queries rotated at min(q, anchor).
 
 Positions and indices are device arrays and buffers grow in blocks, so a decode step has static shapes. The host keeps a
 mirror of each row's length, and never reads the device to know it.
@@ -19,88 +23,23 @@ mirror of each row's length, and never reads the device to know it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from ..arrays import Array
-from ..backend import MASKED, Backend, Sinks
-from ..brief import Brief
+from ..backend import Backend, Rule, Sinks
 from ..errors import ContextError
 from ..model.config import RopeConfig
 from ..model.rope import RopeTable
-from .buffers import Buffers, Store, Track
+from ..rings import part, sides
+from .buffers import Buffers, Change, Store
+from .sinks import SinkKeys
+from .snapshot import Slots, Snapshot
 from .spec import CacheSpec, LayerSpec, Span, bytes_per_token
-
-
-@dataclass(frozen=True)
-class _View(Brief):
-    """Where this step writes and what its queries see, for one kind of layer. None: nothing to write there."""
-
-    ring_index: Array | None
-    sink_index: Array | None
-    ring_mask: Array
-    sink_mask: Array | None
-    anchored: dict[RopeConfig, tuple[Array, Array]]
-    """Angles of the anchored queries; empty while no query is past the anchor."""
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What a step does to one kind of layer, as far as it decides which operations run."""
-
-    writes_sinks: bool
-    writes_ring: bool
-    anchored: bool
-
-
-@dataclass(frozen=True)
-class Step:
-    """What the host knows of a step: equal steps on equal shapes run the same operations.
-
-    lengths: real tokens of each row, None where all are. kinds: in the order of the cache's spans.
-    """
-
-    tokens: int
-    lengths: tuple[int, ...] | None
-    kinds: tuple[Kind, ...]
-
-
-@dataclass(frozen=True)
-class Slots:
-    """How full a ring is, for people to see. In tokens."""
-
-    sinks: int
-    window: int
-    free: int
-
-
-@dataclass(frozen=True)
-class Snapshot(Brief):
-    """State of a cache as data. arrays: in the order of `Cache.arrays`. offsets, reached: tokens, a row each."""
-
-    spec: CacheSpec
-    offsets: tuple[int, ...]
-    reached: tuple[int, ...]
-    arrays: list[Array]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(int(array.nbytes) for array in self.arrays)
-
-    def can_trim(self, tokens: int) -> bool:
-        """Whether every position visible after taking `tokens` back is still held."""
-        for span in {layer.span for layer in self.spec.layers}:
-            ring = self.spec.ring(span)
-            if ring is None or span.window is None:
-                continue
-            for offset, reached in zip(self.offsets, self.reached, strict=True):
-                end = offset - tokens
-                oldest_seen = max(span.sinks, end - span.window + 1)
-                if oldest_seen < min(reached - ring, end):
-                    return False
-        return True
+from .view import Kind, Step, View, seen
 
 
 class Cache:
@@ -124,10 +63,12 @@ class Cache:
         self._next = self.ops.zeros((self.batch,), "int32")
         spans = dict.fromkeys(layer.span for layer in self.spec.layers)
         self._capacity = {span: self.spec.slots(span, 0) for span in spans}
-        self._tracks = {span: self._new_track(span) for span in spans}
+        self._positions = {span: self._new_positions(span) for span in spans}
+        self._sink_keys = SinkKeys(self.ops, self.spec, self._store, self._ropes, self.batch)
         self._layers = [self._new_buffers(layer) for layer in self.spec.layers]
-        self._views: dict[Span, _View] = {}
+        self._views: dict[Span, View] = {}
         self._angles: dict[RopeConfig, tuple[Array, Array]] = {}
+        self._turns: dict[Any, Any] = {}
 
     # What is held
 
@@ -139,7 +80,7 @@ class Cache:
     def arrays(self) -> list[Array]:
         """Every device array of the state."""
         found: list[Array] = []
-        self._each(lambda array: found.append(array) or array)
+        self._each(lambda array, rows, slots: found.append(array) or array)
         return found
 
     @property
@@ -150,14 +91,13 @@ class Cache:
     def hold(self, arrays: Sequence[Array]) -> None:
         """Take these arrays, in the order of `arrays()`, as the state."""
         following = iter(arrays)
-        self._each(lambda _: next(following))
+        self._each(lambda _, rows, slots: next(following))
 
-    def _each(self, change: Callable[[Array], Array]) -> None:
+    def _each(self, change: Change) -> None:
         """Replace every device array of the state by what `change` makes of it, always in the same order."""
-
-        self._next = change(self._next)
-        for track in self._tracks.values():
-            track.map(change)
+        self._next = change(self._next, 0, 0)
+        self._positions = {span: change(positions, 0, 1) for span, positions in self._positions.items()}
+        self._sink_keys.map(change)
         for buffers in self._layers:
             buffers.map(change)
 
@@ -167,7 +107,7 @@ class Cache:
 
     def slots(self, row: int = 0) -> Slots:
         """Tokens in the sinks and in the window of the full-attention layers (or of the only kind there is)."""
-        span = max(self._tracks, key=lambda s: (s.window is None, s.window or 0))
+        span = max(self._positions, key=lambda s: (s.window is None, s.window or 0))
         length = self.offsets[row]
         sinks = min(length, span.sinks)
         window = length - sinks if span.window is None else min(length - sinks, span.window)
@@ -200,9 +140,9 @@ class Cache:
             Kind(
                 writes_sinks=first < span.sinks,
                 writes_ring=end > span.sinks,
-                anchored=span.anchor is not None and span.sinks > 0 and end - 1 > span.anchor,
+                anchored=span.anchor is not None and span.sinks > 0 and max(self._reached) - 1 > span.anchor,
             )
-            for span in self._tracks
+            for span in self._positions
         )
         return Step(tokens, None if min(counts) == tokens else tuple(counts), kinds)
 
@@ -218,79 +158,128 @@ class Cache:
             positions = ops.where(index < lengths[:, None], positions, -1)
             self._next = self._next + lengths
         self._angles = {rope: table.angles(queries) for rope, table in self._ropes.items()}
+        self._turns = {}
         self._views = {
             span: self._view(span, kind, positions, queries)
-            for span, kind in zip(self._tracks, step.kinds, strict=True)
+            for span, kind in zip(self._positions, step.kinds, strict=True)
         }
 
-    def _view(self, span: Span, kind: Kind, positions: Array, queries: Array) -> _View:
-        ops, track, ring = self.ops, self._tracks[span], self.spec.ring(span)
-        spare = self._capacity[span] - 1
-        sink_index = ring_index = sink_mask = None
-        q = positions[:, :, None]  # B T 1
-        if (held := track.sinks) is not None:
-            if kind.writes_sinks:
-                kept = (positions >= 0) & (positions < span.sinks)
-                sink_index = ops.where(kept, positions, span.sinks)
-                held = track.sinks = self._store.mark(held, ops.where(kept, positions, -1), sink_index)
-            p = held[:, None]  # B 1 S+1
-            sink_mask = ops.where((p >= 0) & (p <= q), 0.0, MASKED)
-        if kind.writes_ring:
-            turning = positions >= span.sinks
-            slot = positions - span.sinks
-            slot = slot if ring is None else slot % ring
-            ring_index = ops.where(turning, slot, spare)
-            track.ring = self._store.mark(track.ring, ops.where(turning, positions, -1), ring_index)
-        p = track.ring[:, None, :]  # B 1 C
-        seen = (p >= 0) & (p <= q)
+    def _view(self, span: Span, kind: Kind, positions: Array, queries: Array) -> View:
+        ops, ring, sinks = self.ops, self.spec.ring(span), span.sinks
+        slot = positions
+        if ring is not None:
+            slot = ops.where(positions < sinks, positions, (positions - sinks) % ring + sinks)
+        index = ops.where(positions >= 0, slot, sinks + self._capacity[span] - 1)
+        held = self._positions[span] = self._mark(self._positions[span], positions, index)
+        sink_index = None
+        if kind.writes_sinks:
+            sink_index = ops.where((positions >= 0) & (positions < sinks), positions, sinks)
+        p, q = held[:, None], positions[:, :, None]  # B 1 C, B T 1
+        visible = (p >= 0) & (p <= q)
         if span.window is not None:
-            seen = seen & (p > q - span.window)
-        anchored = {}
+            near = p > q - span.window
+            visible = visible & (near | (p < sinks) if sinks else near)
+        turned, anchored = {}, {}
+        apart = kind.anchored and (kind.writes_sinks or positions.shape[1] > 1)
         if kind.anchored and (anchor := span.anchor) is not None:
-            clamped = ops.where(queries < anchor, queries, anchor)
-            used = {layer.rope for layer in self.spec.layers if layer.span == span}
-            anchored = {rope: self._ropes[rope].angles(clamped) for rope in used if rope}
-        return _View(ring_index, sink_index, ops.where(seen, 0.0, MASKED), sink_mask, anchored)
+            reached = ops.where(queries < anchor, queries, anchor)
+            places = ops.array(np.arange(sinks + (not self.spec.kv.joint), dtype=np.int32))[None] + queries[:, :1] * 0
+            if apart:
+                tables = {rope: self._ropes[rope] for rope in self._sink_keys.ropes(span)}
+                anchored = {rope: (table.angles(reached), table.angles(places)) for rope, table in tables.items()}
+            else:
+                turned = self._sink_keys.turned(span, queries - reached + places[:, :sinks])
+        rule = Rule(positions, held, span.window, sinks, visible)
+        if self.spec.kv.joint:
+            first = seen(ops, rule, 0, sinks) if apart else None
+            if apart:
+                rule = replace(rule, slots=ops.where(held >= sinks, held, -1), seen=visible & (p >= sinks))
+            own = seen(ops, rule)
+        else:
+            first = seen(ops, rule, 0, sinks, spare=True) if sinks else None
+            own = seen(ops, rule, sinks)
+            index = ops.where(index >= sinks, index - sinks, self._capacity[span] - 1) if sinks else index
+        both = None if first is None else (first, ops.concat([first.mask, own.mask], 2))
+        written = index if kind.writes_ring or self.spec.kv.joint else None
+        return View(written, sink_index, own, both, turned, anchored)
 
-    def attend(self, layer: int, q: Array, k: Array, v: Array, sink_logits: Array | None = None) -> Array:
-        """Rotate, write, then attend: what this layer's queries see, (B, Hq, T, D).
+    def _spread(self, x: Array) -> Array:
+        """By the Hadamard rotation where the format has it: orthonormal on both sides of every product, so that scores
+        and sums stay what they were."""
+        return self.ops.hadamard(x) if self.spec.kv.hadamard else x
 
-        q (B, Hq, T, D) and k, v (B, Hkv, T, D) of the step announced by `advance`, before rotation. sink_logits: the
-        layer's learned ones, float32 (Hq,).
+    def _mark(self, positions: Array, new: Array, index: Array) -> Array:
+        """Positions (B, C) with `new` (B, T) at slots index (B, T), through the same write as keys and values."""
+        written = self.ops.write(positions[:, None, :, None], new[:, None, :, None], index)
+        return written[:, 0, :, 0]
+
+    def attend(self, layer: int, x: Array, heads: int, sink_logits: Array | None = None) -> Array:
+        """Rotate, write, then attend: what this layer's queries see, (B, heads, T, D).
+
+        x: (B, T, heads + 2 * Hkv, D), queries, keys and values of the step announced by `advance`, before rotation.
+        sink_logits: the layer's learned ones, float32 (heads,).
         """
         ops, spec, buffers = self.ops, self.spec.layers[layer], self._layers[layer]
-        view, anchored = self._views[spec.span], None
-        if spec.rope is not None:  # else scores do not depend on distance, and there is nothing to anchor
-            angles = self._angles[spec.rope]
-            anchored = ops.rope(q, *view.anchored[spec.rope]) if view.anchored else None
-            q, k = ops.rope(q, *angles), ops.rope(k, *angles)
-        if self.spec.kv.hadamard:  # orthonormal on both sides of every product: scores and sums stay what they were
-            q, k, v = ops.hadamard(q), ops.hadamard(k), ops.hadamard(v)
-            anchored = None if anchored is None else ops.hadamard(anchored)
+        view, y = self._views[spec.span], x
+        if spec.rope is not None:
+            y = ops.rotate(x, self._turn(spec.rope, heads + spec.kv_heads, spec.kv_heads, self._angles[spec.rope]))
+        y = self._spread(y)
+        q, new = y[:, :, :heads].swapaxes(1, 2), y[:, :, heads:]
         if view.sink_index is not None:
-            assert buffers.sink_k is not None  # only who has sinks has their index
-            assert buffers.sink_v is not None
-            buffers.sink_k = ops.write(buffers.sink_k, k, view.sink_index)
-            buffers.sink_v = ops.write(buffers.sink_v, v, view.sink_index)
-        if view.ring_index is not None:
-            buffers.k = self._store.write(buffers.k, k, view.ring_index)
-            buffers.v = self._store.write(buffers.v, v, view.ring_index)
-        sinks = None
-        if view.sink_mask is not None:
-            assert buffers.sink_k is not None
-            assert buffers.sink_v is not None
-            sinks = Sinks(q if anchored is None else anchored, buffers.sink_k, buffers.sink_v, view.sink_mask)
+            self._sink_keys.write(layer, x[:, :, heads : heads + spec.kv_heads], view.sink_index)
+            if buffers.sinks is not None:
+                buffers.sinks = ops.store(buffers.sinks, new, view.sink_index)
+        if view.index is not None:
+            buffers.kv = ops.store(buffers.kv, new, view.index)
+        self._put_sinks(layer, view.turned)
+        k, v = sides(buffers.kv)
         out = ops.cached_attention(
             q,
-            buffers.k,
-            buffers.v,
-            view.ring_mask,
+            k,
+            v,
+            view.kv.mask,
             scale=spec.scale,
-            sinks=sinks,
+            sinks=self._sinks(layer, x, q, v),
             softcap=spec.softcap,
             sink_logits=sink_logits,
+            rule=view.kv.rule,
         )
-        return ops.hadamard(out) if self.spec.kv.hadamard else out
+        return self._spread(out)
+
+    def _sinks(self, layer: int, x: Array, q: Array, v: Any) -> Sinks[Array] | None:
+        """What is scored apart from the ring: sinks beside a packed one, and those of queries beyond the anchor."""
+        ops, spec, buffers = self.ops, self.spec.layers[layer], self._layers[layer]
+        view, heads = self._views[spec.span], q.shape[1]
+        if view.first is None:
+            return None
+        kv = buffers.kv[:, :, :, : spec.span.sinks] if buffers.sinks is None else buffers.sinks
+        if spec.rope is not None and spec.rope in view.anchored:
+            queries, places = view.anchored[spec.rope]
+            turns = self._turn(spec.rope, heads, 0, queries, "anchored")
+            q = self._spread(ops.rotate(x[:, :, :heads], turns)).swapaxes(1, 2)
+            turns = self._turn(spec.rope, spec.kv_heads, 0, places, "sinks")
+            keys = self._spread(self._sink_keys.rotated(layer, kv.shape[3], turns)).swapaxes(1, 2)
+            kv = ops.concat([ops.cast(keys[None], self.dense[self.spec.kv.sink_bits]), kv[1:]], 0)
+        seen_first, both = view.first
+        return Sinks(q, kv, seen_first.mask, both)
+
+    def _put_sinks(self, layer: int, turned: Mapping[LayerSpec, Array]) -> None:
+        """The sinks' keys of a layer into their slots, as `SinkKeys.turned` gave them; nothing where it gave none."""
+        keys, buffers = self._sink_keys.of(layer, turned), self._layers[layer]
+        if keys is None:
+            return
+        keys = self._spread(keys)
+        if buffers.sinks is None:
+            buffers.kv = self.ops.put_keys(buffers.kv, keys)
+        else:
+            buffers.sinks = self.ops.put_keys(buffers.sinks, keys)
+
+    def _turn(self, rope: RopeConfig, heads: int, plain: int, angles: tuple[Array, Array], name: str = "") -> Any:
+        """What `rotate` takes, once a step for all layers that are alike."""
+        key = rope, heads, plain, name
+        if key not in self._turns:
+            self._turns[key] = self.ops.turns(*angles, heads, plain)
+        return self._turns[key]
 
     # Taking back
 
@@ -308,19 +297,31 @@ class Cache:
         # and it is written to the very slot that holds it now.
         self.offsets = ends
         self._next = self._next - tokens
-        if all(max(ends) <= span.sinks for span in self._tracks):
+        if all(max(ends) <= span.sinks for span in self._positions):
             self._empty_rings()
 
     def _empty_rings(self) -> None:
-        """Rows that were taken back into their sinks: nothing is overwritten any more, and rings give memory back."""
-        end, where = self._next[:, None], self.ops.where
-        for span, track in self._tracks.items():
+        """Rows that were taken back into their sinks: nothing is overwritten any more, and rings give memory back.
+        Sinks get the rotation that they were written with."""
+        ops, end = self.ops, self._next[:, None]
+        for span, positions in self._positions.items():
             self._capacity[span] = self.spec.slots(span, max(self.offsets))
-            track.ring = self._new_track(span).ring
-            track.sinks = None if track.sinks is None else where(track.sinks < end, track.sinks, -1)
-        for layer, buffers in zip(self.spec.layers, self._layers, strict=True):
-            empty = self._new_buffers(layer)
-            buffers.k, buffers.v = empty.k, empty.v
+            held = positions[:, : span.sinks]
+            empty = self._store.positions(self._capacity[span], self.batch)
+            self._positions[span] = ops.concat([ops.where(held < end, held, -1), empty], 1) if span.sinks else empty
+        places = {
+            span: ops.array(np.arange(span.sinks, dtype=np.int32))[None] + self._next[:, None] * 0
+            for span in self._positions
+            if span.sinks
+        }
+        turned = {spec: keys for span, at in places.items() for spec, keys in self._sink_keys.turned(span, at).items()}
+        for layer, (spec, buffers) in enumerate(zip(self.spec.layers, self._layers, strict=True)):
+            sinks, empty = spec.span.sinks, self._new_buffers(spec)
+            if sinks and buffers.sinks is None:
+                k, v = (part(buffers.kv, i)[:, :, :sinks].swapaxes(1, 2) for i in range(2))
+                empty.kv = ops.store(empty.kv, ops.concat([k, v], 2), places[spec.span])
+            buffers.kv = empty.kv
+            self._put_sinks(layer, turned)
         self._reached = list(self.offsets)
 
     def can_trim(self, tokens: int) -> bool:
@@ -343,15 +344,15 @@ class Cache:
             raise ContextError("this snapshot was taken from a cache of another layout")
         self.offsets, self._reached = list(snapshot.offsets), list(snapshot.reached)
         arrays = iter(snapshot.arrays)
-        self._each(lambda _: self.ops.copy(next(arrays)))
-        self._capacity = {span: track.ring.shape[1] for span, track in self._tracks.items()}
+        self._each(lambda _, rows, slots: self.ops.copy(next(arrays)))
+        self._capacity = {span: positions.shape[1] - span.sinks for span, positions in self._positions.items()}
 
     # Rows
 
     def filter(self, rows: Sequence[int]) -> None:
         """Hold these rows only, in this order."""
         index = self.ops.array(np.asarray(rows, np.int32))
-        self._each(lambda array: self.ops.take(array, index, 0))
+        self._each(lambda array, rows, _: self.ops.take(array, index, rows))
         self.offsets = [self.offsets[row] for row in rows]
         self._reached = [self._reached[row] for row in rows]
         self.batch = len(rows)
@@ -367,7 +368,7 @@ class Cache:
         self._grow(furthest)
         other._grow(furthest)
         theirs = iter(other.arrays())
-        self._each(lambda array: self.ops.concat([array, next(theirs)], 0))
+        self._each(lambda array, rows, _: self.ops.concat([array, next(theirs)], rows))
         self.offsets += other.offsets
         self._reached += other._reached
         self.batch += other.batch
@@ -380,14 +381,15 @@ class Cache:
             if wanted <= capacity:
                 continue
             more = wanted - capacity
-            self._store.lengthen_track(self._tracks[span], more, self.batch)
+            new = self._store.positions(more, self.batch)
+            self._positions[span] = self.ops.concat([self._positions[span], new], 1)
             for layer, buffers in zip(self.spec.layers, self._layers, strict=True):
                 if layer.span == span:
                     self._store.lengthen(buffers, layer, more, self.batch)
             self._capacity[span] = wanted
 
-    def _new_track(self, span: Span) -> Track:
-        return self._store.track(span, self._capacity[span], self.batch)
+    def _new_positions(self, span: Span) -> Array:
+        return self._store.positions(span.sinks + self._capacity[span], self.batch)
 
     def _new_buffers(self, layer: LayerSpec) -> Buffers:
         return self._store.buffers(layer, self._capacity[layer.span], self.batch)

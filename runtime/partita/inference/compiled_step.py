@@ -12,7 +12,8 @@ from typing import Any
 
 from ..arrays import Array
 from ..backend import Backend
-from ..cache.state import Cache, Step
+from ..cache.state import Cache
+from ..cache.view import Step
 from ..model.decoder import Decoder
 
 
@@ -62,5 +63,5 @@ class _Reserved:
     def advance(self, tokens: int, lengths: Sequence[int] | None = None) -> None:
         self.cache.begin_step(self.step)
 
-    def attend(self, layer: int, q: Array, k: Array, v: Array, sink_logits: Array | None = None) -> Array:
-        return self.cache.attend(layer, q, k, v, sink_logits)
+    def attend(self, layer: int, x: Array, heads: int, sink_logits: Array | None = None) -> Array:
+        return self.cache.attend(layer, x, heads, sink_logits)

@@ -40,19 +40,23 @@ class Attention(Brief):
 
     def __call__(self, ops: Backend, x: Array, state: SequenceState, layer: int) -> Array:
         b, t, _ = x.shape
-        q, k, v = self.qkv(ops, x)  # B T H*D
-        if self.full_norms:
-            q, k = self._normed(ops, q, k)
-        q, k, v = (y.reshape(b, t, -1, self.head_dim) for y in (q, k, v))  # B T H D
-        if not self.full_norms:
-            q, k = self._normed(ops, q, k)
-        out = state.attend(layer, q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2), self.sink_logits)
+        heads = self.qkv.widths[0] // self.head_dim
+        stacked = self._stacked(ops, x).reshape(b, t, -1, self.head_dim)
+        out = state.attend(layer, stacked, heads, self.sink_logits)
         return self.out(ops, out.swapaxes(1, 2).reshape(b, t, -1))
 
-    def _normed(self, ops: Backend, q: Array, k: Array) -> tuple[Array, Array]:
+    def _stacked(self, ops: Backend, x: Array) -> Array:
+        """Queries, keys and values side by side, the former two normed: (B, T, H * D)."""
         if self.q_norm is None or self.k_norm is None:
-            return q, k
-        return self.q_norm(ops, q), self.k_norm(ops, k)
+            return self.qkv.joined(ops, x)
+        q, k, v = self.qkv(ops, x)
+        return ops.concat([self._normed(ops, self.q_norm, q), self._normed(ops, self.k_norm, k), v], -1)
+
+    def _normed(self, ops: Backend, norm: RMSNorm, y: Array) -> Array:
+        """Over each head, or over all at once."""
+        return (
+            norm(ops, y) if self.full_norms else norm(ops, y.reshape(*y.shape[:2], -1, self.head_dim)).reshape(y.shape)
+        )
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,7 @@ class Decoder(Brief):
         x = self._hidden(ops, tokens, state, lengths, embeddings)
         if not every:
             x = x[:, -1] if lengths is None else _last(ops, x, lengths)
+            ops = ops.exact if tokens.shape[1] > 1 else ops  # behind a prompt: what decides the first word of a reply
         return self.logits(ops, self.norm(ops, x))
 
     def check(self, *ids: Sequence[int] | np.ndarray) -> None:

@@ -44,6 +44,16 @@ class Stack(Brief):
     parts: tuple[Linear, ...]
     sizes: tuple[tuple[int, ...], ...]
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Of all outputs."""
+        return tuple(width for sizes in self.sizes for width in sizes)
+
+    def joined(self, ops: Backend, x: Array) -> Array:
+        """All outputs side by side, (..., their widths)."""
+        outputs = [part(ops, x) for part in self.parts]
+        return outputs[0] if len(outputs) == 1 else ops.concat(outputs, -1)
+
     def __call__(self, ops: Backend, x: Array) -> list[Array]:
         outputs: list[Array] = []
         for part, sizes in zip(self.parts, self.sizes, strict=True):

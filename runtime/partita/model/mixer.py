@@ -23,11 +23,11 @@ class SequenceState(Protocol):
         """
         ...
 
-    def attend(self, layer: int, q: Array, k: Array, v: Array, sink_logits: Array | None = None) -> Array:
-        """Rotate, remember, and attend: what the layer's queries see, (B, Hq, T, D).
+    def attend(self, layer: int, x: Array, heads: int, sink_logits: Array | None = None) -> Array:
+        """Rotate, remember, and attend: what the layer's queries see, (B, heads, T, D).
 
-        q (B, Hq, T, D) and k, v (B, Hkv, T, D) of this step before rotation. sink_logits: the layer's learned ones,
-        float32 (Hq,).
+        x: (B, T, heads + 2 * Hkv, D), queries, keys and values of this step before rotation, as one product gives them.
+        sink_logits: the layer's learned ones, float32 (heads,).
         """
         ...
 

@@ -43,12 +43,12 @@ class PackedSequences:
     def advance(self, tokens: int, lengths: Sequence[int] | None = None) -> None:
         """Nothing is left to do: a batch is one step, and its positions are known."""
 
-    def attend(self, layer: int, q: Array, k: Array, v: Array, sink_logits: Array | None = None) -> Array:
-        """Rotate and attend: (B, Hq, T, D) of q (B, Hq, T, D) and k, v (B, Hkv, T, D), before rotation."""
+    def attend(self, layer: int, x: Array, heads: int, sink_logits: Array | None = None) -> Array:
+        """Rotate and attend: (B, heads, T, D) of x (B, T, heads + 2 * Hkv, D), before rotation."""
         ops, spec = self.ops, self.view.layers[layer]
         if spec.rope is not None:
-            angles = self.view.angles[spec.rope]
-            q, k = ops.rope(q, *angles), ops.rope(k, *angles)
+            x = ops.rotate(x, ops.turns(*self.view.angles[spec.rope], heads + spec.kv_heads, spec.kv_heads))
+        q, k, v = (part.swapaxes(1, 2) for part in ops.split(x, (heads, spec.kv_heads, spec.kv_heads), 2))
         mask = self.view.masks[spec.span.window or q.shape[2]]
         return ops.attention(q, k, v, mask, scale=spec.scale, softcap=spec.softcap, sink_logits=sink_logits)
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from partita.cache.kv_format import KVFormat
 from partita.cache.prefix_cache import TOKEN_BYTES, PrefixCache
+from partita.cache.snapshot import Snapshot
 from partita.cache.spec import CacheSpec, LayerSpec, Span
-from partita.cache.state import Snapshot
 from partita.errors import DataError
 from partita.model.config import RopeConfig
 
