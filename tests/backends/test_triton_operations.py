@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from partita.backend import Rule, Sinks
 from partita.quantization import Packed, quantize_minmax, quantize_weight
 from partita_backends.torch import experts, weights
 from partita_backends.torch.weights import from_numpy
@@ -59,23 +60,24 @@ def words(*shape: int, bits: int = 4, scales: torch.dtype = HALF) -> Packed:
 @pytest.mark.usefixtures("fake_cuda")
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("tokens", [1, 8])
-def test_a_step_of_attention_is_two_operations(kernels: Any, packed: bool, tokens: int) -> None:
+def test_a_step_of_attention_is_an_operation_each(kernels: Any, packed: bool, tokens: int) -> None:
     _, attention, writing, _ = kernels
     shape = (2, 2, 64, 32)
     keys, values = (words(*shape, bits=bits, scales=torch.float16) if packed else empty(*shape) for bits in (8, 4))
-    x = [empty(2, tokens, heads, 32).transpose(1, 2) for heads in (4, 2, 2)]
     angles = (empty(2, tokens, 16, dtype=torch.float32), empty(2, tokens, 16, dtype=torch.float32))
-    index, held, kept = empty(2, tokens, dtype=INTS), empty(2, 64, dtype=INTS), empty(2, 5, dtype=INTS)
-    both = empty(2, 2, 2, 5, 32)
-    sinks = both[0], both[1]
+    index, held, x = empty(2, tokens, dtype=INTS), empty(2, 64, dtype=INTS), empty(2, tokens, 8, 32)
+    mask = empty(2, tokens, 5, dtype=torch.float32)
+    rule, sinks = Rule(index, held, 50, 5, index), (empty(2, 2, 2, 5, 32), mask, mask)
     with Names() as names:
-        q, anchored = writing.step(*x, angles, angles, keys, values, index, (*sinks, index))
-        given = (anchored, *sinks, kept)
-        y = attention.attend(q, keys, values, held, index, scale=0.1, window=50, sinks=given, softcap=5.0)
-        writing.write(keys, x[1][..., :1, :], index[:, :1])
-    assert y.shape == q.shape == anchored.shape == (2, 4, tokens, 32)
+        y = writing.hadamard(writing.rotate(x, *angles, 6))
+        q = y[:, :, :4].transpose(1, 2)
+        writing.store(keys, values, y[:, :, 4:], index)
+        options: dict[str, Any] = {"softcap": 5.0, "sink_logits": None}
+        y = attention.attend(q, keys, values, rule, scale=0.1, sinks=Sinks(q, *sinks), **options)
+    assert y.shape == q.shape == (2, 4, tokens, 32)
+    assert y.transpose(1, 2).is_contiguous()
     assert (y.dtype, y.device.type) == (HALF, "cuda")
-    assert names.found == ["partita::rotate_write", "partita::flash_decode", "partita::write"]
+    assert names.found == ["partita::rotate", "partita::hadamard", "partita::store", "partita::flash_decode"]
 
 
 def test_what_is_written_is_declared(kernels: Any, triton_device: str) -> None:
@@ -92,11 +94,13 @@ def test_what_is_written_is_declared(kernels: Any, triton_device: str) -> None:
         return *(from_numpy(part).to(triton_device) for part in (packed.weight, *packed.grid)), bits
 
     q, k, held = floats(1, 2, 1, 32), floats(1, 1, 1, 32), torch.arange(8, dtype=INTS, device=triton_device)[None]
-    at, angles, kept = held[:, 3:4], (floats(1, 1, 16), floats(1, 1, 16)), (floats(1, 1, 5, 32), floats(1, 1, 5, 32))
-    write = (q, k, k.clone(), *angles, *angles, at, at, *side(8), *side(4), 32, *kept, True)
-    torch.library.opcheck(operations.rotate_write.default, write, test_utils=checks)
-    torch.library.opcheck(operations.write.default, (k, at, *side(4), 32), test_utils=checks)
-    attend = (q, at, held, *side(8), *side(4), 32, q.clone(), *kept, held[:, :5], 4, 0.1, None, floats(2), 2)
+    at, both = held[:, 3:4], floats(1, 1, 2, 32)
+    turn = (both, floats(1, 1, 16), floats(1, 1, 16), 1)
+    torch.library.opcheck(operations.rotate.default, turn, test_utils=checks)
+    torch.library.opcheck(operations.hadamard.default, (both,), test_utils=checks)
+    torch.library.opcheck(operations.store.default, (both, at, *side(8), *side(4), 32), test_utils=checks)
+    sinks = (q.clone(), floats(2, 1, 1, 5, 32), torch.zeros(1, 1, 5, device=triton_device))
+    attend = (q, at, held, *side(8), *side(4), 32, *sinks, 4, 5, 0.1, None, floats(2), 2)
     torch.library.opcheck(operations.flash_decode.default, attend, test_utils=checks)
     stack = quantize_weight(rng.standard_normal((2, 8, 32)).astype(np.float32), 4, 32)
     parts = [from_numpy(part).to(triton_device) for part in (stack.weight, *stack.grid)]
@@ -111,9 +115,11 @@ def test_buffers_are_contiguous(kernels: Any) -> None:
     buffer = torch.zeros(1, 8, 2, 32).transpose(1, 2)
     index = torch.zeros(1, 1, dtype=INTS)
     with pytest.raises(ValueError, match="contiguous"):
-        writing.write(buffer, torch.zeros(1, 2, 1, 32), index)
+        writing.store(buffer, buffer, torch.zeros(1, 1, 4, 32), index)
+    rule = Rule(index, index.expand(1, 8), None, 0, index)
+    options: dict[str, Any] = {"scale": 1.0, "sinks": None, "softcap": None, "sink_logits": None}
     with pytest.raises(ValueError, match="contiguous"):
-        attention.attend(torch.zeros(1, 2, 1, 32), buffer, buffer, index.expand(1, 8), index, scale=1.0, splits=1)
+        attention.attend(torch.zeros(1, 2, 1, 32), buffer, buffer, rule, **options)
 
 
 # The backend's choice, on a GPU that is not there

@@ -16,6 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from partita.backend import Rule, Sinks
 from partita.quantization import quantize_weight
 from partita_backends.torch import attention, triton_attention, triton_products, triton_write
 from partita_backends.torch.weights import from_numpy
@@ -61,18 +62,20 @@ def attend(dtype: torch.dtype, key_bits: int, value_bits: int, d: int, tokens: i
     k, z = torch.zeros(1, 2, 128, d, dtype=dtype), torch.zeros(1, 128, dtype=torch.int32)
     keys, values = (k if bits >= 16 else attention.quantize(k, bits, 32) for bits in (key_bits, value_bits))
     q = torch.zeros(1, 2 * rep, tokens, d, dtype=dtype)
-    sinks, logits = (q, k[:, :, :5].contiguous(), k[:, :, :5].contiguous(), z[:, :5]), torch.zeros(2 * rep)
-    options: dict[str, Any] = {"window": 90, "sinks": sinks, "softcap": 20.0, "sink_logits": logits}
-    triton_attention.attend(q, keys, values, z, z[:, :tokens], scale=0.1, **options)
+    mask = torch.zeros(1, tokens, 5)
+    sinks, logits = Sinks(q, torch.stack([k, k])[:, :, :, :5], mask, mask), torch.zeros(2 * rep)
+    options: dict[str, Any] = {"sinks": sinks, "softcap": 20.0, "sink_logits": logits}
+    triton_attention.attend(q, keys, values, Rule(z[:, :tokens], z, 90, 5, z == 0), scale=0.1, **options)
 
 
 def write(dtype: torch.dtype, key_bits: int, value_bits: int, d: int) -> None:
     k, z = torch.zeros(1, 2, 128, d, dtype=dtype), torch.zeros(1, 1, dtype=torch.int32)
-    keys, values = (attention.quantize(k, bits, 32) for bits in (key_bits, value_bits))
-    angles, x = (torch.zeros(1, 1, d // 2), torch.zeros(1, 1, d // 2)), k[:, :, :1]
-    hadamard = d & (d - 1) == 0
-    triton_write.step(x, x, x, angles, angles, keys, values, z, (k.clone(), k.clone(), z), hadamard=hadamard)
-    triton_write.write(values, x, z)
+    keys, values = (attention.quantize(k, bits, 32) if bits < 16 else k for bits in (key_bits, value_bits))
+    x, angles = torch.zeros(1, 1, 4, d, dtype=dtype), torch.zeros(1, 1, d // 2)
+    triton_write.rotate(x, angles, angles, 3)
+    triton_write.store(keys, values, x, z)
+    if d & (d - 1) == 0:
+        triton_write.hadamard(x)
 
 
 def multiply(dtype: torch.dtype, bits: int, group: int) -> None:
@@ -93,6 +96,7 @@ def main() -> None:
     attend(torch.float32, 8, 4, 64, 1, 4)
     write(torch.bfloat16, 8, 4, 64)
     write(torch.bfloat16, 4, 8, 96)
+    write(torch.bfloat16, 8, 16, 128)
     for case in ((4, 64), (8, 32), (6, 16)):
         multiply(torch.bfloat16, *case)
     multiply(torch.float32, 4, 32)

@@ -57,6 +57,11 @@ class TorchBackend:
     def exact(self) -> TorchBackend:
         return _Exact(self)
 
+    @property
+    def _gpu(self) -> Any:
+        """The module `cuda`, or None on a CPU and where triton does not work."""
+        return None if self.device == "cpu" else weights.gpu_kernels()
+
     # Host boundary
     def array(self, x: np.ndarray, dtype: str | None = None) -> Tensor:
         tensor = weights.from_numpy(x)
@@ -179,7 +184,7 @@ class TorchBackend:
         return cos, sin, heads
 
     def rotate(self, x: Tensor, turns: pointwise.Turns) -> Tensor:
-        return pointwise.rotate(x, *turns)
+        return pointwise.rotate(x, *turns) if self._gpu is None else self._gpu.rotate(x, *turns)
 
     def glu(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
         if self._kernels is not None and self._kernels.gates(gate):
@@ -213,7 +218,9 @@ class TorchBackend:
             sinks=sinks,
             softcap=softcap,
             sink_logits=sink_logits,
+            rule=rule,
             decode=self._decode,
+            gpu=self._gpu,
         )
 
     # Quantized keys and values
@@ -221,6 +228,9 @@ class TorchBackend:
         return attention.quantize(x, bits, group_size)
 
     def store(self, kv: Any, x: Tensor, index: Tensor) -> Any:
+        if self._gpu is not None:
+            self._gpu.store(*rings.sides(kv), x, index)
+            return kv
         for side, new in zip(rings.sides(kv), x.chunk(2, 2), strict=True):
             self._store(side, new.transpose(1, 2), index)
         return kv
@@ -243,6 +253,8 @@ class TorchBackend:
         return weights.dequantize(packed, torch.float32)
 
     def hadamard(self, x: Tensor) -> Tensor:
+        if self._gpu is not None:
+            return self._gpu.hadamard(x)
         size = x.shape[-1]
         if size not in self._hadamard:
             self._hadamard[size] = self.array(quantization.hadamard_matrix(size))

@@ -6,9 +6,11 @@ sinks and of the ring are joined before one softmax in float32.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from partita.backend import Sinks
+from partita.backend import Rule, Sinks
 from partita.quantization import Packed
 
 from .weights import KERNEL_ROWS, cpu_kernels, dequantize
@@ -28,13 +30,19 @@ def cached(
     sinks: Sinks[Tensor] | None,
     softcap: float | None,
     sink_logits: Tensor | None,
+    rule: Rule[Tensor] | None,
     decode: torch.dtype,
+    gpu: Any,
 ) -> Tensor:
     """See `Backend.cached_attention`. A few rows are computed in `decode`; softmax in float32.
+
+    gpu: the module `cuda`, or None.
 
     What is alive at once is bounded: one group of heads that read the same keys, and as many queries of it as make
     TILE scores. So a packed cache is never unpacked as a whole, and scores of a chunk cost little beside the cache.
     """
+    if gpu is not None and rule is not None and gpu.attends(q):
+        return gpu.attend(q, k, v, rule, scale=scale, sinks=sinks, softcap=softcap, sink_logits=sink_logits)
     b, heads, t, d = q.shape
     kv_heads, slots = k.shape[1:3]
     kernels = cpu_kernels() if q.device.type == "cpu" and t <= KERNEL_ROWS else None

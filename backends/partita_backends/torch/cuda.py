@@ -1,4 +1,5 @@
-"""What the Triton kernels do for torch on a GPU: packed weights and stacks of experts that stay as they are stored.
+"""What the Triton kernels do for torch on a GPU: packed weights and stacks of experts that stay as they are stored;
+rotations, writes into a cache and the attention of a few queries to it.
 
 Importing this imports triton: `weights.gpu_kernels` does, where there is one.
 """
@@ -13,13 +14,19 @@ import torch
 from partita.brief import Brief
 from partita.quantization import Packed
 
+from . import triton_attention, triton_write
 from . import triton_products as products
 from .dense_parts import GPU_DENSE_AT_ONCE, InParts, slices
 
 Tensor = torch.Tensor
 
 FEW_ROWS = 32  # up to here a product waits for the weight to be read, and reads it packed
+FEW_QUERIES = 8  # of a row: a step, or a draft; for a prompt there are products of whole tiles
 fits = products.fits
+rotate = triton_write.rotate
+hadamard = triton_write.hadamard
+store = triton_write.store
+attend = triton_attention.attend
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,11 @@ def chooses(stacked: Tensor | Packed[Tensor]) -> bool:
 def chosen(x: Tensor, stacked: Tensor | Packed[Tensor], index: Tensor, decode: torch.dtype) -> Tensor:
     """As `Backend.moe_linear`, without the bias, computed in `decode`."""
     return products.chosen(x.to(decode), stacked, index).to(x.dtype)
+
+
+def attends(q: Tensor) -> bool:
+    """Whether `attend` takes such queries."""
+    return q.shape[2] <= FEW_QUERIES and q.shape[3] <= triton_attention.LARGEST
 
 
 def check() -> None:

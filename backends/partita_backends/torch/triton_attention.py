@@ -2,8 +2,9 @@
 2205.14135; the slots of a head divided among programs as in "Flash-Decoding", PyTorch's blog, 2023).
 
 Each program takes the queries of the heads that read one head of keys, and a range of slots; a second, small kernel
-puts the ranges together. Slots are judged by their positions, by the rule of `partita.cache.state`, so there is no
-mask. Keys and values are never dense outside of a program. Sums are float32; products are in the queries' dtype.
+puts the ranges together. Slots of the ring are judged by their positions (`backend.Rule`), so there is no mask of
+them; sinks that are scored apart, a few, by theirs. Keys and values are never dense outside of a program. Sums are
+float32; products are in the queries' dtype.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import functools
 
 import torch
 import triton.language as tl
+
+from partita.backend import Rule, Sinks
 
 from .operations import operation
 from .triton_words import (
@@ -22,14 +25,14 @@ from .triton_words import (
     on_grid,
     parts,
     power_of_two,
-    require_contiguous,
     rows_together,
 )
 
 Tensor = torch.Tensor
 
 TILE = 4096  # numbers of keys that a program holds at once, for which registers have room on every GPU
-EVERYTHING = tl.constexpr(2**31 - 1)  # a window that hides nothing
+LARGEST = 256  # head_dim for which a tile has the 16 slots that a matrix unit wants
+EVERYTHING = 2**31 - 1  # a window that hides nothing
 NOTHING = tl.constexpr(-1e30)  # the largest score of no slots
 
 
@@ -73,13 +76,12 @@ def _range(
     V,
     V_SCALES,
     V_BIASES,
-    POSITIONS,
-    head,
-    batch,
+    SEEN,
+    row,
     start,
     stop,
-    slots,
     window,
+    sinks,
     scale,
     softcap,
     D: tl.constexpr,
@@ -90,28 +92,37 @@ def _range(
     V_BITS: tl.constexpr,
     GROUP: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    MASKED: tl.constexpr,
 ):
-    """What queries q (ROWS, WIDTH) at positions `asks` (ROWS,) see of slots start to stop: the largest score, the sum
-    of exp(score - largest), and of that times the values."""
+    """What queries q (ROWS, WIDTH) at positions `asks` (ROWS,) see of slots start to stop, which lie from `row` on: the
+    largest score, the sum of exp(score - largest), and of that times the values.
+
+    SEEN: positions of the slots; MASKED: for each query, zeros of those that it sees, beside others.
+    """
     top = tl.full((ROWS,), NOTHING, tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     sums = tl.zeros((ROWS, WIDTH), tl.float32)
     last, first = tl.max(asks, 0), tl.min(asks, 0) - window
     for at in range(start, stop, BLOCK):
         slot = at + tl.arange(0, BLOCK)
-        held = tl.load(POSITIONS + batch * slots + slot, mask=slot < stop, other=-1)
-        read = (held >= 0) & (held <= last) & (held > first)
-        row = head.to(tl.int64) * slots + slot
-        k = _slots(K, K_SCALES, K_BIASES, row, read, D, WIDTH, BLOCK, K_BITS, GROUP)
+        if MASKED:
+            mask = tl.load(SEEN[:, None] + slot[None, :], mask=(slot < stop)[None, :], other=NOTHING)
+            seen = mask == 0.0
+            read = tl.max(seen.to(tl.int32), 0) > 0
+        else:
+            held = tl.load(SEEN + slot, mask=slot < stop, other=-1)
+            read = (held >= 0) & (held <= last) & ((held > first) | (held < sinks))
+            near = (held[None, :] > asks[:, None] - window) | (held < sinks)[None, :]
+            seen = read[None, :] & (held[None, :] <= asks[:, None]) & near
+        k = _slots(K, K_SCALES, K_BIASES, row + slot, read, D, WIDTH, BLOCK, K_BITS, GROUP)
         s = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision="ieee") * scale
         if SOFTCAP:
             s = softcap * (1.0 - 2.0 / (tl.exp(s * (2.0 / softcap)) + 1.0))  # softcap * tanh(s / softcap)
-        seen = read[None, :] & (held[None, :] <= asks[:, None]) & (held[None, :] > asks[:, None] - window)
         s = tl.where(seen, s, NOTHING)
         higher = tl.maximum(top, tl.max(s, 1))
         p = tl.where(seen, tl.exp(s - higher[:, None]), 0.0)
         shrunk = tl.exp(top - higher)
-        v = _slots(V, V_SCALES, V_BIASES, row, read, D, WIDTH, BLOCK, V_BITS, GROUP)
+        v = _slots(V, V_SCALES, V_BIASES, row + slot, read, D, WIDTH, BLOCK, V_BITS, GROUP)
         total = total * shrunk + tl.sum(p, 1)
         sums = sums * shrunk[:, None] + tl.dot(p.to(q.dtype), v.to(q.dtype), input_precision="ieee")
         top = higher
@@ -130,9 +141,8 @@ def _decode(
     V_BIASES,
     POSITIONS,
     SINK_Q,
-    SINK_K,
-    SINK_V,
-    SINK_POSITIONS,
+    SINK_KV,
+    SINK_MASK,
     SUMS,
     TOPS,
     q_batch,
@@ -141,11 +151,18 @@ def _decode(
     a_batch,
     a_head,
     a_token,
+    s_side,
+    s_batch,
+    s_head,
+    m_batch,
+    m_token,
+    p_batch,
     slots,
-    sinks,
+    apart,
     splits,
     sink_splits,
     window,
+    sinks,
     scale,
     softcap,
     KV_HEADS: tl.constexpr,
@@ -173,12 +190,14 @@ def _decode(
     if SINKS and split < sink_splits:
         at = batch.to(tl.int64) * a_batch + query_head * a_head + t * a_token
         q = tl.load(SINK_Q + at[:, None] + d[None, :], mask=inside, other=0.0)
-        per = tl.cdiv(tl.cdiv(sinks, BLOCK), sink_splits) * BLOCK
-        start, stop = split * per, tl.minimum(split * per + per, sinks)
+        per = tl.cdiv(tl.cdiv(apart, BLOCK), sink_splits) * BLOCK
+        start, stop = split * per, tl.minimum(split * per + per, apart)
+        keys = SINK_KV + batch.to(tl.int64) * s_batch + (head % KV_HEADS) * s_head
+        mask = SINK_MASK + batch * m_batch + t * m_token
         # fmt: off
         top, total, sums = _range(
-            q, asks, SINK_K, None, None, SINK_V, None, None, SINK_POSITIONS, head, batch, start, stop, sinks,
-            EVERYTHING, scale, softcap, D, WIDTH, ROWS, BLOCK, 16, 16, GROUP, SOFTCAP,
+            q, asks, keys, None, None, keys + s_side, None, None, mask, head.to(tl.int64) * 0, start, stop,
+            window, sinks, scale, softcap, D, WIDTH, ROWS, BLOCK, 16, 16, GROUP, SOFTCAP, True,
         )
         # fmt: on
     else:
@@ -189,8 +208,9 @@ def _decode(
         stop = tl.minimum(start + per, slots)
         # fmt: off
         top, total, sums = _range(
-            q, asks, K, K_SCALES, K_BIASES, V, V_SCALES, V_BIASES, POSITIONS, head, batch, start, stop, slots,
-            window, scale, softcap, D, WIDTH, ROWS, BLOCK, K_BITS, V_BITS, GROUP, SOFTCAP,
+            q, asks, K, K_SCALES, K_BIASES, V, V_SCALES, V_BIASES, POSITIONS + batch * p_batch,
+            head.to(tl.int64) * slots, start, stop, window, sinks, scale, softcap, D, WIDTH, ROWS, BLOCK,
+            K_BITS, V_BITS, GROUP, SOFTCAP, False,
         )
         # fmt: on
     out = (head.to(tl.int64) * splits + split) * (REP * T) + row
@@ -231,50 +251,49 @@ def _combine(
     inside = (part < splits)[:, None] & (d < D)[None, :]
     sums = tl.load(SUMS + at[:, None] * D + d[None, :], mask=inside, other=0.0)
     y = tl.sum(sums * weight[:, None], 0) / tl.where(total > 0.0, total, 1.0)
-    tl.store(OUT + (head.to(tl.int64) * (REP * T) + row) * D + d, y, mask=d < D)
+    out = ((head // KV_HEADS * T + row % T) * KV_HEADS + head % KV_HEADS) * REP + row // T
+    tl.store(OUT + out.to(tl.int64) * D + d, y, mask=d < D)
 
 
 def attend(
     q: Tensor,
     k: Side,
     v: Side,
-    positions: Tensor,
-    queries: Tensor,
+    rule: Rule[Tensor],
     *,
     scale: float,
-    window: int | None = None,
-    sinks: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
-    softcap: float | None = None,
-    sink_logits: Tensor | None = None,
+    sinks: Sinks[Tensor] | None,
+    softcap: float | None,
+    sink_logits: Tensor | None,
     splits: int = 0,
 ) -> Tensor:
-    """softmax(scale * q·k) · v over the slots that each query sees: (B, Hq, T, D) in q's dtype, contiguous.
+    """As `Backend.cached_attention`, in q's dtype, for which a query that sees nothing gives 0.
 
     q: (B, Hq, T, D), any strides but for the last dimension. k, v: (B, Hkv, C, D), dense of any float dtype, or packed
-    in 4 or 8 bits with groups that are powers of two; contiguous. positions: int32 (B, C), of what slots hold, -1:
-    nothing. queries: int32 (B, T), -1: padding, for which the result is 0. A query sees a slot iff
-    0 <= position <= query and position > query - window. sinks: (queries rotated to their anchored positions, as q;
-    keys and values, dense (B, Hkv, S, D); positions int32 (B, S)), to which no window applies. sink_logits: float
-    (Hq,), a score a head that has no value. splits: ranges that slots are divided into; 0: as many as the GPU has room
-    for. ValueError: k or v is not contiguous.
+    in 4 or 8 bits with groups that are powers of two; contiguous each. splits: ranges that slots are divided into; 0:
+    as many as the GPU has room for. ValueError: k or v is not contiguous.
     """
-    sink_q, sink_k, sink_v, sink_positions = sinks or (None, None, None, None)
-    if sink_k is not None and sink_v is not None:
-        require_contiguous(sink_k, sink_v)
+    apart = (None, None, None) if sinks is None else (sinks.q, sinks.kv, sinks.mask)
     # fmt: off
     return _flash_decode(
-        q, queries, positions, *parts(k), *parts(v), group_size(k, v), sink_q, sink_k, sink_v, sink_positions,
-        window, scale, softcap, sink_logits, splits,
+        q, rule.queries, rule.slots, *parts(k), *parts(v), group_size(k, v), *apart, rule.window, rule.sinks, scale,
+        softcap, sink_logits, splits,
     )
     # fmt: on
 
 
+def _empty(q: Tensor) -> Tensor:
+    """Of q's shape (B, H, T, D), heads of a token side by side: as the product that follows wants them."""
+    b, heads, t, d = q.shape
+    return q.new_empty(b, t, heads, d).transpose(1, 2)
+
+
 @operation(
     "flash_decode(Tensor q, Tensor queries, Tensor positions, Tensor k, Tensor? k_scales, Tensor? k_biases, int k_bits,"
-    " Tensor v, Tensor? v_scales, Tensor? v_biases, int v_bits, int group_size, Tensor? sink_q, Tensor? sink_k, "
-    "Tensor? sink_v, Tensor? sink_positions, int? window, float scale, float? softcap, Tensor? sink_logits, int splits)"
+    " Tensor v, Tensor? v_scales, Tensor? v_biases, int v_bits, int group_size, Tensor? sink_q, Tensor? sink_kv, "
+    "Tensor? sink_mask, int? window, int sinks, float scale, float? softcap, Tensor? sink_logits, int splits)"
     " -> Tensor",
-    lambda q, *_: q.new_empty(q.shape),
+    lambda q, *_: _empty(q),
 )
 def _flash_decode(
     q: Tensor,
@@ -290,10 +309,10 @@ def _flash_decode(
     v_bits: int,
     group_size: int,
     sink_q: Tensor | None,
-    sink_k: Tensor | None,
-    sink_v: Tensor | None,
-    sink_positions: Tensor | None,
+    sink_kv: Tensor | None,
+    sink_mask: Tensor | None,
     window: int | None,
+    sinks: int,
     scale: float,
     softcap: float | None,
     sink_logits: Tensor | None,
@@ -301,25 +320,29 @@ def _flash_decode(
 ) -> Tensor:
     b, heads, t, d = q.shape
     kv_heads, slots = k.shape[1:3]
-    rep, sinks = heads // kv_heads, 0 if sink_k is None else sink_k.shape[2]
+    rep, apart = heads // kv_heads, 0 if sink_kv is None else sink_kv.shape[3]
     width = max(power_of_two(d), 16)
     block = min(TILE // width, 64)
     rows = max(min(power_of_two(rep * t), 2 * block), 16)
     tiles = ceil_div(rep * t, rows)
     ranges = splits or _splits(b * kv_heads * tiles, ceil_div(slots, block), q.device)
-    sink_ranges = ceil_div(sinks, block * max(ceil_div(slots, block * ranges), 1))
+    sink_ranges = ceil_div(apart, block * max(ceil_div(slots, block * ranges), 1))
     total = ranges + sink_ranges
     q, sink_q = rows_together(q), q if sink_q is None else rows_together(sink_q)
-    sink_positions = None if sink_positions is None else sink_positions.contiguous()
+    positions = rows_together(positions)
+    strides = [0] * 5
+    if sink_kv is not None and sink_mask is not None:
+        sink_kv, sink_mask = _slots_together(sink_kv), rows_together(sink_mask)
+        strides = [*sink_kv.stride()[:3], *sink_mask.stride()[:2]]
     sums = q.new_empty(b * kv_heads, total, rep * t, d, dtype=torch.float32)
     tops = q.new_empty(b * kv_heads, total, rep * t, 2, dtype=torch.float32)
-    out = q.new_empty(q.shape)
+    out = _empty(q)
     # fmt: off
     _decode[(b * kv_heads, total, tiles)](
-        q, queries.contiguous(), k, k_scales, k_biases, v, v_scales, v_biases, positions.contiguous(), sink_q, sink_k,
-        sink_v, sink_positions, sums, tops, *q.stride()[:3], *sink_q.stride()[:3], slots, sinks, total, sink_ranges,
-        EVERYTHING.value if window is None else window, scale, softcap or 1.0, KV_HEADS=kv_heads, REP=rep, T=t, D=d,
-        WIDTH=width, ROWS=rows, BLOCK=block, K_BITS=k_bits, V_BITS=v_bits, GROUP=group_size, SINKS=sinks > 0,
+        q, queries.contiguous(), k, k_scales, k_biases, v, v_scales, v_biases, positions, sink_q, sink_kv, sink_mask,
+        sums, tops, *q.stride()[:3], *sink_q.stride()[:3], *strides, positions.stride(0), slots, apart, total,
+        sink_ranges, EVERYTHING if window is None else window, sinks, scale, softcap or 1.0, KV_HEADS=kv_heads, REP=rep,
+        T=t, D=d, WIDTH=width, ROWS=rows, BLOCK=block, K_BITS=k_bits, V_BITS=v_bits, GROUP=group_size, SINKS=apart > 0,
         SOFTCAP=softcap is not None, num_warps=8 if rows * width > TILE else 4, num_stages=2,
     )
     _combine[(b * kv_heads, rep * t)](
@@ -328,6 +351,11 @@ def _flash_decode(
     )
     # fmt: on
     return out
+
+
+def _slots_together(kv: Tensor) -> Tensor:
+    """kv (2, B, H, S, D), a copy unless the slots of a head lie side by side."""
+    return kv if kv.stride()[3:] == (kv.shape[4], 1) else kv.contiguous()
 
 
 def _splits(programs: int, blocks: int, device: torch.device) -> int:

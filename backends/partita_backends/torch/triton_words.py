@@ -39,14 +39,9 @@ def parts(side: Side) -> tuple[Tensor, Tensor | None, Tensor | None, int]:
 
     ValueError: not contiguous."""
     found = (side.weight, *side.grid, side.bits) if isinstance(side, Packed) else (side, None, None, 16)
-    require_contiguous(*(part for part in found[:3] if part is not None))
-    return found
-
-
-def require_contiguous(*buffers: Tensor) -> None:
-    """ValueError: one is not."""
-    if not all(buffer.is_contiguous() for buffer in buffers):
+    if not all(part.is_contiguous() for part in found[:3] if part is not None):
         raise ValueError("kernels take contiguous buffers of a cache")
+    return found
 
 
 def rows_together(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a step writes into a rotating cache, in one kernel: keys rotated, both sides quantized, first tokens kept dense.
+"""What a step does to its rows before it attends: heads are rotated, keys and values are quantized and written.
 
 Words are those of `partita.quantization.quantize_minmax`, bit for bit, of what is computed in float32: divisions are
 rounded correctly, integers to nearest, ties to even. The rotation itself may differ in the last bit from one in two
@@ -11,26 +11,39 @@ import torch
 import triton.language as tl
 
 from .operations import operation
-from .triton_words import Side, group_size, kernel, parts, power_of_two, require_contiguous, rows_together
+from .triton_words import Side, group_size, kernel, parts, power_of_two, rows_together
 
 Tensor = torch.Tensor
-Sinks = tuple[Tensor, Tensor, Tensor]
-"""Buffers of the keys and of the values that are kept, dense (B, Hkv, S, D), and where the step's go, int32 (B, T)."""
 
 
 @kernel
-def _vector(X, at, d, COS, SIN, angle, half, D: tl.constexpr, ROTATED: tl.constexpr):
-    """The D numbers at X + at in float32; rotated, as pairs (i, i + half) by the angles in row `angle`."""
-    x = tl.load(X + at + d, mask=d < D, other=0.0).to(tl.float32)
-    if ROTATED:
-        turned = d < 2 * half
-        low = d < half
-        other = tl.load(X + at + tl.where(low, d + half, d - half), mask=turned, other=0.0).to(tl.float32)
-        place = angle * half + tl.where(low, d, d - half)
-        cos = tl.load(COS + place, mask=turned, other=1.0)
-        sin = tl.load(SIN + place, mask=turned, other=0.0)
-        x = tl.where(turned, x * cos + tl.where(low, -other, other) * sin, x)
-    return x
+def _turn(
+    X,
+    COS,
+    SIN,
+    OUT,
+    x_batch,
+    x_token,
+    x_head,
+    tokens,
+    half,
+    turned,
+    HEADS: tl.constexpr,
+    D: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """Programs: (batch and token, head); the first `turned` heads rotate, as pairs (i, i + half)."""
+    at, h = tl.program_id(0), tl.program_id(1)
+    d = tl.arange(0, WIDTH)
+    row = X + (at // tokens).to(tl.int64) * x_batch + at % tokens * x_token + h * x_head
+    x = tl.load(row + d, mask=d < D, other=0.0).to(tl.float32)
+    rotates, low = (d < 2 * half) & (h < turned), d < half
+    other = tl.load(row + tl.where(low, d + half, d - half), mask=rotates, other=0.0).to(tl.float32)
+    place = at * half + tl.where(low, d, d - half)
+    cos = tl.load(COS + place, mask=rotates, other=1.0)
+    sin = tl.load(SIN + place, mask=rotates, other=0.0)
+    x = tl.where(rotates, x * cos + tl.where(low, -other, other) * sin, x)
+    tl.store(OUT + (at.to(tl.int64) * HEADS + h) * D + d, x.to(OUT.dtype.element_ty), mask=d < D)
 
 
 @kernel
@@ -41,6 +54,14 @@ def _hadamard(x, WIDTH: tl.constexpr, STAGES: tl.constexpr):
         even, odd = tl.split(tl.reshape(x, (WIDTH // 2, 2)))
         x = tl.reshape(tl.trans(tl.join(even + odd, even - odd)), (WIDTH,))
     return x * (1.0 / tl.sqrt(WIDTH * 1.0))
+
+
+@kernel
+def _spread(X, OUT, x_row, D: tl.constexpr, STAGES: tl.constexpr):
+    """Programs: rows."""
+    row, d = tl.program_id(0).to(tl.int64), tl.arange(0, D)
+    x = _hadamard(tl.load(X + row * x_row + d).to(tl.float32), D, STAGES)
+    tl.store(OUT + row * D + d, x.to(OUT.dtype.element_ty))
 
 
 @kernel
@@ -70,179 +91,84 @@ def _keep(x, Y, SCALES, BIASES, row, d, D: tl.constexpr, WIDTH: tl.constexpr, BI
 
 
 @kernel
-def _side(
+def _store(
     X,
     INDEX,
-    Y,
-    SCALES,
-    BIASES,
-    x_batch,
-    x_head,
-    x_token,
-    tokens,
-    slots,
-    HEADS: tl.constexpr,
-    D: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BITS: tl.constexpr,
-    GROUP: tl.constexpr,
-):
-    """Programs: (batch and token, head)."""
-    at, h = tl.program_id(0), tl.program_id(1)
-    batch, t = (at // tokens).to(tl.int64), at % tokens
-    d = tl.arange(0, WIDTH)
-    x = _vector(X, batch * x_batch + h * x_head + t * x_token, d, None, None, at, 0, D, False)
-    _keep(x, Y, SCALES, BIASES, (batch * HEADS + h) * slots + tl.load(INDEX + at), d, D, WIDTH, BITS, GROUP)
-
-
-@kernel
-def _step(
-    Q,
-    K,
-    V,
-    COS,
-    SIN,
-    ANCHORED_COS,
-    ANCHORED_SIN,
-    INDEX,
-    SINK_INDEX,
-    OUT,
     KEYS,
     KEY_SCALES,
     KEY_BIASES,
     VALUES,
     VALUE_SCALES,
     VALUE_BIASES,
-    SINK_KEYS,
-    SINK_VALUES,
-    q_batch,
-    q_head,
-    q_token,
-    k_batch,
-    k_head,
-    k_token,
-    v_batch,
-    v_head,
-    v_token,
+    x_batch,
+    x_token,
+    x_head,
     tokens,
     slots,
-    sinks,
-    half,
-    turn,
     HEADS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
     D: tl.constexpr,
     WIDTH: tl.constexpr,
     KEY_BITS: tl.constexpr,
     VALUE_BITS: tl.constexpr,
     GROUP: tl.constexpr,
-    ROTATED: tl.constexpr,
-    ANCHORED: tl.constexpr,
-    RING: tl.constexpr,
-    SINKS: tl.constexpr,
-    STAGES: tl.constexpr,
 ):
-    """Programs: (batch and token, head: of queries, then of keys, then of values)."""
-    angle, h = tl.program_id(0), tl.program_id(1)
-    batch, t = (angle // tokens).to(tl.int64), angle % tokens
+    """Programs: (batch and token, head: of keys, then of values)."""
+    at, h = tl.program_id(0), tl.program_id(1)
+    batch, t = (at // tokens).to(tl.int64), at % tokens
     d = tl.arange(0, WIDTH)
+    x = tl.load(X + batch * x_batch + t * x_token + h * x_head + d, mask=d < D, other=0.0).to(tl.float32)
+    row = (batch * HEADS + h % HEADS) * slots + tl.load(INDEX + at)
     if h < HEADS:
-        at = batch * q_batch + h * q_head + t * q_token
-        out = ((batch * HEADS + h) * tokens + t) * D
-        x = _vector(Q, at, d, COS, SIN, angle, half, D, ROTATED)
-        if STAGES:
-            x = _hadamard(x, WIDTH, STAGES)
-        tl.store(OUT + out + d, x.to(OUT.dtype.element_ty), mask=d < D)
-        if ANCHORED:
-            x = _vector(Q, at, d, ANCHORED_COS, ANCHORED_SIN, angle, half, D, True)
-            if STAGES:
-                x = _hadamard(x, WIDTH, STAGES)
-            tl.store(OUT + turn + out + d, x.to(OUT.dtype.element_ty), mask=d < D)
-    elif h < HEADS + KV_HEADS:
-        at = batch * k_batch + (h - HEADS) * k_head + t * k_token
-        x = _vector(K, at, d, COS, SIN, angle, half, D, ROTATED)
-        if STAGES:
-            x = _hadamard(x, WIDTH, STAGES)
-        head = batch * KV_HEADS + (h - HEADS)
-        if RING:
-            row = head * slots + tl.load(INDEX + angle)
-            _keep(x, KEYS, KEY_SCALES, KEY_BIASES, row, d, D, WIDTH, KEY_BITS, GROUP)
-        if SINKS:
-            row = head * sinks + tl.load(SINK_INDEX + angle)
-            _keep(x, SINK_KEYS, SINK_KEYS, SINK_KEYS, row, d, D, WIDTH, 16, GROUP)
+        _keep(x, KEYS, KEY_SCALES, KEY_BIASES, row, d, D, WIDTH, KEY_BITS, GROUP)
     else:
-        at = batch * v_batch + (h - HEADS - KV_HEADS) * v_head + t * v_token
-        x = _vector(V, at, d, COS, SIN, angle, half, D, False)
-        if STAGES:
-            x = _hadamard(x, WIDTH, STAGES)
-        head = batch * KV_HEADS + (h - HEADS - KV_HEADS)
-        if RING:
-            row = head * slots + tl.load(INDEX + angle)
-            _keep(x, VALUES, VALUE_SCALES, VALUE_BIASES, row, d, D, WIDTH, VALUE_BITS, GROUP)
-        if SINKS:
-            row = head * sinks + tl.load(SINK_INDEX + angle)
-            _keep(x, SINK_VALUES, SINK_VALUES, SINK_VALUES, row, d, D, WIDTH, 16, GROUP)
-
-
-def step(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    angles: tuple[Tensor, Tensor] | None,
-    anchored: tuple[Tensor, Tensor] | None,
-    keys: Side,
-    values: Side,
-    index: Tensor | None,
-    sinks: Sinks | None,
-    *,
-    hadamard: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """The queries of a step, rotated, and rotated to their anchored positions (the same ones without `anchored`), each
-    (B, Hq, T, D) in q's dtype; keys, rotated, and values are written into their buffers in place.
-
-    q: (B, Hq, T, D); k, v: (B, Hkv, T, D), before rotation, any strides but for the last dimension. angles, anchored:
-    (cos, sin), float32 (B, T, d / 2); None: nothing is rotated. keys, values: rings (B, Hkv, C, D), dense or packed in
-    4 or 8 bits, contiguous; index: int32 (B, T), their slots, None: nothing is written there. sinks: None: nothing is
-    kept. hadamard: multiply all by the Hadamard matrix after rotating, D a power of two. Where several tokens of a row
-    have one slot, any of them may be what it holds. ValueError: a buffer is not contiguous.
-    """
-    cos, sin = angles or (None, None)
-    anchored_cos, anchored_sin = anchored or (None, None)
-    sink_keys, sink_values, sink_index = sinks or (None, None, None)
-    if sink_keys is not None and sink_values is not None:
-        require_contiguous(sink_keys, sink_values)
-    # fmt: off
-    out = _rotate_write(
-        q, k, v, cos, sin, anchored_cos, anchored_sin, index, sink_index, *parts(keys), *parts(values),
-        group_size(keys, values), sink_keys, sink_values, hadamard,
-    )
-    # fmt: on
-    rotated = out.unbind()
-    return rotated[0], rotated[-1]
-
-
-def write(buffer: Side, x: Tensor, index: Tensor) -> None:
-    """As `Backend.write`, dense or packed, in place. buffer: as `step` takes keys; x: (B, H, T, D)."""
-    _write(x, index, *parts(buffer), group_size(buffer))
+        _keep(x, VALUES, VALUE_SCALES, VALUE_BIASES, row, d, D, WIDTH, VALUE_BITS, GROUP)
 
 
 @operation(
-    "rotate_write(Tensor q, Tensor k, Tensor v, Tensor? cos, Tensor? sin, Tensor? anchored_cos, Tensor? anchored_sin, "
-    "Tensor? index, Tensor? sink_index, Tensor(a!) keys, Tensor(b!)? key_scales, Tensor(c!)? key_biases, int key_bits, "
-    "Tensor(d!) values, Tensor(e!)? value_scales, Tensor(f!)? value_biases, int value_bits, int group_size, "
-    "Tensor(g!)? sink_keys, Tensor(h!)? sink_values, bool hadamard) -> Tensor",
-    lambda q, k, v, cos, sin, anchored_cos, *_: q.new_empty(1 if anchored_cos is None else 2, *q.shape),
+    "rotate(Tensor x, Tensor cos, Tensor sin, int heads) -> Tensor",
+    lambda x, *_: x.new_empty(x.shape),
 )
-def _rotate_write(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    anchored_cos: Tensor | None,
-    anchored_sin: Tensor | None,
-    index: Tensor | None,
-    sink_index: Tensor | None,
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    """The first heads of x (B, T, H, D) rotated by cos, sin, float32 (B, T, d / 2), the others as they are; x with any
+    strides but for the last dimension, the result contiguous."""
+    b, t, count, d = x.shape
+    x, out = rows_together(x), x.new_empty(x.shape)
+    # fmt: off
+    _turn[(b * t, count)](
+        x, cos.contiguous(), sin.contiguous(), out, *x.stride()[:3], t, cos.shape[-1], heads, HEADS=count, D=d,
+        WIDTH=power_of_two(d), num_warps=1,
+    )
+    # fmt: on
+    return out
+
+
+@operation("hadamard(Tensor x) -> Tensor", lambda x: x.new_empty(x.shape))
+def hadamard(x: Tensor) -> Tensor:
+    """As `Backend.hadamard`, in x's dtype; contiguous."""
+    out, d = x.new_empty(x.shape), x.shape[-1]
+    rows = rows_together(x.reshape(-1, d))
+    _spread[(len(rows),)](rows, out, rows.stride(0), D=d, STAGES=d.bit_length() - 1, num_warps=1)
+    return out
+
+
+def store(keys: Side, values: Side, x: Tensor, index: Tensor) -> None:
+    """As `Backend.store`, in place.
+
+    keys, values: `rings.sides` of a ring, (B, H, C, D), dense or packed in 4 or 8 bits, contiguous each. x: (B, T, 2 *
+    H, D), any strides but for the last dimension. index: int32 (B, T). Where several tokens of a row have one slot, any
+    of them may be what it holds. ValueError: a buffer is not contiguous.
+    """
+    _store_both(x, index, *parts(keys), *parts(values), group_size(keys, values))
+
+
+@operation(
+    "store(Tensor x, Tensor index, Tensor(a!) keys, Tensor(b!)? key_scales, Tensor(c!)? key_biases, int key_bits, "
+    "Tensor(d!) values, Tensor(e!)? value_scales, Tensor(f!)? value_biases, int value_bits, int group_size) -> ()",
+    lambda *_: None,
+)
+def _store_both(
+    x: Tensor,
+    index: Tensor,
     keys: Tensor,
     key_scales: Tensor | None,
     key_biases: Tensor | None,
@@ -252,49 +178,13 @@ def _rotate_write(
     value_biases: Tensor | None,
     value_bits: int,
     group_size: int,
-    sink_keys: Tensor | None,
-    sink_values: Tensor | None,
-    hadamard: bool,
-) -> Tensor:
-    b, heads, t, d = q.shape
-    kv_heads, slots = keys.shape[1:3]
-    out = q.new_empty(1 if anchored_cos is None else 2, *q.shape)
-    q, k, v = map(rows_together, (q, k, v))
-    cos, sin, anchored_cos, anchored_sin, index, sink_index = (
-        None if x is None else x.contiguous() for x in (cos, sin, anchored_cos, anchored_sin, index, sink_index)
-    )
-    # fmt: off
-    _step[(b * t, heads + 2 * kv_heads)](
-        q, k, v, cos, sin, anchored_cos, anchored_sin, index, sink_index, out, keys, key_scales, key_biases,
-        values, value_scales, value_biases, sink_keys, sink_values, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-        t, slots, 0 if sink_keys is None else sink_keys.shape[2], 0 if cos is None else cos.shape[-1], out[0].numel(),
-        HEADS=heads, KV_HEADS=kv_heads, D=d, WIDTH=power_of_two(d), KEY_BITS=key_bits, VALUE_BITS=value_bits,
-        GROUP=group_size, ROTATED=cos is not None, ANCHORED=anchored_cos is not None, RING=index is not None,
-        SINKS=sink_index is not None, STAGES=d.bit_length() - 1 if hadamard else 0, num_warps=1,
-    )
-    # fmt: on
-    return out
-
-
-@operation(
-    "write(Tensor x, Tensor index, Tensor(a!) buffer, Tensor(b!)? scales, Tensor(c!)? biases, int bits, int group_size)"
-    " -> ()",
-    lambda *_: None,
-)
-def _write(
-    x: Tensor,
-    index: Tensor,
-    buffer: Tensor,
-    scales: Tensor | None,
-    biases: Tensor | None,
-    bits: int,
-    group_size: int,
 ) -> None:
-    b, heads, t, d = x.shape
+    b, t, heads, d = x.shape
     x = rows_together(x)
     # fmt: off
-    _side[(b * t, heads)](
-        x, index.contiguous(), buffer, scales, biases, *x.stride()[:3], t, buffer.shape[2], HEADS=heads, D=d,
-        WIDTH=power_of_two(d), BITS=bits, GROUP=group_size, num_warps=1,
+    _store[(b * t, heads)](
+        x, index.contiguous(), keys, key_scales, key_biases, values, value_scales, value_biases, *x.stride()[:3], t,
+        keys.shape[2], HEADS=heads // 2, D=d, WIDTH=power_of_two(d), KEY_BITS=key_bits, VALUE_BITS=value_bits,
+        GROUP=group_size, num_warps=1,
     )
     # fmt: on
