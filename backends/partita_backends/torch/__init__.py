@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from partita.errors import BackendUnavailable
 from partita.quantization import Packed, Stored
 
 from .. import DEVICES, NotBuilt, process_memory
-from . import attention, experts, group, pointwise, recorded, training, training_attention, weights
+from . import attention, experts, graphs, group, pointwise, recorded, training, training_attention, weights
 
 Tensor = torch.Tensor
 
@@ -50,12 +51,16 @@ class TorchBackend:
         self._float = getattr(torch, self.dtype)
         self._decode = getattr(torch, self.decode_dtype)
         self._kernels = weights.cpu_kernels() if device == "cpu" else None
-        self.compiles = self._kernels is not None  # without them products choose their form when they are first called
         self._hadamard: dict[int, Tensor] = {}
+        self._pinned: defaultdict[Any, list[Tensor]] = defaultdict(list)
 
     @property
     def exact(self) -> TorchBackend:
         return _Exact(self)
+
+    @property
+    def compiles(self) -> bool:
+        return self._kernels is not None or self._gpu is not None  # without them products choose their form by calls
 
     @property
     def _gpu(self) -> Any:
@@ -83,14 +88,18 @@ class TorchBackend:
     def fetch(self, x: Tensor) -> Callable[[], np.ndarray]:
         if self.device == "cpu":
             return lambda: self.to_numpy(x)
-        host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+        spare = self._pinned[x.shape, x.dtype]  # pinning memory costs more than what is read: it is used again
+        host = spare.pop() if spare else torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
         host.copy_(x, non_blocking=True)
         done = torch.cuda.Event()
         done.record()
 
+        @cache
         def wait() -> np.ndarray:
             done.synchronize()
-            return host.numpy()
+            found = host.numpy().copy()
+            spare.append(host)
+            return found
 
         return wait
 
@@ -293,7 +302,9 @@ class TorchBackend:
         return x.tanh()
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        return recorded.recorded(function) if self.compiles else function
+        if not self.compiles:
+            return function
+        return recorded.recorded(function) if self.device == "cpu" else graphs.captured(function)
 
     def scatter_add(self, x: Tensor, index: Tensor, value: float) -> Tensor:
         added = torch.full(index.shape, value, dtype=x.dtype, device=x.device)

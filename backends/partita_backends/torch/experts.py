@@ -62,7 +62,7 @@ def product(x: Tensor, experts: Experts, index: Tensor, decode: torch.dtype) -> 
         kernels = weights.gpu_kernels()
         if kernels is not None and kernels.chooses(experts.stacked):
             return kernels.chosen(x, experts.stacked, index, decode)
-        if index.numel() <= weights.KERNEL_ROWS:
+        if index.numel() <= weights.KERNEL_ROWS or torch.cuda.is_current_stream_capturing():
             return gathered(x, experts, index, decode)
     y = x.new_empty(*index.shape, experts.each[0].shape[0])
     run(_fill, x, experts.each, index, decode, y)

@@ -37,7 +37,7 @@ def run(function: Callable[..., None], *arguments: Any) -> None:
 
 def recorded(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
     """As `Backend.compile`: recorded when it is first called."""
-    made: list[_Step] = []
+    made: list[Replayed] = []
 
     def call(tokens: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         if made:
@@ -49,22 +49,21 @@ def recorded(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple
     return call
 
 
-class _Step:
-    """Operations in their order. inputs: the tensors that they read; results: those that they leave."""
+class Replayed:
+    """A step that `replay` computes again. inputs: the tensors that it reads; results: those that it leaves."""
 
-    def __init__(self, calls: Sequence[Call], inputs: Sequence[Tensor], results: Sequence[Tensor]):
-        self._calls, self._inputs, self._results = calls, inputs, results
+    def __init__(self, replay: Callable[[], None], inputs: Sequence[Tensor], results: Sequence[Tensor]):
+        self._replay, self._inputs, self._results = replay, inputs, results
 
     def __call__(self, *given: Tensor) -> tuple[Tensor, ...]:
         for held, x in zip(self._inputs, given, strict=True):
             if held.data_ptr() != x.data_ptr():
                 held.copy_(x)
-        for function, arguments, options in self._calls:
-            function(*arguments, **options)
+        self._replay()
         return self._results[0].clone(), *self._results[1:]
 
 
-def _record(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[_Step, tuple[Tensor, ...]]:
+def _record(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Replayed, tuple[Tensor, ...]]:
     """The step, and the results of this first time."""
     recording = _Recording()
     token = _RECORDING.set(recording)
@@ -73,7 +72,7 @@ def _record(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tup
             results = function(*inputs)
     finally:
         _RECORDING.reset(token)
-    return _Step(recording.calls, inputs, results), (results[0].clone(), *results[1:])
+    return Replayed(recording.replay, inputs, results), (results[0].clone(), *results[1:])
 
 
 class _Recording(TorchDispatchMode):
@@ -89,6 +88,10 @@ class _Recording(TorchDispatchMode):
         """torch would wrap what follows to keep its compiler out, and import that for it: 2 s before the second token.
         Nothing here is compiled."""
         return False
+
+    def replay(self) -> None:
+        for function, arguments, options in self.calls:
+            function(*arguments, **options)
 
     def run(self, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
         if self._paused:

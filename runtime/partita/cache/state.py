@@ -50,6 +50,9 @@ class Cache:
         self._ropes = {rope: RopeTable(ops, rope) for rope in dict.fromkeys(x.rope for x in spec.layers) if rope}
         self._store = Store(ops, spec.kv)
         self.dense = self._store.dense
+        # made once: a step that is a CUDA graph cannot send numbers to the device
+        most = max(spec.chunk, *(layer.span.sinks + 1 for layer in spec.layers))
+        self._counted = ops.array(np.arange(most, dtype=np.int32))
         self.reset()
 
     def __repr__(self) -> str:
@@ -149,14 +152,14 @@ class Cache:
     def begin_step(self, step: Step) -> None:
         """The device's half: positions, where to write, and masks. Depends on `step` and device arrays alone."""
         ops, tokens = self.ops, step.tokens
-        index = ops.array(np.arange(tokens, dtype=np.int32))[None, :]
+        index = self._counted[None, :tokens]
         positions = queries = self._next[:, None] + index  # B T
         if step.lengths is None:
-            self._next = self._next + tokens
+            self._next = ops.assign(self._next, self._next + tokens)
         else:
             lengths = ops.array(np.asarray(step.lengths, np.int32))
             positions = ops.where(index < lengths[:, None], positions, -1)
-            self._next = self._next + lengths
+            self._next = ops.assign(self._next, self._next + lengths)
         self._angles = {rope: table.angles(queries) for rope, table in self._ropes.items()}
         self._turns = {}
         self._views = {
@@ -183,7 +186,7 @@ class Cache:
         apart = kind.anchored and (kind.writes_sinks or positions.shape[1] > 1)
         if kind.anchored and (anchor := span.anchor) is not None:
             reached = ops.where(queries < anchor, queries, anchor)
-            places = ops.array(np.arange(sinks + (not self.spec.kv.joint), dtype=np.int32))[None] + queries[:, :1] * 0
+            places = self._counted[None, : sinks + (not self.spec.kv.joint)] + queries[:, :1] * 0
             if apart:
                 tables = {rope: self._ropes[rope] for rope in self._sink_keys.ropes(span)}
                 anchored = {rope: (table.angles(reached), table.angles(places)) for rope, table in tables.items()}
@@ -310,9 +313,7 @@ class Cache:
             empty = self._store.positions(self._capacity[span], self.batch)
             self._positions[span] = ops.concat([ops.where(held < end, held, -1), empty], 1) if span.sinks else empty
         places = {
-            span: ops.array(np.arange(span.sinks, dtype=np.int32))[None] + self._next[:, None] * 0
-            for span in self._positions
-            if span.sinks
+            span: self._counted[None, : span.sinks] + self._next[:, None] * 0 for span in self._positions if span.sinks
         }
         turned = {spec: keys for span, at in places.items() for spec, keys in self._sink_keys.turned(span, at).items()}
         for layer, (spec, buffers) in enumerate(zip(self.spec.layers, self._layers, strict=True)):
