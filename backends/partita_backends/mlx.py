@@ -28,6 +28,8 @@ SORTED_ROWS = 64
 
 SUM_BLOCK = 256
 
+KEPT_BYTES = 2**30  # of memory that MLX has freed and keeps for what comes next
+
 
 class MlxBackend:
     """See `partita.backend.Backend`."""
@@ -49,6 +51,7 @@ class MlxBackend:
         self.compiles = device == "metal"  # on a CPU it calls a C++ compiler, and gains nothing over the products
         self._float = getattr(mx, self.dtype)
         if device == "metal":  # use it: what is missing shows now
+            _settle()
             mx.eval(mx.ones(1).sum())
             self.memory()
 
@@ -344,6 +347,15 @@ class MlxTraining(MlxBackend):
 
     def chunked_sum(self, function: Callable[..., Array], rows: int) -> Callable[..., Array]:
         return mlx_training.chunked_sum(function, rows)
+
+
+def _settle() -> None:
+    """For the life of the process, as mlx-lm does while it generates: weights stay where the GPU finds them, up to what
+    the system recommends, and work has a stream of its own. What chunks of prompts leave behind is given back from a
+    bound on, without waiting for the device."""
+    mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
+    mx.set_cache_limit(KEPT_BYTES)
+    mx.set_default_stream(mx.new_stream(mx.gpu))
 
 
 def _summed(x: Array, axis: int) -> Array:

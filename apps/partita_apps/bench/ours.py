@@ -1,7 +1,7 @@
 """Our side of a measurement, as `children` says it: a process that loads, reads, decodes and answers.
 
 The loop is that of `inference.decode` without a tokenizer, drafts or sampling: greedy, every row one token a step, the
-next step launched before a token is read where the device computes by itself.
+next step built before a token is read where the device computes by itself.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def once(model: Any, rows: list[list[int]], tokens: int) -> dict[str, Any]:
     between, consumed = clock(), min(cache.offsets)
     for _ in range(tokens - 1):
         token = ops.argmax(runner.decode(token), -1)
+        if reads:
+            ids.append(reads.pop()())
         reads.append(ops.fetch(token))
-        if not ops.asynchronous or len(reads) > 1:
-            ids.append(reads.pop(0)())
     ids += [waiting() for waiting in reads]
     seconds = {"prefill": (between - begun).tolist(), "decode": (clock() - between).tolist()}
     return {"prompt": consumed, "tokens": np.stack(ids, 1).tolist(), **seconds}

@@ -1,7 +1,7 @@
 """The decode loop: token ids in, token ids out, for one row. Knows no text and no array library.
 
 A prompt is fed in chunks. Then one host read a step at most: on a device that computes asynchronously the next step is
-launched before the last token is read.
+built before the last token is read, and started as soon as it has been.
 
 With a drafter a step may be several tokens. The model reads the last token and the proposal as one chunk and chooses
 its own token after each of them with the ordinary sampler; the first that differs from the proposal ends the step, and
@@ -103,8 +103,10 @@ def decode(
         steps = _DraftedSteps(runner, sampler, options.alternatives, drafter)
     choice, left = steps.choose(logits), options.max_tokens
     while True:
-        following = steps.launched(choice) if left > 1 else None
+        following = steps.built(choice) if left > 1 else None
         run = steps.read(choice, begun)
+        if following is not None:
+            following.start()
         begun = time.perf_counter()
         held = len(run) if following is not None else len(run) - 1  # how many of them are in the cache already
         unreported = held
@@ -130,7 +132,7 @@ def decode(
 
 @dataclass(frozen=True)
 class _Steps:
-    """One token a step, which need not be read for the next step to be launched."""
+    """One token a step, which need not be read for the next step to be built."""
 
     runner: ModelRunner
     sampler: Sampler
@@ -139,8 +141,9 @@ class _Steps:
     def choose(self, logits: Array) -> Choice:
         return choose(self.runner.ops, logits, self.sampler, self.alternatives)
 
-    def launched(self, choice: Choice) -> Choice | None:
-        """The step behind a choice that has not been read, where the device computes while the host reads."""
+    def built(self, choice: Choice) -> Choice | None:
+        """The step behind a choice that has not been read, where the device computes while the host builds it. On MLX
+        it starts when the choice has been read: before that what reads a cache would hold it, and a write be a copy."""
         return self._behind(choice) if self.runner.ops.asynchronous else None
 
     def after(self, choice: Choice, token: int, left: int) -> Choice:
@@ -167,7 +170,7 @@ class _DraftedSteps:
     def choose(self, logits: Array, drafts: Array | None = None) -> Choice:
         return choose_behind(self.runner.ops, logits, drafts, self.sampler, self.alternatives)
 
-    def launched(self, choice: Choice) -> None:
+    def built(self, choice: Choice) -> None:
         """Nothing: a drafter is given what was chosen before it proposes."""
 
     def after(self, choice: Choice, token: int, left: int) -> Choice:

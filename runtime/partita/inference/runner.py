@@ -115,20 +115,26 @@ class Choice:
         self.tokens = tokens
         self._count = logits.shape[0]
         parts = [tokens, finite(ops, logits), *([] if drafts is None else [drafts])]
-        self._read = ops.fetch(ops.concat(parts, 0))
-        self._details: list[Callable[[], np.ndarray]] = []
+        self._ops, self._arrays = ops, [ops.concat(parts, 0)]
+        self._reads: list[Callable[[], np.ndarray]] = []
         if alternatives:
             p = ops.softmax(logits, -1)
             vocabulary = p.shape[-1]
             best, index = ops.topk(p, min(alternatives, vocabulary))
             places = ops.array(np.arange(self._count, dtype=np.int32) * vocabulary) + tokens
-            self._details = [ops.fetch(best), ops.fetch(index), ops.fetch(ops.take(p.reshape(-1), places, 0))]
+            self._arrays += [best, index, ops.take(p.reshape(-1), places, 0)]
+
+    def start(self) -> None:
+        """Have them computed and copied, without waiting."""
+        if not self._reads:
+            self._reads = [self._ops.fetch(array) for array in self._arrays]
 
     def read(self) -> Chosen:
         """Wait for them."""
-        found, n = self._read().tolist(), self._count
-        details = tuple(part() for part in self._details)
-        return Chosen(found[:n], [bool(each) for each in found[n : 2 * n]], found[2 * n :], details)
+        self.start()
+        ids, *details = (part() for part in self._reads)
+        found, n = ids.tolist(), self._count
+        return Chosen(found[:n], [bool(each) for each in found[n : 2 * n]], found[2 * n :], tuple(details))
 
 
 def choose(ops: Backend, logits: Array, sampler: Sampler, alternatives: int = 0) -> Choice:

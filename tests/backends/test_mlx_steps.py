@@ -1,0 +1,94 @@
+"""What a decode step on MLX launches and copies: structure, counted on a CPU as Metal would have it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import partita
+import partita_backends
+from partita.cache.kv_format import KVFormat
+from partita.cache.spec import CacheSpec, LayerSpec, Span
+from partita.cache.state import Cache
+from partita.model.config import RopeConfig
+from partita_apps.bench.launches import count
+from partita_backends import mlx as mlx_backend
+
+from ..conftest import LAYERS
+
+STEP = 48
+"""Launches of a step that no layer has: tokens, angles, masks, the head."""
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Llama packed in 4 bits."""
+    made = tmp_path_factory.mktemp("packed") / "model"
+    partita.convert(tiny_model, made, quantize="4:32")
+    return made
+
+
+@pytest.mark.parametrize(("kv", "context", "layer"), [("16", None, 12), ("16", 16, 13), ("k8v4", None, 27)])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_launches_of_a_step(folder: Path, kv: str, context: int | None, layer: int, batch: int) -> None:
+    """Each layer has one norm, product, rotation, write and attention; behind the anchor one write more."""
+    found = count(model=str(folder), prompt=24, batch=batch, dtype="float16", kv=kv, context=context)
+    assert sum(found.values()) <= LAYERS * layer + STEP
+    writes = sum(found.get(name, 0) for name in ("DynamicSliceUpdate", "ScatterAxis"))
+    if kv == "16":
+        assert found["scaled_dot_product_attention"] == LAYERS
+        assert writes == LAYERS + 1  # and the positions
+        assert found.get("AsType", 0) <= 4  # of positions: no layer has one
+    else:
+        assert writes == 4 * LAYERS + 1
+    assert found.get("Gather", 0) < 12  # a gather of a cache would be a copy
+
+
+def ring(tokens: int, kv: str) -> tuple[Any, Cache]:
+    """A cache of one layer with room for so many tokens, on MLX."""
+    ops: Any = partita_backends.load("mlx", device="cpu", dtype="float16")
+    layer = LayerSpec(2, 64, Span(None, 4), RopeConfig(10_000.0, 64), 0.125, None)
+    cache = Cache(ops, CacheSpec((layer,), KVFormat.parse(kv), None, 4, 64))
+    for _ in range(tokens // 64):
+        cache.advance(64)
+        cache.attend(0, ops.array(np.zeros((1, 64, 6, 64), np.float16)), 2)
+        mx.eval(*cache.arrays())
+    return ops, cache
+
+
+@pytest.mark.parametrize("kv", ["16", "k8v4"])
+def test_steps_write_into_the_cache_they_have(kv: str) -> None:
+    """A step that is built before the last one has been read, and started when it has been, copies no ring."""
+    ops, cache = ring(8000, kv)  # of 8,192: none of the steps below makes the ring longer
+    x = ops.array(np.ones((1, 1, 6, 64), np.float16))
+    mx.synchronize()
+    mx.reset_peak_memory()
+    held, waiting = mx.get_active_memory(), None
+    for _ in range(6):
+        cache.advance(1)
+        y = cache.attend(0, x, 2).swapaxes(1, 2)
+        x = mx.concatenate([y, y, y], 2)
+        if waiting is not None:
+            waiting()
+        waiting = ops.fetch(x)
+    mx.synchronize()
+    assert mx.get_peak_memory() - held < cache.nbytes / 4
+
+
+def test_metal_is_set_up_as_for_generation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights stay resident, freed memory is bounded, and work has a stream of its own."""
+    calls: list[tuple[str, Any]] = []
+    for name in ("set_wired_limit", "set_cache_limit", "set_default_stream"):
+        monkeypatch.setattr(mx, name, lambda value, name=name: calls.append((name, value)))
+    monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 12 * 2**30})
+    monkeypatch.setattr(mx, "new_stream", lambda device: ("stream", device))
+    mlx_backend._settle()
+    assert calls == [
+        ("set_wired_limit", 12 * 2**30),
+        ("set_cache_limit", mlx_backend.KEPT_BYTES),
+        ("set_default_stream", ("stream", mx.gpu)),
+    ]
