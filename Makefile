@@ -1,6 +1,6 @@
 # One place for every command: each target sets up what it needs, and a second run is fast.
 .DEFAULT_GOAL := help
-.PHONY: help setup chat test test-long test-cpus interop bench bench-charts example-shakespeare lint format docs clean
+.PHONY: help setup chat test test-long test-cpus interop bench bench-charts bench-gpu example-shakespeare lint format docs clean
 
 PYTHON_IN_VENV := .venv/bin/python
 export PYTHON PEERS
@@ -46,6 +46,9 @@ bench: setup     ## measure decode, prefill, cache and start-up on this machine
 
 bench-charts: setup ## draw the pictures of docs/benchmarks.md, a quarter of an hour; PEERS=… puts llama.cpp beside ours
 	@.ci/bench-charts $(PYTHON_IN_VENV)
+
+bench-gpu: setup ## on a GPU: its tests, then decode steps by context and format, and the peers that are there
+	@.ci/bench-gpu $(PYTHON_IN_VENV)
 
 example-shakespeare: setup ## fine-tune the default model on Shakespeare's plays, a quarter of an hour on one core; again: go on
 	@$(PYTHON_IN_VENV) examples/shakespeare/run.py

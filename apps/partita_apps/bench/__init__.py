@@ -245,3 +245,17 @@ def launches(model: str | None, as_json: bool, **options: Any) -> None:
     from .models import model_path
 
     finish(run(model=model_path(model), **options), as_json)
+
+
+@bench.command()
+@click.option("--contexts", type=Sizes(), default="128,2k,8k", show_default=True, help="Tokens held, by commas.")
+@click.option("--kv", default="16,k8v4", show_default=True, help="Formats of the cache, by commas.")
+@click.option("--ring", type=click.IntRange(64), default=1024, show_default=True, help="A ring that has begun to turn.")
+@click.option("--tokens", type=click.IntRange(2), default=32, show_default=True, help="Tokens to decode a run.")
+@measured
+def device(**options: Any) -> Rows:
+    """Decode steps of a device by context and format, compiled and not, and how much of its memory's speed they reach;
+    nothing is timed where its predictions are not those of a CPU."""
+    from .device import run
+
+    return run(**options)
