@@ -39,7 +39,9 @@ def ops(triton_device: str) -> Any:
     class Interpreted(TorchBackend):
         _gpu = cuda
 
-    return (Interpreted if triton_device == "cpu" else TorchBackend)(triton_device, "float32")
+    found = (Interpreted if triton_device == "cpu" else TorchBackend)(triton_device, "float32")
+    found._kernels = None
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,7 @@ class Life:
             self.mine.reserve(CHUNK, some)
             self.cache.advance(CHUNK, some)
             stacked.attend(self.cache, 0, *self.normal(CHUNK))
-        self.mine.hold([ops.array(x) for x in self.cache.arrays()])
+        self.mine.hold([ops.array(x.copy()) for x in self.cache.arrays()])
         self.step = self.normal(tokens)
         self.logits: np.ndarray | None = None
 

@@ -33,7 +33,18 @@ def compiled(request: pytest.FixtureRequest, triton_device: str, tmp_path_factor
 
 def test_kernels_fit_and_use_matrix_units(compiled: list[Any]) -> None:
     names = {kernel["name"] for kernel in compiled}
-    assert names == {"_decode", "_combine", "_turn", "_spread", "_store", "_row_product", "_tile_product", "_unpack"}
+    assert names == {
+        "_decode",
+        "_combine",
+        "_norm",
+        "_glu",
+        "_turn",
+        "_spread",
+        "_store",
+        "_row_product",
+        "_tile_product",
+        "_unpack",
+    }
     for kernel in compiled:
         assert kernel["bytes"] > 0
         assert kernel["shared"] <= SHARED, kernel

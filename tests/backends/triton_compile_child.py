@@ -18,7 +18,7 @@ from triton.runtime.jit import JITFunction
 
 from partita.backend import Rule, Sinks
 from partita.quantization import quantize_weight
-from partita_backends.torch import attention, triton_attention, triton_products, triton_write
+from partita_backends.torch import attention, triton_attention, triton_pointwise, triton_products, triton_write
 from partita_backends.torch.weights import from_numpy
 
 FOUND: list[dict[str, Any]] = []
@@ -78,6 +78,13 @@ def write(dtype: torch.dtype, key_bits: int, value_bits: int, d: int) -> None:
         triton_write.hadamard(x)
 
 
+def pointwise(dtype: torch.dtype, n: int) -> None:
+    x = torch.zeros(1, 1, 2 * n, dtype=dtype)
+    triton_pointwise.rms_norm(x[..., :n], x[0, 0, :n], 1e-5)
+    for activation in triton_pointwise.ACTIVATIONS:
+        triton_pointwise.glu(x[..., :n], x[..., n:], activation)
+
+
 def multiply(dtype: torch.dtype, bits: int, group: int) -> None:
     stack = quantize_weight(np.ones((2, 40, 1024), np.float32), bits, group).map(from_numpy)
     weight = stack.map(lambda part: part[0])
@@ -97,6 +104,8 @@ def main() -> None:
     write(torch.bfloat16, 8, 4, 64)
     write(torch.bfloat16, 4, 8, 96)
     write(torch.bfloat16, 8, 16, 128)
+    pointwise(torch.bfloat16, 576)
+    pointwise(torch.bfloat16, triton_pointwise.WIDEST)
     for case in ((4, 64), (8, 32), (6, 16)):
         multiply(torch.bfloat16, *case)
     multiply(torch.float32, 4, 32)

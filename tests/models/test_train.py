@@ -140,7 +140,7 @@ def test_a_loss_computes_with_the_instance_it_is_handed(
         "adapted_linear",
         "moe_linear",
         "rms_norm",
-        "rope",
+        "rotate",
         "glu",
         "attention",
         "checkpoint",

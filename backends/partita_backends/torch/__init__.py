@@ -9,10 +9,8 @@ and has not been measured.
 from __future__ import annotations
 
 import os
-import warnings
-from collections import defaultdict
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,11 +19,10 @@ import torch
 
 from partita import quantization, rings
 from partita.backend import Memory, Rule, Sinks
-from partita.errors import BackendUnavailable
 from partita.quantization import Packed, Stored
 
-from .. import DEVICES, NotBuilt, process_memory
-from . import attention, experts, graphs, group, pointwise, recorded, training, training_attention, weights
+from .. import process_memory
+from . import attention, experts, gpu, graphs, pointwise, recorded, training, training_attention, weights
 
 Tensor = torch.Tensor
 
@@ -38,10 +35,10 @@ class TorchBackend:
 
     def __init__(self, device: str | None = None, dtype: str = "auto", threads: int | None = None):
         if device is None:
-            device = _gpu() if torch.cuda.is_available() else "cpu"
+            device = gpu.name() if torch.cuda.is_available() else "cpu"
         torch.set_num_threads(threads or default_threads())
         if device != "cpu":
-            _open_gpu(device)
+            gpu.open_device(device)
         self.device = device
         default = "float32" if device == "cpu" else "bfloat16"
         self.dtype = default if dtype == "auto" else dtype
@@ -52,7 +49,7 @@ class TorchBackend:
         self._decode = getattr(torch, self.decode_dtype)
         self._kernels = weights.cpu_kernels() if device == "cpu" else None
         self._hadamard: dict[int, Tensor] = {}
-        self._pinned: defaultdict[Any, list[Tensor]] = defaultdict(list)
+        self._reader = gpu.Reader()
 
     @property
     def exact(self) -> TorchBackend:
@@ -88,20 +85,7 @@ class TorchBackend:
     def fetch(self, x: Tensor) -> Callable[[], np.ndarray]:
         if self.device == "cpu":
             return lambda: self.to_numpy(x)
-        spare = self._pinned[x.shape, x.dtype]  # pinning memory costs more than what is read: it is used again
-        host = spare.pop() if spare else torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
-        host.copy_(x, non_blocking=True)
-        done = torch.cuda.Event()
-        done.record()
-
-        @cache
-        def wait() -> np.ndarray:
-            done.synchronize()
-            found = host.numpy().copy()
-            spare.append(host)
-            return found
-
-        return wait
+        return self._reader.fetch(x)
 
     def sync(self) -> None:
         if self.device != "cpu":
@@ -187,6 +171,8 @@ class TorchBackend:
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         if self._kernels is not None and self._kernels.takes(x, x.numel() // x.shape[-1]):
             return self._kernels.rms_norm(x, weight, eps)
+        if self._gpu is not None and self._gpu.normalizes(x):
+            return self._gpu.rms_norm(x, weight, eps)
         return torch.nn.functional.rms_norm(x, weight.shape, weight, eps)
 
     def turns(self, cos: Tensor, sin: Tensor, heads: int, plain: int) -> pointwise.Turns:
@@ -198,6 +184,8 @@ class TorchBackend:
     def glu(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
         if self._kernels is not None and self._kernels.gates(gate):
             return self._kernels.glu(gate, up, activation)
+        if self._gpu is not None:
+            return self._gpu.glu(gate, up, activation)
         if activation == "silu":
             return torch.nn.functional.silu(gate) * up
         if activation == "swiglu_clamped":
@@ -391,31 +379,6 @@ class TorchTraining(TorchBackend):
 
 def _plus(y: Tensor, bias: Tensor | None) -> Tensor:
     return y if bias is None else y + bias.to(y.dtype)
-
-
-def _gpu() -> str:
-    return "rocm" if torch.version.hip else "cuda"
-
-
-def _open_gpu(device: str) -> None:
-    """Make this process's GPU the one that is used, and use it, so that what is missing shows now.
-
-    Raises NotBuilt, BackendUnavailable where there is no GPU, with torch's warning if it gave one, and what torch
-    raises for one that does not work.
-    """
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        available = torch.cuda.is_available()
-        if device != _gpu() or not (available or torch.version.cuda or torch.version.hip):
-            raise NotBuilt(f"this torch is built without {DEVICES[device]}")
-        if not available:
-            why = f" ({' '.join(str(said[-1].message).split())[:200]})" if said else ""
-            raise BackendUnavailable(f"torch finds no {DEVICES[device]} device{why}")
-        torch.cuda.set_device(group.local_device())
-        torch.ones(1, device="cuda").sum().item()  # a kernel, which an old GPU may lack
-        torch.cuda.mem_get_info()
-    for warning in said:  # it works all the same
-        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 def default_threads() -> int:

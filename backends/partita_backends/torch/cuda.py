@@ -1,5 +1,5 @@
 """What the Triton kernels do for torch on a GPU: packed weights and stacks of experts that stay as they are stored;
-rotations, writes into a cache and the attention of a few queries to it.
+norms, gates, rotations, writes into a cache, and the attention of a few queries to it.
 
 Importing this imports triton: `weights.gpu_kernels` does, where there is one.
 """
@@ -14,7 +14,7 @@ import torch
 from partita.brief import Brief
 from partita.quantization import Packed
 
-from . import triton_attention, triton_write
+from . import triton_attention, triton_pointwise, triton_write
 from . import triton_products as products
 from .dense_parts import GPU_DENSE_AT_ONCE, InParts, slices
 
@@ -23,6 +23,9 @@ Tensor = torch.Tensor
 FEW_ROWS = 32  # up to here a product waits for the weight to be read, and reads it packed
 FEW_QUERIES = 8  # of a row: a step, or a draft; for a prompt there are products of whole tiles
 fits = products.fits
+normalizes = triton_pointwise.normalizes
+rms_norm = triton_pointwise.rms_norm
+glu = triton_pointwise.glu
 rotate = triton_write.rotate
 hadamard = triton_write.hadamard
 store = triton_write.store

@@ -62,6 +62,9 @@ class AdaptedStack(Stack):
             outputs[update.output] = update(ops, outputs[update.output], h)
         return outputs
 
+    def joined(self, ops: Backend, x: Array) -> Array:
+        return ops.concat(self(ops, x), -1)
+
 
 @dataclass(frozen=True)
 class _Place:
