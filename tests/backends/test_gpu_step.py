@@ -74,7 +74,7 @@ def traced(model: Model) -> Traced:
     ],
 )
 def test_a_step_is_few_operations(make: Any, packed: bool, kv: str, context: int, most: int) -> None:
-    """30 layers of 13 operations, a layer's sinks put in their slots beyond the anchor, and what is once a step."""
+    """30 layers of 12 operations, a layer's sinks put in their slots beyond the anchor, and what is once a step."""
     found = traced(make(kv, context, 600, packed))
     assert found.logits.shape == (1, fake_gpu.CONFIG["vocab_size"])
     assert len(found.calls) <= most, found.names

@@ -20,7 +20,8 @@ Step = Callable[..., tuple[Tensor, ...]]
 def captured(function: Step) -> Step:
     """As `Backend.compile`: computed operation by operation when it is first called, captured when it is called again.
 
-    The first time kernels are compiled, and libraries take the memory that they work in.
+    The first time kernels are compiled, and libraries take the memory that they work in. Tokens are a copy then too:
+    Triton compiles for how its arguments are aligned, and nothing can be compiled in a capture.
     """
     computed: list[bool] = []
     made: list[Replayed] = []
@@ -28,7 +29,7 @@ def captured(function: Step) -> Step:
     def call(*given: Tensor) -> tuple[Tensor, ...]:
         if not computed:
             computed.append(True)
-            return _beside(function, *given)
+            return _beside(function, given[0].clone(), *given[1:])
         if not made:
             made.append(_capture(function, *given))
         return made[0](*given)
