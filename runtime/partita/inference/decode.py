@@ -102,6 +102,7 @@ def decode(
     else:
         steps = _DraftedSteps(runner, sampler, options.alternatives, drafter)
     choice, left = steps.choose(logits), options.max_tokens
+    choice.start()  # else the first token would be read behind the step that follows it
     while True:
         following = steps.built(choice) if left > 1 else None
         run = steps.read(choice, begun)
