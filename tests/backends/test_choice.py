@@ -151,6 +151,8 @@ def apple(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(mx, "set_default_device", lambda device: None)
     monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 8 * GIB})
     monkeypatch.setattr(mx, "get_active_memory", lambda: GIB)
+    for settle in ("set_wired_limit", "set_cache_limit", "set_default_stream", "new_stream"):
+        monkeypatch.setattr(mx, settle, lambda _: None)
     return monkeypatch
 
 
