@@ -87,8 +87,10 @@ class Backend(Protocol[A]):
     asynchronous: bool
     """Whether an operation returns before it has been computed, so that work can be launched ahead of a read."""
 
-    compiles: bool
-    """Whether `compile` gains anything on this device."""
+    @property
+    def compiles(self) -> bool:
+        """Whether `compile` gains anything on this device."""
+        ...
 
     @property
     def exact(self) -> Backend[A]:
