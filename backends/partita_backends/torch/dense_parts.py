@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
@@ -12,16 +13,17 @@ GPU_DENSE_AT_ONCE = 2**24
 """Numbers of a weight that are dense at once on a GPU: 32 MiB in 16 bits, enough rows to give all of it work."""
 
 
-class InParts:
+class InParts(ABC):
     """`multiply` and `multiply_back` of `weights.PackedWeight`, for weights that say what their parts are."""
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        raise NotImplementedError
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]: ...
 
+    @abstractmethod
     def parts(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         """All rows, some after the other, dense: where they stand, and the rows (n, in)."""
-        raise NotImplementedError
+        ...
 
     def multiply(self, x: Tensor) -> Tensor:
         y = None
