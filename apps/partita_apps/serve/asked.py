@@ -1,0 +1,156 @@
+"""What every dialect of the API boils a request down to, and what comes back of it. Data; no HTTP, no model.
+
+The way of a request: a dialect (`api/…`) reads its body into an `Ask`; `replies.reply` turns that into ids, has a loaded
+model compute, and yields what became certain: `Waiting` any number of times, `Started` once, `Delta`s, `Ended` once. The
+dialect writes these as its own JSON or stream. What cannot be done raises `Refused`, before `Started` wherever possible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from partita.text.reply.calls import ToolCall
+
+Message = Mapping[str, Any]
+Kind = Literal["invalid", "not_found", "context", "unauthorized", "forbidden", "too_large", "busy", "memory", "engine", "internal"]
+
+
+class Refused(Exception):
+    """Why a request is not done, in a line that a person can act on; each dialect words it in its own error format.
+
+    field: of the body, as the client wrote it. retry_after: seconds, for what is only busy now. needed, limit: tokens of the
+    prompt and of the context, of the kind "context", whose wording clients parse.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        kind: Kind = "invalid",
+        *,
+        field: str | None = None,
+        retry_after: int | None = None,
+        needed: int | None = None,
+        limit: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message, self.kind, self.field, self.retry_after = message, kind, field, retry_after
+        self.needed, self.limit = needed, limit
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function that the model may call. parameters: its arguments' JSON schema. namespace: of a tool that came inside
+    one, which its calls are given back with."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    strict: bool = False
+    namespace: str | None = None
+
+
+@dataclass(frozen=True)
+class ToolChoice:
+    """mode: "required" is at least one call, of `name` where that is given."""
+
+    mode: Literal["auto", "none", "required"] = "auto"
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Format:
+    """What the speech of a reply must be: any JSON object, or JSON of a schema."""
+
+    kind: Literal["json_object", "json_schema"]
+    schema: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One reply that is asked for. Exactly one of messages, text and ids is given.
+
+    model: a name of the registry, `model:adapter` with an adapter. messages: in the form that chat templates take (roles
+    system, user, assistant, tool; texts; `tool_calls` with arguments as objects; `reasoning_content`). text: completed as it
+    is; control tokens' literals are those tokens. ids: the same, as tokens. sampling: what the client gave, by fields of
+    `Sampling`, over what is usual for the model. max_tokens: None for as many as the context has room for. logprobs: how
+    many alternatives to report with each token, 0 for its own probability alone, None for nothing. variables: for the chat
+    template. thoughts: whether thoughts may be written at all, None: as the template does.
+    """
+
+    model: str
+    messages: Sequence[Message] | None = None
+    text: str | None = None
+    ids: Sequence[int] | None = None
+    sampling: Mapping[str, float | int | None] = field(default_factory=dict[str, Any])
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict[int, float])
+    tools: Sequence[Tool] = ()
+    tool_choice: ToolChoice = ToolChoice()
+    parallel_tool_calls: bool = True
+    format: Format | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True)
+class Logprob:
+    """A token that was chosen, as text and bytes, with its natural log probability; top: the most probable ones."""
+
+    token: int
+    text: str
+    bytes: bytes
+    logprob: float
+    top: tuple[Logprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A model is being loaded, a place in the queue is awaited, or the prompt is being read: a sign of life.
+
+    done, total: layers or tokens, where they are known.
+    """
+
+    what: Literal["loading", "queue", "prompt"]
+    done: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True)
+class Started:
+    """The prompt has been accepted. prompt_tokens: BOS included; cached_tokens: of them, not read again. ids: the prompt."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    ids: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What became certain of a reply: speech, a thought, or one whole tool call. tokens: those that this step brought,
+    in the first delta of a step."""
+
+    kind: Literal["speech", "thought", "tool_call"]
+    text: str = ""
+    call: ToolCall | None = None
+    logprobs: tuple[Logprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ended:
+    """stop: the stop string that ended it, if one did. Tokens: of the reply, without its stop token; of them thoughts'.
+
+    warnings: what was asked for and not done, a line each.
+    """
+
+    reason: Literal["stop", "length", "tool_calls"]
+    completion_tokens: int
+    thought_tokens: int = 0
+    stop: str | None = None
+    seconds: float = 0.0
+    warnings: tuple[str, ...] = ()
+
+
+Event = Waiting | Started | Delta | Ended

@@ -1,0 +1,107 @@
+"""What an engine is asked and what it answers: ids in, ids out. Plain data, for a wire or a queue; no array library.
+
+Invariants: an id names one request from its submission to its one `Finished` or `Failed`, and is not used again while the
+engine lives. Tokens of a request come in order. Everything here is bounded by `MAX_…` before the engine sees it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from ..inference.sampling import Sampling
+
+MAX_ALTERNATIVES = 20
+MAX_BIASES = 1024
+MAX_GRAMMAR = 64 << 10  # characters of a schema or a grammar
+
+
+class Constraint(msgspec.Struct, frozen=True):
+    """What a reply, or a part of it, must look like.
+
+    kind: what `grammar` is: a JSON schema, or a grammar in llguidance's Lark. triggers: literals (control tokens by their
+    own) behind which the constraint begins, each time one appears, while all else is free; none: it begins with the first
+    token, and the reply ends with it. thought: the literals around a thought that may stand in front, unconstrained.
+    thinking: whether the prompt has opened that thought already.
+    """
+
+    kind: Literal["json_schema", "lark"]
+    grammar: str
+    triggers: tuple[str, ...] = ()
+    thought: tuple[str, str] | None = None
+    thinking: bool = False
+
+
+class Request(msgspec.Struct, frozen=True, tag=True):
+    """One reply to compute. prompt: ids, at least one. stop_ids: each ends the reply, as its last token.
+
+    alternatives: how many of the most probable tokens to report with each one. logit_bias: added to logits, by token.
+    adapter: the name of a loaded one, "" for none. endless: go on when the context is full, forgetting the oldest tokens
+    behind the sinks; else the reply ends there with "length".
+    """
+
+    id: int
+    prompt: list[int]
+    max_tokens: int
+    sampling: Sampling = Sampling()
+    stop_ids: tuple[int, ...] = ()
+    alternatives: int = 0
+    logit_bias: dict[int, float] = {}
+    constraint: Constraint | None = None
+    adapter: str = ""
+    endless: bool = False
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """The request is of no use to anybody any more. It finishes with "cancelled", or had finished before."""
+
+    id: int
+
+
+class Progress(msgspec.Struct, frozen=True, tag=True):
+    """done of total tokens of the prompt are in the cache, of which the first `reused` were there before."""
+
+    id: int
+    done: int
+    total: int
+    reused: int
+
+
+class Token(msgspec.Struct, frozen=True, tag=True):
+    """One new token. probability, alternatives (token, probability): before any sampling rule, where asked for."""
+
+    id: int
+    token: int
+    probability: float | None = None
+    alternatives: tuple[tuple[int, float], ...] = ()
+
+
+class Warned(msgspec.Struct, frozen=True, tag=True):
+    """Something that was asked for is not done, in a line; the reply goes on (a tool's schema that cannot be enforced)."""
+
+    id: int
+    message: str
+
+
+class Finished(msgspec.Struct, frozen=True, tag=True):
+    """The end of a reply: a stop id (or the end of its constraint), its length or the context's, or a cancellation."""
+
+    id: int
+    reason: Literal["stop", "length", "cancelled"]
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The end of a request that cannot be done, in a line for a person.
+
+    kind: whose fault it is: "input" the request's (a grammar that does not compile, a prompt longer than the context),
+    "memory" it can never fit, "busy" the queue is full, "internal" the engine's. field: the setting, as in PartitaError.
+    """
+
+    id: int
+    message: str
+    kind: Literal["input", "memory", "busy", "internal"] = "internal"
+    field: str | None = None
+
+
+Event = Progress | Token | Warned | Finished | Failed
