@@ -14,7 +14,9 @@ from typing import Any, Literal
 from partita.text.reply.calls import ToolCall
 
 Message = Mapping[str, Any]
-Kind = Literal["invalid", "not_found", "context", "unauthorized", "forbidden", "too_large", "busy", "memory", "engine", "internal"]
+Kind = Literal[
+    "invalid", "not_found", "context", "unauthorized", "forbidden", "too_large", "busy", "memory", "engine", "internal"
+]
 
 
 class Refused(Exception):
