@@ -1,8 +1,9 @@
 """What every dialect of the API boils a request down to, and what comes back of it. Data; no HTTP, no model.
 
-The way of a request: a dialect (`api/…`) reads its body into an `Ask`; `replies.reply` turns that into ids, has a loaded
-model compute, and yields what became certain: `Waiting` any number of times, `Started` once, `Delta`s, `Ended` once. The
-dialect writes these as its own JSON or stream. What cannot be done raises `Refused`, before `Started` wherever possible.
+The way of a request: a dialect (`api/…`) reads its body into an `Ask`; `replies.reply` turns that into ids, has a
+loaded model compute, and yields what became certain: `Waiting` any number of times, `Started` once, `Delta`s, `Ended`
+once. The dialect writes these as its own JSON or stream. What cannot be done raises `Refused`, before `Started`
+wherever possible.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ Kind = Literal[
 class Refused(Exception):
     """Why a request is not done, in a line that a person can act on; each dialect words it in its own error format.
 
-    field: of the body, as the client wrote it. retry_after: seconds, for what is only busy now. needed, limit: tokens of the
-    prompt and of the context, of the kind "context", whose wording clients parse.
+    field: of the body, as the client wrote it. retry_after: seconds, for what is only busy now. needed, limit: tokens
+    of the prompt and of the context, of the kind "context", whose wording clients parse.
     """
 
     def __init__(
@@ -73,13 +74,12 @@ class Format:
 class Ask:
     """One reply that is asked for. Exactly one of messages, text and ids is given.
 
-    model: a name of the registry, `model:adapter` with an adapter. messages: in the form that chat templates take (roles
-    system, user, assistant, tool; texts; `tool_calls` with arguments as objects; `reasoning_content`). text: completed as it
-    is; control tokens' literals are those tokens. ids: the same, as tokens. sampling: what the client gave, by fields of
-    `Sampling`, over what is usual for the model. max_tokens: None for as many as the context has room for. logprobs: how
-    many alternatives to report with each token, 0 for its own probability alone, None for nothing. variables: for the chat
-    template. thoughts: whether thoughts may be written at all, None: as the template does.
-    """
+    model: a name of the registry, `model:adapter` with an adapter. messages: in the form that chat templates take
+    (roles system, user, assistant, tool; texts; `tool_calls` with arguments as objects; `reasoning_content`). text:
+    completed as it is; control tokens' literals are those tokens. ids: the same, as tokens. sampling: what the client
+    gave, by fields of `Sampling`, over what is usual for the model. max_tokens: None for as many as the context has
+    room for. logprobs: how many alternatives to report with each token, 0 for its own probability alone, None for
+    nothing. variables: for the chat template."""
 
     model: str
     messages: Sequence[Message] | None = None
@@ -122,7 +122,8 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Started:
-    """The prompt has been accepted. prompt_tokens: BOS included; cached_tokens: of them, not read again. ids: the prompt."""
+    """The prompt has been accepted. prompt_tokens: BOS included; cached_tokens: of them, not read again. ids: the
+    prompt."""
 
     prompt_tokens: int
     cached_tokens: int

@@ -1,7 +1,7 @@
 """What server and child say to each other: typed frames, a 4-byte length (big endian) and msgpack each.
 
-Not here: the sockets (`channel`). Invariant: both ends run the same version, said in the first frame of the child. A frame
-that cannot be read ends the connection, and with it the child.
+Not here: the sockets (`channel`). Invariant: both ends run the same version, said in the first frame of the child. A
+frame that cannot be read ends the connection, and with it the child.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ MAX_FRAME = 64 << 20  # bytes
 
 
 class Load(msgspec.Struct, frozen=True, tag=True):
-    """The first frame of the server: what to load. Fields as the options of `partita serve`; adapters: folders by name."""
+    """The first frame of the server: what to load. Fields as the options of `partita serve`; adapters: folders by
+    name."""
 
     model: str
     backend: str = "auto"
@@ -49,8 +50,9 @@ class Loading(msgspec.Struct, frozen=True, tag=True):
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True):
-    """The model computes. context: tokens of one row. note: what `auto` decided, in a line. bytes: of weights; row_bytes:
-    of one row whose context is full; free: memory left for rows."""
+    """The model computes. context: tokens of one row. note: what `auto` decided, in a line. bytes: of weights;
+    row_bytes:
+    of one row with a full context; free: memory left for rows."""
 
     backend: str
     device: str

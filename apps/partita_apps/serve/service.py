@@ -146,7 +146,7 @@ def service() -> Service:
     found: Service = Launchd() if sys.platform == "darwin" else Systemd()
     if sys.platform not in ("darwin", "linux") or shutil.which(found.manager) is None:
         raise BackendUnavailable(
-            "there is no service manager here that partita knows (launchd, systemd): have `partita serve` started at login"
+            "no service manager here that partita knows (launchd, systemd): have `partita serve` started at login"
         )
     return found
 

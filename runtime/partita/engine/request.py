@@ -1,7 +1,7 @@
 """What an engine is asked and what it answers: ids in, ids out. Plain data, for a wire or a queue; no array library.
 
-Invariants: an id names one request from its submission to its one `Finished` or `Failed`, and is not used again while the
-engine lives. Tokens of a request come in order. Everything here is bounded by `MAX_…` before the engine sees it.
+Invariants: an id names one request from its submission to its one `Finished` or `Failed`, and is not used again while
+the engine lives. Tokens of a request come in order. Everything here is bounded by `MAX_…` before the engine sees it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ MAX_GRAMMAR = 64 << 10  # characters of a schema or a grammar
 class Constraint(msgspec.Struct, frozen=True):
     """What a reply, or a part of it, must look like.
 
-    kind: what `grammar` is: a JSON schema, or a grammar in llguidance's Lark. triggers: literals (control tokens by their
-    own) behind which the constraint begins, each time one appears, while all else is free; none: it begins with the first
-    token, and the reply ends with it. thought: the literals around a thought that may stand in front, unconstrained.
-    thinking: whether the prompt has opened that thought already.
+    kind: what `grammar` is: a JSON schema, or a grammar in llguidance's Lark. triggers: literals (control tokens by
+    their own) behind which the constraint begins, each time one appears, while all else is free; none: it begins with
+    the first token, and the reply ends with it. thought: the literals around a thought that may stand in front,
+    unconstrained. thinking: whether the prompt has opened that thought already.
     """
 
     kind: Literal["json_schema", "lark"]
@@ -37,8 +37,8 @@ class Request(msgspec.Struct, frozen=True, tag=True):
     """One reply to compute. prompt: ids, at least one. stop_ids: each ends the reply, as its last token.
 
     alternatives: how many of the most probable tokens to report with each one. logit_bias: added to logits, by token.
-    adapter: the name of a loaded one, "" for none. endless: go on when the context is full, forgetting the oldest tokens
-    behind the sinks; else the reply ends there with "length".
+    adapter: the name of a loaded one, "" for none. endless: go on when the context is full, forgetting the oldest
+    tokens behind the sinks; else the reply ends there with "length".
     """
 
     id: int
@@ -78,7 +78,8 @@ class Token(msgspec.Struct, frozen=True, tag=True):
 
 
 class Warned(msgspec.Struct, frozen=True, tag=True):
-    """Something that was asked for is not done, in a line; the reply goes on (a tool's schema that cannot be enforced)."""
+    """Something that was asked for is not done, in a line; the reply goes on (a tool's schema that cannot be
+    enforced)."""
 
     id: int
     message: str
@@ -94,8 +95,9 @@ class Finished(msgspec.Struct, frozen=True, tag=True):
 class Failed(msgspec.Struct, frozen=True, tag=True):
     """The end of a request that cannot be done, in a line for a person.
 
-    kind: whose fault it is: "input" the request's (a grammar that does not compile, a prompt longer than the context),
-    "memory" it can never fit, "busy" the queue is full, "internal" the engine's. field: the setting, as in PartitaError.
+    kind: whose fault it is: "input" the request's (a grammar that does not compile, a prompt longer than the
+    context), "memory" it can never fit, "busy" the queue is full, "internal" the engine's. field: the setting, as in
+    PartitaError.
     """
 
     id: int
