@@ -37,6 +37,7 @@ from .sources.resolve import DEFAULT_MODEL, Progress, full_name, resolve
 from .text.chat_template import ChatTemplate, encode_chat
 from .text.load import load_tokenizer
 from .text.reply.parser import Part, ReplyFormat, ReplyParser, ToolCall
+from .text.reply.until_stop import UntilStop
 from .text.stop_strings import StopStrings
 from .text.tokenizer import Tokenizer
 
@@ -258,7 +259,7 @@ class Session:
         tokenizer = self.model.tokenizer
         options = DecodeOptions(max_tokens, tokenizer.stop_ids, alternatives)
         self.model.decoder.check(prompt)
-        parts = _Parts(reply or ReplyParser(ReplyFormat(), tokenizer, continues=continues), StopStrings(stop))
+        parts = UntilStop(reply or ReplyParser(ReplyFormat(), tokenizer, continues=continues), StopStrings(stop))
         tokens = self._decode(prompt, sampling or Sampling(), options, draft, on_progress)
         for count, generated in enumerate(tokens):
             if generated.id in tokenizer.stop_ids:
@@ -306,39 +307,6 @@ class Session:
     def _fed(self, ids: Sequence[int]) -> None:
         self.tokens.extend(ids)
         self._reuse.fed(self.cache, self.tokens)
-
-
-class _Parts:
-    """The parts of a reply, up to the first stop string in what is said."""
-
-    def __init__(self, reply: ReplyParser, stops: StopStrings):
-        self._reply, self._stops = reply, stops
-
-    @property
-    def stopped(self) -> bool:
-        """Whether a stop string was found."""
-        return self._stops.found
-
-    def push(self, token: int) -> list[Part]:
-        """What became certain with one more token."""
-        return self._until_stop(self._reply.push(token))
-
-    def finish(self) -> list[Part]:
-        """What was held back."""
-        found = self._until_stop(self._reply.finish())
-        held = self._stops.finish()
-        return [*found, Part("speech", held)] if held else found
-
-    def _until_stop(self, parts: Sequence[Part]) -> list[Part]:
-        found: list[Part] = []
-        for part in parts:
-            if self.stopped:
-                break
-            if part.kind == "speech":
-                found.append(Part("speech", self._stops.push(part.text)))
-            else:  # no stop string goes on behind it
-                found += [Part("speech", self._stops.finish()), part]
-        return [part for part in found if part.text or part.call is not None]
 
 
 def _pieces(parts: Sequence[Part], token: Generated | None, finish_reason: str | None) -> Iterator[Piece]:

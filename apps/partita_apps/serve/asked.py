@@ -79,7 +79,9 @@ class Ask:
     completed as it is; control tokens' literals are those tokens. ids: the same, as tokens. sampling: what the client
     gave, by fields of `Sampling`, over what is usual for the model. max_tokens: None for as many as the context has
     room for. logprobs: how many alternatives to report with each token, 0 for its own probability alone, None for
-    nothing. variables: for the chat template."""
+    nothing. parallel_tool_calls: whether there may be several calls, else the reply ends with the first. variables: for
+    the chat template.
+    """
 
     model: str
     messages: Sequence[Message] | None = None
@@ -123,7 +125,7 @@ class Waiting:
 @dataclass(frozen=True)
 class Started:
     """The prompt has been accepted. prompt_tokens: BOS included; cached_tokens: of them, not read again. ids: the
-    prompt."""
+    prompt's."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -132,8 +134,8 @@ class Started:
 
 @dataclass(frozen=True)
 class Delta:
-    """What became certain of a reply: speech, a thought, or one whole tool call. tokens: those that this step brought,
-    in the first delta of a step."""
+    """What became certain of a reply: speech, a thought, or one whole tool call. logprobs: of the tokens that it came
+    with."""
 
     kind: Literal["speech", "thought", "tool_call"]
     text: str = ""

@@ -15,7 +15,7 @@ MAX_LENGTH = 1024  # characters of one stop string
 
 
 class StopStrings:
-    """Feed text with `push`; what it returns is safe to show. `found` becomes True at the first stop string."""
+    """Feed text with `push`; what it returns is safe to show. `stop` is the first stop string, once it was found."""
 
     def __init__(self, stops: Sequence[str] = ()):
         if len(stops) > MAX_STOPS or any(not 0 < len(stop) <= MAX_LENGTH for stop in stops):
@@ -24,16 +24,20 @@ class StopStrings:
             )
         self._stops = tuple(stops)
         self._held: str = ""
-        self.found = False
+        self.stop: str | None = None
+
+    @property
+    def found(self) -> bool:
+        return self.stop is not None
 
     def push(self, text: str) -> str:
         if self.found:
             return ""
         text, self._held = self._held + text, ""
-        starts = [place for place in (text.find(stop) for stop in self._stops) if place >= 0]
-        if starts:
-            self.found = True
-            return text[: min(starts)]
+        places = [(place, stop) for stop in self._stops if (place := text.find(stop)) >= 0]
+        if places:
+            place, self.stop = min(places, key=lambda found: found[0])
+            return text[:place]
         keep = max((overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

@@ -39,9 +39,12 @@ class Transcript:
 
         Raises TemplateError where the template does not take these messages.
         """
-        parts = chat_parts(self._tokenizer, self._template, messages, **variables)
+        return self.encode_parts(chat_parts(self._tokenizer, self._template, messages, **variables))
+
+    def encode_parts(self, parts: Parts) -> list[int]:
+        """The same for a conversation that was rendered before, by `chat_parts`."""
         text, trust = _flat(parts)
-        known = min(_common(self._text, text), _common(self._trust, trust))
+        known = self._known(text, trust)
         while self._places[-1][0] > known:
             self._places.pop()
         characters, count = self._places[-1]
@@ -49,6 +52,22 @@ class Transcript:
         self._text, self._trust, self._ids = text, trust, self._ids[:count] + new
         self._places.append((len(text), len(self._ids)))
         return one_bos(self._tokenizer, list(self._ids))
+
+    def known(self, parts: Parts) -> int:
+        """How many characters at the beginning of a rendered conversation have been encoded here before."""
+        return self._known(*_flat(parts))
+
+    @property
+    def length(self) -> int:
+        """Characters of the conversation that is known."""
+        return len(self._text)
+
+    def copy(self) -> Transcript:
+        """One that knows the same and grows by itself."""
+        other = Transcript(self._tokenizer, self._template)
+        other._text, other._trust = self._text, self._trust
+        other._ids, other._places = list(self._ids), list(self._places)
+        return other
 
     def resume(self, ids: Sequence[int], messages: Sequence[Message], /, **variables: Any) -> None:
         """Know the ids that a cache holds, which was filled with these messages and perhaps some more.
@@ -65,6 +84,9 @@ class Transcript:
         Where its template leaves something out of it in later turns (a thought), known ids end there.
         """
         self._know(ids)
+
+    def _known(self, text: str, trust: str) -> int:
+        return min(_common(self._text, text), _common(self._trust, trust))
 
     def _know(self, ids: Sequence[int]) -> None:
         """These ids follow those that are known; they can be cut beside each control token."""
@@ -102,10 +124,15 @@ def _flat(parts: Parts) -> tuple[str, str]:
 
 
 def _common(a: str, b: str) -> int:
-    """Length of the common beginning."""
-    if b.startswith(a):
-        return len(a)
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    """Length of the common beginning; by halves, since comparing slices takes no step of ours for each character."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _after(parts: Parts, characters: int) -> Parts:
