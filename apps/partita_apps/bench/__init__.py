@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from ..options import model_options
-from .peers import NAMES
+from .peers import NAMES, SERVERS
 from .report import finish
 from .train_peers import NAMES as TRAINERS
 
@@ -226,6 +226,20 @@ def reuse(**options: Any) -> Rows:
 def train(**options: Any) -> Rows:
     """Tokens per second and memory of fine-tuning with adapters on all projections; each in a process of its own."""
     from .train import run
+
+    return run(**options)
+
+
+@bench.command()
+@against(SERVERS)
+@click.option("--clients", type=Sizes(), default="1,4,16", show_default=True, help="How many at once, by commas.")
+@click.option("--prompt", type=click.IntRange(8), default=64, show_default=True, help="Tokens of each one's prompt.")
+@click.option("--tokens", type=click.IntRange(8), default=64, show_default=True, help="Tokens of each reply.")
+@measured
+def serve(**options: Any) -> Rows:
+    """What `partita serve` gives its clients: tokens per second of several at once, the wait for the first token, the
+    steadiness of a reply while a long prompt arrives, memory; beside a peer's server."""
+    from .serve import run
 
     return run(**options)
 

@@ -17,6 +17,16 @@ NAMES = ("llama.cpp", "mlx-lm", "transformers")
 BATCHES = ("llama.cpp", "transformers")
 """Those whose program decodes several rows at once."""
 
+SERVING = {
+    "llama.cpp": (
+        *("-m", "llama_cpp.server", "--model", "{model}", "--port", "{port}", "--n_ctx", "{context}"),
+        *("--n_threads", "{threads}", "--n_threads_batch", "{threads}", "--model_alias", "model"),
+    ),
+    "mlx-lm": ("-m", "mlx_lm.server", "--model", "{model}", "--port", "{port}"),
+}
+"""How a peer's Python is told to serve; llama.cpp's answers one client after the other."""
+SERVERS = tuple(SERVING)
+
 PRELUDE = """
 import json, sys, time
 task = json.loads(sys.stdin.readline())

@@ -1,0 +1,194 @@
+"""What a server gives its clients: tokens/s of several at once, the wait for the first, the steadiness of a running
+reply while a long prompt arrives, and memory; beside a peer's server on the same weights, one after the other.
+
+Each server is a process of its own on a free port of the loopback, and ends with the measurement.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .children import prompts as prompt_ids
+from .children import threads_of
+from .clients import Load, at_once, complete
+from .peers import SERVING, model_for
+from .report import row
+
+MIB = 2**20
+LONG = 4000
+"""Tokens of the prompt that arrives while a reply is being written."""
+WAIT = 300.0
+"""Seconds that a server has to start."""
+
+
+Figures = dict[tuple[str, str], float]
+"""By what was measured, and its unit."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """One that answers. model: its name there."""
+
+    port: int
+    model: str
+    process: subprocess.Popen[bytes]
+
+    def resident(self) -> int:
+        """Bytes that it and its child processes hold, shared pages counted once where the system says so."""
+        import psutil
+
+        own = psutil.Process(self.process.pid)
+        found = 0
+        for each in [own, *own.children(recursive=True)]:
+            memory = each.memory_full_info()
+            found += getattr(memory, "pss", memory.rss)
+        return found
+
+
+def run(
+    *,
+    model: Path,
+    runs: int,
+    clients: Sequence[int],
+    prompt: int,
+    tokens: int,
+    against: str | None,
+    peer_python: str | None,
+    threads: int | None,
+    **sides: Any,
+) -> list[dict[str, Any]]:
+    """clients: how many at once. prompt, tokens: of each."""
+    count, context = threads or 1, LONG + 2 * (prompt + tokens) + 64
+    texts = _texts(model, prompt, max(clients))
+    options = [f"--{name}={value}" for name, value in sides.items() if value not in (None, "auto")]
+    own = [sys.executable, "-m", "partita_apps.cli", "serve", str(model), "--port={port}", f"--threads={count}"]
+    ours = _figures([*own, f"--context={context}", *options], model, texts, clients, tokens, runs, disturbed=True)
+    theirs: Figures = {}
+    if against is not None:
+        with model_for(against, model) as given:
+            command = [peer_python or sys.executable, *SERVING[against]]
+            filled = [word.replace("{model}", str(given)) for word in command]
+            filled = [word.replace("{threads}", str(count)).replace("{context}", str(context)) for word in filled]
+            theirs = _figures(filled, given, texts, clients, tokens, runs, disturbed=False)
+    about = f"{threads_of(threads)}{f' / {against}' if against else ''}"
+    return [row(f"{name}, {about}", value, theirs.get((name, unit)), unit) for (name, unit), value in ours.items()]
+
+
+def _figures(
+    command: Sequence[str],
+    model: Path,
+    texts: Sequence[str],
+    clients: Sequence[int],
+    tokens: int,
+    runs: int,
+    disturbed: bool,
+) -> Figures:
+    """By name and unit. disturbed: also of a reply while a long prompt arrives."""
+    found: Figures = {}
+    with serving(command) as server:
+        at_once(server.port, server.model, texts[:1], 2)  # loads the model
+        for count in clients:
+            loads = [at_once(server.port, server.model, texts[:count], tokens) for _ in range(runs)]
+            name = f"{count} client{'s' * (count > 1)}"
+            found[name, "tokens/s"] = statistics.median(load.rate for load in loads)
+            found[name, "s to the first token"] = statistics.median(load.first for load in loads)
+        if disturbed:
+            found |= _disturbed(server, model, texts[0], tokens)
+        found["the server after it", "MiB"] = server.resident() / MIB
+    return found
+
+
+def _disturbed(server: Server, model: Path, text: str, tokens: int) -> Figures:
+    """Times between the tokens of a running reply, before and while a long prompt is read."""
+    quiet = complete(server.port, server.model, text, tokens)
+    arriving = " ".join(_texts(model, LONG, 1))
+    found: list[Load] = []
+
+    def other() -> None:
+        time.sleep(3 * statistics.median(quiet.gaps))
+        found.append(at_once(server.port, server.model, [f"Another text: {arriving}"], 2))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    busy = complete(server.port, server.model, text, max(tokens, 256))
+    thread.join()
+    (load,) = found
+    begun, ended = load.replies[0].begun, load.replies[0].times[0]
+    gaps = [after - before for before, after in zip(busy.times, busy.times[1:], strict=False) if begun < after < ended]
+    name = "between tokens"
+    return {
+        (name, "ms"): 1e3 * statistics.median(quiet.gaps),
+        (f"{name} while {LONG} tokens arrive", "ms"): 1e3 * statistics.median(gaps),
+        (f"{name} while {LONG} tokens arrive, at most", "ms"): 1e3 * max(gaps),
+    }
+
+
+@contextmanager
+def serving(command: Sequence[str]) -> Iterator[Server]:
+    """A server's process, `{port}` in its command replaced by a free one; it ends with the block."""
+    from partita.errors import BackendUnavailable
+
+    port = _free_port()
+    with tempfile.TemporaryFile() as log:
+        words = [word.replace("{port}", str(port)) for word in command]
+        process = subprocess.Popen(words, stdout=log, stderr=log, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+        try:
+            model = _answered(port, process)
+            if model is None:
+                log.seek(0)
+                said = log.read().decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
+                raise BackendUnavailable(f"{' '.join(words[1:3])} does not serve: {said[-1]} (see --peer-python)")
+            yield Server(port, model, process)
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _answered(port: int, process: subprocess.Popen[bytes]) -> str | None:
+    """The name of the model that a server lists, None where it ended or did not answer in time."""
+    import http.client
+    import json
+
+    until = time.monotonic() + WAIT
+    while time.monotonic() < until and process.poll() is None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        try:
+            connection.request("GET", "/v1/models")
+            listed = json.loads(connection.getresponse().read())["data"]
+            return str(listed[0]["id"])
+        except (OSError, http.client.HTTPException, ValueError, KeyError, IndexError):
+            time.sleep(0.1)
+        finally:
+            connection.close()
+    return None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _texts(model: Path, length: int, count: int) -> list[str]:
+    """Prompts of about `length` tokens, each beginning elsewhere in a text, so that no two begin alike."""
+    from partita.checkpoint.open import open_checkpoint
+    from partita.text.load import load_tokenizer
+
+    tokenizer = load_tokenizer(open_checkpoint(model))
+    return [tokenizer.decode(ids) for ids in prompt_ids(model, length, count)]
