@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from partita.inference.sampling import Sampling
 from partita.text.reply.calls import ToolCall
 
 Message = Mapping[str, Any]
@@ -124,12 +125,14 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Started:
-    """The prompt has been accepted. prompt_tokens: BOS included; cached_tokens: of them, not read again. ids: the
-    prompt's."""
+    """The prompt has been accepted. prompt_tokens: BOS included; cached_tokens: of them, not read again. ids: its own.
+    sampling: what is asked, over what is usual for the model.
+    """
 
     prompt_tokens: int
     cached_tokens: int
     ids: Sequence[int] = ()
+    sampling: Sampling = field(default_factory=Sampling)
 
 
 @dataclass(frozen=True)
