@@ -1,0 +1,283 @@
+"""One reply, from what was asked to what is said: names to models, messages to ids, tokens to text. Knows no HTTP.
+
+Invariants: nothing is cut silently, a prompt that the context does not hold is refused with both numbers. Closing the
+iterator, at a stop string or because nobody listens any more, closes the worker's at once.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from partita.engine import request as engine
+from partita.errors import DataError, PartitaError, TemplateError
+from partita.inference.sampling import Sampling
+from partita.text.reply.formats import ReplyFormat
+from partita.text.reply.parser import ReplyParser
+from partita.text.reply.until_stop import UntilStop
+from partita.text.stop_strings import StopStrings
+
+from ..conversation.settings import Settings
+from . import frames
+from .asked import Ask, Delta, Ended, Event, Logprob, Refused, Started, Waiting
+from .model_text import ModelText, Prompt
+from .turns import merged, normalized
+
+BUSY_SECONDS = 2
+"""After which a client that found the queue full may ask again."""
+_LEAST = -9999.0  # the log probability of what is impossible, as OpenAI writes it
+
+
+class Worker(Protocol):
+    """A loaded model that computes."""
+
+    @property
+    def facts(self) -> frames.Loaded: ...
+
+    def events(self, request: engine.Request) -> AsyncGenerator[engine.Event, None]:
+        """What becomes of a request, whose id is given to it here. Closing the iterator cancels it."""
+        ...
+
+
+class Model(Protocol):
+    """A loaded model. adapter: by its name in the worker, "" for none."""
+
+    @property
+    def text(self) -> ModelText: ...
+    @property
+    def worker(self) -> Worker: ...
+    @property
+    def adapter(self) -> str: ...
+
+
+class Models(Protocol):
+    """What replies need of the registry."""
+
+    def use(self, name: str) -> AbstractAsyncContextManager[Model]:
+        """The model of a name, loaded where it was not, and kept as long as it is used. Raises Refused."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """request: for the worker. form, tools: how the reply to it is read."""
+
+    request: engine.Request
+    prompt: Prompt
+    form: ReplyFormat
+    tools: Sequence[Any] | None = None
+
+
+async def reply(models: Models, ask: Ask) -> AsyncGenerator[Event, None]:
+    """What becomes of an `Ask`, as it becomes certain. To be closed by who stops listening (`contextlib.aclosing`).
+
+    Raises Refused for what cannot be done.
+    """
+    yield Waiting("loading")
+    async with models.use(ask.model) as model:
+        prepared = await prepare(model, ask)
+        yield Waiting("queue")
+        reading = Reading(model.text, ask, prepared)
+        try:
+            async with aclosing(model.worker.events(prepared.request)) as events:
+                async for event in _read(events, reading, prepared):
+                    yield event
+        finally:
+            model.text.add_reply(prepared.prompt, reading.ids)
+
+
+async def prepare(model: Model, ask: Ask) -> Prepared:
+    """The request to the engine that an `Ask` comes to, without an id. Raises Refused."""
+    text = model.text
+    try:
+        StopStrings(ask.stop)
+        sampling = sampled(ask, text)
+        prompt, tools = await encoded(text, ask)
+    except TemplateError as error:
+        raise Refused(str(error), field="messages") from error
+    except DataError as error:
+        raise Refused(str(error), field=error.field) from error
+    except PartitaError as error:
+        raise Refused(str(error)) from error
+    check_ids(prompt.ids, text)
+    check_ids(ask.logit_bias, text, "logit_bias")
+    request = engine.Request(
+        id=0,
+        prompt=prompt.ids,
+        max_tokens=_room(prompt.ids, ask, text),
+        sampling=sampling,
+        stop_ids=tuple(sorted(text.tokenizer.stop_ids)),
+        alternatives=0 if ask.logprobs is None else max(ask.logprobs, 1),
+        logit_bias=dict(ask.logit_bias),
+        adapter=model.adapter,
+        endless=text.endless,
+    )
+    return Prepared(request, prompt, text.reply_format if ask.messages is not None else ReplyFormat(), tools)
+
+
+async def encoded(text: ModelText, ask: Ask) -> tuple[Prompt, Sequence[Any] | None]:
+    """Ids of what is asked, and the tools that the template was given. Raises PartitaError."""
+    if ask.ids is not None:
+        return Prompt(list(ask.ids)), None
+    if ask.text is not None:
+        return await text.complete(ask.text), None
+    messages, tools = normalized(ask.messages or (), text), None
+    variables = {**ask.variables} if tools is None else {**ask.variables, "tools": tools}
+    try:
+        return await text.encode(messages, variables), tools
+    except TemplateError:
+        joined = merged(messages)
+        if len(joined) == len(messages):
+            raise
+        return await text.encode(joined, variables), tools
+
+
+def sampled(ask: Ask, text: ModelText) -> Sampling:
+    """What is asked over what is usual for the model. Raises DataError for values that make no sense."""
+    given = {name: value for name, value in ask.sampling.items() if value is not None}
+    return Settings.over(text.usual, given).sampling
+
+
+def check_ids(ids: Sequence[int] | Any, text: ModelText, field: str = "prompt") -> None:
+    """Refuse tokens that the model has not."""
+    wrong = next((token for token in ids if not 0 <= token < text.rows), None)
+    if wrong is not None:
+        raise Refused(f"`{field}`: there is no token {wrong}; the model's are from 0 to {text.rows - 1}", field=field)
+
+
+def _room(ids: Sequence[int], ask: Ask, text: ModelText) -> int:
+    """How many tokens a reply may have. Raises Refused for a prompt that leaves no room, or is none."""
+    if not ids:
+        raise Refused("the prompt is empty: give at least one token", field="prompt")
+    if ask.max_tokens is not None and ask.max_tokens < 1:
+        raise Refused(f"`max_tokens` must be >= 1, got {ask.max_tokens}", field="max_tokens")
+    room = text.context if text.endless else text.context - len(ids)
+    if room < 1:
+        needed = max(len(ids), text.context + 1)  # one token of a reply at least
+        message = f"the prompt has {len(ids)} tokens, and the context of {text.name} holds {text.context}"
+        raise Refused(message, "context", field="messages", needed=needed, limit=text.context)
+    return room if ask.max_tokens is None else min(ask.max_tokens, room)
+
+
+async def _read(
+    events: AsyncIterator[engine.Event], reading: Reading, prepared: Prepared
+) -> AsyncGenerator[Event, None]:
+    """The engine's events of one request as ours."""
+    begun, started = time.monotonic(), False
+    warnings: list[str] = []
+    reason: str | None = None
+    async for event in events:
+        if isinstance(event, engine.Failed):
+            raise failed(event)
+        if isinstance(event, engine.Warned):
+            warnings.append(event.message)
+            continue
+        if not started:
+            started = True
+            reused = event.reused if isinstance(event, engine.Progress) else 0
+            yield Started(len(prepared.prompt.ids), reused, prepared.prompt.ids)
+        if isinstance(event, engine.Progress):
+            yield Waiting("prompt", event.done, event.total)
+        elif isinstance(event, engine.Token):
+            for delta in reading.push(event):
+                yield delta
+        else:
+            reason = event.reason
+        if reading.over or reason is not None:
+            break
+    if not reading.over and reason not in ("stop", "length"):
+        raise Refused("the reply was ended before its end: the server stops", "engine")
+    for delta in reading.finish():
+        yield delta
+    yield reading.ended(reason, time.monotonic() - begun, tuple(warnings))
+
+
+class Reading:
+    """Tokens of one reply on their way to text. ids: those that came, without the one that ended it."""
+
+    def __init__(self, text: ModelText, ask: Ask, prepared: Prepared) -> None:
+        raw = ask.messages is None
+        before = sum(len(message.get("tool_calls") or ()) for message in ask.messages or ())
+        parser = ReplyParser(
+            prepared.form,
+            text.tokenizer,
+            () if raw else prepared.prompt.ids,
+            tools=prepared.tools,
+            calls=before,
+            continues=raw,
+        )
+        self._parts = UntilStop(parser, StopStrings(ask.stop))
+        self._text, self._ask = text, ask
+        self._callable = bool(ask.tools) and ask.tool_choice.mode != "none"
+        self._pending: list[Logprob] = []
+        self._unsaid = 0  # tokens since the last part
+        self._thought_tokens, self._calls = 0, 0
+        self.ids: list[int] = []
+
+    @property
+    def over(self) -> bool:
+        """Whether the reply ends here, whatever the engine still computes."""
+        return self._parts.stopped or (self._calls > 0 and not self._ask.parallel_tool_calls)
+
+    def push(self, event: engine.Token) -> list[Delta]:
+        """What became certain with a token."""
+        if event.token in self._text.tokenizer.stop_ids:
+            return []
+        self.ids.append(event.token)
+        self._unsaid += 1
+        if self._ask.logprobs is not None:
+            self._pending.append(logprob(self._text, event, self._ask.logprobs))
+        return self._deltas(self._parts.push(event.token))
+
+    def finish(self) -> list[Delta]:
+        """What was held back, where the reply goes no further."""
+        found = self._deltas(self._parts.finish())
+        if self._pending and not self.over:  # of tokens that added no text
+            found.append(Delta("speech", logprobs=tuple(self._pending)))
+        return found
+
+    def ended(self, reason: str | None, seconds: float, warnings: tuple[str, ...]) -> Ended:
+        ends = "length" if reason == "length" and not self.over else "tool_calls" if self._calls else "stop"
+        return Ended(ends, len(self.ids), self._thought_tokens, self._parts.stop, seconds, warnings)
+
+    def _deltas(self, parts: Sequence[Any]) -> list[Delta]:
+        found: list[Delta] = []
+        for part in parts:
+            if self.over and self._calls and not self._ask.parallel_tool_calls:
+                break
+            if part.kind == "thought":
+                self._thought_tokens += self._unsaid
+            self._unsaid = 0
+            logprobs, self._pending = tuple(self._pending), []
+            if part.call is None:
+                found.append(Delta(part.kind, part.text, logprobs=logprobs))
+            elif part.call.error is not None or not self._callable:  # what nobody can do stays visible
+                found.append(Delta("speech", part.call.written, logprobs=logprobs))
+            else:
+                self._calls += 1
+                found.append(Delta("tool_call", call=part.call, logprobs=logprobs))
+        return found
+
+
+def logprob(text: ModelText, event: engine.Token, count: int) -> Logprob:
+    """A token with its log probability and those of the `count` most probable ones."""
+    top = tuple(_logprob(text, token, probability) for token, probability in event.alternatives[:count])
+    return replace(_logprob(text, event.token, event.probability or 0.0), top=top)
+
+
+def _logprob(text: ModelText, token: int, probability: float) -> Logprob:
+    data = text.tokenizer.token_bytes(token)
+    value = math.log(probability) if probability > 0 else _LEAST
+    return Logprob(token, data.decode("utf-8", "replace"), data, min(value, 0.0))
+
+
+def failed(event: engine.Failed) -> Refused:
+    """What the engine says of a request that it does not do."""
+    if event.kind == "busy":
+        return Refused(event.message, "busy", retry_after=BUSY_SECONDS)
+    kinds = {"input": "invalid", "memory": "memory", "internal": "engine"}
+    return Refused(event.message, kinds[event.kind], field=event.field)  # pyright: ignore[reportArgumentType]
