@@ -67,10 +67,11 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
 
 
 class NotLoaded(msgspec.Struct, frozen=True, tag=True):
-    """It cannot be loaded, in a line; the child exits."""
+    """It cannot be loaded, in a line; the child exits. memory: it may be once there is more room."""
 
     message: str
     field: str | None = None
+    memory: bool = False
 
 
 class Events(msgspec.Struct, frozen=True, tag=True):

@@ -1,0 +1,167 @@
+"""The process that computes one model for the server: `python -m partita_apps.serve.child`, started by `channel`.
+
+Ids in, ids out; everything else of a request is the server's business. Invariants: the process ends with the server,
+however that ends; an exception's words stay in the log of this process, and the server hears one line.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from queue import Empty, SimpleQueue
+from types import FrameType
+from typing import Protocol
+
+import psutil
+
+from partita.engine.request import Event, Failed, Request
+from partita.errors import MemoryBudgetError, PartitaError
+
+from .channel import Closed, Line
+from .frames import VERSION, Beat, Cancel, Down, Events, Hello, Load, Loaded, Loading, NotLoaded, Stop
+
+IDLE = 1.0  # seconds between two beats without work
+_log = logging.getLogger("partita.child")
+
+
+class Steps(Protocol):
+    """What is used of an engine."""
+
+    @property
+    def idle(self) -> bool: ...
+    @property
+    def step_seconds(self) -> float: ...
+    def submit(self, request: Request) -> None: ...
+    def cancel(self, id: int) -> None: ...
+    def step(self) -> list[Event]: ...
+    def statistics(self) -> Mapping[str, int]:
+        """The fields of `Beat` that are not this process's."""
+        ...
+
+
+Open = Callable[[Load, Callable[[int, int], None]], tuple[Steps, Loaded]]
+"""From what to load and who hears of each layer to an engine and what the server is told of it."""
+
+
+def main(open_engine: Open, arguments: list[str] | None = None) -> None:
+    """Compute for the server until it has had enough; then the process ends. Does not return."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format=f"model process {os.getpid()}: %(message)s")
+    try:
+        line = Line.of(sys.argv[1:] if arguments is None else arguments)
+        inbox = _Inbox(line)
+        line.send(Hello(VERSION, os.getpid()))
+        engine = _loaded(line, inbox, open_engine)
+        if engine is not None:
+            _run(line, inbox, engine)
+        status = 0
+    except Closed as error:
+        print(error, file=sys.stderr)
+        status = 2
+    except BaseException:
+        _log.exception("it failed")
+        status = 1
+    sys.stderr.flush()
+    os._exit(status)  # a library's threads keep nothing alive
+
+
+class _Inbox:
+    """What the server says, read by a thread of its own: the process ends with the server, whatever is computed."""
+
+    def __init__(self, line: Line):
+        self._frames: SimpleQueue[Down] = SimpleQueue()
+        self._stopping = False
+        self._line = line
+        if hasattr(signal, "SIGHUP"):
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server decides
+        signal.signal(signal.SIGTERM, self._terminated)
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def get(self, wait: float) -> Down | None:
+        """The next frame, None where none comes within some seconds."""
+        try:
+            return self._frames.get(timeout=wait) if wait else self._frames.get_nowait()
+        except Empty:
+            return None
+
+    def _read(self) -> None:
+        try:
+            while True:
+                self._frames.put(self._line.receive())
+        except Closed:
+            os._exit(0)
+
+    def _terminated(self, signal: int, frame: FrameType | None) -> None:
+        """A service manager ends all processes of a service at once: the first time, requests are finished."""
+        if self._stopping:
+            os._exit(0)
+        self._stopping = True
+        self._frames.put(Stop())
+
+
+def _loaded(line: Line, inbox: _Inbox, open_engine: Open) -> Steps | None:
+    """The engine that the server asks for first; None where it cannot be, which the server then knows."""
+    load = None
+    while load is None:
+        load = inbox.get(IDLE)
+    if not isinstance(load, Load):
+        return None
+    try:
+        engine, facts = open_engine(load, lambda done, total: line.send(Loading(done, total)))
+    except PartitaError as error:
+        line.send(NotLoaded(str(error), error.field, isinstance(error, MemoryBudgetError)))
+        return None
+    except Closed:
+        raise
+    except Exception as error:
+        _log.exception("the model cannot be loaded")
+        memory = isinstance(error, MemoryError)
+        line.send(NotLoaded(f"the model cannot be loaded ({type(error).__name__}; the log says more)", memory=memory))
+        return None
+    line.send(facts)
+    return engine
+
+
+def _run(line: Line, inbox: _Inbox, engine: Steps) -> None:
+    """Steps until the server says Stop and everything is finished. What a step raises ends the process."""
+    own, stopping = psutil.Process(), False
+    while True:
+        refused: list[Event] = []
+        wait = IDLE if engine.idle and not stopping else 0.0
+        while (frame := inbox.get(wait)) is not None:
+            wait = 0.0
+            match frame:
+                case Request():
+                    refused += _submitted(engine, frame, stopping)
+                case Cancel(id):
+                    engine.cancel(id)
+                case Stop():
+                    stopping = True
+                case Load():
+                    raise Closed("a second model")
+        if engine.idle and stopping:
+            if refused:
+                line.send(Events(refused))
+            return
+        events = refused + ([] if engine.idle else engine.step())
+        beat = Beat(step_seconds=engine.step_seconds, memory=own.memory_info().rss, **engine.statistics())
+        line.send(*([Events(events)] if events else []), beat)
+
+
+def _submitted(engine: Steps, request: Request, stopping: bool) -> list[Event]:
+    """Nothing, or why the request is not done."""
+    if stopping:
+        return [Failed(request.id, "the model is being unloaded", "busy")]
+    try:
+        engine.submit(request)
+    except PartitaError as error:
+        kind = "memory" if isinstance(error, MemoryBudgetError) else "input"
+        return [Failed(request.id, str(error), kind, error.field)]
+    except Exception as error:
+        _log.exception("a request was not taken")
+        return [Failed(request.id, f"the engine did not take the request ({type(error).__name__})")]
+    return []

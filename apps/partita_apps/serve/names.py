@@ -1,0 +1,124 @@
+"""The names of models that requests may use: those that the server was started with, and those on this machine.
+
+Not here: loading. Invariant: a request's name is compared with names, and never opened as a path.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from partita.errors import DataError, SourceError
+from partita.printable import printable
+from partita.sources.resolve import list_models, resolve
+from partita.sources.short_names import find_short, short_name
+from partita.sources.store import Progress, StoredModel
+
+from .asked import Refused
+
+FRESH = 2.0
+"""Seconds until what is on this machine is looked up again."""
+_SHOWN = 8  # names in a message
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model that the server knows. path: its folder or file. bytes: on disk. adapters: folders by name. pinned: it is
+    loaded at the start and never unloaded. endless: as in `ModelText`."""
+
+    name: str
+    path: Path
+    bytes: int
+    adapters: Mapping[str, str] = field(default_factory=dict[str, str])
+    pinned: bool = False
+    endless: bool = False
+
+
+def entry(
+    source: str | None,
+    *,
+    adapters: Mapping[str, str] | None = None,
+    pinned: bool = False,
+    endless: bool = False,
+    progress: Progress | None = None,
+) -> Entry:
+    """Of a MODEL as people write it (None: the default one), which is fetched where it is not here.
+
+    Its name is the short one that `partita models list` shows, else the full one; of a path, the last part. Raises
+    SourceError.
+    """
+    path, stored = resolve(source, progress=progress), list_models()
+    own = next((model for model in stored if model.path == path), None)
+    if own is not None:
+        name = short_name(own, stored) or own.name
+    else:
+        name = path.stem if path.is_file() else path.resolve().name
+    return Entry(name, path.absolute(), _bytes(path), dict(adapters or {}), pinned, endless)
+
+
+class Names:
+    """entries: what the server was started with, the first one for requests that name none. stored: lists what is on
+    this machine besides; None where nothing else may be asked for. Raises DataError where two entries have one name."""
+
+    def __init__(
+        self, entries: Sequence[Entry], stored: Callable[[], Sequence[StoredModel]] | None = list_models
+    ) -> None:
+        self._entries = {each.name: each for each in entries}
+        if len(self._entries) < len(entries):
+            twice = next(a.name for i, a in enumerate(entries) if a.name in {b.name for b in entries[:i]})
+            raise DataError(f"two models are called {twice}: rename the folder of one of them")
+        self._stored, self._looked, self._found = stored, -FRESH, list[StoredModel]()
+
+    def entries(self) -> list[Entry]:
+        """All models, those of the server first."""
+        own = list(self._entries.values())
+        paths, names = {each.path for each in own}, {each.name for each in own}
+        stored = self._on_machine()
+        found = (
+            Entry(short_name(model, stored) or model.name, model.path, model.bytes)
+            for model in stored
+            if model.path not in paths
+        )
+        return own + [each for each in found if each.name not in names]
+
+    def __iter__(self) -> Iterator[tuple[str, Entry, str]]:
+        """(name, model, adapter): each model, and behind it itself with each of its adapters."""
+        for each in self.entries():
+            yield each.name, each, ""
+            for adapter in each.adapters:
+                yield f"{each.name}:{adapter}", each, adapter
+
+    def find(self, name: str) -> tuple[Entry, str]:
+        """The model and the adapter that a name stands for; the server's first model for "". Raises Refused."""
+        for known, each, adapter in self:
+            if name in (known, ""):
+                return each, adapter
+        base, colon, adapter = name.rpartition(":")
+        if colon and (found := self._short(base)) is not None and adapter in found.adapters:
+            return found, adapter
+        if (found := self._short(name)) is not None:
+            return found, ""
+        known = [known for known, _, _ in self]
+        shown = ", ".join(known[:_SHOWN]) + (f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else "")
+        raise Refused(printable(f"unknown model {name!r}; expected one of {shown}"), "not_found", field="model")
+
+    def _short(self, name: str) -> Entry | None:
+        """The model on this machine that a name is short for, or is the full one of."""
+        try:
+            model = find_short(name, self._on_machine())
+        except SourceError as error:
+            raise Refused(str(error), "not_found", field="model") from None
+        return None if model is None else next((each for each in self.entries() if each.path == model.path), None)
+
+    def _on_machine(self) -> list[StoredModel]:
+        if self._stored is not None and time.monotonic() - self._looked > FRESH:
+            self._found, self._looked = list(self._stored()), time.monotonic()
+        return self._found
+
+
+def _bytes(path: Path) -> int:
+    """Of a file, or of a folder's weights."""
+    files = [path] if path.is_file() else path.glob("*.safetensors")
+    return sum(each.stat().st_size for each in files)

@@ -1,0 +1,304 @@
+"""Which models are loaded: each when it is asked for, idle ones unloaded when another needs their memory.
+
+Not here: how a name is understood (`names`), how a model computes (`worker`). Invariants: one load or unload at a time,
+so that what is predicted of memory stays true meanwhile; a model that somebody uses is never unloaded; an unloaded one
+gives its memory back, since its process ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+import msgspec
+import psutil
+
+from partita.cache.budget import RESERVE
+from partita.errors import PartitaError
+from partita.units import memory_size
+
+from .asked import Refused
+from .frames import Load, Loaded
+from .model_text import ModelText
+from .names import Entry, Names
+from .worker import Worker
+
+DRAIN = 30.0
+"""Seconds that replies have to finish when the server ends."""
+_LOOK = 0.5  # seconds between two signs of life of a load
+_EXPIRE = 5.0  # seconds between two looks for models that nobody has used for long
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Description:
+    """For a list of models. base: of an adapter, the model that it is put on. created: seconds since 1970. bytes: on
+    disk; memory: of its process, 0 without one. context: tokens, None before the model was first loaded."""
+
+    name: str
+    base: str | None
+    state: Literal["unloaded", "loading", "loaded"]
+    created: int
+    bytes: int
+    memory: int
+    context: int | None
+    pinned: bool
+    facts: Loaded | None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded one. adapter: for `Request.adapter`."""
+
+    name: str
+    adapter: str
+    worker: Worker
+    text: ModelText
+
+
+@dataclass
+class _Slot:
+    """A model and its process. users: how many use it or wait for it. seen: what was said of it when it was loaded."""
+
+    entry: Entry
+    worker: Worker | None = None
+    text: ModelText | None = None
+    loading: asyncio.Task[None] | None = None
+    users: int = 0
+    last_used: float = 0.0
+    seen: Loaded | None = None
+
+    @property
+    def ready(self) -> bool:
+        return self.text is not None and self.worker is not None and self.worker.state == "loaded"
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is something to unload, and nobody who would miss it."""
+        return self.worker is not None and not self.users and self.loading is None and not self.entry.pinned
+
+
+class Registry:
+    """An asynchronous context: it loads the pinned models when it begins, and ends all processes when it ends.
+
+    settings: of every load but for `model` and `adapters`. ttl: seconds after which a model that nobody uses is
+    unloaded. start: makes a Worker. free: bytes of memory for another model.
+    """
+
+    def __init__(
+        self,
+        names: Names,
+        settings: Load,
+        *,
+        ttl: float | None = None,
+        start: Callable[[Load], Worker] = Worker,
+        free: Callable[[], int] = lambda: psutil.virtual_memory().available,
+    ) -> None:
+        self._names, self._settings, self._ttl, self._start, self._free = names, settings, ttl, start, free
+        self._slots: dict[Path, _Slot] = {}
+        self._changing = asyncio.Lock()
+        self._expiring: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        for each in self._names.entries():
+            if each.pinned:
+                self._begin(self._slot(each))
+        if self._ttl is not None:
+            self._expiring = asyncio.create_task(self._expire(self._ttl))
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None):
+        await self.close()
+
+    async def close(self, patience: float = DRAIN) -> None:
+        """Take nothing new, let replies finish for some seconds, and end all processes."""
+        self._closed = True
+        slots = list(self._slots.values())
+        tasks = [task for task in (self._expiring, *(slot.loading for slot in slots)) if task is not None]
+        for task in tasks:
+            task.cancel()
+        workers = [slot.worker for slot in slots if slot.worker is not None]
+        await asyncio.gather(*tasks, *(worker.stop(patience) for worker in workers), return_exceptions=True)
+
+    def names(self) -> list[str]:
+        """All that a request may name, the server's own models first."""
+        return [name for name, _, _ in self._names]
+
+    def describe(self, name: str) -> Description:
+        """Raises Refused (not_found)."""
+        entry, adapter = self._names.find(name)
+        slot = self._slots.get(entry.path) or _Slot(entry)
+        worker, facts = slot.worker, slot.seen
+        state = "loaded" if slot.ready else "unloaded" if slot.loading is None else "loading"
+        beat = None if worker is None else worker.beat
+        return Description(
+            name=f"{entry.name}:{adapter}" if adapter else entry.name,
+            base=entry.name if adapter else None,
+            state=state,
+            created=_created(entry.path),
+            bytes=entry.bytes,
+            memory=0 if beat is None else beat.memory,
+            context=None if facts is None else facts.context,
+            pinned=entry.pinned,
+            facts=facts,
+        )
+
+    def workers(self) -> dict[str, Worker]:
+        """Of all models that are loaded or being loaded, by name."""
+        return {slot.entry.name: slot.worker for slot in self._slots.values() if slot.worker is not None}
+
+    @asynccontextmanager
+    async def use(self, name: str) -> AsyncGenerator[Model, None]:
+        """A loaded model, which stays loaded meanwhile. Raises Refused: not_found, memory, engine."""
+        async with self._held(name) as (slot, adapter):
+            while not slot.ready:
+                task = self._begin(slot)
+                await asyncio.wait([task])
+                _raise(task)
+            assert slot.worker is not None
+            assert slot.text is not None
+            yield Model(slot.entry.name, adapter, slot.worker, slot.text)
+
+    async def loading(self, name: str) -> AsyncGenerator[tuple[int, int], None]:
+        """Have a model loaded, and say now and then (layers done, of how many) until it is. Raises as `use`."""
+        async with self._held(name) as (slot, _):
+            while not slot.ready:
+                task = self._begin(slot)
+                await asyncio.wait([task], timeout=_LOOK)
+                if task.done():
+                    _raise(task)
+                else:
+                    yield (0, 0) if slot.worker is None else slot.worker.progress
+
+    @asynccontextmanager
+    async def _held(self, name: str) -> AsyncGenerator[tuple[_Slot, str], None]:
+        """A slot that is not unloaded meanwhile, and the adapter."""
+        entry, adapter = self._names.find(name)
+        slot = self._slot(entry)
+        slot.users += 1
+        try:
+            yield slot, adapter
+        finally:
+            slot.users -= 1
+            slot.last_used = time.monotonic()
+
+    def _slot(self, entry: Entry) -> _Slot:
+        return self._slots.setdefault(entry.path, _Slot(entry))
+
+    def _begin(self, slot: _Slot) -> asyncio.Task[None]:
+        """The one task that loads a model."""
+        if self._closed:
+            raise Refused("the server is shutting down", "engine", retry_after=10)
+        if slot.loading is None:
+            slot.loading = asyncio.create_task(self._load(slot))
+            slot.loading.add_done_callback(lambda task: self._loaded(slot, task))
+        return slot.loading
+
+    def _loaded(self, slot: _Slot, task: asyncio.Task[None]) -> None:
+        slot.loading, slot.last_used = None, time.monotonic()
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            _log.error("%s was not loaded: %s", slot.entry.name, error)
+
+    async def _load(self, slot: _Slot) -> None:
+        async with self._changing:
+            while not slot.ready:
+                await self._make_room(slot)
+                try:
+                    await self._start_worker(slot)
+                except Refused as error:
+                    if error.kind != "memory" or not await self._unload_one(slot):
+                        raise
+
+    async def _start_worker(self, slot: _Slot) -> None:
+        """The process and the text side of a model, at the same time."""
+        entry = slot.entry
+        worker = slot.worker
+        if worker is None:
+            path, adapters = str(entry.path), dict(entry.adapters)
+            load = msgspec.structs.replace(self._settings, model=path, adapters=adapters)
+            worker = slot.worker = self._start(load)
+        starting = asyncio.create_task(worker.start())
+        try:
+            text = slot.text or await asyncio.to_thread(
+                ModelText.open, entry.name, entry.path, context=0, endless=entry.endless
+            )
+        except PartitaError as error:
+            slot.worker = None
+            await worker.stop(0.0)
+            await asyncio.wait([starting])
+            starting.exception()
+            raise Refused(str(error), "engine", field=error.field) from None
+        slot.seen = await starting
+        text.context = slot.seen.context
+        slot.text = text
+
+    async def _make_room(self, slot: _Slot) -> None:
+        """Unload what is idle until a model's weights fit. Raises Refused where what is in use leaves too little.
+
+        A model that is alone is tried in any case: its process knows better what there is.
+        """
+        needed = self._predicted(slot) + RESERVE
+        while (free := self._free()) < needed:
+            if await self._unload_one(slot):
+                continue
+            others = [other.entry.name for other in self._slots.values() if other is not slot and other.worker]
+            if others:
+                raise Refused(
+                    f"{slot.entry.name} needs {memory_size(needed)} of memory, {memory_size(free)} are free beside "
+                    f"{', '.join(others)}, which stay loaded while they are used",
+                    "memory",
+                    retry_after=10,
+                )
+            return
+
+    def _predicted(self, slot: _Slot) -> int:
+        """Bytes of a model in memory: what it took the last time, else what its files have."""
+        if slot.seen is not None:
+            return slot.seen.bytes
+        widened = self._settings.dtype == "float32" and slot.entry.path.suffix != ".gguf"  # most are stored in 16 bits
+        return slot.entry.bytes * (2 if widened else 1)
+
+    async def _unload_one(self, keep: _Slot) -> bool:
+        """Unload the idle model that was used least recently; whether there was one."""
+        idle = [slot for slot in self._slots.values() if slot is not keep and slot.idle]
+        if not idle:
+            return False
+        await self._unload(min(idle, key=lambda slot: slot.last_used))
+        return True
+
+    async def _unload(self, slot: _Slot) -> None:
+        """Of a model that is idle; who asks for it meanwhile has it loaded again."""
+        worker, slot.worker, slot.text = slot.worker, None, None
+        if worker is not None:
+            _log.info("unloading %s", slot.entry.name)
+            await worker.stop()
+
+    async def _expire(self, ttl: float) -> None:
+        while True:
+            await asyncio.sleep(min(ttl / 2, _EXPIRE))
+            async with self._changing:
+                for slot in list(self._slots.values()):
+                    if slot.idle and time.monotonic() - slot.last_used >= ttl:
+                        await self._unload(slot)
+
+
+def _raise(task: asyncio.Task[None]) -> None:
+    """What ended a load, if it failed."""
+    if task.cancelled():
+        raise Refused("the server is shutting down", "engine", retry_after=10)
+    task.result()
+
+
+def _created(path: Path) -> int:
+    with suppress(OSError):
+        return int(path.stat().st_mtime)
+    return 0
