@@ -9,6 +9,7 @@ without triggers a reply ends only where its grammar may; nothing but DataError 
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal as Choice
@@ -16,12 +17,34 @@ from typing import Literal as Choice
 from llguidance import LLMatcher
 
 from ..errors import DataError
-from .grammars import Grammars, Mask, Part, body, reason
+from ..text.tokenizer import Tokenizer
+from .grammars import Mask, Part, Vocabulary, body, reason
 from .request import Constraint
 
 _ANYTHING = "/(?s:.*)/"
 _LINES = r"/\n{1,2}/"  # what models put between a thought and what follows it
 _BEFORE = 32  # tokens of the prompt in which a trigger may have begun
+
+
+class Grammars:
+    """Makes matchers for the replies of one loaded model. Safe to share between threads.
+
+    size: the width of the logits.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, size: int) -> None:
+        self._vocabulary = Vocabulary(tokenizer, size)
+
+    def prepare(self) -> threading.Thread:
+        """Begin, in a thread of its own, what the first matcher would else wait for: up to two seconds of work."""
+        thread = threading.Thread(target=lambda: self._vocabulary.library, name="grammars", daemon=True)
+        thread.start()
+        return thread
+
+    def matcher(self, constraint: Constraint) -> Matcher:
+        """What holds one reply to a constraint. Raises DataError for a grammar that does not compile, if there are no
+        triggers."""
+        return Matcher(self._vocabulary, constraint)
 
 
 @dataclass(frozen=True)
@@ -32,8 +55,8 @@ class _Awaited:
     text: str
 
     @classmethod
-    def of(cls, grammars: Grammars, literal: str) -> _Awaited:
-        return cls(grammars.spelled(literal), grammars.tokenizer.control_pattern.split(literal)[-1])
+    def of(cls, vocabulary: Vocabulary, literal: str) -> _Awaited:
+        return cls(vocabulary.spelled(literal), vocabulary.tokenizer.control_pattern.split(literal)[-1])
 
     def begun(self, tail: bytes) -> int | None:
         """How many bytes of its text a tail ends with, all in front of it included; None where it has not begun."""
@@ -81,14 +104,14 @@ class Matcher:
     compile; with triggers the reply goes on free instead, and `warning` says so.
     """
 
-    def __init__(self, grammars: Grammars, constraint: Constraint) -> None:
+    def __init__(self, vocabulary: Vocabulary, constraint: Constraint) -> None:
         self.finished = False
         """Whether the reply is whole, so that nothing may follow, a stop id neither."""
         self.warning = constraint.warning or None
         """What is not enforced, in a line; it comes once, at any step, and stays."""
-        self._grammars, self._constraint = grammars, constraint
-        self._triggers = [_Awaited.of(grammars, literal) for literal in constraint.triggers]
-        self._thought = None if constraint.thought is None else _Awaited.of(grammars, constraint.thought[0])
+        self._vocabulary, self._constraint = vocabulary, constraint
+        self._triggers = [_Awaited.of(vocabulary, literal) for literal in constraint.triggers]
+        self._thought = None if constraint.thought is None else _Awaited.of(vocabulary, constraint.thought[0])
         self._compiled: dict[tuple[str, bool], LLMatcher] = {}
         self._state: Choice["free", "thought", "bound"] = "free"
         self._watch: _Watch | None = None  # None in "free": free to the end
@@ -110,11 +133,11 @@ class Matcher:
             return
         self._front = b"" if self._thought is not None else None
         if self._triggers:
-            self._await(b"".join(map(self._grammars.contribution, prompt[-_BEFORE:])))
+            self._await(b"".join(map(self._vocabulary.contribution, prompt[-_BEFORE:])))
             return
         self._state, self._bound = "bound", self._entered("")
         if self._constraint.thought is not None:
-            self._opening = self._grammars.start([_beginning(self._grammars, self._constraint.thought[0])])
+            self._opening = self._vocabulary.start([_beginning(self._vocabulary, self._constraint.thought[0])])
 
     def mask(self) -> Mask | None:
         """The tokens that may come next, int32 (ceil(V / 32),), a bit each from the lowest on; None where all may."""
@@ -128,12 +151,12 @@ class Matcher:
 
     def push(self, token: int) -> None:
         """The next token of the reply."""
-        if token in self._grammars.stop_ids:
+        if token in self._vocabulary.stop_ids:
             self.finished = True
         elif self._state == "bound":
             self._follow(token)
         else:
-            self._look(self._grammars.contribution(token))
+            self._look(self._vocabulary.contribution(token))
 
     def forced(self) -> list[int]:
         """The tokens that must come next, none where there is a choice."""
@@ -151,7 +174,7 @@ class Matcher:
         """A thought has begun; rest: what there is of it."""
         assert self._constraint.thought is not None
         self._state, self._bound, self._opening, self._front = "thought", None, None, None
-        self._watch = _Watch([_Awaited.of(self._grammars, self._constraint.thought[1])])
+        self._watch = _Watch([_Awaited.of(self._vocabulary, self._constraint.thought[1])])
         self._look(rest)
 
     def _look(self, data: bytes) -> None:
@@ -181,16 +204,16 @@ class Matcher:
         return False
 
     def _free_mask(self) -> Mask | None:
-        grammars, thinking = self._grammars, self._state == "thought"
-        allowed = None if self._constraint.triggers else grammars.everything & ~grammars.stops
+        vocabulary, thinking = self._vocabulary, self._state == "thought"
+        allowed = None if self._constraint.triggers else vocabulary.everything & ~vocabulary.stops
         begun = None if self._watch is None or (thinking and self._triggers) else self._watch.begun()
         if begun is None:
             return allowed
         literal, text = begun
         gate = self._entered(literal.text)
-        if not gate.consume_tokens(grammars.library.tokenize_bytes(text)):
+        if not gate.consume_tokens(vocabulary.library.tokenize_bytes(text)):
             return allowed
-        mask = grammars.mask(gate) | grammars.controls
+        mask = vocabulary.mask(gate) | vocabulary.controls
         return mask if allowed is None else mask & allowed
 
     # ---------------------------------------------------------------- bound
@@ -201,7 +224,7 @@ class Matcher:
         known = self._compiled.get((text, thinking))
         if known is None:
             parts = [self._body] if not (text or thinking) else [_gate(text, thinking), self._body]
-            known = self._compiled[text, thinking] = self._grammars.start(parts)
+            known = self._compiled[text, thinking] = self._vocabulary.start(parts)
         known.reset()
         return known
 
@@ -209,7 +232,7 @@ class Matcher:
         """A literal has come behind which the grammar begins, and with it the beginning of what follows."""
         self._bound = self._entered(literal.text)
         self._state, self._watch = "bound", None
-        self._bound.consume_tokens(self._grammars.library.tokenize_bytes(literal.text.encode() + rest))
+        self._bound.consume_tokens(self._vocabulary.library.tokenize_bytes(literal.text.encode() + rest))
         self._settle()
 
     def _follow(self, token: int) -> None:
@@ -219,7 +242,7 @@ class Matcher:
             self._bound = self._bound if self._bound is not None and self._bound.validate_tokens([token]) else None
         if self._bound is not None:
             self._bound.consume_token(token)
-        if not self._begins(self._grammars.contribution(token)):
+        if not self._begins(self._vocabulary.contribution(token)):
             self._settle()
 
     def _settle(self) -> None:
@@ -238,14 +261,14 @@ class Matcher:
             self.finished = True
 
     def _bound_mask(self) -> Mask | None:
-        grammars = self._grammars
-        mask = grammars.everything & 0 if self._bound is None else grammars.mask(self._bound)
+        vocabulary = self._vocabulary
+        mask = vocabulary.everything & 0 if self._bound is None else vocabulary.mask(self._bound)
         if self._bound is not None and self._bound.is_error():
             self._give_up(reason(self._bound.get_error()))
             return None
         if self._opening is not None:
-            return mask | grammars.mask(self._opening)
-        if self._triggers and not (mask & ~grammars.stops).any() and mask.any():  # the part is over
+            return mask | vocabulary.mask(self._opening)
+        if self._triggers and not (mask & ~vocabulary.stops).any() and mask.any():  # the part is over
             self._end_part()
             return self.mask()
         return mask
@@ -271,11 +294,11 @@ def _gate(text: str, after_thought: bool) -> Part:
     return {"lark_grammar": f"start: {front}{lines}@body{gate}"}
 
 
-def _beginning(grammars: Grammars, literal: str) -> Part:
+def _beginning(vocabulary: Vocabulary, literal: str) -> Part:
     """A grammar of a literal, and then anything."""
-    pieces = grammars.tokenizer.control_pattern.split(literal)
+    pieces = vocabulary.tokenizer.control_pattern.split(literal)
     found = [
-        f"<[{grammars.tokenizer.controls[piece]}]>" if i % 2 else json.dumps(piece, ensure_ascii=False)
+        f"<[{vocabulary.tokenizer.controls[piece]}]>" if i % 2 else json.dumps(piece, ensure_ascii=False)
         for i, piece in enumerate(pieces)
         if piece
     ]

@@ -1,4 +1,4 @@
-"""Grammars over our vocabularies, by llguidance: what a grammar says of bytes becomes what it says of tokens.
+"""Vocabulary over our vocabularies, by llguidance: what a grammar says of bytes becomes what it says of tokens.
 
 Not here: what of a reply a grammar is for (`constraint`). Invariants: a mask covers every id of the logits, and ids
 that are no token are in none; a control token is allowed only where a grammar names it, a stop id only where a grammar
@@ -37,8 +37,8 @@ Part = dict[str, Any]
 _LEXER_WORK = 200_000  # for the expressions of one grammar: 0.2 s at most, where the library's own limit allows 3 s
 
 
-class Grammars:
-    """The grammars of one vocabulary. Made once for a loaded model; safe to share between threads.
+class Vocabulary:
+    """One vocabulary, as grammars see it. Made once for a loaded model; safe to share between threads.
 
     size: the width of the logits, which may be more than the tokenizer has tokens.
     """
@@ -49,21 +49,16 @@ class Grammars:
         self._lock = threading.Lock()
         self._made: LLTokenizer | None = None
 
-    def prepare(self) -> threading.Thread:
-        """Begin, in a thread of its own, what the first grammar would else wait for: up to two seconds of work."""
-        thread = threading.Thread(target=lambda: self.library, name="grammars", daemon=True)
-        thread.start()
-        return thread
-
     @property
     def library(self) -> LLTokenizer:
+        """What the library made of it: up to two seconds of work, for the first who asks."""
         with self._lock:
             if self._made is None:
                 self._made = self._make()
             return self._made
 
     def start(self, parts: list[Part]) -> LLMatcher:
-        """Grammars at the beginning of the first of them, which refers to the others. Raises DataError where they do
+        """Vocabulary at the beginning of the first of them, which refers to the others. Raises DataError where they do
         not compile."""
         text = json.dumps({"grammars": parts})
         limits = LLParserLimits(initial_lexer_fuel=_LEXER_WORK, verbose_errors=False)
@@ -120,10 +115,10 @@ class Grammars:
         stops = sorted(self.stop_ids)
         if not stops:
             raise DataError("a reply cannot be held to a grammar: the model has no token that ends one")
-        return LLTokenizer(TokenizerWrapper(_Vocabulary(self.tokenizer, tokens, stops[0])), self.size, stops)
+        return LLTokenizer(TokenizerWrapper(_Wrapped(self.tokenizer, tokens, stops[0])), self.size, stops)
 
 
-class _Vocabulary:
+class _Wrapped:
     """What the library asks of a tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer, tokens: list[bytes], eos: int) -> None:

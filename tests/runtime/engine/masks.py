@@ -10,8 +10,9 @@ from partita.engine.constraint import Matcher
 from partita.engine.grammars import Mask
 
 
-def allowed(mask: Mask) -> list[int]:
+def allowed(mask: Mask | None) -> list[int]:
     """The tokens of a mask."""
+    assert mask is not None
     return np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")).tolist()
 
 

@@ -12,8 +12,8 @@ import pytest
 from jsonschema import validate
 from tests.chat_forms import write_tokenizer
 
-from partita.engine.constraint import Matcher
-from partita.engine.grammars import Grammars
+from partita.engine.constraint import Grammars, Matcher
+from partita.engine.grammars import Vocabulary
 from partita.engine.request import MAX_GRAMMAR, Constraint
 from partita.errors import DataError
 from partita.text.load import tokenizer_from_folder
@@ -27,20 +27,20 @@ CITY = {
     "additionalProperties": False,
 }
 CALL = 'start: "\\n"? "{" /[a-c]{1,3}/ "}\\n</tool_call>"'
-Made = Callable[..., Grammars]
+Made = Callable[..., Vocabulary]
 
 
 @pytest.fixture(scope="session")
-def grammars(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """Of the vocabulary of a form of replies."""
-    known: dict[tuple[str, int], Grammars] = {}
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """That of a form of replies."""
+    known: dict[tuple[str, int], Vocabulary] = {}
 
-    def make(form: str = "thinking", more: int = 0) -> Grammars:
+    def make(form: str = "thinking", more: int = 0) -> Vocabulary:
         if (form, more) not in known:
             folder: Path = tmp_path_factory.mktemp(form)
             write_tokenizer(folder, form)
             tokenizer = tokenizer_from_folder(folder)
-            known[form, more] = Grammars(tokenizer, tokenizer.vocab_size + more)
+            known[form, more] = Vocabulary(tokenizer, tokenizer.vocab_size + more)
         return known[form, more]
 
     return make
@@ -50,7 +50,7 @@ def schema(value: object = CITY, **more: object) -> Constraint:
     return Constraint("json_schema", json.dumps(value), **more)  # type: ignore[arg-type]
 
 
-def follow(made: Grammars, constraint: Constraint, text: str, prompt: str = "") -> Matcher:
+def follow(made: Vocabulary, constraint: Constraint, text: str, prompt: str = "") -> Matcher:
     """The matcher behind a text, each token of which it allowed."""
     encode = made.tokenizer.encode
     matcher = Matcher(made, constraint)
@@ -63,7 +63,7 @@ def follow(made: Grammars, constraint: Constraint, text: str, prompt: str = "") 
     return matcher
 
 
-def next_texts(matcher: Matcher, made: Grammars) -> set[str] | None:
+def next_texts(matcher: Matcher, made: Vocabulary) -> set[str] | None:
     mask = matcher.mask()
     return None if mask is None else {made.tokenizer.token_text(token) for token in allowed(mask)}
 
@@ -72,8 +72,8 @@ def next_texts(matcher: Matcher, made: Grammars) -> set[str] | None:
 
 
 @pytest.mark.parametrize("more", [0, 1, 40])
-def test_a_schema_is_followed_to_its_end(grammars: Made, more: int) -> None:
-    made = grammars(more=more)
+def test_a_schema_is_followed_to_its_end(vocabulary: Made, more: int) -> None:
+    made = vocabulary(more=more)
     matcher = follow(made, schema(), '{"city": "Os", "days": 2')
     mask = matcher.mask()
     assert mask is not None
@@ -86,8 +86,8 @@ def test_a_schema_is_followed_to_its_end(grammars: Made, more: int) -> None:
     assert matcher.warning is None
 
 
-def test_what_must_come_is_forced_as_the_tokenizer_would_write_it(grammars: Made) -> None:
-    made = grammars()
+def test_what_must_come_is_forced_as_the_tokenizer_would_write_it(vocabulary: Made) -> None:
+    made = vocabulary()
     matcher = Matcher(made, schema())
     matcher.begin([])
     text = made.tokenizer.decode(matcher.forced())
@@ -96,8 +96,8 @@ def test_what_must_come_is_forced_as_the_tokenizer_would_write_it(grammars: Made
     assert matcher.forced() == made.tokenizer.encode(text, bos=False)
 
 
-def test_a_stop_id_comes_only_where_the_grammar_may_end(grammars: Made) -> None:
-    made = grammars()
+def test_a_stop_id_comes_only_where_the_grammar_may_end(vocabulary: Made) -> None:
+    made = vocabulary()
     matcher = Matcher(made, schema({"type": "integer"}))
     matcher.begin([])
     assert not made.stop_ids & set(allowed(matcher.mask()))
@@ -109,29 +109,29 @@ def test_a_stop_id_comes_only_where_the_grammar_may_end(grammars: Made) -> None:
     assert matcher.finished
 
 
-def test_random_replies_are_valid(grammars: Made) -> None:
-    made, rng = grammars(), np.random.default_rng(1)
+def test_random_replies_are_valid(vocabulary: Made) -> None:
+    made, rng = vocabulary(), np.random.default_rng(1)
     ends = made.tokenizer.encode('"', bos=False)
     for _ in range(20):
         said = drawn(Matcher(made, schema()), rng, ends=ends)
         validate(json.loads(made.tokenizer.decode(said)), CITY)
 
 
-def test_no_schema_loosens_itself_or_writes_white_space(grammars: Made) -> None:
+def test_no_schema_loosens_itself_or_writes_white_space(vocabulary: Made) -> None:
     loose = {**CITY, "x-guidance": {"lenient": True, "whitespace_flexible": True}, "not": {}}
     with pytest.raises(DataError, match='"not"'):
-        Matcher(grammars(), schema(loose))
-    made = grammars()
+        Matcher(vocabulary(), schema(loose))
+    made = vocabulary()
     matcher = follow(made, schema({k: v for k, v in loose.items() if k != "not"}), "{")
     assert next_texts(matcher, made) <= {'"', '"c'}
 
 
-def test_one_of_is_any_of(grammars: Made) -> None:
-    follow(grammars(), schema({"oneOf": [{"type": "string"}, {"const": "a"}]}), '"a')
+def test_one_of_is_any_of(vocabulary: Made) -> None:
+    follow(vocabulary(), schema({"oneOf": [{"type": "string"}, {"const": "a"}]}), '"a')
 
 
-def test_a_reply_that_a_schema_says_nothing_of_is_any_json(grammars: Made) -> None:
-    follow(grammars(), Constraint("json_schema", "true"), '{"a": [1, null]}')
+def test_a_reply_that_a_schema_says_nothing_of_is_any_json(vocabulary: Made) -> None:
+    follow(vocabulary(), Constraint("json_schema", "true"), '{"a": [1, null]}')
 
 
 # ---------------------------------------------------------------- thoughts
@@ -144,37 +144,37 @@ THOUGHT = ("<think>", "</think>")
     "reply",
     ["<think>\nHm < </thin \n</think>\n\n", "<think></think>", "<think>{</think>\n", ""],
 )
-def test_a_thought_may_stand_in_front(grammars: Made, reply: str) -> None:
-    made = grammars()
+def test_a_thought_may_stand_in_front(vocabulary: Made, reply: str) -> None:
+    made = vocabulary()
     matcher = follow(made, schema(thought=THOUGHT), f'{reply}{{"city": "", "days": 2}}')
     assert matcher.finished
 
 
-def test_a_reply_does_not_end_inside_a_thought(grammars: Made) -> None:
-    made = grammars()
+def test_a_reply_does_not_end_inside_a_thought(vocabulary: Made) -> None:
+    made = vocabulary()
     matcher = follow(made, schema(thought=THOUGHT), "<think>Hm")
     assert set(range(made.tokenizer.vocab_size)) - set(allowed(matcher.mask())) == made.stop_ids
     matcher = follow(made, schema(thought=THOUGHT), "<think>Hm</think")
     assert not made.stop_ids & set(allowed(matcher.mask()))
 
 
-def test_a_thought_that_the_prompt_began_is_awaited(grammars: Made) -> None:
-    made = grammars()
+def test_a_thought_that_the_prompt_began_is_awaited(vocabulary: Made) -> None:
+    made = vocabulary()
     constraint = schema(thought=THOUGHT, thinking=True)
     assert follow(made, constraint, 'Hm</think>\n{"city": "", "days": 2}').finished
     assert not follow(made, constraint, '{"city": "", "days": 2}').finished
 
 
-def test_a_thought_whose_markers_are_control_tokens(grammars: Made) -> None:
-    made = grammars("mistral")
+def test_a_thought_whose_markers_are_control_tokens(vocabulary: Made) -> None:
+    made = vocabulary("mistral")
     constraint = schema(thought=("[THINK]", "[/THINK]"))
     assert follow(made, constraint, '[THINK]a [b] {[/THINK]{"city": "", "days": 2}').finished
     with pytest.raises(AssertionError):
         follow(made, constraint, '{"city": "[THINK]')
 
 
-def test_a_marker_shares_its_beginning_with_the_grammar(grammars: Made) -> None:
-    made = grammars()
+def test_a_marker_shares_its_beginning_with_the_grammar(vocabulary: Made) -> None:
+    made = vocabulary()
     constraint = Constraint("lark", 'start: "<thin>" | "<t>"', thought=THOUGHT)
     assert follow(made, constraint, "<thin>").finished
     assert follow(made, constraint, "<think>a</think><t>").finished
@@ -187,8 +187,8 @@ def triggered(**more: object) -> Constraint:
     return Constraint("lark", CALL, triggers=("<tool_call>",), **more)  # type: ignore[arg-type]
 
 
-def test_all_is_free_up_to_a_trigger_and_behind_what_it_begins(grammars: Made) -> None:
-    made = grammars()
+def test_all_is_free_up_to_a_trigger_and_behind_what_it_begins(vocabulary: Made) -> None:
+    made = vocabulary()
     matcher = follow(made, triggered(), "So <|im_start|> {")
     assert matcher.mask() is None
     matcher = follow(made, triggered(), "So <tool_call>\n{")
@@ -200,8 +200,8 @@ def test_all_is_free_up_to_a_trigger_and_behind_what_it_begins(grammars: Made) -
     assert next_texts(matcher, made) <= {"a", "b", "c"}
 
 
-def test_the_token_that_ends_a_trigger_brings_nothing_that_is_forbidden(grammars: Made) -> None:
-    made = grammars()
+def test_the_token_that_ends_a_trigger_brings_nothing_that_is_forbidden(vocabulary: Made) -> None:
+    made = vocabulary()
     rests = {}
     for rest in ("he", "x"):
         matcher = follow(made, Constraint("lark", f'start: "{rest}"', triggers=("-t",)), "a-")
@@ -216,8 +216,8 @@ def test_the_token_that_ends_a_trigger_brings_nothing_that_is_forbidden(grammars
     assert next_texts(matcher, made) == {"r"}
 
 
-def test_a_trigger_that_is_a_control_token(grammars: Made) -> None:
-    made = grammars("lfm")
+def test_a_trigger_that_is_a_control_token(vocabulary: Made) -> None:
+    made = vocabulary("lfm")
     constraint = Constraint(
         "lark",
         f'start: "[" /[a-c]/ "]" <[{made.tokenizer.controls["<|tool_call_end|>"]}]>',
@@ -228,21 +228,21 @@ def test_a_trigger_that_is_a_control_token(grammars: Made) -> None:
     assert follow(made, constraint, "A<|tool_call_start|>[a]<|tool_call_end|>").mask() is None
 
 
-def test_a_trigger_of_control_tokens_and_text(grammars: Made) -> None:
-    made = grammars("harmony")
+def test_a_trigger_of_control_tokens_and_text(vocabulary: Made) -> None:
+    made = vocabulary("harmony")
     constraint = Constraint("lark", 'start: /[a-c]+/ "."', triggers=("<|channel|>to=f.",))
     assert follow(made, constraint, "to=f.xyz").mask() is None
     assert next_texts(follow(made, constraint, "<|channel|>to=f."), made) == {"a", "b", "c"}
     assert follow(made, constraint, "<|channel|>to=g").mask() is None
 
 
-def test_a_trigger_may_begin_in_the_prompt(grammars: Made) -> None:
-    made = grammars()
+def test_a_trigger_may_begin_in_the_prompt(vocabulary: Made) -> None:
+    made = vocabulary()
     assert next_texts(follow(made, triggered(), "call>", prompt="?<tool_"), made) == {"{", "\\n"}
 
 
-def test_a_trigger_in_a_thought_is_none(grammars: Made) -> None:
-    made = grammars()
+def test_a_trigger_in_a_thought_is_none(vocabulary: Made) -> None:
+    made = vocabulary()
     constraint = triggered(thought=THOUGHT)
     assert follow(made, constraint, "<think>a<tool_call>b").mask() is None
     assert follow(made, constraint, "<think>a<tool_call>b</think><tool_call>{").mask() is not None
@@ -250,8 +250,8 @@ def test_a_trigger_in_a_thought_is_none(grammars: Made) -> None:
     assert follow(made, triggered(thought=THOUGHT, thinking=True), "a<tool_call>b").mask() is None
 
 
-def test_once_is_one_part(grammars: Made) -> None:
-    assert follow(grammars(), triggered(once=True), "So <tool_call>{a}\n</tool_call>").finished
+def test_once_is_one_part(vocabulary: Made) -> None:
+    assert follow(vocabulary(), triggered(once=True), "So <tool_call>{a}\n</tool_call>").finished
 
 
 # ---------------------------------------------------------------- what cannot be
@@ -275,29 +275,29 @@ BAD = {
 
 
 @pytest.mark.parametrize("grammar", BAD, ids=lambda text: text[:30])
-def test_what_cannot_be_enforced_is_one_line(grammars: Made, grammar: str) -> None:
+def test_what_cannot_be_enforced_is_one_line(vocabulary: Made, grammar: str) -> None:
     with pytest.raises(DataError) as caught:
-        Matcher(grammars(), Constraint("json_schema", grammar))
+        Matcher(vocabulary(), Constraint("json_schema", grammar))
     assert BAD[grammar] in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
-    matcher = follow(grammars(), Constraint("json_schema", grammar, triggers=("<t>",), warning="before"), "<t>x")
+    matcher = follow(vocabulary(), Constraint("json_schema", grammar, triggers=("<t>",), warning="before"), "<t>x")
     assert matcher.mask() is None
     assert matcher.warning is not None
     assert matcher.warning.startswith("before; ")
     assert BAD[grammar] in matcher.warning
 
 
-def test_an_expression_that_is_too_large_ends_the_reply_that_wants_it(grammars: Made) -> None:
+def test_an_expression_that_is_too_large_ends_the_reply_that_wants_it(vocabulary: Made) -> None:
     constraint = schema({"type": "string", "pattern": "^(a{1000}){1000}$"})
     begun = time.process_time()
     with pytest.raises(DataError, match="too many expressions"):
-        follow(grammars(), constraint, '"aa')
+        follow(vocabulary(), constraint, '"aa')
     assert time.process_time() - begun < 20  # and not for ever; it takes a fraction of a second
 
 
-def test_a_token_that_was_not_allowed_ends_the_reply(grammars: Made) -> None:
-    made = grammars()
+def test_a_token_that_was_not_allowed_ends_the_reply(vocabulary: Made) -> None:
+    made = vocabulary()
     matcher = Matcher(made, schema())
     matcher.begin([])
     with pytest.raises(DataError):
@@ -308,8 +308,11 @@ def test_a_token_that_was_not_allowed_ends_the_reply(grammars: Made) -> None:
     assert matcher.mask() is None
 
 
-def test_what_the_first_grammar_would_wait_for_is_made_beforehand(grammars: Made) -> None:
-    made = Grammars(grammars().tokenizer, 400)
-    made.prepare().join()
-    assert made.library is made.library
-    assert made.library.vocab_size == 400
+def test_what_the_first_matcher_would_wait_for_is_made_beforehand(vocabulary: Made) -> None:
+    grammars = Grammars(vocabulary().tokenizer, 400)
+    grammars.prepare().join()
+    matcher = grammars.matcher(schema())
+    matcher.begin([])
+    mask = matcher.mask()
+    assert mask is not None
+    assert mask.shape == (13,)
