@@ -40,8 +40,9 @@ def row_bytes(spec: CacheSpec, tokens: int) -> int:
 
 def refusal(spec: CacheSpec, tokens: int, budget: int) -> str:
     """Why a row of so many tokens can never be, and what helps."""
+    needed, usable, kept = (memory_size(size) for size in (row_bytes(spec, tokens), max(budget, 0), RESERVE))
     return (
-        f"a prompt and reply of {tokens} tokens need {memory_size(row_bytes(spec, tokens))} of cache at `kv` {spec.kv}, "
-        f"{memory_size(max(budget, 0))} can be used ({memory_size(RESERVE)} are kept back): ask for a smaller `max_tokens`, "
-        "or load the model with a smaller `context` or fewer bits for `kv`"
+        f"a prompt and reply of {tokens} tokens need {needed} of cache at `kv` {spec.kv}, {usable} can be used "
+        f"({kept} are kept back): ask for a smaller `max_tokens`, or load the model with a smaller `context` or fewer "
+        "bits for `kv`"
     )

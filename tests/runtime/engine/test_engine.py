@@ -35,8 +35,9 @@ def prompt(seed: int, length: int) -> list[int]:
 def test_replies_side_by_side_are_those_of_each_alone(model: LanguageModel) -> None:
     """Of every length and sampling, submitted while others are under way; rows outgrow their classes, twice some."""
     driver, asked = Driver(engine(model)), dict[int, tuple[list[int], int, Sampling]]()
-    for id in range(10):
-        asked[id] = prompt(id, (3, 20, 50, 14, 1, 90, 33, 7, 60, 12)[id]), (30, 3, 9, 55, 25, 38, 2, 70, 1, 20)[id], SAMPLINGS[id % 5]
+    lengths = ((3, 30), (20, 3), (50, 9), (14, 55), (1, 25), (90, 38), (33, 2), (7, 70), (60, 1), (12, 20))
+    for id, (length, count) in enumerate(lengths):
+        asked[id] = prompt(id, length), count, SAMPLINGS[id % 5]
         driver.submit(id, asked[id][0], asked[id][1], sampling=asked[id][2], alternatives=2 * (id % 2))
         for _ in range(id):
             driver.step()
@@ -53,7 +54,8 @@ def test_alternatives_are_those_of_each_row(model: LanguageModel) -> None:
     driver.run()
     for id in range(3):
         said = [event for event in driver.said[id] if isinstance(event, Token)]
-        for event, expected in zip(said, alone(model, prompt(id, 9), 6, SAMPLINGS[id], alternatives=max(id, 1)), strict=True):
+        lone = alone(model, prompt(id, 9), 6, SAMPLINGS[id], alternatives=max(id, 1))
+        for event, expected in zip(said, lone, strict=True):
             assert event.token == expected.id
             if id:
                 assert event.probability == pytest.approx(expected.probability, rel=1e-3)
