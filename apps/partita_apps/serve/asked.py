@@ -17,8 +17,20 @@ from partita.text.reply.calls import ToolCall
 
 Message = Mapping[str, Any]
 Kind = Literal[
-    "invalid", "not_found", "context", "unauthorized", "forbidden", "too_large", "busy", "memory", "engine", "internal"
+    "invalid",
+    "context",
+    "unauthorized",
+    "forbidden",
+    "not_found",
+    "method",
+    "too_large",
+    "media_type",
+    "busy",
+    "memory",
+    "engine",
+    "internal",
 ]
+"""method, media_type: of HTTP. memory: with `retry_after` there may be room later, without it never."""
 
 
 class Refused(Exception):
@@ -39,7 +51,8 @@ class Refused(Exception):
         limit: int | None = None,
     ) -> None:
         super().__init__(message)
-        self.message, self.kind, self.field, self.retry_after = message, kind, field, retry_after
+        self.kind: Kind = kind
+        self.message, self.field, self.retry_after = message, field, retry_after
         self.needed, self.limit = needed, limit
 
 

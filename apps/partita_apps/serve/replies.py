@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -25,6 +25,7 @@ from ..conversation.settings import Settings
 from . import frames
 from .asked import Ask, Delta, Ended, Event, Logprob, Refused, Started, Waiting
 from .model_text import ModelText, Prompt
+from .registry import Description
 from .turns import merged, normalized
 
 BUSY_SECONDS = 2
@@ -55,7 +56,26 @@ class Model(Protocol):
 
 
 class Models(Protocol):
-    """What replies need of the registry."""
+    """What the server needs of the registry, whose life is the server's."""
+
+    async def __aenter__(self) -> Any: ...
+    async def __aexit__(self, *error: Any) -> Any: ...
+
+    def names(self) -> Sequence[str]:
+        """All that a request may name."""
+        ...
+
+    def describe(self, name: str) -> Description:
+        """Raises Refused."""
+        ...
+
+    def workers(self) -> Mapping[str, Any]:
+        """Of models that are loaded or being loaded, by name."""
+        ...
+
+    def loading(self, name: str) -> AsyncGenerator[tuple[int, int], None]:
+        """Have a model loaded; meanwhile, now and then, layers that are and layers. Raises Refused."""
+        ...
 
     def use(self, name: str) -> AbstractAsyncContextManager[Model]:
         """The model of a name, loaded where it was not, and kept as long as it is used. Raises Refused."""
@@ -78,6 +98,9 @@ async def reply(models: Models, ask: Ask) -> AsyncGenerator[Event, None]:
     Raises Refused for what cannot be done.
     """
     yield Waiting("loading")
+    async with aclosing(models.loading(ask.model)) as layers:
+        async for done, total in layers:
+            yield Waiting("loading", done, total)
     async with models.use(ask.model) as model:
         prepared = await prepare(model, ask)
         yield Waiting("queue")
@@ -179,7 +202,7 @@ async def _read(
         if not started:
             started = True
             reused = event.reused if isinstance(event, engine.Progress) else 0
-            yield Started(len(prepared.prompt.ids), reused, prepared.prompt.ids)
+            yield Started(len(prepared.prompt.ids), reused, prepared.prompt.ids, prepared.request.sampling)
         if isinstance(event, engine.Progress):
             yield Waiting("prompt", event.done, event.total)
         elif isinstance(event, engine.Token):

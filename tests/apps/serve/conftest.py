@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from tests import chat_forms
 
 from .scripted import Play, Script, ScriptedRegistry, scripted
+from .served import Served, serving
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +35,19 @@ def registry(tiny_model: Path, form_model: Callable[[str], Path]) -> Callable[..
         return scripted(tiny_model if form is None else form_model(form), play, **text)
 
     return make
+
+
+@pytest.fixture
+def served(registry: Callable[..., ScriptedRegistry]) -> Iterator[Callable[..., Served]]:
+    """served(play, form, text={…}, **settings): the application on a port of the loopback, with such a registry."""
+    with ExitStack() as stack:
+
+        def make(
+            play: Play = Script("hello"),  # noqa: B008
+            form: str | None = None,
+            text: dict[str, Any] | None = None,
+            **settings: Any,
+        ) -> Served:
+            return stack.enter_context(serving(registry(play, form, **(text or {})), **settings))
+
+        yield make

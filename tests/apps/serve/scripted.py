@@ -18,6 +18,7 @@ from partita.engine.request import Event, Failed, Finished, Progress, Request, T
 from partita_apps.serve import frames
 from partita_apps.serve.asked import Refused
 from partita_apps.serve.model_text import ModelText
+from partita_apps.serve.registry import Description
 
 
 @dataclass(frozen=True)
@@ -136,17 +137,46 @@ class ScriptedRegistry:
     def names(self) -> list[str]:
         return [*self.models, *(f"{name}:{adapter}" for name in self.models for adapter in self.adapters)]
 
-    def describe(self, name: str) -> Any:
-        raise NotImplementedError
+    async def __aenter__(self) -> ScriptedRegistry:
+        return self
+
+    async def __aexit__(self, *error: Any) -> None: ...
+
+    def describe(self, name: str) -> Description:
+        base, adapter = self._find(name)
+        facts = self.models[base].worker.facts
+        return Description(
+            name=name,
+            base=base if adapter else None,
+            state="loaded",
+            created=1_700_000_000,
+            bytes=1000,
+            memory=2000,
+            context=facts.context,
+            pinned=False,
+            facts=facts,
+        )
+
+    def workers(self) -> dict[str, ScriptedWorker]:
+        return {name: model.worker for name, model in self.models.items()}
+
+    async def loading(self, name: str) -> AsyncGenerator[tuple[int, int], None]:
+        self._find(name)
+        if not self.used and self.loads:
+            yield 1, 2
+            await asyncio.sleep(self.loads)
 
     @asynccontextmanager
     async def use(self, name: str) -> AsyncIterator[ScriptedModel]:
-        base, _, adapter = name.partition(":")
-        if name not in self.names():
-            raise Refused(f"there is no model {name!r}; expected one of {', '.join(self.names())}", "not_found")
-        await asyncio.sleep(self.loads)
+        base, adapter = self._find(name)
         self.used.append(name)
         yield replace(self.models[base], adapter=adapter)
+
+    def _find(self, name: str) -> tuple[str, str]:
+        if name not in self.names():
+            raise Refused(f"there is no model {name!r}; expected one of {', '.join(self.names())}", "not_found")
+        base, _, adapter = name.partition(":")
+        return base, adapter
 
 
 def scripted(folder: Path, play: Play = Script(), *, name: str = "tiny", **text: Any) -> ScriptedRegistry:

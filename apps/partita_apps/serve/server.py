@@ -1,0 +1,137 @@
+"""The application: routes of every dialect behind the guard, and uvicorn under it. Knows no field of any body."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.routing import Match, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from .api import chat, errors
+from .api.exchange import Endpoint, Exchange, Service
+from .asked import Refused
+from .frames import Beat
+from .metrics import Metrics
+from .replies import Models
+from .security import Guard
+from .settings import Settings
+
+ENDPOINTS: Sequence[Endpoint] = (*chat.ENDPOINTS,)
+
+
+def build_app(models: Models, settings: Settings) -> ASGIApp:
+    """The ASGI application. The models live while it serves."""
+    metrics = Metrics(lambda: _beats(models))
+    return Guard(_App(Service(models, settings, metrics), ENDPOINTS), settings)
+
+
+def serve(app: ASGIApp, host: str, port: int, *, sockets: list[socket.socket] | None = None, drain: float = 30) -> None:
+    """Serve until SIGTERM or Ctrl-C; replies that are being written have `drain` seconds to end. A second signal does
+    not
+    wait for them. sockets: that are bound already, in place of host and port."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http="h11",
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=75,  # longer than clients keep theirs, which else send into one that closes
+        timeout_graceful_shutdown=max(int(drain), 1),
+    )
+    before = {each: signal.signal(each, _nothing) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        uvicorn.Server(config).run(sockets)  # it raises the signal again when it has ended, which then says nothing
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _nothing(number: int, frame: object) -> None:
+    """A signal that has been obeyed."""
+
+
+def _beats(models: Models) -> Mapping[str, Beat | None]:
+    return {name: worker.beat for name, worker in models.workers().items()}
+
+
+class _App:
+    """Routes, and the life of what they use."""
+
+    def __init__(self, service: Service, endpoints: Sequence[Endpoint]) -> None:
+        self._service = service
+        self._routes = [
+            Route(path, self._handler(each), methods=[each.method])
+            for each in endpoints
+            for path in dict.fromkeys((each.path, each.path.removeprefix("/v1")))
+        ]
+
+    def _handler(self, endpoint: Endpoint) -> Callable[[Request], Awaitable[Any]]:
+        async def answer(request: Request) -> Any:
+            return await endpoint.answer(Exchange(self._service, request))
+
+        return answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _live(self._life(), receive, send)
+            return
+        status, route = 0, "unknown"
+
+        async def noted(message: Any) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            found, child = self._find(scope)
+            route = found.path
+            scope.update(child)
+            await found.handle(scope, receive, noted)
+        except Refused as why:
+            status = errors.status(why)
+            raise
+        finally:
+            self._service.metrics.requests.labels(route, str(status or 500)).inc()
+
+    def _find(self, scope: Scope) -> tuple[Route, Scope]:
+        methods: list[str] = []
+        for route in self._routes:
+            match, child = route.matches(scope)
+            if match is Match.FULL:
+                return route, child
+            if match is Match.PARTIAL:
+                methods += sorted(route.methods or ())
+        if methods:
+            raise Refused(f"{scope['method']} is not for this path, expected {' or '.join(methods)}", "method")
+        raise Refused(f"there is nothing at {scope['path'][:200]}", "not_found")
+
+    @contextlib.asynccontextmanager
+    async def _life(self) -> AsyncGenerator[None, None]:
+        async with self._service.models:
+            yield
+
+
+async def _live(life: contextlib.AbstractAsyncContextManager[None], receive: Receive, send: Send) -> None:
+    """ASGI's lifespan around a context."""
+    await receive()
+    try:
+        async with life:
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+    except Exception as error:
+        await send({"type": "lifespan.startup.failed", "message": str(error)})
+        raise
+    await send({"type": "lifespan.shutdown.complete"})

@@ -1,0 +1,52 @@
+"""How the server is reached, and by whom. Data, checked once."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from partita.errors import DataError
+
+from .listen import PORT, is_loopback
+from .streams import SILENCE
+
+MAX_BODY = 32 << 20
+"""Bytes; a million tokens of text are four or five millions."""
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,*]+", re.IGNORECASE)
+_HOST = re.compile(r"[\w.-]+(:\d+)?|\[[0-9a-f:.]+\](:\d+)?", re.IGNORECASE | re.ASCII)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """host, port: where the server listens. key: that every request must have, None for none; needed where others than
+    this machine reach the host. allow_hosts: names it may be called by beside those of the loopback, `name` or
+    `name:port`. allow_origins: of pages that may use it, as browsers write them (`app://obsidian.md`). strict: unknown
+    fields are refused. max_body: bytes of a request. silence: seconds after which a stream says that it lives. drain:
+    seconds that replies have to end when the server stops.
+
+    Raises DataError for what makes no sense together.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = PORT
+    key: str | None = None
+    allow_hosts: tuple[str, ...] = ()
+    allow_origins: tuple[str, ...] = ()
+    strict: bool = False
+    max_body: int = MAX_BODY
+    silence: float = SILENCE
+    drain: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.key is None and not is_loopback(self.host):
+            raise DataError(f"`host` {self.host} is open to other machines: give a `key`", field="key")
+        if self.key is not None and not re.fullmatch(r"[!-~]+", self.key):
+            raise DataError("`key` must be printable ASCII characters without spaces", field="key")
+        for name in self.allow_hosts:
+            if not _HOST.fullmatch(name):
+                raise DataError(f"`allow_host` must be a name or name:port, got {name!r}", field="allow_host")
+        for origin in self.allow_origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise DataError(
+                    f"`allow_origin` must be scheme://host or scheme://host:port, got {origin!r}", field="allow_origin"
+                )
