@@ -75,16 +75,23 @@ class Channel:
             raise Closed(str(error)) from None
 
     async def receive(self) -> Up:
-        """The next frame. Raises Closed at the end, and where bytes are none."""
+        """The next frame. Raises Closed at the end, and where bytes are none: the process is ended then."""
         try:
             (size,) = _SIZE.unpack(await self._reader.readexactly(_SIZE.size))
             if size > MAX_FRAME:
-                raise Closed(f"it sent a frame of {size} bytes")
-            return self._decoder.decode(await self._reader.readexactly(size))
+                raise self.nonsense(f"a frame of {size} bytes")
+            data = await self._reader.readexactly(size)
         except (asyncio.IncompleteReadError, OSError):
             raise Closed("it ended") from None
-        except (msgspec.MsgspecError, RecursionError) as error:
-            raise Closed(f"it sent what is no frame: {error}") from None
+        try:
+            return self._decoder.decode(data)
+        except Exception:  # msgspec's errors, and those of the values that it makes
+            raise self.nonsense("what is no frame") from None
+
+    def nonsense(self, what: str) -> Closed:
+        """End a process that has sent something else than it should."""
+        self.kill()
+        return Closed(f"it sent {what}")
 
     async def close(self, patience: float = 1.0) -> int:
         """Close this end. The process has some seconds to end by itself, and is made to then.
@@ -202,18 +209,25 @@ class Line:
     @classmethod
     def of(cls, arguments: Sequence[str]) -> Line:
         """The end that `Channel.open` has told this process. Raises Closed where there is none."""
-        match arguments:
-            case ["--fd", number]:
-                connection = socket.socket(fileno=int(number))
-                connection.set_inheritable(False)  # or the server would not see the end of this process before theirs
-            case ["--port", number]:
-                connection = socket.create_connection(("127.0.0.1", int(number)), START_SECONDS)
-                connection.settimeout(None)
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                connection.sendall(sys.stdin.buffer.read())
-            case _:
-                raise Closed("this program is started by `partita serve`")
+        try:
+            match arguments:
+                case ["--fd", number]:
+                    connection = socket.socket(fileno=int(number))
+                    connection.set_inheritable(False)  # a process that we start must not keep the channel open
+                case ["--port", number]:
+                    connection = socket.create_connection(("127.0.0.1", int(number)), START_SECONDS)
+                    connection.settimeout(None)
+                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    connection.sendall(sys.stdin.buffer.read())
+                case _:
+                    raise Closed("this program is started by `partita serve`")
+        except (OSError, ValueError) as error:
+            raise Closed(f"this program is started by `partita serve`: {error}") from None
         return cls(connection)
+
+    def close(self) -> None:
+        self._file.close()
+        self._connection.close()
 
     def send(self, *frames: Up) -> None:
         """All of them in one write. Raises Closed."""
@@ -227,11 +241,11 @@ class Line:
         """The next frame. Raises Closed at the end, and where bytes are none."""
         size = _SIZE.unpack(self._exactly(_SIZE.size))[0]
         if size > MAX_FRAME:
-            raise Closed(f"a frame of {size} bytes")
+            raise Closed(f"the server sent a frame of {size} bytes")
         try:
             return self._decoder.decode(self._exactly(size))
-        except (msgspec.MsgspecError, RecursionError) as error:
-            raise Closed(f"no frame: {error}") from None
+        except Exception:  # msgspec's errors, and those of the values that it makes
+            raise Closed("the server sent what is no frame") from None
 
     def _exactly(self, count: int) -> bytes:
         try:

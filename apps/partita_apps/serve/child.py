@@ -165,3 +165,48 @@ def _submitted(engine: Steps, request: Request, stopping: bool) -> list[Event]:
         _log.exception("a request was not taken")
         return [Failed(request.id, f"the engine did not take the request ({type(error).__name__})")]
     return []
+
+
+def open_model(load: Load, on_layer: Callable[[int, int], None]) -> tuple[Steps, Loaded]:
+    """The engine of a model, its adapters and the cache that the settings ask for. Errors as of `partita.load`."""
+    from partita.engine.engine import Engine
+
+    import partita  # and with it an array library: nothing else of the server needs one
+    from partita.adapters.read import open_adapter
+    from partita.cache.budget import full_bytes
+    from partita.cache.prefix_cache import PrefixCache
+    from partita.cache.prefix_reuse import default_bytes
+
+    passed: list[str] = []
+    model = partita.load(
+        load.model,
+        backend=load.backend,
+        device=load.device,
+        dtype=load.dtype,
+        threads=load.threads,
+        on_layer=on_layer,
+        on_fallback=passed.append,
+    )
+    before = model.ops.memory()
+    choice = model.choose_cache(context=load.context, sinks=load.sinks, kv=load.kv)
+    kept = default_bytes(model.ops) if load.prefix_bytes is None else load.prefix_bytes
+    models = {"": model, **{name: model.with_adapter(open_adapter(path)) for name, path in load.adapters.items()}}
+    engine = Engine(models, choice.spec, max_waiting=load.max_waiting, prefixes=PrefixCache(kept))
+    notes = [*passed, *model.notes, *filter(None, [choice.text, model.kv_warning(choice.spec.kv)])]
+    facts = Loaded(
+        backend=model.ops.name,
+        device=model.ops.device,
+        dtype=model.ops.dtype,
+        kv=str(choice.spec.kv),
+        context=choice.spec.context or model.config.max_positions,
+        trained_context=model.config.max_positions,
+        bytes=before.active,
+        row_bytes=full_bytes(choice.spec),
+        free=before.free,
+        note="; ".join(notes) or None,
+    )
+    return engine, facts
+
+
+if __name__ == "__main__":
+    main(open_model)

@@ -95,11 +95,13 @@ class Names:
         for known, each, adapter in self:
             if name in (known, ""):
                 return each, adapter
-        base, colon, adapter = name.rpartition(":")
-        if colon and (found := self._short(base)) is not None and adapter in found.adapters:
-            return found, adapter
         if (found := self._short(name)) is not None:
             return found, ""
+        base, _, adapter = name.rpartition(":")
+        if any(adapter in each.adapters for each in self._entries.values()):
+            found = self._short(base)
+            if found is not None and adapter in found.adapters:
+                return found, adapter
         known = [known for known, _, _ in self]
         shown = ", ".join(known[:_SHOWN]) + (f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else "")
         raise Refused(printable(f"unknown model {name!r}; expected one of {shown}"), "not_found", field="model")

@@ -206,7 +206,7 @@ class Registry:
         slot.loading, slot.last_used = None, time.monotonic()
         error = None if task.cancelled() else task.exception()
         if error is not None:
-            _log.error("%s was not loaded: %s", slot.entry.name, error)
+            _log.warning("%s was not loaded: %s", slot.entry.name, error)
 
     async def _load(self, slot: _Slot) -> None:
         async with self._changing:
@@ -220,26 +220,25 @@ class Registry:
 
     async def _start_worker(self, slot: _Slot) -> None:
         """The process and the text side of a model, at the same time."""
-        entry = slot.entry
-        worker = slot.worker
-        if worker is None:
+        entry, worker = slot.entry, slot.worker
+        if worker is None or worker.state == "stopped":
             path, adapters = str(entry.path), dict(entry.adapters)
             load = msgspec.structs.replace(self._settings, model=path, adapters=adapters)
             worker = slot.worker = self._start(load)
-        starting = asyncio.create_task(worker.start())
         try:
-            text = slot.text or await asyncio.to_thread(
-                ModelText.open, entry.name, entry.path, context=0, endless=entry.endless
-            )
-        except PartitaError as error:
-            slot.worker = None
+            slot.seen, text = await asyncio.gather(worker.start(), self._opened(slot))
+        except PartitaError as error:  # in its files; a process says Refused
             await worker.stop(0.0)
-            await asyncio.wait([starting])
-            starting.exception()
+            slot.worker = None
             raise Refused(str(error), "engine", field=error.field) from None
-        slot.seen = await starting
         text.context = slot.seen.context
         slot.text = text
+
+    async def _opened(self, slot: _Slot) -> ModelText:
+        if slot.text is not None:
+            return slot.text
+        entry = slot.entry
+        return await asyncio.to_thread(ModelText.open, entry.name, entry.path, context=0, endless=entry.endless)
 
     async def _make_room(self, slot: _Slot) -> None:
         """Unload what is idle until a model's weights fit. Raises Refused where what is in use leaves too little.
@@ -277,10 +276,11 @@ class Registry:
 
     async def _unload(self, slot: _Slot) -> None:
         """Of a model that is idle; who asks for it meanwhile has it loaded again."""
-        worker, slot.worker, slot.text = slot.worker, None, None
-        if worker is not None:
-            _log.info("unloading %s", slot.entry.name)
-            await worker.stop()
+        assert slot.worker is not None
+        _log.info("unloading %s", slot.entry.name)
+        slot.text = None
+        await slot.worker.stop()
+        slot.worker = None
 
     async def _expire(self, ttl: float) -> None:
         while True:

@@ -274,7 +274,7 @@ class Worker:
                 case NotLoaded(message, field, memory):
                     raise Refused(printable(message), "memory" if memory else "engine", field=field)
                 case frame:
-                    raise Closed(f"it sent a {type(frame).__name__}")
+                    raise channel.nonsense(f"a {type(frame).__name__} in place of a model")
 
     async def _soon(self, frame: Coroutine[Any, Any, Any]) -> Any:
         seconds = self._patience.loading
@@ -296,7 +296,7 @@ class Worker:
                     case Beat() as beat:
                         process.beat = beat
                     case frame:
-                        raise Closed(f"it sent a {type(frame).__name__}")
+                        raise process.channel.nonsense(f"a {type(frame).__name__} of a loaded model")
                 process.silent = 0.0
         except Closed as error:
             why = str(error)

@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from partita.engine.request import Event, Finished, Progress, Request, Token
 from partita.errors import CheckpointError, ContextError, MemoryBudgetError
@@ -85,15 +86,16 @@ class Engine:
 def open_stub(load: Load, on_layer: Callable[[int, int], None]) -> tuple[Steps, Loaded]:
     for done in range(3):
         on_layer(done + 1, 3)
-    if "damaged" in load.model:
+    name = Path(load.model).name
+    if "damaged" in name:
         raise CheckpointError("model.safetensors is damaged")
-    if "huge" in load.model:
+    if "huge" in name:
         raise MemoryBudgetError("it needs 9 GiB, 1 GiB are free", field="context")
-    if "broken" in load.model:
+    if "broken" in name:
         raise ZeroDivisionError("at 0x7f0012345678")
-    if "dying" in load.model:
+    if "dying" in name:
         os._exit(7)
-    if "hanging" in load.model:
+    if "hanging" in name:
         time.sleep(600)
     return Engine(), Loaded("stub", "cpu", "float32", "16", CONTEXT, CONTEXT, 1 << 20, 1 << 10, 1 << 30)
 
