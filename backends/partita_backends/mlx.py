@@ -116,6 +116,9 @@ class MlxBackend:
     def assign(self, buffer: Array, x: Array) -> Array:
         return x  # MLX keeps freed memory by itself, and by size
 
+    def place(self, buffer: Array, x: Array, start: Sequence[int]) -> Array:
+        return mx.slice_update(buffer, x, mx.array(list(start)), list(range(x.ndim)))
+
     def where(self, condition: Array, x: Array | float, y: Array | float) -> Array:
         return mx.where(condition, x, y)
 

@@ -86,6 +86,10 @@ class NumpyBackend:
     def assign(self, buffer: np.ndarray, x: np.ndarray) -> np.ndarray:
         return x
 
+    def place(self, buffer: np.ndarray, x: np.ndarray, start: Sequence[int]) -> np.ndarray:
+        buffer[tuple(slice(at, at + size) for at, size in zip(start, x.shape, strict=True))] = x
+        return buffer
+
     def where(self, condition: np.ndarray, x: np.ndarray | float, y: np.ndarray | float) -> np.ndarray:
         chosen: np.ndarray = np.where(condition, x, y)
         return chosen.astype(self._float) if chosen.dtype == np.float64 else chosen

@@ -132,6 +132,11 @@ class Backend(Protocol[A]):
         comes and goes, and a process would grow from step to step."""
         ...
 
+    def place(self, buffer: A, x: A, start: Sequence[int]) -> A:
+        """buffer with x, of its dtype and no larger along any axis, from indices `start` on, one an axis. The old buffer
+        is dead afterwards."""
+        ...
+
     def where(self, condition: A, x: A | float, y: A | float) -> A: ...
     def split(self, x: A, sizes: Sequence[int], axis: int) -> Sequence[A]:
         """x in parts of these sizes along an axis."""

@@ -37,6 +37,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
     "draft_model": frozenset(
         {"files", "text", "sources", "checkpoint", "model", "cache", "adapters", "inference", "language_model"}
     ),
+    "engine": frozenset({"files", "text", "cache", "inference", "language_model"}),
     "shortcuts": frozenset(
         {
             *("files", "text", "sources", "checkpoint", "model", "cache", "adapters", "inference"),

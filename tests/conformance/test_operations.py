@@ -90,6 +90,12 @@ def assign(ops: Backend) -> list[np.ndarray]:
     return [ops.to_numpy(now).copy(), ops.to_numpy(x), ops.to_numpy(ops.assign(now, now * 2))]
 
 
+def place(ops: Backend) -> list[np.ndarray]:
+    buffer = ops.place(ops.array(normal(3, 4, 5)), ops.array(normal(1, 3, 5, seed=1)), (2, 1, 0))
+    index = ops.place(ops.full((2, 3), -1, "int32"), ops.array(integers(6, 1, 2)), (0, 0))
+    return [ops.to_numpy(buffer).copy(), ops.to_numpy(index)]
+
+
 def copy(ops: Backend) -> list[np.ndarray]:
     x = ops.zeros((1, 1, 4, 2), "float32")
     kept = ops.copy(x)
@@ -267,6 +273,7 @@ CASES: dict[str, Case] = {
         ops.to_numpy(ops.take(ops.array(normal(6, 7)), ops.array(integers(6, 2, 3)), axis)) for axis in (0, 1, -1)
     ],
     "assign": assign,
+    "place": place,
     "copy": copy,
     "where": lambda ops: [
         ops.to_numpy(ops.where(ops.array(normal(3, 4)) > 0, ops.array(normal(3, 4, seed=1)), other))
@@ -315,7 +322,21 @@ CASES: dict[str, Case] = {
     **TRAINING,
 }
 EXACT = {
-    *("array", "to_numpy", "zeros", "full", "cast", "concat", "take", "assign", "copy", "where", "write", "argmax"),
+    *(
+        "array",
+        "to_numpy",
+        "zeros",
+        "full",
+        "cast",
+        "concat",
+        "take",
+        "assign",
+        "place",
+        "copy",
+        "where",
+        "write",
+        "argmax",
+    ),
     *("quantize", "store", "put_keys", "split"),
 }
 # What is added up in a case, at most; a few roundings more belong to every case (`FEW`). 0: nothing beside those.

@@ -200,7 +200,17 @@ WITHOUT_GRADIENT = frozenset(
     {
         *("array", "to_numpy", "zeros", "full", "launch", "fetch", "sync", "memory", "reset_peak"),  # of the host
         *("prepare", "prepare_experts", "prepare_vector"),  # weights that stay as they are
-        *("copy", "assign", "write", "store", "put_keys", "cached_attention", "quantize", "dequantize"),  # of a cache
+        *(
+            "copy",
+            "assign",
+            "place",
+            "write",
+            "store",
+            "put_keys",
+            "cached_attention",
+            "quantize",
+            "dequantize",
+        ),  # of a cache
         *("argmax", "scatter_add", "compile"),  # of decoding
         *("value", "value_and_grad", "stop_gradient"),  # tested in test_training.py
     }

@@ -121,6 +121,10 @@ class TorchBackend:
     def assign(self, buffer: Tensor, x: Tensor) -> Tensor:
         return buffer.copy_(x)
 
+    def place(self, buffer: Tensor, x: Tensor, start: Sequence[int]) -> Tensor:
+        buffer[tuple(slice(at, at + size) for at, size in zip(start, x.shape, strict=True))].copy_(x)
+        return buffer
+
     def where(self, condition: Tensor, x: Tensor | float, y: Tensor | float) -> Tensor:
         return torch.where(condition, x, y)
 

@@ -31,10 +31,10 @@ class Buffers(Brief):
     kv: Any
     sinks: Array | None
 
-    def map(self, change: Change) -> None:
-        """Replace every array by what `change` makes of it."""
+    def map(self, change: Change, sinks: Change) -> None:
+        """Replace every array of the ring by what `change` makes of it, and that of the sinks by what `sinks` does."""
         self.kv = mapped(self.kv, change)
-        self.sinks = None if self.sinks is None else change(self.sinks, 1, 3)
+        self.sinks = None if self.sinks is None else sinks(self.sinks, 1, 3)
 
 
 @dataclass(frozen=True)

@@ -93,14 +93,18 @@ class PrefixCache:
             return False
         for node in list(self._covered(ids, snapshot, model)):
             self._remove(node)
-        while self.nbytes + nbytes > self.max_bytes:
-            self._remove(next(iter(self._used)))
-            self._count(dropped=1)
+        self.shrink(self.max_bytes - nbytes)
         node = self._insert(self._roots.setdefault((model, snapshot.spec), _root()), ids)
         node.snapshot = snapshot if copy is None else replace(snapshot, arrays=[copy(x) for x in snapshot.arrays])
         self._used[node] = nbytes
         self.nbytes += nbytes
         return True
+
+    def shrink(self, nbytes: int) -> None:
+        """Forget what was used least recently until no more than so many bytes are held."""
+        while self._used and self.nbytes > nbytes:
+            self._remove(next(iter(self._used)))
+            self._count(dropped=1)
 
     def longest(self, tokens: Sequence[int], spec: CacheSpec, *, model: str = "") -> tuple[int, Snapshot] | None:
         """(count, snapshot): what serves the longest beginning tokens[:count], count < len(tokens).

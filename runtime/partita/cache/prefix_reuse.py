@@ -89,7 +89,7 @@ class Reuse:
 
     def _keep(self, prefixes: PrefixCache, cache: Cache, tokens: Sequence[int]) -> None:
         if cache.offsets == [len(tokens)]:
-            prefixes.put(tokens, cache.state(), model=self.model, copy=cache.ops.copy)
+            prefixes.put(tokens, cache.row(0), model=self.model, copy=cache.ops.copy)
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

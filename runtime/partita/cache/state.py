@@ -23,7 +23,7 @@ mirror of each row's length, and never reads the device to know it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -43,10 +43,11 @@ from .view import Kind, Step, View, seen
 
 
 class Cache:
-    """Keys and values of `batch` rows. See the module's docstring for the rules."""
+    """Keys and values of `batch` rows. room: tokens of a row that there is memory for from the start, so that buffers
+    do not grow before. See the module's docstring for the rules."""
 
-    def __init__(self, ops: Backend, spec: CacheSpec, batch: int = 1):
-        self.ops, self.spec, self.batch = ops, spec, batch
+    def __init__(self, ops: Backend, spec: CacheSpec, batch: int = 1, *, room: int = 0):
+        self.ops, self.spec, self.batch, self.room = ops, spec, batch, room
         self._ropes = {rope: RopeTable(ops, rope) for rope in dict.fromkeys(x.rope for x in spec.layers) if rope}
         self._store = Store(ops, spec.kv)
         self.dense = self._store.dense
@@ -60,12 +61,12 @@ class Cache:
         return f"Cache(tokens {list(self.offsets)}, {context}, kv {self.spec.kv}, {self.nbytes} bytes)"
 
     def reset(self) -> None:
-        """Forget everything and give the memory back."""
+        """Forget everything and give back the memory beyond `room`."""
         self.offsets = [0] * self.batch
         self._reached = [0] * self.batch  # furthest ever written: what lies a ring behind it is overwritten
         self._next = self.ops.zeros((self.batch,), "int32")
         spans = dict.fromkeys(layer.span for layer in self.spec.layers)
-        self._capacity = {span: self.spec.slots(span, 0) for span in spans}
+        self._capacity = {span: self.spec.slots(span, self.room) for span in spans}
         self._positions = {span: self._new_positions(span) for span in spans}
         self._sink_keys = SinkKeys(self.ops, self.spec, self._store, self._ropes, self.batch)
         self._layers = [self._new_buffers(layer) for layer in self.spec.layers]
@@ -96,13 +97,18 @@ class Cache:
         following = iter(arrays)
         self._each(lambda _, rows, slots: next(following))
 
-    def _each(self, change: Change) -> None:
-        """Replace every device array of the state by what `change` makes of it, always in the same order."""
+    def _each(self, change: Change, *, of: Callable[[Span], Change] | None = None) -> None:
+        """Replace every device array of the state by what `change` makes of it, always in the same order. of: what
+        makes those with the slots of a span, where that is another change."""
         self._next = change(self._next, 0, 0)
-        self._positions = {span: change(positions, 0, 1) for span, positions in self._positions.items()}
+
+        def made(span: Span) -> Change:
+            return change if of is None else of(span)
+
+        self._positions = {span: made(span)(positions, 0, 1) for span, positions in self._positions.items()}
         self._sink_keys.map(change)
-        for buffers in self._layers:
-            buffers.map(change)
+        for layer, buffers in zip(self.spec.layers, self._layers, strict=True):
+            buffers.map(made(layer.span), change)
 
     def bytes_per_token(self) -> float:
         """Bytes that one more token in the ring costs, over all layers."""
@@ -308,7 +314,7 @@ class Cache:
         Sinks get the rotation that they were written with."""
         ops, end = self.ops, self._next[:, None]
         for span, positions in self._positions.items():
-            self._capacity[span] = self.spec.slots(span, max(self.offsets))
+            self._capacity[span] = self.spec.slots(span, max(self.room, *self.offsets))
             held = positions[:, : span.sinks]
             empty = self._store.positions(self._capacity[span], self.batch)
             self._positions[span] = ops.concat([ops.where(held < end, held, -1), empty], 1) if span.sinks else empty
@@ -343,6 +349,9 @@ class Cache:
         """Hold what a snapshot holds. Raises ContextError for one of another layout."""
         if snapshot.spec != self.spec or len(snapshot.offsets) != self.batch:
             raise ContextError("this snapshot was taken from a cache of another layout")
+        if self.room and self.batch == 1:
+            self.put(0, snapshot)
+            return
         self.offsets, self._reached = list(snapshot.offsets), list(snapshot.reached)
         arrays = iter(snapshot.arrays)
         self._each(lambda _, rows, slots: self.ops.copy(next(arrays)))
@@ -373,6 +382,54 @@ class Cache:
         self.offsets += other.offsets
         self._reached += other._reached
         self.batch += other.batch
+
+    def row(self, row: int) -> Snapshot:
+        """What one row holds, in the cache's own memory where it can be, without slots that it has never reached: to be
+        read before the next write."""
+        reached, found = self._reached[row], list[Array]()
+
+        def part(unused: int) -> Change:
+            def change(array: Array, rows: int, slots: int) -> Array:
+                index = [slice(None)] * len(array.shape)
+                if unused:
+                    index[slots] = slice(array.shape[slots] - unused)
+                index[rows] = slice(row, row + 1)
+                found.append(array[tuple(index)])
+                return array
+
+            return change
+
+        unused = {span: capacity - self.spec.slots(span, reached) for span, capacity in self._capacity.items()}
+        self._each(part(0), of=lambda span: part(unused[span]))
+        return Snapshot(self.spec, (self.offsets[row],), (reached,), found)
+
+    def put(self, row: int, snapshot: Snapshot) -> None:
+        """Hold a snapshot of one row in place of a row, the others staying where they are.
+
+        Raises ContextError for one of another layout.
+        """
+        if snapshot.spec != self.spec or len(snapshot.offsets) != 1:
+            raise ContextError("this snapshot was taken from a cache of another layout")
+        self._grow(snapshot.reached[0])
+        self.drop(row)
+        arrays = iter(snapshot.arrays)
+
+        def change(array: Array, rows: int, slots: int) -> Array:
+            start = [0] * len(array.shape)
+            start[rows] = row
+            return self.ops.place(array, next(arrays), start)
+
+        self._each(change)
+        self.offsets[row], self._reached[row] = snapshot.offsets[0], snapshot.reached[0]
+
+    def drop(self, row: int) -> None:
+        """Empty a row. It goes on behind sinks that nobody sees: so a step of the others stays the step that it was."""
+        ops = self.ops
+        self.offsets[row] = self._reached[row] = max(span.sinks for span in self._positions)
+        self._next = ops.assign(self._next, ops.array(np.asarray(self.offsets, np.int32)))
+        emptied = ops.array((np.arange(self.batch) == row)[:, None])
+        for span, held in self._positions.items():
+            self._positions[span] = ops.assign(held, ops.where(emptied, -1, held))
 
     # Memory
 
