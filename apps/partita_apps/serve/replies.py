@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from partita.engine import request as engine
-from partita.errors import DataError, PartitaError, TemplateError
+from partita.errors import PartitaError, TemplateError
 from partita.inference.sampling import Sampling
 from partita.text.reply.formats import ReplyFormat
 from partita.text.reply.parser import ReplyParser
@@ -116,16 +116,10 @@ async def reply(models: Models, ask: Ask) -> AsyncGenerator[Event, None]:
 async def prepare(model: Model, ask: Ask) -> Prepared:
     """The request to the engine that an `Ask` comes to, without an id. Raises Refused."""
     text = model.text
-    try:
+    with _refusing():
         StopStrings(ask.stop)
         sampling = sampled(ask, text)
         prompt, tools = await encoded(text, ask)
-    except TemplateError as error:
-        raise Refused(str(error), field="messages") from error
-    except DataError as error:
-        raise Refused(str(error), field=error.field) from error
-    except PartitaError as error:
-        raise Refused(str(error)) from error
     check_ids(prompt.ids, text)
     check_ids(ask.logit_bias, text, "logit_bias")
     request = engine.Request(
@@ -140,6 +134,24 @@ async def prepare(model: Model, ask: Ask) -> Prepared:
         endless=text.endless,
     )
     return Prepared(request, prompt, text.reply_format if ask.messages is not None else ReplyFormat(), tools)
+
+
+async def encoded_for(text: ModelText, ask: Ask) -> Prompt:
+    """Ids of what is asked, as a reply would be given them. Raises Refused."""
+    with _refusing():
+        prompt, _ = await encoded(text, ask)
+    return prompt
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """What the runtime says of a conversation or a setting, as Refused."""
+    try:
+        yield
+    except TemplateError as error:
+        raise Refused(str(error), field="messages") from error
+    except PartitaError as error:
+        raise Refused(str(error), field=error.field) from error
 
 
 async def encoded(text: ModelText, ask: Ask) -> tuple[Prompt, Sequence[Any] | None]:

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .api import chat, errors
+from .api import chat, completions, errors, models, state, tokens
 from .api.exchange import Endpoint, Exchange, Service
 from .asked import Refused
 from .frames import Beat
@@ -21,13 +21,19 @@ from .replies import Models
 from .security import Guard
 from .settings import Settings
 
-ENDPOINTS: Sequence[Endpoint] = (*chat.ENDPOINTS,)
+ENDPOINTS: Sequence[Endpoint] = (
+    *chat.ENDPOINTS,
+    *completions.ENDPOINTS,
+    *models.ENDPOINTS,
+    *tokens.ENDPOINTS,
+    *state.ENDPOINTS,
+)
 
 
-def build_app(models: Models, settings: Settings) -> ASGIApp:
-    """The ASGI application. The models live while it serves."""
-    metrics = Metrics(lambda: _beats(models))
-    return Guard(_App(Service(models, settings, metrics), ENDPOINTS), settings)
+def build_app(registry: Models, settings: Settings) -> ASGIApp:
+    """The ASGI application. The registry lives while it serves."""
+    metrics = Metrics(lambda: _beats(registry))
+    return Guard(_App(Service(registry, settings, metrics, ENDPOINTS)), settings)
 
 
 def serve(app: ASGIApp, host: str, port: int, *, sockets: list[socket.socket] | None = None, drain: float = 30) -> None:
@@ -63,18 +69,18 @@ def _nothing(number: int, frame: object) -> None:
     """A signal that has been obeyed."""
 
 
-def _beats(models: Models) -> Mapping[str, Beat | None]:
-    return {name: worker.beat for name, worker in models.workers().items()}
+def _beats(registry: Models) -> Mapping[str, Beat | None]:
+    return {name: worker.beat for name, worker in registry.workers().items()}
 
 
 class _App:
     """Routes, and the life of what they use."""
 
-    def __init__(self, service: Service, endpoints: Sequence[Endpoint]) -> None:
+    def __init__(self, service: Service) -> None:
         self._service = service
         self._routes = [
             Route(path, self._handler(each), methods=[each.method])
-            for each in endpoints
+            for each in service.endpoints
             for path in dict.fromkeys((each.path, each.path.removeprefix("/v1")))
         ]
 

@@ -45,6 +45,7 @@ class Service:
     models: replies.Models
     settings: Settings
     metrics: Metrics
+    endpoints: Sequence[Endpoint]
 
 
 @dataclass
