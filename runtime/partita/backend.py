@@ -133,8 +133,8 @@ class Backend(Protocol[A]):
         ...
 
     def place(self, buffer: A, x: A, start: Sequence[int]) -> A:
-        """buffer with x, of its dtype and no larger along any axis, from indices `start` on, one an axis. The old buffer
-        is dead afterwards."""
+        """buffer with x, of its dtype and no larger along any axis, from indices `start` on, one an axis. The old
+        buffer is dead afterwards."""
         ...
 
     def where(self, condition: A, x: A | float, y: A | float) -> A: ...

@@ -31,7 +31,9 @@ def choose(
     events, rules = list[Event](), dict[int, np.ndarray]()
     for place, row in enumerate(rows):
         if row is not None and row.ruled:
-            events += row.guarded(lambda row=row, place=place: rules.update({place: row.rule()}) or [])
+            events += row.guarded(row.settle)
+            if not row.ended:
+                rules[place] = row.rule()
     ruled = logits
     if rules:
         free = np.zeros(logits.shape[-1], np.float32)

@@ -21,6 +21,7 @@ from ..cache.spec import CacheSpec
 from ..errors import ContextError, DataError, PartitaError
 from ..language_model import LanguageModel
 from .buckets import Buckets
+from .constraint import Grammars
 from .matcher import Matcher, Matchers
 from .reading import Pace, Reading, next_of
 from .request import Constraint, Event, Failed, Request
@@ -52,7 +53,8 @@ class Engine:
     ) -> None:
         self._models, self.spec, self.prefixes = dict(models), spec, prefixes
         self._max_waiting, self._max_rows, self._clock = max_waiting, max_rows, clock
-        self._matchers, self._free = matchers, free or (lambda: models[""].ops.memory().free)
+        self._matchers = matchers or Grammars(models[""].tokenizer, models[""].config.vocab_size).matcher
+        self._free = free or (lambda: models[""].ops.memory().free)
         self._most = self._free() - RESERVE
         self._waiting: deque[Row] = deque()
         self._reading: list[Reading] = []
@@ -212,11 +214,6 @@ class Engine:
             self._reading.append(Reading(row, self.spec, self.prefixes, matcher))
 
     def _matcher(self, constraint: Constraint, row: Row) -> Matcher:
-        if self._matchers is None:
-            from .constraint import Grammars  # not before a request needs one
-
-            model = self._models[""]
-            self._matchers = Grammars(model.tokenizer, model.config.vocab_size).matcher
         matcher = self._matchers(constraint)
         matcher.begin(row.request.prompt)
         return matcher

@@ -49,16 +49,23 @@ class Row:
     def begin(self, matcher: Matcher | None, executor: Executor) -> list[Event]:
         """The prompt has been read, and the first token is to be chosen next. Raises what the matcher raises."""
         self.matcher = matcher
-        return self._follow(executor)
+        self._force()
+        return self._settled(executor)
 
     def rule(self) -> np.ndarray:
-        """What is added to the logits of the next token, float32 (V,). Waits for the mask."""
+        """What is added to the logits of the next token, float32 (V,)."""
         size = self.model.config.vocab_size
         added = np.zeros(size, np.float32)
         for token, bias in self.request.logit_bias.items():
             added[token] = bias
         allowed = self._allowed(size)
         return added if allowed is None else np.where(allowed, added, np.float32(MASKED))
+
+    def settle(self) -> list[Event]:
+        """Wait for what may come next. Raises what the matcher raises."""
+        if self._mask is not None:
+            self._mask.result()
+        return self._told()
 
     def take(self, generated: Generated, executor: Executor) -> list[Event]:
         """The next token has been chosen: what there is to report. Raises what the matcher raises."""
@@ -74,17 +81,14 @@ class Row:
         """Go on behind a token, or end."""
         self.tokens.append(token)
         self.left -= 1
-        events: list[Event] = []
         if token in self.request.stop_ids:
             return self.end("stop")
         if self.queued:
             self.queued.pop(0)  # the matcher knows it already
         elif self.matcher is not None:
             self.matcher.push(token)
-            events = self._follow(executor)
-        if self.matcher is not None and self.matcher.finished and not self.queued:
-            return [*events, *self.end("stop")]
-        return events if self.left else [*events, *self.end("length")]
+            self._force()
+        return self._settled(executor)
 
     def end(self, reason: Reason) -> list[Event]:
         self.ended = True
@@ -104,19 +108,35 @@ class Row:
         except Exception as error:
             return self.fail(error)
 
-    def _follow(self, executor: Executor) -> list[Event]:
-        """Have what may come next found out, while the model reads the token before it."""
-        matcher = self.matcher
-        if matcher is None:
-            return []
-        self.queued = [] if matcher.finished else matcher.forced()
-        for token in self.queued:
+    def _force(self) -> None:
+        """Queue the tokens that can only be these."""
+        matcher, self._mask = self.matcher, None
+        if matcher is None or matcher.finished:
+            return
+        for token in matcher.forced():
             matcher.push(token)
-        self._mask = None if matcher.finished else executor.submit(matcher.mask)
-        if matcher.warning in (None, self._warned):
-            return []
-        self._warned = matcher.warning
-        return [Warned(self.id, matcher.warning or "")]
+            self.queued.append(token)
+            if matcher.finished:
+                return
+
+    def _settled(self, executor: Executor) -> list[Event]:
+        """What is known before the next token; what may be that one is found out while the model reads the last one."""
+        events = self._told()
+        if not self.ended and not self.left:
+            events += self.end("length")
+        if self.matcher is not None and not (self.ended or self.matcher.finished or self._mask):
+            self._mask = executor.submit(self.matcher.mask)
+        return events
+
+    def _told(self) -> list[Event]:
+        """What the matcher has found out: a warning, the end."""
+        matcher, events = self.matcher, list[Event]()
+        if matcher is None:
+            return events
+        if matcher.warning not in (None, self._warned):
+            self._warned = matcher.warning
+            events.append(Warned(self.id, matcher.warning or ""))
+        return [*events, *self.end("stop")] if matcher.finished and not self.queued else events
 
     def _allowed(self, size: int) -> np.ndarray | None:
         """Of every token, whether it may come next: bool (V,), or None."""

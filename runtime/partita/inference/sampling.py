@@ -224,7 +224,7 @@ class Sampler:
         return self._chosen(self._penalized(logits, generated), count, taken=False)
 
     def accept(self, tokens: Sequence[int]) -> None:
-        """Remember the tokens that came to be after `verify`, as if `__call__` had chosen them one by one."""
+        """Remember the tokens that came to be, after `verify` or without a choice, as if `__call__` had chosen each."""
         self._numbers[0].drop(len(tokens))
         if self._generated is not None:
             index = self._ops.array(np.asarray([tokens], np.int32))
@@ -350,7 +350,8 @@ class _Numbers:
         return self._waiting[:count]
 
     def drop(self, count: int) -> None:
-        """Take what was looked at."""
+        """Take the next `count`, whether or not they were looked at."""
+        self.peek(count)
         self._waiting = self._waiting[count:]
 
     def take(self, count: int) -> np.ndarray:
