@@ -40,6 +40,7 @@ class Entry:
 
 COMMANDS = {
     "chat": Entry("partita_apps.chat.command", "chat", "Talk with a model, or answer one prompt."),
+    "serve": Entry("partita_apps.serve.command", "serve", "Answer other programs: OpenAI's and Anthropic's API."),
     "finetune": Entry(
         "partita_apps.finetune.command", "finetune", "Train a model, or an adapter for one, on your data."
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import webbrowser
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,17 +16,19 @@ from partita.printable import printable
 
 from ..completion import models as model_names
 from ..options import adapter_options, cache_options, model_options, tell
+from .listen import PORT
 
 if TYPE_CHECKING:
     from .listen import Running
     from .names import Entry
+    from .registry import Registry
 
 MODEL_OPTIONS = ("backend", "device", "dtype", "threads")
 CACHE_OPTIONS = ("context", "sinks", "kv")
 
 
 class Serve(click.Command):
-    """A command that is also a group: `serve install` and the like are commands of their own, any other word a MODEL."""
+    """A command that is also a group: `install` and the like are commands of their own, any other word is a MODEL."""
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
@@ -90,32 +93,29 @@ def serve(
 
     Also: serve install ARGUMENTS begins it at every login, serve uninstall ends that, serve status tells what runs.
     """
-    from .listen import is_loopback, listening, running, url_of
+    from .listen import listening, running, url_of
+    from .server import build_app
+    from .server import serve as run
+    from .settings import Settings
 
-    if not is_loopback(host) and api_key is None:
-        raise DataError("`host` lets other machines in: give `api_key`, which they need then", field="api_key")
-    if api_key is not None and not api_key.strip():
-        raise DataError("`api_key` is empty: give some letters", field="api_key")
+    given = {
+        "allow_hosts": options["allow_host"],
+        "allow_origins": options["allow_origin"],
+        "strict": options["strict"],
+    }
+    settings = Settings(host=host, api_key=api_key, **given)
     entries = _entries(models, options)
-    there = running(host, 1234) if port is None else None
+    there = running(host, PORT) if port is None else None
     if there is not None and {each.name for each in entries} <= there.models:
-        return _reuse(there, opens)
-    bound = listening(host, port)
-    number = bound.getsockname()[1]
-    _say(url_of(host, number), entries, port is None and number != 1234)
-    if opens:
-        webbrowser.open(url_of(host, number))
-    from .server import Settings, run
-
-    settings = Settings(
-        host=host,
-        port=number,
-        api_key=api_key,
-        allow_hosts=options["allow_host"],
-        allow_origins=options["allow_origin"],
-        strict=options["strict"],
-    )
-    run(_registry(entries, options), settings, bound)
+        _reuse(there, opens)
+        return
+    with listening(host, port) as bound:
+        number = bound.getsockname()[1]
+        app = build_app(_registry(entries, options), replace(settings, port=number))
+        _say(url_of(host, number), entries, port is None and number != PORT)
+        if opens:
+            webbrowser.open(url_of(host, number))
+        run(app, host, number, sockets=[bound], drain=settings.drain)
 
 
 def _entries(models: Sequence[str], options: dict[str, Any]) -> list[Entry]:
@@ -142,7 +142,7 @@ def _entries(models: Sequence[str], options: dict[str, Any]) -> list[Entry]:
     return found
 
 
-def _registry(entries: Sequence[Entry], options: dict[str, Any]) -> Any:
+def _registry(entries: Sequence[Entry], options: dict[str, Any]) -> Registry:
     from .frames import Load
     from .names import Names
     from .registry import Registry
@@ -162,7 +162,7 @@ def _reuse(there: Running, opens: bool) -> None:
 def _say(url: str, entries: Sequence[Entry], other: bool) -> None:
     """Where it is, for a person and, on standard output, for a program."""
     names = ", ".join(printable(each.name) for each in entries)
-    taken = " (1234 is taken)" if other else ""
+    taken = f" ({PORT} is taken)" if other else ""
     tell(f"partita: serving {names}{taken}; Ctrl-C ends it")
     click.echo(url)
     sys.stdout.flush()
@@ -202,7 +202,7 @@ def status(as_json: bool) -> None:
     """Whether a server is installed, whether it runs, and where it answers."""
     from partita.printable import json_text
 
-    from .listen import PORT, running
+    from .listen import running
     from .service import service
 
     manager = service()

@@ -22,7 +22,7 @@ from .asked import Refused
 from .settings import Settings
 from .streams import Gone
 
-OPEN = frozenset({("GET", "/health"), ("HEAD", "/health"), ("HEAD", "/")})
+OPEN = frozenset({(method, path) for method in ("GET", "HEAD") for path in ("/health", "/", "/style.css")})
 """What is answered without the key: that a server is here, and nothing about what it has."""
 _EXPOSED = "x-partita-ignored, x-partita-warnings, x-request-id, retry-after"
 _PORT = re.compile(r":\d+$")
@@ -108,9 +108,9 @@ class Guard:
 
     def _check(self, scope: Scope) -> None:
         """The key, and what is said of the body. Raises Refused."""
-        if self._settings.key is not None and (scope["method"], scope["path"]) not in OPEN:
+        if self._settings.api_key is not None and (scope["method"], scope["path"]) not in OPEN:
             given = [_only(scope, b"x-api-key"), _bearer(_only(scope, b"authorization"))]
-            matches = [_same(key, self._settings.key) for key in given]  # both are looked at in any case
+            matches = [_same(key, self._settings.api_key) for key in given]  # both are looked at in any case
             if not any(matches):
                 raise Refused("the API key is missing or wrong", "unauthorized")
         if scope["method"] not in ("POST", "PUT", "PATCH"):

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from . import page
 from .api import chat, completions, errors, models, state, tokens
 from .api.exchange import Endpoint, Exchange, Service
 from .asked import Refused
@@ -22,6 +23,7 @@ from .security import Guard
 from .settings import Settings
 
 ENDPOINTS: Sequence[Endpoint] = (
+    *page.ENDPOINTS,
     *chat.ENDPOINTS,
     *completions.ENDPOINTS,
     *models.ENDPOINTS,
@@ -114,7 +116,7 @@ class _App:
 
     def _find(self, scope: Scope) -> tuple[Route, Scope]:
         methods: list[str] = []
-        for route in self._routes:
+        for route in self._routes if scope["path"].isprintable() else ():  # a pattern's end is also before a line end
             match, child = route.matches(scope)
             if match is Match.FULL:
                 return route, child

@@ -18,8 +18,8 @@ _HOST = re.compile(r"[\w.-]+(:\d+)?|\[[0-9a-f:.]+\](:\d+)?", re.IGNORECASE | re.
 
 @dataclass(frozen=True)
 class Settings:
-    """host, port: where the server listens. key: that every request must have, None for none; needed where others than
-    this machine reach the host. allow_hosts: names it may be called by beside those of the loopback, `name` or
+    """host, port: where the server listens. api_key: that every request must have, None for none; needed where others
+    than this machine reach the host. allow_hosts: names it may be called by beside those of the loopback, `name` or
     `name:port`. allow_origins: of pages that may use it, as browsers write them (`app://obsidian.md`). strict: unknown
     fields are refused. max_body: bytes of a request. silence: seconds after which a stream says that it lives. drain:
     seconds that replies have to end when the server stops.
@@ -29,7 +29,7 @@ class Settings:
 
     host: str = "127.0.0.1"
     port: int = PORT
-    key: str | None = None
+    api_key: str | None = None
     allow_hosts: tuple[str, ...] = ()
     allow_origins: tuple[str, ...] = ()
     strict: bool = False
@@ -38,10 +38,13 @@ class Settings:
     drain: float = 30.0
 
     def __post_init__(self) -> None:
-        if self.key is None and not is_loopback(self.host):
-            raise DataError(f"`host` {self.host} is open to other machines: give a `key`", field="key")
-        if self.key is not None and not re.fullmatch(r"[!-~]+", self.key):
-            raise DataError("`key` must be printable ASCII characters without spaces", field="key")
+        if self.api_key is None and not is_loopback(self.host):
+            raise DataError(
+                f"`host` {self.host} is open to other machines: give an `api_key`, which they need then",
+                field="api_key",
+            )
+        if self.api_key is not None and not re.fullmatch(r"[!-~]+", self.api_key):
+            raise DataError("`api_key` must be printable ASCII characters without spaces", field="api_key")
         for name in self.allow_hosts:
             if not _HOST.fullmatch(name):
                 raise DataError(f"`allow_host` must be a name or name:port, got {name!r}", field="allow_host")

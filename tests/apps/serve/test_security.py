@@ -136,7 +136,7 @@ def test_names_that_were_allowed(registry: Make) -> None:
 
 
 def test_the_address_that_was_connected_to_is_ours(registry: Make) -> None:
-    app = build_app(registry(), Settings(host="0.0.0.0", key="k"))
+    app = build_app(registry(), Settings(host="0.0.0.0", api_key="k"))
     key = [(b"x-api-key", b"k")]
     address = ("192.168.1.5", 1234)
     assert Call(app, headers=key, host=b"192.168.1.5:1234", server=address).status == 200
@@ -215,7 +215,7 @@ def test_an_allowed_origin_and_no_other(registry: Make) -> None:
     ],
 )
 def test_the_key(registry: Make, headers: list[tuple[bytes, bytes]], status: int) -> None:
-    app = build_app(registry(), Settings(key="secret"))
+    app = build_app(registry(), Settings(api_key="secret"))
     call = Call(app, headers=headers)
     assert call.status == status
     if status == 401:
@@ -224,7 +224,7 @@ def test_the_key(registry: Make, headers: list[tuple[bytes, bytes]], status: int
 
 
 def test_a_key_guards_every_route_but_a_few(registry: Make) -> None:
-    app = build_app(registry(), Settings(key="secret"))
+    app = build_app(registry(), Settings(api_key="secret"))
     for method, path in (("GET", "/v1/models"), ("GET", "/metrics"), ("GET", "/nowhere"), ("GET", "/openapi.json")):
         assert Call(app, method, path).status == 401
     assert Call(app, "GET", "/health").status in (200, 404)
@@ -232,9 +232,9 @@ def test_a_key_guards_every_route_but_a_few(registry: Make) -> None:
 
 def test_other_machines_need_a_key() -> None:
     for host in ("0.0.0.0", "192.168.1.5", "::", "box.lan"):
-        with pytest.raises(DataError, match="`key`"):
+        with pytest.raises(DataError, match="`api_key`"):
             Settings(host=host)
-        assert Settings(host=host, key="k").key == "k"
+        assert Settings(host=host, api_key="k").api_key == "k"
     for host in ("127.0.0.1", "::1", "localhost", "127.5.5.5"):
         Settings(host=host)
 
@@ -242,9 +242,9 @@ def test_other_machines_need_a_key() -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"key": ""},
-        {"key": "a b"},
-        {"key": "é"},
+        {"api_key": ""},
+        {"api_key": "a b"},
+        {"api_key": "é"},
         {"allow_hosts": ("a/b",)},
         {"allow_origins": ("*",)},
         {"allow_origins": ("x",)},

@@ -9,39 +9,39 @@ from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 
-from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
-from starlette.routing import Route
 
 from partita import __version__
 from partita.printable import printable
 from partita.units import disk_size, memory_size
 
-from ..registry import Description, Registry
+from ..api.exchange import Endpoint, Exchange
+from ..registry import Description
 
 POLICY = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 
-def routes(registry: Registry) -> list[Route]:
-    """`/`, and its style."""
-
-    async def page(request: Request) -> Response:
-        models = [registry.describe(name) for name in registry.names()]
-        url = f"http://{request.headers.get('host', '')}"
-        return HTMLResponse(document(url, models), headers={"content-security-policy": POLICY})
-
-    async def style(request: Request) -> Response:
-        return Response(files(__package__).joinpath("style.css").read_bytes(), media_type="text/css")
-
-    return [Route("/", page), Route("/style.css", style)]
+async def page(exchange: Exchange) -> Response:
+    """What anybody sees who reaches the server; which models there are, only where no key is needed to ask for them."""
+    models, key = exchange.models, exchange.service.settings.api_key
+    shown = [models.describe(name) for name in models.names()] if key is None else None
+    url = f"http://{exchange.request.headers['host']}"
+    return HTMLResponse(document(url, shown), headers={"content-security-policy": POLICY})
 
 
-def document(url: str, models: Sequence[Description]) -> str:
-    """The page of a server at an address."""
+async def style(exchange: Exchange) -> Response:
+    return Response(files(__name__).joinpath("style.css").read_bytes(), media_type="text/css")
+
+
+ENDPOINTS = (
+    Endpoint("GET", "/", page, "The server's page, for a browser."),
+    Endpoint("GET", "/style.css", style, "Its style."),
+)
+
+
+def document(url: str, models: Sequence[Description] | None) -> str:
+    """The page of a server at an address. models: None where they are not shown."""
     address = escape(url)
-    rows = (
-        "".join(map(_row, models)) or '<tr><td colspan="5" class="faint">None yet: partita models pull NAME</td></tr>'
-    )
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -54,15 +54,7 @@ def document(url: str, models: Sequence[Description]) -> str:
 <main>
 <h1>partita</h1>
 <p class="faint">Language models on this machine, version {escape(__version__)}</p>
-<h2>Models</h2>
-<div class="scroll">
-<table>
-<thead><tr><th>name</th><th>state</th><th class="number">context</th><th class="number">on disk</th>
-<th class="number">in memory</th></tr></thead>
-<tbody>{rows}</tbody>
-</table>
-</div>
-<p class="faint">A model is loaded when it is asked for, and unloaded when another needs its memory.</p>
+{_LOCKED if models is None else _table(models)}
 <h2>Connect a tool</h2>
 <dl>
 <dt>OpenAI's API</dt><dd><code>{address}/v1</code></dd>
@@ -76,6 +68,24 @@ def document(url: str, models: Sequence[Description]) -> str:
 </body>
 </html>
 """
+
+
+_LOCKED = '<p class="faint">The server answers who has its key.</p>'
+
+
+def _table(models: Sequence[Description]) -> str:
+    rows = (
+        "".join(map(_row, models)) or '<tr><td colspan="5" class="faint">None yet: partita models pull NAME</td></tr>'
+    )
+    return f"""<h2>Models</h2>
+<div class="scroll">
+<table>
+<thead><tr><th>name</th><th>state</th><th class="number">context</th><th class="number">on disk</th>
+<th class="number">in memory</th></tr></thead>
+<tbody>{rows}</tbody>
+</table>
+</div>
+<p class="faint">A model is loaded when it is asked for, and unloaded when another needs its memory.</p>"""
 
 
 def _row(model: Description) -> str:
