@@ -169,13 +169,12 @@ def _submitted(engine: Steps, request: Request, stopping: bool) -> list[Event]:
 
 def open_model(load: Load, on_layer: Callable[[int, int], None]) -> tuple[Steps, Loaded]:
     """The engine of a model, its adapters and the cache that the settings ask for. Errors as of `partita.load`."""
-    from partita.engine.engine import Engine
-
     import partita  # and with it an array library: nothing else of the server needs one
     from partita.adapters.read import open_adapter
     from partita.cache.budget import full_bytes
     from partita.cache.prefix_cache import PrefixCache
     from partita.cache.prefix_reuse import default_bytes
+    from partita.engine.engine import Engine
 
     passed: list[str] = []
     model = partita.load(

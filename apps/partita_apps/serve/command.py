@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import webbrowser
 from collections.abc import Sequence
@@ -110,6 +111,7 @@ def serve(
         _reuse(there, opens)
         return
     with listening(host, port) as bound:
+        _end_quietly()
         number = bound.getsockname()[1]
         app = build_app(_registry(entries, options), replace(settings, port=number))
         _say(url_of(host, number), entries, port is None and number != PORT)
@@ -150,6 +152,12 @@ def _registry(entries: Sequence[Entry], options: dict[str, Any]) -> Registry:
     given = {name: options[name] for name in (*MODEL_OPTIONS, *CACHE_OPTIONS, "max_waiting")}
     names = Names(entries, None) if options["only"] else Names(entries)
     return Registry(names, Load(model="", **given), ttl=options["ttl"])
+
+
+def _end_quietly() -> None:
+    """A signal before the server takes them: to be ended is no failure of a server."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
 
 
 def _reuse(there: Running, opens: bool) -> None:

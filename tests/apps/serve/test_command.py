@@ -1,0 +1,190 @@
+"""`partita serve` as people start it: a process with a real model, its port, its page, and how it ends."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from ..mistakes import Mistake
+
+Start = Callable[..., "Running"]
+
+
+class Running:
+    """A server that was started with some arguments."""
+
+    def __init__(self, arguments: list[str], environment: dict[str, str], folder: Path) -> None:
+        command = [sys.executable, "-m", "partita_apps.cli", "serve", *arguments]
+        self.log = folder / f"log-{len(list(folder.glob('log-*')))}"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment, text=True)
+        assert self.process.stdout is not None
+        self.url = self.process.stdout.readline().strip()
+        self.port = int(self.url.rpartition(":")[2] or 0)
+
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        try:
+            given = {"content-type": "application/json", **headers} if body is not None else headers
+            connection.request(method, path, None if body is None else json.dumps(body), given)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
+
+    def chat(self, **more: Any) -> str:
+        body = {"messages": [{"role": "user", "content": "the quick"}], "max_tokens": 4, "temperature": 0, **more}
+        status, text = self.ask("POST", "/v1/chat/completions", body)
+        assert status == 200, text
+        return json.loads(text)["choices"][0]["message"]["content"]
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+
+@pytest.fixture
+def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Start]:
+    begun: list[Running] = []
+
+    def make(*arguments: str | Path, port: int | None = 0, **settings: str) -> Running:
+        given = [*map(str, arguments), *([] if port is None else [f"--port={port}"])]
+        begun.append(Running(given, {**environment, **settings}, tmp_path))
+        return begun[-1]
+
+    yield make
+    for each in begun:
+        if each.process.poll() is None:
+            each.process.kill()
+            each.process.wait()
+        assert each.process.stdout is not None
+        each.process.stdout.close()
+
+
+@pytest.mark.parametrize("backend", ["torch", "mlx"])
+def test_a_server_from_its_start_to_its_end(start: Start, tiny_model: Path, backend: str) -> None:
+    server = start(tiny_model, f"--backend={backend}")
+    assert server.url == f"http://127.0.0.1:{server.port}"
+    status, health = server.ask("GET", "/health")
+    assert status == 200
+    assert json.loads(health)["models"]["loaded"] == 0
+    assert server.chat() == server.chat(model="tiny")
+    libraries = {"libtorch", "libmlx"}
+    mapped = {Path(each.path).name.split(".")[0] for each in psutil.Process(server.process.pid).memory_maps()}
+    assert not libraries & {name[:8] for name in mapped} | (libraries & mapped)
+    (child,) = [
+        each for each in psutil.Process(server.process.pid).children() if "partita_apps.serve.child" in each.cmdline()
+    ]
+    assert server.end() == 0
+    assert not child.is_running()
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_ctrl_c_ends_it_as_well(start: Start, tiny_model: Path) -> None:
+    server = start(tiny_model)
+    assert server.end(signal.SIGINT) == 0
+
+
+def test_the_page_lists_models_and_has_no_script(start: Start, tiny_model: Path) -> None:
+    server = start(tiny_model, "--only")
+    status, page = server.ask("GET", "/")
+    assert status == 200
+    assert '<td class="name">tiny</td>' in page
+    assert server.url in page
+    assert "<script" not in page
+    assert server.ask("GET", "/style.css")[0] == 200
+
+
+def test_a_key_is_asked_for_and_the_page_shows_nothing_without(start: Start, tiny_model: Path) -> None:
+    server = start(tiny_model, PARTITA_API_KEY="secret")
+    assert server.ask("GET", "/v1/models")[0] == 401
+    assert server.ask("GET", "/v1/models", authorization="Bearer secret")[0] == 200
+    status, page = server.ask("GET", "/")
+    assert (status, "tiny" in page) == (200, False)
+
+
+def test_pinned_models_are_loaded_at_the_start(start: Start, tiny_model: Path) -> None:
+    server = start(tiny_model, "--pin", "--backend=numpy")
+    until = time.monotonic() + 60
+    while json.loads(server.ask("GET", "/health")[1])["models"]["loaded"] != 1:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def test_mistakes_are_one_line(mistake: Mistake, tiny_model: Path, start: Start) -> None:
+    assert "./nowhere does not exist" in mistake("serve", "./nowhere")
+    assert "--api-key" in mistake("serve", tiny_model, "--host", "0.0.0.0")
+    assert "--kv" in mistake("serve", tiny_model, "--kv", "k1")
+    server = start(tiny_model)
+    assert f"--port {server.port} is taken" in mistake("serve", tiny_model, "--port", str(server.port))
+    assert "--open" in mistake("serve", "install", "--open")
+    mistake("serve", "install", "--no-such-option")
+    mistake("serve", tiny_model, tiny_model)
+
+
+def test_a_second_one_is_the_first(start: Start, tiny_model: Path, tmp_path: Path, environment: dict[str, str]) -> None:
+    """On a usual port of its own, so that neither a person's server nor another test is in the way."""
+    program = tmp_path / "other_port.py"
+    program.write_text(
+        "import sys\n"
+        "from partita_apps import cli\n"
+        "from partita_apps.serve import command, listen\n"
+        "listen.PORT = command.PORT = int(sys.argv.pop(1))\n"
+        "cli.main()\n"
+    )
+    first = start(tiny_model)
+
+    def run(*arguments: str | Path) -> subprocess.Popen[str]:
+        command = [sys.executable, str(program), str(first.port), "serve", *map(str, arguments)]
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**environment, "BROWSER": "true"}, text=True
+        )
+
+    again = run(tiny_model, "--open")
+    out, err = again.communicate(timeout=60)
+    assert (again.returncode, out) == (0, "")
+    assert f"running already: {first.url}" in err
+    elsewhere = run(shutil.copytree(tiny_model, tmp_path / "another"))
+    assert elsewhere.stdout is not None
+    url = elsewhere.stdout.readline().strip()
+    assert first.port < int(url.rpartition(":")[2]) < first.port + 100
+    elsewhere.terminate()
+    _, err = elsewhere.communicate(timeout=60)
+    assert (elsewhere.returncode, f"({first.port} is taken)" in err) == (0, True)
+
+
+def test_the_service_commands(environment: dict[str, str], tmp_path: Path, tiny_model: Path) -> None:
+    manager = tmp_path / "bin"
+    manager.mkdir()
+    for name in ("systemctl", "launchctl"):
+        (manager / name).write_text('#!/bin/sh\ncase "$*" in *is-active*) echo active ;; esac\n')
+        (manager / name).chmod(0o755)
+    own = {**environment, "PATH": f"{manager}{os.pathsep}{environment['PATH']}", "HOME": str(tmp_path)}
+
+    def run(*arguments: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "partita_apps.cli", "serve", *arguments]
+        done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=60)
+        return done.returncode, done.stdout + done.stderr
+
+    status, said = run("status", "--json")
+    assert (status, json.loads(said)["installed"]) == (0, False)
+    status, said = run("install", str(tiny_model), "--port", "1300")
+    assert status == 0, said
+    written = Path(said.strip()).read_text()
+    assert "1300" in written
+    assert str(tiny_model) in written
+    assert json.loads(run("status", "--json")[1])["running"] is True
+    assert run("uninstall")[0] == 0
+    assert run("uninstall")[0] == 2
