@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from partita.inference.sampling import Sampling
+from partita.printable import printable
 from partita.text.reply.calls import ToolCall
 
 Message = Mapping[str, Any]
@@ -34,7 +35,8 @@ Kind = Literal[
 
 
 class Refused(Exception):
-    """Why a request is not done, in a line that a person can act on; each dialect words it in its own error format.
+    """Why a request is not done, in a line that a person can act on; each dialect words it in its own error format. The
+    line may quote the client: it is made printable, and cut, here.
 
     field: of the body, as the client wrote it. retry_after: seconds, for what is only busy now. needed, limit: tokens
     of the prompt and of the context, of the kind "context", whose wording clients parse.
@@ -50,6 +52,7 @@ class Refused(Exception):
         needed: int | None = None,
         limit: int | None = None,
     ) -> None:
+        message = printable(message)
         super().__init__(message)
         self.kind: Kind = kind
         self.message, self.field, self.retry_after = message, field, retry_after

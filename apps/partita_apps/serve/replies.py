@@ -143,6 +143,12 @@ async def encoded_for(text: ModelText, ask: Ask) -> Prompt:
     return prompt
 
 
+async def count(models: Models, ask: Ask) -> int:
+    """Tokens of the prompt that an `Ask` comes to, whether the context holds them or not. Raises Refused."""
+    async with models.use(ask.model) as model:
+        return len((await encoded_for(model.text, ask)).ids)
+
+
 @contextmanager
 def _refusing() -> Iterator[None]:
     """What the runtime says of a conversation or a setting, as Refused."""

@@ -13,7 +13,7 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from . import page
-from .api import chat, completions, errors, models, state, tokens
+from .api import chat, completions, errors, messages, models, ollama, responses, state, tokens
 from .api.exchange import Endpoint, Exchange, Service
 from .asked import Refused
 from .frames import Beat
@@ -26,8 +26,11 @@ ENDPOINTS: Sequence[Endpoint] = (
     *page.ENDPOINTS,
     *chat.ENDPOINTS,
     *completions.ENDPOINTS,
+    *responses.ENDPOINTS,
+    *messages.ENDPOINTS,
     *models.ENDPOINTS,
     *tokens.ENDPOINTS,
+    *ollama.ENDPOINTS,
     *state.ENDPOINTS,
 )
 

@@ -82,7 +82,7 @@ def test_phases_of_one_speaker_are_joined() -> None:
 
 def test_what_another_service_did_is_left_out() -> None:
     found = items({"type": "web_search_call", "id": "ws_1", "status": "completed"}, {"role": "user", "content": "Hi"})
-    assert found.ignored == ["input[0] (web_search_call)"]
+    assert found.ignored == ["input[0].web_search_call"]
     assert len(found.messages) == 1
 
 
@@ -137,7 +137,7 @@ def test_tools_of_an_agent() -> None:
     assert offered.tools[1].namespace == "mcp__cal"
     assert offered.calls["mcp__cal__list"] == {"name": "list", "namespace": "mcp__cal"}
     assert offered.calls["note"] == {"name": "note", "custom": True}
-    assert offered.ignored == ["tools[1] (web_search)", "tools[2].tools[1] (odd)", "tools[4] (custom)"]
+    assert offered.ignored == ["tools[1].web_search", "tools[2].tools[1].odd", "tools[4].custom"]
     assert [tool["type"] for tool in offered.shown] == ["function", "namespace", "custom", "function", "function"]
 
 
@@ -225,7 +225,7 @@ def test_turns_of_an_agent() -> None:
         {"role": "tool", "tool_call_id": "c1", "name": "weather", "content": "Error: gone"},
         {"role": "user", "content": "And?"},
     ]
-    assert found.ignored == ["messages[2].content[1] (redacted_thinking)"]
+    assert found.ignored == ["messages[2].content[1].redacted_thinking"]
 
 
 @pytest.mark.parametrize("role", ["user", "assistant", "system"])
@@ -276,7 +276,7 @@ def test_tools_without_a_type() -> None:
         {"type": "web_search_20250305", "name": "web_search", "max_uses": 8},
     ]
     assert read_tools(given, ignored) == [Tool("Bash", "Run", SCHEMA), Tool("Later", "", {"type": "object"})]
-    assert ignored == ["tools[2] (web_search_20250305)"]
+    assert ignored == ["tools[2].web_search_20250305"]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ def as_text(content: Any, where: str, kinds: Mapping[str, str]) -> str:
     if content is None or isinstance(content, str):
         return content or ""
     if not is_list(content):
-        raise Refused(f"{where} must be text or a list of parts", field=where)
+        raise Refused(f"`{where}` must be text or a list of parts", field=where)
     return "\n".join(part_text(part, f"{where}[{i}]", kinds) for i, part in enumerate(content))
 
 
@@ -28,10 +28,10 @@ def part_text(part: Any, where: str, kinds: Mapping[str, str]) -> str:
     if isinstance(part, str):
         return part
     if not is_table(part):
-        raise Refused(f"{where} must be an object", field=where)
+        raise Refused(f"`{where}` must be an object", field=where)
     kind = part.get("type")
     if not isinstance(kind, str) or kind not in kinds:
-        raise Refused(f"{where}.type {kind!r} is not supported; supported: {', '.join(kinds)}", field=f"{where}.type")
+        raise Refused(f"`{where}.type` {kind!r} is not supported; supported: {', '.join(kinds)}", field=f"{where}.type")
     return text_field(part, kinds[kind], where)
 
 
@@ -39,7 +39,7 @@ def text_field(value: Mapping[str, Any], name: str, where: str) -> str:
     """A field that must be there and text."""
     text = value.get(name)
     if not isinstance(text, str):
-        raise Refused(f"{where}.{name} must be text", field=f"{where}.{name}")
+        raise Refused(f"`{where}.{name}` must be text", field=f"{where}.{name}")
     return text
 
 

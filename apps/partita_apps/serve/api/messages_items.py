@@ -46,14 +46,14 @@ class Turns:
 
     def add(self, where: str, turn: Any) -> None:
         if not is_table(turn):
-            raise Refused(f"{where} must be an object", field=where)
+            raise Refused(f"`{where}` must be an object", field=where)
         role, content = turn.get("role"), turn.get("content")
         where = f"{where}.content"
         if role in ("system", "developer"):
             self.messages.append({"role": "system", "content": as_text(content, where, _TEXT)})
         elif role not in ("user", "assistant"):
             place = where.removesuffix(".content") + ".role"
-            raise Refused(f"{place} must be user, assistant or system, got {role!r}", field=place)
+            raise Refused(f"`{place}` must be user, assistant or system, got {role!r}", field=place)
         elif not is_list(content):
             self.messages.append({"role": role, "content": as_text(content, where, _TEXT)})
         elif role == "user":
@@ -92,7 +92,7 @@ class Turns:
                 case "thinking":
                     thoughts.append(_thought(block, place))
                 case "redacted_thinking":
-                    self.ignored.append(f"{place} (redacted_thinking)")
+                    self.ignored.append(f"{place}.redacted_thinking")
                 case "tool_use":
                     calls.append(self._call(block, place))
                 case _ if not self._left_out(place, block):
@@ -112,7 +112,7 @@ class Turns:
     def _left_out(self, where: str, block: Any) -> bool:
         kind = block.get("type") if is_table(block) else None
         if isinstance(kind, str) and kind in _OTHERS:
-            self.ignored.append(f"{where} ({kind})")
+            self.ignored.append(f"{where}.{kind}")
             return True
         return False
 
@@ -121,7 +121,7 @@ def _thought(block: Json, where: str) -> str:
     """A thought that comes back, whatever its signature; one that was not shown is in it."""
     text = block.get("thinking")
     if text is not None and not isinstance(text, str):
-        raise Refused(f"{where}.thinking must be text", field=f"{where}.thinking")
+        raise Refused(f"`{where}.thinking` must be text", field=f"{where}.thinking")
     signature = block.get("signature")
     return text or (unsealed(signature) if isinstance(signature, str) else None) or ""
 
@@ -133,19 +133,19 @@ def read_tools(tools: Any, ignored: list[str]) -> list[Tool]:
     if tools is None:
         return []
     if not is_list(tools):
-        raise Refused("tools must be a list", field="tools")
+        raise Refused("`tools` must be a list", field="tools")
     found: dict[str, Tool] = {}
     for i, tool in enumerate(tools):
         where = f"tools[{i}]"
         if not is_table(tool):
-            raise Refused(f"{where} must be an object", field=where)
+            raise Refused(f"`{where}` must be an object", field=where)
         kind = tool.get("type")
         if kind is not None and kind != "custom":
-            ignored.append(f"{where} ({kind})")
+            ignored.append(f"{where}.{kind}")
             continue
         made = _tool(tool, where)
         if made.name in found:
-            raise Refused(f"{where}.name: two tools are called {made.name!r}", field=f"{where}.name")
+            raise Refused(f"`{where}.name`: two tools are called {made.name!r}", field=f"{where}.name")
         found[made.name] = made
     return list(found.values())
 
@@ -153,9 +153,9 @@ def read_tools(tools: Any, ignored: list[str]) -> list[Tool]:
 def _tool(tool: Json, where: str) -> Tool:
     name, schema = text_field(tool, "name", where), tool.get("input_schema")
     if not name:
-        raise Refused(f"{where}.name must not be empty", field=f"{where}.name")
+        raise Refused(f"`{where}.name` must not be empty", field=f"{where}.name")
     if not is_table(schema):
-        raise Refused(f"{where}.input_schema must be a JSON schema, an object", field=f"{where}.input_schema")
+        raise Refused(f"`{where}.input_schema` must be a JSON schema, an object", field=f"{where}.input_schema")
     description = "" if tool.get("description") is None else text_field(tool, "description", where)
     return Tool(name, description, schema, tool.get("strict") is True)
 
@@ -166,7 +166,7 @@ def read_tool_choice(choice: Any, tools: list[Tool]) -> tuple[ToolChoice, bool]:
     if choice is None:
         return ToolChoice(), True
     if not is_table(choice):
-        raise Refused(f"{where} must be an object", field=where)
+        raise Refused(f"`{where}` must be an object", field=where)
     parallel = choice.get("disable_parallel_tool_use") is not True
     kind = choice.get("type")
     match kind:
@@ -177,11 +177,11 @@ def read_tool_choice(choice: Any, tools: list[Tool]) -> tuple[ToolChoice, bool]:
         case "any" if tools:
             return ToolChoice("required"), parallel
         case "any":
-            raise Refused(f"{where}: there is no tool to call", field=where)
+            raise Refused(f"`{where}`: there is no tool to call", field=where)
         case "tool":
             name = text_field(choice, "name", where)
             if all(tool.name != name for tool in tools):
-                raise Refused(f"{where}.name: there is no tool {name!r}", field=f"{where}.name")
+                raise Refused(f"`{where}.name`: there is no tool {name!r}", field=f"{where}.name")
             return ToolChoice("required", name), parallel
         case _:
-            raise Refused(f"{where}.type must be auto, any, tool or none, got {kind!r}", field=f"{where}.type")
+            raise Refused(f"`{where}.type` must be auto, any, tool or none, got {kind!r}", field=f"{where}.type")

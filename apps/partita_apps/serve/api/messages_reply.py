@@ -15,10 +15,10 @@ from typing import Any, Literal
 from partita.text.reply.calls import ToolCall
 
 from ..asked import Delta, Ended, Event, Refused, Started, Waiting
+from .errors import document
 from .thoughts import SIGNATURE, sealed
 
 Json = dict[str, Any]
-_ERRORS = {"invalid": "invalid_request_error", "context": "invalid_request_error", "busy": "overloaded_error"}
 
 
 class MessageWriter:
@@ -52,8 +52,8 @@ class MessageWriter:
         return list(self._push(event))
 
     def fail(self, why: Refused) -> list[Json]:
-        """The end of a reply that has started and cannot go on."""
-        return [{"type": "error", "error": {"type": _ERRORS.get(why.kind, "api_error"), "message": why.message}}]
+        """The end of a stream that has begun and cannot go on."""
+        return [document(why, "anthropic")]
 
     def _push(self, event: Event) -> Iterator[Json]:
         match event:

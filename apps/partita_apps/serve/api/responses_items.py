@@ -40,7 +40,7 @@ class Conversation:
 
     def add(self, where: str, item: Any) -> None:
         if not is_table(item):
-            raise Refused(f"{where} must be an object", field=where)
+            raise Refused(f"`{where}` must be an object", field=where)
         kind = item.get("type", "message" if "role" in item else None)
         match kind:
             case "message":
@@ -55,15 +55,15 @@ class Conversation:
                 tools = item.get("tools")
                 self.tools.append((f"{where}.tools", tools))
             case str() if kind not in _ELSEWHERE:
-                self.ignored.append(f"{where} ({kind})")
+                self.ignored.append(f"{where}.{kind}")
             case _:
                 why = _ELSEWHERE.get(str(kind), "expected message, function_call, function_call_output or reasoning")
-                raise Refused(f"{where}.type {kind!r} is not supported: {why}", field=f"{where}.type")
+                raise Refused(f"`{where}.type` {kind!r} is not supported: {why}", field=f"{where}.type")
 
     def _message(self, where: str, item: Mapping[str, Any]) -> None:
         role = item.get("role")
         if role not in _ROLES:
-            raise Refused(f"{where}.role must be one of {', '.join(_ROLES)}, got {role!r}", field=f"{where}.role")
+            raise Refused(f"`{where}.role` must be one of {', '.join(_ROLES)}, got {role!r}", field=f"{where}.role")
         text = as_text(item.get("content"), f"{where}.content", TEXTS)
         if role == "assistant":
             turn = self._turn()

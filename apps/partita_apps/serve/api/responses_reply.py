@@ -15,6 +15,7 @@ from typing import Any, Literal
 from partita.text.reply.calls import ToolCall
 
 from ..asked import Delta, Ended, Event, Logprob, Refused, Started, Waiting
+from .errors import message
 from .thoughts import sealed
 
 Json = dict[str, Any]
@@ -49,13 +50,16 @@ class ResponseWriter:
         return [self._numbered(found) for found in self._push(event)]
 
     def fail(self, why: Refused) -> list[Json]:
-        """The end of a reply that has started and cannot go on."""
-        error = {"code": _CODES.get(why.kind, "server_error"), "message": why.message}
-        events = [
-            *self._close("incomplete"),
-            {"type": "response.failed", "response": self._object("failed", error=error)},
-        ]
+        """The end of a stream that has begun and cannot go on."""
+        events = [] if self._sequence else [*self._begin()]
+        events += self._close("incomplete")
+        error = {"code": _CODES.get(why.kind, "server_error"), "message": message(why, "openai")}
+        events.append({"type": "response.failed", "response": self._object("failed", error=error)})
         return [self._numbered(found) for found in events]
+
+    def _begin(self) -> Iterator[Json]:
+        for name in ("created", "in_progress"):
+            yield {"type": f"response.{name}", "response": self._object("in_progress")}
 
     def _push(self, event: Event) -> Iterator[Json]:
         match event:
@@ -64,8 +68,7 @@ class ResponseWriter:
             case Started():
                 self._prompt, self._cached = event.prompt_tokens, event.cached_tokens
                 self._head |= {name: getattr(event.sampling, name) for name in _SAMPLING}
-                for name in ("created", "in_progress"):
-                    yield {"type": f"response.{name}", "response": self._object("in_progress")}
+                yield from self._begin()
             case Delta(kind="tool_call", call=ToolCall() as call):
                 yield from self._close("completed")
                 yield from self._call(call)

@@ -33,20 +33,20 @@ class Offered:
         if tools is None:
             return
         if not is_list(tools):
-            raise Refused(f"{where} must be a list", field=where)
+            raise Refused(f"`{where}` must be a list", field=where)
         for i, tool in enumerate(tools):
             self._add(f"{where}[{i}]", tool)
 
     def _add(self, where: str, tool: Any) -> None:
         if not is_table(tool):
-            raise Refused(f"{where} must be an object", field=where)
+            raise Refused(f"`{where}` must be an object", field=where)
         if tool.get("type") != "namespace":
             shown = self._one(where, tool, None)
             self.shown += [] if shown is None else [shown]
             return
         name, inner = text_field(tool, "name", where), tool.get("tools")
         if not is_list(inner):
-            raise Refused(f"{where}.tools must be a list", field=f"{where}.tools")
+            raise Refused(f"`{where}.tools` must be a list", field=f"{where}.tools")
         shown = [self._one(f"{where}.tools[{i}]", one, name) for i, one in enumerate(inner)]
         about = {"type": "namespace", "name": name, "description": _description(tool, where)}
         self.shown.append({**about, "tools": [one for one in shown if one is not None]})
@@ -54,21 +54,21 @@ class Offered:
     def _one(self, where: str, tool: Any, namespace: str | None) -> Json | None:
         """The tool as the response shows it; None where it was left out."""
         if not is_table(tool):
-            raise Refused(f"{where} must be an object", field=where)
+            raise Refused(f"`{where}` must be an object", field=where)
         kind = tool.get("type", "function")
         if kind == "function":
             return self._function(where, tool.get("function", tool), namespace)
         if kind == "custom" and _format(tool) == "text":
             return self._custom(where, tool, namespace)
-        self.ignored.append(f"{where} ({kind})")
+        self.ignored.append(f"{where}.{kind}")
         return None
 
     def _function(self, where: str, tool: Any, namespace: str | None) -> Json | None:
         if not is_table(tool):
-            raise Refused(f"{where}.function must be an object", field=f"{where}.function")
+            raise Refused(f"`{where}.function` must be an object", field=f"{where}.function")
         parameters = tool.get("parameters")
         if not (parameters is None or is_table(parameters)):
-            raise Refused(f"{where}.parameters must be a JSON schema, an object", field=f"{where}.parameters")
+            raise Refused(f"`{where}.parameters` must be a JSON schema, an object", field=f"{where}.parameters")
         strict = tool.get("strict") is True
         about = {"type": "function", "name": text_field(tool, "name", where), "description": _description(tool, where)}
         self._offer(where, about, dict(parameters or {}), namespace, strict=strict)
@@ -91,9 +91,9 @@ class Offered:
     ) -> None:
         name = qualified(about["name"], namespace)
         if not about["name"]:
-            raise Refused(f"{where}.name must not be empty", field=f"{where}.name")
+            raise Refused(f"`{where}.name` must not be empty", field=f"{where}.name")
         if name in self.calls:
-            raise Refused(f"{where}.name: two tools are called {name!r}", field=f"{where}.name")
+            raise Refused(f"`{where}.name`: two tools are called {name!r}", field=f"{where}.name")
         self.tools.append(Tool(name, about["description"], parameters, strict, namespace))
         call = {"name": about["name"]} | ({} if namespace is None else {"namespace": namespace})
         self.calls[name] = call | ({"custom": True} if custom else {})
@@ -112,24 +112,24 @@ class Offered:
         if is_table(choice) and choice.get("type") == "allowed_tools":
             return self._allowed(choice)
         supported = "auto, none, required, a function, a custom tool, allowed_tools"
-        raise Refused(f"{where} is not supported as it is; supported: {supported}", field=where)
+        raise Refused(f"`{where}` is not supported as it is; supported: {supported}", field=where)
 
     def _allowed(self, choice: Mapping[str, Any]) -> tuple[Sequence[Tool], ToolChoice]:
         where, mode, listed = "tool_choice", choice.get("mode", "auto"), choice.get("tools")
         if mode not in ("auto", "required"):
-            raise Refused(f"{where}.mode must be auto or required, got {mode!r}", field=f"{where}.mode")
+            raise Refused(f"`{where}.mode` must be auto or required, got {mode!r}", field=f"{where}.mode")
         if not is_list(listed):
-            raise Refused(f"{where}.tools must be a list", field=f"{where}.tools")
+            raise Refused(f"`{where}.tools` must be a list", field=f"{where}.tools")
         functions = [each for each in listed if is_table(each) and each.get("type") in ("function", "custom")]
         names = {self._known(each, f"{where}.tools") for each in functions}
         tools = [tool for tool in self.tools if tool.name in names]
         if mode == "required" and not tools:
-            raise Refused(f"{where}.tools: none of them is a function", field=f"{where}.tools")
+            raise Refused(f"`{where}.tools`: none of them is a function", field=f"{where}.tools")
         return tools, ToolChoice("required" if mode == "required" else "auto")
 
     def _some(self, where: str) -> Sequence[Tool]:
         if not self.tools:
-            raise Refused(f"{where}: there is no tool to call", field=where)
+            raise Refused(f"`{where}`: there is no tool to call", field=where)
         return self.tools
 
     def _known(self, choice: Mapping[str, Any], where: str) -> str:
@@ -139,7 +139,7 @@ class Offered:
         for known, call in self.calls.items():
             if known == name or wanted.items() <= call.items():
                 return known
-        raise Refused(f"{where}: there is no tool {name!r}", field=where)
+        raise Refused(f"`{where}`: there is no tool {name!r}", field=where)
 
 
 def _description(tool: Mapping[str, Any], where: str) -> str:
