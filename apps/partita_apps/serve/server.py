@@ -42,9 +42,8 @@ def build_app(registry: Models, settings: Settings) -> ASGIApp:
 
 
 def serve(app: ASGIApp, host: str, port: int, *, sockets: list[socket.socket] | None = None, drain: float = 30) -> None:
-    """Serve until SIGTERM or Ctrl-C; replies that are being written have `drain` seconds to end. A second signal does
-    not
-    wait for them. sockets: that are bound already, in place of host and port."""
+    """Serve until SIGTERM or Ctrl-C; replies that are being written have `drain` seconds to end, and Ctrl-C after that
+    does not wait for them. sockets: that are bound already, in place of host and port."""
     import uvicorn
 
     config = uvicorn.Config(

@@ -90,7 +90,7 @@ def test_tokens_that_cannot_be(served: Serve, path: str, body: Any) -> None:
 
 def test_health(served: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a key, and of the processes that compute, not of this one."""
-    server = served(key="secret")
+    server = served(api_key="secret")
     found = server.get("/health")
     assert (found.status, found.json["partita"]) == (200, partita.__version__)
     assert found.json["models"] == {"unloaded": 0, "loading": 0, "loaded": 1}

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
+import partita
 from partita.engine.request import MAX_BIASES
 
 from .. import fields
@@ -211,6 +212,7 @@ def _choice(index: int, events: Sequence[Event], logprobs: bool) -> Json:
         for call in called
     ]
     message: Json = {"role": "assistant", "content": speech if speech or not calls else None, "refusal": None}
+    message["annotations"] = []
     message |= {"reasoning_content": thought} if thought else {}
     message |= {"tool_calls": calls} if calls else {}
     shown = _logprobs([each for delta in deltas if delta.kind == "speech" for each in delta.logprobs])
@@ -220,7 +222,8 @@ def _choice(index: int, events: Sequence[Event], logprobs: bool) -> Json:
 
 def _head(kind: str, model: str) -> Json:
     ident = f"chatcmpl-{secrets.token_hex(12)}"
-    return {"id": ident, "object": kind, "created": int(time.time()), "model": model, "system_fingerprint": None}
+    made_by = f"partita-{partita.__version__}"
+    return {"id": ident, "object": kind, "created": int(time.time()), "model": model, "system_fingerprint": made_by}
 
 
 def _logprobs(tokens: Sequence[Logprob]) -> Json:

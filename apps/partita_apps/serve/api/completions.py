@@ -153,7 +153,7 @@ class CompletionWriter:
             logprobs = [each for delta in deltas for each in delta.logprobs]
             reason = next(event.reason for event in events if isinstance(event, Ended))
             choices.append(self._choice(i, text, logprobs, reason))
-        return {**self._head, "system_fingerprint": None, "choices": choices, "usage": _sum(usages)}
+        return {**self._head, "choices": choices, "usage": _sum(usages)}
 
     def _chunk(self, index: int, text: str, logprobs: Sequence[Logprob] = (), reason: str | None = None) -> bytes:
         choice = self._choice(index, text, logprobs, reason)

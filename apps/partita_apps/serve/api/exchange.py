@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from .. import fields, replies
-from ..asked import Ask, Ended, Event
+from ..asked import Ask, Ended, Event, Refused
 from ..metrics import Metrics
 from ..settings import Settings
 from ..streams import EventStream, Gone, Replies, Writer, whole
@@ -77,7 +77,10 @@ class Exchange:
         return body
 
     def name(self, asked: str | None) -> str:
-        """The model's name that was asked for; the first that the server has where none was."""
+        """The model's name that was asked for; the first that the server has where none was. Raises Refused where the
+        server is strict."""
+        if not asked and self.service.settings.strict:
+            raise Refused("`model` is missing", field="model")
         return asked or next(iter(self.models.names()), "")
 
     def replies(self, asks: Sequence[Ask]) -> Replies:

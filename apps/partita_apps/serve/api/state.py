@@ -32,11 +32,6 @@ async def metrics(exchange: Exchange) -> Any:
     return Response(exchange.service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-async def here(exchange: Exchange) -> Any:
-    """The answer to `HEAD /`, with which clients look whether there is a server."""
-    return Response(None)
-
-
 async def described(exchange: Exchange) -> Any:
     """The answer to `GET /openapi.json`."""
     return exchange.answer(openapi.document(exchange.service.endpoints))
@@ -45,6 +40,5 @@ async def described(exchange: Exchange) -> Any:
 ENDPOINTS = (
     Endpoint("GET", "/health", health, "Whether the server works."),
     Endpoint("GET", "/metrics", metrics, "Counts, for Prometheus."),
-    Endpoint("HEAD", "/", here, "Whether there is a server."),
     Endpoint("GET", "/openapi.json", described, "This description."),
 )

@@ -1,0 +1,133 @@
+"""The server as a process: signals, many clients at once, and nothing left behind."""
+
+from __future__ import annotations
+
+import gc
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from partita.engine.request import Request
+from partita_apps.serve.listen import listening
+from partita_apps.serve.server import build_app, serve
+from partita_apps.serve.settings import Settings
+
+from .scripted import Script, scripted
+from .served import Served, until
+
+Serve = Callable[..., Served]
+PATH = "/v1/chat/completions"
+JSON = {"Content-Type": "application/json"}
+
+
+def body(text: str = "hi", **more: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": text}], **more}
+
+
+def main(folder: str) -> None:
+    """A server in a process of its own, whose replies take two seconds, or for ever; it says its port."""
+    bound = listening("127.0.0.1", 0)
+    port = bound.getsockname()[1]
+    print(port, flush=True)
+
+    def play(request: Request) -> Script:
+        return Script("the quick brown fox jumps", pause=0.2, holds=request.max_tokens == 500)
+
+    app = build_app(scripted(Path(folder), play, context=600), Settings(port=port))
+    serve(app, "127.0.0.1", port, sockets=[bound], drain=60)
+
+
+@pytest.fixture
+def process(tiny_model: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    program = f"from tests.apps.serve.test_serving import main; main({str(tiny_model)!r})"
+    root = Path(__file__).parents[3]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *filter(None, sys.path)])}
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=root) as started:
+        assert started.stdout is not None
+        yield started, int(started.stdout.readline())
+        started.kill()
+
+
+def connected(port: int, **more: Any) -> http.client.HTTPConnection:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.request("POST", PATH, json.dumps(body(stream=True, **more)), JSON)
+    return connection
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_replies_end(process: tuple[subprocess.Popen[str], int], number: int) -> None:
+    started, port = process
+    connection = connected(port)
+    answer = connection.getresponse()
+    answer.read(20)
+    started.send_signal(number)
+    assert answer.read().endswith(b"data: [DONE]\n\n")
+    connection.close()
+    assert started.wait(20) == 0
+    with pytest.raises(OSError, match="refused"):
+        connected(port)
+
+
+def test_ctrl_c_does_not_wait_for_what_is_left(process: tuple[subprocess.Popen[str], int]) -> None:
+    started, port = process
+    connection = connected(port, max_tokens=500)
+    answer = connection.getresponse()
+    answer.read(20)
+    started.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        started.wait(1)
+    started.send_signal(signal.SIGINT)
+    assert started.wait(10) == 0
+    connection.close()
+
+
+def test_many_clients_get_their_own_replies(served: Serve) -> None:
+    server = served(lambda request: Script(f"{len(request.prompt)} is the fox", pause=0.001))
+
+    def one(i: int) -> bool:
+        text = "the fox " * (i % 16 + 1)
+        expected = f"{server.post('/tokenize', body(text)).json['count']} is the fox"
+        data = server.post(PATH, body(text, stream=i % 2 == 0)).data
+        if not data:
+            return server.post(PATH, body(text)).json["choices"][0]["message"]["content"] == expected
+        return "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in data[:-1]) == expected
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(one, range(64)))
+    assert not server.worker.running
+    assert not server.worker.cancelled
+
+
+def test_nothing_is_left_behind(served: Serve) -> None:
+    """Of replies that end, that are refused, and whose clients go away: no descriptor, no thread, no task."""
+    server = served(lambda request: Script("the fox", holds=request.max_tokens == 3))
+
+    def round_of_requests() -> None:
+        for i in range(30):
+            server.post(PATH, body(str(i), stream=i % 2 == 0))
+            server.post(PATH, body(n=9))
+            gone = server.connect()
+            gone.request("POST", PATH, json.dumps(body(max_tokens=3, stream=i % 2 == 0)), JSON)
+            until(lambda: server.worker.running)
+            gone.close()
+            until(lambda: not server.worker.running)
+
+    round_of_requests()
+    own = psutil.Process()
+    gc.collect()
+    before = own.num_fds(), threading.active_count()
+    round_of_requests()
+    gc.collect()
+    until(lambda: (own.num_fds(), threading.active_count()) <= before)
