@@ -134,7 +134,7 @@ async def _over_pair(program: Sequence[str]) -> Opened:
         except OSError:
             ours.close()
             raise
-    with _or_ended(process):
+    with _or_ended(process, ours):
         return process, await asyncio.open_connection(sock=ours)
 
 
@@ -144,7 +144,7 @@ async def _over_loopback(program: Sequence[str]) -> Opened:
         server.setblocking(False)
         port = server.getsockname()[1]
         process = _started([*program, "--port", str(port)], stdin=subprocess.PIPE)
-        with _or_ended(process):
+        with _or_ended(process, server):
             assert process.stdin is not None
             with process.stdin as pipe:
                 pipe.write(secret)
@@ -152,11 +152,12 @@ async def _over_loopback(program: Sequence[str]) -> Opened:
 
 
 @contextmanager
-def _or_ended(process: subprocess.Popen[Any]) -> Generator[None, None, None]:
-    """A process that no channel comes to does not stay."""
+def _or_ended(process: subprocess.Popen[Any], ours: socket.socket) -> Generator[None, None, None]:
+    """A process that no channel comes to does not stay, nor does our end."""
     try:
         yield
     except BaseException:
+        ours.close()
         process.kill()
         process.wait()
         raise

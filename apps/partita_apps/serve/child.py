@@ -119,7 +119,7 @@ def _loaded(line: Line, inbox: _Inbox, open_engine: Open) -> Steps | None:
         raise
     except Exception as error:
         _log.exception("the model cannot be loaded")
-        memory = isinstance(error, MemoryError)
+        memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's, of a device
         line.send(NotLoaded(f"the model cannot be loaded ({type(error).__name__}; the log says more)", memory=memory))
         return None
     line.send(facts)
