@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from partita.engine.request import Failed
+from partita.text.chat_template import ChatTemplate
 
 from .scripted import Script
 from .served import Answer, Served, until
@@ -198,6 +199,52 @@ def test_a_conversation_with_tools_comes_back(served: Serve) -> None:
         found.append(prompt(server))
     assert found[0] == found[1]
     assert "sky" in server.registry.models["tiny"].text.tokenizer.decode(found[0])
+
+
+def test_a_tool_without_a_type_is_a_function(served: Serve) -> None:
+    server = served(Script(CALL), "thinking")
+    for tool in ({"function": LOOK["function"]}, {**LOOK["function"]}, {**LOOK["function"], "type": "function"}):
+        choice = server.post(PATH, body(tools=[tool])).json["choices"][0]
+        assert choice["message"]["tool_calls"][0]["function"]["name"] == "look"
+
+
+def test_the_next_turn_begins_with_what_the_model_has_read(served: Serve) -> None:
+    """The call as it was generated, its result behind it: nothing of the first turn is read again."""
+    said = f"Looking.\n{CALL}"
+    server = served(Script(said), "thinking")
+    turns = [{"role": "user", "content": "look"}]
+    for i in range(3):
+        message = server.post(PATH, {"messages": turns, "tools": [LOOK]}).json["choices"][0]["message"]
+        turns += [message, {"role": "tool", "tool_call_id": message["tool_calls"][0]["id"], "content": f"blue {i}"}]
+    written = server.worker.ids(said)
+    first, second, third = (request.prompt for request in server.worker.requests)
+    assert second[: len(first) + len(written)] == first + written
+    assert third[: len(second) + len(written)] == second + written
+
+
+def test_a_template_that_fails_is_a_line(served: Serve) -> None:
+    server = served()
+    text = server.registry.models["tiny"].text
+    text._transcripts._template = ChatTemplate("{{ messages[0].content.frobnicate() }}")
+    answer = server.post(PATH, body())
+    assert (answer.status, answer.json["error"]["param"]) == (400, "messages")
+    assert "frobnicate" in answer.json["error"]["message"]
+
+
+def test_speakers_that_must_alternate(served: Serve) -> None:
+    """Two messages of a user in a row are one for a template that refuses them."""
+    server = served()
+    text = server.registry.models["tiny"].text
+    source = (
+        "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('no') }}"
+        "{% endif %}{{ m.content }};{% endfor %}"
+    )
+    text._transcripts._template = ChatTemplate(source)
+    turns = [{"role": "user", "content": content} for content in ("a", "b")]
+    assert server.post(PATH, {"messages": turns}).status == 200
+    assert text.tokenizer.decode(prompt(server)) == "a\n\nb;"
+    turns = [{"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert server.post(PATH, {"messages": turns}).status == 400
 
 
 # ---------------------------------------------------------------- messages
