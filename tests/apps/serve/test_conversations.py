@@ -272,11 +272,39 @@ def test_tools_without_a_type() -> None:
     ignored: list[str] = []
     given = [
         {"name": "Bash", "description": "Run", "input_schema": SCHEMA, "cache_control": {"type": "ephemeral"}},
-        {"type": "custom", "name": "Later", "input_schema": {"type": "object"}, "defer_loading": True},
+        {"type": "custom", "name": "Odd", "input_schema": {"type": "object"}},
         {"type": "web_search_20250305", "name": "web_search", "max_uses": 8},
     ]
-    assert read_tools(given, ignored) == [Tool("Bash", "Run", SCHEMA), Tool("Later", "", {"type": "object"})]
+    assert read_tools(given, (), ignored) == [Tool("Bash", "Run", SCHEMA), Tool("Odd", "", {"type": "object"})]
     assert ignored == ["tools[2].web_search_20250305"]
+
+
+def test_deferred_tools_are_shown_when_a_search_has_found_them() -> None:
+    given = [{"name": name, "input_schema": SCHEMA, "defer_loading": name != "Search"} for name in ("Search", "a", "b")]
+    reference = {"type": "tool_reference", "tool_name": "b"}
+    searched = turns({"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": [reference]}]})
+    assert searched.messages[0]["content"] == "b"
+    assert [tool.name for tool in read_tools(given, (), [])] == ["Search"]
+    assert [tool.name for tool in read_tools(given, searched.found, [])] == ["Search", "b"]
+    own = {"type": "tool_search_tool_regex_20251119", "name": "tool_search_tool_regex"}  # which nobody here runs
+    assert [tool.name for tool in read_tools([*given, own], (), [])] == ["Search", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("block", "text"),
+    [
+        ({"type": "search_result", "title": "A", "source": "u", "content": [{"type": "text", "text": "x"}]}, "A\nx"),
+        (
+            {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "x"}, "title": "A"},
+            "A\nx",
+        ),
+        ({"type": "document", "source": {"type": "content", "content": [{"type": "text", "text": "x"}]}}, "x"),
+    ],
+)
+def test_documents_that_are_text(block: dict[str, Any], text: str) -> None:
+    assert turns({"role": "user", "content": [block]}).messages == [{"role": "user", "content": text}]
+    result = {"type": "tool_result", "tool_use_id": "c", "content": [block]}
+    assert turns({"role": "user", "content": [result]}).messages[0]["content"] == text
 
 
 @pytest.mark.parametrize(

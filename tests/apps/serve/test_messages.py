@@ -258,9 +258,20 @@ TEXT = st.text(max_size=8)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | TEXT, lambda kids: st.lists(kids, max_size=3), max_leaves=4
 )
+BLOCK_TYPES = [
+    "text",
+    "image",
+    "document",
+    "thinking",
+    "redacted_thinking",
+    "tool_use",
+    "tool_result",
+    "tool_reference",
+    "search_result",
+]
 BLOCKS = st.lists(
     st.fixed_dictionaries(
-        {"type": st.sampled_from(["text", "image", "thinking", "tool_use", "tool_result", "redacted_thinking"]) | JSON},
+        {"type": st.sampled_from([*BLOCK_TYPES]) | JSON},
         optional={
             "text": TEXT | JSON,
             "thinking": JSON,
@@ -268,8 +279,13 @@ BLOCKS = st.lists(
             "id": JSON,
             "name": JSON,
             "input": st.just({"a": 1}) | JSON,
-            "tool_use_id": JSON,
-            "content": TEXT | JSON,
+            "tool_use_id": TEXT | JSON,
+            "tool_name": JSON,
+            "source": st.fixed_dictionaries({"type": st.sampled_from(["text", "content"]), "data": TEXT | JSON}) | JSON,
+            "title": JSON,
+            "content": TEXT
+            | JSON
+            | st.lists(st.fixed_dictionaries({"type": st.sampled_from(["text", "tool_reference"])})),
             "is_error": JSON,
         },
     ),

@@ -7,6 +7,7 @@ service can read, or runs itself, is left out and listed.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 from partita.files.bounded import is_list, is_table
@@ -37,11 +38,13 @@ def _billing(block: Any) -> bool:
 
 
 class Turns:
-    """messages: of the turns so far. ignored: what was left out, as paths into the body."""
+    """messages: of the turns so far. ignored: what was left out, as paths into the body. found: names of tools that a
+    search for tools gave."""
 
     def __init__(self) -> None:
         self.messages: list[Json] = []
         self.ignored: list[str] = []
+        self.found: set[str] = set()
         self._names: dict[str, str] = {}  # of tools, by the ids of calls
 
     def add(self, where: str, turn: Any) -> None:
@@ -65,17 +68,24 @@ class Turns:
         texts: list[str] = []
         results: list[Json] = []
         for i, block in enumerate(blocks):
-            if is_table(block) and block.get("type") == "tool_result":
+            if _kind(block) == "tool_result":
                 results.append(self._result(f"{where}[{i}]", block))
             elif not self._left_out(f"{where}[{i}]", block):
-                texts.append(part_text(block, f"{where}[{i}]", _TEXT))
+                texts.append(_text(block, f"{where}[{i}]"))
         self.messages += results
         if texts or not results:
             self.messages.append({"role": "user", "content": "\n".join(texts)})
 
     def _result(self, where: str, block: Json) -> Json:
         ident = text_field(block, "tool_use_id", where)
-        text = as_text(block.get("content"), f"{where}.content", _TEXT)
+        content = block.get("content")
+        if is_list(content):
+            self.found.update(
+                text_field(each, "tool_name", where) for each in content if _kind(each) == "tool_reference"
+            )
+            text = "\n".join(_text(each, f"{where}.content[{i}]") for i, each in enumerate(content))
+        else:
+            text = as_text(content, f"{where}.content", _TEXT)
         if block.get("is_error") is True:
             text = f"Error: {text}"
         message: Json = {"role": "tool", "tool_call_id": ident, "content": text}
@@ -88,7 +98,7 @@ class Turns:
         calls: list[Json] = []
         for i, block in enumerate(blocks):
             place = f"{where}[{i}]"
-            match block.get("type") if is_table(block) else None:
+            match _kind(block):
                 case "thinking":
                     thoughts.append(_thought(block, place))
                 case "redacted_thinking":
@@ -110,11 +120,36 @@ class Turns:
         return {"id": ident, "type": "function", "function": {"name": name, "arguments": arguments(block.get("input"))}}
 
     def _left_out(self, where: str, block: Any) -> bool:
-        kind = block.get("type") if is_table(block) else None
-        if isinstance(kind, str) and kind in _OTHERS:
+        kind = _kind(block)
+        if kind in _OTHERS:
             self.ignored.append(f"{where}.{kind}")
             return True
         return False
+
+
+def _kind(block: Any) -> str | None:
+    kind = block.get("type") if is_table(block) else None
+    return kind if isinstance(kind, str) else None
+
+
+def _text(block: Any, where: str) -> str:
+    """What a user or a tool says in a block: documents may be text, too."""
+    match _kind(block):
+        case "tool_reference":
+            return text_field(block, "tool_name", where)
+        case "search_result":
+            return _titled(block, as_text(block.get("content"), f"{where}.content", _TEXT))
+        case "document" if _kind(block.get("source")) == "text":
+            return _titled(block, text_field(block["source"], "data", f"{where}.source"))
+        case "document" if _kind(block.get("source")) == "content":
+            return _titled(block, as_text(block["source"].get("content"), f"{where}.source.content", _TEXT))
+        case _:
+            return part_text(block, where, _TEXT)
+
+
+def _titled(block: Json, text: str) -> str:
+    title = block.get("title")
+    return f"{title}\n{text}" if isinstance(title, str) and title else text
 
 
 def _thought(block: Json, where: str) -> str:
@@ -129,12 +164,16 @@ def _thought(block: Json, where: str) -> str:
 # ---------------------------------------------------------------- tools
 
 
-def read_tools(tools: Any, ignored: list[str]) -> list[Tool]:
+def read_tools(tools: Any, found: Container[str], ignored: list[str]) -> list[Tool]:
+    """Those that the model may call. found: names of tools that a search gave: one whose loading is deferred is not
+    shown before, unless the search is a tool that the service runs itself. ignored: places of tools that are left out
+    are added to it."""
     if tools is None:
         return []
     if not is_list(tools):
         raise Refused("`tools` must be a list", field="tools")
-    found: dict[str, Tool] = {}
+    searchable = not any((_kind(tool) or "").startswith("tool_search_tool") for tool in tools)
+    offered: dict[str, Tool] = {}
     for i, tool in enumerate(tools):
         where = f"tools[{i}]"
         if not is_table(tool):
@@ -144,10 +183,11 @@ def read_tools(tools: Any, ignored: list[str]) -> list[Tool]:
             ignored.append(f"{where}.{kind}")
             continue
         made = _tool(tool, where)
-        if made.name in found:
+        if made.name in offered:
             raise Refused(f"`{where}.name`: two tools are called {made.name!r}", field=f"{where}.name")
-        found[made.name] = made
-    return list(found.values())
+        if made.name in found or not (searchable and tool.get("defer_loading") is True):
+            offered[made.name] = made
+    return list(offered.values())
 
 
 def _tool(tool: Json, where: str) -> Tool:

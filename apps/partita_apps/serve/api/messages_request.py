@@ -102,7 +102,7 @@ def read_messages(body: MessagesBody, *, counted: bool = False) -> MessagesReque
         )
     ignored = [*turns.ignored]
     ignored += ["thinking.budget_tokens"] * (body.thinking is not None and body.thinking.budget_tokens is not None)
-    tools = read_tools(body.tools, ignored)
+    tools = read_tools(body.tools, turns.found, ignored)
     choice, parallel = read_tool_choice(body.tool_choice, tools)
     config = body.output_config or OutputConfig()
     form = config.format or body.output_format
