@@ -27,7 +27,8 @@ class Script:
 
     reused: tokens of the prompt that were there before. chunk: tokens of the prompt that are read at once. ends: the
     model's own stop token follows, else the reply goes on to its `max_tokens`, saying its last token again. pause:
-    seconds before each event. fails: after what was said. holds: nothing more comes after what was said. warns: first.
+    seconds before each event. refuses: in place of everything. fails: after what was said. holds: nothing more comes
+    after what was said. warns: first.
     """
 
     said: str | Sequence[int] = ""
@@ -35,6 +36,7 @@ class Script:
     chunk: int = 1 << 20
     ends: bool = True
     pause: float = 0.0
+    refuses: Failed | None = None
     fails: Failed | None = None
     holds: bool = False
     warns: tuple[str, ...] = ()
@@ -91,6 +93,8 @@ class ScriptedWorker:
         return self.text.tokenizer.encode(said, bos=False, specials=True)
 
     def _events(self, request: Request, script: Script) -> Sequence[Event]:
+        if script.refuses is not None:
+            return [msgspec.structs.replace(script.refuses, id=request.id)]
         total = len(request.prompt)
         starts = range(script.reused, max(total, script.reused + 1), script.chunk)
         found: list[Event] = [Warned(request.id, message) for message in script.warns]

@@ -363,6 +363,8 @@ def test_an_effort_reaches_the_template(served: Serve) -> None:
     assert prompt(server) != without
     server.post(PATH, body(chat_template_kwargs={"enable_thinking": True}))
     assert prompt(server) != without
+    server.post(PATH, body(enable_thinking=True))
+    assert prompt(server) != without
     server.post(PATH, body(reasoning_effort="none"))
     assert prompt(server) == without
 
@@ -420,14 +422,12 @@ def test_an_overflow_in_the_words_that_clients_know(served: Serve, client: Clien
 
 @pytest.mark.parametrize(("kind", "status"), [("input", 400), ("memory", 400), ("busy", 429), ("internal", 503)])
 def test_what_fails_before_the_reply(served: Serve, kind: Any, status: int) -> None:
-    server = served(Script(fails=Failed(0, "why", kind), chunk=1))
+    """Streamed or not, it is an answer with a status."""
+    server = served(Script(refuses=Failed(0, "why", kind)))
     for stream in (False, True):
         answer = server.post(PATH, body(stream=stream))
-        if not stream:
-            assert answer.status == status
-            assert ("retry-after" in answer.headers) == (kind == "busy")
-        error = answer.data[-1]["error"] if answer.data else answer.json["error"]
-        assert error["message"] == "why"
+        assert (answer.status, answer.json["error"]["message"]) == (status, "why")
+        assert ("retry-after" in answer.headers) == (kind == "busy")
 
 
 def test_what_fails_in_a_stream_is_its_last_event(served: Serve) -> None:

@@ -73,6 +73,7 @@ class ChatBody(Sampled, kw_only=True):
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
     reasoning: Reasoning | None = None
+    enable_thinking: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     def ask(self, model: str, number: int, ignored: list[str]) -> Ask:
@@ -97,6 +98,7 @@ class ChatBody(Sampled, kw_only=True):
             format=format_of(self.response_format),
             variables={
                 **effort_variables(effort, "reasoning_effort"),
+                **({} if self.enable_thinking is None else {"enable_thinking": self.enable_thinking}),
                 **variables(self.chat_template_kwargs, "chat_template_kwargs"),
             },
         )
