@@ -69,19 +69,14 @@ class Names:
         if len(self._entries) < len(entries):
             twice = next(a.name for i, a in enumerate(entries) if a.name in {b.name for b in entries[:i]})
             raise DataError(f"two models are called {twice}: rename the folder of one of them")
-        self._stored, self._looked, self._found = stored, -FRESH, list[StoredModel]()
+        self._stored, self._looked = stored, -FRESH
+        self._found: Sequence[StoredModel] = ()
+        self._others: Sequence[Entry] = ()
 
     def entries(self) -> list[Entry]:
         """All models, those of the server first."""
-        own = list(self._entries.values())
-        paths, names = {each.path for each in own}, {each.name for each in own}
-        stored = self._on_machine()
-        found = (
-            Entry(short_name(model, stored) or model.name, model.path, model.bytes)
-            for model in stored
-            if model.path not in paths
-        )
-        return own + [each for each in found if each.name not in names]
+        self._look()
+        return [*self._entries.values(), *self._others]
 
     def __iter__(self) -> Iterator[tuple[str, Entry, str]]:
         """(name, model, adapter): each model, and behind it itself with each of its adapters."""
@@ -109,15 +104,20 @@ class Names:
     def _short(self, name: str) -> Entry | None:
         """The model on this machine that a name is short for, or is the full one of."""
         try:
-            model = find_short(name, self._on_machine())
+            model = find_short(name, self._found)
         except SourceError as error:
             raise Refused(str(error), "not_found", field="model") from None
         return None if model is None else next((each for each in self.entries() if each.path == model.path), None)
 
-    def _on_machine(self) -> list[StoredModel]:
-        if self._stored is not None and time.monotonic() - self._looked > FRESH:
-            self._found, self._looked = list(self._stored()), time.monotonic()
-        return self._found
+    def _look(self) -> None:
+        """See what is on this machine, unless that was just done."""
+        if self._stored is None or time.monotonic() - self._looked < FRESH:
+            return
+        own = {each.path for each in self._entries.values()}
+        self._found = found = list(self._stored())
+        self._looked = time.monotonic()
+        named = (Entry(short_name(each, found) or each.name, each.path, each.bytes) for each in found)
+        self._others = [each for each in named if each.path not in own and each.name not in self._entries]
 
 
 def _bytes(path: Path) -> int:
