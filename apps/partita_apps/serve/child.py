@@ -25,6 +25,7 @@ from .channel import Closed, Line
 from .frames import VERSION, Beat, Cancel, Down, Events, Hello, Load, Loaded, Loading, NotLoaded, Stop
 
 IDLE = 1.0  # seconds between two beats without work
+STUCK = 0.1  # seconds between two steps while requests wait and none is computed
 _log = logging.getLogger("partita.child")
 
 
@@ -128,10 +129,10 @@ def _loaded(line: Line, inbox: _Inbox, open_engine: Open) -> Steps | None:
 
 def _run(line: Line, inbox: _Inbox, engine: Steps) -> None:
     """Steps until the server says Stop and everything is finished. What a step raises ends the process."""
-    own, stopping = psutil.Process(), False
+    own, stopping, stuck = psutil.Process(), False, False
     while True:
         refused: list[Event] = []
-        wait = IDLE if engine.idle and not stopping else 0.0
+        wait = STUCK if stuck else IDLE if engine.idle and not stopping else 0.0
         while (frame := inbox.get(wait)) is not None:
             wait = 0.0
             match frame:
@@ -149,6 +150,7 @@ def _run(line: Line, inbox: _Inbox, engine: Steps) -> None:
             return
         events = refused + ([] if engine.idle else engine.step())
         beat = Beat(step_seconds=engine.step_seconds, memory=own.memory_info().rss, **engine.statistics())
+        stuck = bool(beat.waiting and not (beat.rows or beat.prefilling or events))  # until there is memory again
         line.send(*([Events(events)] if events else []), beat)
 
 
@@ -174,6 +176,7 @@ def open_model(load: Load, on_layer: Callable[[int, int], None]) -> tuple[Steps,
     from partita.cache.budget import full_bytes
     from partita.cache.prefix_cache import PrefixCache
     from partita.cache.prefix_reuse import default_bytes
+    from partita.engine.constraint import Grammars
     from partita.engine.engine import Engine
 
     passed: list[str] = []
@@ -189,8 +192,12 @@ def open_model(load: Load, on_layer: Callable[[int, int], None]) -> tuple[Steps,
     before = model.ops.memory()
     choice = model.choose_cache(context=load.context, sinks=load.sinks, kv=load.kv)
     kept = default_bytes(model.ops) if load.prefix_bytes is None else load.prefix_bytes
+    grammars = Grammars(model.tokenizer, model.config.vocab_size)
+    grammars.prepare()  # or the first constraint would have all replies wait for it
     models = {"": model, **{name: model.with_adapter(open_adapter(path)) for name, path in load.adapters.items()}}
-    engine = Engine(models, choice.spec, max_waiting=load.max_waiting, prefixes=PrefixCache(kept))
+    engine = Engine(
+        models, choice.spec, max_waiting=load.max_waiting, prefixes=PrefixCache(kept), matchers=grammars.matcher
+    )
     notes = [*passed, *model.notes, *filter(None, [choice.text, model.kv_warning(choice.spec.kv)])]
     facts = Loaded(
         backend=model.ops.name,

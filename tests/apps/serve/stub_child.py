@@ -17,7 +17,7 @@ from partita.errors import CheckpointError, ContextError, MemoryBudgetError
 from partita_apps.serve.child import Steps, main
 from partita_apps.serve.frames import Load, Loaded
 
-PLAIN, DIE, HANG, RAISE, REFUSE, SLOW, FLOOD, BREAK = range(8)
+PLAIN, DIE, HANG, RAISE, REFUSE, SLOW, FLOOD, BREAK, WAIT = range(9)
 CONTEXT = 1000
 
 
@@ -28,7 +28,7 @@ class Engine:
         self._rows: dict[int, Request] = {}
         self._done: dict[int, int] = {}
         self._cancelled: set[int] = set()
-        self._generated = 0
+        self._generated = self._steps = 0
         self.step_seconds = 0.001
 
     @property
@@ -47,6 +47,7 @@ class Engine:
 
     def step(self) -> list[Event]:
         events: list[Event] = []
+        self._steps += 1
         for id, request in list(self._rows.items()):
             events += self._stepped(id, request)
         return events
@@ -56,6 +57,8 @@ class Engine:
         if id in self._cancelled or done >= request.max_tokens:
             del self._rows[id]
             return [Finished(id, "cancelled" if id in self._cancelled else "length")]
+        if does == WAIT:
+            return []
         if does == DIE and done == 2:
             os.kill(os.getpid(), signal.SIGKILL)
         if does == RAISE and done == 2:
@@ -71,15 +74,16 @@ class Engine:
         return began + [Token(id, done + i) for i in range(count)]
 
     def statistics(self) -> dict[str, int]:
+        waiting = sum(request.prompt[0] == WAIT for request in self._rows.values())
         return {
-            "rows": len(self._rows),
+            "rows": len(self._rows) - waiting,
             "prefilling": 0,
-            "waiting": 0,
+            "waiting": waiting,
             "cache_bytes": 0,
             "prefix_bytes": 0,
             "generated": self._generated,
             "prefilled": 0,
-            "reused": 0,
+            "reused": self._steps,
         }
 
 

@@ -95,6 +95,7 @@ def test_a_model_is_loaded_computes_and_is_stopped(loopback: bool) -> None:
         assert of.beat.memory > 1 << 20
         pid = of.pid
         assert pid is not None
+        assert os.getsid(pid) == pid  # Ctrl-C in our terminal is not for it
         await of.stop()
         assert await gone(pid)
         assert (of.state, of.pid) == ("stopped", None)
@@ -218,6 +219,25 @@ def test_closing_the_events_cancels() -> None:
         task.cancel()
         await asyncio.wait([task])
         while of.beat.rows:
+            await asyncio.sleep(0.01)
+        await of.stop()
+
+    run(test())
+
+
+def test_requests_that_wait_for_memory_take_no_processor() -> None:
+    async def test() -> None:
+        of = worker()
+        waiting = asyncio.create_task(heard(of, asks(stub.WAIT)))
+        while of.beat is None or not of.beat.waiting:
+            await asyncio.sleep(0.01)
+        before = of.beat.reused
+        await asyncio.sleep(1)
+        assert of.beat.reused - before < 20
+        assert tokens(await heard(of, asks())) == [0, 1, 2, 3, 4]  # others go on
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        while of.beat.waiting:
             await asyncio.sleep(0.01)
         await of.stop()
 
