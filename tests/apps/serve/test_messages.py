@@ -258,20 +258,13 @@ TEXT = st.text(max_size=8)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | TEXT, lambda kids: st.lists(kids, max_size=3), max_leaves=4
 )
-BLOCK_TYPES = [
-    "text",
-    "image",
-    "document",
-    "thinking",
-    "redacted_thinking",
-    "tool_use",
-    "tool_result",
-    "tool_reference",
-    "search_result",
-]
+BLOCK_TYPES = (
+    *("text", "image", "document", "thinking", "redacted_thinking"),
+    *("tool_use", "tool_result", "tool_reference", "search_result"),
+)
 BLOCKS = st.lists(
     st.fixed_dictionaries(
-        {"type": st.sampled_from([*BLOCK_TYPES]) | JSON},
+        {"type": st.sampled_from(BLOCK_TYPES) | JSON},
         optional={
             "text": TEXT | JSON,
             "thinking": JSON,
