@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from partita.checkpoint.open import open_checkpoint
 from partita.errors import DataError, SourceError
 from partita.printable import printable
 from partita.sources.resolve import list_models, resolve
@@ -26,7 +27,8 @@ _SHOWN = 8  # names in a message
 @dataclass(frozen=True)
 class Entry:
     """A model that the server knows. path: its folder or file. bytes: on disk. adapters: folders by name. pinned: it is
-    loaded at the start and never unloaded. endless: as in `ModelText`."""
+    loaded at the start and never unloaded. endless: as in `ModelText`. trained_context: tokens, None where its files
+    have not been opened yet."""
 
     name: str
     path: Path
@@ -34,6 +36,7 @@ class Entry:
     adapters: Mapping[str, str] = field(default_factory=dict[str, str])
     pinned: bool = False
     endless: bool = False
+    trained_context: int | None = None
 
 
 def entry(
@@ -47,15 +50,18 @@ def entry(
     """Of a MODEL as people write it (None: the default one), which is fetched where it is not here.
 
     Its name is the short one that `partita models list` shows, else the full one; of a path, the last part. Raises
-    SourceError.
+    SourceError, and where its config cannot be used CheckpointError and UnsupportedModel.
     """
+    from partita.model.load import read_config  # for what is named when the server starts alone
+
     path, stored = resolve(source, progress=progress), list_models()
     own = next((model for model in stored if model.path == path), None)
     if own is not None:
         name = short_name(own, stored) or own.name
     else:
         name = path.stem if path.is_file() else path.resolve().name
-    return Entry(name, path.absolute(), _bytes(path), dict(adapters or {}), pinned, endless)
+    context = read_config(open_checkpoint(path)).max_positions
+    return Entry(name, path.absolute(), _bytes(path), dict(adapters or {}), pinned, endless, context)
 
 
 class Names:

@@ -40,7 +40,8 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Description:
     """For a list of models. base: of an adapter, the model that it is put on. created: seconds since 1970. bytes: on
-    disk; memory: of its process, 0 without one. context: tokens, None before the model was first loaded."""
+    disk; memory: of its process, 0 without one. context: tokens, as it was loaded the last time, or before that what it
+    would be with memory enough, None where nobody knows. facts: None before it was loaded."""
 
     name: str
     base: str | None
@@ -146,10 +147,15 @@ class Registry:
             created=_created(entry.path),
             bytes=entry.bytes,
             memory=0 if beat is None else beat.memory,
-            context=None if facts is None else facts.context,
+            context=self._expected(entry) if facts is None else facts.context,
             pinned=entry.pinned,
             facts=facts,
         )
+
+    def _expected(self, entry: Entry) -> int | None:
+        """Tokens of a context that has not been allocated yet."""
+        asked, trained = self._settings.context, entry.trained_context
+        return trained if trained is None or not isinstance(asked, int) else min(asked, trained)
 
     def workers(self) -> dict[str, Worker]:
         """Of all models that are loaded or being loaded, by name."""

@@ -18,7 +18,7 @@ import pytest
 
 from partita.cache.budget import RESERVE
 from partita.engine.request import Failed, Finished, Request
-from partita.errors import DataError
+from partita.errors import DataError, UnsupportedModel
 from partita.sources.store import StoredModel
 from partita_apps.serve.asked import Refused
 from partita_apps.serve.frames import Load, Loaded
@@ -118,9 +118,25 @@ def test_two_models_of_one_name(tmp_path: Path) -> None:
 
 def test_entries_of_what_people_write(tiny_model: Path, default_model: Path) -> None:
     folder = entry(str(tiny_model), adapters={"poet": "p"}, pinned=True)
-    assert folder == Entry("tiny", tiny_model, (tiny_model / "model.safetensors").stat().st_size, {"poet": "p"}, True)
-    assert entry(None) == entry("smollm2") == Entry("smollm2", default_model, default_model.stat().st_size)
+    size = (tiny_model / "model.safetensors").stat().st_size
+    assert folder == Entry("tiny", tiny_model, size, {"poet": "p"}, True, trained_context=512)
+    size = default_model.stat().st_size
+    assert entry(None) == entry("smollm2") == Entry("smollm2", default_model, size, trained_context=8192)
     assert entry(str(default_model)).name == "smollm2"
+
+
+def test_the_context_is_known_before_a_model_is_loaded(tiny_model: Path) -> None:
+    for asked, known in ((None, 512), ("auto", 512), (128, 128), (1024, 512)):
+        of = Registry(Names([entry(str(tiny_model))], None), Load("", context=asked))
+        assert of.describe("tiny").context == known
+
+
+def test_a_model_that_nobody_can_load_is_refused_at_the_start(tiny_model: Path, tmp_path: Path) -> None:
+    (folder := tmp_path / "other").mkdir()
+    (folder / "config.json").write_text('{"model_type": "abacus"}')
+    shutil.copy(tiny_model / "model.safetensors", folder)
+    with pytest.raises(UnsupportedModel, match="abacus"):
+        entry(str(folder))
 
 
 # Loading

@@ -12,7 +12,7 @@ Json = dict[str, Any]
 
 
 def entry(model: Description) -> Json:
-    """context: of the loaded model, what requests have; null before it was loaded for the first time."""
+    """context: what requests have, once the model was loaded that of its cache; null where nobody knows it."""
     facts = model.facts
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(model.created))
     return {
@@ -29,7 +29,7 @@ def entry(model: Description) -> Json:
         "max_model_len": model.context,
         "max_input_tokens": model.context,
         "max_tokens": model.context,
-        "loaded_context_length": model.context,
+        "loaded_context_length": None if facts is None else facts.context,
         "state": model.state,
         "pinned": model.pinned,
         "size": model.bytes,
