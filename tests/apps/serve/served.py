@@ -14,10 +14,9 @@ from typing import Any
 import uvicorn
 
 from partita_apps.serve.listen import listening
+from partita_apps.serve.replies import Models
 from partita_apps.serve.server import build_app
 from partita_apps.serve.settings import Settings
-
-from .scripted import ScriptedRegistry
 
 JSON = {"Content-Type": "application/json"}
 
@@ -41,7 +40,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Served:
-    registry: ScriptedRegistry
+    registry: Any
     port: int
 
     @property
@@ -50,6 +49,7 @@ class Served:
 
     @property
     def worker(self) -> Any:
+        """Of a scripted registry."""
         return self.registry.models["tiny"].worker
 
     def connect(self) -> http.client.HTTPConnection:
@@ -74,7 +74,7 @@ class Served:
 
 
 @contextmanager
-def serving(registry: ScriptedRegistry, **settings: Any) -> Iterator[Served]:
+def serving(registry: Models, **settings: Any) -> Iterator[Served]:
     """settings: of `Settings`, but for the port, which is any that is free."""
     bound = listening("127.0.0.1", 0)
     port = bound.getsockname()[1]
