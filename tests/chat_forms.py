@@ -96,6 +96,10 @@ FORMS = {
 }
 
 
+WITHOUT_TOOLS = frozenset({"opened", "plain", "none"})
+"""Forms whose templates have no place for tools; those of the others mention them, as the published ones do."""
+
+
 def write_tokenizer(folder: Path, name: str) -> int:
     """The tests' vocabulary with a form's control tokens behind it; its size."""
     from tokenizers import AddedToken, Tokenizer
@@ -106,7 +110,8 @@ def write_tokenizer(folder: Path, name: str) -> int:
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.add_special_tokens([AddedToken(literal, normalized=False, special=True) for literal in form.controls])
     tokenizer.save(str(path))
-    config = {"eos_token": form.controls[-1], "add_bos_token": False, "chat_template": form.template}
+    template = form.template if name in WITHOUT_TOOLS else f"{{# tools #}}{form.template}"
+    config = {"eos_token": form.controls[-1], "add_bos_token": False, "chat_template": template}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return tokenizer.get_vocab_size()
 

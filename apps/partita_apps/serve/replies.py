@@ -6,6 +6,7 @@ iterator, at a stop string or because nobody listens any more, closes the worker
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ from . import frames
 from .asked import Ask, Delta, Ended, Event, Logprob, Refused, Started, Waiting
 from .model_text import ModelText, Prompt
 from .registry import Description
+from .structure import constraint_for
+from .tools import described, form_of, offered, with_tools
 from .turns import merged, normalized
 
 BUSY_SECONDS = 2
@@ -122,6 +125,7 @@ async def prepare(model: Model, ask: Ask) -> Prepared:
         prompt, tools = await encoded(text, ask)
     check_ids(prompt.ids, text)
     check_ids(ask.logit_bias, text, "logit_bias")
+    constraint = await asyncio.to_thread(constraint_for, ask, text, prompt.ids)
     request = engine.Request(
         id=0,
         prompt=prompt.ids,
@@ -130,10 +134,11 @@ async def prepare(model: Model, ask: Ask) -> Prepared:
         stop_ids=tuple(sorted(text.tokenizer.stop_ids)),
         alternatives=0 if ask.logprobs is None else max(ask.logprobs, 1),
         logit_bias=dict(ask.logit_bias),
+        constraint=constraint,
         adapter=model.adapter,
         endless=text.endless,
     )
-    return Prepared(request, prompt, text.reply_format if ask.messages is not None else ReplyFormat(), tools)
+    return Prepared(request, prompt, form_of(ask, text) if ask.messages is not None else ReplyFormat(), tools)
 
 
 async def encoded_for(text: ModelText, ask: Ask) -> Prompt:
@@ -161,13 +166,14 @@ def _refusing() -> Iterator[None]:
 
 
 async def encoded(text: ModelText, ask: Ask) -> tuple[Prompt, Sequence[Any] | None]:
-    """Ids of what is asked, and the tools that the template was given. Raises PartitaError."""
+    """Ids of what is asked, and the tools that may be called. Raises PartitaError."""
     if ask.ids is not None:
         return Prompt(list(ask.ids)), None
     if ask.text is not None:
         return await text.complete(ask.text), None
-    messages, tools = normalized(ask.messages or (), text), None
-    variables = {**ask.variables} if tools is None else {**ask.variables, "tools": tools}
+    given, shown = with_tools(ask, text)
+    messages, tools = normalized(given, text), described(offered(ask)) or None
+    variables = {**ask.variables} if shown is None else {**ask.variables, "tools": shown}
     try:
         return await text.encode(messages, variables), tools
     except TemplateError:

@@ -22,7 +22,6 @@ from .grammars import Mask, Part, Vocabulary, body, reason
 from .request import Constraint
 
 _ANYTHING = "/(?s:.*)/"
-_LINES = r"/\n{1,2}/"  # what models put between a thought and what follows it
 _BEFORE = 32  # tokens of the prompt in which a trigger may have begun
 
 
@@ -223,7 +222,8 @@ class Matcher:
         thinking = self._state == "thought"
         known = self._compiled.get((text, thinking))
         if known is None:
-            parts = [self._body] if not (text or thinking) else [_gate(text, thinking), self._body]
+            between = self._constraint.between if thinking else ""
+            parts = [self._body] if not (text or between) else [_gate(text, between), self._body]
             known = self._compiled[text, thinking] = self._vocabulary.start(parts)
         known.reset()
         return known
@@ -286,12 +286,11 @@ def _goes_on(matcher: LLMatcher, token: int) -> bool:
     return matcher.validate_tokens([token]) == 1 and matcher.consume_token(token)
 
 
-def _gate(text: str, after_thought: bool) -> Part:
-    """A grammar of anything up to a text, and then the one that is named "body"."""
+def _gate(text: str, between: str) -> Part:
+    """A grammar of anything up to a text, what stands between, and then the one that is named "body"."""
     front = "gate " if text else ""
-    lines = f"({_LINES})? " if after_thought else ""
     gate = f"\ngate[lazy]: GATE\nGATE: {_ANYTHING} {json.dumps(text, ensure_ascii=False)}" if text else ""
-    return {"lark_grammar": f"start: {front}{lines}@body{gate}"}
+    return {"lark_grammar": f"start: {front}{between} @body{gate}"}
 
 
 def _beginning(vocabulary: Vocabulary, literal: str) -> Part:

@@ -61,8 +61,7 @@ class Vocabulary:
         """Vocabulary at the beginning of the first of them, which refers to the others. Raises DataError where they do
         not compile."""
         text = json.dumps({"grammars": parts})
-        limits = LLParserLimits(initial_lexer_fuel=_LEXER_WORK, verbose_errors=False)
-        found = LLMatcher(self.library, text, log_level=0, limits=limits)
+        found = LLMatcher(self.library, text, log_level=0, limits=_limits())
         if found.is_error():
             raise DataError(reason(found.get_error()))
         return found
@@ -144,6 +143,19 @@ def body(constraint: Constraint) -> Part:
     except (ValueError, RecursionError):
         raise DataError("the schema is not valid JSON, or nested too deeply") from None
     return {"name": "body", "json_schema": with_options({} if schema is True else schema)}
+
+
+def check(constraint: Constraint) -> None:
+    """Raise the DataError of a constraint that does not compile, whatever the vocabulary."""
+    failed, messages = LLMatcher.validate_grammar_with_warnings(
+        json.dumps({"grammars": [body(constraint)]}), limits=_limits()
+    )
+    if failed:
+        raise DataError(reason(messages[0]))
+
+
+def _limits() -> LLParserLimits:
+    return LLParserLimits(initial_lexer_fuel=_LEXER_WORK, verbose_errors=False)
 
 
 def with_options(schema: object) -> dict[str, Any]:

@@ -17,13 +17,19 @@ def allowed(mask: Mask | None) -> list[int]:
 
 
 def drawn(
-    matcher: Matcher, rng: np.random.Generator, *, free: Sequence[int] = (), most: int = 2000, ends: Sequence[int] = ()
+    matcher: Matcher,
+    rng: np.random.Generator,
+    *,
+    prompt: Sequence[int] = (),
+    free: Sequence[int] = (),
+    ends: Sequence[int] = (),
+    most: int = 2000,
 ) -> list[int]:
     """A reply's tokens. free: what is said where all tokens are allowed, in order, and a stop id behind that.
 
     ends: tokens that are taken half of the time where they are allowed, so that strings and lists come to an end.
     """
-    matcher.begin([])
+    matcher.begin(prompt)
     said, free = list[int](), list(free)
     while not matcher.finished and len(said) < most:
         mask = matcher.mask()

@@ -137,7 +137,7 @@ def test_a_reply_that_a_schema_says_nothing_of_is_any_json(vocabulary: Made) -> 
 # ---------------------------------------------------------------- thoughts
 
 
-THOUGHT = ("<think>", "</think>")
+THOUGHT = {"thought": ("<think>", "</think>"), "between": r"(/\n{1,2}/)?"}
 
 
 @pytest.mark.parametrize(
@@ -146,21 +146,21 @@ THOUGHT = ("<think>", "</think>")
 )
 def test_a_thought_may_stand_in_front(vocabulary: Made, reply: str) -> None:
     made = vocabulary()
-    matcher = follow(made, schema(thought=THOUGHT), f'{reply}{{"city": "", "days": 2}}')
+    matcher = follow(made, schema(**THOUGHT), f'{reply}{{"city": "", "days": 2}}')
     assert matcher.finished
 
 
 def test_a_reply_does_not_end_inside_a_thought(vocabulary: Made) -> None:
     made = vocabulary()
-    matcher = follow(made, schema(thought=THOUGHT), "<think>Hm")
+    matcher = follow(made, schema(**THOUGHT), "<think>Hm")
     assert set(range(made.tokenizer.vocab_size)) - set(allowed(matcher.mask())) == made.stop_ids
-    matcher = follow(made, schema(thought=THOUGHT), "<think>Hm</think")
+    matcher = follow(made, schema(**THOUGHT), "<think>Hm</think")
     assert not made.stop_ids & set(allowed(matcher.mask()))
 
 
 def test_a_thought_that_the_prompt_began_is_awaited(vocabulary: Made) -> None:
     made = vocabulary()
-    constraint = schema(thought=THOUGHT, thinking=True)
+    constraint = schema(**THOUGHT, thinking=True)
     assert follow(made, constraint, 'Hm</think>\n{"city": "", "days": 2}').finished
     assert not follow(made, constraint, '{"city": "", "days": 2}').finished
 
@@ -175,7 +175,7 @@ def test_a_thought_whose_markers_are_control_tokens(vocabulary: Made) -> None:
 
 def test_a_marker_shares_its_beginning_with_the_grammar(vocabulary: Made) -> None:
     made = vocabulary()
-    constraint = Constraint("lark", 'start: "<thin>" | "<t>"', thought=THOUGHT)
+    constraint = Constraint("lark", 'start: "<thin>" | "<t>"', **THOUGHT)
     assert follow(made, constraint, "<thin>").finished
     assert follow(made, constraint, "<think>a</think><t>").finished
 
@@ -243,11 +243,11 @@ def test_a_trigger_may_begin_in_the_prompt(vocabulary: Made) -> None:
 
 def test_a_trigger_in_a_thought_is_none(vocabulary: Made) -> None:
     made = vocabulary()
-    constraint = triggered(thought=THOUGHT)
+    constraint = triggered(**THOUGHT)
     assert follow(made, constraint, "<think>a<tool_call>b").mask() is None
     assert follow(made, constraint, "<think>a<tool_call>b</think><tool_call>{").mask() is not None
     assert follow(made, constraint, "No <think>a<tool_call>{").mask() is not None  # it is talked of
-    assert follow(made, triggered(thought=THOUGHT, thinking=True), "a<tool_call>b").mask() is None
+    assert follow(made, triggered(**THOUGHT, thinking=True), "a<tool_call>b").mask() is None
 
 
 def test_once_is_one_part(vocabulary: Made) -> None:

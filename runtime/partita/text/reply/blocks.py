@@ -106,6 +106,10 @@ class Blocks(Machine):
         self._begun = self._sure = self._spoke = self._prompt = False
         self._look()
 
+    @property
+    def thinking(self) -> bool:
+        return self._thought is not None
+
     def takes(self, literal: str) -> bool:
         return literal in self._found or self._writing is not None
 

@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from ...files.bounded import is_list, is_table
-from .values import NAME, PYTHON_WORDS, QUOTE, Malformed, Values, blank
+from .values import MAX_DEPTH, NAME, PYTHON_WORDS, QUOTE, Malformed, Values, blank
 
 Offered = Mapping[str, Mapping[str, Any]]
 """Schemas of the parameters of the tools that a model was offered, by the tools' names."""
+
+
+_MAX_REFERENCES = 16  # from one schema to the next
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,29 @@ def offered(tools: Sequence[Any] | None) -> dict[str, dict[str, Any]]:
             continue
         parameters = function.get("parameters")
         properties = parameters.get("properties") if _is_mapping(parameters) else None
-        found[function["name"]] = dict(properties) if _is_mapping(properties) else {}
+        known: Mapping[str, Any] = properties if _is_mapping(properties) else {}
+        found[function["name"]] = {name: _plain(schema, parameters) for name, schema in known.items()}
     return found
+
+
+def _plain(schema: Any, root: Any) -> Any:
+    """A schema with what it, or an alternative of it, refers to in place of the reference."""
+    found = _referred(schema, root)
+    for key in ("anyOf", "oneOf"):
+        if _is_mapping(found) and is_list(found.get(key)):
+            found = {**found, key: [_referred(branch, root) for branch in found[key]]}
+    return found
+
+
+def _referred(schema: Any, root: Any) -> Any:
+    for _ in range(_MAX_REFERENCES):
+        reference = schema.get("$ref") if _is_mapping(schema) else None
+        if not isinstance(reference, str) or not reference.startswith("#/"):
+            break
+        schema = root
+        for part in reference[2:].split("/"):
+            schema = schema.get(part.replace("~1", "/").replace("~0", "~")) if _is_mapping(schema) else None
+    return schema
 
 
 def _is_mapping(value: object) -> TypeGuard[Mapping[str, Any]]:
@@ -252,9 +276,13 @@ def _typed(text: str, tools: Offered, tool: str, parameter: str) -> Any:
         value: object = PYTHON_WORDS[word] if word in PYTHON_WORDS else _whole(word)
     except Malformed:
         return text
-    kind = _JSON_TYPES.get(type(value), "string")
+    kind = _kind(value)
     fits = kind in types or (kind == "integer" and "number" in types)
     return text if isinstance(value, str) or ("string" in types and not fits) else value
+
+
+def _kind(value: object) -> str:
+    return _JSON_TYPES.get(type(value), "string")
 
 
 def _whole(text: str) -> Any:
@@ -264,17 +292,19 @@ def _whole(text: str) -> Any:
     return value
 
 
-def _types(schema: Any) -> set[str]:
+def _types(schema: Any, depth: int = 0) -> set[str]:
     """The JSON types that a schema admits, as far as it names them."""
-    if not _is_mapping(schema):
+    if not _is_mapping(schema) or depth > MAX_DEPTH:
         return set()
     stated = schema.get("type")
     types = {name for name in (stated if is_list(stated) else [stated]) if isinstance(name, str)}
+    constants: Any = [schema["const"]] if "const" in schema else schema.get("enum")
+    if not types and is_list(constants):
+        types = {_kind(value) for value in constants}
     for key in ("anyOf", "oneOf"):
         branches = schema.get(key)
         for branch in branches if is_list(branches) else ():
-            if _is_mapping(branch) and isinstance(branch.get("type"), str):
-                types.add(branch["type"])
+            types |= _types(branch, depth + 1)
     return types
 
 

@@ -36,6 +36,10 @@ class Channels(Machine):
         self._forget()
         self._body, self._header = [], replace(self._header, role="")
 
+    @property
+    def thinking(self) -> bool:
+        return self._kind == "thought"
+
     def takes(self, literal: str) -> bool:
         return literal in _MARKS or self._kind == "tool_call"
 

@@ -7,7 +7,7 @@ template has it. So nothing that a person types decides how a reply is read.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ...errors import TemplateError
 from ..chat_template import ChatTemplate
@@ -57,6 +57,8 @@ BLOCKS = (
     Block("tool_call", WHOLE, (), "json", mentions="ipython", bare=True),  # Llama 3.x has none
 )
 """Of several with the same beginning, the first that the template has counts."""
+GENERIC = Block("tool_call", "<tool_call>", ("</tool_call>",), "json")
+"""Calls of a model whose template has no tools, and which was told in its prompt to write them so."""
 NOISE = frozenset({"<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<response>", "</response>"})
 """Markers that add nothing to those inside them."""
 
@@ -92,6 +94,22 @@ class ReplyFormat:
         header, opening = _opening(tokenizer, template)
         controls = {token: literal for literal, token in known.items()}
         return cls(() if channels else tuple(blocks.values()), noise, channels, controls, header, opening)
+
+    @property
+    def calls(self) -> Block | None:
+        """The block of tool calls that a model is meant to write; None where it has none, or has channels."""
+        found = [block for block in self.blocks if block.kind == "tool_call"]
+        return next((block for block in found if not block.bare), found[0] if found else None)
+
+    @property
+    def thought(self) -> Block | None:
+        """The block of thoughts, None where it has none, or has channels."""
+        return next((block for block in self.blocks if block.kind == "thought"), None)
+
+    def with_generic_calls(self) -> ReplyFormat:
+        """The same for a model that was told to write `GENERIC` calls, which take the place of its own."""
+        thoughts = tuple(block for block in self.blocks if block.kind != "tool_call")
+        return replace(self, blocks=(*thoughts, GENERIC), channels=False)
 
 
 def _applies(block: Block, known: Mapping[str, int], source: str) -> bool:

@@ -49,6 +49,11 @@ class ReplyParser:
         self._machine.begin()
         self._stream = tokenizer.stream(continues=continues)
 
+    @property
+    def thinking(self) -> bool:
+        """Whether what comes next is part of a thought, as far as is certain."""
+        return self._machine.thinking
+
     def push(self, token: int) -> list[Part]:
         """What became certain with a token, perhaps nothing."""
         literal = self._controls.get(token)
