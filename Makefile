@@ -1,9 +1,9 @@
 # One place for every command: each target sets up what it needs, and a second run is fast.
 .DEFAULT_GOAL := help
-.PHONY: help setup chat test test-long test-cpus interop bench bench-charts bench-serve bench-gpu example-shakespeare lint format docs clean
+.PHONY: help setup chat test test-long test-cpus interop agents bench bench-charts bench-serve bench-gpu example-shakespeare lint format docs clean
 
 PYTHON_IN_VENV := .venv/bin/python
-export PYTHON PEERS
+export PYTHON PEERS AGENTS
 
 # What is typed as PROMPT="…" and MODEL=… reaches the program through the environment, character by character: `value`
 # keeps make from reading a $ in it, and the shell sees only the variable's name. A PROMPT that is merely exported is
@@ -30,7 +30,7 @@ chat: setup      ## talk with the default model; PROMPT="…" answers once, MODE
 	@$(PYTHON_IN_VENV) -m partita_apps.cli chat $(CHAT)
 
 test: lint       ## what CI runs: format, lint, types and the suite
-	@$(PYTHON_IN_VENV) -m pytest -m "not slow and not interop" --numprocesses=auto --maxprocesses=4 --dist=worksteal
+	@$(PYTHON_IN_VENV) -m pytest -m "not slow and not interop and not agents" --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 test-long: setup ## the tests that take minutes, and the property tests on examples that differ from run to run
 	@$(PYTHON_IN_VENV) -m pytest -m "slow or (hypothesis and not interop)" --hypothesis-profile=search
@@ -40,6 +40,9 @@ test-cpus: setup ## the numeric tests as on CPUs with fewer instructions than th
 
 interop: setup   ## judge our GGUF files with llama.cpp, which is built for ten minutes; PEERS=… is a Python that has it
 	@PARTITA_PEER_PYTHON="$$(.ci/peers)" && export PARTITA_PEER_PYTHON && $(PYTHON_IN_VENV) -m pytest -m interop
+
+agents: setup    ## judge the server with Codex, Claude Code, pi and opencode, 1.4 GB from npm; AGENTS=… is a folder of them
+	@PARTITA_AGENTS="$$(.ci/agents)" && export PARTITA_AGENTS && $(PYTHON_IN_VENV) -m pytest -m agents
 
 bench: setup     ## measure decode, prefill, cache and start-up on this machine
 	@for what in decode prefill cache startup; do $(PYTHON_IN_VENV) -m partita_apps.cli bench $$what || exit; done
