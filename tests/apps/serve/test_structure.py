@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 from tests.chat_forms import write_tokenizer
-from tests.runtime.engine.masks import allowed, drawn
+from tests.runtime.engine.masks import drawn
 
 from partita.engine.constraint import Matcher
 from partita.engine.grammars import Vocabulary
@@ -114,20 +114,24 @@ def thought_of(constraint: Constraint) -> str:
     return f"{'' if constraint.thinking else begin}Hm <b>.{end}"
 
 
+def ends_of(model: Model) -> list[int]:
+    """Tokens with which strings, lists, objects and calls come to an end."""
+    known = model.text.tokenizer
+    closing = (b'"', b"]", b"<", b"\n", b"}", b")")
+    return [i for i in range(known.vocab_size) if known.token_bytes(i)[:1] in closing] + [*known.controls.values()]
+
+
 def draw(model: Model, constraint: Constraint, seed: int, free: str = "") -> list[int]:
+    """A reply's ids. free: what it begins with, "" for no thought either."""
     tokenizer = model.text.tokenizer
     if not free:
-        constraint = msgspec.structs.replace(constraint, thought=None)
-    ends = [
-        i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i)[:1] in (b'"', b"]", b"<", b"\n", b"}", b")")
-    ]
-    ends += [*tokenizer.controls.values()]
+        constraint = msgspec.structs.replace(constraint, thought=None, thinking=False)
     said = drawn(
         Matcher(model.vocabulary, constraint),
         np.random.default_rng(seed),
         free=tokenizer.encode(free, bos=False, specials=True) if free else (),
         prompt=prompt_of(model),
-        ends=ends,
+        ends=ends_of(model),
     )
     assert len(said) < 2000
     return said
@@ -161,3 +165,228 @@ def test_a_call_that_is_required_is_a_call(model: Callable[[str], Model], form: 
             check_call(call)
         names |= {call.name for call in calls}
     assert names == {tool.name for tool in TOOLS}
+
+
+@pytest.mark.parametrize("form", ["thinking", "harmony", "llama", "none"])
+def test_a_tool_that_is_named_is_the_one_that_is_called(model: Callable[[str], Model], form: str) -> None:
+    made, asked = model(form), ask(tools=TOOLS, tool_choice=ToolChoice("required", "weather"))
+    constraint = constraint_for(asked, made.text)
+    assert constraint is not None
+    for seed in range(5):
+        _, _, calls = read(made, asked, draw(made, constraint, seed))
+        assert {call.name for call in calls} == {"weather"}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_one_call_is_one_call(model: Callable[[str], Model], form: str) -> None:
+    made = model(form)
+    asked = ask(tools=TOOLS, tool_choice=ToolChoice("required"), parallel_tool_calls=False)
+    constraint = constraint_for(asked, made.text)
+    assert constraint is not None
+    for seed in range(5):
+        _, _, calls = read(made, asked, draw(made, constraint, seed))
+        check_call(*calls)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_call_that_the_model_begins_becomes_whole(model: Callable[[str], Model], form: str) -> None:
+    made, asked = model(form), ask(tools=TOOLS)
+    constraint = constraint_for(asked, made.text, prompt_of(made))
+    assert constraint is not None
+    assert constraint.thinking == (form == "plain" or form == "deepseek")
+    (trigger,) = constraint.triggers
+    thought = thought_of(constraint) if constraint.thought else ""
+    said = "" if form == "harmony" or form == "llama" else "I look.\n"
+    front = "<|start|>assistant" if form == "harmony" else ""
+    for seed in range(15):
+        matcher = Matcher(made.vocabulary, constraint)
+        free = made.text.tokenizer.encode(f"{thought}{front}{said}{trigger}", bos=False, specials=True)
+        ids = drawn(matcher, np.random.default_rng(seed), prompt=prompt_of(made), free=free, ends=ends_of(made))
+        assert matcher.warning is None
+        speech, thought_read, calls = read(made, asked, ids)
+        assert speech.strip() == said.strip()
+        assert thought_read.strip() == ("Hm <b>." if thought else "")
+        assert calls
+        for call in calls:
+            check_call(call)
+
+
+def test_without_a_call_all_is_free(model: Callable[[str], Model]) -> None:
+    made = model("none")
+    constraint = constraint_for(ask(tools=TOOLS), made.text)
+    assert constraint is not None
+    matcher = Matcher(made.vocabulary, constraint)
+    matcher.begin([])
+    for token in made.text.tokenizer.encode("No {tool_call> needed.", bos=False):
+        assert matcher.mask() is None
+        matcher.push(token)
+
+
+@pytest.mark.parametrize("more", [{}, {"tools": TOOLS, "tool_choice": ToolChoice("none")}, {"tools": ()}])
+def test_nothing_asked_for_is_no_constraint(model: Callable[[str], Model], more: Json) -> None:
+    assert constraint_for(ask(**more), model("thinking").text) is None
+
+
+# ---------------------------------------------------------------- formats
+
+
+SCHEMA = {
+    "title": "Person",
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "minLength": 1, "maxLength": 6},
+        "born": {"type": "string", "format": "date"},
+        "role": {"oneOf": [{"const": "a"}, {"const": "b"}]},
+        "code": {"type": "string", "pattern": "^[A-Z]{2}-[0-9]+$", "maxLength": 6, "format": "no such thing"},
+    },
+    "required": ["name", "role", "code"],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_speech_of_a_format_is_of_that_format(model: Callable[[str], Model], form: str) -> None:
+    made, asked = model(form), ask(format=Format("json_schema", SCHEMA))
+    constraint = constraint_for(asked, made.text, prompt_of(made))
+    assert constraint is not None
+    for seed in range(10):
+        thinks = constraint.thinking or (constraint.thought is not None and seed % 2 == 0)
+        ids = draw(made, constraint, seed, thought_of(constraint) if thinks else "")
+        speech, thought, calls = read(made, asked, ids)
+        assert thought.strip() == ("Hm <b>." if thinks else "")
+        assert not calls
+        jsonschema.validate(json.loads(speech), SCHEMA, format_checker=jsonschema.FormatChecker())
+
+
+def test_any_object_is_an_object(model: Callable[[str], Model]) -> None:
+    made, asked = model("none"), ask(format=Format("json_object"))
+    constraint = constraint_for(asked, made.text)
+    assert constraint is not None
+    for seed in range(5):
+        assert isinstance(json.loads(read(made, asked, draw(made, constraint, seed))[0]), dict)
+
+
+@pytest.mark.parametrize("form", ["thinking", "harmony", "mistral"])
+def test_a_format_and_tools_are_one_or_the_other(model: Callable[[str], Model], form: str) -> None:
+    made, asked = model(form), ask(tools=TOOLS, format=Format("json_schema", SCHEMA))
+    constraint = constraint_for(asked, made.text, prompt_of(made))
+    assert constraint is not None
+    kinds = set()
+    for seed in range(25):
+        speech, _, calls = read(made, asked, draw(made, constraint, seed))
+        assert bool(speech) != bool(calls)
+        kinds.add(bool(calls))
+        if speech:
+            jsonschema.validate(json.loads(speech), SCHEMA)
+        for call in calls:
+            check_call(call)
+    assert len(kinds) == 2
+
+
+def test_raw_text_has_a_format_too(model: Callable[[str], Model]) -> None:
+    asked = Ask("tiny", text="{", format=Format("json_object"), tools=TOOLS)
+    assert constraint_for(asked, model("thinking").text) == Constraint("json_schema", '{"type": "object"}')
+
+
+def test_a_thought_that_the_prompt_has_ended_does_not_begin_again(model: Callable[[str], Model]) -> None:
+    made = model("thinking")
+    prompt = prompt_of(made) + made.text.tokenizer.encode("<think>\n\n</think>\n\n", bos=False)
+    constraint = constraint_for(ask(format=Format("json_object")), made.text, prompt)
+    assert constraint is not None
+    assert constraint.thought is None
+
+
+# ---------------------------------------------------------------- what cannot be enforced
+
+
+ODD = Tool("odd", parameters={"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}})
+
+
+def test_a_schema_that_cannot_be_enforced_frees_its_own_arguments_alone(model: Callable[[str], Model]) -> None:
+    made, asked = model("thinking"), ask(tools=[*TOOLS, ODD], tool_choice=ToolChoice("required"))
+    constraint = constraint_for(asked, made.text)
+    assert constraint is not None
+    assert "odd" in constraint.warning
+    assert '"uniqueItems"' in constraint.warning
+    assert "\n" not in constraint.warning
+    for seed in range(25):
+        for call in read(made, asked, draw(made, constraint, seed))[2]:
+            if call.name != "odd":
+                check_call(call)
+    lazily = constraint_for(ask(tools=[*TOOLS, ODD]), made.text)
+    assert lazily is not None
+    assert lazily.warning == constraint.warning
+    assert lazily.triggers
+
+
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [
+        ({"format": Format("json_schema", {"not": {}})}, "response_format"),
+        ({"format": Format("json_schema", {"type": "object", "properties": {"a": 1}})}, "response_format"),
+        ({"format": Format("json_schema", {"type": "string", "pattern": "("})}, "response_format"),
+        ({"tools": [Tool("odd", "", ODD.parameters, strict=True)], "tool_choice": ToolChoice("required")}, "tools"),
+        ({"tools": TOOLS, "tool_choice": ToolChoice("required", "other")}, "tool_choice"),
+        ({"tool_choice": ToolChoice("required")}, "tool_choice"),
+        ({"tools": [Tool("no name")]}, "tools"),
+    ],
+)
+def test_what_must_be_enforced_and_cannot_is_refused(model: Callable[[str], Model], more: Json, field: str) -> None:
+    with pytest.raises(Refused) as caught:
+        constraint_for(ask(**more), model("thinking").text)
+    assert caught.value.field == field
+    assert "\n" not in caught.value.message
+
+
+def deep(count: int) -> Json:
+    found: Json = {"type": "string"}
+    for _ in range(count):
+        found = {"type": "object", "properties": {"a": found}}
+    return found
+
+
+def test_schemas_are_bounded(model: Callable[[str], Model]) -> None:
+    text = model("thinking").text
+    with pytest.raises(Refused, match="nested"):
+        constraint_for(ask(format=Format("json_schema", deep(99))), text)
+    with pytest.raises(Refused, match="characters"):
+        constraint_for(ask(format=Format("json_schema", {"enum": [f"{i:09}" for i in range(9999)]})), text)
+    constraint = constraint_for(ask(tools=[Tool("deep", parameters=deep(9999))]), text)
+    assert constraint is not None
+    assert "nested" in constraint.warning
+
+
+@pytest.mark.parametrize("form", ["coder", "glm", "lfm", "gemma4"])
+def test_notations_that_are_not_json_say_what_they_cannot_be_held_to(model: Callable[[str], Model], form: str) -> None:
+    code = {"type": "object", "properties": {"a": {"type": "object", "patternProperties": {"^x": {"type": "integer"}}}}}
+    constraint = constraint_for(ask(tools=[Tool("code", parameters=code)]), model(form).text)
+    assert constraint is not None
+    if form in ("lfm", "gemma4"):
+        assert "patternProperties" in constraint.warning
+    text = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^x+$"}}}
+    constraint = constraint_for(ask(tools=[Tool("text", parameters=text)]), model(form).text)
+    assert constraint is not None
+    assert ("pattern" in constraint.warning) == (form != "lfm")
+
+
+def test_a_schema_that_holds_itself(model: Callable[[str], Model]) -> None:
+    tree = {
+        "$defs": {
+            "tree": {
+                "type": "object",
+                "properties": {"left": {"$ref": "#/$defs/tree"}, "leaf": {"type": "boolean"}},
+                "required": ["leaf"],
+            }
+        },
+        "type": "object",
+        "properties": {"root": {"$ref": "#/$defs/tree"}},
+        "required": ["root"],
+    }
+    for form in ("thinking", "coder", "glm", "lfm", "gemma4", "mistral"):
+        made, asked = model(form), ask(tools=[Tool("plant", parameters=tree)], tool_choice=ToolChoice("required"))
+        constraint = constraint_for(asked, made.text)
+        assert constraint is not None
+        assert not constraint.warning
+        for seed in range(5):
+            for call in read(made, asked, draw(made, constraint, seed))[2]:
+                assert call.error is None
+                jsonschema.validate(json.loads(call.arguments), tree)
