@@ -215,6 +215,8 @@ class Registry:
             _log.warning("%s was not loaded: %s", slot.entry.name, error)
 
     async def _load(self, slot: _Slot) -> None:
+        if slot.worker is not None:
+            await slot.worker.rest()  # others may be loaded meanwhile
         async with self._changing:
             while not slot.ready:
                 await self._make_room(slot)

@@ -43,7 +43,7 @@ class Patience:
 
     step: float = 10.0
     first_step: float = 120.0
-    loading: float = 600.0
+    loading: float = 300.0
     pause: float = 0.5
     longest_pause: float = 30.0
 
@@ -133,6 +133,12 @@ class Worker:
         if starting.cancelled():
             raise _unloading()
         return starting.result().facts
+
+    async def rest(self) -> None:
+        """Wait for the end of the pause that follows a death."""
+        if self._deaths:
+            pause = min(self._patience.pause * 2 ** (self._deaths - 1), self._patience.longest_pause)
+            await asyncio.sleep(max(0.0, self._died + pause - time.monotonic()))
 
     async def events(self, request: Request) -> AsyncGenerator[Event, None]:
         """What happens to a request, whose id is replaced: `Finished` or `Failed` comes last, in any case.
@@ -224,8 +230,7 @@ class Worker:
     async def _start(self) -> _Process:
         if self._listening is not None:
             await asyncio.wait([self._listening])  # the last one is still being ended
-        pause = min(self._patience.pause * 2 ** (self._deaths - 1), self._patience.longest_pause) if self._deaths else 0
-        await asyncio.sleep(max(0.0, self._died + pause - time.monotonic()))
+        await self.rest()
         self.progress = 0, 0
         try:
             channel = await Channel.open(self._program, loopback=self._loopback)

@@ -24,7 +24,7 @@ from partita_apps.serve.asked import Refused
 from partita_apps.serve.frames import Load, Loaded
 from partita_apps.serve.names import Entry, Names, entry
 from partita_apps.serve.registry import Registry
-from partita_apps.serve.worker import Worker
+from partita_apps.serve.worker import Patience, Worker
 
 from .test_worker import asks, children, gone, heard, run, tokens, worker
 
@@ -316,6 +316,24 @@ def test_a_process_that_died_is_begun_again(models: Callable[..., Entry]) -> Non
     run(test())
 
 
+def test_a_model_that_dies_again_and_again_holds_up_no_other(models: Callable[..., Entry]) -> None:
+    patience = Patience(pause=20.0)
+
+    async def test() -> None:
+        names = Names([models("dying"), models("a")], None)
+        async with Registry(names, Load(""), start=lambda load: worker(load.model, patience=patience)) as of:
+            with pytest.raises(Refused, match="status 7"):
+                await replies(of, "dying")
+            waiting = asyncio.create_task(replies(of, "dying"))
+            await asyncio.sleep(0.1)
+            await replies(of, "a")
+            assert not waiting.done()
+            waiting.cancel()
+            await asyncio.wait([waiting])
+
+    run(test())
+
+
 def test_replies_finish_before_the_server_ends(models: Callable[..., Entry]) -> None:
     async def test() -> None:
         async with registry(models("a")) as of:
@@ -353,6 +371,9 @@ class Pretended:
     @property
     def facts(self) -> Loaded:
         return Loaded("stub", "cpu", "float32", "16", 9, 9, MIB, 1, 1)
+
+    async def rest(self) -> None:
+        pass
 
     async def start(self) -> Loaded:
         if self.state != "loaded":
