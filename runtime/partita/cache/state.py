@@ -34,12 +34,15 @@ from ..backend import Backend, Rule, Sinks
 from ..errors import ContextError
 from ..model.config import RopeConfig
 from ..model.rope import RopeTable
-from ..rings import part, sides
+from ..rings import cut, part, sides
 from .buffers import Buffers, Change, Store
 from .sinks import SinkKeys
 from .snapshot import Slots, Snapshot
 from .spec import CacheSpec, LayerSpec, Span, bytes_per_token
 from .view import Kind, Step, View, seen
+
+FEW_QUERIES = 8
+"""So many of a row are a step for kernels that pass over slots that are not seen."""
 
 
 class Cache:
@@ -153,7 +156,14 @@ class Cache:
             )
             for span in self._positions
         )
-        return Step(tokens, None if min(counts) == tokens else tuple(counts), kinds)
+        return Step(tokens, None if min(counts) == tokens else tuple(counts), kinds, self._reach(tokens))
+
+    def _reach(self, tokens: int) -> tuple[int | None, ...]:
+        """Of each span, how many slots behind the sinks such a step has to look at. Where there is room that no row has
+        reached, the products of many queries with it would be for nothing; kernels for a few pass over it."""
+        wanted = {span: self.spec.slots(span, max(self._reached)) for span in self._capacity}
+        few = tokens <= FEW_QUERIES
+        return tuple(None if few or wanted[span] == has else wanted[span] for span, has in self._capacity.items())
 
     def begin_step(self, step: Step) -> None:
         """The device's half: positions, where to write, and masks. Depends on `step` and device arrays alone."""
@@ -169,17 +179,20 @@ class Cache:
         self._angles = {rope: table.angles(queries) for rope, table in self._ropes.items()}
         self._turns = {}
         self._views = {
-            span: self._view(span, kind, positions, queries)
-            for span, kind in zip(self._positions, step.kinds, strict=True)
+            span: self._view(span, kind, reach, positions, queries)
+            for span, kind, reach in zip(self._positions, step.kinds, step.reach, strict=True)
         }
 
-    def _view(self, span: Span, kind: Kind, positions: Array, queries: Array) -> View:
+    def _view(self, span: Span, kind: Kind, reach: int | None, positions: Array, queries: Array) -> View:
         ops, ring, sinks = self.ops, self.spec.ring(span), span.sinks
         slot = positions
         if ring is not None:
             slot = ops.where(positions < sinks, positions, (positions - sinks) % ring + sinks)
         index = ops.where(positions >= 0, slot, sinks + self._capacity[span] - 1)
         held = self._positions[span] = self._mark(self._positions[span], positions, index)
+        if reach is not None:
+            held = held[:, : sinks + reach]
+            reach += sinks if self.spec.kv.joint else 0
         sink_index = None
         if kind.writes_sinks:
             sink_index = ops.where((positions >= 0) & (positions < sinks), positions, sinks)
@@ -210,7 +223,7 @@ class Cache:
             index = ops.where(index >= sinks, index - sinks, self._capacity[span] - 1) if sinks else index
         both = None if first is None else (first, ops.concat([first.mask, own.mask], 2))
         written = index if kind.writes_ring or self.spec.kv.joint else None
-        return View(written, sink_index, own, both, turned, anchored)
+        return View(written, sink_index, reach, own, both, turned, anchored)
 
     def _spread(self, x: Array) -> Array:
         """By the Hadamard rotation where the format has it: orthonormal on both sides of every product, so that scores
@@ -241,7 +254,7 @@ class Cache:
         if view.index is not None:
             buffers.kv = ops.store(buffers.kv, new, view.index)
         self._put_sinks(layer, view.turned)
-        k, v = sides(buffers.kv)
+        k, v = sides(buffers.kv if view.reach is None else cut(buffers.kv, view.reach))
         out = ops.cached_attention(
             q,
             k,

@@ -28,12 +28,14 @@ class Kind:
 class Step:
     """What the host knows of a step: equal steps on equal shapes run the same operations.
 
-    lengths: real tokens of each row, None where all are. kinds: in the order of the cache's spans.
+    lengths: real tokens of each row, None where all are. kinds, reach: in the order of the cache's spans; reach: how
+    many slots behind the sinks there is anything in, None where all are looked at.
     """
 
     tokens: int
     lengths: tuple[int, ...] | None
     kinds: tuple[Kind, ...]
+    reach: tuple[int | None, ...]
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,15 @@ class Seen(Brief):
 class View(Brief):
     """Where a step writes and what its queries see, for one kind of layer. None: nothing to write there, or to see.
 
-    index: slots of `Buffers.kv`; sink_index: places of the sinks alone. kv: what is seen of `Buffers.kv`; first: of the
-    sinks, where they are scored apart, and both masks side by side. turned: the sinks' keys for a step's one query
-    (`SinkKeys.turned`). anchored: angles of a longer step's queries to the sinks, and of the sinks.
+    index: slots of `Buffers.kv`; sink_index: places of the sinks alone. reach: how many slots of `Buffers.kv` are
+    looked at, None for all; kv: what is seen of them; first: of the sinks, where they are scored apart, and both masks
+    side by side. turned: the sinks' keys for a step's one query (`SinkKeys.turned`). anchored: angles of a longer
+    step's queries to the sinks, and of the sinks.
     """
 
     index: Array | None
     sink_index: Array | None
+    reach: int | None
     kv: Seen
     first: tuple[Seen, Array] | None
     turned: Mapping[LayerSpec, Array]

@@ -28,7 +28,7 @@ from .room import AHEAD, room
 from .row import Row
 
 AGEING = 4  # so many tokens read for others make up for one that is left
-LEAST = 24  # tokens of a chunk: fewer would be rounded as those of a decode step are (Backend.decode_dtype)
+LEAST = 17  # tokens of a chunk: 16 or fewer may be rounded as a decode step is (docs/design.md, Precision)
 SECONDS = 0.125  # of a chunk beside rows that wait for it
 ALONE = 0.5  # and where nobody waits: what a cancellation or another prompt may have to
 
@@ -125,7 +125,7 @@ class Pace:
         least = min(LEAST, self.chunk)
         if self.speed is None:
             return min(2 * LEAST, self.chunk)
-        return int(min(max(self.speed * (ALONE if alone else SECONDS), least), self.chunk))
+        return round(min(max(self.speed * (ALONE if alone else SECONDS), least), self.chunk))
 
     def observe(self, tokens: int, seconds: float) -> None:
         if tokens < min(LEAST, self.chunk):
