@@ -189,12 +189,12 @@ def open_model(load: Load, on_layer: Callable[[int, int], None]) -> tuple[Steps,
         on_layer=on_layer,
         on_fallback=passed.append,
     )
-    before = model.ops.memory()
     choice = model.choose_cache(context=load.context, sinks=load.sinks, kv=load.kv)
     kept = default_bytes(model.ops) if load.prefix_bytes is None else load.prefix_bytes
     grammars = Grammars(model.tokenizer, model.config.vocab_size)
     grammars.prepare()  # or the first constraint would have all replies wait for it
     models = {"": model, **{name: model.with_adapter(open_adapter(path)) for name, path in load.adapters.items()}}
+    memory = model.ops.memory()
     engine = Engine(
         models, choice.spec, max_waiting=load.max_waiting, prefixes=PrefixCache(kept), matchers=grammars.matcher
     )
@@ -206,9 +206,9 @@ def open_model(load: Load, on_layer: Callable[[int, int], None]) -> tuple[Steps,
         kv=str(choice.spec.kv),
         context=choice.spec.context or model.config.max_positions,
         trained_context=model.config.max_positions,
-        bytes=before.active,
+        bytes=memory.active,
         row_bytes=full_bytes(choice.spec),
-        free=before.free,
+        free=memory.free,
         note="; ".join(notes) or None,
     )
     return engine, facts

@@ -50,9 +50,8 @@ class Loading(msgspec.Struct, frozen=True, tag=True):
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True):
-    """The model computes. context: tokens of one row. note: what `auto` decided, in a line. bytes: of weights;
-    row_bytes:
-    of one row with a full context; free: memory left for rows."""
+    """The model computes. context: tokens of one row. note: what `auto` decided, in a line. bytes: in use before there
+    is a row; row_bytes: of one row with a full context; free: memory left for rows."""
 
     backend: str
     device: str

@@ -8,6 +8,7 @@ gives its memory back, since its process ends.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -239,6 +240,8 @@ class Registry:
             await worker.stop(0.0)
             slot.worker = None
             raise Refused(str(error), "engine", field=error.field) from None
+        if slot.seen.note is not None:
+            _log.warning("%s: %s", entry.name, slot.seen.note)
         text.context = slot.seen.context
         slot.text = text
 
@@ -289,6 +292,7 @@ class Registry:
         slot.text = None
         await slot.worker.stop()
         slot.worker = None
+        gc.collect()  # a tokenizer with a large vocabulary is not left until somebody does
 
     async def _expire(self, ttl: float) -> None:
         while True:

@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -243,12 +244,14 @@ def test_idle_models_are_unloaded_after_a_time(models: Callable[..., Entry]) -> 
         async with registry(models("a"), ttl=0.2) as of:
             async with of.use("a") as model:
                 await asyncio.sleep(0.6)
-                pid = model.worker.pid
+                pid, text = model.worker.pid, weakref.ref(model.text)
                 assert states(of) == "l"
-            while states(of) == "l":
+            del model
+            while of.workers():
                 await asyncio.sleep(0.01)
             assert pid is not None
             assert await gone(pid)
+            assert text() is None
             await replies(of, "a")
 
     run(test())
