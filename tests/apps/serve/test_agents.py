@@ -25,13 +25,13 @@ from .served import Served
 pytestmark = pytest.mark.agents
 QUESTION = "What is in hello.txt?"
 SECRET = "forty-two"
-OFFLINE = {"HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": "127.0.0.1"}
+OFFLINE = {"HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": "127.0.0.1,localhost"}
 
 
 @dataclass(frozen=True)
 class Agent:
-    """program: its path below the folder of packages. arguments, files, environment: `{url}` is the server's; files are
-    put into the home folder. tool, given: the call that the model is to write."""
+    """program: its path below the folder of packages. arguments, files, environment: `{url}` and `{port}` are the
+    server's; files are put into the home folder. tool, given: the call that the model is to write."""
 
     program: str
     arguments: tuple[str, ...]
@@ -60,14 +60,19 @@ OPENCODE = {
         }
     },
 }
+_CODEX = ("exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox")
+_SHELL = ("exec_command", {"cmd": "cat hello.txt"})
 AGENTS = {
-    "codex": Agent(
-        ".bin/codex",
-        ("exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox", QUESTION),
-        "exec_command",
-        {"cmd": "cat hello.txt"},
-        files={".codex/config.toml": CODEX},
-    ),
+    "codex": Agent(".bin/codex", (*_CODEX, QUESTION), *_SHELL, files={".codex/config.toml": CODEX}),
+    **{
+        f"codex as with {name}": Agent(
+            ".bin/codex",
+            (*_CODEX, "--oss", "--local-provider", name, "-m", "tiny", QUESTION),
+            *_SHELL,
+            environment={"CODEX_OSS_PORT": "{port}"},
+        )
+        for name in ("lmstudio", "ollama")
+    },
     "claude": Agent(
         "@anthropic-ai/claude-code-linux-x64/claude",
         ("-p", QUESTION, "--allowedTools", "Bash"),
@@ -110,15 +115,19 @@ def test_a_turn_with_a_tool(served: Callable[..., Served], tmp_path: Path, name:
         return Script(f"<think>\nwell\n</think>\n\nI look.\n<tool_call>\n{call}\n</tool_call>", chunk=4096)
 
     server = served(play, "thinking", {"context": 1 << 18})
-    said = run(agent, server.url, tmp_path)
+    said = run(agent, server, tmp_path)
     assert f"It holds {SECRET}." in said
     before, after = (request.prompt for request in server.worker.requests[-2:])
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=False)))
     assert shared > 0.9 * len(before)  # a turn goes on where the one before it ended
 
 
-def run(agent: Agent, url: str, folder: Path) -> str:
+def run(agent: Agent, server: Served, folder: Path) -> str:
     """What it prints."""
+
+    def filled(text: str) -> str:
+        return text.replace("{url}", server.url).replace("{port}", str(server.port))
+
     packages = Path(os.environ["PARTITA_AGENTS"]) / "node_modules"
     home, work = folder / "home", folder / "work"
     work.mkdir()
@@ -126,8 +135,8 @@ def run(agent: Agent, url: str, folder: Path) -> str:
     for name, text in agent.files.items():
         path = home / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text.replace("{url}", url))
-    own = {name: text.replace("{url}", url) for name, text in agent.environment.items()}
+        path.write_text(filled(text))
+    own = {name: filled(text) for name, text in agent.environment.items()}
     done = subprocess.run(
         [packages / agent.program, *agent.arguments],
         cwd=work,

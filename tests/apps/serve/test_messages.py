@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,7 +17,8 @@ from partita_apps.serve.streams import PATIENCE
 
 from .agents import BETAS, claude_code
 from .scripted import Script
-from .served import Served
+from .served import JSON as JSON_TYPE
+from .served import Served, until
 
 Serve = Callable[..., Served]
 PATH = "/v1/messages"
@@ -250,6 +252,17 @@ def test_count_tokens(served: Serve) -> None:
         f"{PATH}/count_tokens", {"model": "tiny", "messages": [{"role": "user", "content": "fox " * 9999}]}
     )
     assert long.json["input_tokens"] > 4096  # more than the context holds is a number, too
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_away_ends_its_reply(served: Serve, stream: bool) -> None:
+    server = served(Script("the fox", holds=True))
+    connection = server.connect()
+    connection.request("POST", PATH, json.dumps(body(stream=stream)), JSON_TYPE)
+    until(lambda: server.worker.running)
+    connection.close()
+    until(lambda: server.worker.cancelled == [1])
+    assert not server.worker.running
 
 
 # ---------------------------------------------------------------- any body

@@ -17,7 +17,8 @@ from partita_apps.serve.streams import PATIENCE
 
 from .agents import codex
 from .scripted import Script
-from .served import Served
+from .served import JSON as JSON_TYPE
+from .served import Served, until
 
 Serve = Callable[..., Served]
 PATH = "/v1/responses"
@@ -278,6 +279,17 @@ def test_input_tokens(served: Serve) -> None:
     created(server, **body)
     assert counted.input_tokens == len(server.worker.requests[-1].prompt)
     assert len(server.worker.requests) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_away_ends_its_reply(served: Serve, stream: bool) -> None:
+    server = served(Script("the fox", holds=True))
+    connection = server.connect()
+    connection.request("POST", PATH, json.dumps({"model": "tiny", "input": "hi", "stream": stream}), JSON_TYPE)
+    until(lambda: server.worker.running)
+    connection.close()
+    until(lambda: server.worker.cancelled == [1])
+    assert not server.worker.running
 
 
 # ---------------------------------------------------------------- any body
