@@ -82,6 +82,11 @@ class _Slot:
         return self.text is not None and self.worker is not None and self.worker.state == "loaded"
 
     @property
+    def present(self) -> bool:
+        """Whether it takes memory."""
+        return self.worker is not None and self.worker.state in ("loading", "loaded")
+
+    @property
     def idle(self) -> bool:
         """Whether there is something to unload, and nobody who would miss it."""
         return self.worker is not None and not self.users and self.loading is None and not self.entry.pinned
@@ -91,7 +96,8 @@ class Registry:
     """An asynchronous context: it loads the pinned models when it begins, and ends all processes when it ends.
 
     settings: of every load but for `model` and `adapters`. ttl: seconds after which a model that nobody uses is
-    unloaded. start: makes a Worker. free: bytes of memory for another model.
+    unloaded. patience: seconds for which a load waits until models that are used can be unloaded. start: makes a
+    Worker. free: bytes of memory for another model.
     """
 
     def __init__(
@@ -100,11 +106,14 @@ class Registry:
         settings: Load,
         *,
         ttl: float | None = None,
+        patience: float = 60.0,
         start: Callable[[Load], Worker] = Worker,
         free: Callable[[], int] = lambda: psutil.virtual_memory().available,
     ) -> None:
         self._names, self._settings, self._ttl, self._start, self._free = names, settings, ttl, start, free
+        self._patience = patience
         self._slots: dict[Path, _Slot] = {}
+        self._released = asyncio.Event()  # another one each time
         self._changing = asyncio.Lock()
         self._expiring: asyncio.Task[None] | None = None
         self._closed = False
@@ -172,6 +181,8 @@ class Registry:
                 _raise(task)
             assert slot.worker is not None
             assert slot.text is not None
+            slot.seen = slot.worker.facts  # it may have been begun again since, with another context
+            slot.text.context = slot.seen.context
             yield Model(slot.entry.name, adapter, slot.worker, slot.text)
 
     async def loading(self, name: str) -> AsyncGenerator[tuple[int, int], None]:
@@ -196,6 +207,9 @@ class Registry:
         finally:
             slot.users -= 1
             slot.last_used = time.monotonic()
+            if not slot.users:
+                self._released.set()
+                self._released = asyncio.Event()
 
     def _slot(self, entry: Entry) -> _Slot:
         return self._slots.setdefault(entry.path, _Slot(entry))
@@ -218,6 +232,21 @@ class Registry:
     async def _load(self, slot: _Slot) -> None:
         if slot.worker is not None:
             await slot.worker.rest()  # others may be loaded meanwhile
+        deadline = time.monotonic() + self._patience
+        while not slot.ready:
+            released = self._released
+            try:
+                await self._load_now(slot)
+            except Refused as error:
+                left = deadline - time.monotonic()
+                if error.kind != "memory" or left <= 0 or not self._in_the_way(slot):
+                    raise
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(left):
+                        await released.wait()
+
+    async def _load_now(self, slot: _Slot) -> None:
+        """With what memory there is, that of idle models included. Raises Refused."""
         async with self._changing:
             while not slot.ready:
                 await self._make_room(slot)
@@ -226,6 +255,10 @@ class Registry:
                 except Refused as error:
                     if error.kind != "memory" or not await self._unload_one(slot):
                         raise
+
+    def _in_the_way(self, slot: _Slot) -> bool:
+        """Whether a model takes memory that will be idle once nobody uses it."""
+        return any(each.present and not each.entry.pinned for each in self._slots.values() if each is not slot)
 
     async def _start_worker(self, slot: _Slot) -> None:
         """The process and the text side of a model, at the same time."""
@@ -242,7 +275,6 @@ class Registry:
             raise Refused(str(error), "engine", field=error.field) from None
         if slot.seen.note is not None:
             _log.warning("%s: %s", entry.name, slot.seen.note)
-        text.context = slot.seen.context
         slot.text = text
 
     async def _opened(self, slot: _Slot) -> ModelText:
@@ -260,7 +292,7 @@ class Registry:
         while (free := self._free()) < needed:
             if await self._unload_one(slot):
                 continue
-            others = [other.entry.name for other in self._slots.values() if other is not slot and other.worker]
+            others = [each.entry.name for each in self._slots.values() if each is not slot and each.present]
             if others:
                 raise Refused(
                     f"{slot.entry.name} needs {memory_size(needed)} of memory, {memory_size(free)} are free beside "
