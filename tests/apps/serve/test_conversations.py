@@ -48,7 +48,7 @@ def test_items_of_a_turn_are_one_message() -> None:
     )
     first = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Wien"}}}
     second = {"id": "c2", "type": "function", "function": {"name": "mcp__cal__list", "arguments": {}}}
-    assert found.messages == [
+    assert found.messages() == [
         {"role": "user", "content": "Weather?"},
         {"role": "assistant", "content": "I look.", "reasoning_content": "hm", "tool_calls": [first, second]},
         {"role": "tool", "tool_call_id": "c1", "name": "weather", "content": "sunny"},
@@ -68,8 +68,8 @@ def test_items_of_a_turn_are_one_message() -> None:
 )
 def test_thoughts_come_back(item: dict[str, Any], thought: str | None) -> None:
     found = items({"type": "reasoning", **item}, {"role": "assistant", "content": "Hi"})
-    assert found.messages[0].get("reasoning_content") == thought
-    assert len(found.messages) == 1
+    assert found.messages()[0].get("reasoning_content") == thought
+    assert len(found.messages()) == 1
 
 
 def test_phases_of_one_speaker_are_joined() -> None:
@@ -77,13 +77,13 @@ def test_phases_of_one_speaker_are_joined() -> None:
         {"role": "assistant", "phase": "commentary", "content": "Looking."},
         {"role": "assistant", "phase": "final_answer", "content": "Four."},
     )
-    assert found.messages == [{"role": "assistant", "content": "Looking.\nFour."}]
+    assert found.messages() == [{"role": "assistant", "content": "Looking.\nFour."}]
 
 
 def test_what_another_service_did_is_left_out() -> None:
     found = items({"type": "web_search_call", "id": "ws_1", "status": "completed"}, {"role": "user", "content": "Hi"})
     assert found.ignored == ["input[0].web_search_call"]
-    assert len(found.messages) == 1
+    assert len(found.messages()) == 1
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_items_that_cannot_be_read_are_named(item: Any, field: str) -> None:
 
 def test_a_call_that_was_no_json_is_no_end() -> None:
     found = items({"type": "function_call", "call_id": "c", "name": "f", "arguments": "{oops"})
-    assert found.messages[0]["tool_calls"][0]["function"]["arguments"] == {"arguments": "{oops"}
+    assert found.messages()[0]["tool_calls"][0]["function"]["arguments"] == {"arguments": "{oops"}
 
 
 def test_tools_of_an_agent() -> None:
@@ -235,7 +235,7 @@ def test_a_list_and_a_string_are_the_same(role: str) -> None:
     assert system_message("Hi") == system_message(blocks) == [{"role": "system", "content": "Hi"}]
     item = {"type": "message", "role": role, "content": "Hi"}
     parts = [{"type": "input_text", "text": "Hi"}]
-    assert items(item).messages == items({**item, "content": parts}).messages
+    assert items(item).messages() == items({**item, "content": parts}).messages()
 
 
 def test_the_billing_header_is_no_text() -> None:

@@ -123,6 +123,16 @@ def test_the_form_of_a_stream(served: Serve) -> None:
     assert list(dict.fromkeys(deltas)) == ["thinking_delta", "signature_delta", "text_delta"]
 
 
+def test_thoughts_come_where_they_are_asked_for(served: Serve) -> None:
+    server = served(form="gemma4")
+    for more in ({}, {"thinking": {"type": "disabled"}}, {"thinking": {"type": "adaptive"}}):
+        assert server.post(PATH, body(**more)).status == 200
+    without, disabled, adaptive = [request.prompt for request in server.worker.requests]
+    assert without == disabled
+    assert adaptive == without[: len(adaptive)]
+    assert len(adaptive) < len(without)  # which has a thought already, an empty one
+
+
 def test_structured(served: Serve) -> None:
     schema = {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}
     server = served(Script('{"place":"sky"}'))

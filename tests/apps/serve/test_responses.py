@@ -120,6 +120,15 @@ def test_a_stream_ends_whole(served: Serve) -> None:
     assert "response.output_text.done" in names
 
 
+def test_effort_reaches_the_template(served: Serve) -> None:
+    server = served(form="gemma4")
+    for effort in (None, "none", "low"):
+        created(server, reasoning={"effort": effort})
+    usual, none, low = [request.prompt for request in server.worker.requests]
+    assert usual == none
+    assert len(low) < len(none)  # which has a thought already, an empty one
+
+
 def test_structured(served: Serve) -> None:
     class Place(BaseModel):
         place: str

@@ -23,7 +23,7 @@ from ..streams import frame
 from . import errors
 from .chat_messages import choice_of, format_of, messages_of, tools_of
 from .exchange import Endpoint, Exchange
-from .sampling_fields import Sampled, biases, effort_variables, variables
+from .sampling_fields import Sampled, biases, effort_variables, thought_variables, variables
 
 Json = dict[str, Any]
 HINTS = frozenset(
@@ -98,7 +98,7 @@ class ChatBody(Sampled, kw_only=True):
             format=format_of(self.response_format),
             variables={
                 **effort_variables(effort, "reasoning_effort"),
-                **({} if self.enable_thinking is None else {"enable_thinking": self.enable_thinking}),
+                **({} if self.enable_thinking is None else thought_variables(self.enable_thinking)),
                 **variables(self.chat_template_kwargs, "chat_template_kwargs"),
             },
         )

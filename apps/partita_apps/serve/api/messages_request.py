@@ -11,7 +11,7 @@ import msgspec
 from ..asked import Ask, Format, Refused
 from ..fields import Body, Count, Share, Stop, Temperature, TopK, texts
 from .messages_items import Turns, read_tool_choice, read_tools, system_message
-from .sampling_fields import bounded, effort_variables
+from .sampling_fields import bounded, effort_variables, thought_variables
 
 
 class Thinking(msgspec.Struct):
@@ -117,7 +117,7 @@ def read_messages(body: MessagesBody, *, counted: bool = False) -> MessagesReque
         tool_choice=choice,
         parallel_tool_calls=parallel,
         format=None if form is None else Format("json_schema", form.schema),
-        variables={**effort_variables(config.effort, "output_config.effort"), "enable_thinking": thinks},
+        variables={**effort_variables(config.effort, "output_config.effort"), **thought_variables(thinks)},
     )
     shown = body.thinking is None or body.thinking.display != "omitted"
     return MessagesRequest(ask, bool(body.stream), shown, ignored)

@@ -7,7 +7,8 @@ no part of what was said, is left out and listed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from partita.files.bounded import is_table
@@ -27,21 +28,25 @@ _ELSEWHERE = {  # what only the service that made it can read
 
 
 class Conversation:
-    """messages: so far. tools: that came among the items. ignored: what was left out, as paths into the body.
-
-    called: the name that a model knows a tool under, by (namespace, name).
-    """
+    """tools: that came among the items. ignored: what was left out, as paths into the body."""
 
     def __init__(self) -> None:
-        self.messages: list[Json] = []
         self.tools: list[tuple[str, Any]] = []
         self.ignored: list[str] = []
+        self._messages: list[Json] = []
+        self._turn = _Turn()  # the assistant's that is being put together
         self._names: dict[str, str] = {}  # of tools, by the ids of calls
+
+    def messages(self) -> list[Json]:
+        """Of the items so far."""
+        turn = self._turn.message()
+        return [*self._messages, *([] if turn is None else [turn])]
 
     def add(self, where: str, item: Any) -> None:
         if not is_table(item):
             raise Refused(f"`{where}` must be an object", field=where)
-        kind = item.get("type", "message" if "role" in item else None)
+        kind = item.get("type")
+        kind = "message" if kind is None and "role" in item else kind
         match kind:
             case "message":
                 self._message(where, item)
@@ -66,10 +71,9 @@ class Conversation:
             raise Refused(f"`{where}.role` must be one of {', '.join(_ROLES)}, got {role!r}", field=f"{where}.role")
         text = as_text(item.get("content"), f"{where}.content", TEXTS)
         if role == "assistant":
-            turn = self._turn()
-            turn["content"] = _on(turn["content"], text)
+            self._turn.said.append(text)
         else:
-            self.messages.append({"role": role, "content": text})
+            self._say({"role": role, "content": text})
 
     def _reasoning(self, where: str, item: Mapping[str, Any]) -> None:
         thought = as_text(item.get("content"), f"{where}.content", _THOUGHTS)
@@ -78,8 +82,7 @@ class Conversation:
             thought = unsealed(sealed) or ""
         thought = thought or as_text(item.get("summary"), f"{where}.summary", _THOUGHTS)
         if thought:
-            turn = self._turn()
-            turn["reasoning_content"] = _on(turn.get("reasoning_content", ""), thought)
+            self._turn.thoughts.append(thought)
 
     def _call(self, where: str, item: Mapping[str, Any], custom: bool) -> None:
         ident = text_field(item, "call_id", where)
@@ -88,19 +91,35 @@ class Conversation:
         self._names[ident] = name
         given = {"input": text_field(item, "input", where)} if custom else arguments(item.get("arguments"))
         call = {"id": ident, "type": "function", "function": {"name": name, "arguments": given}}
-        self._turn().setdefault("tool_calls", []).append(call)
+        self._turn.calls.append(call)
 
     def _output(self, where: str, item: Mapping[str, Any]) -> None:
         ident = text_field(item, "call_id", where)
         text = as_text(item.get("output"), f"{where}.output", TEXTS)
         message: Json = {"role": "tool", "tool_call_id": ident, "content": text}
-        self.messages.append(message | ({"name": self._names[ident]} if ident in self._names else {}))
+        self._say(message | ({"name": self._names[ident]} if ident in self._names else {}))
 
-    def _turn(self) -> Json:
-        """The assistant's message that is being put together."""
-        if not self.messages or self.messages[-1]["role"] != "assistant":
-            self.messages.append({"role": "assistant", "content": ""})
-        return self.messages[-1]
+    def _say(self, message: Json) -> None:
+        """Somebody else than the assistant, whose turn ends."""
+        turn, self._turn = self._turn.message(), _Turn()
+        self._messages += [message] if turn is None else [turn, message]
+
+
+@dataclass
+class _Turn:
+    """What the assistant says in a row."""
+
+    said: list[str] = field(default_factory=list[str])
+    thoughts: list[str] = field(default_factory=list[str])
+    calls: list[Json] = field(default_factory=list[Json])
+
+    def message(self) -> Json | None:
+        """None where nothing was said."""
+        if not (self.said or self.thoughts or self.calls):
+            return None
+        message: Json = {"role": "assistant", "content": _joined(self.said)}
+        message |= {"reasoning_content": _joined(self.thoughts)} if self.thoughts else {}
+        return message | ({"tool_calls": self.calls} if self.calls else {})
 
 
 def qualified(name: str, namespace: str | None) -> str:
@@ -110,6 +129,7 @@ def qualified(name: str, namespace: str | None) -> str:
     return f"{namespace}{'' if namespace.endswith(('_', '.')) else '__'}{name}"
 
 
-def _on(front: str, text: str) -> str:
-    """Texts of one speaker: those that do not begin with a line end of their own get one."""
-    return f"{front}{text}" if not front or text.startswith("\n") else f"{front}\n{text}"
+def _joined(texts: Sequence[str]) -> str:
+    """Texts of one speaker: those behind the first that do not begin with a line end of their own get one."""
+    some = [text for text in texts if text]
+    return "".join(text if not i or text.startswith("\n") else f"\n{text}" for i, text in enumerate(some))

@@ -110,7 +110,7 @@ def read_responses(body: ResponsesBody) -> ResponsesRequest:
     format = _format(None if body.text is None else body.text.format)
     ask = Ask(
         body.model,
-        messages=conversation.messages,
+        messages=conversation.messages(),
         sampling=body.sampling(),
         max_tokens=body.max_output_tokens,
         logprobs=(body.top_logprobs or 0) if logprobs else None,
@@ -132,7 +132,7 @@ def _conversation(body: ResponsesBody) -> Conversation:
     items = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
     for i, item in enumerate(items):
         found.add(f"input[{i}]", item)
-    if not found.messages:
+    if not found.messages():
         raise Refused("`input` must hold a message at least", field="input")
     return found
 

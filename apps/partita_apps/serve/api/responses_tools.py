@@ -28,6 +28,8 @@ class Offered:
     calls: dict[str, Json] = field(default_factory=dict[str, Json])
     shown: list[Json] = field(default_factory=list[Json])
     ignored: list[str] = field(default_factory=list[str])
+    _known: dict[tuple[str, str | None], str] = field(default_factory=dict[tuple[str, str | None], str])
+    """The name that the model knows, by a client's name and namespace; by a name alone the first that has it."""
 
     def add_all(self, where: str, tools: Any) -> None:
         if tools is None:
@@ -95,6 +97,9 @@ class Offered:
         if name in self.calls:
             raise Refused(f"`{where}.name`: two tools are called {name!r}", field=f"{where}.name")
         self.tools.append(Tool(name, about["description"], parameters, strict, namespace))
+        self._known[about["name"], namespace] = name
+        self._known.setdefault((about["name"], None), name)
+        self._known.setdefault((name, None), name)
         call = {"name": about["name"]} | ({} if namespace is None else {"namespace": namespace})
         self.calls[name] = call | ({"custom": True} if custom else {})
 
@@ -108,7 +113,7 @@ class Offered:
         if choice == "required":
             return self._some(where), ToolChoice("required")
         if is_table(choice) and choice.get("type") in ("function", "custom"):
-            return self._some(where), ToolChoice("required", self._known(choice, where))
+            return self._some(where), ToolChoice("required", self._named(choice, where))
         if is_table(choice) and choice.get("type") == "allowed_tools":
             return self._allowed(choice)
         supported = "auto, none, required, a function, a custom tool, allowed_tools"
@@ -121,7 +126,7 @@ class Offered:
         if not is_list(listed):
             raise Refused(f"`{where}.tools` must be a list", field=f"{where}.tools")
         functions = [each for each in listed if is_table(each) and each.get("type") in ("function", "custom")]
-        names = {self._known(each, f"{where}.tools") for each in functions}
+        names = {self._named(each, f"{where}.tools") for each in functions}
         tools = [tool for tool in self.tools if tool.name in names]
         if mode == "required" and not tools:
             raise Refused(f"`{where}.tools`: none of them is a function", field=f"{where}.tools")
@@ -132,14 +137,13 @@ class Offered:
             raise Refused(f"`{where}`: there is no tool to call", field=where)
         return self.tools
 
-    def _known(self, choice: Mapping[str, Any], where: str) -> str:
-        """The name under which the model knows what a choice names."""
+    def _named(self, choice: Mapping[str, Any], where: str) -> str:
+        """The name under which the model knows what a choice names. Raises Refused where there is no such tool."""
         name, namespace = text_field(choice, "name", where), choice.get("namespace")
-        wanted = {"name": name} | ({"namespace": namespace} if isinstance(namespace, str) else {})
-        for known, call in self.calls.items():
-            if known == name or wanted.items() <= call.items():
-                return known
-        raise Refused(f"`{where}`: there is no tool {name!r}", field=where)
+        known = self._known.get((name, namespace if isinstance(namespace, str) else None))
+        if known is None:
+            raise Refused(f"`{where}`: there is no tool {name!r}", field=where)
+        return known
 
 
 def _description(tool: Mapping[str, Any], where: str) -> str:

@@ -61,7 +61,12 @@ def effort_variables(effort: str | None, field: str) -> dict[str, Any]:
         return {}
     if effort not in EFFORTS:
         raise Refused(f"`{field}` must be one of {', '.join(EFFORTS)}, got {effort!r}", field=field)
-    return {"reasoning_effort": _TEMPLATES_EFFORT.get(effort, effort), "enable_thinking": effort != "none"}
+    return {"reasoning_effort": _TEMPLATES_EFFORT.get(effort, effort), **thought_variables(effort != "none")}
+
+
+def thought_variables(on: bool) -> dict[str, Any]:
+    """The same for thoughts altogether, in the words of Qwen's templates and of Granite's and DeepSeek's."""
+    return {"enable_thinking": on, "thinking": on}
 
 
 def variables(given: Mapping[str, Any] | None, field: str) -> dict[str, Any]:
