@@ -188,6 +188,12 @@ def test_a_bearer_is_as_good_as_a_key(served: Serve) -> None:
     assert refused.json["error"]["type"] == "authentication_error"
 
 
+def test_an_agent_sends_nothing_unknown(served: Serve) -> None:
+    server = served(form="thinking", text={"context": 4096}, strict=True)
+    assert server.post(f"{PATH}?beta=true", claude_code()).status == 200
+    assert server.post(PATH, {**claude_code(), "unheard_of": 1}).status == 400
+
+
 # ---------------------------------------------------------------- refusals
 
 

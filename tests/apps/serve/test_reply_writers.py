@@ -170,6 +170,17 @@ def test_responses_logprobs() -> None:
     assert [len(event.logprobs) for event in events if hasattr(event, "logprobs")] == [1, 1]
 
 
+def test_long_prompts_and_hidden_thoughts_are_not_silent() -> None:
+    prompt = Waiting("prompt", 1, 2)
+    events, _ = responses([Waiting("queue"), START, prompt, prompt, said("Hi"), Ended("stop", 1)], silence=0)
+    assert kinds(events)[:4] == ["created", "in_progress", "in_progress", "in_progress"]
+    events, _ = responses([START, prompt, Ended("stop", 1)])
+    assert kinds(events).count("in_progress") == 1
+    events, message = messages([START, thought("h"), thought("m"), Ended("stop", 1)], show_thoughts=False, silence=0)
+    assert kinds(events).count("content_block_delta") == 3
+    assert message.content[0].thinking == ""
+
+
 def test_responses_failure() -> None:
     writer = ResponseWriter(HEAD, {})
     for event in (START, said("Hel")):

@@ -202,6 +202,12 @@ def test_tools_of_no_use_do_not_alter_the_prompt(served: Serve) -> None:
     assert server.worker.requests[0].prompt == server.worker.requests[1].prompt
 
 
+def test_an_agent_sends_nothing_unknown(served: Serve) -> None:
+    server = served(form="thinking", text={"context": 4096}, strict=True)
+    assert server.post(PATH, codex()).status == 200
+    assert server.post(PATH, {**codex(), "unheard_of": 1}).status == 400
+
+
 # ---------------------------------------------------------------- refusals
 
 

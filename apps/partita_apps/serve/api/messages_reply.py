@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import time
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -24,11 +25,14 @@ Json = dict[str, Any]
 class MessageWriter:
     """One reply. max_tokens: as asked for; a reply that ends before, and not by itself, has filled the context.
 
-    show_thoughts: else thoughts are given as an opaque signature alone, which the client gives back.
+    show_thoughts: else thoughts are given as an opaque signature alone, which the client gives back. silence: seconds
+    of such a thought after which an empty delta comes: clients that see no comments take a reply that says nothing for
+    minutes for dead.
     """
 
-    def __init__(self, model: str, max_tokens: int, *, show_thoughts: bool = True) -> None:
+    def __init__(self, model: str, max_tokens: int, *, show_thoughts: bool = True, silence: float = 20.0) -> None:
         self._max_tokens, self._show_thoughts = max_tokens, show_thoughts
+        self._silence, self._said = silence, time.monotonic()
         self._content: list[Json] = []
         self._kind: Literal["speech", "thought"] | None = None  # of the block that is being written
         self._pieces: list[str] = []
@@ -49,7 +53,9 @@ class MessageWriter:
 
     def push(self, event: Event) -> list[Json]:
         """What the stream says of an event."""
-        return list(self._push(event))
+        found = list(self._push(event))
+        self._said = time.monotonic() if found else self._said
+        return found
 
     def fail(self, why: Refused) -> list[Json]:
         """The end of a stream that has begun and cannot go on."""
@@ -108,6 +114,8 @@ class MessageWriter:
             yield self._delta({"type": "text_delta", "text": text})
         elif self._show_thoughts:
             yield self._delta({"type": "thinking_delta", "thinking": text})
+        elif time.monotonic() - self._said >= self._silence:
+            yield self._delta({"type": "thinking_delta", "thinking": ""})
 
     def _close(self) -> Iterator[Json]:
         if self._kind is None:

@@ -29,6 +29,8 @@ class ResponseWriter:
     the name that the model knows: `{"name": …}`, with "namespace" or "custom" beside it.
 
     seal: whether thoughts are given as an opaque text, too. logprobs: whether texts carry their tokens' probabilities.
+    silence: seconds of a long prompt after which the reply is said to be in progress once more: clients that see no
+    comments take one that says nothing for minutes for dead.
     """
 
     def __init__(
@@ -38,12 +40,14 @@ class ResponseWriter:
         *,
         seal: bool = False,
         logprobs: bool = False,
+        silence: float = 20.0,
     ) -> None:
         self._head, self._calls, self._seal, self._logprobs = dict(head), calls, seal, logprobs
         self._id, self._created = f"resp_{secrets.token_hex(16)}", int(time.time())
         self._output: list[Json] = []
         self._open: _Text | None = None
         self._prompt = self._cached = self._sequence = 0
+        self._silence, self._said = silence, time.monotonic()
 
     def push(self, event: Event) -> list[Json]:
         """What the stream says of an event."""
@@ -64,7 +68,8 @@ class ResponseWriter:
     def _push(self, event: Event) -> Iterator[Json]:
         match event:
             case Waiting():
-                return
+                if self._sequence and time.monotonic() - self._said >= self._silence:
+                    yield {"type": "response.in_progress", "response": self._object("in_progress")}
             case Started():
                 self._prompt, self._cached = event.prompt_tokens, event.cached_tokens
                 self._head |= {name: getattr(event.sampling, name) for name in _SAMPLING}
@@ -149,7 +154,7 @@ class ResponseWriter:
         return self._last
 
     def _numbered(self, event: Json) -> Json:
-        self._sequence += 1
+        self._sequence, self._said = self._sequence + 1, time.monotonic()
         return {"type": event["type"], "sequence_number": self._sequence - 1, **event}
 
 
