@@ -154,27 +154,37 @@ class Engine:
         self._decoding = (self._decoding + self._clock() - begun) / 2
 
     def _read(self) -> None:
+        """A chunk of one prompt. To make a cache for it, and to take it to the others, are steps of their own: beside a
+        chunk, rows that decode would feel them."""
         if not self._reading:
             return
         reading = next_of(self._reading)
         if reading.cache is None:
             reading.begin()
             self._reused += reading.reused
+        elif not reading.left:
+            self._join(reading)
+        else:
+            self._read_chunk(reading)
+
+    def _read_chunk(self, reading: Reading) -> None:
         begun, before = self._clock(), reading.done
         self._events += reading.read(self._pace.tokens(alone=not self._buckets.rows), self._executor)
         count = reading.done - before
         self._pace.observe(count, self._clock() - begun)
         self._prefilled += count
+        self._generated += len(reading.row.tokens) - len(reading.prompt)
         for other in self._reading:
             other.passed += 0 if other is reading else count
-        if reading.left:
-            return
+
+    def _join(self, reading: Reading) -> None:
+        """Have the row of a prompt that has been read decode with the others."""
         self._reading.remove(reading)
-        self._generated += len(reading.row.tokens) - len(reading.prompt)
-        if reading.row.ended or reading.cache is None:
-            self._keep(reading.row, reading.held)
+        cache = reading.finish()
+        if reading.row.ended:
+            self._keep(reading.row, cache.row(0))
         else:
-            self._buckets.join(reading.row, reading.cache, reading.sampler)
+            self._buckets.join(reading.row, cache, reading.sampler)
 
     # Rows come and go
 

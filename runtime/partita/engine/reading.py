@@ -92,9 +92,14 @@ class Reading:
             events = self._first(runner.logits(tokens), executor)
         self.done = end
         self._reuse.fed(cache, self.prompt[:end])
-        if end == len(self.prompt) and not self.row.ended:
-            self._reuse.read(cache, self.prompt, self.row.left)
         return [Progress(self.row.id, end, len(self.prompt), self.reused), *events]
+
+    def finish(self) -> Cache:
+        """The whole prompt has been read: keep it for others, where that is worth a copy. The cache goes elsewhere."""
+        cache = self.begin()
+        if not self.row.ended:
+            self._reuse.read(cache, self.prompt, self.row.left)
+        return cache
 
     def _first(self, logits: Array, executor: Executor) -> list[Event]:
         row, found = self.row, self.matcher
@@ -108,8 +113,8 @@ class Reading:
 
 
 def next_of(readings: Sequence[Reading]) -> Reading:
-    """The one to read now."""
-    return min(readings, key=lambda reading: reading.left - reading.passed / AGEING)
+    """The one whose turn it is; one that has been read before all others."""
+    return min(readings, key=lambda reading: (reading.left > 0, reading.left - reading.passed / AGEING))
 
 
 @dataclass

@@ -265,6 +265,7 @@ def test_a_token_of_every_row_comes_before_a_chunk(numpy_model: LanguageModel) -
     while driver.engine.statistics()["rows"] < 2:
         driver.step()
     driver.submit(2, prompt(2, 100), 5)
+    driver.step()
     for _ in range(4):
         events = driver.step()
         assert [event.id for event in events if isinstance(event, Token)] == [0, 1]
@@ -280,7 +281,7 @@ def test_a_fault_of_the_engine_ends_everything_and_is_raised(
     driver = Driver(engine(numpy_model, max_rows=2))
     for id in range(4):
         driver.submit(id, prompt(id, 60), 20)
-    while not driver.tokens(0):
+    while not driver.engine.statistics()["rows"]:
         driver.step()
 
     def broken(*_: object) -> None:

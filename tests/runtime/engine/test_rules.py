@@ -114,7 +114,8 @@ def test_forced_tokens_are_reported_and_what_follows_is_what_would(
 def test_forced_tokens_of_a_row_alone_are_one_step(model: LanguageModel) -> None:
     driver = Driver(engine(model, matchers=lambda _: Fake(forces={1: [5, 6, 7, 8, 9]})))
     driver.submit(0, prompt(0, 9), 12, constraint=ANY)
-    driver.step()
+    while not driver.engine.statistics()["rows"]:
+        driver.step()
     events = driver.step()
     assert [event.token for event in events if isinstance(event, Token)][:5] == [5, 6, 7, 8, 9]
     assert len(events) == 6
