@@ -14,6 +14,8 @@ from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import msgspec
+
 from partita.engine import request as engine
 from partita.errors import PartitaError, TemplateError
 from partita.inference.sampling import Sampling
@@ -33,6 +35,8 @@ from .turns import merged, normalized
 
 BUSY_SECONDS = 2
 """After which a client that found the queue full may ask again."""
+MAX_TOKEN_BYTES, USUAL_TOKEN_BYTES = 64, 4
+"""Of a prompt's JSON, for each of its tokens: no prompt has more, and most have about so many."""
 _LEAST = -9999.0  # the log probability of what is impossible, as OpenAI writes it
 
 
@@ -166,7 +170,8 @@ def _refusing() -> Iterator[None]:
 
 
 async def encoded(text: ModelText, ask: Ask) -> tuple[Prompt, Sequence[Any] | None]:
-    """Ids of what is asked, and the tools that may be called. Raises PartitaError."""
+    """Ids of what is asked, and the tools that may be called. Raises PartitaError, Refused."""
+    _check_size(ask, text)
     if ask.ids is not None:
         return Prompt(list(ask.ids)), None
     if ask.text is not None:
@@ -181,6 +186,23 @@ async def encoded(text: ModelText, ask: Ask) -> tuple[Prompt, Sequence[Any] | No
         if len(joined) == len(messages):
             raise
         return await text.encode(joined, variables), tools
+
+
+def _check_size(ask: Ask, text: ModelText) -> None:
+    """Refuse what cannot fit by far before minutes are spent on its tokens; how many they are is then a guess.
+
+    Where old tokens are forgotten, everything fits.
+    """
+    size = len(msgspec.json.encode((ask.messages, ask.text, ask.ids, ask.tools, ask.variables)))
+    least = max(size // MAX_TOKEN_BYTES, len(ask.messages or ()))
+    if not text.endless and least > text.context:
+        needed = max(size // USUAL_TOKEN_BYTES, least)
+        raise _too_long(needed, text, f"about {needed}")
+
+
+def _too_long(needed: int, text: ModelText, shown: str) -> Refused:
+    message = f"the prompt has {shown} tokens, and the context of {text.name} holds {text.context}"
+    return Refused(message, "context", field="messages", needed=needed, limit=text.context)
 
 
 def sampled(ask: Ask, text: ModelText) -> Sampling:
@@ -205,8 +227,7 @@ def _room(ids: Sequence[int], ask: Ask, text: ModelText) -> int:
     room = text.context if text.endless else text.context - len(ids)
     if room < 1:
         needed = max(len(ids), text.context + 1)  # one token of a reply at least
-        message = f"the prompt has {len(ids)} tokens, and the context of {text.name} holds {text.context}"
-        raise Refused(message, "context", field="messages", needed=needed, limit=text.context)
+        raise _too_long(needed, text, str(len(ids)))
     return room if ask.max_tokens is None else min(ask.max_tokens, room)
 
 

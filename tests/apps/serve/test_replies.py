@@ -13,6 +13,7 @@ import pytest
 from partita.engine.request import Failed
 from partita_apps.serve import replies
 from partita_apps.serve.asked import Ask, Delta, Ended, Event, Refused, Started, Tool, ToolChoice, Waiting
+from partita_apps.serve.model_text import ModelText
 
 from .scripted import Script, ScriptedRegistry
 
@@ -118,6 +119,32 @@ def test_a_prompt_without_room_is_refused_with_both_numbers(registry: Make) -> N
     endless = registry(context=16, endless=True)
     assert said(told(endless, asked("the quick brown fox " * 9))) == "hello"
     assert request_of(endless).endless
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        asked("the quick brown fox " * 100_000),
+        asked("<|im_end|>" * 100_000),
+        Ask("tiny", messages=[{"role": "user", "content": ""}] * 2000),
+        Ask("tiny", text=" " * 1_000_000),
+        Ask("tiny", ids=[5] * 1_000_000),
+        asked(tools=[Tool(f"tool{i}", "does") for i in range(5000)]),
+        asked(variables={"a": ["b"] * 100_000}),
+    ],
+    ids=lambda ask: repr(ask)[:60],
+)
+def test_what_cannot_fit_by_far_is_not_encoded(registry: Make, monkeypatch: pytest.MonkeyPatch, ask: Ask) -> None:
+    def encode(*arguments: Any) -> None:
+        raise AssertionError
+
+    made = registry()
+    for name in ("encode", "complete"):
+        monkeypatch.setattr(ModelText, name, encode)
+    error = refused(made, ask)
+    assert error.kind == "context"
+    assert error.needed is not None
+    assert error.needed > 512
 
 
 def test_without_a_limit_the_reply_has_the_room_that_is_left(registry: Make) -> None:
