@@ -257,13 +257,14 @@ def test_a_failure_midway(served: Serve, stream: bool) -> None:
 
 
 def test_count_tokens(served: Serve) -> None:
-    server = served(form="thinking", text={"context": 4096})
+    server = served(text={"context": 4096})
     given = {"system": "Be brief.", "tools": [LOOK], "messages": HI}
     with client(server) as anthropics:
         counted = anthropics.messages.count_tokens(model="tiny", **given)
     assert not server.worker.requests
     created(server, **given)
     assert counted.input_tokens == len(server.worker.requests[-1].prompt)
+    assert '"look"' in prompt(server)
     long = server.post(
         f"{PATH}/count_tokens", {"model": "tiny", "messages": [{"role": "user", "content": "fox " * 9999}]}
     )

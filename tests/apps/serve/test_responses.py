@@ -176,6 +176,19 @@ def test_codex(served: Serve) -> None:
     assert "mcp__calendar__list" in prompt(server)
 
 
+def test_codex_with_a_model_whose_template_has_no_tools(served: Serve) -> None:
+    call = '<tool_call>\n{"name": "mcp__calendar__list", "arguments": {"day": "Friday"}}\n</tool_call>'
+    server = served(Script(call), text={"context": 1 << 15})
+    (called,) = server.post(PATH, codex(stream=False)).json["output"]
+    assert (called["name"], called["namespace"]) == ("list", "mcp__calendar")
+    shown = prompt(server)
+    assert '"name": "mcp__calendar__list"' in shown
+    assert "apply_patch" not in shown
+    output = {"type": "function_call_output", "call_id": called["call_id"], "output": "nothing"}
+    assert server.post(PATH, codex(called, output)).status == 200
+    assert prompt(server).startswith(shown)
+
+
 def test_the_probe_of_a_local_provider(served: Serve) -> None:
     response = created(served(Script("the fox")), input="", max_output_tokens=1)
     assert response.status == "incomplete"
@@ -287,13 +300,14 @@ def test_a_failure_midway(served: Serve, stream: bool) -> None:
 
 
 def test_input_tokens(served: Serve) -> None:
-    server = served(form="thinking", text={"context": 4096})
+    server = served(text={"context": 4096})
     body = {"instructions": "Be brief.", "tools": [LOOK]}
     with client(server) as openais:
         counted = openais.responses.input_tokens.count(model="tiny", input="hi", **body)
     created(server, **body)
     assert counted.input_tokens == len(server.worker.requests[-1].prompt)
     assert len(server.worker.requests) == 1
+    assert '"look"' in prompt(server)
 
 
 @pytest.mark.parametrize("stream", [False, True])
