@@ -104,6 +104,8 @@ async def reply(models: Models, ask: Ask) -> AsyncGenerator[Event, None]:
 
     Raises Refused for what cannot be done.
     """
+    if ask.tool_choice.name is not None:  # a call of it is all that is wanted
+        ask = replace(ask, parallel_tool_calls=False)
     yield Waiting("loading")
     async with aclosing(models.loading(ask.model)) as layers:
         async for done, total in layers:

@@ -10,6 +10,7 @@ from typing import Any
 import llm_comply
 import pytest
 import schemathesis
+from canitoolcall.probe import probe
 from hypothesis import HealthCheck, Phase, given, settings
 from llm_comply import runner, schema
 from llm_comply.config import ComplianceConfig
@@ -77,6 +78,44 @@ def test_every_chunk_is_of_the_schema(served: Serve, more: dict[str, Any]) -> No
     for chunk in server.post("/v1/chat/completions", body).data[:-1]:
         errors = spec.validate(chunk, "CreateChatCompletionStreamResponse")
         assert [error for error in errors if not error.startswith(null)] == []
+
+
+def hermes(name: str, **arguments: Any) -> str:
+    call = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
+    return f"<tool_call>\n{call}\n</tool_call>"
+
+
+NOTE = {"title": "Grüße aus Zürich", "body": "Café ☕ in 東京 — naïve résumé 🚀"}
+PEOPLE = [{"name": "Ana", "email": "ana@example.com"}, {"name": "Bo", "email": "bo@example.com"}]
+EVENT = {"title": "Design review", "attendees": PEOPLE, "location": {"city": "Berlin", "room": "4.12"}}
+ANSWERS = {
+    '"temp_c"': "It is 18 degrees and clear.",
+    "right now?": hermes("get_weather", city="Paris"),
+    "once per city": "\n".join(hermes("get_weather", city=city) for city in ("Paris", "Tokyo")),
+    "17 + 25": "42",
+    "Create an event": hermes("create_event", **EVENT),
+    "Save a note titled": hermes("save_note", **NOTE),
+    "What time is it": hermes("get_server_time"),
+    "Lisbon": "\n".join(hermes("get_weather", city=city) for city in ("Lisbon", "Porto")),
+    "step by step": hermes("record_answer", answer="9.9"),
+}
+"""What a good model says, by something in what it is asked."""
+
+
+@pytest.mark.parametrize("form", [None, "thinking"])
+def test_canitoolcall(served: Serve, form: str | None) -> None:
+    """Its probe, to a model that says what it should: by a template that knows no tools, and with thoughts in front."""
+
+    def play(request: Request) -> Script:
+        text = server.registry.models["tiny"].text.tokenizer.decode(request.prompt)
+        answer = next(answer for question, answer in ANSWERS.items() if question in text)
+        return Script(answer if form is None else f"<think>\nLet me see: a <tool_call>?\n</think>\n\n{answer}")
+
+    server = served(play, form, {"context": 1 << 14})
+    report = probe(f"{server.url}/v1", "tiny")
+    problems = [(each.scenario_id, each.stream, each.detail) for each in report.outcomes if each.status != "pass"]
+    assert problems == []
+    assert len(report.outcomes) == 27
 
 
 @pytest.fixture(scope="module")

@@ -198,6 +198,13 @@ def test_parallel_calls_are_cut_behind_the_first(registry: Make) -> None:
     assert made.models["tiny"].worker.cancelled == [1]
 
 
+def test_a_named_tool_is_called_once(registry: Make) -> None:
+    made = registry(Script(f"{CALL}\n{CALL}", holds=True), form="thinking", context=8192)
+    events = told(made, asked(tools=TOOLS, tool_choice=ToolChoice("required", "look")))
+    assert sum(isinstance(event, Delta) and event.call is not None for event in events) == 1
+    assert ended(events).reason == "tool_calls"
+
+
 @pytest.mark.parametrize(
     ("written", "more"),
     [
