@@ -68,8 +68,9 @@ format: setup    ## rewrite the sources in the project's format
 	@$(PYTHON_IN_VENV) -m ruff format .
 	@$(PYTHON_IN_VENV) -m ruff check --fix .
 
-docs: setup      ## write docs/api.md from the docstrings
+docs: setup      ## write docs/api.md from the docstrings, and docs/clients.md
 	@$(PYTHON_IN_VENV) docs/api.py
+	@$(PYTHON_IN_VENV) docs/clients.py
 
 clean:           ## remove .venv and what tools have cached here
 	rm -rf .venv .venv-peers .pytest_cache .ruff_cache .hypothesis

@@ -7,7 +7,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,16 +103,16 @@ def default_model() -> Path:
     return resolve(None)
 
 
-def write_tokenizer(folder: Path) -> int:
-    """Byte-level BPE with a few merges and a chat template; the size of its vocabulary."""
+def write_tokenizer(folder: Path, texts: Sequence[str] = (WORDS,), size: int = 300) -> int:
+    """Byte-level BPE with a few merges, learned from texts, and a chat template; the size of its vocabulary."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator([WORDS], trainer)
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in SPECIALS])
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"bos_token": None, "eos_token": "<|im_end|>", "add_bos_token": False, "chat_template": TEMPLATE}
@@ -120,7 +120,7 @@ def write_tokenizer(folder: Path) -> int:
     return tokenizer.get_vocab_size()
 
 
-def write_config(folder: Path, vocab_size: int) -> None:
+def write_config(folder: Path, vocab_size: int, positions: int = 512) -> None:
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -131,7 +131,7 @@ def write_config(folder: Path, vocab_size: int) -> None:
         "head_dim": HEAD_DIM,
         "intermediate_size": MLP,
         "vocab_size": vocab_size,
-        "max_position_embeddings": 512,
+        "max_position_embeddings": positions,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
         "hidden_act": "silu",

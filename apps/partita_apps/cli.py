@@ -41,6 +41,7 @@ class Entry:
 COMMANDS = {
     "chat": Entry("partita_apps.chat.command", "chat", "Talk with a model, or answer one prompt."),
     "serve": Entry("partita_apps.serve.command", "serve", "Answer other programs: OpenAI's and Anthropic's API."),
+    "clients": Entry("partita_apps.serve.clients.command", "clients", "Show how tools are pointed at the server."),
     "finetune": Entry(
         "partita_apps.finetune.command", "finetune", "Train a model, or an adapter for one, on your data."
     ),
