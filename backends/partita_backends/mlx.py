@@ -111,7 +111,9 @@ class MlxBackend:
         return mx.take(x, index, axis)
 
     def copy(self, x: Array) -> Array:
-        return x  # arrays never change here: `write` gives its donated buffer only where nobody else holds it
+        own = mx.contiguous(x)  # a part of a larger buffer would keep the whole buffer; `write` changes nobody's arrays
+        mx.async_eval(own)
+        return own
 
     def assign(self, buffer: Array, x: Array) -> Array:
         return x  # MLX keeps freed memory by itself, and by size
