@@ -55,11 +55,14 @@ class Buckets:
 
     def ended(self) -> Iterator[tuple[Row, Snapshot]]:
         """Remove rows that have ended: each with what it holds, which is to be read before the next."""
-        for bucket in self._buckets:
-            for slot, row in bucket.live:
-                if row.ended:
-                    yield row, bucket.cache.row(slot)
-                    bucket.remove(slot)
+        for place, bucket in enumerate(self._buckets):
+            ended = [(slot, row) for slot, row in bucket.live if row.ended]
+            for slot, row in ended:
+                yield row, bucket.cache.row(slot)
+                bucket.remove(slot)
+            if bucket.live and any(row.failed for _, row in ended):
+                # what is not a number hides behind no mask: nothing of such a slot may stay
+                self._buckets[place] = bucket.resized(len(bucket.rows))
         self._buckets = [self._halved(bucket) for bucket in self._buckets if bucket.live]
 
     def _open(self, row: Row, size: int) -> Bucket | None:

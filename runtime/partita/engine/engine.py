@@ -55,7 +55,6 @@ class Engine:
         self._max_waiting, self._max_rows, self._clock = max_waiting, max_rows, clock
         self._matchers = matchers or Grammars(models[""].tokenizer, models[""].config.vocab_size).matcher
         self._free = free or (lambda: models[""].ops.memory().free)
-        self._most = self._free() - RESERVE
         self._waiting: deque[Row] = deque()
         self._reading: list[Reading] = []
         self._buckets = Buckets(spec)
@@ -236,7 +235,7 @@ class Engine:
     def _keep(self, row: Row, held: Snapshot | None) -> None:
         """For later prompts that begin as this one did, or go on behind its reply."""
         count = 0 if held is None else held.offsets[0]
-        if self.prefixes is not None and held is not None and LEAST <= count <= len(row.tokens):
+        if self.prefixes is not None and held is not None and not row.failed and LEAST <= count <= len(row.tokens):
             name, copy = row.model.fingerprint + row.model.adapter, row.model.ops.copy
             self.prefixes.put(row.tokens[:count], held, model=name, copy=copy)
 
@@ -258,4 +257,4 @@ class Engine:
     def _budget(self) -> int:
         """Bytes for all rows: what is free, were it not for them and for kept prefixes, which give way first."""
         kept = 0 if self.prefixes is None else self.prefixes.nbytes
-        return min(self._most, self._free() - RESERVE + self.cache_bytes + kept)
+        return self._free() - RESERVE + self.cache_bytes + kept

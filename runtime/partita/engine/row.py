@@ -25,7 +25,8 @@ Reason = Literal["stop", "length", "cancelled"]
 
 @dataclass(eq=False)
 class Row:
-    """left: tokens that may still come. queued: those that a matcher has forced. ended: nothing more will come."""
+    """left: tokens that may still come. queued: those that a matcher has forced. ended: nothing more will come; failed:
+    by a fault of its own."""
 
     request: Request
     model: LanguageModel
@@ -34,6 +35,7 @@ class Row:
     matcher: Matcher | None = None
     queued: list[int] = field(default_factory=list[int])
     ended: bool = False
+    failed: bool = False
     _mask: Future[np.ndarray | None] | None = None
     _warned: str | None = None
 
@@ -96,7 +98,7 @@ class Row:
 
     def fail(self, error: Exception, kind: Kind = "input") -> list[Event]:
         """By an error of its own."""
-        self.ended = True
+        self.ended = self.failed = True
         if isinstance(error, PartitaError):
             return [Failed(self.id, str(error), kind, error.field)]
         return [Failed(self.id, f"the constraint failed ({type(error).__name__})")]

@@ -45,8 +45,8 @@ def test_what_can_never_fit_is_refused_with_the_numbers(numpy_model: LanguageMod
 
 
 def test_what_does_not_fit_now_waits(numpy_model: LanguageModel) -> None:
-    spec = numpy_model.cache_spec(**CACHE)
-    driver = Driver(engine(numpy_model, free=lambda: RESERVE + 2 * row_bytes(spec, 60) + 100))
+    memory = RESERVE + 2 * row_bytes(numpy_model.cache_spec(**CACHE), 60) + 100
+    driver = Driver(engine(numpy_model, free=lambda: memory - driver.engine.cache_bytes))
     for id in range(5):
         driver.submit(id, prompt(id, 20), 30)
     most = 0

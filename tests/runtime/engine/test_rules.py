@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from partita.cache.prefix_cache import PrefixCache
 from partita.engine.request import Constraint, Finished, Token, Warned
 from partita.errors import DataError
 from partita.inference.sampling import Sampling
@@ -197,21 +198,28 @@ def test_bias_is_a_rows_own(model: LanguageModel) -> None:
 def test_a_row_without_numbers_fails_alone(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     from partita.inference.runner import ModelRunner
 
-    driver, decode = Driver(engine(model)), ModelRunner.decode
+    driver, decode = Driver(engine(model, prefixes=PrefixCache(1 << 20))), ModelRunner.decode
     driver.submit(0, prompt(0, 9), 20)
     driver.submit(1, prompt(1, 9), 20)
     while len(driver.tokens(1)) < 3:
         driver.step()
 
     def damaged(runner: ModelRunner, tokens: Any) -> Any:
-        logits = decode(runner, tokens)
+        logits, held = decode(runner, tokens), runner.cache.arrays()
+        for place, array in enumerate(held):
+            if len(array.shape) == 5:  # keys and values (2, B, H, C, D), of the first row
+                lost = np.full((2, 1, *array.shape[2:]), np.nan, np.float32)
+                held[place] = model.ops.place(array, model.ops.array(lost), [0] * 5)
+        runner.cache.hold(held)
         return logits + model.ops.array(np.asarray([[np.nan], [0.0]], np.float32))
 
     monkeypatch.setattr(ModelRunner, "decode", damaged)
     events = driver.step()
     monkeypatch.undo()
     assert sum(not isinstance(event, Token) for event in events) == 1
+    driver.submit(2, prompt(2, 12), 20)  # comes to where that row was
     driver.run()
+    assert driver.tokens(2) == ids(alone(model, prompt(2, 12), 20))
     assert "not finite" in driver.failed(0).message
     assert driver.failed(0).kind == "internal"
     assert driver.tokens(1) == ids(alone(model, prompt(1, 9), 20))
