@@ -206,8 +206,9 @@ class MlxBackend:
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
         return mx.fast.rms_norm(x, weight.astype(x.dtype), eps)
 
-    def turns(self, cos: Array, sin: Array, heads: int, plain: int) -> mlx_rings.Turns:
-        return mlx_rings.Turns(cos[:, :, None], sin[:, :, None], heads, plain)
+    def turns(self, cos: Array, sin: Array, heads: int, plain: int, *, packs: bool = False) -> mlx_rings.Turns:
+        dtype = mlx_attention.packed_dtype(self._float) if packs else None
+        return mlx_rings.Turns(cos[:, :, None], sin[:, :, None], heads, plain, dtype)
 
     def rotate(self, x: Array, turns: mlx_rings.Turns) -> Array:
         return mlx_rings.rotate(x, turns)
@@ -231,7 +232,8 @@ class MlxBackend:
         if mlx_attention.fuses(q, sinks, softcap) and isinstance(k, Array) and isinstance(v, Array):
             seen = mask > MASKED / 2 if rule is None else rule.seen
             return mlx_attention.fused(q, k, v, seen, scale, sink_logits)
-        return mlx_attention.cached(q, k, v, mask, scale=scale, sinks=sinks, softcap=softcap, sink_logits=sink_logits)
+        about = {"scale": scale, "sinks": sinks, "softcap": softcap, "sink_logits": sink_logits}
+        return mlx_attention.cached(q, k, v, mask, self._float, **about)
 
     # Quantized keys and values
     def quantize(self, x: Array, bits: int, group_size: int) -> Packed[Array]:

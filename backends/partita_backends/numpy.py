@@ -138,7 +138,7 @@ class NumpyBackend:
     def rms_norm(self, x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
         return x / np.sqrt(np.mean(np.square(x), -1, keepdims=True) + np.float32(eps)) * weight
 
-    def turns(self, cos: np.ndarray, sin: np.ndarray, heads: int, plain: int) -> Any:
+    def turns(self, cos: np.ndarray, sin: np.ndarray, heads: int, plain: int, *, packs: bool = False) -> Any:
         return cos[:, :, None], sin[:, :, None], heads  # B T 1 d/2
 
     def rotate(self, x: np.ndarray, turns: Any) -> np.ndarray:

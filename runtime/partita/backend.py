@@ -187,9 +187,10 @@ class Backend(Protocol[A]):
         """x / sqrt(mean(x²) + eps) * weight over the last axis, computed in float32 (arXiv 1910.07467)."""
         ...
 
-    def turns(self, cos: A, sin: A, heads: int, plain: int) -> Any:
+    def turns(self, cos: A, sin: A, heads: int, plain: int, *, packs: bool = False) -> Any:
         """What `rotate` takes, made once for all layers of a step: cos, sin float32 (B, T, d/2) for the first `heads`
-        heads; the `plain` ones behind them stay as they are."""
+        heads; the `plain` ones behind them stay as they are. packs: what is rotated meets a packed ring, so it may be
+        given in the dtype that products with that have."""
         ...
 
     def rotate(self, x: A, turns: Any) -> A:
@@ -217,10 +218,10 @@ class Backend(Protocol[A]):
     ) -> A:
         """softmax(scale * q·k + mask) · v with grouped heads, softmax in float32; (B, Hq, T, D), residual dtype.
 
-        q: (B, Hq, T, D), residual dtype. k, v: (B, Hkv, C, D) arrays or `Packed`. mask: float32 (B, T, C), additive.
-        rule: what the mask was made of, for kernels that do without it. Scores of `sinks` join the same softmax. Soft
-        capping (c * tanh(s / c)) comes before the mask. sink_logits: float32 (Hq,), one score a query head that takes
-        its share of the softmax and has no value (gpt-oss).
+        q: (B, Hq, T, D), as `rotate` gives it. k, v: (B, Hkv, C, D) arrays or `Packed`. mask: float32 (B, T, C),
+        additive. rule: what the mask was made of, for kernels that do without it. Scores of `sinks` join the same
+        softmax. Soft capping (c * tanh(s / c)) comes before the mask. sink_logits: float32 (Hq,), one score a query
+        head that takes its share of the softmax and has no value (gpt-oss).
         """
         ...
 

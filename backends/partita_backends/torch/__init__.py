@@ -175,7 +175,7 @@ class TorchBackend:
             return self._gpu.rms_norm(x, weight, eps)
         return torch.nn.functional.rms_norm(x, weight.shape, weight, eps)
 
-    def turns(self, cos: Tensor, sin: Tensor, heads: int, plain: int) -> pointwise.Turns:
+    def turns(self, cos: Tensor, sin: Tensor, heads: int, plain: int, *, packs: bool = False) -> pointwise.Turns:
         return cos, sin, heads
 
     def rotate(self, x: Tensor, turns: pointwise.Turns) -> Tensor:

@@ -281,7 +281,7 @@ class Cache:
         """What `rotate` takes, once a step for all layers that are alike."""
         key = rope, heads, plain, name
         if key not in self._turns:
-            self._turns[key] = self.ops.turns(*angles, heads, plain)
+            self._turns[key] = self.ops.turns(*angles, heads, plain, packs=plain > 0 and not self.spec.kv.joint)
         return self._turns[key]
 
     # Taking back
