@@ -231,16 +231,20 @@ def train(**options: Any) -> Rows:
 
 
 @bench.command()
-@click.option("--kv", default="16", show_default=True, help="Format of the cache.")
+@click.option("--backend", type=click.Choice(("mlx", "torch")), default=None, help="The peer's, or mlx if left out.")
+@click.option("--kv", default=None, help="Format of the cache, 16 if left out; formats by commas, 16,k8v4, on torch.")
 @click.option("--context", type=click.IntRange(8, 24), default=None, help="A ring so small that it has begun to turn.")
 @click.option("--rows", "batch", type=click.IntRange(1), default=1, show_default=True, help="How many at once.")
-@click.option("--dtype", type=click.Choice(("float16", "bfloat16", "float32")), default="float16", show_default=True)
-@click.option("--against", type=click.Choice(("mlx-lm",)), default=None, help="Count this peer's too.")
+@click.option(
+    "--dtype", type=click.Choice(("float16", "bfloat16", "float32")), default=None, help="float16, or torch's bfloat16."
+)
+@click.option("--against", type=click.Choice(("mlx-lm", "transformers")), default=None, help="Count this peer's too.")
 @click.option("--peer-python", default=None, help="Python that has the peer installed; this one if left out.")
 @click.option("--model", default=None, help="Model to count, or shape:135m …; the default model if left out.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 def launches(model: str | None, as_json: bool, **options: Any) -> None:
-    """Kernels that a decode step launches on MLX, counted in its graph, without a device to time it on."""
+    """Kernels that a decode step launches on MLX, or its operations on a GPU of torch, with a cache that keeps
+    everything and beyond a ring's context: counted, without a device to time it on."""
     from .launches import run
     from .models import model_path
 
