@@ -37,6 +37,7 @@ class MlxBackend:
     name = "mlx"
     smallest_group = 32
     asynchronous = True
+    captures = False
     _keeps_scores = True  # where no gradient is wanted, `attention` computes nothing again
 
     def __init__(self, device: str | None = None, dtype: str = "auto", threads: int | None = None):

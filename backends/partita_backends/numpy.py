@@ -28,6 +28,7 @@ class NumpyBackend:
     smallest_group = 1
     asynchronous = False
     compiles = False
+    captures = False
 
     def __init__(self, device: str | None = None, dtype: str = "auto", threads: int | None = None):
         if dtype not in ("auto", "float32", "float64"):

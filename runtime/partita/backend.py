@@ -93,6 +93,11 @@ class Backend(Protocol[A]):
         ...
 
     @property
+    def captures(self) -> bool:
+        """Whether what is compiled is so dear to make again that buffers should grow ahead of need."""
+        ...
+
+    @property
     def exact(self) -> Backend[A]:
         """This backend, where a few rows times a packed weight are computed as exactly as many are."""
         ...

@@ -372,6 +372,7 @@ def test_attributes(ops: Backend) -> None:
     assert ops.dtype == ops.decode_dtype == "float32"
     assert ops.asynchronous in (True, False)
     assert ops.compiles in (True, False)
+    assert not ops.captures  # on a CPU
 
 
 def test_a_packed_mode_that_is_not_computed_is_refused(ops: Backend) -> None:

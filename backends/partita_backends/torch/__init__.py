@@ -57,7 +57,11 @@ class TorchBackend:
 
     @property
     def compiles(self) -> bool:
-        return self._kernels is not None or self._gpu is not None  # without them products choose their form by calls
+        return self._kernels is not None or self.captures  # without them products choose their form by calls
+
+    @property
+    def captures(self) -> bool:
+        return self._gpu is not None
 
     @property
     def _gpu(self) -> Any:

@@ -134,7 +134,7 @@ class Cache:
         counts = [tokens] * self.batch if lengths is None else list(lengths)
         first, after = min(self.offsets), [o + n for o, n in zip(self.offsets, counts, strict=True)]
         end = max(after)
-        self._grow(end)
+        self._grow({span: self._needed(span, end, tokens) for span in self._capacity})
         for table in self._ropes.values():
             table.reserve(end + tokens)  # padding is rotated too, past the end
         self.offsets = after
@@ -365,9 +365,9 @@ class Cache:
         """
         if other.spec != self.spec:
             raise ContextError("a cache can be extended by rows of its own layout only")
-        furthest = max(*self._reached, *other._reached)
-        self._grow(furthest)
-        other._grow(furthest)
+        wanted = {span: max(held, other._capacity[span]) for span, held in self._capacity.items()}
+        self._grow(wanted)
+        other._grow(wanted)
         theirs = iter(other.arrays())
         self._each(lambda array, rows, _: self.ops.concat([array, next(theirs)], rows))
         self.offsets += other.offsets
@@ -376,12 +376,17 @@ class Cache:
 
     # Memory
 
-    def _grow(self, tokens: int) -> None:
-        for span, capacity in self._capacity.items():
-            wanted = self.spec.slots(span, tokens)
-            if wanted <= capacity:
+    def _needed(self, span: Span, end: int, tokens: int) -> int:
+        """Slots for a step up to `end`. A prompt gets no more than it needs: its tiles attend to empty ones too."""
+        needed = self.spec.slots(span, end)
+        outgrown = tokens == 1 and needed > self._capacity[span]
+        return self._store.room(self.spec, span, end, self.batch) if outgrown else needed
+
+    def _grow(self, slots: Mapping[Span, int]) -> None:
+        for span, wanted in slots.items():
+            more = wanted - self._capacity[span]
+            if more <= 0:
                 continue
-            more = wanted - capacity
             new = self._store.positions(more, self.batch)
             self._positions[span] = self.ops.concat([self._positions[span], new], 1)
             for layer, buffers in zip(self.spec.layers, self._layers, strict=True):
