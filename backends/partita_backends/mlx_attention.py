@@ -72,9 +72,7 @@ def cached(
         tiles: list[Array] = []
         for start in range(0, t, rows):
             part = slice(start, start + rows)
-            first = sinks and Sinks(
-                sinks.q[:, group, part], sinks.kv[:, :, one], sinks.mask[:, part], sinks.both[:, part]
-            )
+            first = sinks and sinks.some(group, part, one)
             tiles.append(_attend(q[:, group, part], key, value, mask[:, part], dtype, scale, first, softcap, extra))
         groups.append(mx.concatenate(tiles, 2))
     return mx.concatenate(groups, 1)
@@ -106,16 +104,19 @@ def _attend(
         grouped = q.astype(dtype).reshape(b, kv_heads, rep * t, d)
         return _times(grouped, k, transpose=True).reshape(b, kv_heads, rep, t, -1)
 
-    s, count, values = scores(q, k), 0, None
+    s, count, values, added = scores(q, k), 0, None, mask[:, None, None]
     if sinks is not None:
         firsts = sinks.kv if sinks.kv.shape[3] <= FEW_SINKS else sinks.kv.astype(dtype)
         keys, values = part(firsts, 0), part(firsts, 1)
-        first, mask = scores(sinks.q, keys), sinks.both
+        first, added = scores(sinks.q, keys), sinks.both[:, None, None]
+        if sinks.shift is not None:
+            moved = sinks.mask[:, None, None] + sinks.shift.reshape(b, kv_heads, rep, t, 1)
+            added = mx.concatenate([moved, mx.broadcast_to(mask[:, None, None], s.shape)], -1)
         s, count = mx.concatenate([first, s], -1), first.shape[-1]
     s = s.astype(mx.float32) * scale
     if softcap is not None:
         s = softcap * mx.tanh(s / softcap)
-    s = s + mask[:, None, None]
+    s = s + added
     p = _weights(s, dtype).reshape(b, kv_heads, rep * t, -1)
     out = _times(p[..., count:] if count else p, v, transpose=False)
     if values is not None:

@@ -182,7 +182,8 @@ class NumpyBackend:
 
         s = scores(q, k, mask)
         if sinks is not None:
-            s = np.concatenate([scores(sinks.q, sinks.k, sinks.mask), s], -1)
+            first = scores(sinks.q, sinks.k, sinks.mask)
+            s = np.concatenate([first if sinks.shift is None else first + sinks.shift[..., None], s], -1)
             v = np.concatenate([sinks.v.astype(self._float), v], 2)
         if sink_logits is None:
             return self.softmax(s, -1) @ np.repeat(v, heads, 1)

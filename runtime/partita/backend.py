@@ -30,12 +30,20 @@ class Sinks(Generic[A]):
 
     q: (B, Hq, T, D), rotated for them. kv: (2, B, Hkv, S, D), keys and values, never quantized. mask: float32 (B, T,
     S), 0 where visible and MASKED elsewhere. both: that and the mask of what is not sinks, side by side, (B, T, S + C).
+    shift: float32 (B, Hq, T), added to all their scores as the mask is, or None.
     """
 
     q: A
     kv: A
     mask: A
     both: A
+    shift: A | None = None
+
+    def some(self, queries: slice, tokens: slice, keys: slice) -> Sinks[A]:
+        """Of some heads of queries, some tokens, and the heads of keys that they read."""
+        x: Any = self
+        shift = None if x.shift is None else x.shift[:, queries, tokens]
+        return Sinks(x.q[:, queries, tokens], x.kv[:, :, keys], x.mask[:, tokens], x.both[:, tokens], shift)
 
     @property
     def k(self) -> A:

@@ -69,16 +69,19 @@ def traced(model: Model) -> Traced:
         (True, "16", SMALL, 460),
         (True, "k8v4", SMALL, 470),
         (True, "k8v4h", SMALL, 560),
+        (True, "k4v4", LARGE, 485),
     ],
 )
 def test_a_step_is_few_operations(make: Any, packed: bool, kv: str, context: int, most: int) -> None:
-    """30 layers of 12 operations, a layer's sinks put in their slots beyond the anchor, and what is once a step."""
+    """30 layers of 12 operations, a layer's sinks put in their slots beyond the anchor, two more where keys lose their
+    centre, and what is once a step."""
     found = traced(make(kv, context, 600, packed))
     assert found.logits.shape == (1, fake_gpu.CONFIG["vocab_size"])
     assert len(found.calls) <= most, found.names
     own = {name.removeprefix("partita::"): count for name, count in found.names.items() if "partita" in name}
     beyond = context == SMALL
     expected = dict.fromkeys(KERNELS, LAYERS) | {"rms_norm": 2 * LAYERS + 1, "rotate": LAYERS + beyond}
+    expected["rotate"] += kv.startswith("k4")  # the centres of all layers
     if packed:
         expected |= {"packed_product": 4 * LAYERS + 1, "packed_rows": 1}
     if kv.endswith("h"):
@@ -87,7 +90,15 @@ def test_a_step_is_few_operations(make: Any, packed: bool, kv: str, context: int
     assert found.names["aten::mm"] == (0 if packed else 4 * LAYERS + 1)
 
 
-STATES = [("16", LARGE, 2), ("16", LARGE, 600), ("k8v4", LARGE, 2), ("k8v4", SMALL, 600), ("k16v4h", SMALL, 600)]
+STATES = [
+    ("16", LARGE, 2),
+    ("16", LARGE, 600),
+    ("k8v4", LARGE, 2),
+    ("k8v4", SMALL, 600),
+    ("k16v4h", SMALL, 600),
+    ("k4v4h", LARGE, 2),
+    ("k4v4h", SMALL, 600),
+]
 
 
 @pytest.mark.parametrize(("kv", "context", "read"), STATES)
@@ -110,7 +121,7 @@ def test_what_was_sent_is_seen(make: Any) -> None:
 
 @pytest.mark.parametrize("read", [2, 600])
 @pytest.mark.parametrize(("count", "kernel"), [(8, True), (64, False)])
-@pytest.mark.parametrize("kv", ["16", "k8v4"])
+@pytest.mark.parametrize("kv", ["16", "k8v4", "k4v4"])
 def test_a_draft_and_a_prompt(make: Any, kv: str, count: int, kernel: bool, read: int) -> None:
     """Several tokens go through, not captured; sinks are scored apart beyond the anchor. A prompt attends by tiles."""
     model = make(kv, SMALL, read)

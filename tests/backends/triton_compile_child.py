@@ -63,7 +63,7 @@ def attend(dtype: torch.dtype, key_bits: int, value_bits: int, d: int, tokens: i
     keys, values = (k if bits >= 16 else attention.quantize(k, bits, 32) for bits in (key_bits, value_bits))
     q = torch.zeros(1, 2 * rep, tokens, d, dtype=dtype)
     mask = torch.zeros(1, tokens, 5)
-    sinks, logits = Sinks(q, torch.stack([k, k])[:, :, :, :5], mask, mask), torch.zeros(2 * rep)
+    sinks, logits = Sinks(q, torch.stack([k, k])[:, :, :, :5], mask, mask, q[..., 0].float()), torch.zeros(2 * rep)
     options: dict[str, Any] = {"sinks": sinks, "softcap": 20.0, "sink_logits": logits}
     triton_attention.attend(q, keys, values, Rule(z[:, :tokens], z, 90, 5, z == 0), scale=0.1, **options)
 

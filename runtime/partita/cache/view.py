@@ -50,7 +50,8 @@ class View(Brief):
 
     index: slots of `Buffers.kv`; sink_index: places of the sinks alone. kv: what is seen of `Buffers.kv`; first: of the
     sinks, where they are scored apart, and both masks side by side. turned: the sinks' keys for a step's one query
-    (`SinkKeys.turned`). anchored: angles of a longer step's queries to the sinks, and of the sinks.
+    (`SinkKeys.turned`). anchored: angles of a longer step's queries to the sinks, and of the sinks. centres: of layers
+    whose sinks are as they were (`Centres.of_all`).
     """
 
     index: Array | None
@@ -59,6 +60,7 @@ class View(Brief):
     first: tuple[Seen, Array] | None
     turned: Mapping[LayerSpec, Array]
     anchored: Mapping[RopeConfig, tuple[tuple[Array, Array], tuple[Array, Array]]]
+    centres: Mapping[LayerSpec, Array]
 
 
 def seen(ops: Backend, rule: Rule[Array], start: int = 0, stop: int | None = None, *, spare: bool = False) -> Seen:
