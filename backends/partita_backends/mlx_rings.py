@@ -43,6 +43,11 @@ class Turns(Brief):
         sin = mx.concatenate([mx.broadcast_to(signed[0], wide), mx.zeros(rest)], 2)
         return mx.concatenate([mx.broadcast_to(signed[1], wide), mx.ones(rest)], 2), sin
 
+    @cached_property
+    def back(self) -> Turns:
+        """The other way."""
+        return replace(self, sin=-self.sin)
+
 
 def rotate(x: Array, turns: Turns) -> Array:
     """See `Backend.rotate`. Where all dims are: x as pairs, and the same memory read in the other order."""

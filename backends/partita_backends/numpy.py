@@ -6,6 +6,7 @@ where every float dtype that is asked for is float64, finite differences of it j
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -291,6 +292,13 @@ class NumpyBackend:
             return np.sum(values, dtype=self._float)
 
         return run
+
+    def unflatten(self, flat: np.ndarray, shapes: Sequence[tuple[int, ...]], dtype: str) -> list[np.ndarray]:
+        parts = np.split(flat.astype(self._dtype(dtype)), np.cumsum([math.prod(shape) for shape in shapes])[:-1])
+        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def elementwise(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return function
 
     def stop_gradient(self, x: np.ndarray) -> np.ndarray:
         return x

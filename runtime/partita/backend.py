@@ -342,6 +342,16 @@ class Backend(Protocol[A]):
         """
         ...
 
+    def unflatten(self, flat: A, shapes: Sequence[tuple[int, ...]], dtype: str) -> Sequence[A]:
+        """float32 (N,) as arrays of these shapes, one after the other, in a float dtype: views of one cast. Its
+        gradient is joined in one pass."""
+        ...
+
+    def elementwise(self, function: Callable[..., tuple[A, ...]]) -> Callable[..., tuple[A, ...]]:
+        """The same function of arrays of one shape, then of float numbers, which goes element by element: in one pass
+        where the device has such a thing. Not differentiated."""
+        ...
+
     def stop_gradient(self, x: A) -> A: ...
     def pick(self, x: A, index: A) -> A:
         """x (N, V) at integers index (N,): (N,)."""

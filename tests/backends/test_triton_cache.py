@@ -324,3 +324,5 @@ def test_part_of_a_head_is_rotated(ops: Any, dims: int, heads: int) -> None:
     mine = ops.rotate(ops.array(x), ops.turns(ops.array(cos), ops.array(sin), heads, 5 - heads))
     near = {"rtol": 0, "atol": 0 if ops.device == "cpu" else 1e-6}  # see `numbers`
     np.testing.assert_allclose(array(mine), ORACLE.rotate(x, ORACLE.turns(cos, sin, heads, 5 - heads)), **near)
+    back = ops._gpu.rotate(mine, ops.array(cos), ops.array(sin), heads, True)
+    np.testing.assert_allclose(array(back), x, rtol=0, atol=2e-6)

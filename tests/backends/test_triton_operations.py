@@ -106,6 +106,9 @@ def test_what_is_written_is_declared(kernels: Any, triton_device: str) -> None:
     parts = [from_numpy(part).to(triton_device) for part in (stack.weight, *stack.grid)]
     one, form, index = [part[0] for part in parts], (4, 32), torch.zeros(1, 1, 2, dtype=INTS, device=triton_device)
     torch.library.opcheck(operations.packed_product.default, (floats(1, 32), *one, *form), test_utils=checks)
+    torch.library.opcheck(operations.packed_product_back.default, (floats(3, 8), *one, *form), test_utils=checks)
+    torch.library.opcheck(operations.rms_norm_back.default, (both, both, floats(32), 1e-5), test_utils=checks)
+    torch.library.opcheck(operations.glu_back.default, (both, both, both, 0), test_utils=checks)
     torch.library.opcheck(operations.packed_rows.default, (at[0], *one, *form, HALF), test_utils=checks)
     torch.library.opcheck(operations.expert_product.default, (k[None, 0], index, *parts, *form), test_utils=checks)
 

@@ -41,6 +41,9 @@ class Blocked(Brief):
     def multiply(self, x: Tensor) -> Tensor:
         return self._into(x, self.shape[0], matrices.forward).to(x.dtype)
 
+    def multiply_packed(self, x: Tensor) -> Tensor:
+        return self.multiply(x)
+
     def multiply_back(self, grad: Tensor) -> Tensor:
         return self._into(grad, self.shape[1], matrices.back).to(grad.dtype)
 
