@@ -1,4 +1,4 @@
-"""`partita bench launches`: what is counted of a decode step, on the backend that the peer has."""
+"""`partita bench launches`: what is counted of a step, on the backend that the peer has."""
 
 from __future__ import annotations
 
@@ -46,6 +46,53 @@ def test_launches_of_mlx_alone(tiny_model: Path, capsys: pytest.CaptureFixture[s
     assert step["name"] == "mlx float16, kv k8v4"
     assert step["ours"] == sum(row["ours"] for row in primitives)
     assert step["peer"] is None
+
+
+def test_a_training_step_beside_peft(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ours with packed weights as they are stored would be the same operations, of other names."""
+    step, *operations = rows(
+        tiny_model, capsys, "--step", "train", "--against", "peft", "--length", "16", "--rank", "4"
+    )
+    assert step["name"] == "train, cuda bfloat16, 1 × 16 tokens, rank 4"
+    assert step["ours"] == sum(row["ours"] for row in operations) < step["peer"]
+    assert step["peer"] == sum(row["peer"] for row in operations)
+    named = {row["name"].strip(): row for row in operations}
+    for name in ("", "_backward"):
+        attention = named[f"aten::_scaled_dot_product_flash_attention{name}"]
+        assert attention["ours"] == attention["peer"] == LAYERS
+
+
+def test_a_training_step_beside_mlx_lm(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import partita
+
+    packed = tmp_path / "packed"
+    partita.convert(tiny_model, packed, quantize="4:32")
+    step, *launches = rows(packed, capsys, "--step", "train", "--against", "mlx-lm", "--length", "16")
+    assert step["name"] == "train, mlx bfloat16, 1 × 16 tokens, rank 8"
+    assert step["ours"] == sum(row["ours"] for row in launches) < step["peer"]
+    named = {row["name"].strip(): row for row in launches}
+    norms = named["rms_norm"]
+    assert norms["ours"] == norms["peer"] == 2 * LAYERS + 1
+    packed_products = named["QuantizedMatmul"]  # of the first layer's first three no gradient is wanted by ours
+    assert packed_products["ours"] == 2 * (7 * LAYERS + 1) - 3 <= packed_products["peer"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--step", "train", "--against", "transformers"), "transformers does not train"),
+        (("--against", "peft"), "peft does not decode"),
+        (("--step", "train", "--kv", "16"), "--kv and --context are of decoding"),
+        (("--step", "train", "--backend", "mlx", "--against", "peft"), "leave out --backend"),
+    ],
+)
+def test_what_does_not_go_together(
+    tiny_model: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["bench", "launches", "--model", str(tiny_model), *arguments])
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_peer_of_another_backend(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
