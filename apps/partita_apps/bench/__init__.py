@@ -270,19 +270,20 @@ def launches(
     """Kernels that a step launches on MLX, or its operations on a GPU of torch: counted, without a device to time it.
     Of decoding, with a cache that keeps everything and beyond a ring's context; of training, with adapters on all
     projections."""
-    from . import launches, train_launches
+    from .launches import run as of_decoding
     from .models import model_path
+    from .train_launches import run as of_training
 
     other = "transformers" if step == "train" else "peft"
     if options["against"] == other:
         raise click.UsageError(f"{other} does not {step}: leave out --against", click.get_current_context())
     if step == "decode":
-        finish(launches.run(model=model_path(model), kv=kv, context=context, **options), as_json)
+        finish(of_decoding(model=model_path(model), kv=kv, context=context, **options), as_json)
         return
     if kv or context:
         raise click.UsageError("--kv and --context are of decoding: leave them out", click.get_current_context())
     sizes = {"length": length, "rank": rank, "checkpoint": checkpoint}
-    finish(train_launches.run(model=model_path(model), **sizes, **options), as_json)
+    finish(of_training(model=model_path(model), **sizes, **options), as_json)
 
 
 @bench.command()
