@@ -43,7 +43,7 @@ class PackedSequences:
 
     ops: Backend
     view: PackedView
-    turns: dict[tuple[RopeConfig, int, int], Any] = field(default_factory=dict)
+    turns: dict[tuple[RopeConfig, int, int], Any] = field(default_factory=dict[tuple[RopeConfig, int, int], Any])
 
     def advance(self, tokens: int, lengths: Sequence[int] | None = None) -> None:
         """Nothing is left to do: a batch is one step, and its positions are known."""
