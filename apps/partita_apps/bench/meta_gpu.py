@@ -16,7 +16,7 @@ from partita.quantization import Packed, Stored
 from partita_backends.torch import TorchBackend, weights
 
 from .torch_graph import Followed, differentiable_attention
-from .train_launches import taken, trainer_of
+from .train_step import taken, trainer_of
 
 Tensor = torch.Tensor
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from .children import answer
 from .report import row
+from .train_step import taken, trainer_of
 
 PEERS = {"mlx-lm": "mlx", "peft": "torch"}
 FEW = 8  # tokens of a pass that makes everything lazy that is not the step's
@@ -150,41 +151,6 @@ def _rows(name: str, unit: str, ours: Mapping[str, int], theirs: Mapping[str, in
     rows = [row(name, sum(ours.values()), sum(peer.values()) if theirs else None, unit)]
     names = sorted({*ours, *peer}, key=lambda each: -max(ours.get(each, 0), peer.get(each, 0)))
     return rows + [row(f"  {each}", ours.get(each, 0), peer.get(each, 0) if theirs else None, unit) for each in names]
-
-
-def trainer_of(ops: Any, checkpoint: Any, tokens: Any, rank: int, again: bool) -> Any:
-    """A trainer before its first step, and nothing left to be made that is not the step's."""
-    from partita.adapters.lora import LoraConfig
-    from partita.model.load import load_decoder
-    from partita.training.trainable import adapted
-    from partita.training.trainer import TrainConfig, Trainer
-
-    from .train import Repeated, full_rows
-
-    decoder = load_decoder(ops, checkpoint, stack=False)
-    trainable, values = adapted(ops, decoder, LoraConfig(rank=rank, alpha=2 * rank))
-    batch = full_rows(np.asarray(tokens, np.int32))
-    config = TrainConfig(2**30, schedule="constant", grad_checkpoint=again)
-    return Trainer(ops, trainable, values, config, Repeated(batch))
-
-
-def taken(trainer: Any) -> list[Any]:
-    """What its next step gives, written down and not computed: what the host reads of it, values and moments."""
-    from partita.backend import Memory
-
-    read: list[Any] = []
-
-    def fetch(x: Any) -> Any:
-        read.append(x)
-        return lambda: np.ones(x.shape, np.float32)
-
-    def nothing(*arrays: Any) -> None:
-        del arrays
-
-    ops = trainer.ops
-    ops.fetch, ops.launch, ops.memory = fetch, nothing, lambda: Memory(0, 0, 0, 0)
-    next(trainer.run())
-    return [*read, *trainer.values.values(), *trainer.moments.m.values(), *trainer.moments.v.values()]
 
 
 def _on_mlx(model: str, tokens: Any, rank: int, dtype: str, again: bool) -> dict[str, int]:
