@@ -34,7 +34,13 @@ TESTS = (
     "tests/apps/test_finetune_resume.py::test_a_run_goes_on_on_another_backend",
     "tests/apps/test_distributed.py::test_two_processes_equal_one_with_twice_the_batch",
 )
-PYTEST = ("-m", "not slow and not interop and not agents", "--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal")
+PYTEST = (
+    "-m",
+    "not slow and not interop and not agents",
+    "--numprocesses=auto",
+    "--maxprocesses=4",
+    "--dist=worksteal",
+)
 
 
 def sets(machine: str, capability: str, dispatched: Sequence[str]) -> dict[str, dict[str, str]]:

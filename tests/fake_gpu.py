@@ -1,6 +1,7 @@
 """A model on a GPU that is not there: tensors with shapes and dtypes alone, to follow what a step computes.
 
-Not here: what a step must be (`backends/test_gpu_step.py`). To be used within the fixture `fake_cuda`.
+Not here: what a step must be (`backends/test_gpu_step.py`), and how it is followed (`partita_apps.bench.gpu_steps`). To
+be used within the fixture `fake_cuda`.
 """
 
 from __future__ import annotations
@@ -9,21 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pytest
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from partita.cache.kv_format import KVFormat
-from partita.cache.spec import plan
-from partita.cache.state import Cache
 from partita.checkpoint.overlay import Derived
-from partita.model.load import load_decoder
 from partita.quantization import Packed, quantize_weight
 from partita.training.initialize import initialise
-from partita_backends import torch as backend
-from partita_backends.torch import gpu, weights
-
-Tensor = torch.Tensor
+from partita_apps.bench.gpu_steps import Model, loaded, with_cache
 
 LAYERS = 30
 CONFIG = {
@@ -56,71 +47,8 @@ class FourBits(Derived):
         return "4-bit:32" if len(self.base.shape(name)) == 2 else self.base.stored_as(name)
 
 
-@dataclass(frozen=True)
-class Model:
-    ops: backend.TorchBackend
-    decoder: Any
-    cache: Cache
-
-
-def model(monkeypatch: pytest.MonkeyPatch, kernels: Any, *, packed: bool, kv: str, context: int, read: int) -> Model:
-    """A model on the GPU with a cache that has read so many tokens, as far as the host knows. kernels: the module."""
-    monkeypatch.setattr(weights, "_found_on_gpu", lambda: (kernels, None))
-    monkeypatch.setattr(gpu, "open_device", lambda device: None)
+def model(*, packed: bool, kv: str, context: int, read: int) -> Model:
+    """A model with a cache that has read so many tokens, as far as the host knows."""
     checkpoint: Any = initialise(CONFIG)
-    with monkeypatch.context() as sending:
-        sending.setattr(weights, "from_numpy", _on_gpu)
-        sending.setattr(Tensor, "to", _sent)
-        ops = backend.TorchBackend("cuda")
-        decoder = load_decoder(ops, FourBits.of(checkpoint) if packed else checkpoint)
-        spec = plan(decoder.config, KVFormat.parse(kv), context=context, chunk=64)
-        cache = Cache(ops, spec)
-        for start in range(0, read, spec.chunk):
-            cache.reserve(min(spec.chunk, read - start))
-        cache.reserve(1)
-    return Model(ops, decoder, cache)
-
-
-def _on_gpu(x: np.ndarray) -> Tensor:
-    dtype = torch.int32 if x.dtype == np.uint32 else torch.from_numpy(np.empty(0, x.dtype)).dtype
-    return torch.empty(x.shape, dtype=dtype, device="cuda")
-
-
-def _sent(x: Tensor, device: Any, dtype: torch.dtype | None = None) -> Tensor:
-    return torch.empty(x.shape, dtype=dtype or x.dtype, device=device)
-
-
-class Followed(TorchDispatchMode):
-    """Operations that compute something, in order: neither views nor memory that nothing has been written to.
-
-    An operation of our own is one, however many kernels it launches.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[str, list[Tensor], list[Tensor]]] = []
-        """Name, tensors read or written, tensors given."""
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = function(*args, **(kwargs or {}))
-        given, results = tensors((args, kwargs)), tensors(found)
-        view = not function._schema.is_mutable and {memory(x) for x in results} <= {memory(x) for x in given}
-        if not view and not function.name().startswith(("aten::empty", "aten::new_empty")):
-            self.calls.append((function.name(), given, results))
-        return found
-
-
-def memory(x: Tensor) -> int:
-    """Equal for tensors of one piece of memory."""
-    return x.untyped_storage()._cdata
-
-
-def tensors(x: Any) -> list[Tensor]:
-    """All in it, of containers and of packed arrays."""
-    if isinstance(x, Tensor):
-        return [x]
-    if isinstance(x, Packed):
-        return [x.weight, *x.grid]
-    if isinstance(x, dict):
-        x = tuple(x.values())
-    return [found for each in x for found in tensors(each)] if isinstance(x, (list, tuple)) else []
+    ops, decoder = loaded(FourBits.of(checkpoint) if packed else checkpoint)
+    return with_cache(ops, decoder, kv=kv, context=context, read=read)

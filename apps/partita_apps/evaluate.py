@@ -75,7 +75,7 @@ def evaluate(
     if context == "auto":  # one context for all formats, or they could not be compared
         least = min(choice.spec.context or 0 for choice in choices)
         choices = [language_model.choose_cache(context=least, sinks=sinks, kv=name) for name in formats]
-    tell(*(choice.text for choice in choices), *(language_model.kv_warning(choice.spec.kv) for choice in choices))
+    tell(*(choice.text for choice in choices), *(language_model.kv_warning(choice.spec) for choice in choices))
     tokens = language_model.tokenizer.encode(text)[:max_tokens]
     if decode:
         if len(choices) > 1 or compare:

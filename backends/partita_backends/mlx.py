@@ -37,6 +37,7 @@ class MlxBackend:
     name = "mlx"
     smallest_group = 32
     asynchronous = True
+    captures = False
     _keeps_scores = True  # where no gradient is wanted, `attention` computes nothing again
 
     def __init__(self, device: str | None = None, dtype: str = "auto", threads: int | None = None):
@@ -211,8 +212,9 @@ class MlxBackend:
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
         return mx.fast.rms_norm(x, weight.astype(x.dtype), eps)
 
-    def turns(self, cos: Array, sin: Array, heads: int, plain: int) -> mlx_rings.Turns:
-        return mlx_rings.Turns(cos[:, :, None], sin[:, :, None], heads, plain)
+    def turns(self, cos: Array, sin: Array, heads: int, plain: int, *, packs: bool = False) -> mlx_rings.Turns:
+        dtype = mlx_attention.packed_dtype(self._float) if packs else None
+        return mlx_rings.Turns(cos[:, :, None], sin[:, :, None], heads, plain, dtype)
 
     def rotate(self, x: Array, turns: mlx_rings.Turns) -> Array:
         return mlx_rings.rotate(x, turns)
@@ -236,7 +238,8 @@ class MlxBackend:
         if mlx_attention.fuses(q, sinks, softcap) and isinstance(k, Array) and isinstance(v, Array):
             seen = mask > MASKED / 2 if rule is None else rule.seen
             return mlx_attention.fused(q, k, v, seen, scale, sink_logits)
-        return mlx_attention.cached(q, k, v, mask, scale=scale, sinks=sinks, softcap=softcap, sink_logits=sink_logits)
+        about = {"scale": scale, "sinks": sinks, "softcap": softcap, "sink_logits": sink_logits}
+        return mlx_attention.cached(q, k, v, mask, self._float, **about)
 
     # Quantized keys and values
     def quantize(self, x: Array, bits: int, group_size: int) -> Packed[Array]:
@@ -315,13 +318,20 @@ class MlxBackend:
         return partial(loss, self)  # every product is in the residual dtype as it is
 
     def value_and_grad(self, loss: Callable[..., Any]) -> Callable[..., Any]:
-        return mlx_training.value_and_grad(partial(loss, MlxTraining(self)))
+        run = mlx_training.value_and_grad(partial(loss, MlxTraining(self)))
+        return mx.compile(run) if self.compiles else run
 
     def checkpoint(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return mlx_training.checkpoint(function)
 
     def chunked_sum(self, function: Callable[..., Array], rows: int) -> Callable[..., Array]:
         return mlx_training.plain_sum(function, rows)
+
+    def unflatten(self, flat: Array, shapes: Sequence[tuple[int, ...]], dtype: str) -> Sequence[Array]:
+        return mlx_training.unflatten(flat, shapes, _dtype(dtype))
+
+    def elementwise(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return mlx_training.elementwise(function) if self.compiles else function
 
     def stop_gradient(self, x: Array) -> Array:
         return mx.stop_gradient(x)
@@ -343,12 +353,42 @@ class MlxTraining(MlxBackend):
 
     def __init__(self, ops: MlxBackend):
         vars(self).update(vars(ops))  # the device is open
+        self._causal: dict[int, Array] = {}  # the layers of one loss share it
+
+    def attention(self, q: Array, k: Array, v: Array, mask: Array | None, **rest: Any) -> Array:
+        if mask is None:
+            tokens = q.shape[2]
+            mask = self._causal.setdefault(tokens, mlx_training.causal(tokens))
+        return super().attention(q, k, v, mask, **rest)
 
     def _made_dense(self, rows: int) -> bool:
         return self.device == "cpu"
 
+    def adapted_linear(self, x: Array, weight: Any, a: Array, b: Array, scale: float) -> Array:
+        return mlx_training.adapted_linear(
+            x, a, b, scale, partial(self.linear, weight=weight), partial(self._product_back, weight)
+        )
+
+    def _product_back(self, weight: Any, grad: Array) -> Array:
+        """grad (..., out) times a frozen weight."""
+        if not isinstance(weight, Packed):
+            return grad @ weight.astype(grad.dtype)
+        if self._made_dense(grad.size // grad.shape[-1]):
+            return mlx_training.packed_back(grad, weight)
+        return mx.quantized_matmul(
+            grad, weight.weight, weight.scales, weight.biases, False, weight.group_size, weight.bits
+        )
+
+    def rotate(self, x: Array, turns: mlx_rings.Turns) -> Array:
+        return mlx_training.rotate(x, turns)
+
     def glu(self, gate: Array, up: Array, activation: str) -> Array:
         return mlx_training.glu(gate, up, activation)
+
+    def cross_entropy(self, logits: Array, targets: Array) -> Array:
+        if self.device == "cpu":  # which would add one number after another
+            return super().cross_entropy(logits, targets)
+        return mx.fast.cross_entropy(logits, targets)
 
     def chunked_sum(self, function: Callable[..., Array], rows: int) -> Callable[..., Array]:
         return mlx_training.chunked_sum(function, rows)

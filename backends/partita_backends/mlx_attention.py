@@ -22,6 +22,8 @@ PACKED_ROWS = 4
 FEW_QUERIES = 8  # Metal's kernel for few queries takes so many
 FUSED_SIZES = (64, 80, 96, 128)  # head sizes of its kernel for many queries
 
+FEW_SINKS = 5  # the usual ones and the spare slot: more are a product
+
 LEAST = -6e4  # float16 ends at -65,504
 
 TILE = 2**21  # scores, or values of unpacked keys, that are alive at once: 8 MiB in float32
@@ -47,32 +49,31 @@ def cached(
     k: Array | Packed[Array],
     v: Array | Packed[Array],
     mask: Array,
+    dtype: mx.Dtype,
     *,
     scale: float,
     sinks: Sinks[Array] | None,
     softcap: float | None,
     sink_logits: Array | None,
 ) -> Array:
-    """See `Backend.cached_attention`."""
+    """See `Backend.cached_attention`. dtype: of the residual stream."""
     b, heads, t, d = q.shape
     kv_heads, slots = k.shape[1:3]
     if t <= PACKED_ROWS or max(heads * t, kv_heads * d) * b * slots <= TILE:
-        return _attend(q, k, v, mask, scale, sinks, softcap, sink_logits)
+        return _attend(q, k, v, mask, dtype, scale, sinks, softcap, sink_logits)
     # a chunk over many slots: one group of heads that read the same keys, and so many queries of it, at a time
     rep = heads // kv_heads
     rows = max(TILE // (b * rep * slots), 1)
     groups: list[Array] = []
     for h in range(kv_heads):
         group, one = slice(h * rep, (h + 1) * rep), slice(h, h + 1)
-        key, value = _dense(k, q.dtype, one), _dense(v, q.dtype, one)
+        key, value = _dense(k, dtype, one), _dense(v, dtype, one)
         extra = None if sink_logits is None else sink_logits[group]
         tiles: list[Array] = []
         for start in range(0, t, rows):
             part = slice(start, start + rows)
-            first = sinks and Sinks(
-                sinks.q[:, group, part], sinks.kv[:, :, one], sinks.mask[:, part], sinks.both[:, part]
-            )
-            tiles.append(_attend(q[:, group, part], key, value, mask[:, part], scale, first, softcap, extra))
+            first = sinks and sinks.some(group, part, one)
+            tiles.append(_attend(q[:, group, part], key, value, mask[:, part], dtype, scale, first, softcap, extra))
         groups.append(mx.concatenate(tiles, 2))
     return mx.concatenate(groups, 1)
 
@@ -86,6 +87,7 @@ def _attend(
     k: Array | Packed[Array],
     v: Array | Packed[Array],
     mask: Array,
+    stream: mx.Dtype,
     scale: float,
     sinks: Sinks[Array] | None,
     softcap: float | None,
@@ -95,34 +97,50 @@ def _attend(
     kv_heads = k.shape[1]
     rep = heads // kv_heads
     if t > PACKED_ROWS:  # packed products would unpack every tile once a row
-        k, v = _dense(k, q.dtype), _dense(v, q.dtype)
-    packed = isinstance(k, Packed) or isinstance(v, Packed)
-    # products with packed numbers are in the dtype of their scales, of which a 16-bit stream loses nothing
-    dtype = mx.float16 if packed and q.dtype != mx.float32 else q.dtype
+        k, v = _dense(k, stream), _dense(v, stream)
+    dtype = packed_dtype(stream) if isinstance(k, Packed) or isinstance(v, Packed) else stream
 
     def scores(q: Array, k: Array | Packed[Array]) -> Array:  # B Hkv rep T C
         grouped = q.astype(dtype).reshape(b, kv_heads, rep * t, d)
         return _times(grouped, k, transpose=True).reshape(b, kv_heads, rep, t, -1)
 
-    s, count, values = scores(q, k), 0, None
+    s, count, values, added = scores(q, k), 0, None, mask[:, None, None]
     if sinks is not None:
-        firsts = sinks.kv.astype(dtype)
+        firsts = sinks.kv if sinks.kv.shape[3] <= FEW_SINKS else sinks.kv.astype(dtype)
         keys, values = part(firsts, 0), part(firsts, 1)
-        first, mask = scores(sinks.q, keys), sinks.both
+        first, added = scores(sinks.q, keys), sinks.both[:, None, None]
+        if sinks.shift is not None:
+            moved = sinks.mask[:, None, None] + sinks.shift.reshape(b, kv_heads, rep, t, 1)
+            added = mx.concatenate([moved, mx.broadcast_to(mask[:, None, None], s.shape)], -1)
         s, count = mx.concatenate([first, s], -1), first.shape[-1]
     s = s.astype(mx.float32) * scale
     if softcap is not None:
         s = softcap * mx.tanh(s / softcap)
-    s = s + mask[:, None, None]
+    s = s + added
     p = _weights(s, dtype).reshape(b, kv_heads, rep * t, -1)
     out = _times(p[..., count:] if count else p, v, transpose=False)
     if values is not None:
-        out = mx.addmm(out, p[..., :count], values)
+        out = _plus_sinks(out, p[..., :count], values, stream)
     out = out.reshape(b, heads, t, -1)
     if sink_logits is not None:  # a column without a value only scales the others: no need to append it
         share = mx.sigmoid(mx.logsumexp(s, -1) - sink_logits.reshape(kv_heads, rep, 1))
         out = out * share.reshape(b, heads, t, 1)
-    return out.astype(q.dtype)
+    return out.astype(stream)
+
+
+def packed_dtype(stream: mx.Dtype) -> mx.Dtype:
+    """Of products with packed numbers: that of their scales, of which a 16-bit stream loses nothing."""
+    return mx.float32 if stream == mx.float32 else mx.float16
+
+
+def _plus_sinks(out: Array, p: Array, values: Array, stream: mx.Dtype) -> Array:
+    """out (B, H, rows, D) + p (B, H, rows, S) times the sinks' values (B, H, S, D), in the dtype of either."""
+    if values.dtype == out.dtype:
+        return mx.addmm(out, p, values)
+    y = out.astype(mx.float32)  # one pass: `mx.compile` takes the casts into it, which a product would stand between
+    for i in range(p.shape[-1]):
+        y = y + p[..., i : i + 1] * values[:, :, i : i + 1].astype(mx.float32)
+    return y.astype(stream)
 
 
 def _weights(s: Array, dtype: mx.Dtype) -> Array:

@@ -23,12 +23,14 @@ Array = mx.array
 
 @dataclass(frozen=True)
 class Turns(Brief):
-    """Angles of a step: cos, sin (B, T, 1, d / 2), for the first `heads` heads; `plain` more stay as they are."""
+    """Angles of a step: cos, sin (B, T, 1, d / 2), for the first `heads` heads; `plain` more stay as they are. dtype:
+    what `rotate` gives; that of what is rotated, if None."""
 
     cos: Array
     sin: Array
     heads: int
     plain: int
+    dtype: mx.Dtype | None = None
 
     @cached_property
     def pairs(self) -> tuple[Array, Array]:
@@ -41,14 +43,20 @@ class Turns(Brief):
         sin = mx.concatenate([mx.broadcast_to(signed[0], wide), mx.zeros(rest)], 2)
         return mx.concatenate([mx.broadcast_to(signed[1], wide), mx.ones(rest)], 2), sin
 
+    @cached_property
+    def back(self) -> Turns:
+        """The other way."""
+        return replace(self, sin=-self.sin)
+
 
 def rotate(x: Array, turns: Turns) -> Array:
     """See `Backend.rotate`. Where all dims are: x as pairs, and the same memory read in the other order."""
-    half = turns.cos.shape[-1]
+    half, dtype = turns.cos.shape[-1], turns.dtype or x.dtype
     if 2 * half == x.shape[-1]:
         cos, sin = turns.pairs
         pairs = x.reshape(*x.shape[:-1], 2, half)
-        return (pairs * cos + pairs[..., ::-1, :] * sin).astype(x.dtype).reshape(x.shape)
+        return (pairs * cos + pairs[..., ::-1, :] * sin).astype(dtype).reshape(x.shape)
+    x = x.astype(dtype)
     turned = x[:, :, : turns.heads]
     low, high, rest = turned[..., :half], turned[..., half : 2 * half], turned[..., 2 * half :]
     parts = [(low * turns.cos - high * turns.sin).astype(x.dtype), (high * turns.cos + low * turns.sin).astype(x.dtype)]

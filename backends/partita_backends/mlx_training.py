@@ -7,7 +7,9 @@ of its own takes everything that is differentiated as an argument, for MLX treat
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import mlx.core as mx
@@ -15,7 +17,9 @@ import mlx.core as mx
 from partita.backend import MASKED
 from partita.quantization import Packed
 
+from . import mlx_rings
 from .mlx_attention import TILE, dequantize
+from .mlx_rings import Turns
 
 Array = mx.array
 
@@ -104,6 +108,26 @@ def _with_rule(function: Callable[..., Any], rule: Callable[..., Any]) -> Callab
     return custom
 
 
+def unflatten(flat: Array, shapes: Sequence[tuple[int, ...]], dtype: mx.Dtype) -> Sequence[Array]:
+    """See `Backend.unflatten`."""
+    ends = list(accumulate(math.prod(shape) for shape in shapes))
+
+    def parts(flat: Array) -> list[Array]:
+        cast = flat.astype(dtype)
+        return [cast[start:end].reshape(shape) for start, end, shape in zip([0, *ends], ends, shapes, strict=False)]
+
+    def back(primals: Any, cotangents: Any, outputs: Any) -> Array:
+        return mx.concatenate([x.reshape(-1) for x in cotangents]).astype(flat.dtype)
+
+    return _with_rule(parts, back)(flat)
+
+
+def elementwise(function: Callable[..., Any]) -> Callable[..., Any]:
+    """See `Backend.elementwise`. Numbers become arrays: as constants they would be compiled into the kernel."""
+    compiled = mx.compile(function)
+    return lambda *arguments: compiled(*(x if isinstance(x, mx.array) else mx.array(x) for x in arguments))
+
+
 # Products
 
 
@@ -121,15 +145,47 @@ def packed_linear(x: Array, weight: Packed[Array]) -> Array:
             found.append(x @ _dense_after(found[-1] if found else x, part, x.dtype).T)
         return found[0] if len(found) == 1 else mx.concatenate(found, -1)
 
-    def back(primals: Any, cotangent: Array, output: Array) -> Array:
-        total: Any = None
-        for rows, part in _parts(weight):
-            dense = _dense_after(cotangent if total is None else total, part, cotangent.dtype)
-            one = cotangent[..., rows] @ dense
-            total = one if total is None else total + one
-        return total
+    return _with_rule(product, lambda primals, grad, output: packed_back(grad, weight))(x)
 
-    return _with_rule(product, back)(x)
+
+def adapted_linear(
+    x: Array,
+    a: Array,
+    b: Array,
+    scale: float,
+    product: Callable[[Array], Array],
+    product_back: Callable[[Array], Array],
+) -> Array:
+    """See `Backend.adapted_linear`. product, product_back: x times the frozen weight, transposed, and a gradient times
+    it. The adapter is added by the product that gives it, forward and back; x Aᵀ is kept beside x."""
+
+    def adapted(x: Array, a: Array, b: Array) -> Any:
+        low = x @ a.T
+        return mx.addmm(product(x), low, b.T, alpha=scale), low
+
+    def back(primals: Any, cotangents: Any, outputs: Any) -> Any:
+        (x, a, b), grad = primals, cotangents[0]
+        low, grads, inputs = (y.reshape(-1, y.shape[-1]) for y in (outputs[1], grad, x))
+        for_low = grad @ b
+        for_a = _scaled(for_low.reshape(low.shape).T, inputs, scale)
+        return mx.addmm(product_back(grad), for_low, a, alpha=scale), for_a, _scaled(grads.T, low, scale)
+
+    return _with_rule(adapted, back)(x, a.astype(x.dtype), b.astype(x.dtype))[0]
+
+
+def _scaled(a: Array, b: Array, scale: float) -> Array:
+    """scale * a @ b in one launch."""
+    return mx.addmm(mx.array(0.0, a.dtype), a, b, alpha=scale, beta=0.0)
+
+
+def packed_back(grad: Array, weight: Packed[Array]) -> Array:
+    """grad (..., out) times a packed weight, as `packed_linear` has it."""
+    total: Any = None
+    for rows, part in _parts(weight):
+        dense = _dense_after(grad if total is None else total, part, grad.dtype)
+        one = grad[..., rows] @ dense
+        total = one if total is None else total + one
+    return total
 
 
 def _parts(weight: Packed[Array]) -> list[tuple[slice, Packed[Array]]]:
@@ -165,12 +221,17 @@ def attention(
     b, heads, t, _ = q.shape
     kv_heads = k.shape[1]
     if mask is None and softcap is not None:
-        mask = mx.triu(mx.full((1, t, t), MASKED), 1)
+        mask = causal(t)
     if mask is not None:  # float16 has no number as low as MASKED
         mask = mx.maximum(mask, float(mx.finfo(q.dtype).min)).astype(q.dtype)[:, None]
-    attend = _Attend(mask, scale, softcap)
-    run = attend if keep else mx.checkpoint(attend)
     logits = [] if sink_logits is None else [sink_logits]
+    if keep:
+        run = _Attend(mask, scale, softcap)
+    elif softcap is None and sink_logits is None:
+        assert mask is not None
+        run = _recomputed(mask, scale)
+    else:
+        run = mx.checkpoint(_Attend(mask, scale, softcap))
     if b * heads * t * t <= TILE:
         return run(q, k, v, *logits)
     rep = heads // kv_heads
@@ -179,6 +240,40 @@ def attention(
         group, one = slice(h * rep, (h + 1) * rep), slice(h, h + 1)
         groups.append(run(q[:, group], k[:, one], v[:, one], *(x[group] for x in logits)))
     return mx.concatenate(groups, 1)
+
+
+def causal(tokens: int) -> Array:
+    """The mask of whole sequences, float32 (1, T, T)."""
+    return mx.triu(mx.full((1, tokens, tokens), MASKED), 1)
+
+
+def _recomputed(mask: Array, scale: float) -> Callable[..., Array]:
+    """Attention of q (B, H, T, D) to k, v (B, Hkv, T, D) whose scores are computed again for the gradients.
+    mask: (B, 1, T, T)."""
+
+    def shares(q: Array, k: Array) -> Array:
+        """(B, Hkv, H / Hkv, T, T)"""
+        b, kv_heads, t, _ = k.shape
+        s = (q @ k.swapaxes(2, 3)).reshape(b, kv_heads, -1, t, t)
+        return mx.softmax(s * scale + mask[:, None], -1, precise=True)
+
+    def grouped(x: Array, k: Array) -> Array:
+        """The heads that read the same keys one below the other."""
+        return x.reshape(*k.shape[:2], -1, x.shape[-1])
+
+    def attend(q: Array, k: Array, v: Array) -> Array:
+        return (grouped(shares(grouped(q, k), k), k) @ v).reshape(*q.shape[:3], -1)
+
+    def back(primals: Any, grad: Array, output: Array) -> Any:
+        q, k, v = mx.depends(list(primals), [grad])  # else `mx.compile` would keep the shares of the forward pass
+        q, grad = grouped(q, k), grouped(grad, k)
+        share = shares(q, k)
+        flat = grouped(share, k)
+        slope = (grad @ v.swapaxes(2, 3)).reshape(share.shape)
+        slope = grouped(share * (slope - (share * slope).sum(-1, keepdims=True)) * scale, k)
+        return (slope @ k).reshape(primals[0].shape), slope.swapaxes(2, 3) @ q, flat.swapaxes(2, 3) @ grad
+
+    return _with_rule(attend, back)
 
 
 class _Attend:
@@ -215,6 +310,13 @@ class _Attend:
 # Element by element
 
 
+def rotate(x: Array, turns: Turns) -> Array:
+    """See `Backend.rotate`. Its gradient turns the other way."""
+    return _with_rule(lambda x: mlx_rings.rotate(x, turns), lambda _, grad, output: mlx_rings.rotate(grad, turns.back))(
+        x
+    )
+
+
 def glu(gate: Array, up: Array, activation: str) -> Array:
     """See `Backend.glu`. Keeps gate and up; their gradients share what they have in common."""
 
@@ -222,7 +324,7 @@ def glu(gate: Array, up: Array, activation: str) -> Array:
         return activated(gate, up, activation)
 
     def back(primals: Any, cotangent: Array, output: Array) -> Any:
-        gate, up = primals
+        gate, up = mx.depends(list(primals), [cotangent])  # else `mx.compile` would keep what both passes compute
         inside: Any = None
         if activation == "swiglu_clamped":
             inside = gate <= 7, mx.abs(up) <= 7
@@ -233,7 +335,7 @@ def glu(gate: Array, up: Array, activation: str) -> Array:
             slope = 0.5 * (1 + t) + 0.5 * gate * (1 - t * t) * (_INNER * (1 + 3 * _CUBIC * gate * gate))
         else:
             factor = 1.702 if activation == "swiglu_clamped" else 1.0
-            sigmoid = mx.sigmoid(factor * gate)
+            sigmoid = mx.sigmoid(gate if factor == 1 else factor * gate)
             value = gate * sigmoid
             slope = sigmoid * (1 + factor * (gate - value))
         for_gate, for_up = cotangent * up * slope, cotangent * value

@@ -6,6 +6,7 @@ where every float dtype that is asked for is float64, finite differences of it j
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -28,6 +29,7 @@ class NumpyBackend:
     smallest_group = 1
     asynchronous = False
     compiles = False
+    captures = False
 
     def __init__(self, device: str | None = None, dtype: str = "auto", threads: int | None = None):
         if dtype not in ("auto", "float32", "float64"):
@@ -142,7 +144,7 @@ class NumpyBackend:
     def rms_norm(self, x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
         return x / np.sqrt(np.mean(np.square(x), -1, keepdims=True) + np.float32(eps)) * weight
 
-    def turns(self, cos: np.ndarray, sin: np.ndarray, heads: int, plain: int) -> Any:
+    def turns(self, cos: np.ndarray, sin: np.ndarray, heads: int, plain: int, *, packs: bool = False) -> Any:
         return cos[:, :, None], sin[:, :, None], heads  # B T 1 d/2
 
     def rotate(self, x: np.ndarray, turns: Any) -> np.ndarray:
@@ -185,7 +187,8 @@ class NumpyBackend:
 
         s = scores(q, k, mask)
         if sinks is not None:
-            s = np.concatenate([scores(sinks.q, sinks.k, sinks.mask), s], -1)
+            first = scores(sinks.q, sinks.k, sinks.mask)
+            s = np.concatenate([first if sinks.shift is None else first + sinks.shift[..., None], s], -1)
             v = np.concatenate([sinks.v.astype(self._float), v], 2)
         if sink_logits is None:
             return self.softmax(s, -1) @ np.repeat(v, heads, 1)
@@ -293,6 +296,13 @@ class NumpyBackend:
             return np.sum(values, dtype=self._float)
 
         return run
+
+    def unflatten(self, flat: np.ndarray, shapes: Sequence[tuple[int, ...]], dtype: str) -> list[np.ndarray]:
+        parts = np.split(flat.astype(self._dtype(dtype)), np.cumsum([math.prod(shape) for shape in shapes])[:-1])
+        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def elementwise(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return function
 
     def stop_gradient(self, x: np.ndarray) -> np.ndarray:
         return x

@@ -30,12 +30,20 @@ class Sinks(Generic[A]):
 
     q: (B, Hq, T, D), rotated for them. kv: (2, B, Hkv, S, D), keys and values, never quantized. mask: float32 (B, T,
     S), 0 where visible and MASKED elsewhere. both: that and the mask of what is not sinks, side by side, (B, T, S + C).
+    shift: float32 (B, Hq, T), added to all their scores as the mask is, or None.
     """
 
     q: A
     kv: A
     mask: A
     both: A
+    shift: A | None = None
+
+    def some(self, queries: slice, tokens: slice, keys: slice) -> Sinks[A]:
+        """Of some heads of queries, some tokens, and the heads of keys that they read."""
+        x: Any = self
+        shift = None if x.shift is None else x.shift[:, queries, tokens]
+        return Sinks(x.q[:, queries, tokens], x.kv[:, :, keys], x.mask[:, tokens], x.both[:, tokens], shift)
 
     @property
     def k(self) -> A:
@@ -90,6 +98,11 @@ class Backend(Protocol[A]):
     @property
     def compiles(self) -> bool:
         """Whether `compile` gains anything on this device."""
+        ...
+
+    @property
+    def captures(self) -> bool:
+        """Whether what is compiled is so dear to make again that buffers should grow ahead of need."""
         ...
 
     @property
@@ -192,9 +205,10 @@ class Backend(Protocol[A]):
         """x / sqrt(mean(x²) + eps) * weight over the last axis, computed in float32 (arXiv 1910.07467)."""
         ...
 
-    def turns(self, cos: A, sin: A, heads: int, plain: int) -> Any:
+    def turns(self, cos: A, sin: A, heads: int, plain: int, *, packs: bool = False) -> Any:
         """What `rotate` takes, made once for all layers of a step: cos, sin float32 (B, T, d/2) for the first `heads`
-        heads; the `plain` ones behind them stay as they are."""
+        heads; the `plain` ones behind them stay as they are. packs: what is rotated meets a packed ring, so it may be
+        given in the dtype that products with that have."""
         ...
 
     def rotate(self, x: A, turns: Any) -> A:
@@ -222,10 +236,10 @@ class Backend(Protocol[A]):
     ) -> A:
         """softmax(scale * q·k + mask) · v with grouped heads, softmax in float32; (B, Hq, T, D), residual dtype.
 
-        q: (B, Hq, T, D), residual dtype. k, v: (B, Hkv, C, D) arrays or `Packed`. mask: float32 (B, T, C), additive.
-        rule: what the mask was made of, for kernels that do without it. Scores of `sinks` join the same softmax. Soft
-        capping (c * tanh(s / c)) comes before the mask. sink_logits: float32 (Hq,), one score a query head that takes
-        its share of the softmax and has no value (gpt-oss).
+        q: (B, Hq, T, D), as `rotate` gives it. k, v: (B, Hkv, C, D) arrays or `Packed`. mask: float32 (B, T, C),
+        additive. rule: what the mask was made of, for kernels that do without it. Scores of `sinks` join the same
+        softmax. Soft capping (c * tanh(s / c)) comes before the mask. sink_logits: float32 (Hq,), one score a query
+        head that takes its share of the softmax and has no value (gpt-oss).
         """
         ...
 
@@ -331,6 +345,16 @@ class Backend(Protocol[A]):
         and nothing is computed twice: for the logits of a large vocabulary. Only arguments are differentiated. Not to
         be used inside `checkpoint`.
         """
+        ...
+
+    def unflatten(self, flat: A, shapes: Sequence[tuple[int, ...]], dtype: str) -> Sequence[A]:
+        """float32 (N,) as arrays of these shapes, one after the other, in a float dtype: views of one cast. Its
+        gradient is joined in one pass."""
+        ...
+
+    def elementwise(self, function: Callable[..., tuple[A, ...]]) -> Callable[..., tuple[A, ...]]:
+        """The same function of arrays of one shape, then of float numbers, which goes element by element: in one pass
+        where the device has such a thing. Not differentiated."""
         ...
 
     def stop_gradient(self, x: A) -> A: ...

@@ -148,9 +148,9 @@ class LanguageModel:
         layout: Layout = {"sinks": sinks, "chunk": chunk, "slack": slack}
         return choose(self.config, kv, dense, free, context=context, batch=batch, **layout)
 
-    def kv_warning(self, kv: KVFormat) -> str | None:
-        """Why this model's keys are unsafe at so few bits, in a line; None where nothing is known against it."""
-        return kv_warning(self.ops, self.decoder, kv)
+    def kv_warning(self, spec: CacheSpec) -> str | None:
+        """Why a cache's format is unsafe for this model's keys, in a line; None where nothing is known against it."""
+        return kv_warning(self.ops, self.decoder, spec)
 
     @cached_property
     def prefixes(self) -> PrefixCache:

@@ -6,13 +6,10 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
-import torch
-from torch.overrides import TorchFunctionMode
 
 REQUIRED = sys.platform == "linux" and platform.machine() == "x86_64"
 """Where triton belongs to the development tools: there, tests of its kernels fail without it."""
@@ -53,41 +50,13 @@ def _repair_bfloat16() -> None:
     interpreter.InterpreterBuilder.create_dot = lambda self, a, b, *rest: multiply(self, widened(a), widened(b), *rest)
 
 
-class Operations(TorchFunctionMode):
-    """x[...] with integers, slices, None and an ellipsis, read or written, and copies into a tensor, by operations:
-    Python's way to them asks the device for more than a fake one has."""
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is torch.Tensor.__getitem__:
-            return _part(*args)
-        if function is torch.Tensor.__setitem__:
-            return torch.ops.aten.copy_.default(_part(*args[:2]), args[2])
-        return (torch.ops.aten.copy_.default if function is torch.Tensor.copy_ else function)(*args, **(kwargs or {}))
-
-
-def _part(x: torch.Tensor, wanted: Any) -> torch.Tensor:
-    """x[wanted], a view."""
-    wanted = wanted if isinstance(wanted, tuple) else (wanted,)
-    if ... not in wanted:
-        wanted = (*wanted, ...)
-    middle, dim = wanted.index(...), 0
-    rest = x.ndim - sum(part is not None for part in wanted) + 1
-    for part in (*wanted[:middle], *[slice(None)] * rest, *wanted[middle + 1 :]):
-        if part is None:
-            x = x.unsqueeze(dim)
-        elif isinstance(part, slice):
-            x = torch.ops.aten.slice.Tensor(x, dim, part.start, part.stop, part.step or 1)
-        else:
-            x = x.select(dim, part)
-            dim -= 1
-        dim += 1
-    return x
-
-
 @pytest.fixture
-def fake_cuda() -> Iterator[None]:
-    """Tensors on a GPU that is not there: shapes and dtypes without numbers, and no way from or to the host."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
+def fake_cuda(triton_device: str) -> Iterator[None]:
+    """A GPU that is not there, with Triton's kernels: shapes and dtypes without numbers, and no way from or to the
+    host."""
+    del triton_device
+    from partita_apps.bench import gpu_steps
+    from partita_backends.torch import cuda
 
-    with FakeTensorMode(), Operations(), torch.no_grad():
+    with gpu_steps.gpu_with(cuda):
         yield

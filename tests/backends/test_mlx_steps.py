@@ -15,6 +15,8 @@ from partita.cache.kv_format import KVFormat
 from partita.cache.spec import CacheSpec, LayerSpec, Span
 from partita.cache.state import Cache
 from partita.model.config import RopeConfig
+from partita.quantization import quantize_minmax
+from partita.rings import sides
 from partita_apps.bench.launches import count
 from partita_backends import mlx as mlx_backend
 
@@ -22,6 +24,7 @@ from ..conftest import LAYERS
 
 STEP = 48
 """Launches of a step that no layer has: tokens, angles, masks, the head."""
+ROPE = RopeConfig(10_000.0, 64)
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +35,14 @@ def folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-@pytest.mark.parametrize(("kv", "context", "layer"), [("16", None, 12), ("16", 16, 13), ("k8v4", None, 27)])
-@pytest.mark.parametrize("batch", [1, 2])
-def test_launches_of_a_step(folder: Path, kv: str, context: int | None, layer: int, batch: int) -> None:
-    """Each layer has one norm, product, rotation, write and attention; behind the anchor one write more."""
-    found = count(model=str(folder), prompt=24, batch=batch, dtype="float16", kv=kv, context=context)
+@pytest.mark.parametrize(
+    ("kv", "context", "layer"), [("16", None, 12), ("16", 16, 13), ("k8v4", None, 27), ("k4v4", None, 31)]
+)
+@pytest.mark.parametrize(("dtype", "batch"), [("float16", 1), ("float16", 2), ("bfloat16", 1)])
+def test_launches_of_a_step(folder: Path, kv: str, context: int | None, layer: int, dtype: str, batch: int) -> None:
+    """Each layer has one norm, product, rotation, write and attention; behind the anchor one write more, and less a
+    centre two passes."""
+    found = count(model=str(folder), prompt=24, batch=batch, dtype=dtype, kv=kv, context=context)
     assert sum(found.values()) <= LAYERS * layer + STEP
     writes = sum(found.get(name, 0) for name in ("DynamicSliceUpdate", "ScatterAxis"))
     if kv == "16":
@@ -45,13 +51,33 @@ def test_launches_of_a_step(folder: Path, kv: str, context: int | None, layer: i
         assert found.get("AsType", 0) <= 4  # of positions: no layer has one
     else:
         assert writes == 4 * LAYERS + 1
+        centred = kv == "k4v4"
+        assert found.get("AsType", 0) <= LAYERS + 4 + centred * (LAYERS + 1)  # the sinks' keys; what they lose
     assert found.get("Gather", 0) < 12  # a gather of a cache would be a copy
 
 
-def ring(tokens: int, kv: str) -> tuple[Any, Cache]:
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_words_are_those_of_what_was_rotated(dtype: str) -> None:
+    """Beside a packed ring a rotation gives float16, whatever the stream has: it rounds less than bfloat16 does, and
+    nothing is cast behind it. Words, scales and biases are the oracle's of these numbers, bit by bit."""
+    ops, cache = ring(0, "k8v4", dtype)
+    x = ops.array(np.random.default_rng(3).normal(0, 2, (1, 12, 6, 64)).astype(np.float32), dtype)
+    cache.advance(12)
+    assert cache.attend(0, x, 2).dtype == x.dtype
+    places = ops.array(np.arange(12, dtype=np.int32)[None])
+    turns = ops.turns(*cache._ropes[ROPE].angles(places), 4, 2, packs=True)
+    new = ops.to_numpy(ops.rotate(x, turns))[:, 4:, 2:].swapaxes(1, 2)  # the first four are sinks
+    assert new.dtype == np.float16
+    for side, part, bits in zip(sides(cache._layers[0].kv), np.split(new, 2, 1), (8, 4), strict=True):
+        expected = quantize_minmax(part.astype(np.float32), bits, 32)
+        for own, exact in zip((side.weight, *side.grid), (expected.weight, *expected.grid), strict=True):
+            np.testing.assert_array_equal(np.array(own)[:, :, : part.shape[2]], exact)
+
+
+def ring(tokens: int, kv: str, dtype: str = "float16") -> tuple[Any, Cache]:
     """A cache of one layer with room for so many tokens, on MLX."""
-    ops: Any = partita_backends.load("mlx", device="cpu", dtype="float16")
-    layer = LayerSpec(2, 64, Span(None, 4), RopeConfig(10_000.0, 64), 0.125, None)
+    ops: Any = partita_backends.load("mlx", device="cpu", dtype=dtype)
+    layer = LayerSpec(2, 64, Span(None, 4), ROPE, 0.125, None)
     cache = Cache(ops, CacheSpec((layer,), KVFormat.parse(kv), None, 4, 64))
     for _ in range(tokens // 64):
         cache.advance(64)

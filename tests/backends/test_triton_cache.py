@@ -179,6 +179,16 @@ def test_rows_of_a_batch_have_their_own_positions(
     judge(Life(ops, spec_of(layer(kv_heads, 32, WINDOW, SINKS), "k8v4"), heads, [7, 61], 3))
 
 
+@pytest.mark.parametrize("kv", ["k4v4", "k4v16"])
+@pytest.mark.parametrize("tokens", [1, 5, CHUNK])
+@pytest.mark.parametrize("read", [[1], [ANCHOR - 4, 40], [150]])
+def test_keys_less_their_centre(ops: Any, kv: str, tokens: int, read: list[int]) -> None:
+    """Beyond the anchor, several queries' scores of sinks are moved by what the centre makes of each."""
+    life = Life(ops, spec_of(layer(2, 64, WINDOW, SINKS), kv), 6, read, tokens)
+    life.step[1] += 3  # what keys have in common
+    judge(life)
+
+
 def test_more_queries_than_a_program_takes(ops: Any) -> None:
     judge(Life(ops, spec_of(layer(1, 64, WINDOW, SINKS), "k8v4"), 20, [50], 8))
 
@@ -314,3 +324,5 @@ def test_part_of_a_head_is_rotated(ops: Any, dims: int, heads: int) -> None:
     mine = ops.rotate(ops.array(x), ops.turns(ops.array(cos), ops.array(sin), heads, 5 - heads))
     near = {"rtol": 0, "atol": 0 if ops.device == "cpu" else 1e-6}  # see `numbers`
     np.testing.assert_allclose(array(mine), ORACLE.rotate(x, ORACLE.turns(cos, sin, heads, 5 - heads)), **near)
+    back = ops._gpu.rotate(mine, ops.array(cos), ops.array(sin), heads, True)
+    np.testing.assert_allclose(array(back), x, rtol=0, atol=2e-6)

@@ -37,18 +37,23 @@ def test_kernels_fit_and_use_matrix_units(compiled: list[Any]) -> None:
         "_decode",
         "_combine",
         "_norm",
+        "_norm_back",
         "_glu",
+        "_glu_back",
         "_turn",
         "_spread",
         "_store",
         "_row_product",
         "_tile_product",
+        "_tile_back",
         "_unpack",
     }
     for kernel in compiled:
         assert kernel["bytes"] > 0
         assert kernel["shared"] <= SHARED, kernel
-        assert kernel["mma"] == (kernel["name"] in ("_decode", "_tile_product") and kernel["sixteen"]), kernel
+        assert kernel["mma"] == (kernel["name"] in ("_decode", "_tile_product", "_tile_back") and kernel["sixteen"]), (
+            kernel
+        )
 
 
 def test_what_is_written_is_rounded_as_on_other_devices(compiled: list[Any]) -> None:

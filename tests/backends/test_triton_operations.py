@@ -99,13 +99,16 @@ def test_what_is_written_is_declared(kernels: Any, triton_device: str) -> None:
     torch.library.opcheck(operations.rotate.default, turn, test_utils=checks)
     torch.library.opcheck(operations.hadamard.default, (both,), test_utils=checks)
     torch.library.opcheck(operations.store.default, (both, at, *side(8), *side(4), 32), test_utils=checks)
-    sinks = (q.clone(), floats(2, 1, 1, 5, 32), torch.zeros(1, 1, 5, device=triton_device))
+    sinks = (q.clone(), floats(2, 1, 1, 5, 32), torch.zeros(1, 1, 5, device=triton_device), q[..., 0].clone())
     attend = (q, at, held, *side(8), *side(4), 32, *sinks, 4, 5, 0.1, None, floats(2), 2)
     torch.library.opcheck(operations.flash_decode.default, attend, test_utils=checks)
     stack = quantize_weight(rng.standard_normal((2, 8, 32)).astype(np.float32), 4, 32)
     parts = [from_numpy(part).to(triton_device) for part in (stack.weight, *stack.grid)]
     one, form, index = [part[0] for part in parts], (4, 32), torch.zeros(1, 1, 2, dtype=INTS, device=triton_device)
     torch.library.opcheck(operations.packed_product.default, (floats(1, 32), *one, *form), test_utils=checks)
+    torch.library.opcheck(operations.packed_product_back.default, (floats(3, 8), *one, *form), test_utils=checks)
+    torch.library.opcheck(operations.rms_norm_back.default, (both, both, floats(32), 1e-5), test_utils=checks)
+    torch.library.opcheck(operations.glu_back.default, (both, both, both, 0), test_utils=checks)
     torch.library.opcheck(operations.packed_rows.default, (at[0], *one, *form, HALF), test_utils=checks)
     torch.library.opcheck(operations.expert_product.default, (k[None, 0], index, *parts, *form), test_utils=checks)
 

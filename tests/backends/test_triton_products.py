@@ -70,6 +70,30 @@ def test_products_in_sixteen_bits(kernels: Any, dtype: torch.dtype, rows: int) -
     bounds.assert_near(y.cpu().double(), x.double() @ values.T, bounds.gamma(4, name), 30)
 
 
+@pytest.mark.parametrize("rows", [1, 17, 70])
+@pytest.mark.parametrize(("bits", "group", "size"), [*((bits, 32, 224) for bits in BITS), (4, 128, 384), (6, 16, 48)])
+def test_gradients_times_the_weight_itself(kernels: Any, bits: int, group: int, size: int, rows: int) -> None:
+    """Of rows that lie within longer ones too."""
+    products, _, device = kernels
+    weight, grads = quantize_weight(normal(37, size), bits, group), normal(rows, 2 * 37, seed=1)
+    whole = from_numpy(grads).to(device)
+    for part in (slice(0, 37), slice(37, 74)):
+        x = products.product_back(whole[:, part], on(device, weight))
+        bounds.assert_near(
+            x.cpu().numpy(), grads[:, part] @ exact(weight), bounds.drift(37 + 4), np.abs(grads).max() * 4
+        )
+
+
+def test_gradients_in_sixteen_bits(kernels: Any) -> None:
+    products, _, device = kernels
+    weight = quantize_weight(normal(48, 128), 4, 64)
+    grad = from_numpy(normal(5, 48, seed=1)).to(torch.bfloat16)
+    x = products.product_back(grad.to(device), on(device, weight, torch.bfloat16))
+    assert x.dtype == torch.bfloat16
+    values = weights.dequantize(on("cpu", weight, torch.bfloat16), torch.float32).double()
+    bounds.assert_near(x.cpu().double(), grad.double() @ values, bounds.gamma(4, "bfloat16"), 30)
+
+
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_are_those_of_the_format(kernels: Any, bits: int, dtype: torch.dtype) -> None:
@@ -91,7 +115,9 @@ def test_many_rows_make_a_part_of_the_weight_dense_at_once(kernels: Any, monkeyp
     assert [len(dense) for _, dense in words.parts(torch.float32)] == [10, 10, 10, 5]
     assert words.product(from_numpy(x).to(device), torch.float32) is None
     forward, back = words.multiply(from_numpy(x).to(device)), words.multiply_back(from_numpy(grad).to(device))
-    bounds.assert_near(forward.cpu().numpy(), x @ exact(weight).T, bounds.drift(100), 16)
+    trained = words.multiply_packed(from_numpy(x).to(device))
+    for found in (forward, trained):
+        bounds.assert_near(found.cpu().numpy(), x @ exact(weight).T, bounds.drift(100), 16)
     bounds.assert_near(back.cpu().numpy(), grad @ exact(weight), bounds.drift(40), 16)
 
 

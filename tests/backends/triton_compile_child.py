@@ -63,7 +63,7 @@ def attend(dtype: torch.dtype, key_bits: int, value_bits: int, d: int, tokens: i
     keys, values = (k if bits >= 16 else attention.quantize(k, bits, 32) for bits in (key_bits, value_bits))
     q = torch.zeros(1, 2 * rep, tokens, d, dtype=dtype)
     mask = torch.zeros(1, tokens, 5)
-    sinks, logits = Sinks(q, torch.stack([k, k])[:, :, :, :5], mask, mask), torch.zeros(2 * rep)
+    sinks, logits = Sinks(q, torch.stack([k, k])[:, :, :, :5], mask, mask, q[..., 0].float()), torch.zeros(2 * rep)
     options: dict[str, Any] = {"sinks": sinks, "softcap": 20.0, "sink_logits": logits}
     triton_attention.attend(q, keys, values, Rule(z[:, :tokens], z, 90, 5, z == 0), scale=0.1, **options)
 
@@ -73,6 +73,7 @@ def write(dtype: torch.dtype, key_bits: int, value_bits: int, d: int) -> None:
     keys, values = (attention.quantize(k, bits, 32) if bits < 16 else k for bits in (key_bits, value_bits))
     x, angles = torch.zeros(1, 1, 4, d, dtype=dtype), torch.zeros(1, 1, d // 2)
     triton_write.rotate(x, angles, angles, 3)
+    triton_write.rotate(x, angles, angles, 3, True)
     triton_write.store(keys, values, x, z)
     if d & (d - 1) == 0:
         triton_write.hadamard(x)
@@ -81,15 +82,18 @@ def write(dtype: torch.dtype, key_bits: int, value_bits: int, d: int) -> None:
 def pointwise(dtype: torch.dtype, n: int) -> None:
     x = torch.zeros(1, 1, 2 * n, dtype=dtype)
     triton_pointwise.rms_norm(x[..., :n], x[0, 0, :n], 1e-5)
+    triton_pointwise.rms_norm_back(x[..., :n], x[..., n:], x[0, 0, :n], 1e-5)
     for activation in triton_pointwise.ACTIVATIONS:
         triton_pointwise.glu(x[..., :n], x[..., n:], activation)
+        triton_pointwise.glu_back(x[..., :n], x[..., :n], x[..., n:], activation)
 
 
 def multiply(dtype: torch.dtype, bits: int, group: int) -> None:
     stack = quantize_weight(np.ones((2, 40, 1024), np.float32), bits, group).map(from_numpy)
     weight = stack.map(lambda part: part[0])
-    for rows in (1, 32):
+    for rows in (1, 32, 256):
         triton_products.product(torch.zeros(rows, 1024, dtype=dtype), weight)
+        triton_products.product_back(torch.zeros(rows, 40, dtype=dtype), weight)
     triton_products.rows(weight, torch.zeros(3, dtype=torch.int32), dtype)
     for tokens in (1, 40):
         index = torch.zeros(1, tokens, 4, dtype=torch.int32)

@@ -2,6 +2,7 @@
 
 The reference knows nothing of slots, rings or chunks: it keeps every key and value ever written and applies the rule
 `0 <= p <= q and (p > q - window or p < sinks)`, with sinks scored by a query rotated at min(q, sinks + window - 1).
+Keys of 4 bits are rounded less their centre, and have it back when they are read.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ def plans(draw: st.DrawFn, kv: st.SearchStrategy[str]) -> Plan:
 
 
 def spec_of(plan: Plan) -> CacheSpec:
-    layer = LayerSpec(KV_HEADS, D, Span(plan.window, plan.sinks), ROPE if plan.rotates else None, SCALE, None)
+    rope = ROPE if plan.rotates else None
+    layer = LayerSpec(KV_HEADS, D, Span(plan.window, plan.sinks), rope, SCALE, None, plan.sink_logits)
     return CacheSpec((layer,), KVFormat.parse(plan.kv), None, plan.sinks, plan.chunk, plan.slack)
 
 
@@ -87,10 +89,22 @@ class Row:
     sink_keys: list[np.ndarray] = field(default_factory=list)
     values: list[np.ndarray] = field(default_factory=list)
     sink_values: list[np.ndarray] = field(default_factory=list)
+    unrotated: list[np.ndarray] = field(default_factory=list)
 
     def trim(self, count: int) -> None:
-        for part in (self.keys, self.sink_keys, self.values, self.sink_values):
+        for part in (self.keys, self.sink_keys, self.values, self.sink_values, self.unrotated):
             del part[len(part) - count :]
+
+    def centre(self, ops: Backend, table: RopeTable, plan: Plan) -> np.ndarray | float:
+        """What keys of 4 bits are rounded without, (KV_HEADS, D): the mean of all sinks but the first, before rotation,
+        by the mean rotation of 2,048 positions. In the backend's own operations: its last bit may decide how a key is
+        rounded."""
+        sinks = self.unrotated[1 : plan.sinks]
+        if not (plan.kv.startswith("k4") and plan.rotates and sinks) or plan.sink_logits:
+            return 0.0
+        mean = ops.sum(ops.array(np.stack(sinks, 1)[None]), 2) * (1 / len(sinks))
+        turns = ops.turns(*table.mean_angles(2048), KV_HEADS, 0)
+        return ops.to_numpy(ops.rotate(mean[:, None], turns))[0, 0]
 
     def attend(self, q: np.ndarray, position: int, plan: Plan) -> tuple[np.ndarray, float]:
         """q (HEADS, D) before rotation to (HEADS, D), in float64, and how far float32 may be from it. A sink logit is
@@ -158,7 +172,9 @@ def live(ops: Backend, plan: Plan) -> None:
             for i in range(lengths[b]):
                 row.sink_keys.append(turned[b, :, i])
                 row.sink_values.append(v[b, :, i])
-                row.keys.append(stored(turned[b, :, i], spec.kv.key_bits, spec.kv.group_size))
+                row.unrotated.append(k[b, :, i])
+                centre = row.centre(ops, table, plan)
+                row.keys.append(stored(turned[b, :, i] - centre, spec.kv.key_bits, spec.kv.group_size) + centre)
                 row.values.append(stored(v[b, :, i], spec.kv.value_bits, spec.kv.group_size))
             for i in range(lengths[b]):
                 expected, error = row.attend(q[b, :, i], starts[b] + i, plan)
@@ -183,7 +199,7 @@ def test_equals_attention_over_the_quantized_history(ops: Backend, plan: Plan) -
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64])
-@pytest.mark.parametrize("kv", ["32", "k8v4"])
+@pytest.mark.parametrize("kv", ["32", "k8v4", "k4v4"])
 @pytest.mark.parametrize(("window", "sinks"), [(16, 0), (16, 4), (None, 0)])
 def test_chunking_does_not_matter(ops: Backend, chunk: int, kv: str, window: int | None, sinks: int) -> None:
     """Lengths around the window and beyond the ring; sinks stay visible to chunks after it has turned."""
@@ -247,6 +263,16 @@ def test_memory_stops_growing_at_the_ring(ops: Backend, kv: str) -> None:
     assert sizes[-1] == KV_HEADS * D * bits * slots // 8 + 4 * (slots + 4) + sinks + 4
 
 
+def test_the_mean_rotation_is_that_of_all_positions(ops: Backend) -> None:
+    table = RopeTable(ops, RopeConfig(10_000.0, D, scaling="yarn", factor=4.0, original_max_positions=64,
+                                      attention_factor=1.5))  # fmt: skip
+    table.reserve(300)
+    every = [ops.to_numpy(x)[0] for x in table.angles(ops.array(np.arange(300, dtype=np.int32)[None]))]
+    for mean, each in zip(table.mean_angles(300), every, strict=True):
+        assert mean.shape == (1, 1, D // 2)
+        bounds.assert_near(ops.to_numpy(mean)[0, 0], each.astype(np.float64).mean(0), 2 * bounds.gamma(6), 1.5)
+
+
 def test_far_positions_are_exact(ops: Backend) -> None:
     """Angles at position 5,000,000 are as exact as near ones; float32 products would be off by 0.3 rad."""
     table = RopeTable(ops, ROPE)
@@ -268,7 +294,7 @@ def step(cache: Cache, seed: int, tokens: int, rows: slice = slice(None)) -> np.
     return attend(cache, 0, *(x[rows] for x in (q, k, v)))
 
 
-@pytest.mark.parametrize("kv", ["32", "16", "k8v4"])
+@pytest.mark.parametrize("kv", ["32", "16", "k8v4", "k4v4h"])
 def test_a_snapshot_is_restored_exactly(ops: Backend, kv: str) -> None:
     """Before the wrap, across it, and into another cache; writing on does not change what was taken."""
     plan = Plan(8, 2, 3, 4, 1, kv, [], 0)
@@ -288,11 +314,12 @@ def test_a_snapshot_is_restored_exactly(ops: Backend, kv: str) -> None:
         Cache(ops, spec_of(Plan(9, 2, 3, 4, 1, kv, [], 0))).restore(snapshot)
 
 
-@pytest.mark.parametrize("kv", ["32", "k8v4"])
+@pytest.mark.parametrize("kv", ["32", "k8v4", "k4v4"])
 def test_rows_are_filtered_and_extended_at_any_step(ops: Backend, kv: str) -> None:
     """A row of a batch sees what it would see alone, whatever rows are beside it and at whatever positions. Of keys
-    that differ in the last bit, one may fall to the other of two integers: a step of 8 bits moves a score by 0.006."""
-    error = 2 * bounds.attention(D, 12, score=8, value=4) if kv == "32" else 0.006
+    that differ in the last bit, one may fall to the other of two integers: a step of 8 bits moves a score by 0.006,
+    one of 4 bits by 0.1."""
+    error = {"32": 2 * bounds.attention(D, 12, score=8, value=4), "k8v4": 0.006, "k4v4": 0.1}[kv]
     spec = spec_of(Plan(8, 2, 3, 4, 1, kv, [], 0))
     alone = [Cache(ops, spec) for _ in range(3)]
     batch = Cache(ops, spec)
@@ -325,9 +352,10 @@ def test_rows_are_filtered_and_extended_at_any_step(ops: Backend, kv: str) -> No
         batch.extend(Cache(ops, spec_of(Plan(9, 2, 3, 4, 1, kv, [], 0))))
 
 
-def test_taken_back_into_the_sinks_the_rings_are_empty(ops: Backend, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kv", ["k8v4", "k4v4"])
+def test_taken_back_into_the_sinks_the_rings_are_empty(ops: Backend, kv: str, tmp_path: Path) -> None:
     """As if only the sinks had been written: bytes, what can be taken back next, what is seen, and the file."""
-    spec = spec_of(Plan(300, 4, 0, 4, 1, "k8v4", [], 0))
+    spec = spec_of(Plan(300, 4, 0, 4, 1, kv, [], 0))
     cache, fresh = Cache(ops, spec), Cache(ops, spec)
     for i in range(100):
         step(cache, i, 4, slice(0, 1))

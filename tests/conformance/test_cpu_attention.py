@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,11 @@ def test_attention_is_the_oracle_s(ops: Backend, oracle: Backend, form: Any, siz
     options: dict[str, Any] = {"scale": size**-0.5, "softcap": 20.0 if seed == 2 else None}
     given = ops.array(q), key, value, ops.array(mask)
     logits = None if extra is None else ops.array(extra)
-    sinks, own_sinks = (stacked.sinks(x, *first, mask) if first else None for x in (ops, oracle))
+    shift = normal(rng, batch, heads, tokens)
+    sinks, own_sinks = (
+        replace(stacked.sinks(x, *first, mask), shift=x.array(shift) if seed == 2 else None) if first else None
+        for x in (ops, oracle)
+    )
     found = ops.to_numpy(ops.cached_attention(*given, sinks=sinks, sink_logits=logits, **options))
     exact = oracle.cached_attention(q, own_key, own_value, mask, sinks=own_sinks, sink_logits=extra, **options)
     assert np.isfinite(found).all()

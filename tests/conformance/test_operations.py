@@ -198,10 +198,11 @@ def cached_attention(ops: Backend) -> list[np.ndarray]:
         first = normal(batch, 6, tokens, 64, seed=4), normal(batch, 2, 3, 64, seed=5), normal(batch, 2, 3, 64, seed=6)
         hidden = np.array([0, 0, MASKED], np.float32) * np.ones((batch, tokens, 1), np.float32)
         sinks = stacked.sinks(ops, *first, hidden, ops.to_numpy(mask))
+        moved = replace(sinks, shift=ops.array(normal(batch, 6, tokens, seed=8)))
         dense = (ops.array(k), ops.array(v))
         packed = (ops.quantize(dense[0], 8, 32), ops.quantize(dense[1], 4, 64))
         for keys, values in (dense, packed, (ops.cast(dense[0], "float16"), packed[1])):
-            for kept, softcap in ((None, None), (sinks, None), (sinks, 2.0)):
+            for kept, softcap in ((None, None), (sinks, None), (sinks, 2.0), (moved, None)):
                 for logits in (None, ops.array(normal(6, seed=7, scale=3))):
                     out = ops.cached_attention(
                         q, keys, values, mask, scale=0.2, sinks=kept, softcap=softcap, sink_logits=logits
@@ -393,6 +394,7 @@ def test_attributes(ops: Backend) -> None:
     assert ops.dtype == ops.decode_dtype == "float32"
     assert ops.asynchronous in (True, False)
     assert ops.compiles in (True, False)
+    assert not ops.captures  # on a CPU
 
 
 def test_a_packed_mode_that_is_not_computed_is_refused(ops: Backend) -> None:

@@ -69,10 +69,23 @@ def value_and_grad(ops: Backend) -> list[np.ndarray]:
     return [ops.to_numpy(x) for x in (total, aux, found["a"] / aux, found["unused"])]
 
 
+def elementwise(ops: Backend) -> list[np.ndarray]:
+    """Numbers may be others in each call."""
+
+    def function(x: Any, y: Any, share: Any, root: Any) -> Any:
+        return x + (y - x) * share, (y * y) ** root
+
+    run = ops.elementwise(function)
+    x, y = (ops.array(normal(3, 4, seed=seed)) for seed in range(2))
+    return [ops.to_numpy(z) for share in (0.25, 0.5) for z in run(x, y, share, 0.5)]
+
+
 CASES: dict[str, Case] = {
     "attention": attention,
     "value": value,
     "value_and_grad": value_and_grad,
+    "unflatten": of_example("unflatten"),
+    "elementwise": elementwise,
     "checkpoint": of_example("checkpoint"),
     "chunked_sum": of_example("chunked_sum"),
     "stop_gradient": lambda ops: [ops.to_numpy(ops.stop_gradient(ops.array(normal(3))))],

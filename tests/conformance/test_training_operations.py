@@ -187,6 +187,12 @@ def chunks(rows: int) -> Example:
     return Example(function, inputs)
 
 
+def parts(ops: Backend, a: dict[str, Any]) -> Any:
+    """The last one is not used."""
+    x, w, bias, _ = ops.unflatten(a["flat"], [(2, 3), (4, 3), (4,), (1, 2)], "float32")
+    return ops.linear(x, w, bias)
+
+
 def recomputed(ops: Backend, a: dict[str, Any]) -> Any:
     def block(trained: dict[str, Any], x: Any, index: Any) -> tuple[Any, Any]:
         y = ops.glu(ops.linear(x, trained["w"]), x, "silu")
@@ -212,6 +218,7 @@ WITHOUT_GRADIENT = frozenset(
             "dequantize",
         ),  # of a cache
         *("argmax", "scatter_add", "compile"),  # of decoding
+        "elementwise",  # of the optimizer
         *("value", "value_and_grad", "stop_gradient"),  # tested in test_training.py
     }
 )
@@ -261,6 +268,7 @@ EXAMPLES: dict[str, Example] = {
     "tanh": of_x(lambda ops, x: ops.tanh(x), 3, 5),
     "hadamard": of_x(lambda ops, x: ops.hadamard(x), 3, 8),
     "root": of_x(lambda ops, x: (x * x + 0.1) ** 0.5, 3, 5),
+    "unflatten": Example(parts, {"flat": normal(24)}),
     "checkpoint": Example(recomputed, {"x": normal(3, 4), "w": normal(4, 4, seed=1)}),
     "chunked_sum": chunks(4),
     "chunked_sum-whole": chunks(100),

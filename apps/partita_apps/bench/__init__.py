@@ -245,20 +245,59 @@ def serve(**options: Any) -> Rows:
 
 
 @bench.command()
-@click.option("--kv", default="16", show_default=True, help="Format of the cache.")
+@click.option(
+    "--step", type=click.Choice(("decode", "train")), default="decode", show_default=True, help="What to count."
+)
+@click.option("--backend", type=click.Choice(("mlx", "torch")), default=None, help="The peer's, or mlx if left out.")
+@click.option("--kv", default=None, help="Format of the cache, 16 if left out; formats by commas, 16,k8v4, on torch.")
 @click.option("--context", type=click.IntRange(8, 24), default=None, help="A ring so small that it has begun to turn.")
 @click.option("--rows", "batch", type=click.IntRange(1), default=1, show_default=True, help="How many at once.")
-@click.option("--dtype", type=click.Choice(("float16", "bfloat16", "float32")), default="float16", show_default=True)
-@click.option("--against", type=click.Choice(("mlx-lm",)), default=None, help="Count this peer's too.")
+@click.option("--length", type=click.IntRange(8), default=128, show_default=True, help="Tokens of a row in training.")
+@click.option("--rank", type=click.IntRange(1), default=8, show_default=True, help="Size of the adapters in training.")
+@click.option("--grad-checkpoint", "checkpoint", is_flag=True, help="Training that computes activations again.")
+@click.option(
+    "--dtype",
+    type=click.Choice(("float16", "bfloat16", "float32")),
+    default=None,
+    help="float16, or bfloat16 on torch and in training.",
+)
+@click.option(
+    "--against",
+    type=click.Choice(("mlx-lm", "transformers", "peft")),
+    default=None,
+    help="Count this peer's too; peft's in training, transformers' in decoding.",
+)
 @click.option("--peer-python", default=None, help="Python that has the peer installed; this one if left out.")
 @click.option("--model", default=None, help="Model to count, or shape:135m …; the default model if left out.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
-def launches(model: str | None, as_json: bool, **options: Any) -> None:
-    """Kernels that a decode step launches on MLX, counted in its graph, without a device to time it on."""
-    from .launches import run
+def launches(
+    step: str,
+    model: str | None,
+    as_json: bool,
+    length: int,
+    rank: int,
+    checkpoint: bool,
+    kv: str | None,
+    context: int | None,
+    **options: Any,
+) -> None:
+    """Kernels that a step launches on MLX, or its operations on a GPU of torch: counted, without a device to time it.
+    Of decoding, with a cache that keeps everything and beyond a ring's context; of training, with adapters on all
+    projections."""
+    from .launches import run as of_decoding
     from .models import model_path
+    from .train_launches import run as of_training
 
-    finish(run(model=model_path(model), **options), as_json)
+    other = "transformers" if step == "train" else "peft"
+    if options["against"] == other:
+        raise click.UsageError(f"{other} does not {step}: leave out --against", click.get_current_context())
+    if step == "decode":
+        finish(of_decoding(model=model_path(model), kv=kv, context=context, **options), as_json)
+        return
+    if kv or context:
+        raise click.UsageError("--kv and --context are of decoding: leave them out", click.get_current_context())
+    sizes = {"length": length, "rank": rank, "checkpoint": checkpoint}
+    finish(of_training(model=model_path(model), **sizes, **options), as_json)
 
 
 @bench.command()

@@ -169,6 +169,23 @@ def measured(
     return Measured(*found, threads or 1)
 
 
+def answer(python: str, command: list[str], task: Mapping[str, Any], peer: str | None) -> dict[str, Any]:
+    """What a process of its own prints as JSON, given a task as JSON. peer: whose it is, if not ours."""
+    from partita.errors import BackendUnavailable, DataError
+
+    try:
+        done = subprocess.run([python, *command], input=f"{json.dumps(task)}\n", capture_output=True, text=True)
+    except OSError as error:
+        raise BackendUnavailable(f"{python} does not run: {error.strerror} (see --peer-python)") from error
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or not lines:
+        reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        if peer is None:
+            raise DataError(f"counting in a process of its own failed: {reason}")
+        raise BackendUnavailable(f"{peer} does not run in {python}: {reason} (see --peer-python)")
+    return json.loads(lines[-1])
+
+
 def prompts(path: Path, length: int, rows: int = 1) -> list[list[int]]:
     """Token ids of a text, over and over; each row begins elsewhere in it."""
     from partita.checkpoint.open import open_checkpoint

@@ -1,25 +1,25 @@
 """How many kernels a decode step launches: structure, which can be counted where it cannot be timed.
 
 Each side counts in a process of its own, since what is counted replaces functions of the library. As on Metal: the step
-is compiled, and the stream and a 16-bit cache have one dtype.
+is compiled, and the stream and a 16-bit cache have one dtype. What torch does on a GPU is counted in `gpu_steps`.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
-import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import mlx_graph
+from .children import answer
 from .report import row
 
+Rows = list[dict[str, Any]]
+PEERS = {"mlx-lm": "mlx", "transformers": "torch"}
 PROMPT = 24  # tokens before the step that is counted; with --context, enough to be beyond its anchor
 
 _MLX_LM = """
@@ -40,21 +40,39 @@ print(json.dumps(counted(step)))
 """
 
 
-def run(
+def run(*, backend: str | None, against: str | None, kv: str | None, dtype: str | None, **about: Any) -> Rows:
+    """Rows of what is counted on the backend, or on the one that the peer has: in all, and by name.
+
+    DataError: the peer has another backend.
+    """
+    from partita.errors import DataError
+
+    own = PEERS.get(against or "", "mlx")
+    if against is not None and backend not in (None, own):
+        raise DataError(f"{against} is counted beside {own}, not {backend}: leave out --backend")
+    if (backend or own) == "mlx":
+        return _on_mlx(against=against, kv=kv or "16", dtype=dtype or "float16", **about)
+    from .gpu_steps import run
+    from .growth import listed
+
+    return run(against=against, formats=tuple(listed(kv or "16,k8v4")), dtype=dtype or "auto", **about)
+
+
+def _on_mlx(
     *, model: Path, kv: str, context: int | None, batch: int, dtype: str, against: str | None, peer_python: str | None
-) -> list[dict[str, Any]]:
-    """Rows of launches: in all, and each primitive with what a layer or a step has of it."""
+) -> Rows:
+    from . import mlx_graph
     from .peers import write_for
 
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work) / "model"
         write_for("mlx-lm", model, folder)
         task = {"model": str(folder), "prompt": PROMPT, "batch": batch, "dtype": dtype, "kv": kv, "context": context}
-        ours = _answer(sys.executable, ["-m", "partita_apps.bench.launches"], task, None)
+        ours = answer(sys.executable, ["-m", "partita_apps.bench.launches"], task, None)
         theirs = None
         if against is not None:
             source = inspect.getsource(mlx_graph) + _MLX_LM
-            theirs = _answer(peer_python or sys.executable, ["-c", source], task, against)
+            theirs = answer(peer_python or sys.executable, ["-c", source], task, against)
     name = (
         f"mlx {dtype}, kv {kv}"
         + (f", beyond a context of {context}" if context else "")
@@ -68,19 +86,6 @@ def run(
     ]
 
 
-def _answer(python: str, command: list[str], task: Mapping[str, Any], peer: str | None) -> dict[str, int]:
-    from partita.errors import BackendUnavailable, DataError
-
-    done = subprocess.run([python, *command], input=f"{json.dumps(task)}\n", capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode or not lines:
-        reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        if peer is None:
-            raise DataError(f"counting in a process of its own failed: {reason}")
-        raise BackendUnavailable(f"{peer} does not run in {python}: {reason} (see --peer-python)")
-    return json.loads(lines[-1])
-
-
 def count(*, model: str, prompt: int, batch: int, dtype: str, kv: str, context: int | None) -> dict[str, int]:
     """Of ours, in this process: as `mlx_graph.counted`."""
     import mlx.core as mx
@@ -88,6 +93,8 @@ def count(*, model: str, prompt: int, batch: int, dtype: str, kv: str, context: 
     from partita.cache.state import Cache
     from partita.inference.compiled_step import DecodeStep
     from partita.language_model import load
+
+    from . import mlx_graph
 
     loaded = load(model, backend="mlx", device="cpu", dtype=dtype)
     cache = Cache(loaded.ops, loaded.cache_spec(context=context, kv=kv), batch=batch)

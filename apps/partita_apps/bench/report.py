@@ -37,10 +37,15 @@ def finish(rows: list[dict[str, Any]], as_json: bool) -> None:
     for column in ("", "ours", "peer", "ratio", "unit", *same):
         table.add_column(column, justify="left" if column in ("", "unit") else "right")
     for r in rows:
-        peer, ratio = ("" if r[key] is None else f"{r[key]:.3g}" for key in ("peer", "ratio"))
+        ours, peer, ratio = (_figure(r[key]) for key in ("ours", "peer", "ratio"))
         agreed = [f"{r['same_tokens']} of {r['tokens']}" if "same_tokens" in r else ""] if same else []
-        table.add_row(r["name"], f"{r['ours']:.3g}", peer, ratio, r["unit"], *agreed)
+        table.add_row(r["name"], ours, peer, ratio, r["unit"], *agreed)
     console().print(table)
+
+
+def _figure(x: float | None) -> str:
+    """Counts in full."""
+    return "" if x is None else f"{x:,}" if isinstance(x, int) else f"{x:.3g}"
 
 
 def commit() -> str:

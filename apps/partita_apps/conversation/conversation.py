@@ -228,7 +228,7 @@ class Conversation:
         if isinstance(sinks, str):
             sinks = self._pinned()
         choice = self.model.choose_cache(context=self.cache.context, sinks=sinks, kv=self.cache.kv)
-        self.notes = [text for text in (choice.text, self.model.kv_warning(choice.spec.kv)) if text is not None]
+        self.notes = [text for text in (choice.text, self.model.kv_warning(choice.spec)) if text is not None]
         kv, context = str(choice.spec.kv), choice.spec.context  # decided once: free memory changes by the moment
         return self.model.session(prefixes=self._prefixes, context=context, sinks=sinks, kv=kv)
 

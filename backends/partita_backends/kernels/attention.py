@@ -220,7 +220,7 @@ def _value_side(side, mask, slots, seen, first, stop, where, sizes, scratch, sco
 @kernel
 def _heads(
     q, anchored, k, ks, kb, k_kind, k_group, v, vs, vb, v_kind, v_group, mask,
-    sink_k, sink_v, sink_kind, sink_mask, scale, softcap, logits, y, kv_heads, begin, end,
+    sink_k, sink_v, sink_kind, sink_mask, shift, scale, softcap, logits, y, kv_heads, begin, end,
 ):  # pragma: no cover  # fmt: skip
     """Heads of keys from `begin` on up to `end`, counted over all rows of the batch. Sinks come first, then the ring;
     queries are heads of tokens, tokens fastest."""
@@ -239,6 +239,9 @@ def _heads(
         where, sizes = (head, row), (queries, tokens, size, width)
         _score_side(anchored, sink_keys, sink_mask, firsts, seen, 0, kept, where, sizes, scaling, scratch, scores)
         _score_side(q, keys, mask, slots, seen, kept, count, where, sizes, scaling, scratch, scores)
+        for r in range(queries if len(shift) else 0):
+            for i in range(r * width, r * width + kept * WIDTH, WIDTH):
+                store(scores, i, load(scores, i) + splat(shift[head * queries + r]))
         for r in range(queries):
             extra = logits[head % kv_heads * heads + r // tokens] if len(logits) else BELOW
             largest, whole = _weigh(scores, r * width, width, extra)
@@ -257,12 +260,12 @@ def _heads(
 @parallel_kernel
 def _heads_parallel(
     q, anchored, k, ks, kb, k_kind, k_group, v, vs, vb, v_kind, v_group, mask,
-    sink_k, sink_v, sink_kind, sink_mask, scale, softcap, logits, y, kv_heads, begin, end,
+    sink_k, sink_v, sink_kind, sink_mask, shift, scale, softcap, logits, y, kv_heads, begin, end,
 ):  # pragma: no cover  # fmt: skip
     for head in numba.prange(begin, end):
         _heads(
             q, anchored, k, ks, kb, k_kind, k_group, v, vs, vb, v_kind, v_group, mask,
-            sink_k, sink_v, sink_kind, sink_mask, scale, softcap, logits, y, kv_heads, head, head + 1,
+            sink_k, sink_v, sink_kind, sink_mask, shift, scale, softcap, logits, y, kv_heads, head, head + 1,
         )  # fmt: skip
 
 
@@ -271,7 +274,7 @@ def attend(
     k: Side,
     v: Side,
     mask: np.ndarray,
-    sinks: tuple[np.ndarray, Side, Side, np.ndarray],
+    sinks: tuple[np.ndarray, Side, Side, np.ndarray, np.ndarray],
     y: np.ndarray,
     *,
     scale: float,
@@ -283,11 +286,13 @@ def attend(
     """The call for `Backend.cached_attention` into y, float32 (B, Hq, T, D).
 
     q: float32 (B, Hq, T, D). mask: float32 (B, T, C). sinks: their queries, keys, values (dense ones, of one kind) and
-    mask, of no slot where there are none. sink_logits: float32 (Hq,), or none. All contiguous.
+    mask, of no slot where there are none, and what is added to their scores, float32 (B, Hq, T), or nothing.
+    sink_logits: float32 (Hq,), or none. All contiguous.
     """
-    anchored, sink_k, sink_v, sink_mask = sinks
+    anchored, sink_k, sink_v, sink_mask, shift = sinks
     numbers = np.float32(scale), np.float32(softcap or 0)
-    given = q, anchored, *k, *v, mask, sink_k[0], sink_v[0], sink_k[3], sink_mask, *numbers, sink_logits, y
+    given = q, anchored, *k, *v, mask, sink_k[0], sink_v[0], sink_k[3], sink_mask
+    given = *given, shift.reshape(-1), *numbers, sink_logits, y
     span = kv_heads, 0, len(q) * kv_heads
     if threads == 1:
         return _heads, (*given, *span)

@@ -22,7 +22,7 @@ from partita.backend import Memory, Rule, Sinks
 from partita.quantization import Packed, Stored
 
 from .. import process_memory
-from . import attention, experts, gpu, graphs, pointwise, recorded, training, training_attention, weights
+from . import attention, experts, gpu, gpu_training, graphs, pointwise, recorded, training, training_attention, weights
 
 Tensor = torch.Tensor
 
@@ -57,7 +57,11 @@ class TorchBackend:
 
     @property
     def compiles(self) -> bool:
-        return self._kernels is not None or self._gpu is not None  # without them products choose their form by calls
+        return self._kernels is not None or self.captures  # without them products choose their form by calls
+
+    @property
+    def captures(self) -> bool:
+        return self._gpu is not None
 
     @property
     def _gpu(self) -> Any:
@@ -179,7 +183,7 @@ class TorchBackend:
             return self._gpu.rms_norm(x, weight, eps)
         return torch.nn.functional.rms_norm(x, weight.shape, weight, eps)
 
-    def turns(self, cos: Tensor, sin: Tensor, heads: int, plain: int) -> pointwise.Turns:
+    def turns(self, cos: Tensor, sin: Tensor, heads: int, plain: int, *, packs: bool = False) -> pointwise.Turns:
         return cos, sin, heads
 
     def rotate(self, x: Tensor, turns: pointwise.Turns) -> Tensor:
@@ -328,6 +332,12 @@ class TorchBackend:
     def chunked_sum(self, function: Callable[..., Tensor], rows: int) -> Callable[..., Tensor]:
         return training.chunked_sum(function, rows)
 
+    def unflatten(self, flat: Tensor, shapes: Sequence[tuple[int, ...]], dtype: str) -> Sequence[Tensor]:
+        return training.unflatten(flat, shapes, _dtype(dtype))
+
+    def elementwise(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return function
+
     def stop_gradient(self, x: Tensor) -> Tensor:
         return x.detach()
 
@@ -372,13 +382,15 @@ class TorchTraining(TorchBackend):
         return _plus(training.moe_linear(x, weight, index), None if bias is None else bias[index])
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        if self._gpu is not None and self._gpu.normalizes(x):
+            return gpu_training.rms_norm(x, weight, eps)
         return pointwise.rms_norm(x, weight, eps)
 
     def rotate(self, x: Tensor, turns: pointwise.Turns) -> Tensor:
-        return pointwise.Rotation.apply(x, *turns)
+        return (pointwise if self._gpu is None else gpu_training).Rotation.apply(x, *turns)
 
     def glu(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
-        return pointwise.glu(gate, up, activation)
+        return (pointwise if self._gpu is None else gpu_training).glu(gate, up, activation)
 
 
 def _plus(y: Tensor, bias: Tensor | None) -> Tensor:

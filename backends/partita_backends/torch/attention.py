@@ -61,9 +61,7 @@ def cached(
         extra = None if sink_logits is None else sink_logits[group]
         for start in range(0, t, rows):
             part = slice(start, start + rows)
-            first = sinks and Sinks(
-                sinks.q[:, group, part], sinks.kv[:, :, one], sinks.mask[:, part], sinks.both[:, part]
-            )
+            first = sinks and sinks.some(group, part, one)
             tile = _attend(q[:, group, part], key, value, mask[:, part], scale, first, softcap, extra, product)
             out[:, group, part] = tile
     return out
@@ -104,6 +102,8 @@ def _attend(
     s, count = scores(q, k, mask), 0
     if sinks is not None:
         first = scores(sinks.q, sinks.k.to(dtype), sinks.mask)
+        if sinks.shift is not None:
+            first = first + sinks.shift.view(*shape, 1)
         s, count = torch.cat([first, s], -1), first.shape[-1]
     p = s.softmax(-1).to(dtype).view(b, kv_heads, shape[2] * t, -1)
     out = p[..., count:] @ v

@@ -41,6 +41,9 @@ class Blocked(Brief):
     def multiply(self, x: Tensor) -> Tensor:
         return self._into(x, self.shape[0], matrices.forward).to(x.dtype)
 
+    def multiply_packed(self, x: Tensor) -> Tensor:
+        return self.multiply(x)
+
     def multiply_back(self, grad: Tensor) -> Tensor:
         return self._into(grad, self.shape[1], matrices.back).to(grad.dtype)
 
@@ -200,12 +203,13 @@ def attend(
     sink_logits: Tensor | None,
 ) -> Tensor:
     """As `Backend.cached_attention`, of few queries, in float32."""
-    query, seen = _floats(q), _floats(mask)
+    query, seen, nothing = _floats(q), _floats(mask), np.empty(0, np.float32)
     if sinks is None:
         none = _side(torch.empty(0))
-        others = query, none, none, np.empty((*mask.shape[:2], 0), np.float32)
+        others = query, none, none, np.empty((*mask.shape[:2], 0), np.float32), nothing
     else:
-        others = _floats(sinks.q), _side(sinks.k), _side(sinks.v), _floats(sinks.mask)
+        shift = nothing if sinks.shift is None else _floats(sinks.shift)
+        others = _floats(sinks.q), _side(sinks.k), _side(sinks.v), _floats(sinks.mask), shift
     y = torch.empty(q.shape)
     function, arguments = attention.attend(
         query,
@@ -216,7 +220,7 @@ def attend(
         y.numpy(),
         scale=scale,
         softcap=softcap,
-        sink_logits=np.empty(0, np.float32) if sink_logits is None else _floats(sink_logits),
+        sink_logits=nothing if sink_logits is None else _floats(sink_logits),
         kv_heads=k.shape[1],
         threads=torch.get_num_threads(),
     )

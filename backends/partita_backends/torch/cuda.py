@@ -25,7 +25,9 @@ FEW_QUERIES = 8  # of a row: a step, or a draft; for a prompt there are products
 fits = products.fits
 normalizes = triton_pointwise.normalizes
 rms_norm = triton_pointwise.rms_norm
+rms_norm_back = triton_pointwise.rms_norm_back
 glu = triton_pointwise.glu
+glu_back = triton_pointwise.glu_back
 rotate = triton_write.rotate
 hadamard = triton_write.hadamard
 store = triton_write.store
@@ -44,6 +46,12 @@ class Words(Brief, InParts):
 
     def product(self, x: Tensor, decode: torch.dtype) -> Tensor | None:
         return products.product(x.to(decode), self.packed) if len(x) <= FEW_ROWS else None
+
+    def multiply_packed(self, x: Tensor) -> Tensor:
+        return products.product(x, self.packed)
+
+    def multiply_back(self, grad: Tensor) -> Tensor:
+        return products.product_back(grad, self.packed)
 
     def rows(self, index: Tensor) -> Tensor:
         return products.rows(self.packed, index, torch.float32)

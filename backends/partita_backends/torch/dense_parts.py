@@ -14,7 +14,7 @@ GPU_DENSE_AT_ONCE = 2**24
 
 
 class InParts(ABC):
-    """`multiply` and `multiply_back` of `weights.PackedWeight`, for weights that say what their parts are."""
+    """The products with many rows of `weights.PackedWeight`, for weights that say what their parts are."""
 
     @property
     @abstractmethod
@@ -34,6 +34,9 @@ class InParts(ABC):
             torch.mm(x, dense.t(), out=y[:, part])
         assert y is not None  # a weight has rows
         return y
+
+    def multiply_packed(self, x: Tensor) -> Tensor:
+        return self.multiply(x)
 
     def multiply_back(self, grad: Tensor) -> Tensor:
         x = None

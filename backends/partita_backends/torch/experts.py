@@ -17,7 +17,7 @@ import torch
 from partita.brief import Brief
 from partita.quantization import Packed, require_affine
 
-from . import weights
+from . import graphs, weights
 from .recorded import run
 
 Tensor = torch.Tensor
@@ -62,7 +62,8 @@ def product(x: Tensor, experts: Experts, index: Tensor, decode: torch.dtype) -> 
         kernels = weights.gpu_kernels()
         if kernels is not None and kernels.chooses(experts.stacked):
             return kernels.chosen(x, experts.stacked, index, decode)
-        if index.numel() <= weights.KERNEL_ROWS or torch.cuda.is_current_stream_capturing():
+        graphs.refuse("no kernel takes the groups of its experts' weights, of which a graph would hold dense copies")
+        if index.numel() <= weights.KERNEL_ROWS:
             return gathered(x, experts, index, decode)
     y = x.new_empty(*index.shape, experts.each[0].shape[0])
     run(_fill, x, experts.each, index, decode, y)

@@ -7,7 +7,9 @@ leaves must lie where it lay; what the host decides is in the key that it was co
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from contextvars import ContextVar
 
 import torch
 
@@ -16,25 +18,49 @@ from .recorded import Replayed
 Tensor = torch.Tensor
 Step = Callable[..., tuple[Tensor, ...]]
 
+_REASONS: ContextVar[list[str] | None] = ContextVar("reasons", default=None)
+
+
+def refuse(why: str) -> None:
+    """Said of the step that is being computed: it must not be captured. Nothing where none is going to be."""
+    reasons = _REASONS.get()
+    if reasons is not None:
+        reasons.append(why)
+
 
 def captured(function: Step) -> Step:
     """As `Backend.compile`: computed operation by operation when it is first called, captured when it is called again.
 
     The first time kernels are compiled, and libraries take the memory that they work in. Tokens are a copy then too:
-    Triton compiles for how its arguments are aligned, and nothing can be compiled in a capture.
+    Triton compiles for how its arguments are aligned, and nothing can be compiled in a capture. A step of which
+    something was refused is computed operation by operation every time, with a warning.
     """
-    computed: list[bool] = []
+    computed: list[list[str]] = []  # with what was refused
     made: list[Replayed] = []
 
     def call(*given: Tensor) -> tuple[Tensor, ...]:
         if not computed:
-            computed.append(True)
-            return _beside(function, given[0].clone(), *given[1:])
+            computed.append([])
+            return _judged(computed[0], function, given[0].clone(), *given[1:])
+        if computed[0]:
+            return function(*given)
         if not made:
             made.append(_capture(function, *given))
         return made[0](*given)
 
     return call
+
+
+def _judged(reasons: list[str], function: Step, *given: Tensor) -> tuple[Tensor, ...]:
+    """Computed, and what was refused of it added to the reasons."""
+    token = _REASONS.set(reasons)
+    try:
+        results = _beside(function, *given)
+    finally:
+        _REASONS.reset(token)
+    for why in dict.fromkeys(reasons):
+        warnings.warn(f"steps are computed operation by operation: {why}", stacklevel=3)
+    return results
 
 
 def _beside(function: Step, *given: Tensor) -> tuple[Tensor, ...]:

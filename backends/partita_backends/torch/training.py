@@ -8,6 +8,7 @@ product, or on chance.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -116,6 +117,25 @@ def _accumulated(total: Tensor | None, x: Tensor) -> Tensor:
     return x.clone() if total is None else total.add_(x)
 
 
+def unflatten(flat: Tensor, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> Sequence[Tensor]:
+    """See `Backend.unflatten`."""
+    return _Unflatten.apply(flat, shapes, dtype)
+
+
+class _Unflatten(Function):
+    """Views, whose gradients are joined again."""
+
+    @staticmethod
+    def forward(ctx: Any, flat: Tensor, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> Any:
+        parts = flat.to(dtype).split([math.prod(shape) for shape in shapes])
+        return tuple(part.view(shape) for part, shape in zip(parts, shapes, strict=True))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return torch.cat([grad.reshape(-1) for grad in grads]).float(), None, None
+
+
 # Products
 
 
@@ -184,9 +204,9 @@ class _Adapted(Function):
         make: Callable[..., Tensor],
         *parts: Tensor,
     ) -> Any:
-        low = functional.linear(x.reshape(-1, x.shape[-1]), a.to(x.dtype)).mul_(scale)
+        low = functional.linear(x.reshape(-1, x.shape[-1]), a.to(x.dtype))
         y = _product(x, weight)
-        y.view(-1, len(b)).addmm_(low, b.to(x.dtype).t())
+        y.view(-1, len(b)).addmm_(low, b.to(x.dtype).t(), alpha=scale)
         ctx.save_for_backward(a, b, low, *parts)
         ctx.weight, ctx.scale, ctx.make = weight, scale, make
         return y
@@ -196,16 +216,21 @@ class _Adapted(Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         a, b, low, *parts = ctx.saved_tensors
         grad = grads[0].reshape(-1, len(b))
-        for_low = (grad @ b.to(grad.dtype)).mul_(ctx.scale)
+        for_low = grad @ b.to(grad.dtype)
         for_x = for_a = for_b = None
         if ctx.needs_input_grad[0]:
             for_x = _product_back(grads[0], ctx.weight)
-            for_x.view(-1, a.shape[1]).addmm_(for_low, a.to(grad.dtype))
+            for_x.view(-1, a.shape[1]).addmm_(for_low, a.to(grad.dtype), alpha=ctx.scale)
         if ctx.needs_input_grad[2]:
-            for_a = (for_low.t() @ ctx.make(*parts).reshape(len(grad), -1)).to(a.dtype)
+            for_a = _scaled(for_low.t(), ctx.make(*parts).reshape(len(grad), -1), ctx.scale).to(a.dtype)
         if ctx.needs_input_grad[3]:
-            for_b = (grad.t() @ low).to(b.dtype)
+            for_b = _scaled(grad.t(), low, ctx.scale).to(b.dtype)
         return for_x, None, for_a, for_b, None, None, *(None for _ in parts)
+
+
+def _scaled(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """scale * a @ b, in one operation: what it would be added to is not read."""
+    return torch.addmm(a.new_empty(1), a, b, beta=0, alpha=scale)
 
 
 def _product(x: Tensor, weight: Any) -> Tensor:
@@ -213,7 +238,7 @@ def _product(x: Tensor, weight: Any) -> Tensor:
         if (kernels := _dense_kernels(x, weight)) is not None:
             return kernels.multiply(x, weight)
         return functional.linear(x, weight.to(x.dtype))
-    return weights.multiply(x, weight)
+    return weights.multiply_packed(x, weight)
 
 
 def _product_back(grad: Tensor, weight: Any) -> Tensor:

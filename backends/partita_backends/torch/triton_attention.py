@@ -143,6 +143,7 @@ def _decode(
     SINK_Q,
     SINK_KV,
     SINK_MASK,
+    SHIFT,
     SUMS,
     TOPS,
     q_batch,
@@ -177,6 +178,7 @@ def _decode(
     GROUP: tl.constexpr,
     SOFTCAP: tl.constexpr,
     SINKS: tl.constexpr,
+    SHIFTED: tl.constexpr,
 ):
     """Programs: (batch and head of keys, range of slots, tile of queries); the first `sink_splits` are of sinks."""
     head, split, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -200,6 +202,8 @@ def _decode(
             window, sinks, scale, softcap, D, WIDTH, ROWS, BLOCK, 16, 16, GROUP, SOFTCAP, True,
         )
         # fmt: on
+        if SHIFTED:  # moves all scores of a query, and so their largest: exp(score - largest) is what it was
+            top += tl.load(SHIFT + head * (REP * T) + row, mask=rows, other=0.0)
     else:
         at = batch.to(tl.int64) * q_batch + query_head * q_head + t * q_token
         q = tl.load(Q + at[:, None] + d[None, :], mask=inside, other=0.0)
@@ -273,7 +277,7 @@ def attend(
     in 4 or 8 bits with groups that are powers of two; contiguous each. splits: ranges that slots are divided into; 0:
     as many as the GPU has room for. ValueError: k or v is not contiguous.
     """
-    apart = (None, None, None) if sinks is None else (sinks.q, sinks.kv, sinks.mask)
+    apart = (None, None, None, None) if sinks is None else (sinks.q, sinks.kv, sinks.mask, sinks.shift)
     # fmt: off
     return _flash_decode(
         q, rule.queries, rule.slots, *parts(k), *parts(v), group_size(k, v), *apart, rule.window, rule.sinks, scale,
@@ -291,8 +295,8 @@ def _empty(q: Tensor) -> Tensor:
 @operation(
     "flash_decode(Tensor q, Tensor queries, Tensor positions, Tensor k, Tensor? k_scales, Tensor? k_biases, int k_bits,"
     " Tensor v, Tensor? v_scales, Tensor? v_biases, int v_bits, int group_size, Tensor? sink_q, Tensor? sink_kv, "
-    "Tensor? sink_mask, int? window, int sinks, float scale, float? softcap, Tensor? sink_logits, int splits)"
-    " -> Tensor",
+    "Tensor? sink_mask, Tensor? sink_shift, int? window, int sinks, float scale, float? softcap, Tensor? sink_logits, "
+    "int splits) -> Tensor",
     lambda q, *_: _empty(q),
 )
 def _flash_decode(
@@ -311,6 +315,7 @@ def _flash_decode(
     sink_q: Tensor | None,
     sink_kv: Tensor | None,
     sink_mask: Tensor | None,
+    sink_shift: Tensor | None,
     window: int | None,
     sinks: int,
     scale: float,
@@ -334,16 +339,17 @@ def _flash_decode(
     if sink_kv is not None and sink_mask is not None:
         sink_kv, sink_mask = _slots_together(sink_kv), rows_together(sink_mask)
         strides = [*sink_kv.stride()[:3], *sink_mask.stride()[:2]]
+    shift = None if sink_shift is None else sink_shift.contiguous()
     sums = q.new_empty(b * kv_heads, total, rep * t, d, dtype=torch.float32)
     tops = q.new_empty(b * kv_heads, total, rep * t, 2, dtype=torch.float32)
     out = _empty(q)
     # fmt: off
     _decode[(b * kv_heads, total, tiles)](
         q, queries.contiguous(), k, k_scales, k_biases, v, v_scales, v_biases, positions, sink_q, sink_kv, sink_mask,
-        sums, tops, *q.stride()[:3], *sink_q.stride()[:3], *strides, positions.stride(0), slots, apart, total,
+        shift, sums, tops, *q.stride()[:3], *sink_q.stride()[:3], *strides, positions.stride(0), slots, apart, total,
         sink_ranges, EVERYTHING if window is None else window, sinks, scale, softcap or 1.0, KV_HEADS=kv_heads, REP=rep,
         T=t, D=d, WIDTH=width, ROWS=rows, BLOCK=block, K_BITS=k_bits, V_BITS=v_bits, GROUP=group_size, SINKS=apart > 0,
-        SOFTCAP=softcap is not None, num_warps=8 if rows * width > TILE else 4, num_stages=2,
+        SHIFTED=shift is not None, SOFTCAP=softcap is not None, num_warps=8 if rows * width > TILE else 4, num_stages=2,
     )
     _combine[(b * kv_heads, rep * t)](
         sums, tops, sink_logits, out, total, KV_HEADS=kv_heads, REP=rep, T=t, D=d, WIDTH=width,

@@ -19,11 +19,13 @@ import triton.language as tl
 from partita.quantization import Packed
 
 from .operations import operation
-from .triton_words import ceil_div, kernel, on_grid, power_of_two
+from .triton_words import ceil_div, kernel, on_grid, power_of_two, rows_together
 
 Tensor = torch.Tensor
 
-ROWS_AT_ONCE = 32  # rows of x in a program; a weight is read again for the next ones
+ROWS_AT_ONCE = 32  # rows of x in a program, where they are few
+MANY_AT_ONCE = 64  # the same where they are many: a sequence that is trained
+BACK_COLUMNS = 64  # of a weight, for a gradient
 ROW_STEP = 4  # rows of a weight in a program that multiplies one row of x
 LANES = 128  # numbers, or units of them, that its threads take at a time, four each in 32 threads
 TILE_ROWS = 32  # rows of a weight in a program that multiplies several rows of x
@@ -233,6 +235,40 @@ def _tile_product(
 
 
 @kernel
+def _tile_back(
+    GRAD,
+    W,
+    SCALES,
+    BIASES,
+    X,
+    grad_row,
+    rows,
+    size,
+    K: tl.constexpr,
+    X_ROWS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """Rows of GRAD by a weight as it is, not transposed. Programs: (columns of the weight, tile of rows of GRAD)."""
+    start = tl.program_id(0) * COLUMNS
+    entry = (tl.program_id(1) * X_ROWS + tl.arange(0, X_ROWS)).to(tl.int64)
+    there = entry < rows
+    sums = tl.zeros((X_ROWS, COLUMNS), tl.float32)
+    for first in range(0, size, ROWS):
+        n = first + tl.arange(0, ROWS)
+        inside = n < size
+        at = GRAD + entry[:, None] * grad_row + n[None, :]
+        grad = tl.load(at, mask=there[:, None] & inside[None, :], other=0.0)
+        w = _dense(W, SCALES, BIASES, n.to(tl.int64), start, inside, K, ROWS, COLUMNS, BITS, GROUP)
+        sums += tl.dot(grad, w.to(grad.dtype), input_precision="ieee")
+    k = start + tl.arange(0, COLUMNS)
+    mask = there[:, None] & (k < K)[None, :]
+    tl.store(X + entry[:, None] * K + k[None, :], sums.to(X.dtype.element_ty), mask=mask)
+
+
+@kernel
 def _unpack(
     W,
     SCALES,
@@ -266,9 +302,13 @@ def fits(weight: Packed[Any]) -> bool:
 
 
 def product(x: Tensor, weight: Packed[Tensor]) -> Tensor:
-    """x (rows, in) times a weight (out, in), transposed, in x's dtype: (rows, out). For rows so few that the weight is
-    what is waited for."""
+    """x (rows, in) times a weight (out, in), transposed, in x's dtype: (rows, out)."""
     return _product(x, weight.weight, *weight.grid, weight.bits, weight.group_size)
+
+
+def product_back(grad: Tensor, weight: Packed[Tensor]) -> Tensor:
+    """grad (rows, out) times a weight (out, in), in grad's dtype: (rows, in)."""
+    return _product_back(grad, weight.weight, *weight.grid, weight.bits, weight.group_size)
 
 
 def rows(weight: Packed[Tensor], index: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -329,8 +369,29 @@ def _product(x: Tensor, words: Tensor, scales: Tensor, biases: Tensor, bits: int
     if count == 1:
         weight.row_by_row(x, None, y, 1, 1)
     else:
-        weight.in_tiles(x, y, count, max(min(power_of_two(count), ROWS_AT_ONCE), 16))
+        weight.in_tiles(x, y, count, _rows_at_once(count))
     return y
+
+
+def _rows_at_once(count: int) -> int:
+    """Of x in a program: a weight is read again for the next ones."""
+    return max(min(power_of_two(count), ROWS_AT_ONCE if count <= ROWS_AT_ONCE else MANY_AT_ONCE), 16)
+
+
+@operation(
+    "packed_product_back(Tensor grad, Tensor words, Tensor scales, Tensor biases, int bits, int group_size) -> Tensor",
+    lambda grad, words, scales, biases, bits, group_size: grad.new_empty(len(grad), scales.shape[1] * group_size),
+)
+def _product_back(grad: Tensor, words: Tensor, scales: Tensor, biases: Tensor, bits: int, group_size: int) -> Tensor:
+    count, k, step = len(grad), scales.shape[1] * group_size, _rows_at_once(len(grad))
+    grad, x = rows_together(grad), grad.new_empty(count, k)
+    # fmt: off
+    _tile_back[(ceil_div(k, BACK_COLUMNS), ceil_div(count, step))](
+        grad, words, scales, biases, x, grad.stride(0), count, len(words), K=k, X_ROWS=step, ROWS=TILE_ROWS,
+        COLUMNS=BACK_COLUMNS, BITS=bits, GROUP=group_size, num_stages=2,
+    )
+    # fmt: on
+    return x
 
 
 @operation(

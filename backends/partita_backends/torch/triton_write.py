@@ -31,6 +31,7 @@ def _turn(
     HEADS: tl.constexpr,
     D: tl.constexpr,
     WIDTH: tl.constexpr,
+    BACK: tl.constexpr,
 ):
     """Programs: (batch and token, head); the first `turned` heads rotate, as pairs (i, i + half)."""
     at, h = tl.program_id(0), tl.program_id(1)
@@ -42,6 +43,8 @@ def _turn(
     place = at * half + tl.where(low, d, d - half)
     cos = tl.load(COS + place, mask=rotates, other=1.0)
     sin = tl.load(SIN + place, mask=rotates, other=0.0)
+    if BACK:
+        sin = -sin
     x = tl.where(rotates, x * cos + tl.where(low, -other, other) * sin, x)
     tl.store(OUT + (at.to(tl.int64) * HEADS + h) * D + d, x.to(OUT.dtype.element_ty), mask=d < D)
 
@@ -125,18 +128,18 @@ def _store(
 
 
 @operation(
-    "rotate(Tensor x, Tensor cos, Tensor sin, int heads) -> Tensor",
+    "rotate(Tensor x, Tensor cos, Tensor sin, int heads, bool back=False) -> Tensor",
     lambda x, *_: x.new_empty(x.shape),
 )
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int, back: bool = False) -> Tensor:
     """The first heads of x (B, T, H, D) rotated by cos, sin, float32 (B, T, d / 2), the others as they are; x with any
-    strides but for the last dimension, the result contiguous."""
+    strides but for the last dimension, the result contiguous. back: the other way."""
     b, t, count, d = x.shape
     x, out = rows_together(x), x.new_empty(x.shape)
     # fmt: off
     _turn[(b * t, count)](
         x, cos.contiguous(), sin.contiguous(), out, *x.stride()[:3], t, cos.shape[-1], heads, HEADS=count, D=d,
-        WIDTH=power_of_two(d), num_warps=1,
+        WIDTH=power_of_two(d), BACK=back, num_warps=1,
     )
     # fmt: on
     return out

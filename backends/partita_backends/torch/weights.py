@@ -67,6 +67,10 @@ class PackedWeight(Protocol):
         """x (rows, in) times the weight, transposed, computed in x's dtype or as exactly, and in x's dtype."""
         ...
 
+    def multiply_packed(self, x: Tensor) -> Tensor:
+        """The same for training, where the device's kernels take many rows too: no part of the weight is dense then."""
+        ...
+
     def multiply_back(self, grad: Tensor) -> Tensor:
         """grad (rows, out) times the weight; in grad's dtype, as above."""
         ...
@@ -249,6 +253,11 @@ def unpack(packed: Packed[Tensor]) -> Tensor:
 def multiply(x: Tensor, weight: PackedWeight) -> Tensor:
     """x (..., in) times the weight (out, in), transposed; in x's dtype."""
     return weight.multiply(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+
+
+def multiply_packed(x: Tensor, weight: PackedWeight) -> Tensor:
+    """x (..., in) times the weight, transposed, as `PackedWeight.multiply_packed`."""
+    return weight.multiply_packed(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
 
 
 def multiply_back(grad: Tensor, weight: PackedWeight) -> Tensor:

@@ -8,7 +8,7 @@ their own, with a spare slot too. Invariant: the arrays are always met in the sa
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..brief import Brief
 from ..quantization import Packed
 from ..rings import PackedPair, Sides, mapped
 from .kv_format import KVFormat
-from .spec import LayerSpec
+from .spec import CacheSpec, LayerSpec, Span, bytes_per_token
 
 Change = Callable[[Array, int, int], Array]
 """Of an array, its axis of rows and its axis of slots."""
@@ -87,6 +87,16 @@ class Store:
         return Packed(zeros((*lead, size * bits // 32), "uint32"), scales, biases, bits, group)
 
     # Lengthened
+
+    def room(self, spec: CacheSpec, span: Span, tokens: int, batch: int) -> int:
+        """Slots that layers of a kind get for a step of one token that theirs are too few for. Where the step is
+        captured, those of twice as many tokens, if that leaves half of the free memory."""
+        least, ahead = spec.slots(span, tokens), spec.slots(span, 2 * tokens)
+        if not self.ops.captures:
+            return least
+        layers = replace(spec, layers=tuple(layer for layer in spec.layers if layer.span == span))
+        more = (ahead - least) * batch * bytes_per_token(layers)
+        return ahead if more <= self.ops.memory().free / 2 else least
 
     def lengthen(self, buffers: Buffers, layer: LayerSpec, more: int, batch: int) -> None:
         """Add so many slots of zeros to the ring."""

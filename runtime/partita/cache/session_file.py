@@ -34,7 +34,7 @@ from .snapshot import Snapshot
 from .spec import CacheSpec, LayerSpec
 from .state import Cache
 
-FORMAT = 2
+FORMAT = 3
 _KEY = "partita_session"
 _TOKENS = "tokens"
 _STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "uint32": "U32", "int32": "I32"}

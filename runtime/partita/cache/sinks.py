@@ -57,9 +57,16 @@ class SinkKeys:
 
     def rotated(self, layer: int, count: int, turns: Any) -> Array:
         """A layer's first ones, by what `Backend.turns` gave: (B, count, H, D)."""
+        return self._ops.rotate(self.own(layer)[:, :, :count].swapaxes(1, 2), turns)
+
+    def all(self, layer: LayerSpec) -> Array:
+        """Of all layers that are alike, and a place for what goes nowhere: (B, heads of all, S + 1, D)."""
+        return self._keys[layer]
+
+    def own(self, layer: int) -> Array:
+        """Those of one layer: (B, H, S + 1, D)."""
         spec, first = self._spec.layers[layer], self._first_head(layer)
-        own = self._keys[spec][:, first : first + spec.kv_heads, :count]
-        return self._ops.rotate(own.swapaxes(1, 2), turns)
+        return self._keys[spec][:, first : first + spec.kv_heads]
 
     def _first_head(self, layer: int) -> int:
         """Of a layer among those that are alike."""

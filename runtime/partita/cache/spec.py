@@ -34,12 +34,17 @@ class Span:
 
 @dataclass(frozen=True)
 class LayerSpec:
+    """sink_logits: whether its softmax has learned scores without keys. key_bias: whether its keys have a bias, and no
+    norm after it."""
+
     kv_heads: int
     head_dim: int
     span: Span
     rope: RopeConfig | None
     scale: float
     softcap: float | None
+    sink_logits: bool = False
+    key_bias: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,8 @@ def plan(
             layer.rope.for_context(context) if layer.rope else None,
             config.attention_scale,
             config.attention_softcap,
+            config.sink_logits,
+            config.attention_bias and config.qk_norm == "none",
         )
         for layer in config.layers
     )

@@ -17,6 +17,9 @@ anchor, 0), for all layers at once into the slots that they have, so that attent
 the keys as they were, so that no error adds up, and also after a trim, once a row has been beyond. In a longer step
 each query would need them elsewhere: there they are scored apart (`Sinks`), at j, by queries rotated at min(q, anchor).
 
+Keys of few bits lose a vector that all keys of a row have in common (`centres`): those of the ring before they are
+stored, those of the sinks, which are kept as they are, when they are scored.
+
 Positions and indices are device arrays and buffers grow in blocks, so a decode step has static shapes. The host keeps a
 mirror of each row's length, and never reads the device to know it.
 """
@@ -36,6 +39,7 @@ from ..model.config import RopeConfig
 from ..model.rope import RopeTable
 from ..rings import cut, part, sides
 from .buffers import Buffers, Change, Store
+from .centres import Centres, beside
 from .sinks import SinkKeys
 from .snapshot import Slots, Snapshot
 from .spec import CacheSpec, LayerSpec, Span, bytes_per_token
@@ -55,6 +59,7 @@ class Cache:
         self._store = Store(ops, spec.kv)
         self.dense = self._store.dense
         # made once: a step that is a CUDA graph cannot send numbers to the device
+        self._centres = Centres(ops, spec, self._ropes)
         most = max(spec.chunk, *(layer.span.sinks + 1 for layer in spec.layers))
         self._counted = ops.array(np.arange(most, dtype=np.int32))
         self.reset()
@@ -143,7 +148,7 @@ class Cache:
         counts = [tokens] * self.batch if lengths is None else list(lengths)
         first, after = min(self.offsets), [o + n for o, n in zip(self.offsets, counts, strict=True)]
         end = max(after)
-        self._grow(end)
+        self._grow({span: self._needed(span, end, tokens) for span in self._capacity})
         for table in self._ropes.values():
             table.reserve(end + tokens)  # padding is rotated too, past the end
         self.offsets = after
@@ -223,7 +228,8 @@ class Cache:
             index = ops.where(index >= sinks, index - sinks, self._capacity[span] - 1) if sinks else index
         both = None if first is None else (first, ops.concat([first.mask, own.mask], 2))
         written = index if kind.writes_ring or self.spec.kv.joint else None
-        return View(written, sink_index, reach, own, both, turned, anchored)
+        centres = {} if kind.writes_sinks else self._centres.of_all(span, self._sink_keys)
+        return View(written, sink_index, reach, own, both, turned, anchored, centres)
 
     def _spread(self, x: Array) -> Array:
         """By the Hadamard rotation where the format has it: orthonormal on both sides of every product, so that scores
@@ -251,6 +257,11 @@ class Cache:
             self._sink_keys.write(layer, x[:, :, heads : heads + spec.kv_heads], view.sink_index)
             if buffers.sinks is not None:
                 buffers.sinks = ops.store(buffers.sinks, new, view.sink_index)
+        centre = self._centres.of(
+            layer, self._sink_keys, view.centres
+        )  # its sinks are complete where a ring is written
+        if centre is not None:
+            new = new - centre
         if view.index is not None:
             buffers.kv = ops.store(buffers.kv, new, view.index)
         self._put_sinks(layer, view.turned)
@@ -261,29 +272,34 @@ class Cache:
             v,
             view.kv.mask,
             scale=spec.scale,
-            sinks=self._sinks(layer, x, q, v),
+            sinks=self._sinks(layer, x, q, centre),
             softcap=spec.softcap,
             sink_logits=sink_logits,
             rule=view.kv.rule,
         )
         return self._spread(out)
 
-    def _sinks(self, layer: int, x: Array, q: Array, v: Any) -> Sinks[Array] | None:
-        """What is scored apart from the ring: sinks beside a packed one, and those of queries beyond the anchor."""
+    def _sinks(self, layer: int, x: Array, q: Array, centre: Array | None) -> Sinks[Array] | None:
+        """What is scored apart from the ring: sinks beside a packed one, and those of queries beyond the anchor. Their
+        scores lose what those of the ring's keys lose without the centre."""
         ops, spec, buffers = self.ops, self.spec.layers[layer], self._layers[layer]
         view, heads = self._views[spec.span], q.shape[1]
         if view.first is None:
             return None
         kv = buffers.kv[:, :, :, : spec.span.sinks] if buffers.sinks is None else buffers.sinks
+        shift = None
         if spec.rope is not None and spec.rope in view.anchored:
+            shift = None if centre is None else self._centres.shift(q, centre, spec.scale)
             queries, places = view.anchored[spec.rope]
             turns = self._turn(spec.rope, heads, 0, queries, "anchored")
             q = self._spread(ops.rotate(x[:, :, :heads], turns)).swapaxes(1, 2)
             turns = self._turn(spec.rope, spec.kv_heads, 0, places, "sinks")
             keys = self._spread(self._sink_keys.rotated(layer, kv.shape[3], turns)).swapaxes(1, 2)
             kv = ops.concat([ops.cast(keys[None], self.dense[self.spec.kv.sink_bits]), kv[1:]], 0)
+        elif centre is not None:
+            kv = kv - beside(centre)
         seen_first, both = view.first
-        return Sinks(q, kv, seen_first.mask, both)
+        return Sinks(q, kv, seen_first.mask, both, shift)
 
     def _put_sinks(self, layer: int, turned: Mapping[LayerSpec, Array]) -> None:
         """The sinks' keys of a layer into their slots, as `SinkKeys.turned` gave them; nothing where it gave none."""
@@ -300,7 +316,7 @@ class Cache:
         """What `rotate` takes, once a step for all layers that are alike."""
         key = rope, heads, plain, name
         if key not in self._turns:
-            self._turns[key] = self.ops.turns(*angles, heads, plain)
+            self._turns[key] = self.ops.turns(*angles, heads, plain, packs=plain > 0 and not self.spec.kv.joint)
         return self._turns[key]
 
     # Taking back
@@ -387,9 +403,9 @@ class Cache:
         """
         if other.spec != self.spec:
             raise ContextError("a cache can be extended by rows of its own layout only")
-        furthest = max(*self._reached, *other._reached)
-        self._grow(furthest)
-        other._grow(furthest)
+        wanted = {span: max(held, other._capacity[span]) for span, held in self._capacity.items()}
+        self._grow(wanted)
+        other._grow(wanted)
         theirs = iter(other.arrays())
         self._each(lambda array, rows, _: self.ops.concat([array, next(theirs)], rows))
         self.offsets += other.offsets
@@ -423,7 +439,7 @@ class Cache:
         """
         if snapshot.spec != self.spec or len(snapshot.offsets) != 1:
             raise ContextError("this snapshot was taken from a cache of another layout")
-        self._grow(snapshot.reached[0])
+        self._grow({span: self.spec.slots(span, snapshot.reached[0]) for span in self._capacity})
         self.drop(row)
         arrays = iter(snapshot.arrays)
 
@@ -446,12 +462,17 @@ class Cache:
 
     # Memory
 
-    def _grow(self, tokens: int) -> None:
-        for span, capacity in self._capacity.items():
-            wanted = self.spec.slots(span, tokens)
-            if wanted <= capacity:
+    def _needed(self, span: Span, end: int, tokens: int) -> int:
+        """Slots for a step up to `end`. A prompt gets no more than it needs: its tiles attend to empty ones too."""
+        needed = self.spec.slots(span, end)
+        outgrown = tokens == 1 and needed > self._capacity[span]
+        return self._store.room(self.spec, span, end, self.batch) if outgrown else needed
+
+    def _grow(self, slots: Mapping[Span, int]) -> None:
+        for span, wanted in slots.items():
+            more = wanted - self._capacity[span]
+            if more <= 0:
                 continue
-            more = wanted - capacity
             new = self._store.positions(more, self.batch)
             self._positions[span] = self.ops.concat([self._positions[span], new], 1)
             for layer, buffers in zip(self.spec.layers, self._layers, strict=True):

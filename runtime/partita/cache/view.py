@@ -53,7 +53,7 @@ class View(Brief):
     index: slots of `Buffers.kv`; sink_index: places of the sinks alone. reach: how many slots of `Buffers.kv` are
     looked at, None for all; kv: what is seen of them; first: of the sinks, where they are scored apart, and both masks
     side by side. turned: the sinks' keys for a step's one query (`SinkKeys.turned`). anchored: angles of a longer
-    step's queries to the sinks, and of the sinks.
+    step's queries to the sinks, and of the sinks. centres: of layers whose sinks are as they were (`Centres.of_all`).
     """
 
     index: Array | None
@@ -63,6 +63,7 @@ class View(Brief):
     first: tuple[Seen, Array] | None
     turned: Mapping[LayerSpec, Array]
     anchored: Mapping[RopeConfig, tuple[tuple[Array, Array], tuple[Array, Array]]]
+    centres: Mapping[LayerSpec, Array]
 
 
 def seen(ops: Backend, rule: Rule[Array], start: int = 0, stop: int | None = None, *, spare: bool = False) -> Seen:

@@ -45,6 +45,13 @@ def inverse_frequencies(rope: RopeConfig) -> np.ndarray:
             raise ValueError(f"{rope.scaling} has no frequencies before RopeConfig.for_context")
 
 
+def mean_rotation(rope: RopeConfig, positions: int) -> np.ndarray:
+    """exp(i * angle) on average over positions 0 … positions - 1: complex128 (dims / 2,). Near 1 for pairs that hardly
+    turn meanwhile, near 0 for those that turn often. The sum of a geometric series."""
+    half = inverse_frequencies(rope) / 2
+    return np.sin(positions * half) / (positions * np.sin(half)) * np.exp(1j * (positions - 1) * half)
+
+
 def _yarn_step(rope: RopeConfig) -> np.ndarray:
     """0 for the pairs that keep their frequency, 1 for those that are divided by the factor, a line between them."""
 
@@ -64,7 +71,7 @@ class RopeTable:
     """Cosines and sines of one `RopeConfig` on one backend."""
 
     def __init__(self, ops: Backend, rope: RopeConfig):
-        self._ops = ops
+        self._ops, self._rope = ops, rope
         self._frequencies = inverse_frequencies(rope)
         self._low = self._table(np.arange(SPLIT), 1.0)
         self._factor = rope.attention_factor  # in one of the two tables that are multiplied
@@ -85,6 +92,12 @@ class RopeTable:
         cos_a, sin_a = (ops.take(table, positions // SPLIT, 0) for table in self._high)
         cos_b, sin_b = (ops.take(table, positions % SPLIT, 0) for table in self._low)
         return cos_a * cos_b - sin_a * sin_b, sin_a * cos_b + cos_a * sin_b
+
+    def mean_angles(self, positions: int) -> tuple[Array, Array]:
+        """cos, sin as `angles` gives them, float32 (1, 1, dims / 2), on average over positions 0 … positions - 1."""
+        mean = mean_rotation(self._rope, positions)[None, None] * self._factor
+        cos, sin = (self._ops.array(part.astype(np.float32)) for part in (mean.real, mean.imag))
+        return cos, sin
 
     def _table(self, positions: np.ndarray, factor: float) -> tuple[Array, Array]:
         angle = positions[:, None].astype(np.float64) * self._frequencies

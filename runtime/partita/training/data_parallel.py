@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..arrays import Array
 from ..backend import Backend
 from ..errors import DataError
 from ..group import Group
+from .buckets import grouped
 from .state import Best, TrainState
 
 BUCKET = 2**22  # numbers that are sent at once: few messages, and little memory beside the gradients
@@ -52,7 +53,7 @@ class DataParallel:
         ops, group = self.ops, self.group
         ops.launch(*grads.values())
         ops.sync()  # what this process has to compute is no part of the time that the group waits
-        for names in _buckets((name, _size(grads[name].shape)) for name in sorted(grads)):
+        for names in grouped(((name, _size(grads[name].shape)) for name in sorted(grads)), BUCKET):
             shapes = [tuple(grads[name].shape) for name in names]
             flat = ops.concat([grads.pop(name).reshape(-1) * share for name in names], 0)
             total, start = group.all_sum(flat), 0
@@ -89,7 +90,7 @@ class DataParallel:
         arrays: dict[str, dict[str, np.ndarray]] = {part: {} for part in _PARTS}
         for part in _PARTS:
             shapes = {name: tuple(shape) for name, shape in described[part].items()}
-            for names in _buckets((name, _size(shape)) for name, shape in shapes.items()):
+            for names in grouped(((name, _size(shape)) for name, shape in shapes.items()), BUCKET):
                 mine = [getattr(state, part)[name].reshape(-1) for name in names] if first else None
                 count = sum(_size(shapes[name]) for name in names)
                 flat, start = self._sum(np.zeros(count, np.float32) if mine is None else np.concatenate(mine)), 0
@@ -119,20 +120,6 @@ def _described(state: TrainState) -> dict[str, Any]:
     best = None if state.best is None else asdict(state.best)
     rest = {"step": state.step, "position": state.position, "identity": dict(state.identity)}
     return {**rest, "random": dict(state.random), "best": best, "tokens": state.tokens, **shapes}
-
-
-def _buckets(sizes: Iterable[tuple[str, int]]) -> Iterator[list[str]]:
-    """Names in their order, in groups of at most BUCKET numbers or of one."""
-    names: list[str] = []
-    count = 0
-    for name, size in sizes:
-        if names and count + size > BUCKET:
-            yield names
-            names, count = [], 0
-        names.append(name)
-        count += size
-    if names:
-        yield names
 
 
 def _size(shape: Iterable[int]) -> int:

@@ -8,8 +8,9 @@ the order of names decides the order of sums, so the same gradients give the sam
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..arrays import Array
 from ..backend import Backend
@@ -82,28 +83,39 @@ def update(
     settings: AdamW,
     learning_rate: float,
     factor: float = 1.0,
+    decayed: Collection[str] | None = None,
 ) -> None:
     """One step: the dicts and `moments` then hold the new numbers, in the memory of the old ones where arrays have one,
-    and `grads` is empty. factor: multiplies gradients.
+    and `grads` is empty. factor: multiplies gradients. decayed: what decays; matrices, if None.
 
-    One trainable at a time, so that little is alive beside them.
+    One array at a time, so that little is alive beside them.
     """
     moments.updates += 1
+    unbias_m, unbias_v = (1 - beta**moments.updates for beta in (settings.beta1, settings.beta2))
+    step = ops.elementwise(_updated)
     for name in sorted(values):
-        grad = grads.pop(name)
+        decays = len(values[name].shape) > 1 if decayed is None else name in decayed
+        shrink = 1 - learning_rate * settings.weight_decay * decays
+        old, grad = (values[name], moments.m[name], moments.v[name]), grads.pop(name)
         grad = grad if factor == 1.0 else grad * factor
-        old = values[name], moments.m[name], moments.v[name]
-        new = _updated(values[name], grad, moments.m[name], moments.v[name], moments.updates, settings, learning_rate)
+        numbers = 1 - settings.beta1, settings.beta2, 1 - settings.beta2, settings.eps
+        new = step(*old, grad, *numbers, shrink, learning_rate / unbias_m, unbias_v)
         values[name], moments.m[name], moments.v[name] = map(ops.assign, old, new)
 
 
 def _updated(
-    value: Array, grad: Array, m: Array, v: Array, count: int, settings: AdamW, learning_rate: float
+    value: Array,
+    m: Array,
+    v: Array,
+    grad: Array,
+    share: Any,
+    beta2: Any,
+    rest: Any,
+    eps: Any,
+    shrink: Any,
+    rate: Any,
+    unbias: Any,
 ) -> tuple[Array, Array, Array]:
-    beta1, beta2 = settings.beta1, settings.beta2
-    m = m + (grad - m) * (1 - beta1)
-    v = v * beta2 + grad * grad * (1 - beta2)
-    scale = (v / (1 - beta2**count)) ** 0.5 + settings.eps
-    if settings.weight_decay and len(value.shape) > 1:
-        value = value * (1 - learning_rate * settings.weight_decay)
-    return value - m * (learning_rate / (1 - beta1**count)) / scale, m, v
+    m = m + (grad - m) * share
+    v = v * beta2 + grad * grad * rest
+    return value * shrink - m * rate / ((v / unbias) ** 0.5 + eps), m, v

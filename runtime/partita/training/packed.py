@@ -7,7 +7,8 @@ window. Not here: gradients, which are the seam's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -35,10 +36,14 @@ class PackedView:
 
 @dataclass(frozen=True)
 class PackedSequences:
-    """The rows of a batch as the blocks see them within one loss, whose operations it computes with."""
+    """The rows of a batch as the blocks see them within one loss, whose operations it computes with.
+
+    turns: what rotations take, made when a layer first asks, for all that have the same rope and heads.
+    """
 
     ops: Backend
     view: PackedView
+    turns: dict[tuple[RopeConfig, int, int], Any] = field(default_factory=dict[tuple[RopeConfig, int, int], Any])
 
     def advance(self, tokens: int, lengths: Sequence[int] | None = None) -> None:
         """Nothing is left to do: a batch is one step, and its positions are known."""
@@ -47,7 +52,10 @@ class PackedSequences:
         """Rotate and attend: (B, heads, T, D) of x (B, T, heads + 2 * Hkv, D), before rotation."""
         ops, spec = self.ops, self.view.layers[layer]
         if spec.rope is not None:
-            x = ops.rotate(x, ops.turns(*self.view.angles[spec.rope], heads + spec.kv_heads, spec.kv_heads))
+            key = spec.rope, heads + spec.kv_heads, spec.kv_heads
+            if key not in self.turns:
+                self.turns[key] = ops.turns(*self.view.angles[spec.rope], *key[1:])
+            x = ops.rotate(x, self.turns[key])
         q, k, v = (part.swapaxes(1, 2) for part in ops.split(x, (heads, spec.kv_heads, spec.kv_heads), 2))
         mask = self.view.masks[spec.span.window or q.shape[2]]
         return ops.attention(q, k, v, mask, scale=spec.scale, softcap=spec.softcap, sink_logits=sink_logits)

@@ -35,7 +35,7 @@ class Trainable(Brief):
     """decoder: with None where a trained array belongs. places: the paths in it of each trainable's name.
 
     plus_one: trainables that stand for 1 + themselves (norms of some families). identity: what decides the mathematics,
-    for JSON.
+    for JSON. narrow: matrices may come to the loss in the residual dtype, which all that reads them computes in.
     """
 
     decoder: Decoder
@@ -43,6 +43,7 @@ class Trainable(Brief):
     identity: Mapping[str, Any]
     plus_one: frozenset[str] = frozenset()
     dropout: Dropout | None = field(default=None, compare=False)
+    narrow: bool = False
 
     def bind(self, ops: Backend, values: Mapping[str, Array]) -> Decoder:
         """The decoder with these values, for generation."""
@@ -144,7 +145,7 @@ def adapted(ops: Backend, decoder: Decoder, config: LoraConfig) -> tuple[Trainab
         "layers": config.layers,
         "adapter_seed": config.seed,
     }
-    return Trainable(hollow, places, identity, dropout=dropout), values
+    return Trainable(hollow, places, identity, dropout=dropout, narrow=not config.dora), values
 
 
 def full(ops: Backend, decoder: Decoder, checkpoint: Checkpoint) -> tuple[Trainable, dict[str, Array]]:

@@ -23,6 +23,7 @@ from ..data.batches import Batch
 from ..errors import DataError, TrainingError
 from ..group import Alone, Group
 from . import state as train_state
+from .buckets import buckets_of
 from .data_parallel import DataParallel
 from .optim import AdamW, Arrays, Moments, clip_factor, global_norm, moments_of, update
 from .packed import Sequences
@@ -171,7 +172,9 @@ class Trainer:
         group: Group | None = None,
     ):
         self.ops, self.model, self.config, self.batches = ops, model, config, batches
-        self.values, self.moments = values, moments_of(ops, values)
+        self._buckets = buckets_of(values)
+        self._flat = self._buckets.flat(ops, values)
+        self.moments = moments_of(ops, self._flat)
         self.step, self.tokens = 0, 0
         self.best: Best | None = None
         self._validation, self._folder = validation, folder
@@ -180,6 +183,11 @@ class Trainer:
         self._sequences = Sequences(ops, model.decoder.config)
         self._stopped, self._saved = False, 0
         self._on_batch: OnBatch = _unheard
+
+    @property
+    def values(self) -> Arrays:
+        """What is trained, by name: float32 arrays that the next step may change."""
+        return self._buckets.named(self.ops, self._flat)
 
     def stop(self) -> None:
         """Finish the step at hand, save, and end, in all processes: safe to call from a signal handler."""
@@ -236,8 +244,9 @@ class Trainer:
         loss = self._processes.number(sum(read) * trained / whole)
         self._refuse_nonsense(number, read, loss, norm)
         rate = config.rates.rate(number)
-        update(self.ops, self.values, grads, self.moments, config.optimizer, rate, clip_factor(norm, config.clip))
-        self.ops.launch(*self.values.values(), *self.moments.m.values(), *self.moments.v.values())
+        factor, decayed = clip_factor(norm, config.clip), self._buckets.decayed
+        update(self.ops, self._flat, grads, self.moments, config.optimizer, rate, factor, decayed)
+        self.ops.launch(*self._flat.values(), *self.moments.m.values(), *self.moments.v.values())
         self.step, self.tokens = number, self.tokens + whole
         memory = self.ops.memory().peak
         return Step(number, loss, filled, whole, time.perf_counter() - begun, rate, norm, memory)
@@ -246,6 +255,7 @@ class Trainer:
         """Each batch's share of the step's mean loss, float32 (1,), and the gradients of their sum."""
         losses: list[Array] = []
         grads: Arrays = {}
+        share = self.ops.array(np.array([1 / max(trained, 1)], np.float32))  # an argument: it is another in each step
         for i, batch in enumerate(batches):
             self._on_batch("step", i, len(batches))
             if not batch.trained:
@@ -255,11 +265,12 @@ class Trainer:
                 self.model.dropout.draw = (step, i, self._processes.group.rank)
             view = self._sequences.view(batch.positions, batch.segments)
 
-            def loss(ops: Backend, values: Arrays, batch: Batch = batch, view: Any = view) -> tuple[Any, tuple[()]]:
-                total = self.model.loss(ops, values, batch, view, checkpoint=self.config.grad_checkpoint)
-                return total * (1 / trained), ()
+            def loss(
+                ops: Backend, flat: Arrays, share: Any, batch: Batch = batch, view: Any = view
+            ) -> tuple[Any, tuple[()]]:
+                return self._loss(ops, flat, batch, view, checkpoint=self.config.grad_checkpoint) * share[0], ()
 
-            (value, _), new = self.ops.value_and_grad(loss)(self.values)
+            (value, _), new = self.ops.value_and_grad(loss)(self._flat, share)
             grads = {name: grads[name] + new[name] for name in new} if grads else new
             losses.append(value.reshape(1))
             self.ops.launch(losses[-1], *grads.values())
@@ -267,8 +278,12 @@ class Trainer:
         if self.model.dropout is not None:
             self.model.dropout.draw = None
         if not grads:  # this process has nothing but padding
-            grads = {name: self.ops.zeros(tuple(x.shape), "float32") for name, x in self.values.items()}
+            grads = {name: self.ops.zeros(tuple(x.shape), "float32") for name, x in self._flat.items()}
         return losses, grads
+
+    def _loss(self, ops: Backend, flat: Arrays, batch: Batch, view: Any, *, checkpoint: bool = False) -> Array:
+        values = self._buckets.named(ops, flat, ops.dtype if self.model.narrow else "float32")
+        return self.model.loss(ops, values, batch, view, checkpoint=checkpoint)
 
     def _refuse_nonsense(self, step: int, losses: list[float], whole: float, norm: float) -> None:
         """whole: the loss of all processes. They see the same whole and norm, so all of them stop."""
@@ -315,10 +330,10 @@ class Trainer:
                 continue
             view = self._sequences.view(batch.positions, batch.segments)
 
-            def loss(ops: Backend, values: Arrays, batch: Batch = batch, view: Any = view) -> tuple[Any, tuple[()]]:
-                return self.model.loss(ops, values, batch, view), ()
+            def loss(ops: Backend, flat: Arrays, batch: Batch = batch, view: Any = view) -> tuple[Any, tuple[()]]:
+                return self._loss(ops, flat, batch, view), ()
 
-            value, _ = self.ops.value(loss)(self.values)
+            value, _ = self.ops.value(loss)(self._flat)
             total += float(self.ops.to_numpy(value))
             trained += batch.trained
         total, (trained,) = self._processes.number(total), self._processes.counts(trained)
@@ -339,7 +354,7 @@ class Trainer:
         state = self._processes.state(state)
         if state is None:
             return None
-        self.values = self._device(state.values)
+        self._flat = self._device(state.values)
         return best.step
 
     # State
@@ -356,8 +371,8 @@ class Trainer:
         return TrainState(
             self.step,
             self._host(self.values),
-            self._host(moments.m),
-            self._host(moments.v),
+            self._host(self._buckets.named(self.ops, moments.m)),
+            self._host(self._buckets.named(self.ops, moments.v)),
             self.batches.state(),
             self._identity,
             {"dropout": [self.model.dropout.seed, self.step + 1] if self.model.dropout else None},
@@ -368,12 +383,11 @@ class Trainer:
     def restore(self, state: TrainState) -> None:
         """Go on from a state, of this or another backend. DataError where settings, model or data are others."""
         train_state.refuse_other(state.identity, self._identity)
-        mine = {name: tuple(x.shape) for name, x in self.values.items()}
         for part in (state.values, state.m, state.v):
-            if {name: x.shape for name, x in part.items()} != mine:
+            if {name: x.shape for name, x in part.items()} != self._buckets.shapes:
                 raise DataError("this run cannot be resumed: what it trained has other names or shapes")
         self.batches.restore(state.position)
-        self.values = self._device(state.values)
+        self._flat = self._device(state.values)
         self.moments = Moments(self._device(state.m), self._device(state.v), state.step)
         self.step, self.best, self.tokens, self._saved = state.step, state.best, state.tokens, state.step
 
@@ -392,7 +406,9 @@ class Trainer:
         return {name: self.ops.to_numpy(x) for name, x in values.items()}
 
     def _device(self, values: Mapping[str, np.ndarray]) -> Arrays:
-        return {name: self.ops.copy(self.ops.array(x, "float32")) for name, x in values.items()}
+        """Flat, in memory of their own."""
+        named = {name: self.ops.copy(self.ops.array(x, "float32")) for name, x in values.items()}
+        return self._buckets.flat(self.ops, named)
 
 
 def _copied(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
