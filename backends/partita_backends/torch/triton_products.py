@@ -23,8 +23,7 @@ from .triton_words import ceil_div, kernel, on_grid, power_of_two, rows_together
 
 Tensor = torch.Tensor
 
-ROWS_AT_ONCE = 32  # rows of x in a program, where they are few
-MANY_AT_ONCE = 64  # the same where they are many: a sequence that is trained
+ROWS_AT_ONCE = 32  # rows of x in a program; a weight is read again for the next ones
 BACK_COLUMNS = 64  # of a weight, for a gradient
 ROW_STEP = 4  # rows of a weight in a program that multiplies one row of x
 LANES = 128  # numbers, or units of them, that its threads take at a time, four each in 32 threads
@@ -374,8 +373,7 @@ def _product(x: Tensor, words: Tensor, scales: Tensor, biases: Tensor, bits: int
 
 
 def _rows_at_once(count: int) -> int:
-    """Of x in a program: a weight is read again for the next ones."""
-    return max(min(power_of_two(count), ROWS_AT_ONCE if count <= ROWS_AT_ONCE else MANY_AT_ONCE), 16)
+    return max(min(power_of_two(count), ROWS_AT_ONCE), 16)
 
 
 @operation(
