@@ -27,13 +27,15 @@ _NO_ARGUMENTS: Json = {"type": "object", "additionalProperties": False}
 
 @dataclass(frozen=True)
 class Calls:
-    """trigger: the literal behind which a call is certain. behind: the rest of the reply's part that it begins, as an
-    expression; once: nothing may follow that part. whole: a reply that is calls and nothing else."""
+    """trigger: the literal behind which a call is certain; first: another, where the reply begins with it. behind: the
+    rest of the reply's part that it begins, as an expression; once: nothing may follow that part. whole: a reply that
+    is calls and nothing else."""
 
     trigger: str
     behind: str
     whole: str
     once: bool = False
+    first: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,8 @@ def _llama(style: _Style) -> Calls:
     call = style.each(lambda offer: _object(style, offer, "parameters"))
     rest = style.each(lambda offer: _object(style, offer, "parameters", behind=begin))
     more = f'("; " {call})*' if style.many else ""
-    return Calls(f"{tag}{begin}", f"{rest} {more}", f"({style.literal(tag)})? {call} {more}", once=not style.many)
+    whole = f"({style.literal(tag)})? {call} {more}"
+    return Calls(f"{tag}{begin}", f"{rest} {more}", whole, once=not style.many, first=(begin,))
 
 
 def _mistral(style: _Style) -> Calls:

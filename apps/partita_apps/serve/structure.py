@@ -123,7 +123,7 @@ class _Reply:
         block = None if self.form.channels else self.form.calls
         calls = written(self.text.tokenizer, writer, block, offers, many=ask.parallel_tool_calls)
         if ask.format is None and not self._must_call:
-            return Constraint("lark", writer.grammar(calls.behind), (calls.trigger,), once=calls.once)
+            return Constraint("lark", writer.grammar(calls.behind), (calls.trigger,), calls.first, once=calls.once)
         whole = calls.whole
         if not self._must_call and ask.format is not None:
             whole = f"{writer.rule(whole)} | {self._said(writer, _schema(ask.format))}"

@@ -69,13 +69,13 @@ class _Watch:
     """Finds the first of some literals in what tokens contribute. before: what was contributed earlier."""
 
     def __init__(self, awaited: Sequence[_Awaited], before: bytes = b"") -> None:
-        self._awaited, self._tail = awaited, b""
+        self._awaited, self.tail = awaited, b""
         self._keep = max(len(each.spelled) for each in awaited) - 1
         self._shorten(before)
 
     def push(self, data: bytes) -> tuple[_Awaited, bytes] | None:
         """The literal that ends in these bytes, and what stands behind it."""
-        tail = self._tail + data
+        tail = self.tail + data
         self._shorten(tail)
         places = [(place, each) for each in self._awaited if (place := tail.find(each.spelled)) >= 0]
         if not places:
@@ -85,14 +85,14 @@ class _Watch:
 
     def begun(self) -> tuple[_Awaited, bytes] | None:
         """The literal whose text the next token may end, and what there is of that text."""
-        counts = [(count, each) for each in self._awaited if (count := each.begun(self._tail)) is not None]
+        counts = [(count, each) for each in self._awaited if (count := each.begun(self.tail)) is not None]
         if not counts:
             return None
         count, found = max(counts, key=lambda each: each[0])
         return found, found.text.encode()[:count]
 
     def _shorten(self, tail: bytes) -> None:
-        self._tail = tail[max(len(tail) - self._keep, 0) :]
+        self.tail = tail[max(len(tail) - self._keep, 0) :]
 
 
 class Matcher:
@@ -110,13 +110,14 @@ class Matcher:
         """What is not enforced, in a line; it comes once, at any step, and stays."""
         self._vocabulary, self._constraint = vocabulary, constraint
         self._triggers = [_Awaited.of(vocabulary, literal) for literal in constraint.triggers]
+        self._first = [_Awaited.of(vocabulary, literal) for literal in constraint.first]
         self._thought = None if constraint.thought is None else _Awaited.of(vocabulary, constraint.thought[0])
         self._compiled: dict[tuple[str, bool], LLMatcher] = {}
         self._state: Choice["free", "thought", "bound"] = "free"
         self._watch: _Watch | None = None  # None in "free": free to the end
         self._bound: LLMatcher | None = None
         self._opening: LLMatcher | None = None  # of a thought, beside or in place of the grammar
-        self._front: bytes | None = None  # what has come while a thought may begin; None: none may
+        self._front: bytes | None = None  # what has come while it may be the beginning of a thought, or of `first`
         try:
             self._body = body(constraint)
             self._entered("")
@@ -130,9 +131,9 @@ class Matcher:
         if self._thought is not None and self._constraint.thinking:
             self._think(b"")
             return
-        self._front = b"" if self._thought is not None else None
+        self._front = b"" if self._thought is not None or self._first else None
         if self._triggers:
-            self._await(b"".join(map(self._vocabulary.contribution, prompt[-_BEFORE:])))
+            self._await(b"".join(map(self._vocabulary.contribution, prompt[-_BEFORE:])), self._first)
             return
         self._state, self._bound = "bound", self._entered("")
         if self._constraint.thought is not None:
@@ -165,9 +166,9 @@ class Matcher:
 
     # ---------------------------------------------------------------- free, and in a thought
 
-    def _await(self, before: bytes) -> None:
+    def _await(self, before: bytes, more: Sequence[_Awaited] = ()) -> None:
         self._state, self._bound = "free", None
-        self._watch = _Watch(self._triggers, before)
+        self._watch = _Watch([*self._triggers, *more], before)
 
     def _think(self, rest: bytes) -> None:
         """A thought has begun; rest: what there is of it."""
@@ -191,15 +192,18 @@ class Matcher:
 
     def _begins(self, data: bytes) -> bool:
         """Whether a thought begins with these bytes, of which none is lost."""
-        if self._front is None or self._thought is None:
+        if self._front is None:
             return False
         self._front += data
-        text, begin = self._front.lstrip(), self._thought.spelled
-        if text.startswith(begin):
-            self._think(text[len(begin) :])
+        text, thought = self._front.lstrip(), self._thought
+        if thought is not None and text.startswith(thought.spelled):
+            self._think(text[len(thought.spelled) :])
             return True
-        if not begin.startswith(text):
+        begins = [each.spelled for each in (*self._first, *([] if thought is None else [thought]))]
+        if not any(begin.startswith(text) or text.startswith(begin) for begin in begins):
             self._front = None
+            if self._first and self._watch is not None:
+                self._await(self._watch.tail)
         return False
 
     def _free_mask(self) -> Mask | None:

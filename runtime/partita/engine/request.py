@@ -22,15 +22,17 @@ class Constraint(msgspec.Struct, frozen=True):
 
     kind: what `grammar` is: a JSON schema, or a grammar in llguidance's Lark. triggers: literals (control tokens by
     their own) behind which the constraint begins, each time one appears, while all else is free; none: it begins with
-    the first token, and the reply ends with it. thought: the literals around a thought that may stand in front,
-    unconstrained. thinking: whether the prompt has opened that thought already. between: what stands between a thought
-    and what follows it, an expression in Lark, "" for nothing. once: the reply ends with the first constrained part,
-    where there are triggers. warning: what of the wish the grammar leaves out, in a line; it is given out as `Warned`.
+    the first token, and the reply ends with it. first: literals that are triggers, too, where the reply begins with
+    one. thought: the literals around a thought that may stand in front, unconstrained. thinking: whether the prompt has
+    opened that thought already. between: what stands between a thought and what follows it, an expression in Lark, ""
+    for nothing. once: the reply ends with the first constrained part, where there are triggers. warning: what of the
+    wish the grammar leaves out, in a line; it is given out as `Warned`.
     """
 
     kind: Literal["json_schema", "lark"]
     grammar: str
     triggers: tuple[str, ...] = ()
+    first: tuple[str, ...] = ()
     thought: tuple[str, str] | None = None
     thinking: bool = False
     between: str = ""

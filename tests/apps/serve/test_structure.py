@@ -211,6 +211,27 @@ def test_a_call_that_the_model_begins_becomes_whole(model: Callable[[str], Model
             check_call(call)
 
 
+def test_a_call_of_llama_needs_no_marker_where_the_reply_begins(model: Callable[[str], Model]) -> None:
+    made, asked = model("llama"), ask(tools=TOOLS)
+    constraint = constraint_for(asked, made.text)
+    assert constraint is not None
+    for seed in range(10):
+        free = made.text.tokenizer.encode('{"name": "', bos=False)
+        matcher = Matcher(made.vocabulary, constraint)
+        ids = drawn(matcher, np.random.default_rng(seed), free=free, ends=ends_of(made))
+        speech, _, calls = read(made, asked, ids)
+        assert not speech
+        assert calls
+        for call in calls:
+            check_call(call)
+    for text in ('{"names": ["a"]}', 'So: {"name": "x"}', "{}"):
+        matcher = Matcher(made.vocabulary, constraint)
+        matcher.begin([])
+        for token in made.text.tokenizer.encode(text, bos=False):
+            matcher.push(token)
+        assert matcher.mask() is None
+
+
 def test_without_a_call_all_is_free(model: Callable[[str], Model]) -> None:
     made = model("none")
     constraint = constraint_for(ask(tools=TOOLS), made.text)
@@ -235,7 +256,7 @@ SCHEMA = {
     "type": "object",
     "properties": {
         "name": {"type": "string", "minLength": 1, "maxLength": 6},
-        "born": {"type": "string", "format": "date"},
+        "host": {"type": "string", "format": "ipv4"},
         "role": {"oneOf": [{"const": "a"}, {"const": "b"}]},
         "code": {"type": "string", "pattern": "^[A-Z]{2}-[0-9]+$", "maxLength": 6, "format": "no such thing"},
     },

@@ -42,7 +42,7 @@ SCHEMAS = (
         "maxItems": 2,
     },
     closed(
-        when={"type": "string", "format": "date"},
+        address={"type": "string", "format": "ipv4"},
         code={"type": "string", "pattern": "^[A-Z]{3}-[0-9]{2,4}$"},
         note={"anyOf": [{"type": "string", "maxLength": 6}, {"type": "null"}]},
     ),
