@@ -198,7 +198,7 @@ def open_model(load: Load, on_layer: Callable[[int, int], None]) -> tuple[Steps,
     engine = Engine(
         models, choice.spec, max_waiting=load.max_waiting, prefixes=PrefixCache(kept), matchers=grammars.matcher
     )
-    notes = [*passed, *model.notes, *filter(None, [choice.text, model.kv_warning(choice.spec.kv)])]
+    notes = [*passed, *model.notes, *filter(None, [choice.text, model.kv_warning(choice.spec)])]
     facts = Loaded(
         backend=model.ops.name,
         device=model.ops.device,
