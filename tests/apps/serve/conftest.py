@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 from tests import chat_forms
 
@@ -51,3 +52,12 @@ def served(registry: Callable[..., ScriptedRegistry]) -> Iterator[Callable[..., 
             return stack.enter_context(serving(registry(play, form, **(text or {})), **settings))
 
         yield make
+
+
+@pytest.fixture
+def client() -> Iterator[Callable[[Served], openai.OpenAI]]:
+    """client(server): OpenAI's own, closed behind the test."""
+    with ExitStack() as stack:
+        yield lambda server: stack.enter_context(
+            openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        )

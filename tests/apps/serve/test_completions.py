@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from typing import Any
 
 import openai
@@ -18,14 +17,6 @@ PATH = "/v1/completions"
 
 def body(prompt: Any = "the quick", **more: Any) -> dict[str, Any]:
     return {"model": "tiny", "prompt": prompt, **more}
-
-
-@pytest.fixture
-def client() -> Iterator[Callable[[Served], openai.OpenAI]]:
-    with ExitStack() as stack:
-        yield lambda server: stack.enter_context(
-            openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-        )
 
 
 def test_whole_and_streamed(served: Serve, client: Callable[[Served], openai.OpenAI]) -> None:

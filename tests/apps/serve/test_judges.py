@@ -139,7 +139,7 @@ def test_schemathesis(description: tuple[Served, dict[str, Any]]) -> None:
 
 def attack(server: Served, operation: Any, mode: GenerationMode) -> None:
     @settings(
-        max_examples=25,
+        max_examples=15,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
         deadline=None,
