@@ -78,7 +78,7 @@ def ring(tokens: int, kv: str, dtype: str = "float16") -> tuple[Any, Cache]:
     """A cache of one layer with room for so many tokens, on MLX."""
     ops: Any = partita_backends.load("mlx", device="cpu", dtype=dtype)
     layer = LayerSpec(2, 64, Span(None, 4), ROPE, 0.125, None)
-    cache = Cache(ops, CacheSpec((layer,), KVFormat.parse(kv), None, 4, 64))
+    cache = Cache(ops, CacheSpec((layer,), KVFormat.parse(kv), 8192, 4, 64))
     for _ in range(tokens // 64):
         cache.advance(64)
         cache.attend(0, ops.array(np.zeros((1, 64, 6, 64), np.float16)), 2)

@@ -141,7 +141,7 @@ def numbers(cache: Cache, x: Any) -> np.ndarray:
 
 
 def spec_of(one: LayerSpec, kv: str) -> CacheSpec:
-    return CacheSpec((one,), KVFormat.parse(kv), None, one.span.sinks, CHUNK)
+    return CacheSpec((one,), KVFormat.parse(kv), 8192, one.span.sinks, CHUNK)
 
 
 FORMATS = ["32", "16", "k8v8", "k8v4", "k4v4:64", "k4v16", "k32v8"]

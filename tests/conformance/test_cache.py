@@ -70,7 +70,7 @@ def plans(draw: st.DrawFn, kv: st.SearchStrategy[str]) -> Plan:
 def spec_of(plan: Plan) -> CacheSpec:
     rope = ROPE if plan.rotates else None
     layer = LayerSpec(KV_HEADS, D, Span(plan.window, plan.sinks), rope, SCALE, None, plan.sink_logits)
-    return CacheSpec((layer,), KVFormat.parse(plan.kv), None, plan.sinks, plan.chunk, plan.slack)
+    return CacheSpec((layer,), KVFormat.parse(plan.kv), 8192, plan.sinks, plan.chunk, plan.slack)
 
 
 def rotated(x: np.ndarray, positions: np.ndarray) -> np.ndarray:

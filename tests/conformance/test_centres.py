@@ -31,7 +31,7 @@ LAYER = LayerSpec(KV_HEADS, D, Span(12, 3), PLAIN, 0.3, None)
 def outputs(ops: Backend, layers: tuple[LayerSpec, ...], kv: str, steps: list[int], common: float) -> list[np.ndarray]:
     """What every layer sees at every step. common: what all keys of a head have in each dim that hardly turns."""
     cache, rng, found = (
-        Cache(ops, CacheSpec(layers, KVFormat.parse(kv), None, 3, CHUNK), 2),
+        Cache(ops, CacheSpec(layers, KVFormat.parse(kv), 8192, 3, CHUNK), 2),
         np.random.default_rng(0),
         [],
     )
@@ -56,7 +56,7 @@ def test_a_centre_changes_no_attention(
     steps = [2, 3, 6, *[tokens] * 20, 1, 4]
     plain = outputs(ops, layers, kv, steps, 2.0)
     monkeypatch.setattr(centres, "MOST_BITS", 32)
-    assert all(is_centred(layer, KVFormat.parse(kv)) for layer in layers)
+    assert all(is_centred(layer, CacheSpec(layers, KVFormat.parse(kv), 8192, 3, CHUNK)) for layer in layers)
     for found, expected in zip(outputs(ops, layers, kv, steps, 2.0), plain, strict=True):
         # with the rotations and the Hadamard matrix, sums over D three times; scores reach 40
         bounds.assert_near(found, expected, 2 * bounds.attention(3 * D, 130, score=40, value=5), 1)
@@ -76,7 +76,7 @@ def test_what_keys_have_in_common_costs_no_precision(
         return float(np.mean([np.abs(a - b).mean() for a, b in zip(found, exact, strict=True)]))
 
     centred = error()
-    monkeypatch.setattr(centres, "is_centred", lambda layer, kv: False)
+    monkeypatch.setattr(centres, "is_centred", lambda layer, spec: False)
     assert centred < error() / 2
 
 
@@ -97,4 +97,7 @@ def test_what_keys_have_in_common_costs_no_precision(
     ],
 )
 def test_which_layers_are_centred(layer: LayerSpec, kv: str, expected: bool) -> None:
-    assert is_centred(layer, KVFormat.parse(kv)) is expected
+    spec = CacheSpec((layer,), KVFormat.parse(kv), 8192, 3, CHUNK)
+    assert is_centred(layer, spec) is expected
+    assert not is_centred(layer, replace(spec, context=8193))  # keys turn away from the centre
+    assert not is_centred(layer, replace(spec, context=None))

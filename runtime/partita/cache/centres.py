@@ -17,22 +17,24 @@ from ..arrays import Array
 from ..backend import Backend
 from ..model.config import RopeConfig
 from ..model.rope import RopeTable
-from .kv_format import KVFormat
 from .sinks import SinkKeys
 from .spec import CacheSpec, LayerSpec, Span
 
 MOST_BITS = 4  # of keys; 8 bits lose nothing that could be gained,
 MOST_BITS_BIASED = 8  # but for a bias, which may be a hundred times as large as what keys differ by
 POSITIONS = 2048
+FURTHEST = 8192  # tokens of context: beyond some 6,000 positions keys have turned away from the centre
 LEAST_SINKS = 2  # the first draws attention by a key unlike all others
 
 
-def is_centred(layer: LayerSpec, kv: KVFormat) -> bool:
-    """Whether a layer's keys are stored less a centre. Not where scores that are moved change the softmax: with a soft
-    cap, or beside learned ones without keys."""
+def is_centred(layer: LayerSpec, spec: CacheSpec) -> bool:
+    """Whether a layer's keys are stored less a centre in a cache. Not where a conversation may hold more than is near
+    it, and not where scores that are moved change the softmax: with a soft cap, or beside learned ones without keys."""
+    if spec.context is None or spec.context > FURTHEST:
+        return False
     if layer.softcap is not None or layer.sink_logits:
         return False
-    few = kv.key_bits <= (MOST_BITS_BIASED if layer.key_bias else MOST_BITS)
+    few = spec.kv.key_bits <= (MOST_BITS_BIASED if layer.key_bias else MOST_BITS)
     return few and layer.rope is not None and layer.span.sinks >= LEAST_SINKS
 
 
@@ -41,7 +43,7 @@ class Centres:
 
     def __init__(self, ops: Backend, spec: CacheSpec, ropes: Mapping[RopeConfig, RopeTable]):
         self._ops, self._spec = ops, spec
-        layers = dict.fromkeys(layer for layer in spec.layers if is_centred(layer, spec.kv))
+        layers = dict.fromkeys(layer for layer in spec.layers if is_centred(layer, spec))
         self._angles = {layer: ropes[layer.rope].mean_angles(POSITIONS) for layer in layers if layer.rope is not None}
 
     def of_all(self, span: Span, keys: SinkKeys) -> dict[LayerSpec, Array]:

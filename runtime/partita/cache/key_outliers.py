@@ -35,7 +35,7 @@ def key_noise(ops: Backend, model: Decoder, spec: CacheSpec) -> list[float]:
     """Noise in nats that the bias of k forces on each layer's scores; 0 where there is none, or keys are dense."""
     positions = model.config.max_positions
     return [
-        _noise(_left(_key_bias(ops, block.attention), layer, spec.kv, positions), layer.scale, spec.kv)
+        _noise(_left(_key_bias(ops, block.attention), layer, spec, positions), layer.scale, spec.kv)
         for block, layer in zip(model.blocks, spec.layers, strict=True)
     ]
 
@@ -69,9 +69,9 @@ def _key_bias(ops: Backend, attention: Attention) -> np.ndarray | None:
     return None if key is None else key.astype(np.float32).reshape(-1, attention.head_dim)
 
 
-def _left(bias: np.ndarray | None, layer: LayerSpec, kv: KVFormat, positions: int) -> np.ndarray | None:
+def _left(bias: np.ndarray | None, layer: LayerSpec, spec: CacheSpec, positions: int) -> np.ndarray | None:
     """A bias (Hkv, D) as large as what the centre leaves of it, each of its pairs in the mean square."""
-    if bias is None or layer.rope is None or not is_centred(layer, kv):
+    if bias is None or layer.rope is None or not is_centred(layer, spec):
         return bias
     mean, whole = (mean_rotation(layer.rope, n) for n in (POSITIONS, positions))
     away = np.sqrt(np.maximum(1 - np.abs(whole) ** 2 + np.abs(whole - mean) ** 2, 0))  # the variance, and the bias
