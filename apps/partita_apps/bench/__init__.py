@@ -234,7 +234,8 @@ def train(**options: Any) -> Rows:
 @against(SERVERS)
 @click.option("--clients", type=Sizes(), default="1,4,16", show_default=True, help="How many at once, by commas.")
 @click.option("--prompt", type=click.IntRange(8), default=64, show_default=True, help="Tokens of each one's prompt.")
-@click.option("--tokens", type=click.IntRange(8), default=64, show_default=True, help="Tokens of each reply.")
+@click.option("--tokens", type=click.IntRange(8), default=128, show_default=True, help="Tokens of each reply.")
+@click.option("--arriving", type=click.IntRange(0), default=4000, show_default=True, help="Tokens of a long prompt.")
 @measured
 def serve(**options: Any) -> Rows:
     """What `partita serve` gives its clients: tokens per second of several at once, the wait for the first token, the

@@ -27,8 +27,8 @@ from .peers import SERVING, model_for
 from .report import row
 
 MIB = 2**20
-LONG = 4000
-"""Tokens of the prompt that arrives while a reply is being written."""
+BUSY = 256
+"""Tokens of the reply that is being written meanwhile, at least."""
 WAIT = 300.0
 """Seconds that a server has to start."""
 
@@ -64,24 +64,26 @@ def run(
     clients: Sequence[int],
     prompt: int,
     tokens: int,
+    arriving: int,
     against: str | None,
     peer_python: str | None,
     threads: int | None,
     **sides: Any,
 ) -> list[dict[str, Any]]:
-    """clients: how many at once. prompt, tokens: of each."""
-    count, context = threads or 1, LONG + 2 * (prompt + tokens) + 64
-    texts = _texts(model, prompt, max(clients))
+    """clients: how many at once. prompt, tokens: of each. arriving: tokens of the prompt that comes while a reply is
+    being written, 0 for none."""
+    count, context = threads or 1, max(arriving, prompt) + max(tokens, BUSY) + 64
+    texts = _texts(model, prompt, runs * sum(clients) + max(clients) + 2)
     options = [f"--{name}={value}" for name, value in sides.items() if value not in (None, "auto")]
     own = [sys.executable, "-m", "partita_apps.cli", "serve", str(model), "--port={port}", f"--threads={count}"]
-    ours = _figures([*own, f"--context={context}", *options], model, texts, clients, tokens, runs, disturbed=True)
+    ours = _figures([*own, f"--context={context}", *options], model, texts, clients, tokens, runs, arriving)
     theirs: Figures = {}
     if against is not None:
         with model_for(against, model) as given:
             command = [peer_python or sys.executable, *SERVING[against]]
             filled = [word.replace("{model}", str(given)) for word in command]
             filled = [word.replace("{threads}", str(count)).replace("{context}", str(context)) for word in filled]
-            theirs = _figures(filled, given, texts, clients, tokens, runs, disturbed=False)
+            theirs = _figures(filled, given, texts, clients, tokens, runs, 0)
     about = f"{threads_of(threads)}{f' / {against}' if against else ''}"
     return [row(f"{name}, {about}", value, theirs.get((name, unit)), unit) for (name, unit), value in ours.items()]
 
@@ -93,36 +95,40 @@ def _figures(
     clients: Sequence[int],
     tokens: int,
     runs: int,
-    disturbed: bool,
+    arriving: int,
 ) -> Figures:
-    """By name and unit. disturbed: also of a reply while a long prompt arrives."""
+    """By name and unit. arriving: as in `run`."""
     found: Figures = {}
     with serving(command) as server:
-        at_once(server.port, server.model, texts[:1], 2)  # loads the model
+        following = iter(texts)  # no prompt is asked twice, so that none is remembered
+        for count in (1, max(clients)):  # the model is loaded, and what it computes with compiled
+            at_once(server.port, server.model, [next(following) for _ in range(count)], 8)
         for count in clients:
-            loads = [at_once(server.port, server.model, texts[:count], tokens) for _ in range(runs)]
+            loads = [
+                at_once(server.port, server.model, [next(following) for _ in range(count)], tokens) for _ in range(runs)
+            ]
             name = f"{count} client{'s' * (count > 1)}"
             found[name, "tokens/s"] = statistics.median(load.rate for load in loads)
-            found[name, "s to the first token"] = statistics.median(load.first for load in loads)
-        if disturbed:
-            found |= _disturbed(server, model, texts[0], tokens)
+            found[f"first token, {name}", "s"] = statistics.median(load.first for load in loads)
+        if arriving:
+            found |= _disturbed(server, model, next(following), tokens, arriving)
         found["the server after it", "MiB"] = server.resident() / MIB
     return found
 
 
-def _disturbed(server: Server, model: Path, text: str, tokens: int) -> Figures:
+def _disturbed(server: Server, model: Path, text: str, tokens: int, arriving: int) -> Figures:
     """Times between the tokens of a running reply, before and while a long prompt is read."""
     quiet = complete(server.port, server.model, text, tokens)
-    arriving = " ".join(_texts(model, LONG, 1))
+    (long,) = _texts(model, arriving, 1)
     found: list[Load] = []
 
     def other() -> None:
         time.sleep(3 * statistics.median(quiet.gaps))
-        found.append(at_once(server.port, server.model, [f"Another text: {arriving}"], 2))
+        found.append(at_once(server.port, server.model, [f"Another text: {long}"], 2))
 
     thread = threading.Thread(target=other)
     thread.start()
-    busy = complete(server.port, server.model, text, max(tokens, 256))
+    busy = complete(server.port, server.model, text, max(tokens, BUSY))
     thread.join()
     (load,) = found
     begun, ended = load.replies[0].begun, load.replies[0].times[0]
@@ -130,8 +136,8 @@ def _disturbed(server: Server, model: Path, text: str, tokens: int) -> Figures:
     name = "between tokens"
     return {
         (name, "ms"): 1e3 * statistics.median(quiet.gaps),
-        (f"{name} while {LONG} tokens arrive", "ms"): 1e3 * statistics.median(gaps),
-        (f"{name} while {LONG} tokens arrive, at most", "ms"): 1e3 * max(gaps),
+        (f"{name} while {arriving} tokens arrive", "ms"): 1e3 * statistics.median(gaps),
+        (f"{name} while {arriving} tokens arrive, at most", "ms"): 1e3 * max(gaps),
     }
 
 
