@@ -15,17 +15,18 @@ from ..cache.state import Cache
 from ..inference.sampling import Sampler
 from .bucket import Bucket
 from .request import Event
-from .room import AHEAD, BUCKET_BYTES, MAX_ROWS, full, room
+from .room import AHEAD, BUCKET_BYTES, MAX_ROWS, room
 from .row import Row
 
 PATIENCE = 32  # steps
 
 
 class Buckets:
-    """spec: of every cache."""
+    """spec: of every cache. executor: of masks."""
 
-    def __init__(self, spec: CacheSpec):
-        self._spec = spec
+    def __init__(self, spec: CacheSpec, executor: Executor):
+        self._spec, self._executor = spec, executor
+        self._told: list[Event] = []
         self._buckets: list[Bucket] = []
 
     def __iter__(self) -> Iterator[Bucket]:
@@ -47,11 +48,26 @@ class Buckets:
         else:
             bucket.put(row, cache.row(0), sampler)
 
-    def step(self, executor: Executor) -> list[Event]:
-        """A token of every row."""
-        for bucket in list(self._buckets):
-            self._move(bucket)
-        return [event for bucket in self._buckets for event in bucket.step(executor)]
+    def settle(self) -> None:
+        """Rows that will be moved get to know their last token. Those that end by it are removed before `step`."""
+        for bucket in self._buckets:
+            if bucket.outgrown:
+                self._flush(bucket)
+
+    def step(self) -> list[Event]:
+        """A token of every row: what there is to report."""
+        while (bucket := next((bucket for bucket in self._buckets if bucket.outgrown), None)) is not None:
+            self._move(bucket)  # which may double another one
+        return [event for bucket in self._buckets for event in bucket.step(self._executor)]
+
+    def told(self) -> list[Event]:
+        """What there is to report since it was last asked, beside what `step` gave; in front of what that gives next."""
+        told, self._told = self._told, []
+        return told
+
+    def _flush(self, bucket: Bucket) -> Bucket:
+        self._told += bucket.flush(self._executor)
+        return bucket
 
     def ended(self) -> Iterator[tuple[Row, Snapshot]]:
         """Remove rows that have ended: each with what it holds, which is to be read before the next."""
@@ -62,7 +78,7 @@ class Buckets:
                 bucket.remove(slot)
             if bucket.live and any(row.failed for _, row in ended):
                 # what is not a number hides behind no mask: nothing of such a slot may stay
-                self._buckets[place] = bucket.resized(len(bucket.rows))
+                self._buckets[place] = self._flush(bucket).resized(len(bucket.rows))
         self._buckets = [self._halved(bucket) for bucket in self._buckets if bucket.live]
 
     def _open(self, row: Row, size: int) -> Bucket | None:
@@ -75,17 +91,13 @@ class Buckets:
         batch = 2 * len(least.rows)
         if batch > MAX_ROWS or cache_bytes(self._spec, size, batch) > BUCKET_BYTES:
             return None
-        found = least.resized(batch)
+        found = self._flush(least).resized(batch)
         self._buckets[self._buckets.index(least)] = found
         return found
 
     def _move(self, bucket: Bucket) -> None:
         """Rows that have no room for another token, to where they have."""
-        size = bucket.cache.room
-        outgrown = [slot for slot, _ in bucket.live if bucket.cache.offsets[slot] >= size]
-        if not outgrown or size == full(self._spec):
-            return
-        size = room(self._spec, size + AHEAD)
+        outgrown, size = bucket.outgrown, room(self._spec, bucket.cache.room + AHEAD)
         for slot in outgrown:
             row, snapshot, sampler = bucket.taken_out(slot)
             target = self._open(row, size)
@@ -103,4 +115,4 @@ class Buckets:
         """The bucket, or one of half its slots in its place."""
         half = len(bucket.rows) // 2
         bucket.spare = bucket.spare + 1 if half and len(bucket.live) <= half else 0
-        return bucket.resized(half) if bucket.spare > PATIENCE else bucket
+        return self._flush(bucket).resized(half) if bucket.spare > PATIENCE else bucket

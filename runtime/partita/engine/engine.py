@@ -57,9 +57,9 @@ class Engine:
         self._free = free or (lambda: models[""].ops.memory().free)
         self._waiting: deque[Row] = deque()
         self._reading: list[Reading] = []
-        self._buckets = Buckets(spec)
-        self._events: list[Event] = []
         self._executor = ThreadPoolExecutor(2, thread_name_prefix="masks")
+        self._buckets = Buckets(spec, self._executor)
+        self._events: list[Event] = []
         self._pace = Pace(spec.chunk)
         self._decoding = 0.0  # seconds of a decode step
         self._generated = self._prefilled = self._reused = 0
@@ -89,10 +89,10 @@ class Engine:
             self._waiting.remove(row)
             self._events += row.end("cancelled")
         for reading in [reading for reading in self._reading if reading.row.id == id]:
-            self._events += reading.row.end("cancelled")
+            self._events += [] if reading.row.ended else reading.row.end("cancelled")
             self._reading.remove(reading)
             self._keep(reading.row, reading.held)
-        for row in [row for row in self._buckets.rows if row.id == id]:
+        for row in [row for row in self._buckets.rows if row.id == id and not row.ended]:
             self._events += row.end("cancelled")
         self._leave()
 
@@ -147,7 +147,10 @@ class Engine:
         if not rows:
             return
         before = sum(len(row.tokens) for row in rows)
-        self._events += self._buckets.step(self._executor)
+        self._buckets.settle()
+        self._leave()
+        events = self._buckets.step()
+        self._events += self._buckets.told() + events
         self._generated += sum(len(row.tokens) for row in rows) - before
         self._leave()
         self._decoding = (self._decoding + self._clock() - begun) / 2
@@ -231,6 +234,7 @@ class Engine:
         """Rows that have ended."""
         for row, snapshot in self._buckets.ended():
             self._keep(row, snapshot)
+        self._events += self._buckets.told()
 
     def _keep(self, row: Row, held: Snapshot | None) -> None:
         """For later prompts that begin as this one did, or go on behind its reply."""
@@ -243,7 +247,7 @@ class Engine:
         message = f"the engine failed ({type(error).__name__})"
         rows = [row for row in (*self._waiting, *self._running()) if not row.ended]
         self._events += [Failed(row.id, message) for row in rows]
-        self._waiting, self._reading, self._buckets = deque(), [], Buckets(self.spec)
+        self._waiting, self._reading, self._buckets = deque(), [], Buckets(self.spec, self._executor)
 
     # Memory
 

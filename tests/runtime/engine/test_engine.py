@@ -72,14 +72,19 @@ class Requests(RuleBasedStateMachine):
     @initialize(kept=st.sampled_from([0, 1 << 20]))
     def begin(self, kept: int) -> None:
         self.driver = Driver(engine(self.model, prefixes=PrefixCache(kept), max_rows=5))
-        self.asked: dict[int, tuple[list[int], int]] = {}
+        self.asked: dict[int, tuple[list[int], int, Sampling]] = {}
         self.cancelled: set[int] = set()
 
-    @rule(seed=st.integers(0, 3), length=st.integers(1, 100), count=st.integers(1, 40))
-    def submit(self, seed: int, length: int, count: int) -> None:
+    @rule(
+        seed=st.integers(0, 3),
+        length=st.integers(1, 100),
+        count=st.integers(1, 40),
+        sampling=st.sampled_from(SAMPLINGS),
+    )
+    def submit(self, seed: int, length: int, count: int, sampling: Sampling) -> None:
         id = len(self.asked)
-        self.asked[id] = prompt(seed, length), min(count, 128 - length)
-        self.driver.submit(id, *self.asked[id])
+        self.asked[id] = prompt(seed, length), min(count, 128 - length), sampling
+        self.driver.submit(id, *self.asked[id][:2], sampling=sampling)
 
     @precondition(lambda self: self.asked)
     @rule(data=st.data())
@@ -103,9 +108,9 @@ class Requests(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.driver.run()
         assert self.driver.engine.cache_bytes == 0
-        for id, (text, count) in self.asked.items():
+        for id, (text, count, sampling) in self.asked.items():
             said = self.driver.tokens(id)
-            expected = ids(alone(self.model, text, count))
+            expected = ids(alone(self.model, text, count, sampling))
             if id in self.cancelled:
                 assert said == expected[: len(said)]
                 assert self.driver.reason(id) in ("cancelled", "length")
@@ -114,11 +119,11 @@ class Requests(RuleBasedStateMachine):
                 assert self.driver.reason(id) == "length"
 
 
-@pytest.mark.parametrize("name", ["numpy", "torch"])
+@pytest.mark.parametrize("name", ["numpy", "torch", "mlx"])
 def test_requests_come_and_go_at_any_moment(name: str, tiny_model: Path) -> None:
     model = partita.load(tiny_model, backend=partita_backends.load(name, dtype="float32"))
     machine = type("Machine", (Requests,), {"model": model})
-    machine.TestCase.settings = settings(max_examples=8, stateful_step_count=12, deadline=None)
+    machine.TestCase.settings = settings(max_examples=12, stateful_step_count=25, deadline=None)
     machine.TestCase("runTest").runTest()
 
 

@@ -216,6 +216,8 @@ def test_a_row_without_numbers_fails_alone(model: LanguageModel, monkeypatch: py
     monkeypatch.setattr(ModelRunner, "decode", damaged)
     events = driver.step()
     monkeypatch.undo()
+    if model.ops.asynchronous:  # that was a step ahead
+        events = driver.step()
     assert sum(not isinstance(event, Token) for event in events) == 1
     driver.submit(2, prompt(2, 12), 20)  # comes to where that row was
     driver.run()
