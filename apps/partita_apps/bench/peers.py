@@ -20,7 +20,16 @@ BATCHES = ("llama.cpp", "transformers")
 SERVING = {
     "llama.cpp": (
         *("-m", "llama_cpp.server", "--model", "{model}", "--port", "{port}", "--n_ctx", "{context}"),
-        *("--n_threads", "{threads}", "--n_threads_batch", "{threads}", "--model_alias", "model"),
+        *(
+            "--n_threads",
+            "{threads}",
+            "--n_threads_batch",
+            "{threads}",
+            "--model_alias",
+            "model",
+            "--interrupt_requests",
+            "False",
+        ),
     ),
     "mlx-lm": ("-m", "mlx_lm.server", "--model", "{model}", "--port", "{port}"),
 }
