@@ -168,12 +168,11 @@ class Client:
         """What requests may name. Raises SourceError."""
         exchange = _Exchange(self, "GET", "/v1/models", silence=CONNECT_SECONDS)
         try:
-            exchange.connect()
-            data = exchange.answer.read(_LIST)
+            data = exchange.connect().read(_LIST)
         except (OSError, http.client.HTTPException) as error:
             raise self.lost(error) from None
         finally:
-            exchange.close()
+            exchange.release()
         return [_listed(entry) for entry in self._typed(data, _List).data or [] if isinstance(entry.get("id"), str)]
 
     def stream(self, body: Mapping[str, Any]) -> Generator[Chunk | None, None, None]:
@@ -272,38 +271,44 @@ class _Exchange:
     body: bytes | None = None
     silence: float = SILENT_SECONDS
     closed: bool = False
+    sock: socket.socket | None = None
     connection: http.client.HTTPConnection = field(init=False)
-    answer: http.client.HTTPResponse = field(init=False)
+    answer: http.client.HTTPResponse | None = None
 
     def __post_init__(self) -> None:
         address = self.client.address
         kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
         self.connection = kind(address.host, address.port, timeout=CONNECT_SECONDS)
 
-    def connect(self) -> None:
+    def connect(self) -> http.client.HTTPResponse:
         """Send the request and read the answer's head.
 
         Raises SourceError for a status other than 200, and what sockets raise.
         """
         self.connection.connect()
-        sock: socket.socket | None = self.connection.sock  # None once it was closed meanwhile
-        if sock is None or self.closed:
+        self.sock = sock = self.connection.sock
+        if self.closed:
             raise EOFError
         sock.settimeout(self.silence)
         self.connection.request(self.method, self.client.address.prefix + self.path, self.body, self.client.headers())
         self.answer = self.connection.getresponse()
         if self.answer.status != 200:
             raise self.client.refused(self.answer)
+        return self.answer
 
     def close(self) -> None:
-        """From any thread: whoever reads in another one gets an end."""
+        """From any thread: whoever reads in another one gets an end, and so does the server."""
         self.closed = True
-        sock: socket.socket | None = self.connection.sock
         with suppress(OSError):
-            if sock is not None:
-                sock.shutdown(socket.SHUT_RDWR)
-        with suppress(OSError):
-            self.connection.close()
+            if self.sock is not None:
+                self.sock.shutdown(socket.SHUT_RDWR)
+
+    def release(self) -> None:
+        """Give the socket back; only from the thread that reads."""
+        self.close()
+        if self.answer is not None:
+            self.answer.close()
+        self.connection.close()
 
 
 class _Lines:
@@ -333,11 +338,11 @@ class _Lines:
 
     def close(self) -> None:
         self._exchange.close()
+        self._thread.join(TICK)
 
     def _read(self) -> None:
         try:
-            self._exchange.connect()
-            answer = self._exchange.answer
+            answer = self._exchange.connect()
             if answer.headers.get_content_type() != "text/event-stream":
                 raise SourceError(f"{self._exchange.client.address}: its answer is no stream of OpenAI's API")
             while line := answer.readline(_LINE + 1):
@@ -347,3 +352,5 @@ class _Lines:
             self._found.put(None)
         except Exception as error:  # whatever it is, the one who waits has to hear of it
             self._found.put(error)
+        finally:
+            self._exchange.release()

@@ -193,7 +193,7 @@ class RemoteConversation(Conversation):
         """Where the conversation stands once the server has counted."""
         prompt, tokens, context = usage.prompt_tokens, usage.completion_tokens, self._model.context
         held = None if prompt is None else prompt + (tokens or 0)
-        forgotten = None if held is None or context is None else held - context
+        forgotten = None if held is None or context is None else max(held - context, 0)
         return State(
             prompt_tokens=prompt,
             reused=usage.prompt_tokens_details and usage.prompt_tokens_details.cached_tokens,
