@@ -15,7 +15,7 @@ from partita.language_model import load
 from partita_apps import cli
 from partita_apps.chat.commands import perform
 from partita_apps.conversation.adapters import Adapters, read
-from partita_apps.conversation.conversation import CacheOptions, Conversation
+from partita_apps.conversation.local import CacheOptions, LocalConversation
 from partita_apps.conversation.settings import Settings
 from partita_apps.options import other_base
 
@@ -38,12 +38,12 @@ def name_base(folder: Path, base: str | None) -> None:
 
 
 @pytest.fixture
-def conversation(tiny_model: Path, folders: list[Path]) -> Conversation:
+def conversation(tiny_model: Path, folders: list[Path]) -> LocalConversation:
     adapters = Adapters(load(tiny_model, backend="numpy"), read([str(folder) for folder in folders]))
-    return Conversation(adapters.model, Settings.of({"max_tokens": 12}), CacheOptions(), adapters=adapters)
+    return LocalConversation(adapters.model, Settings.of({"max_tokens": 12}), CacheOptions(), adapters=adapters)
 
 
-def reply(conversation: Conversation, text: str) -> str:
+def reply(conversation: LocalConversation, text: str) -> str:
     return "".join(piece.text for piece in conversation.reply(text))
 
 
@@ -130,8 +130,8 @@ def test_an_adapter_of_another_model_is_one_line(
             assert capsys.readouterr().err.count(f"loud was trained on {base}; on {tiny_model} it may") == said
 
 
-def test_switching_goes_on_with_the_conversation(conversation: Conversation, tiny_model: Path) -> None:
-    base = Conversation(load(tiny_model, backend="numpy"), Settings.of({"max_tokens": 12}), CacheOptions())
+def test_switching_goes_on_with_the_conversation(conversation: LocalConversation, tiny_model: Path) -> None:
+    base = LocalConversation(load(tiny_model, backend="numpy"), Settings.of({"max_tokens": 12}), CacheOptions())
     expected = reply(base, "the fox")
     loud = reply(conversation, "the fox")
     assert perform(conversation, "/adapter") == "adapter: loud; there are also calm, none"
@@ -149,7 +149,7 @@ def test_switching_goes_on_with_the_conversation(conversation: Conversation, tin
     assert "adapter             loud" in str(perform(conversation, "/show"))
 
 
-def test_a_switch_reads_the_conversation_again(conversation: Conversation) -> None:
+def test_a_switch_reads_the_conversation_again(conversation: LocalConversation) -> None:
     """What the cache held was computed with the other one: the reply is that of a conversation held without it."""
     first = reply(conversation, "the fox")
     perform(conversation, "/adapter none")
@@ -159,11 +159,11 @@ def test_a_switch_reads_the_conversation_again(conversation: Conversation) -> No
     assert conversation.messages[1]["content"] == first
 
 
-def test_names_that_are_not_there(conversation: Conversation, tiny_model: Path) -> None:
+def test_names_that_are_not_there(conversation: LocalConversation, tiny_model: Path) -> None:
     with pytest.raises(DataError, match="unknown adapter 'quiet'; expected one of loud, calm, none"):
         perform(conversation, "/adapter quiet")
-    assert conversation.adapters.current == "loud"
-    alone = Conversation(load(tiny_model, backend="numpy"), Settings(), CacheOptions())
+    assert conversation.about.adapter == "loud"
+    alone = LocalConversation(load(tiny_model, backend="numpy"), Settings(), CacheOptions())
     assert perform(alone, "/adapter") == "adapter: none"
     with pytest.raises(DataError, match="start with `adapter` DIR"):
         perform(alone, "/adapter loud")

@@ -11,13 +11,13 @@ from partita_apps.chat.commands import perform
 from partita_apps.chat.layout import wrapped
 from partita_apps.chat.show import last_turn
 from partita_apps.conversation import saved
-from partita_apps.conversation.conversation import CacheOptions, Conversation
+from partita_apps.conversation.local import CacheOptions, LocalConversation
 from partita_apps.conversation.settings import Settings
 from partita_apps.options import tell
 
 
-def talk_with(model, **settings) -> Conversation:
-    return Conversation(model, Settings.of({"max_tokens": 8, **settings}), CacheOptions())
+def talk_with(model, **settings) -> LocalConversation:
+    return LocalConversation(model, Settings.of({"max_tokens": 8, **settings}), CacheOptions())
 
 
 def test_the_second_turn_reads_only_what_is_new(tiny):
@@ -73,7 +73,7 @@ def test_a_cache_that_went_on_by_itself_is_not_believed(tiny, tiny_model):
 
 
 def test_another_system_prompt_pins_another_number_of_tokens(tiny):
-    conversation = Conversation(tiny, Settings.of({"max_tokens": 4}), CacheOptions(sinks="system"))
+    conversation = LocalConversation(tiny, Settings.of({"max_tokens": 4}), CacheOptions(sinks="system"))
     before = conversation.session.cache.spec.sinks
     conversation.change(conversation.settings.set("system", "the quick brown fox"))
     assert conversation.session.cache.spec.sinks > before
@@ -84,7 +84,7 @@ def test_another_system_prompt_pins_another_number_of_tokens(tiny):
 
 def test_names_and_texts_of_files_do_not_control_the_terminal(tiny, tmp_path, capsys):
     evil = "evil\x1b]0;owned\x07\u202e"
-    conversation = Conversation(tiny, Settings.of({"system": evil, "stop": [evil]}), CacheOptions())
+    conversation = LocalConversation(tiny, Settings.of({"system": evil, "stop": [evil]}), CacheOptions())
     path = tmp_path / evil
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": evil}]
     saved.save(saved.Saved(evil, conversation.settings, messages), path)

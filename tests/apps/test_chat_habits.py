@@ -18,7 +18,7 @@ from partita_apps.chat.commands import Leave, Send, help_, named_commands, perfo
 from partita_apps.conversation import session_file
 from partita_apps.conversation.adapters import Adapters
 from partita_apps.conversation.adapters import read as adapters_of
-from partita_apps.conversation.conversation import CacheOptions, Conversation
+from partita_apps.conversation.local import CacheOptions, LocalConversation
 from partita_apps.conversation.settings import Settings
 
 from ..runtime.adapters.test_adapting import write
@@ -27,15 +27,15 @@ from ..runtime.adapters.test_adapting import write
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 
 
-def talk_with(model, cache: CacheOptions | None = None, *, raw: bool = False, **settings) -> Conversation:
-    return Conversation(model, Settings.of({"max_tokens": 8, **settings}), cache or CacheOptions(), raw=raw)
+def talk_with(model, cache: CacheOptions | None = None, *, raw: bool = False, **settings) -> LocalConversation:
+    return LocalConversation(model, Settings.of({"max_tokens": 8, **settings}), cache or CacheOptions(), raw=raw)
 
 
-def reply(conversation: Conversation, text: str) -> str:
+def reply(conversation: LocalConversation, text: str) -> str:
     return "".join(piece.text for piece in conversation.reply(text))
 
 
-def sent(conversation: Conversation, line: str) -> Send:
+def sent(conversation: LocalConversation, line: str) -> Send:
     found = read(conversation, line)
     assert isinstance(found, Send)
     return found
@@ -210,7 +210,7 @@ def test_thoughts_and_calls_are_taken_back_with_their_turn(tmp_path, monkeypatch
 def test_turns_of_another_adapter_are_taken_back(tiny_model, tmp_path):
     folder = write(tmp_path / "loud", open_checkpoint(tiny_model))
     adapters = Adapters(partita.load(tiny_model, backend="numpy"), adapters_of([str(folder)]))
-    conversation = Conversation(adapters.model, Settings.of({"max_tokens": 8}), CacheOptions(), adapters=adapters)
+    conversation = LocalConversation(adapters.model, Settings.of({"max_tokens": 8}), CacheOptions(), adapters=adapters)
     loud = reply(conversation, "the fox")
     perform(conversation, "/adapter none")
     plain = reply(conversation, "and the dog")

@@ -20,7 +20,7 @@ from partita_apps.conversation.settings import NAMES, Settings
 
 @pytest.mark.parametrize("width", [80, 100, 120])
 def test_trace_rows_are_as_wide_as_their_header(tiny, width):
-    rows = Trace(tiny.tokenizer, width)
+    rows = Trace(tiny.tokenizer.token_text, width)
     ids = [0, 100, 250, 270, 302, 299]
     token = Generated(302, 0.0123, 0.00002, tuple((i, 0.1) for i in ids))
     assert cells(plain(rows.row(token, Slots(4, 12345, 100)))) == cells(plain(rows.header())) < width

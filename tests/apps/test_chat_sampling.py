@@ -14,7 +14,7 @@ import partita
 from partita.checkpoint.open import open_checkpoint
 from partita.inference.sampling import Sampling
 from partita_apps.chat.commands import perform
-from partita_apps.conversation.conversation import CacheOptions, Conversation
+from partita_apps.conversation.local import CacheOptions, LocalConversation
 from partita_apps.conversation.settings import CONVERSATION, Settings, usual_sampling
 from partita_convert.gguf.write import write_gguf
 
@@ -38,7 +38,9 @@ def run(model: Path, *options: object) -> subprocess.CompletedProcess[str]:
 def shown(model: Path, given: dict[str, object]) -> dict[str, str]:
     """The settings of a conversation as /show tells them."""
     loaded = partita.load(model, backend="numpy")
-    conversation = Conversation(loaded, Settings.over(usual_sampling(loaded.recommended)[0], given), CacheOptions())
+    conversation = LocalConversation(
+        loaded, Settings.over(usual_sampling(loaded.recommended)[0], given), CacheOptions()
+    )
     return {line.split()[0]: line.split(maxsplit=1)[1] for line in str(perform(conversation, "/show")).splitlines()}
 
 

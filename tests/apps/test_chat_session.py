@@ -16,7 +16,7 @@ from partita.errors import CheckpointError, DataError
 from partita.inference.speculative import PromptLookup
 from partita_apps.chat.show import last_turn
 from partita_apps.conversation import saved, session_file
-from partita_apps.conversation.conversation import CacheOptions, Conversation
+from partita_apps.conversation.local import CacheOptions, LocalConversation
 from partita_apps.conversation.settings import Settings
 
 PARTITA = str(Path(sys.executable).with_name("partita"))
@@ -46,8 +46,8 @@ def ask(run):
     return answer
 
 
-def talk_with(model, draft=None, **settings) -> Conversation:
-    return Conversation(model, Settings.of({"max_tokens": 8, **settings}), CacheOptions(), draft=draft)
+def talk_with(model, draft=None, **settings) -> LocalConversation:
+    return LocalConversation(model, Settings.of({"max_tokens": 8, **settings}), CacheOptions(), draft=draft)
 
 
 def altered(folder: Path, to: Path, **values: object) -> Path:
@@ -252,13 +252,13 @@ def test_the_last_turn_is_shown_in_brief(tiny):
 
 def test_raw_text_has_no_conversation_to_resume(tiny):
     with pytest.raises(DataError, match="`raw`"):
-        Conversation(tiny, Settings(), CacheOptions(), raw=True).resume([], [], None)
+        LocalConversation(tiny, Settings(), CacheOptions(), raw=True).resume([], [], None)
 
 
 @pytest.mark.parametrize("once", [True, False])
 def test_one_reply_alone_copies_no_cache_for_others(tiny_model, once):
     model = partita.load(tiny_model, backend="numpy")
-    conversation = Conversation(model, Settings.of({"max_tokens": 2}), CacheOptions(), once=once)
+    conversation = LocalConversation(model, Settings.of({"max_tokens": 2}), CacheOptions(), once=once)
     list(conversation.reply("the fox " * 40))
     assert (len(model.prefixes) == 0) is once
 

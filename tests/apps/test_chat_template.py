@@ -20,7 +20,7 @@ from partita.errors import DataError
 from partita.language_model import LanguageModel
 from partita.text.chat_template import parse_variable
 from partita_apps.chat.commands import perform
-from partita_apps.conversation.conversation import CacheOptions, Conversation
+from partita_apps.conversation.local import CacheOptions, LocalConversation
 from partita_apps.conversation.settings import Settings
 
 # Newer Pythons warn of fork in a process that has threads; the child here does nothing but exec.
@@ -61,7 +61,7 @@ def chat(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, input="", capture_output=True, text=True, timeout=120)
 
 
-def text_of(conversation: Conversation, prompt: str = "the fox") -> str:
+def text_of(conversation: LocalConversation, prompt: str = "the fox") -> str:
     return conversation.model.tokenizer.decode(conversation.encode(prompt), specials=True)
 
 
@@ -93,7 +93,7 @@ def test_what_is_not_a_variable_is_a_mistake(text):
 
 
 def test_the_template_gets_the_variables(model, folder):
-    conversation = Conversation(model, Settings.of({"template_var": {"effort": "high"}}), CacheOptions())
+    conversation = LocalConversation(model, Settings.of({"template_var": {"effort": "high"}}), CacheOptions())
     assert text_of(conversation) == "the fox|high0>"
     assert perform(conversation, "/set template-var effort=low") == 'template_var: effort="low"'
     assert (
@@ -110,16 +110,16 @@ def test_the_template_gets_the_variables(model, folder):
 
 
 def test_the_pinned_beginning_is_what_the_template_makes_of_it(model):
-    conversation = Conversation(model, Settings.of({"template_var": {"effort": "x"}}), CacheOptions(64, "system"))
+    conversation = LocalConversation(model, Settings.of({"template_var": {"effort": "x"}}), CacheOptions(64, "system"))
     before = conversation.session
     conversation.change(conversation.settings.set_text("template_var", "effort=y"))
     assert conversation.session is not before
 
 
 def test_variables_survive_a_file(model, tmp_path):
-    conversation = Conversation(model, Settings.of({"template_var": {"effort": [1, None]}}), CacheOptions())
+    conversation = LocalConversation(model, Settings.of({"template_var": {"effort": [1, None]}}), CacheOptions())
     perform(conversation, f"/save {tmp_path / 'talk.json'}")
-    other = Conversation(model, Settings(), CacheOptions())
+    other = LocalConversation(model, Settings(), CacheOptions())
     perform(other, f"/load {tmp_path / 'talk.json'}")
     assert other.settings == conversation.settings
     broken = json.loads((tmp_path / "talk.json").read_text())

@@ -23,7 +23,7 @@ from partita.language_model import LanguageModel
 from partita.text.load import tokenizer_from_folder
 from partita_apps.chat.show import last_turn
 from partita_apps.conversation import saved, session_file
-from partita_apps.conversation.conversation import CacheOptions, Conversation
+from partita_apps.conversation.local import CacheOptions, LocalConversation
 from partita_apps.conversation.settings import Settings
 
 SCRIPTED = Path(__file__).parent.parent / "scripted.py"
@@ -53,15 +53,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def talk_with(folders, monkeypatch) -> Callable[..., Conversation]:
+def talk_with(folders, monkeypatch) -> Callable[..., LocalConversation]:
     """talk_with(form, *replies) is a chat with a model that will say them."""
 
     def make(
         name: str, *replies: str, ends: bool = True, model: LanguageModel | None = None, **settings
-    ) -> Conversation:
+    ) -> LocalConversation:
         model = partita.load(folders(name), backend="numpy") if model is None else model
         monkeypatch.setattr("partita.language_model.Sampler", sampler(script(model.tokenizer, *replies, ends=ends)))
-        return Conversation(model, Settings.of(settings), CacheOptions())
+        return LocalConversation(model, Settings.of(settings), CacheOptions())
 
     return make
 

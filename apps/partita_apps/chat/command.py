@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from partita.inference.speculative import Drafter
     from partita.language_model import LanguageModel
 
-    from ..conversation.conversation import CacheOptions, Conversation
+    from ..conversation.conversation import Conversation
+    from ..conversation.local import CacheOptions, LocalConversation
     from ..conversation.session_file import SessionFile
 
 MODEL_OPTIONS = ("backend", "device", "dtype", "threads")
@@ -77,6 +79,12 @@ CACHE_OPTIONS = ("context", "sinks", "kv")
     metavar="FILE",
     help="Go on with the conversation in FILE, or begin it there; saved after every reply.",
 )
+@click.option(
+    "--server",
+    default=None,
+    metavar="URL",
+    help="Talk with a model of a running server (`partita serve`); MODEL is a name that it serves.",
+)
 @click.option("--draft", default=None, metavar="MODEL", help="A smaller model drafts: the same text in less time.")
 @click.option("--lookup", is_flag=True, help="Draft what followed before; for replies that repeat their prompt.")
 @adapter_options
@@ -96,26 +104,43 @@ def chat(
     reads both.
     """
     (model,) = shifted(named, model)
-    refuse_question(model)
+    if options["server"] is None:
+        refuse_question(model)
     text = given_prompt(prompt, options["prompt_file"], as_json)
     if text is not None and not text.strip():
         raise DataError("the prompt is empty: give some text")
+    if options["server"] is not None:
+        from .served import begin_there
+
+        talk(begin_there(model, raw, text is not None, options), text, trace, as_json)
+        return
     from ..conversation.saved import held
 
     file = options["session"]
     with nullcontext() if file is None else held(file):
         conversation, session_file = begin(model, raw, text is not None, options)
         try:
-            if text is not None:
-                from .once import answer
-
-                answer(conversation, text, trace=trace, as_json=as_json)
-            else:
-                from .interactive import converse
-
-                converse(conversation, session_file, trace=trace)
+            talk(conversation, text, trace, as_json, session_file.save)
         finally:  # whatever ended it, Ctrl-C and signals too
             session_file.save()
+
+
+def talk(
+    conversation: Conversation,
+    text: str | None,
+    trace: bool,
+    as_json: bool,
+    save: Callable[[], None] = lambda: None,
+) -> None:
+    """Answer the text, or converse. save(): keeps the conversation where it is kept."""
+    if text is not None:
+        from .once import answer
+
+        answer(conversation, text, trace=trace, as_json=as_json)
+    else:
+        from .interactive import converse
+
+        converse(conversation, save, trace=trace)
 
 
 @click.pass_context
@@ -193,7 +218,7 @@ def read_input() -> str | None:
     return text.removesuffix("\n").removesuffix("\r") if text else None
 
 
-def begin(model: str | None, raw: bool, once: bool, options: dict[str, Any]) -> tuple[Conversation, SessionFile]:
+def begin(model: str | None, raw: bool, once: bool, options: dict[str, Any]) -> tuple[LocalConversation, SessionFile]:
     """A conversation at its beginning, or where its file left it, and who keeps it.
 
     Options and file are judged before the model is loaded: a mistake should not take seconds.
@@ -204,7 +229,7 @@ def begin(model: str | None, raw: bool, once: bool, options: dict[str, Any]) -> 
     from partita.text.template_process import shared
 
     from ..conversation import adapters
-    from ..conversation.conversation import CacheOptions, Conversation
+    from ..conversation.local import CacheOptions, LocalConversation
     from ..conversation.session_file import SessionFile, find
     from ..conversation.settings import NAMES, Settings, usual_sampling
 
@@ -231,7 +256,7 @@ def begin(model: str | None, raw: bool, once: bool, options: dict[str, Any]) -> 
     usual = Sampling() if once else usual_sampling(target.recommended)[0]
     settings = Settings.over(usual, given)
     draft = drafter_for(target, options["draft"], options["lookup"], cache)
-    conversation = Conversation(target, settings, cache, raw=raw, once=once, draft=draft, adapters=choice)
+    conversation = LocalConversation(target, settings, cache, raw=raw, once=once, draft=draft, adapters=choice)
     session_file = SessionFile(conversation, file)
     if found is not None:
         session_file.resume(found)

@@ -16,12 +16,11 @@ from pathlib import Path
 from partita.errors import DataError
 from partita.files.paths import own
 from partita.inference.sampling import Sampling
-from partita.units import memory_size
 
 from ..aliases import alike
 from ..conversation.conversation import Conversation
 from ..conversation.saved import Saved, load, save
-from ..conversation.settings import NAMES, SAMPLING, Settings, usual_sampling
+from ..conversation.settings import NAMES, SAMPLING
 from .ask import QUOTES, quoted
 from .clipboard import copy
 from .editor import edited
@@ -109,7 +108,7 @@ def set_(conversation: Conversation, rest: str) -> str:
     if not name:
         raise DataError(f"/set NAME VALUE changes one of {', '.join(NAMES)}; /show shows them")
     name = name.replace("-", "_")
-    conversation.change(conversation.settings.set_text(name, value.strip()))
+    conversation.set(name, value.strip())
     return ". ".join([f"{name}: {shown(conversation.settings.get(name))}", *conversation.unread()])
 
 
@@ -119,38 +118,31 @@ def show(conversation: Conversation, rest: str) -> str:
         return thought or "There are no thoughts in the latest reply."
     if rest:
         raise DataError(f"unknown /show {rest}; expected /show, or /show thoughts for those of the latest reply")
-    model, session = conversation.model, conversation.session
-    slots, spec, memory = session.cache.slots(), session.cache.spec, model.ops.memory()
-    held = f"{slots.sinks} sinks, {slots.window} in the window, {slots.free} free, {session.forgotten} forgotten"
-    active, free, total = map(memory_size, (memory.active, memory.free, memory.total))
     rows = [
-        ("model", f"{model.name}, {model.config.num_layers} layers"),
-        ("file", str(model.path)),
-        ("adapter", conversation.adapters.current),
-        ("backend", f"{model.ops.name} on {model.ops.device}, {model.ops.dtype}"),
-        ("context", f"{spec.context} tokens, of these {spec.sinks} sinks"),
-        ("cache", f"--kv {spec.kv}, {memory_size(session.cache.nbytes)}: {held}"),
-        ("memory", f"{active} in use, {free} of {total} free"),
+        *conversation.described(),
         ("messages", str(len(conversation.messages))),
-        *((name, f"{shown(conversation.settings.get(name))}{source(conversation, name)}") for name in NAMES),
+        *((name, setting(conversation, name)) for name in NAMES),
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
 
 
-def source(conversation: Conversation, name: str) -> str:
-    """Whose choice a setting is, where it is nobody's in this conversation."""
-    usual, whose = usual_sampling(conversation.model.recommended)
-    if name not in SAMPLING or getattr(usual, name) == getattr(Sampling, name):
-        return ""
-    return f" ({whose})" if conversation.settings.get(name) == getattr(usual, name) else ""
+def setting(conversation: Conversation, name: str) -> str:
+    """Its value, and whose choice it is where it is nobody's in this conversation."""
+    if name in conversation.delegated:
+        return "the server's"
+    value, (usual, whose) = conversation.settings.get(name), conversation.usual
+    if name not in SAMPLING or getattr(usual, name) == getattr(Sampling, name) or value != getattr(usual, name):
+        return shown(value)
+    return f"{shown(value)} ({whose})"
 
 
 def adapter(conversation: Conversation, rest: str) -> str:
     if rest:
         conversation.use_adapter(rest)
-    others = [name for name in conversation.adapters.names if name != conversation.adapters.current]
-    return f"adapter: {conversation.adapters.current}" + (f"; there are also {', '.join(others)}" if others else "")
+    current = conversation.about.adapter
+    others = [name for name in conversation.adapters if name != current]
+    return f"adapter: {current}" + (f"; there are also {', '.join(others)}" if others else "")
 
 
 def clear(conversation: Conversation, rest: str) -> str:
@@ -160,7 +152,7 @@ def clear(conversation: Conversation, rest: str) -> str:
 
 def save_(conversation: Conversation, rest: str) -> str:
     path = named(rest, "/save")
-    save(Saved(conversation.model.name, conversation.settings, conversation.messages), path)
+    save(Saved(conversation.about.model, conversation.settings, conversation.messages), path)
     return f"{counted(len(conversation.messages))} saved to {path}"
 
 
@@ -170,7 +162,7 @@ def load_(conversation: Conversation, rest: str) -> str:
         raise DataError("/load goes on with a conversation, and --raw has none: start without --raw")
     saved = load(path)
     conversation.take(saved.messages, saved.settings)
-    other = "" if saved.model == conversation.model.name else f"; it was held with {saved.model}"
+    other = "" if saved.model == conversation.about.model else f"; it was held with {saved.model}"
     shown = f"{last_turn(conversation)}\n" if conversation.messages else ""
     return f"{shown}{counted(len(saved.messages))} loaded from {path}{other}"
 
@@ -186,12 +178,13 @@ def undo(conversation: Conversation, rest: str) -> str:
 def retry(conversation: Conversation, rest: str) -> Send:
     if not conversation.latest:
         raise DataError("there is nothing to answer again: send a text first")
-    return Send(conversation.latest[0]["content"], replaces=not conversation.raw, note=unvaried(conversation.settings))
+    return Send(conversation.latest[0]["content"], replaces=not conversation.raw, note=unvaried(conversation))
 
 
-def unvaried(settings: Settings) -> str:
+def unvaried(conversation: Conversation) -> str:
     """Why the same text is given the same reply; nothing where chance decides."""
-    if settings.sampling.temperature == 0:
+    settings = conversation.settings
+    if settings.sampling.temperature == 0 and "temperature" not in conversation.delegated:
         return "temperature is 0: a text is given the same reply every time; /set temperature 0.7 varies it"
     if settings.sampling.seed is not None:
         return (

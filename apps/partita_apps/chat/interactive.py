@@ -15,8 +15,7 @@ import click
 from partita.errors import PartitaError
 from partita.units import memory_size
 
-from ..conversation.conversation import Conversation
-from ..conversation.session_file import SessionFile
+from ..conversation.conversation import NONE, Conversation
 from ..conversation.settings import NAMES
 from ..conversation.stats import ReplyStats
 from ..messages import rendered, shown
@@ -25,7 +24,7 @@ from .ask import Ask, PlainAsk
 from .commands import Leave, Send, counted, named_commands, read
 from .layout import wrapped
 from .screen import Screen
-from .show import last_turn, no_longer_seen, pieces
+from .show import forgets, last_turn, no_longer_seen, pieces
 from .trace import ALTERNATIVES
 
 NOT_BEGUN = "stopped before the reply began; your text is not part of the conversation"
@@ -35,11 +34,11 @@ class Stopped(Exception):
     """Ctrl-C while the prompt was being read."""
 
 
-def converse(conversation: Conversation, session_file: SessionFile, *, trace: bool) -> None:
-    """Until the person leaves. Every turn is kept, in its file if there is one."""
+def converse(conversation: Conversation, save: Callable[[], None], *, trace: bool) -> None:
+    """Until the person leaves. save(): keeps the conversation where it is kept; called after every turn."""
     ask = PlainAsk() if is_dumb() else Ask(list(named_commands()), NAMES)
     greet(conversation)
-    reported = conversation.session.forgotten > 0
+    reported = forgets(conversation)
     while True:
         try:
             line = ask.ask()
@@ -57,7 +56,7 @@ def converse(conversation: Conversation, session_file: SessionFile, *, trace: bo
             else:
                 click.echo(wrapped(meant) + "\n")
             if conversation.messages is not before:
-                session_file.save()
+                save()
         except Leave:
             return
         except PartitaError as error:
@@ -71,22 +70,25 @@ def in_words(error: PartitaError) -> str:
 
 
 def greet(conversation: Conversation) -> None:
-    model, spec = conversation.model, conversation.session.cache.spec
-    per_token = memory_size(round(conversation.session.cache.bytes_per_token()))
-    adapter = f" with {conversation.adapters.current}" if model.adapter else ""
-    click.secho(wrapped(f"{model.name}{adapter}"), bold=True)
-    facts = (
-        f"{model.ops.name} on {model.ops.device}",
-        f"context {spec.context}",
-        f"kv {spec.kv}, {per_token} a token",
-        f"temperature {conversation.settings.sampling.temperature:g}",
+    about = conversation.about
+    per_token = "" if about.bytes_per_token is None else f", {memory_size(round(about.bytes_per_token))} a token"
+    adapter = "" if about.adapter == NONE else f" with {about.adapter}"
+    click.secho(wrapped(f"{about.model}{adapter}"), bold=True)
+    facts = [
+        about.server,
+        None if about.backend is None else f"{about.backend} on {about.device}",
+        None if about.context is None else f"context {about.context}",
+        None if about.kv is None else f"kv {about.kv}{per_token}",
+        None
+        if "temperature" in conversation.delegated
+        else f"temperature {conversation.settings.sampling.temperature:g}",
         "/help",
-    )
-    click.secho(wrapped(" · ".join(facts)), dim=True)
+    ]
+    click.secho(wrapped(" · ".join(fact for fact in facts if fact is not None)), dim=True)
     click.secho("each text is completed by itself (--raw)\n" if conversation.raw else "", dim=True)
     if conversation.messages:
         click.echo(wrapped(last_turn(conversation)))
-        held = len(conversation.session.tokens)
+        held = conversation.state.held
         click.secho(f"{counted(len(conversation.messages))} so far, {held} tokens in the cache\n", dim=True)
 
 
@@ -126,6 +128,9 @@ def turn(conversation: Conversation, text: str, trace: bool) -> None:
         except Stopped:
             click.secho(NOT_BEGUN, dim=True)
             return
+        except PartitaError:
+            screen.break_off()
+            raise
     screen.end()
     click.secho(wrapped(f"{reply_stats.line()}{note}"), dim=True)
     if conversation.settings.stats:
@@ -134,10 +139,10 @@ def turn(conversation: Conversation, text: str, trace: bool) -> None:
 
 def tell_forgotten(conversation: Conversation, reported: bool) -> bool:
     """Say once when a conversation outgrows its context; the line under each reply counts on."""
-    forgets = conversation.session.forgotten > 0
-    if forgets and not reported:
+    found = forgets(conversation)
+    if found and not reported:
         click.secho(wrapped(no_longer_seen(conversation)), fg="yellow")
-    return forgets
+    return found
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from contextlib import closing
 
 import click
 
+from partita.errors import PartitaError
 from partita.language_model import DEFAULT_MAX_TOKENS
 from partita.printable import json_text, printable
 
@@ -16,7 +17,7 @@ from ..conversation.stats import ReplyStats, counted
 from ..options import tell
 from .layout import wrapped
 from .screen import Screen
-from .show import longer_than_context, no_longer_seen, pieces
+from .show import forgets, longer_than_context, no_longer_seen, pieces
 from .trace import ALTERNATIVES
 
 
@@ -30,16 +31,21 @@ def answer(conversation: Conversation, text: str, *, trace: bool, as_json: bool)
     long = longer_than_context(conversation, prompt)
     if long:
         click.echo(f"partita: {long}", err=True)
-    with closing(pieces(conversation, text, prompt, alternatives=ALTERNATIVES if trace else 0)) as reply:
-        for piece in reply:
-            reply_stats.add(piece)
-            if screen is not None:
-                screen.show(piece)
+    try:
+        with closing(pieces(conversation, text, prompt, alternatives=ALTERNATIVES if trace else 0)) as reply:
+            for piece in reply:
+                reply_stats.add(piece)
+                if screen is not None:
+                    screen.show(piece)
+    except PartitaError:
+        if screen is not None:
+            screen.break_off()
+        raise
     if screen is None:
         click.echo(json_text(reply_stats.document(sampling.seed, trace)))
     else:
         screen.end()
-    if conversation.session.forgotten > 0 and not long:
+    if forgets(conversation) and not long:
         click.echo(f"partita: {no_longer_seen(conversation)}", err=True)
     if screen is None:
         return
@@ -66,4 +72,4 @@ def unseen(reply_stats: ReplyStats) -> Iterator[str]:
         names = ", ".join(printable(call.name) or "a tool" for call in reply_stats.calls)
         yield f"partita: the reply calls {names}: --json shows it"
     elif reply_stats.thought and not reply_stats.text:
-        yield f"partita: the reply is nothing but thoughts ({counted(reply_stats.thought_tokens)}): --json shows them"
+        yield f"partita: the reply is nothing but thoughts ({counted(reply_stats.thought_count)}): --json shows them"

@@ -20,6 +20,7 @@ from partita.text.reply.parser import ToolCall
 from ..conversation.conversation import Conversation
 from ..conversation.settings import FOLD, HIDE
 from ..conversation.stats import ReplyStats, counted
+from ..options import tell
 from ..terminal import draws
 from .markdown import Markdown
 from .show import AsWritten, Lines
@@ -34,7 +35,7 @@ class Screen:
 
     def __init__(self, conversation: Conversation, reply_stats: ReplyStats, trace: bool, hint: str = ""):
         self._conversation, self._reply_stats = conversation, reply_stats
-        self._trace = Trace(conversation.model.tokenizer) if trace else None
+        self._trace = Trace(conversation.token_text) if trace else None
         self._person = sys.stdout.isatty()
         self._said = self._new_writer()
         self._thoughts = Thoughts(conversation.settings.thoughts if self._person else HIDE, hint)
@@ -59,17 +60,25 @@ class Screen:
         """The end of the line; after a trace, the whole text."""
         self._thoughts.end(self._reply_stats.thought_tokens)
         if self._trace is not None:
+            if not self._begun and self._conversation.about.server is not None:
+                tell("partita: no probabilities came from the server")
             self._write(f"\n{self._reply_stats.text}")
         if self._open or not self._person or not (self._reply_stats.calls or self._reply_stats.thought):
             sys.stdout.write("\n" if self._said is None else self._said.finish() + "\n")
         sys.stdout.flush()
 
+    def break_off(self) -> None:
+        """The end of the line where the reply was lost on its way."""
+        if self._reply_stats.text or self._reply_stats.thought or self._begun:
+            self.end()
+
     def _row(self, trace: Trace, piece: Piece) -> None:
+        if piece.token is None or piece.token.probability is None:
+            return
         if not self._begun:
             click.echo(trace.header())
             self._begun = True
-        if piece.token is not None:
-            click.echo(trace.row(piece.token, self._conversation.session.cache.slots()))
+        click.echo(trace.row(piece.token, self._conversation.state.slots))
 
     def _new_writer(self) -> Markdown | Lines | AsWritten | None:
         """What lays out the text of a reply; None where nobody looks."""

@@ -21,12 +21,12 @@ _ASKED, _ANSWERED = 240, 600  # characters of the last turn that are shown when 
 def pieces(
     conversation: Conversation,
     text: str,
-    prompt: Sequence[int],
+    prompt: Sequence[int] | None,
     *,
     alternatives: int = 0,
     check: Callable[[], None] | None = None,
 ) -> Generator[Piece, None, None]:
-    """The pieces of a reply; a bar while a long prompt is read. prompt: ids, as `talk.encode` gave them. check():
+    """The pieces of a reply; a bar while a long prompt is read. prompt: as `conversation.encode` gave it. check():
     called between its chunks, may raise."""
     with ExitStack() as stack:
         advance = stack.enter_context(bar("reading the prompt"))
@@ -125,27 +125,32 @@ def _said(message: Mapping[str, Any]) -> str:
     )
 
 
-def longer_than_context(conversation: Conversation, prompt: Sequence[int]) -> str | None:
-    """What a person should know before a prompt that does not fit is read."""
-    spec = conversation.session.cache.spec
-    if spec.context is None or len(prompt) <= spec.context:
+def longer_than_context(conversation: Conversation, prompt: Sequence[int] | None) -> str | None:
+    """What a person should know before a prompt that does not fit is read. None also where a server encodes it."""
+    context = conversation.about.context
+    if prompt is None or context is None or len(prompt) <= context:
         return None
-    lost = len(prompt) - spec.context
+    lost = len(prompt) - context
     return (
-        f"the prompt has {len(prompt)} tokens and the context {spec.context}: {lost} of them are no longer seen "
+        f"the prompt has {len(prompt)} tokens and the context {context}: {lost} of them are no longer seen "
         f"when the reply begins ({_kept(conversation)})"
     )
 
 
+def forgets(conversation: Conversation) -> bool:
+    """Whether the conversation is longer than the context."""
+    return (conversation.state.forgotten or 0) > 0
+
+
 def no_longer_seen(conversation: Conversation) -> str:
     """What a person should know once a conversation is longer than the context."""
-    count, spec = conversation.session.forgotten, conversation.session.cache.spec
+    count, context = conversation.state.forgotten, conversation.about.context
     return (
-        f"longer than the context of {spec.context} tokens: {count} token{'s are' if count != 1 else ' is'} "
+        f"longer than the context of {context} tokens: {count} token{'s are' if count != 1 else ' is'} "
         f"no longer seen ({_kept(conversation)})"
     )
 
 
 def _kept(conversation: Conversation) -> str:
-    sinks = conversation.session.cache.spec.sinks
+    sinks = conversation.about.sinks
     return f"the first {sinks} and the latest stay" if sinks else "the latest stay"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 
 import click
 
 from partita.cache.state import Slots
 from partita.inference.runner import Generated
-from partita.text.tokenizer import Tokenizer
 
 ALTERNATIVES = 5
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -18,10 +18,10 @@ _NARROWEST = 80  # cells of a row
 
 
 class Trace:
-    """Rows as wide as the terminal: as many runners-up as there is room for."""
+    """Rows as wide as the terminal: as many runners-up as there is room for. text: of a token."""
 
-    def __init__(self, tokenizer: Tokenizer, width: int | None = None):
-        self._tokenizer = tokenizer
+    def __init__(self, text: Callable[[int], str], width: int | None = None):
+        self._text = text
         self._width = max(shutil.get_terminal_size().columns if width is None else width, _NARROWEST)
         self._count = 0
 
@@ -35,16 +35,17 @@ class Trace:
         """Cells for the runners-up."""
         return self._width - (4 + 1 + _TOKEN + 1 + _BAR + 7 + 1) - (1 + 6 + 1 + 5 + 1 + 6 + 1 + 6) - 1
 
-    def row(self, token: Generated, slots: Slots) -> str:
-        """token with its alternatives; slots: the cache's, once it was chosen."""
+    def row(self, token: Generated, slots: Slots | None) -> str:
+        """token with its alternatives; slots: the cache's, once it was chosen; None: nobody knows them."""
         self._count += 1
-        name = fitted(self._tokenizer.token_text(token.id), _TOKEN)
+        name = fitted(self._text(token.id), _TOKEN)
         p = token.probability or 0.0
         first = not token.alternatives or token.id == token.alternatives[0][0]
         color = "green" if p >= 0.5 else "yellow" if p >= 0.1 else "red"
         share = click.style(bar(p, _BAR), fg=color) + f" {percent(p)}"
         ms = click.style(f"{token.seconds * 1000:6.0f}", dim=True)
-        held = click.style(f"{slots.sinks:>5} {slots.window:>6} {slots.free:>6}", dim=True)
+        cache = ("", "", "") if slots is None else (slots.sinks, slots.window, slots.free)
+        held = click.style("{:>5} {:>6} {:>6}".format(*cache), dim=True)
         others = click.style(self._others(token), dim=True)
         return f"{self._count:>4} {click.style(name, bold=True, italic=not first)} {share} {others} {ms} {held}"
 
@@ -53,7 +54,7 @@ class Trace:
         for i, p in token.alternatives:
             if i == token.id:
                 continue
-            more = f"{'  ' if text else ''}{self._tokenizer.token_text(i)} {p * 100:.1f}"
+            more = f"{'  ' if text else ''}{self._text(i)} {p * 100:.1f}"
             if cells(text + more) > self._room:
                 break
             text += more

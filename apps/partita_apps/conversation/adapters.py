@@ -12,7 +12,7 @@ from partita.errors import DataError
 from partita.files.paths import own
 from partita.language_model import LanguageModel
 
-NONE = "none"
+from .conversation import NONE
 
 
 class Adapters:

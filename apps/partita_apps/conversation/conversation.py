@@ -1,156 +1,137 @@
-"""A conversation with a model: messages, the cache that holds them, and settings. Writes and reads no terminal.
+"""A conversation: messages and settings, whoever computes the replies. Writes and reads no terminal.
 
-Invariant: messages hold whole turns only, a user's text followed by what the model said to it, however it ended.
+`local.py` computes them here, `remote.py` asks a server. Invariant: messages hold whole turns only, a user's text
+followed by what the model said to it, however it ended.
 """
 
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from partita.errors import DataError, TemplateError
-from partita.inference.speculative import Drafter
-from partita.language_model import LanguageModel, Piece
-from partita.text.chat_template import encode_chat
-from partita.text.reply.parser import ReplyParser
-from partita.text.transcript import Transcript
+from partita.errors import DataError
+from partita.inference.sampling import Sampling
 
-from .adapters import Adapters
 from .settings import Settings
+
+if TYPE_CHECKING:
+    from partita.cache.state import Slots
+    from partita.inference.speculative import Acceptance
+    from partita.language_model import Piece
+
+NONE = "none"
+"""The adapter of a model without one."""
 
 
 @dataclass(frozen=True)
-class CacheOptions:
-    """As on the command line. sinks: a number, "system", or None for the default."""
+class About:
+    """The model of a conversation and its cache. None: nobody says. server: its address, None where the model is here.
 
-    context: int | str | None = None
-    sinks: int | str | None = None
-    kv: str = "auto"
-
-
-class Conversation:
-    """raw: no template and no memory; each text is completed by itself. once: there will be a single reply.
-
-    draft: proposes the tokens of replies (`speculative.drafter`); it changes how fast they come. adapters: of which
-    `model` is the current one.
+    context, sinks: tokens. kv: bits of cached keys and values, in the words of `KVFormat`; bytes_per_token: of them.
     """
 
-    def __init__(
-        self,
-        model: LanguageModel,
-        settings: Settings,
-        cache: CacheOptions,
-        *,
-        raw: bool = False,
-        once: bool = False,
-        draft: Drafter | None = None,
-        adapters: Adapters | None = None,
-    ):
-        if raw and cache.sinks == "system":
-            raise DataError(
-                "`sinks` system pins the system prompt, which `raw` leaves out: give a number", field="sinks"
-            )
-        if raw and settings.system is not None:
-            raise DataError(
-                "`system` needs the chat template, which `raw` leaves out: put it into the text", field="system"
-            )
-        if raw and settings.template_var:
-            raise DataError(
-                "`template_var` is for the chat template, which `raw` leaves out: leave out one of them",
-                field="template_var",
-            )
-        self.model, self.raw, self.cache, self.draft = model, raw, cache, draft
-        self.adapters = Adapters(model, {}) if adapters is None else adapters
-        self._prefixes = None if once else model.prefixes  # one reply has no other to begin from
+    model: str
+    adapter: str = NONE
+    server: str | None = None
+    backend: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    context: int | None = None
+    sinks: int | None = None
+    kv: str | None = None
+    bytes_per_token: float | None = None
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a conversation stands after its last reply, in tokens and bytes. None: nobody says.
+
+    prompt_tokens: of the last prompt, the whole conversation included; reused: of them, not read again. tokens: of the
+    last reply, thought_tokens: of them, where the reply itself does not show them. held: all that were read or written;
+    seen: of them, what the model still sees; forgotten: what it no longer does. slots: of the cache. peak_bytes: the
+    most memory on the device so far.
+    """
+
+    prompt_tokens: int | None = None
+    reused: int | None = None
+    tokens: int | None = None
+    thought_tokens: int | None = None
+    held: int | None = None
+    seen: int | None = None
+    forgotten: int | None = None
+    slots: Slots | None = None
+    cache_bytes: int | None = None
+    peak_bytes: int | None = None
+
+
+class Conversation(ABC):
+    """emptied: whether there are no messages because the first turn was taken back."""
+
+    raw = False
+    """Whether there is no template and no memory: each text is completed by itself."""
+
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.messages: list[dict[str, Any]] = []
-        self.replies: list[list[int] | None] = []
-        """Ids of each answer as generated; None where they stand no longer as they did, so its text counts."""
         self.emptied = False
-        """Whether there are no messages because the first turn was taken back."""
-        self._alone: list[dict[str, Any]] = []  # the last turn of raw mode, which has no conversation
-        self._read: str | None = settings.system  # the system prompt that the answers were given under
-        self.transcript = None if raw else Transcript(model.tokenizer, model.template)
-        self.session = self._new_session()
-        self.prompt_tokens = 0
-        """Tokens of the last prompt, the whole conversation included."""
 
     @property
-    def latest(self) -> list[dict[str, Any]]:
-        """The last turn, what was asked and what was answered; empty where nothing was said yet."""
-        return self.messages[-2:] or self._alone
+    @abstractmethod
+    def about(self) -> About: ...
 
-    def clear(self) -> None:
-        """A new conversation with the same settings."""
-        self.messages, self.replies, self.emptied, self._alone = [], [], False, []
-        self.session = self._new_session()
+    @property
+    @abstractmethod
+    def state(self) -> State: ...
 
-    def undo(self) -> str:
-        """Take the last turn back and return what was asked in it. The cache then holds nothing of it, either.
+    @property
+    def usual(self) -> tuple[Sampling, str]:
+        """How this model's conversations sample unless they are given other settings, and whose word that is."""
+        return Sampling(), ""
 
-        Raises DataError where there is no turn.
-        """
-        if not self.messages:
-            raise DataError("there is no turn to take back")
-        text, left = self.messages[-2]["content"], self.messages[:-2]
-        self.session.align(self._prompt(left, "?"))  # any next text will do: it parts from the one taken back
-        self.messages, self.replies, self.emptied = left, self.replies[:-1], not left
-        return text
+    @property
+    def delegated(self) -> frozenset[str]:
+        """Names of settings that a server decides, as long as nobody else does."""
+        return frozenset()
 
-    @contextmanager
-    def replacing(self) -> Iterator[None]:
-        """What is asked inside takes the place of the last turn, which stays if no reply begins."""
-        messages, replies = self.messages, self.replies
-        self.messages, self.replies = messages[:-2], replies[:-1]
-        try:
-            yield
-        finally:
-            if len(self.messages) < len(messages):
-                self.messages, self.replies = messages, [*replies[:-1], None]
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end a reply and are no part of it."""
+        return frozenset()
 
-    def change(self, settings: Settings) -> None:
-        """Other settings from now on. Another system prompt is read at the next turn, with all that follows it."""
-        before, self.settings = self.settings, settings
-        front = (settings.system, settings.template_var)
-        if front != (before.system, before.template_var) and self.cache.sinks == "system":
-            self.session = self._new_session()
+    @property
+    def acceptance(self) -> Acceptance | None:
+        """How the drafts of the last reply did; None without a drafter."""
+        return None
 
-    def unread(self) -> list[str]:
-        """A line where the chat template has no use for something that it is given."""
-        unknown = [name for name in self.settings.template_var if not self.model.template.mentions(name)]
-        return [f"the model's chat template does not read {', '.join(unknown)}"] if unknown else []
+    @property
+    @abstractmethod
+    def adapters(self) -> list[str]:
+        """Names that `use_adapter` takes."""
 
+    @abstractmethod
     def use_adapter(self, name: str) -> None:
-        """Go on with another adapter, which reads the conversation again: what the cache holds is not its own."""
-        before, self.model = self.model, self.adapters.choose(name)
-        if self.model is not before:
-            self.session = self._new_session()
+        """Go on with another adapter. Raises DataError for a name that is not there."""
 
-    def take(self, messages: list[dict[str, Any]], settings: Settings) -> None:
-        """Go on with another conversation."""
-        self.messages, self.replies = messages, [None] * (len(messages) // 2)
-        self.emptied = False
-        self.change(settings)
+    @abstractmethod
+    def described(self) -> list[tuple[str, str]]:
+        """Names and values for a person who asks what this conversation is held with."""
 
-    def resume(self, messages: list[dict[str, Any]], replies: list[list[int] | None], system: str | None) -> None:
-        """Go on with a conversation whose tokens the session holds already, held under the prompt `system`."""
-        if self.transcript is None:
-            raise DataError("`raw` has no conversation to go on with: leave it out", field="raw")
-        if messages:  # else every turn was taken back, and templates want one
-            resume = partial(self.transcript.resume, self.session.tokens)
-            self._rendered(resume, [*system_message(system), *messages])
-        self.messages, self.replies, self._read = messages, replies, system
+    @abstractmethod
+    def token_text(self, token: int) -> str:
+        """A token of a reply, or of its alternatives, as text."""
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of the conversation with `text` as its next turn. Raises DataError for an empty text."""
-        if not text.strip():
-            raise DataError("the prompt is empty: give some text")
-        return self._prompt(self.messages, text)
+    @abstractmethod
+    def encode(self, text: str) -> Sequence[int] | None:
+        """Ids of the conversation with `text` as its next turn; None where a server encodes it.
 
+        Raises DataError for an empty text.
+        """
+
+    @abstractmethod
     def reply(
         self,
         text: str,
@@ -161,85 +142,59 @@ class Conversation:
     ) -> Generator[Piece, None, None]:
         """The model's answer, piece by piece. Closed early, what was said so far stays in the conversation.
 
-        prompt: what `encode` gave for the text, where it has been asked already. Raising from on_progress stops the
-        reading of the prompt.
+        prompt: what `encode` gave for the text, where it has been asked already. on_progress(done, total): called until
+        the reply begins, with a total of 0 where it is not known; raising from it stops the reading of the prompt.
         """
-        prompt = self.encode(text) if prompt is None else prompt
-        self.prompt_tokens = len(prompt)
-        said: list[Piece] = []
-        ids: list[int] = []
+
+    @property
+    def latest(self) -> list[dict[str, Any]]:
+        """The last turn, what was asked and what was answered; empty where nothing was said yet."""
+        return self.messages[-2:]
+
+    def clear(self) -> None:
+        """A new conversation with the same settings."""
+        self.messages, self.emptied = [], False
+
+    def undo(self) -> str:
+        """Take the last turn back and return what was asked in it. Raises DataError where there is no turn."""
+        if not self.messages:
+            raise DataError("there is no turn to take back")
+        text, left = self.messages[-2]["content"], self.messages[:-2]
+        self.messages, self.emptied = left, not left
+        return text
+
+    @contextmanager
+    def replacing(self) -> Iterator[None]:
+        """What is asked inside takes the place of the last turn, which stays if no reply begins."""
+        messages = self.messages
+        self.messages = messages[:-2]
         try:
-            for piece in self.session.generate(
-                prompt,
-                sampling=self.settings.seeded(),
-                max_tokens=self.settings.max_tokens,
-                stop=self.settings.stop,
-                alternatives=alternatives,
-                continues=self.raw,
-                draft=self.draft,
-                reply=self._told_apart(prompt),
-                on_progress=on_progress,
-            ):
-                said.append(piece)
-                if piece.token is not None and piece.token.id not in self.model.tokenizer.stop_ids:
-                    ids.append(piece.token.id)
-                yield piece
+            yield
         finally:
-            if said and self.transcript is None:
-                self._alone = [asked(text), answered(said, calls=False)]
-            elif said and self.transcript is not None:
-                self.transcript.add_reply(ids)
-                if self.settings.system != self._read:  # everything was read again, and the earlier answers as text
-                    self.replies, self._read = [None] * len(self.replies), self.settings.system
-                self.replies = [*self.replies, ids]
-                answer = answered(said, self.model.template.mentions("tool_calls"))
-                self.messages, self.emptied = [*self.messages, asked(text), answer], False
+            if len(self.messages) < len(messages):
+                self.messages = messages
 
-    def _prompt(self, messages: Sequence[Mapping[str, Any]], text: str) -> list[int]:
-        if self.transcript is None:
-            return self.model.encode(text, raw=True)
-        return self._rendered(self.transcript.encode, [*self._system(), *messages, asked(text)])
+    def change(self, settings: Settings) -> None:
+        """Other settings from now on. Another system prompt is read at the next turn, with all that follows it."""
+        self.settings = settings
 
-    def _rendered(self, use: Callable[..., Any], messages: Sequence[Mapping[str, Any]]) -> Any:
-        """use(messages, …); with tool calls as text where the template does not take them as they are.
+    def set(self, name: str, text: str) -> None:
+        """Change one setting to what a person typed. Raises DataError."""
+        self.change(self.settings.set_text(name, text))
 
-        Some want what the tool gave back behind each, and here nobody calls tools.
-        """
-        try:
-            return use(messages, **self.settings.template_var)
-        except TemplateError:
-            spoken = list(map(without_calls, messages))
-            if spoken == list(messages):
-                raise
-            return use(spoken, **self.settings.template_var)
+    def unread(self) -> list[str]:
+        """A line where the chat template has no use for something that it is given."""
+        return []
 
-    def _told_apart(self, prompt: Sequence[int]) -> ReplyParser | None:
-        if self.raw:
-            return None
-        tools = self.settings.template_var.get("tools")
-        calls = sum(len(message.get("tool_calls", ())) for message in self.messages)
-        return self.model.reply_to(prompt, tools=tools if isinstance(tools, list) else None, calls=calls)
+    def take(self, messages: list[dict[str, Any]], settings: Settings) -> None:
+        """Go on with another conversation."""
+        self.messages, self.emptied = messages, False
+        self.change(settings)
 
-    def _system(self) -> list[Mapping[str, Any]]:
-        return system_message(self.settings.system)
-
-    def _new_session(self) -> Any:
-        sinks = self.cache.sinks
-        if isinstance(sinks, str):
-            sinks = self._pinned()
-        choice = self.model.choose_cache(context=self.cache.context, sinks=sinks, kv=self.cache.kv)
-        self.notes = [text for text in (choice.text, self.model.kv_warning(choice.spec)) if text is not None]
-        kv, context = str(choice.spec.kv), choice.spec.context  # decided once: free memory changes by the moment
-        return self.model.session(prefixes=self._prefixes, context=context, sinks=sinks, kv=kv)
-
-    def _pinned(self) -> int:
-        """Tokens before a user's first word, the system prompt among them: what all conversations with it share."""
-        first, second = map(self._begun_with, ("A", "B"))
-        return next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), len(first))
-
-    def _begun_with(self, word: str) -> list[int]:
-        messages = [*self._system(), asked(word)]
-        return encode_chat(self.model.tokenizer, self.model.template, messages, **self.settings.template_var)
+    def check(self, text: str) -> None:
+        """Raises DataError for a text that asks nothing."""
+        if not text.strip():
+            raise DataError("the prompt is empty: give some text")
 
 
 def system_message(system: str | None) -> list[Mapping[str, Any]]:

@@ -18,7 +18,7 @@ from partita.cache.session_file import read_extra
 from partita.errors import CheckpointError, DataError
 from partita.files.typed import Misfit, typed
 
-from .conversation import Conversation
+from .local import LocalConversation
 from .saved import Message, refuse_unanswered
 
 _KEY = "conversation"
@@ -71,7 +71,7 @@ def damaged(path: Path) -> CheckpointError:
 class SessionFile:
     """One conversation and the file it is kept in. path None: it is kept nowhere."""
 
-    def __init__(self, conversation: Conversation, path: Path | None):
+    def __init__(self, conversation: LocalConversation, path: Path | None):
         self._conversation, self._path = conversation, path
         self._kept: StoredConversation | None = None  # as the file has it
 

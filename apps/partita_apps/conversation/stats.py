@@ -8,7 +8,7 @@ from partita.language_model import Piece
 from partita.text.reply.parser import ToolCall
 from partita.units import duration, memory_size
 
-from .conversation import Conversation
+from .conversation import NONE, Conversation
 
 
 class ReplyStats:
@@ -28,7 +28,7 @@ class ReplyStats:
         self._seconds: list[float] = []
 
     def add(self, piece: Piece) -> None:
-        tokenizer = self._conversation.model.tokenizer
+        text = self._conversation.token_text
         self._said.append(piece.text)
         self._thought.append(piece.thought)
         self.calls += [piece.call] if piece.call is not None else []
@@ -40,11 +40,11 @@ class ReplyStats:
         if token is None:
             return
         self._seconds.append(token.seconds)
-        if token.id not in tokenizer.stop_ids:
+        if token.id not in self._conversation.stop_ids:
             self.tokens.append(token.id)
-        if token.alternatives:
-            others = [{"id": i, "text": tokenizer.token_text(i), "probability": p} for i, p in token.alternatives]
-            row = {"id": token.id, "text": tokenizer.token_text(token.id), "probability": token.probability}
+        if token.probability is not None:
+            others = [{"id": i, "text": text(i), "probability": p} for i, p in token.alternatives]
+            row = {"id": token.id, "text": text(token.id), "probability": token.probability}
             self.trace.append({**row, "alternatives": others, "milliseconds": token.seconds * 1000})
 
     @property
@@ -61,87 +61,103 @@ class ReplyStats:
         return self._seconds[0] if self._seconds else None
 
     @property
+    def count(self) -> int:
+        """Generated tokens, without the one that ended the reply."""
+        told = self._conversation.state.tokens
+        return len(self.tokens) if told is None else told
+
+    @property
+    def thought_count(self) -> int:
+        """Of them, those that were thought."""
+        told = self._conversation.state.thought_tokens
+        return self.thought_tokens if told is None else told
+
+    @property
     def tokens_per_second(self) -> float | None:
         """Of decoding alone, the first token left out. None with fewer than two."""
         later = self._seconds[1:]
-        return len(later) / sum(later) if later and sum(later) > 0 else None
+        told = self._conversation.state.tokens
+        count = len(later) if told is None else told - 1
+        return count / sum(later) if count > 0 and sum(later) > 0 else None
+
+    @property
+    def read_tokens(self) -> int | None:
+        """Of the prompt, those that were read for this reply: the others were in the cache. None: nobody says."""
+        state = self._conversation.state
+        return None if state.prompt_tokens is None else state.prompt_tokens - (state.reused or 0)
 
     @property
     def prompt_tokens_per_second(self) -> float | None:
         """Of the tokens that were read for this reply; those in the cache already cost nothing and do not count."""
-        seconds, read = self.first_token_seconds, self._conversation.prompt_tokens - self._conversation.session.reused
-        return read / seconds if seconds and read > 0 else None
-
-    @property
-    def peak_bytes(self) -> int | None:
-        """The most memory that the process had on the device so far; None where the backend does not know."""
-        return self._conversation.model.ops.memory().peak or None
+        seconds, read = self.first_token_seconds, self.read_tokens
+        return read / seconds if seconds and read is not None and read > 0 else None
 
     def details(self) -> str:
         """For people who asked for it, under that line: how fast the prompt was read, and the peak of memory."""
-        session, speed, peak = self._conversation.session, self.prompt_tokens_per_second, self.peak_bytes
-        parts = [f"prompt {counted(self._conversation.prompt_tokens - session.reused)}"]
+        state, speed = self._conversation.state, self.prompt_tokens_per_second
+        parts = [] if self.read_tokens is None else [f"prompt {counted(self.read_tokens)}"]
         parts += [] if speed is None else [f"{speed:.1f}/s"]
-        parts += [f"{session.reused} reused"] if session.reused else []
-        parts += [] if peak is None else [f"peak memory {memory_size(peak)}"]
-        return " · ".join(parts)
+        parts += [f"{state.reused} reused"] if state.reused else []
+        parts += [] if state.peak_bytes is None else [f"peak memory {memory_size(state.peak_bytes)}"]
+        return " · ".join(parts) or "nothing is known of the prompt"
 
     def line(self) -> str:
         """For people, under the reply."""
-        session = self._conversation.session
-        slots, spec = session.cache.slots(), session.cache.spec
-        thoughts = f", {self.thought_tokens} of them thoughts" if self.thought_tokens else ""
-        parts = [f"{counted(len(self.tokens))}{thoughts}"]
+        state, context = self._conversation.state, self._conversation.about.context
+        thoughts = f", {self.thought_count} of them thoughts" if self.thought_count else ""
+        parts = [f"{counted(self.count)}{thoughts}"]
         if self.tokens_per_second is not None:
             parts.append(f"{self.tokens_per_second:.1f}/s")
         if self.first_token_seconds is not None:
             parts.append(f"first {duration(self.first_token_seconds)}")
-        parts.append(f"context {slots.sinks + slots.window}/{spec.context}")
-        parts.append(f"cache {memory_size(session.cache.nbytes)}")
-        if session.forgotten > 0:
-            parts.append(f"{session.forgotten} forgotten")
+        if state.seen is not None:
+            parts.append(f"context {state.seen}" + (f"/{context}" if context is not None else ""))
+        if state.cache_bytes is not None:
+            parts.append(f"cache {memory_size(state.cache_bytes)}")
+        if state.forgotten is not None and state.forgotten > 0:
+            parts.append(f"{state.forgotten} forgotten")
         if self.finish_reason == "length":
             parts.append(f"cut at {self._conversation.settings.max_tokens} tokens (max_tokens)")
-        if self._conversation.draft is not None:
-            found = self._conversation.draft.acceptance
+        if self._conversation.acceptance is not None:
+            found = self._conversation.acceptance
             parts.append(f"drafts {found.accepted}/{found.proposed} accepted")
         return " · ".join(parts)
 
     def document(self, seed: int | None, trace: bool) -> dict[str, Any]:
-        """Everything, for programs. sizes in bytes, times in seconds, the trace's in milliseconds."""
-        model, session = self._conversation.model, self._conversation.session
-        spec = session.cache.spec
+        """Everything, for programs; null where nobody knows. Sizes in bytes, times in seconds, the trace's in
+        milliseconds."""
+        about, state = self._conversation.about, self._conversation.state
         found = {
             "text": self.text,
             "reasoning": self.thought or None,
             "tool_calls": [described(call) for call in self.calls],
-            "tokens": self.tokens,
-            "prompt_tokens": self._conversation.prompt_tokens,
+            "tokens": None if any(token < 0 for token in self.tokens) else self.tokens,
+            "prompt_tokens": state.prompt_tokens,
             "finish_reason": self.finish_reason,
-            "model": model.name,
-            "adapter": None if not model.adapter else self._conversation.adapters.current,
-            "backend": model.ops.name,
-            "device": model.ops.device,
-            "dtype": model.ops.dtype,
-            "kv": str(spec.kv),
-            "context": spec.context,
-            "sinks": spec.sinks,
-            "cache_bytes": session.cache.nbytes,
+            "model": about.model,
+            "adapter": None if about.adapter == NONE else about.adapter,
+            "backend": about.backend,
+            "device": about.device,
+            "dtype": about.dtype,
+            "kv": about.kv,
+            "context": about.context,
+            "sinks": about.sinks,
+            "cache_bytes": state.cache_bytes,
             "first_token_seconds": self.first_token_seconds,
             "tokens_per_second": self.tokens_per_second,
             "prompt_tokens_per_second": self.prompt_tokens_per_second,
-            "peak_bytes": self.peak_bytes,
+            "peak_bytes": state.peak_bytes,
             "seed": seed,
-            "forgotten_tokens": max(session.forgotten, 0),
-            "reused_tokens": session.reused,
+            "forgotten_tokens": None if state.forgotten is None else max(state.forgotten, 0),
+            "reused_tokens": state.reused,
             "draft": self._draft(),
         }
         return {**found, "trace": self.trace} if trace else found
 
     def _draft(self) -> dict[str, Any] | None:
-        if self._conversation.draft is None:
+        found = self._conversation.acceptance
+        if found is None:
             return None
-        found = self._conversation.draft.acceptance
         counts = {"proposed": found.proposed, "accepted": found.accepted, "steps": found.steps}
         return {**counts, "acceptance_rate": found.rate}
 

@@ -38,6 +38,8 @@ def entry(model: Description) -> Json:
             "n_ctx": model.context,
             "n_ctx_train": None if facts is None else facts.trained_context,
             "size": model.bytes,
+            **{name: None if facts is None else getattr(facts, name) for name in ("backend", "device", "dtype", "kv")},
+            "row_bytes": None if facts is None else facts.row_bytes,
         },
     }
 

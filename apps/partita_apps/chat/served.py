@@ -1,0 +1,51 @@
+"""`partita chat --server`: which options make sense with a server, and the conversation with one of its models."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from partita.errors import DataError
+from partita.text.chat_template import parse_variable
+
+from ..conversation.client import Address, Client
+from ..conversation.remote import RemoteConversation
+from ..conversation.settings import NAMES, Settings
+
+LOCAL = {
+    "raw": False,
+    "session": None,
+    "draft": None,
+    "lookup": False,
+    "adapters": (),
+    "context": None,
+    "sinks": None,
+    "kv": "auto",
+    "backend": "auto",
+    "device": None,
+    "dtype": "auto",
+    "threads": None,
+}
+"""Options about a model that is loaded here, and what they are when nobody gave them."""
+_INSTEAD = {
+    "raw": "a server's conversations have a template",
+    "session": "/save FILE keeps a conversation",
+    "adapters": "MODEL:ADAPTER, or /adapter NAME in the chat, takes one of the server's",
+}
+
+
+def begin_there(model: str | None, raw: bool, once: bool, options: dict[str, Any]) -> RemoteConversation:
+    """A conversation at its beginning. Raises DataError for options that are not the client's, and what
+    `RemoteConversation` raises."""
+    given = {**options, "raw": raw}
+    refused = [name for name, usual in LOCAL.items() if given[name] != usual]
+    if refused:
+        instead = _INSTEAD.get(refused[0], "leave it out") if len(refused) == 1 else "leave them out"
+        names = ", ".join(f"`{'adapter' if name == 'adapters' else name}`" for name in refused)
+        raise DataError(f"{names} cannot be given with `server`, whose model is loaded already: {instead}")
+    variables = dict(map(parse_variable, options["template_var"]))
+    chosen = {name: options[name] for name in NAMES if options[name] is not None} | {"template_var": variables}
+    if once:
+        chosen.setdefault("temperature", 0.0)  # as with a model that is loaded here
+    client = Client(Address.parse(options["server"]), os.environ.get("PARTITA_API_KEY") or None)
+    return RemoteConversation(client, model, Settings.of(chosen), tuple(chosen))
