@@ -61,7 +61,7 @@ class Buckets:
         return [event for bucket in self._buckets for event in bucket.step(self._executor)]
 
     def told(self) -> list[Event]:
-        """What there is to report since it was last asked, beside what `step` gave; in front of what that gives next."""
+        """What was to be reported beside what `step` gave, in front of what that gives next."""
         told, self._told = self._told, []
         return told
 
