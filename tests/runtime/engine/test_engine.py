@@ -182,3 +182,23 @@ def test_three_hundred_requests_leave_memory_as_it_was(numpy_model: LanguageMode
             assert driver.engine.cache_bytes == 0
     assert max(held) <= 1 << 18
     assert sum(isinstance(event, Finished) for event in driver.order) == 300
+
+
+def test_a_request_that_has_ended_is_not_cancelled_too(numpy_model: LanguageModel) -> None:
+    driver = Driver(engine(numpy_model))
+    driver.submit(0, prompt(0, 9), 1)
+    while not driver.ended(0):
+        driver.step()
+    driver.engine.cancel(0)
+    driver.run()
+    assert driver.reason(0) == "length"
+
+
+def test_a_bucket_may_be_doubled_while_rows_of_it_are_moved(model: LanguageModel) -> None:
+    """Rows of 15 and of 63 tokens outgrow their classes in one step, the former into that of the latter."""
+    driver, lengths = Driver(engine(model)), (60, 12, 12)
+    for id, length in enumerate(lengths):
+        driver.submit(id, prompt(id, length), 30)
+    driver.run()
+    for id, length in enumerate(lengths):
+        assert driver.tokens(id) == ids(alone(model, prompt(id, length), 30))
