@@ -85,6 +85,15 @@ class Top(msgspec.Struct):
     token: str
     logprob: float | None = None
     id: Any = None
+    bytes: Any = None
+
+    @property
+    def data(self) -> bytearray:
+        """What it adds to a text."""
+        try:
+            return bytearray(self.bytes if isinstance(self.bytes, list) else self.token.encode())
+        except (TypeError, ValueError):
+            return bytearray(self.token.encode())
 
 
 class Logprob(Top):

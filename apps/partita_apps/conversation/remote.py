@@ -19,6 +19,7 @@ from partita.files.bounded import is_table, parse
 from partita.inference.runner import Generated
 from partita.language_model import Piece
 from partita.text.reply.parser import ToolCall
+from partita.text.tokenizer import shown_bytes
 
 from ..aliases import similar
 from .client import CallDelta, Choice, Chunk, Client, Listed, Logprob, Top, Usage
@@ -216,12 +217,10 @@ class RemoteConversation(Conversation):
 
     def _id(self, token: Top) -> int:
         """The server's id of a token, or one of ours for its text."""
-        ident = (
-            token.id
-            if isinstance(token.id, int) and token.id >= 0
-            else self._ids.setdefault(token.token, _UNNAMED - 1 - len(self._ids))
-        )
-        self._texts[ident] = token.token
+        text = shown_bytes(token.data)
+        known = isinstance(token.id, int) and token.id >= 0
+        ident = token.id if known else self._ids.setdefault(text, _UNNAMED - 1 - len(self._ids))
+        self._texts[ident] = text
         return ident
 
 

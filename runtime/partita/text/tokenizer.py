@@ -98,8 +98,7 @@ class Tokenizer:
         UTF-8 by itself, escapes for characters that move the cursor."""
         if token in self.engine.hidden:
             return printable(self.engine.token_text(token))
-        text = self._contribution(token, True).decode("utf-8", "surrogateescape").replace(" ", "·")
-        return "".join(map(_printable, text))
+        return shown_bytes(self._contribution(token, True))
 
     def token_bytes(self, token: int) -> bytes:
         """What one token adds to a text, a control token its literal; b"" for none of its own."""
@@ -146,6 +145,11 @@ def _valid(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text
+
+
+def shown_bytes(data: bytes | bytearray) -> str:
+    """The bytes of a token as `Tokenizer.token_text` shows them."""
+    return "".join(map(_printable, data.decode("utf-8", "surrogateescape").replace(" ", "·")))
 
 
 def _printable(character: str) -> str:

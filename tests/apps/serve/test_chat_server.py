@@ -196,7 +196,7 @@ def test_thoughts_and_calls(served: Serve) -> None:
 def test_probabilities(served: Serve) -> None:
     server = served(Script("the quick"))
     found = reply(conversation(server.url), "the", alternatives=3)
-    assert [row["text"] for row in found.trace] == ["the", " qu", "ick"]
+    assert [row["text"] for row in found.trace] == ["the", "·qu", "ick"]
     assert found.trace[0]["probability"] == pytest.approx(0.5)
     assert [len(row["alternatives"]) for row in found.trace] == [3, 3, 3]
     assert found.document(None, True)["tokens"] is None  # their ids are not said
@@ -300,6 +300,21 @@ def test_a_server_of_another_make() -> None:
     assert "tool_calls" not in second["messages"][1]
 
 
+def test_tokens_do_not_act_on_a_terminal() -> None:
+    tokens: list[dict[str, Any]] = [
+        {"token": "a\x1b[2J b", "logprob": -0.5, "bytes": None, "top_logprobs": [{"token": "\u202e", "logprob": -2}]},
+        {"token": "\ufffd", "id": 7, "logprob": 1e-9, "bytes": [226]},
+        {"token": "x", "logprob": None, "bytes": [-1]},
+    ]
+    row = chunk({"content": "x"}, "stop", logprobs={"content": tokens})
+    with stub(MODELS, stream(row)) as server:
+        found = reply(conversation(server.url), "hi", alternatives=3)
+    assert [row["text"] for row in found.trace] == [r"a\x1b[2J·b", "<0xE2>", "x"]
+    assert found.trace[0]["alternatives"][0]["text"] == r"\u202e"
+    assert [row["id"] for row in found.trace][1] == 7
+    assert [row["probability"] for row in found.trace] == [pytest.approx(0.6065, abs=1e-3), 1.0, 0.0]
+
+
 @pytest.mark.parametrize(
     ("sent", "words"),
     [
@@ -378,9 +393,9 @@ def test_one_prompt_through_the_command(served: Serve) -> None:
     document = json.loads(done.stdout)
     assert (document["text"], document["model"], document["backend"]) == ("the quick", "tiny", "numpy")
     assert document["seed"] == server.worker.requests[-1].sampling.seed
-    assert [row["text"] for row in document["trace"]] == ["the", " qu", "ick"]
+    assert [row["text"] for row in document["trace"]] == ["the", "·qu", "ick"]
     done = run("--server", server.url, "--trace", "-p", "the fox")
-    assert re.search(r"\n   2  qu +████    +50\.0% ", done.stdout)
+    assert re.search(r"\n   2 ·qu +████    +50\.0% ", done.stdout)
     assert done.stdout.endswith("\nthe quick\n")
 
 
