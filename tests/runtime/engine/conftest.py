@@ -11,7 +11,7 @@ import partita
 import partita_backends
 from partita.backend import Backend
 from partita.cache import spec as cache_spec
-from partita.engine import room
+from partita.engine import buckets, reading, room
 from partita.language_model import LanguageModel
 
 
@@ -36,6 +36,7 @@ def small_classes() -> Iterator[None]:
     """Of 16, 64, 256 tokens, in blocks of 16 slots."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(room, "FIRST", 16)
-        patch.setattr(room, "AHEAD", 4)
+        for module in (buckets, reading):
+            patch.setattr(module, "AHEAD", 4)
         patch.setattr(cache_spec, "BLOCK", 16)
         yield

@@ -199,8 +199,8 @@ def test_a_row_without_numbers_fails_alone(model: LanguageModel, monkeypatch: py
     from partita.inference.runner import ModelRunner
 
     driver, decode = Driver(engine(model, prefixes=PrefixCache(1 << 20))), ModelRunner.decode
-    driver.submit(0, prompt(0, 9), 20)
-    driver.submit(1, prompt(1, 9), 20)
+    driver.submit(0, prompt(0, 20), 20)
+    driver.submit(1, prompt(1, 20), 20)
     while len(driver.tokens(1)) < 3:
         driver.step()
 
@@ -219,10 +219,10 @@ def test_a_row_without_numbers_fails_alone(model: LanguageModel, monkeypatch: py
     if model.ops.asynchronous:  # that was a step ahead
         events = driver.step()
     assert sum(not isinstance(event, Token) for event in events) == 1
-    driver.submit(2, prompt(2, 12), 20)  # comes to where that row was
+    driver.submit(2, prompt(2, 20), 20)  # comes to where that row was
     driver.run()
-    assert driver.tokens(2) == ids(alone(model, prompt(2, 12), 20))
+    assert driver.tokens(2) == ids(alone(model, prompt(2, 20), 20))
     assert "not finite" in driver.failed(0).message
     assert driver.failed(0).kind == "internal"
-    assert driver.tokens(1) == ids(alone(model, prompt(1, 9), 20))
+    assert driver.tokens(1) == ids(alone(model, prompt(1, 20), 20))
     assert isinstance(driver.said[1][-1], Finished)
