@@ -90,6 +90,8 @@ class RemoteConversation(Conversation):
             return next(iter(self._models.values()))
         if name in self._models:
             return self._models[name]
+        if name is not None and not self._models:  # some servers list nothing, and know
+            return Listed(name)
         names = [*list(self._models)[:_LISTED], *(["…"] if len(self._models) > _LISTED else [])]
         alike = similar(name or "", self._models)
         there = f"it has {', '.join(names)}" if names else "it has no model"

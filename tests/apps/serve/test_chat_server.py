@@ -352,6 +352,12 @@ def test_what_else_may_answer(sent: bytes, words: str) -> None:
         conversation(server.url)
 
 
+def test_a_server_that_lists_nothing_may_know_a_name() -> None:
+    with stub(answer(b'{"data": null}'), stream(chunk({"content": "fox"}, "stop"))) as server:
+        assert reply(conversation(server.url, "mine"), "hi").text == "fox"
+    assert server.bodies[0]["model"] == "mine"
+
+
 def test_a_model_that_streams_nothing() -> None:
     with stub(MODELS, answer(b"{}")) as server, pytest.raises(SourceError, match="no stream"):
         reply(conversation(server.url), "hi")
@@ -435,6 +441,19 @@ def test_mistakes_are_one_line(mistake: Mistake, served: Serve) -> None:
     assert "--temperature must be" in mistake("chat", "--server", url, "-p", "a", "--temperature", "-1")
 
 
+def test_ctrl_c_ends_one_prompt(served: Serve) -> None:
+    server = served(Script("the quick ", holds=True))
+    command = [sys.executable, "-m", "partita_apps.cli", "chat", "--server", server.url, "-p", "the fox"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as started:
+        until(lambda: server.worker.running)
+        assert started.stdout is not None
+        assert started.stdout.read(4) == "the "
+        started.send_signal(signal.SIGINT)
+        _, err = started.communicate(timeout=20)
+    assert (started.returncode, err) == (130, "")
+    until(lambda: server.worker.cancelled)
+
+
 def test_no_library_of_arrays_is_imported(served: Serve) -> None:
     url = served(Script("the fox")).url
     program = (
@@ -490,7 +509,8 @@ def until_prompt(child: pexpect.spawn) -> str:
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_a_conversation_in_a_terminal(served: Serve, start: Callable[..., pexpect.spawn]) -> None:
     lost = Script("the", fails=Failed(0, "the model broke", "internal"))
-    server = served([Script("the quick brown fox"), Script("the quick brown", holds=True), lost, Script("jumps")])
+    held = Script("the quick brown", holds=True)
+    server = served([Script("the quick brown fox"), held, Script(holds=True), lost, Script("jumps")])
     child = start(server.url)
     greeting = child.before or ""
     assert all(words in greeting for words in ("tiny", server.url, "numpy on cpu", "context 512", "kv dense"))
@@ -503,6 +523,10 @@ def test_a_conversation_in_a_terminal(served: Serve, start: Callable[..., pexpec
     child.send("\x03")
     assert "stopped" in until_prompt(child)
     until(lambda: server.worker.cancelled)
+    child.send("go on\r")
+    until(lambda: len(server.worker.requests) == 3)
+    child.send("\x03")
+    assert "stopped before the reply began" in until_prompt(child)
     broken = say(child, "go on")
     assert re.search(r"the\r\n.*partita:.*the model broke", broken, re.DOTALL)
     assert "jumps" in say(child, "and then")
