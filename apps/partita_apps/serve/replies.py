@@ -199,12 +199,13 @@ def _check_size(ask: Ask, text: ModelText) -> None:
     least = max(size // MAX_TOKEN_BYTES, len(ask.messages or ()))
     if not text.endless and least > text.context:
         needed = max(size // USUAL_TOKEN_BYTES, least)
-        raise _too_long(needed, text, f"about {needed}")
+        raise _too_long(needed, ask, text, f"about {needed}")
 
 
-def _too_long(needed: int, text: ModelText, shown: str) -> Refused:
+def _too_long(needed: int, ask: Ask, text: ModelText, shown: str) -> Refused:
     message = f"the prompt has {shown} tokens, and the context of {text.name} holds {text.context}"
-    return Refused(message, "context", field="messages", needed=needed, limit=text.context)
+    field = "prompt" if ask.messages is None else "messages"
+    return Refused(message, "context", field=field, needed=needed, limit=text.context)
 
 
 def sampled(ask: Ask, text: ModelText) -> Sampling:
@@ -229,7 +230,7 @@ def _room(ids: Sequence[int], ask: Ask, text: ModelText) -> int:
     room = text.context if text.endless else text.context - len(ids)
     if room < 1:
         needed = max(len(ids), text.context + 1)  # one token of a reply at least
-        raise _too_long(needed, text, str(len(ids)))
+        raise _too_long(needed, ask, text, str(len(ids)))
     return room if ask.max_tokens is None else min(ask.max_tokens, room)
 
 

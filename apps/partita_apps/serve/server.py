@@ -6,12 +6,13 @@ import contextlib
 import signal
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ..terminal import HANGUP, leave_terminal
 from . import page
 from .api import chat, completions, errors, messages, models, ollama, responses, state, tokens
 from .api.exchange import Endpoint, Exchange, Service
@@ -21,6 +22,10 @@ from .metrics import Metrics
 from .replies import Models
 from .security import Guard
 from .settings import Settings
+from .streams import Gone
+
+if TYPE_CHECKING:
+    import uvicorn
 
 ENDPOINTS: Sequence[Endpoint] = (
     *page.ENDPOINTS,
@@ -42,8 +47,8 @@ def build_app(registry: Models, settings: Settings) -> ASGIApp:
 
 
 def serve(app: ASGIApp, host: str, port: int, *, sockets: list[socket.socket] | None = None, drain: float = 30) -> None:
-    """Serve until SIGTERM or Ctrl-C; replies that are being written have `drain` seconds to end, and Ctrl-C after that
-    does not wait for them. sockets: that are bound already, in place of host and port."""
+    """Serve until SIGTERM, SIGHUP or Ctrl-C; replies that are being written have `drain` seconds to end, and Ctrl-C
+    after that does not wait for them. sockets: that are bound already, in place of host and port."""
     import uvicorn
 
     config = uvicorn.Config(
@@ -61,12 +66,21 @@ def serve(app: ASGIApp, host: str, port: int, *, sockets: list[socket.socket] | 
         timeout_keep_alive=75,  # longer than clients keep theirs, which else send into one that closes
         timeout_graceful_shutdown=max(int(drain), 1),
     )
+    server = uvicorn.Server(config)
     before = {each: signal.signal(each, _nothing) for each in (signal.SIGTERM, signal.SIGINT)}
+    if HANGUP is not None and signal.getsignal(HANGUP) != signal.SIG_IGN:  # nohup: it is to go on then
+        before[HANGUP] = signal.signal(HANGUP, lambda *_: _hung_up(server))
     try:
-        uvicorn.Server(config).run(sockets)  # it raises the signal again when it has ended, which then says nothing
+        server.run(sockets)  # it raises the signal again when it has ended, which then says nothing
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+def _hung_up(server: uvicorn.Server) -> None:
+    """The terminal is gone: as SIGTERM, and nothing more is said to it."""
+    leave_terminal()
+    server.handle_exit(signal.SIGTERM, None)
 
 
 def _nothing(number: int, frame: object) -> None:
@@ -112,6 +126,9 @@ class _App:
             await found.handle(scope, receive, noted)
         except Refused as why:
             status = errors.status(why)
+            raise
+        except Gone:
+            status = status or errors.GONE
             raise
         finally:
             self._service.metrics.requests.labels(route, str(status or 500)).inc()

@@ -291,6 +291,8 @@ def test_a_client_that_goes_away_is_noticed(served: Serve, stream: bool) -> None
         connection.getresponse().read(10)
     connection.close()
     until(lambda: server.worker.cancelled == [1] and not server.worker.running, 2)
+    status = 200 if stream else 499
+    until(lambda: f'route="/v1/chat/completions",status="{status}"}} 1.0'.encode() in server.get("/metrics").body, 2)
 
 
 def test_a_client_that_waits_is_not_taken_for_gone(served: Serve) -> None:

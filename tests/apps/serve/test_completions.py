@@ -111,3 +111,4 @@ def test_echo_has_no_log_probabilities_of_the_prompt(served: Serve) -> None:
 def test_an_overflow(served: Serve) -> None:
     answer = served(text={"context": 8}).post(PATH, body("the quick brown fox " * 9))
     assert answer.json["error"]["code"] == "context_length_exceeded"
+    assert answer.json["error"]["param"] == "prompt"

@@ -66,7 +66,7 @@ def connected(port: int, **more: Any) -> http.client.HTTPConnection:
     return connection
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_lets_replies_end(process: tuple[subprocess.Popen[str], int], number: int) -> None:
     started, port = process
     connection = connected(port)

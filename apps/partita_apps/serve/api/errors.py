@@ -28,6 +28,8 @@ STATUS: Mapping[Kind, int] = MappingProxyType(
         "internal": 500,
     }
 )
+GONE = 499
+"""What a request whose client went away before its answer is counted as; nobody is sent it."""
 _OPENAI_TYPES = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
 _OPENAI_CODES: Mapping[Kind, str] = {
     "context": "context_length_exceeded",
