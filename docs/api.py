@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FunctionType
-from typing import get_type_hints, is_typeddict
+from typing import Any, get_type_hints, is_typeddict
 
 import partita
 from partita.finetuning.outcome import Sample, TrainingReport
@@ -131,7 +131,7 @@ def _class(name: str, kind: type) -> list[str]:
         lines += ["```text", *(f"{key}: {hint.__name__ if isinstance(hint, type) else hint}" for key, hint in keys)]
         lines = [line.replace("typing.", "") for line in [*lines, "```", ""]]
     lines += [inspect.getdoc(kind) or "", ""]
-    for member, value in vars(kind).items():
+    for member, value in _members(kind).items():
         if member.startswith("_"):
             continue
         if isinstance(value, FunctionType) and inspect.getdoc(value):
@@ -139,6 +139,15 @@ def _class(name: str, kind: type) -> list[str]:
         elif isinstance(value, property) and inspect.getdoc(value):
             lines += [f"#### `{kind.__name__}.{member}`", "", inspect.getdoc(value) or "", ""]
     return lines
+
+
+def _members(kind: type) -> dict[str, Any]:
+    """Its own, and behind them those of our classes that it is made of."""
+    found: dict[str, Any] = {}
+    for base in inspect.getmro(kind):
+        if base.__module__.startswith("partita"):
+            found |= {name: value for name, value in vars(base).items() if name not in found}
+    return found
 
 
 if __name__ == "__main__":

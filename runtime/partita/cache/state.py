@@ -10,7 +10,7 @@ others go round a ring of `window + max(slack, chunk - 1)` slots, so that writin
 every query of a chunk the same keys as any other chunking would. Sinks are as far from a query as they were from
 min(q, anchor), anchor = sinks + window - 1, the last one before the ring began to turn (the rule of arXiv 2309.17453).
 The last slot of every buffer takes what must go nowhere (padding); its position is always -1. Arrays are made and
-lengthened in `buffers`.
+lengthened in `buffers`; rows come and go in `rows`.
 
 Sinks beyond the anchor: the sinks' keys before rotation are kept. A step of one token rotates them, at j + max(q -
 anchor, 0), for all layers at once into the slots that they have, so that attention is the same as before; always from
@@ -26,7 +26,7 @@ mirror of each row's length, and never reads the device to know it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -36,12 +36,10 @@ from ..arrays import Array
 from ..backend import Backend, Rule, Sinks
 from ..errors import ContextError
 from ..model.config import RopeConfig
-from ..model.rope import RopeTable
 from ..rings import cut, part, sides
-from .buffers import Buffers, Change, Store
 from .centres import Centres, beside
-from .sinks import SinkKeys
-from .snapshot import Slots, Snapshot
+from .rows import Rows
+from .snapshot import Slots
 from .spec import CacheSpec, LayerSpec, Span, bytes_per_token
 from .view import Kind, Step, View, seen
 
@@ -49,20 +47,17 @@ FEW_QUERIES = 8
 """So many of a row are a step for kernels that pass over slots that are not seen."""
 
 
-class Cache:
+class Cache(Rows):
     """Keys and values of `batch` rows. room: tokens of a row that there is memory for from the start, so that buffers
     do not grow before. See the module's docstring for the rules."""
 
     def __init__(self, ops: Backend, spec: CacheSpec, batch: int = 1, *, room: int = 0):
-        self.ops, self.spec, self.batch, self.room = ops, spec, batch, room
-        self._ropes = {rope: RopeTable(ops, rope) for rope in dict.fromkeys(x.rope for x in spec.layers) if rope}
-        self._store = Store(ops, spec.kv)
+        super().__init__(ops, spec, batch, room=room)
         self.dense = self._store.dense
         # made once: a step that is a CUDA graph cannot send numbers to the device
         self._centres = Centres(ops, spec, self._ropes)
         most = max(spec.chunk, *(layer.span.sinks + 1 for layer in spec.layers))
         self._counted = ops.array(np.arange(most, dtype=np.int32))
-        self.reset()
 
     def __repr__(self) -> str:
         context = "no limit" if self.spec.context is None else f"context {self.spec.context}"
@@ -70,14 +65,7 @@ class Cache:
 
     def reset(self) -> None:
         """Forget everything and give back the memory beyond `room`."""
-        self.offsets = [0] * self.batch
-        self._reached = [0] * self.batch  # furthest ever written: what lies a ring behind it is overwritten
-        self._next = self.ops.zeros((self.batch,), "int32")
-        spans = dict.fromkeys(layer.span for layer in self.spec.layers)
-        self._capacity = {span: self.spec.slots(span, self.room) for span in spans}
-        self._positions = {span: self._new_positions(span) for span in spans}
-        self._sink_keys = SinkKeys(self.ops, self.spec, self._store, self._ropes, self.batch)
-        self._layers = [self._new_buffers(layer) for layer in self.spec.layers]
+        super().reset()
         self._views: dict[Span, View] = {}
         self._angles: dict[RopeConfig, tuple[Array, Array]] = {}
         self._turns: dict[Any, Any] = {}
@@ -85,38 +73,9 @@ class Cache:
     # What is held
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of every array held, positions included."""
-        return sum(int(array.nbytes) for array in self.arrays())
-
-    def arrays(self) -> list[Array]:
-        """Every device array of the state."""
-        found: list[Array] = []
-        self._each(lambda array, rows, slots: found.append(array) or array)
-        return found
-
-    @property
     def rope_size(self) -> tuple[int, ...]:
         """Blocks of the rotary tables, which grow with the longest row."""
         return tuple(table.blocks for table in self._ropes.values())
-
-    def hold(self, arrays: Sequence[Array]) -> None:
-        """Take these arrays, in the order of `arrays()`, as the state."""
-        following = iter(arrays)
-        self._each(lambda _, rows, slots: next(following))
-
-    def _each(self, change: Change, *, of: Callable[[Span], Change] | None = None) -> None:
-        """Replace every device array of the state by what `change` makes of it, always in the same order. of: what
-        makes those with the slots of a span, where that is another change."""
-        self._next = change(self._next, 0, 0)
-
-        def made(span: Span) -> Change:
-            return change if of is None else of(span)
-
-        self._positions = {span: made(span)(positions, 0, 1) for span, positions in self._positions.items()}
-        self._sink_keys.map(change)
-        for layer, buffers in zip(self.spec.layers, self._layers, strict=True):
-            buffers.map(made(layer.span), change)
 
     def bytes_per_token(self) -> float:
         """Bytes that one more token in the ring costs, over all layers."""
@@ -169,6 +128,12 @@ class Cache:
         wanted = {span: self.spec.slots(span, max(self._reached)) for span in self._capacity}
         few = tokens <= FEW_QUERIES
         return tuple(None if few or wanted[span] == has else wanted[span] for span, has in self._capacity.items())
+
+    def _needed(self, span: Span, end: int, tokens: int) -> int:
+        """Slots for a step up to `end`. A prompt gets no more than it needs: its tiles attend to empty ones too."""
+        needed = self.spec.slots(span, end)
+        outgrown = tokens == 1 and needed > self._capacity[span]
+        return self._store.room(self.spec, span, end, self.batch) if outgrown else needed
 
     def begin_step(self, step: Step) -> None:
         """The device's half: positions, where to write, and masks. Depends on `step` and device arrays alone."""
@@ -363,125 +328,3 @@ class Cache:
     def can_trim(self, tokens: int) -> bool:
         """Whether every position visible after taking `tokens` back is still held."""
         return self.state().can_trim(tokens)
-
-    # State as data
-
-    def state(self) -> Snapshot:
-        """What the cache holds now, in the cache's own memory: to be read before the next write."""
-        return Snapshot(self.spec, tuple(self.offsets), tuple(self._reached), self.arrays())
-
-    def snapshot(self) -> Snapshot:
-        """What the cache holds now, in memory of its own: later writes do not change it."""
-        return replace(self.state(), arrays=[self.ops.copy(array) for array in self.arrays()])
-
-    def restore(self, snapshot: Snapshot) -> None:
-        """Hold what a snapshot holds. Raises ContextError for one of another layout."""
-        if snapshot.spec != self.spec or len(snapshot.offsets) != self.batch:
-            raise ContextError("this snapshot was taken from a cache of another layout")
-        if self.room and self.batch == 1:
-            self.put(0, snapshot)
-            return
-        self.offsets, self._reached = list(snapshot.offsets), list(snapshot.reached)
-        arrays = iter(snapshot.arrays)
-        self._each(lambda _, rows, slots: self.ops.copy(next(arrays)))
-        self._capacity = {span: positions.shape[1] - span.sinks for span, positions in self._positions.items()}
-
-    # Rows
-
-    def filter(self, rows: Sequence[int]) -> None:
-        """Hold these rows only, in this order."""
-        index = self.ops.array(np.asarray(rows, np.int32))
-        self._each(lambda array, rows, _: self.ops.take(array, index, rows))
-        self.offsets = [self.offsets[row] for row in rows]
-        self._reached = [self._reached[row] for row in rows]
-        self.batch = len(rows)
-
-    def extend(self, other: Cache) -> None:
-        """Add the rows of another cache of the same layout behind this one's. The other must not be used afterwards.
-
-        Raises ContextError for another layout.
-        """
-        if other.spec != self.spec:
-            raise ContextError("a cache can be extended by rows of its own layout only")
-        wanted = {span: max(held, other._capacity[span]) for span, held in self._capacity.items()}
-        self._grow(wanted)
-        other._grow(wanted)
-        theirs = iter(other.arrays())
-        self._each(lambda array, rows, _: self.ops.concat([array, next(theirs)], rows))
-        self.offsets += other.offsets
-        self._reached += other._reached
-        self.batch += other.batch
-
-    def row(self, row: int) -> Snapshot:
-        """What one row holds, in the cache's own memory where it can be, without slots that it has never reached: to be
-        read before the next write."""
-        reached, found = self._reached[row], list[Array]()
-
-        def part(unused: int) -> Change:
-            def change(array: Array, rows: int, slots: int) -> Array:
-                index = [slice(None)] * len(array.shape)
-                if unused:
-                    index[slots] = slice(array.shape[slots] - unused)
-                index[rows] = slice(row, row + 1)
-                found.append(array[tuple(index)])
-                return array
-
-            return change
-
-        unused = {span: capacity - self.spec.slots(span, reached) for span, capacity in self._capacity.items()}
-        self._each(part(0), of=lambda span: part(unused[span]))
-        return Snapshot(self.spec, (self.offsets[row],), (reached,), found)
-
-    def put(self, row: int, snapshot: Snapshot) -> None:
-        """Hold a snapshot of one row in place of a row, the others staying where they are.
-
-        Raises ContextError for one of another layout.
-        """
-        if snapshot.spec != self.spec or len(snapshot.offsets) != 1:
-            raise ContextError("this snapshot was taken from a cache of another layout")
-        self._grow({span: self.spec.slots(span, snapshot.reached[0]) for span in self._capacity})
-        self.drop(row)
-        arrays = iter(snapshot.arrays)
-
-        def change(array: Array, rows: int, slots: int) -> Array:
-            start = [0] * len(array.shape)
-            start[rows] = row
-            return self.ops.place(array, next(arrays), start)
-
-        self._each(change)
-        self.offsets[row], self._reached[row] = snapshot.offsets[0], snapshot.reached[0]
-
-    def drop(self, row: int) -> None:
-        """Empty a row. It goes on behind sinks that nobody sees: so a step of the others stays the step that it was."""
-        ops = self.ops
-        self.offsets[row] = self._reached[row] = max(span.sinks for span in self._positions)
-        self._next = ops.assign(self._next, ops.array(np.asarray(self.offsets, np.int32)))
-        emptied = ops.array((np.arange(self.batch) == row)[:, None])
-        for span, held in self._positions.items():
-            self._positions[span] = ops.assign(held, ops.where(emptied, -1, held))
-
-    # Memory
-
-    def _needed(self, span: Span, end: int, tokens: int) -> int:
-        """Slots for a step up to `end`. A prompt gets no more than it needs: its tiles attend to empty ones too."""
-        needed = self.spec.slots(span, end)
-        outgrown = tokens == 1 and needed > self._capacity[span]
-        return self._store.room(self.spec, span, end, self.batch) if outgrown else needed
-
-    def _grow(self, slots: Mapping[Span, int]) -> None:
-        for span, wanted in slots.items():
-            more = wanted - self._capacity[span]
-            if more <= 0:
-                continue
-            new = self._store.positions(more, self.batch)
-            self._positions[span] = self.ops.concat([self._positions[span], new], 1)
-            for layer, buffers in zip(self.spec.layers, self._layers, strict=True):
-                if layer.span == span:
-                    self._store.lengthen(buffers, layer, more, self.batch)
-            self._capacity[span] = wanted
-
-    def _new_positions(self, span: Span) -> Array:
-        return self._store.positions(span.sinks + self._capacity[span], self.batch)
-
-    def _new_buffers(self, layer: LayerSpec) -> Buffers:
-        return self._store.buffers(layer, self._capacity[layer.span], self.batch)
