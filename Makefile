@@ -41,7 +41,7 @@ test-cpus: setup ## the numeric tests as on CPUs with fewer instructions than th
 interop: setup   ## judge our GGUF files with llama.cpp, which is built for ten minutes; PEERS=… is a Python that has it
 	@PARTITA_PEER_PYTHON="$$(.ci/peers)" && export PARTITA_PEER_PYTHON && $(PYTHON_IN_VENV) -m pytest -m interop
 
-agents: setup    ## judge the server with Codex, Claude Code, pi and opencode, 1.4 GB from npm; AGENTS=… is a folder of them
+agents: setup    ## judge the server with Codex, Claude Code, pi, opencode, aider and llm, 2 GB; AGENTS=… is a folder of them
 	@PARTITA_AGENTS="$$(.ci/agents)" && export PARTITA_AGENTS && $(PYTHON_IN_VENV) -m pytest -m agents
 
 bench: setup     ## measure decode, prefill, cache and start-up on this machine

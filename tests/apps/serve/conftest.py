@@ -13,6 +13,7 @@ from tests import chat_forms
 
 from .scripted import Play, Script, ScriptedRegistry, scripted
 from .served import Served, serving
+from .started import Running, Start
 
 
 @pytest.fixture(scope="session")
@@ -61,3 +62,21 @@ def client() -> Iterator[Callable[[Served], openai.OpenAI]]:
         yield lambda server: stack.enter_context(
             openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
         )
+
+
+@pytest.fixture
+def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Start]:
+    begun: list[Running] = []
+
+    def make(*arguments: str | Path, port: int | None = 0, **settings: str) -> Running:
+        given = [*map(str, arguments), *([] if port is None else [f"--port={port}"])]
+        begun.append(Running(given, {**environment, **settings}, tmp_path))
+        return begun[-1]
+
+    yield make
+    for each in begun:
+        if each.process.poll() is None:
+            each.process.kill()
+            each.process.wait()
+        assert each.process.stdout is not None
+        each.process.stdout.close()

@@ -16,6 +16,7 @@ import yaml
 
 from partita.errors import DataError, SourceError
 from partita_apps.cli import run
+from partita_apps.serve.clients.agents import AGENTS
 from partita_apps.serve.clients.command import CLIENTS, warning
 from partita_apps.serve.clients.facts import find
 from partita_apps.serve.clients.guide import File, Server, Settings
@@ -168,6 +169,14 @@ def test_a_context_that_is_long_enough_needs_no_warning() -> None:
     pi = CLIENTS["pi"]
     assert warning(pi, Server("http://127.0.0.1:1234", "m", 8192)) is None
     assert warning(pi, Server("http://127.0.0.1:1234", "m", 1600)) is not None
+
+
+def test_what_was_run_is_what_is_installed_to_be_run() -> None:
+    pinned = (DOCS.parent / ".ci/agents").read_text(encoding="utf-8")
+    for client in (*AGENTS, CLIENTS["llm"]):
+        assert client.ran is not None
+        name, version = client.ran.rsplit(" ", 1)
+        assert version in pinned, f"{name} {version}"
 
 
 def test_the_document_is_what_the_command_shows() -> None:

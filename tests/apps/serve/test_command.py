@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import shutil
@@ -10,67 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
 from ..mistakes import Mistake
-
-Start = Callable[..., "Running"]
-
-
-class Running:
-    """A server that was started with some arguments."""
-
-    def __init__(self, arguments: list[str], environment: dict[str, str], folder: Path) -> None:
-        command = [sys.executable, "-m", "partita_apps.cli", "serve", *arguments]
-        self.log = folder / f"log-{len(list(folder.glob('log-*')))}"
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment, text=True)
-        assert self.process.stdout is not None
-        self.url = self.process.stdout.readline().strip()
-        self.port = int(self.url.rpartition(":")[2] or 0)
-
-    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, str]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
-        try:
-            given = {"content-type": "application/json", **headers} if body is not None else headers
-            connection.request(method, path, None if body is None else json.dumps(body), given)
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode()
-        finally:
-            connection.close()
-
-    def chat(self, **more: Any) -> str:
-        body = {"messages": [{"role": "user", "content": "the quick"}], "max_tokens": 4, "temperature": 0, **more}
-        status, text = self.ask("POST", "/v1/chat/completions", body)
-        assert status == 200, text
-        return json.loads(text)["choices"][0]["message"]["content"]
-
-    def end(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(60)
-
-
-@pytest.fixture
-def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Start]:
-    begun: list[Running] = []
-
-    def make(*arguments: str | Path, port: int | None = 0, **settings: str) -> Running:
-        given = [*map(str, arguments), *([] if port is None else [f"--port={port}"])]
-        begun.append(Running(given, {**environment, **settings}, tmp_path))
-        return begun[-1]
-
-    yield make
-    for each in begun:
-        if each.process.poll() is None:
-            each.process.kill()
-            each.process.wait()
-        assert each.process.stdout is not None
-        each.process.stdout.close()
+from .started import Start
 
 
 @pytest.mark.parametrize("backend", ["torch", "mlx"])

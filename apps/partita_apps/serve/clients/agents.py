@@ -62,7 +62,8 @@ def opencode(server: Server) -> Settings:
         "models": {server.model: {"limit": limit}},
     }
     config = {"model": f"partita/{server.model}", "provider": {"partita": provider}}
-    return Settings((File("~/.config/opencode/opencode.json", pretty(config)),), start="opencode")
+    note = "In a context that is shorter than its first request it summarizes again and again, without an end."
+    return Settings((File("~/.config/opencode/opencode.json", pretty(config)),), start="opencode", notes=(note,))
 
 
 def aider(server: Server) -> Settings:
@@ -84,5 +85,5 @@ AGENTS = (
     Client("claude-code", "Claude Code", "/v1/messages", claude_code, needs=12_700, ran="Claude Code 2.1.332"),
     Client("opencode", "opencode", "/v1/chat/completions", opencode, needs=7_600, ran="opencode-ai 1.18.33"),
     Client("pi", "pi", "/v1/chat/completions", pi, needs=1_400, ran="pi-coding-agent 0.73.1"),
-    Client("aider", "aider", "/v1/chat/completions", aider, needs=600),
+    Client("aider", "aider", "/v1/chat/completions", aider, needs=600, ran="aider-chat 0.86.2"),
 )
