@@ -35,6 +35,7 @@ DRAIN = 30.0
 """Seconds that replies have to finish when the server ends."""
 _LOOK = 0.5  # seconds between two signs of life of a load
 _EXPIRE = 5.0  # seconds between two looks for models that nobody has used for long
+_REVIVE = 1.0  # seconds between two looks for pinned models whose process has ended
 _log = logging.getLogger(__name__)
 
 
@@ -93,7 +94,8 @@ class _Slot:
 
 
 class Registry:
-    """An asynchronous context: it loads the pinned models when it begins, and ends all processes when it ends.
+    """An asynchronous context: it loads the pinned models when it begins, again where a process of theirs has ended,
+    and ends all processes when it ends.
 
     settings: of every load but for `model` and `adapters`. ttl: seconds after which a model that nobody uses is
     unloaded. patience: seconds for which a load waits until models that are used can be unloaded. start: makes a
@@ -115,15 +117,16 @@ class Registry:
         self._slots: dict[Path, _Slot] = {}
         self._released = asyncio.Event()  # another one each time
         self._changing = asyncio.Lock()
-        self._expiring: asyncio.Task[None] | None = None
+        self._looking: list[asyncio.Task[None]] = []
         self._closed = False
 
     async def __aenter__(self) -> Self:
         for each in self._names.entries():
             if each.pinned:
                 self._begin(self._slot(each))
+        self._looking.append(asyncio.create_task(self._revive()))
         if self._ttl is not None:
-            self._expiring = asyncio.create_task(self._expire(self._ttl))
+            self._looking.append(asyncio.create_task(self._expire(self._ttl)))
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None):
@@ -133,7 +136,7 @@ class Registry:
         """Take nothing new, let replies finish for some seconds, and end all processes."""
         self._closed = True
         slots = list(self._slots.values())
-        tasks = [task for task in (self._expiring, *(slot.loading for slot in slots)) if task is not None]
+        tasks = [*self._looking, *(slot.loading for slot in slots if slot.loading is not None)]
         for task in tasks:
             task.cancel()
         workers = [slot.worker for slot in slots if slot.worker is not None]
@@ -325,6 +328,14 @@ class Registry:
         await slot.worker.stop()
         slot.worker = None
         gc.collect()  # a tokenizer with a large vocabulary is not left until somebody does
+
+    async def _revive(self) -> None:
+        """Load pinned models again whose process has ended: somebody may wait for `/health` before asking for one."""
+        while True:
+            await asyncio.sleep(_REVIVE)
+            for slot in list(self._slots.values()):
+                if slot.entry.pinned and slot.seen is not None and not slot.ready:
+                    self._begin(slot)
 
     async def _expire(self, ttl: float) -> None:
         while True:

@@ -333,6 +333,22 @@ def test_a_process_that_died_is_begun_again(models: Callable[..., Entry]) -> Non
     run(test())
 
 
+def test_a_pinned_model_is_begun_again_before_anybody_asks(models: Callable[..., Entry]) -> None:
+    async def test() -> None:
+        async with registry(models("a", pinned=True)) as of:
+            pids = list[int]()
+            while len(pids) < 3:
+                while of.describe("a").state != "loaded":
+                    await asyncio.sleep(0.01)
+                pids += children()
+                os.kill(pids[-1], signal.SIGKILL)
+                while of.describe("a").state == "loaded":
+                    await asyncio.sleep(0.01)
+            assert len(set(pids)) == 3
+
+    run(test())
+
+
 def test_a_model_that_dies_again_and_again_holds_up_no_other(models: Callable[..., Entry]) -> None:
     patience = Patience(pause=20.0)
 
