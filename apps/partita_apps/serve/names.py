@@ -72,8 +72,9 @@ class Names:
         self, entries: Sequence[Entry], stored: Callable[[], Sequence[StoredModel]] | None = list_models
     ) -> None:
         self._entries = {each.name: each for each in entries}
-        if len(self._entries) < len(entries):
-            twice = next(a.name for i, a in enumerate(entries) if a.name in {b.name for b in entries[:i]})
+        known = [name for each in entries for name in (each.name, *(f"{each.name}:{a}" for a in each.adapters))]
+        twice = next((name for i, name in enumerate(known) if name in known[:i]), None)
+        if twice is not None:
             raise DataError(f"two models are called {twice}: rename the folder of one of them")
         self._stored, self._looked = stored, -FRESH
         self._found: Sequence[StoredModel] = ()

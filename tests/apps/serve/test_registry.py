@@ -115,6 +115,8 @@ def test_a_name_of_several(tmp_path: Path) -> None:
 def test_two_models_of_one_name(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="two models are called a: rename"):
         Names([Entry("b", tmp_path, 1), Entry("a", tmp_path / "1", 1), Entry("a", tmp_path / "2", 1)])
+    with pytest.raises(DataError, match="two models are called a:poet: rename"):
+        Names([Entry("a", tmp_path, 1, {"poet": "p"}), Entry("a:poet", tmp_path / "1", 1)])
 
 
 def test_entries_of_what_people_write(tiny_model: Path, default_model: Path) -> None:
