@@ -112,6 +112,20 @@ def test_a_process_that_is_killed(server: Served) -> None:
     assert not psutil.pid_exists(before)
 
 
+def test_a_model_is_not_unloaded_under_its_reply(long_model: Path) -> None:
+    """However long that is in comparison; once idle it is, and then loaded again."""
+    registry = Registry(Names([entry(str(long_model))], None), Load("", backend="torch", dtype="float32"), ttl=0.05)
+    with serving(registry) as server:
+        replies: list[str] = []
+        for _ in range(2):
+            answer = server.post(PATH, body(stream=True, max_tokens=400))
+            assert answer.data[-1] == "[DONE]"
+            assert answer.data[-2]["choices"][0]["finish_reason"] == "length"
+            replies.append("".join(chunk["choices"][0]["delta"].get("content", "") for chunk in answer.data[:-1]))
+            until(lambda: not registry.workers())
+        assert replies[0] == replies[1] != ""
+
+
 class Place(BaseModel):
     city: str = Field(max_length=8)
     kind: Literal["town", "village"]
