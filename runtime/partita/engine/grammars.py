@@ -170,6 +170,8 @@ def reason(error: str) -> str:
     keys = re.search(r"Unimplemented keys: \[(.*?)\]", error)
     if keys is not None:
         return f"the schema cannot be enforced: its keyword {keys[1]} is not supported; leave it out"
+    if "NoExtension" in error:  # its parser's name for a dead end
+        return "the schema cannot be enforced: nothing that the model can write satisfies it"
     lines = [line.strip() for line in error.splitlines() if line.strip()]
     line = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), (lines or ["?"])[0])
     line = re.sub(r"^(?:at )?\d+\(\d+\): (?:failed to compile JSON schema: )?", "", line)

@@ -288,6 +288,12 @@ def test_what_cannot_be_enforced_is_one_line(vocabulary: Made, grammar: str) -> 
     assert BAD[grammar] in matcher.warning
 
 
+@pytest.mark.parametrize("grammar", ['{"$ref": "#"}', '{"anyOf": [{"$ref": "#"}]}'])
+def test_a_schema_that_nothing_satisfies_is_one_line(vocabulary: Made, grammar: str) -> None:
+    with pytest.raises(DataError, match="nothing that the model can write satisfies it"):
+        follow(vocabulary(), Constraint("json_schema", grammar), "").mask()
+
+
 def test_an_expression_that_is_too_large_ends_the_reply_that_wants_it(vocabulary: Made) -> None:
     constraint = schema({"type": "string", "pattern": "^(a{1000}){1000}$"})
     begun = time.process_time()
