@@ -161,7 +161,7 @@ def test_commands_and_their_mistakes_leave_the_chat_going(start):
     assert "cannot be read" in say(child, "/load nothing.json")
     assert "/save needs the name" in say(child, "/save")
     shown = say(child, "/show")
-    for words in ("numpy on cpu", "temperature         0.5", "system              be brief", "--kv 32", "512 tokens"):
+    for words in ("numpy on cpu", "temperature         0.5", "system              be brief", "kv 32", "512 tokens"):
         assert words in shown
     assert STATUS.search(say(child, "the fox")) is not None
     child.send("/exit" + ENTER)

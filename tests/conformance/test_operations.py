@@ -345,7 +345,7 @@ LENGTHS = (
     dict.fromkeys(("adapted_linear", "linear", "moe_linear", "prepare", "prepare_experts"), 64)
     | dict.fromkeys(("sum", "softmax", "logsumexp", "cumsum"), 6)
     | {"launch": 4, "sync": 4, "fetch": 1, "compile": 4, "rms_norm": 16, "hadamard": 256}
-    | {"checkpoint": 4, "chunked_sum": 14, "value": 96, "cross_entropy": 9}
+    | {"checkpoint": 4, "chunked_sum": 14, "value": 96, "cross_entropy": 9, "unflatten": 24, "elementwise": 0}
     | dict.fromkeys(
         ("embed", "prepare_vector", "dequantize", "rotate", "turns", "glu", "exp", "log", "tanh", "max", "topk"), 0
     )

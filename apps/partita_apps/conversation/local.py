@@ -118,7 +118,7 @@ class LocalConversation(Conversation):
             ("adapter", self._adapters.current),
             ("backend", f"{model.ops.name} on {model.ops.device}, {model.ops.dtype}"),
             ("context", f"{spec.context} tokens, of these {spec.sinks} sinks"),
-            ("cache", f"--kv {spec.kv}, {memory_size(session.cache.nbytes)}: {held}"),
+            ("cache", f"kv {spec.kv}, {memory_size(session.cache.nbytes)}: {held}"),
             ("memory", f"{active} in use, {free} of {total} free"),
         ]
 

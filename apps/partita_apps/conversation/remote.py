@@ -116,7 +116,7 @@ class RemoteConversation(Conversation):
             ("adapter", about.adapter),
             ("backend", about.backend and f"{about.backend} on {about.device}, {about.dtype}"),
             ("context", about.context and f"{about.context} tokens"),
-            ("cache", about.kv and f"--kv {about.kv}"),
+            ("cache", about.kv and f"kv {about.kv}"),
         ]
         return [(name, value) for name, value in found if value]
 

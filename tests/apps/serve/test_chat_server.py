@@ -30,7 +30,7 @@ from partita_apps.conversation.stats import ReplyStats
 from ..mistakes import Mistake
 from .scripted import Script
 from .served import Served, until
-from .test_command import Running
+from .started import Running
 
 Serve = Callable[..., Served]
 Other = Callable[..., "Stub"]
