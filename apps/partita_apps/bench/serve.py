@@ -26,6 +26,8 @@ from .clients import Load, at_once, complete
 from .peers import SERVING, model_for
 from .report import row
 
+UNLISTED = "default_model"
+"""What mlx-lm's server calls the model that it was started with, which it does not list."""
 MIB = 2**20
 BUSY = 256
 """Tokens of the reply that is being written meanwhile, at least."""
@@ -177,8 +179,8 @@ def _answered(port: int, process: subprocess.Popen[bytes]) -> str | None:
         try:
             connection.request("GET", "/v1/models")
             listed = json.loads(connection.getresponse().read())["data"]
-            return str(listed[0]["id"])
-        except (OSError, http.client.HTTPException, ValueError, KeyError, IndexError):
+            return str(listed[0]["id"]) if listed else UNLISTED
+        except (OSError, http.client.HTTPException, ValueError, KeyError):
             time.sleep(0.1)
         finally:
             connection.close()
