@@ -1,0 +1,3 @@
+/** All dialogs by name; sets app.dialog. */
+
+export function mountDialogs(root, app) {}

@@ -1,0 +1,3 @@
+/** The inspector: tokens, cache, prefill. */
+
+export function mountInspector(root, app) {}

@@ -1,0 +1,3 @@
+/** Shortcuts. */
+
+export function mountKeyboard(root, app) {}

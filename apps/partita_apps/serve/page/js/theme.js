@@ -1,0 +1,3 @@
+/** Light, dark or as the system is: data-theme on the root element. */
+
+export function mountTheme(root, app) {}

@@ -1,0 +1,3 @@
+/** The messages of the open chat. */
+
+export function mountTranscript(root, app) {}

@@ -1,0 +1,3 @@
+/** The fine-tuning view. */
+
+export function mountTuning(root, app) {}
