@@ -25,7 +25,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
         if not name.upper().startswith(("PIP_", "HF_", "HUGGINGFACE_", "PARTITA_"))
         and not name.lower().endswith("_proxy")
     }
-    own = {"PARTITA_CACHE": "cache", "HF_HOME": "hub", "HOME": "."}
+    own = {"PARTITA_CACHE": "cache", "PARTITA_DATA": "data", "HF_HOME": "hub", "HOME": "."}
     nowhere = f"http://127.0.0.1:{closed_port()}"
     index = {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": f"{nowhere}/simple", "HF_ENDPOINT": nowhere}
     return kept | {name: str(tmp_path / path) for name, path in own.items()} | index | {"PYTHONWARNINGS": "error"}
