@@ -51,3 +51,47 @@ def test_what_does_not_serve_is_one_line() -> None:
     program = "import sys; sys.exit('no such model')"
     with pytest.raises(BackendUnavailable, match="no such model"), serving([sys.executable, "-c", program]):
         pass
+
+
+@pytest.mark.parametrize("end", ["", "\\n" + "-" * 40])
+def test_a_rule_under_an_error_is_not_the_error(end: str) -> None:
+    program = f"import sys; sys.exit('ValueError: no cache\\x1b[2J{end}')"
+    with (
+        pytest.raises(BackendUnavailable, match=r"does not serve: ValueError: no cache\\x1b\[2J \(see"),
+        serving([sys.executable, "-c", program]),
+    ):
+        pass
+
+
+PEER = """
+import http.server, json, os, sys
+class Lists(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        names = [*os.listdir(os.environ["HF_HUB_CACHE"]), "given"]  # fails where there is none, as mlx-lm's does
+        self.wfile.write(json.dumps({"data": [{"id": name} for name in names]}).encode())
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Lists).serve_forever()
+"""
+
+
+@pytest.mark.parametrize("held", [None, "models--another--one"])
+def test_a_peer_lists_the_given_model_alone(held: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else this person has of Hugging Face's, or nothing."""
+    cache = tmp_path / "hub"
+    if held is not None:
+        (cache / held).mkdir(parents=True)
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+    with serving([sys.executable, "-c", PEER, "{port}"]) as server:
+        assert server.model == "given"
+
+
+@pytest.mark.slow
+def test_beside_mlx_lm(tiny_model: Path) -> None:
+    """Its server and ours on the same weights, one after the other."""
+    options = ["--clients", "1,2", "--runs", "1", "--prompt", "8", "--tokens", "8", "--arriving", "0", "--json"]
+    command = ["serve", "--model", str(tiny_model), "--against", "mlx-lm", *options]
+    done = CliRunner().invoke(bench, command, catch_exceptions=False)
+    rows = json.loads(done.stdout)["rows"]
+    assert [row["unit"] for row in rows] == ["tokens/s", "s", "tokens/s", "s", "MiB"]
+    assert all(row["ours"] > 0 and row["peer"] > 0 for row in rows)

@@ -145,19 +145,24 @@ def _disturbed(server: Server, model: Path, text: str, tokens: int, arriving: in
 
 @contextmanager
 def serving(command: Sequence[str]) -> Iterator[Server]:
-    """A server's process, `{port}` in its command replaced by a free one; it ends with the block."""
+    """A server's process, `{port}` in its command replaced by a free one; it ends with the block.
+
+    It finds an empty cache of Hugging Face's: mlx-lm's server lists what is in there before the model that it was
+    started with, and answers nothing where there is none.
+    """
     from partita.errors import BackendUnavailable
 
     port = _free_port()
-    with tempfile.TemporaryFile() as log:
+    with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory() as cache:
         words = [word.replace("{port}", str(port)) for word in command]
-        process = subprocess.Popen(words, stdout=log, stderr=log, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": cache}
+        process = subprocess.Popen(words, stdout=log, stderr=log, env=environment)
         try:
             model = _answered(port, process)
             if model is None:
                 log.seek(0)
-                said = log.read().decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
-                raise BackendUnavailable(f"{' '.join(words[1:3])} does not serve: {said[-1]} (see --peer-python)")
+                said = _last_words(log.read().decode("utf-8", "replace"))
+                raise BackendUnavailable(f"{' '.join(words[1:3])} does not serve: {said} (see --peer-python)")
             yield Server(port, model, process)
         finally:
             process.terminate()
@@ -185,6 +190,14 @@ def _answered(port: int, process: subprocess.Popen[bytes]) -> str | None:
         finally:
             connection.close()
     return None
+
+
+def _last_words(text: str) -> str:
+    """The last line of a log that says something: Python's servers rule a line under what failed."""
+    from partita.printable import printable
+
+    lines = [line.strip() for line in text.splitlines() if any(map(str.isalnum, line))]
+    return printable(lines[-1]) if lines else "it said nothing"
 
 
 def _free_port() -> int:
