@@ -132,6 +132,8 @@ class Database:
             if "closed" not in str(error):
                 raise
             raise DataError(f"the history {self.path} was closed") from None
+        except UnicodeEncodeError:
+            raise DataError("half of a surrogate pair is no text that could be looked for") from None
         except sqlite3.IntegrityError as error:
             raise DataError(f"{self.path}: what was to be written does not fit what is there ({error})") from None
         except (sqlite3.Error, OSError) as error:

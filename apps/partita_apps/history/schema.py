@@ -48,8 +48,8 @@ CREATE INDEX messages_running ON messages (state) WHERE state = 'running';
 
 # An index beside the tables, not a second copy of their texts. A running reply is indexed once it has ended, since its
 # text is written four times a second. FTS5 wants the very text back that it was given, hence a row is in the index
-# exactly while its state is not 'running'. It leaves before the update and enters after it: triggers of one time have no
-# order.
+# exactly while its state is not 'running'. It leaves before the update and enters after it: triggers of one time have
+# no order.
 _WORDS = """
 CREATE VIRTUAL TABLE titles USING fts5(title, content='chats', content_rowid='n', tokenize='unicode61', prefix='2 3');
 CREATE TRIGGER titles_insert AFTER INSERT ON chats BEGIN

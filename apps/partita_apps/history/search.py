@@ -49,7 +49,7 @@ class Query:
 
     @classmethod
     def of(cls, text: str) -> Query:
-        words = text[:_LONGEST].replace("\0", " ").split()[:_MOST]
+        words = text[:_LONGEST].encode("utf-8", "replace").decode().replace("\0", " ").split()[:_MOST]
         match, literal = [], []
         for word in words:
             spaced = not _UNSPACED.search(word)
