@@ -79,18 +79,17 @@ def prepare(settings: Settings, out: Path, listener: Listener | None = None) -> 
     listener = listener or Listener()
     path = resolve(settings.model, progress=listener.fetching())
     settings = replace(settings, model=full_name(settings.model))
-    checkpoint, tokenizer = _base(settings, path)
-    ops = _backend(settings, checkpoint, listener)
+    checkpoint, tokenizer = open_base(settings, path)
+    ops = choose_backend(settings, checkpoint, listener)
     settings = replace(settings, dtype=ops.dtype)  # decided, so that a run goes on in the same on another backend
-    ops.value_and_grad(_no_loss)  # raises where a backend computes no gradients
-    settings = _with_length(settings, read_config(checkpoint).max_positions)
-    lora = _lora(settings)
+    settings = with_length(settings, read_config(checkpoint).max_positions)
+    lora = lora_of(settings)
     chats = tokenizer.chat_template is not None and _is_chat(settings.data, listener)
     _check_variables(settings, tokenizer, chats, listener)
-    splits = _data(settings, tokenizer, listener)
+    splits = read_data(settings, tokenizer, listener)
     group = open_group(ops)  # waits for the others, so mistakes in settings and data come first
-    batches = _batches(settings, splits.train, group)
-    settings = _decided(settings, batches)
+    batches = batches_of(settings, splits.train, group)
+    settings = decided(settings, batches)
     _ = _train_config(settings)  # its mistakes are reported before the model is loaded
     loaded = _loaded(settings, ops, checkpoint, lora, listener)
     settings = replace(settings, grad_checkpoint=loaded.grad_checkpoint)
@@ -109,7 +108,7 @@ def prepare(settings: Settings, out: Path, listener: Listener | None = None) -> 
     return Prepared(settings, ops, group, checkpoint, tokenizer, splits, chats, lora, trainer, *sizes)
 
 
-def _with_length(settings: Settings, most: int) -> Settings:
+def with_length(settings: Settings, most: int) -> Settings:
     """With `max_length` decided. most: positions that the model was trained on; DataError for more."""
     if settings.max_length is None:
         return replace(settings, max_length=min(MAX_LENGTH, most))
@@ -160,9 +159,9 @@ def _loaded(
     return _Loaded(model, values, checkpointed, parameters, weights, rest)
 
 
-def _backend(settings: Settings, checkpoint: Checkpoint, listener: Listener) -> Backend:
+def choose_backend(settings: Settings, checkpoint: Checkpoint, listener: Listener) -> Backend:
     """Where "auto" computes in float32, weights are in float32 too: what shortens decoding would round what is trained
-    on."""
+    on. Raises BackendUnavailable where a backend computes no gradients."""
     ops = open_backend(
         settings.backend,
         device=settings.device,
@@ -173,6 +172,7 @@ def _backend(settings: Settings, checkpoint: Checkpoint, listener: Listener) -> 
     )
     if ops.decode_dtype != ops.dtype:
         ops = open_backend(ops.name, device=ops.device, dtype=ops.dtype, threads=settings.threads)
+    ops.value_and_grad(_no_loss)
     return ops
 
 
@@ -192,7 +192,7 @@ def _trainable(
     return full(ops, decoder, checkpoint) if lora is None else adapted(ops, decoder, lora)
 
 
-def _base(settings: Settings, path: Path) -> tuple[Checkpoint, Tokenizer]:
+def open_base(settings: Settings, path: Path) -> tuple[Checkpoint, Tokenizer]:
     """What is trained, and its tokenizer. From scratch, MODEL gives the tokenizer alone and needs no weights."""
     if settings.from_scratch is None:
         checkpoint = open_checkpoint(path)
@@ -217,7 +217,7 @@ def _shape(path: Path) -> dict[str, Any]:
         raise DataError(what, field="from_scratch") from None
 
 
-def _lora(settings: Settings) -> LoraConfig | None:
+def lora_of(settings: Settings) -> LoraConfig | None:
     if settings.method == "full":
         return None
     return LoraConfig(
@@ -232,7 +232,7 @@ def _lora(settings: Settings) -> LoraConfig | None:
     )
 
 
-def _data(settings: Settings, tokenizer: Tokenizer, listener: Listener) -> Splits:
+def read_data(settings: Settings, tokenizer: Tokenizer, listener: Listener) -> Splits:
     with listener.working("reading the data") as advance:
         splits = load_data(
             settings.data,
@@ -276,7 +276,7 @@ def _is_chat(source: str, listener: Listener) -> bool:
     return found is not None and isinstance(found.record, Chat)
 
 
-def _batches(settings: Settings, data: Any, group: Group) -> Batches:
+def batches_of(settings: Settings, data: Any, group: Group) -> Batches:
     batches = Batches(data, settings.batch_size, settings.max_length or 0, settings.packing, settings.seed)
     return batches.shard(group.rank, group.world_size) if group.world_size > 1 else batches
 
@@ -285,7 +285,7 @@ def _validation(settings: Settings, splits: Splits, group: Group) -> Callable[[]
     """Always the same batches, so that one evaluation can be compared with another."""
     if splits.valid is None:
         return None
-    batches = _batches(settings, splits.valid, group)
+    batches = batches_of(settings, splits.valid, group)
     return lambda: islice(batches.one_epoch(), settings.eval_batches)
 
 
@@ -293,10 +293,10 @@ def test_batches(prepared: Prepared) -> Iterable[Batch] | None:
     """All of the test data once, this process's share of it; None where there is none."""
     if prepared.splits.test is None:
         return None
-    return _batches(prepared.settings, prepared.splits.test, prepared.group).one_epoch()
+    return batches_of(prepared.settings, prepared.splits.test, prepared.group).one_epoch()
 
 
-def _decided(settings: Settings, batches: Batches) -> Settings:
+def decided(settings: Settings, batches: Batches) -> Settings:
     """Steps and what depends on their number."""
     steps = settings.steps
     if steps is None:
