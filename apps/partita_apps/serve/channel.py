@@ -37,18 +37,23 @@ class Closed(Exception):
 
 
 class Channel:
-    """The server's end, and the process at the other one. For one event loop."""
+    """The server's end, and the process at the other one. For one event loop. up: the frames that it sends."""
 
-    def __init__(self, process: subprocess.Popen[Any], streams: tuple[asyncio.StreamReader, asyncio.StreamWriter]):
+    def __init__(
+        self,
+        process: subprocess.Popen[Any],
+        streams: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        up: Any = Up,
+    ):
         self._process = process
         self._reader, self._writer = streams
-        self._encoder, self._decoder = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(Up)
+        self._encoder, self._decoder = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(up)
 
     @classmethod
-    async def open(cls, program: Sequence[str], *, loopback: bool = not PASSES_SOCKETS) -> Channel:
+    async def open(cls, program: Sequence[str], *, loopback: bool = not PASSES_SOCKETS, up: Any = Up) -> Channel:
         """Start a program, which is told its end as `--fd N` or `--port N`. Raises Closed where it does not start."""
         try:
-            return cls(*await (_over_loopback(program) if loopback else _over_pair(program)))
+            return cls(*await (_over_loopback(program) if loopback else _over_pair(program)), up)
         except OSError as error:
             raise Closed(f"it could not start: {error.strerror or error}") from None
 
@@ -56,7 +61,7 @@ class Channel:
     def pid(self) -> int:
         return self._process.pid
 
-    def send(self, frame: Down) -> None:
+    def send(self, frame: msgspec.Struct) -> None:
         """Give a frame to the event loop, which writes it; lost where the other end is gone.
 
         Raises ValueError for a frame above MAX_FRAME.
@@ -74,7 +79,7 @@ class Channel:
         except OSError as error:
             raise Closed(str(error)) from None
 
-    async def receive(self) -> Up:
+    async def receive(self) -> Any:
         """The next frame. Raises Closed at the end, and where bytes are none: the process is ended then."""
         try:
             (size,) = _SIZE.unpack(await self._reader.readexactly(_SIZE.size))
@@ -201,14 +206,14 @@ def ended(status: int | None) -> str:
 
 
 class Line:
-    """The child's end. Frames are sent by one thread, and received by one."""
+    """The child's end. Frames are sent by one thread, and received by one. down: the frames that come."""
 
-    def __init__(self, connection: socket.socket):
+    def __init__(self, connection: socket.socket, down: Any = Down):
         self._connection, self._file = connection, connection.makefile("rb")
-        self._encoder, self._decoder = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(Down)
+        self._encoder, self._decoder = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(down)
 
     @classmethod
-    def of(cls, arguments: Sequence[str]) -> Line:
+    def of(cls, arguments: Sequence[str], down: Any = Down) -> Line:
         """The end that `Channel.open` has told this process. Raises Closed where there is none."""
         try:
             match arguments:
@@ -224,13 +229,13 @@ class Line:
                     raise Closed("this program is started by `partita serve`")
         except (OSError, ValueError) as error:
             raise Closed(f"this program is started by `partita serve`: {error}") from None
-        return cls(connection)
+        return cls(connection, down)
 
     def close(self) -> None:
         self._file.close()
         self._connection.close()
 
-    def send(self, *frames: Up) -> None:
+    def send(self, *frames: msgspec.Struct) -> None:
         """All of them in one write. Raises Closed."""
         encoded = map(self._encoder.encode, frames)
         try:
@@ -238,7 +243,7 @@ class Line:
         except OSError as error:
             raise Closed(str(error)) from None
 
-    def receive(self) -> Down:
+    def receive(self) -> Any:
         """The next frame. Raises Closed at the end, and where bytes are none."""
         size = _SIZE.unpack(self._exactly(_SIZE.size))[0]
         if size > MAX_FRAME:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Mapping
 from queue import Empty, SimpleQueue
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
 import psutil
 
@@ -22,7 +22,21 @@ from partita.engine.request import Event, Failed, Request
 from partita.errors import MemoryBudgetError, PartitaError
 
 from .channel import Closed, Line
-from .frames import VERSION, Beat, Cancel, Down, Events, Hello, Load, Loaded, Loading, NotLoaded, Stop
+from .frames import (
+    VERSION,
+    AdapterPut,
+    Beat,
+    Cancel,
+    Down,
+    Events,
+    Hello,
+    Load,
+    Loaded,
+    Loading,
+    NotLoaded,
+    PutAdapter,
+    Stop,
+)
 
 IDLE = 1.0  # seconds between two beats without work
 STUCK = 0.1  # seconds between two steps while requests wait and none is computed
@@ -36,6 +50,9 @@ class Steps(Protocol):
     def idle(self) -> bool: ...
     @property
     def step_seconds(self) -> float: ...
+    @property
+    def model(self) -> Any: ...
+    def put(self, adapter: str, model: Any) -> None: ...
     def submit(self, request: Request) -> None: ...
     def cancel(self, id: int) -> None: ...
     def step(self) -> list[Event]: ...
@@ -140,6 +157,8 @@ def _run(line: Line, inbox: _Inbox, engine: Steps) -> None:
                     refused += _submitted(engine, frame, stopping)
                 case Cancel(id):
                     engine.cancel(id)
+                case PutAdapter():
+                    line.send(_put(engine, frame))
                 case Stop():
                     stopping = True
                 case Load():
@@ -167,6 +186,21 @@ def _submitted(engine: Steps, request: Request, stopping: bool) -> list[Event]:
         _log.exception("a request was not taken")
         return [Failed(request.id, f"the engine did not take the request ({type(error).__name__})")]
     return []
+
+
+def _put(engine: Steps, asked: PutAdapter) -> AdapterPut:
+    """Put an adapter on the loaded model, or take it away, and say how that went."""
+    from partita.adapters.read import open_adapter
+
+    try:
+        folder = asked.folder
+        engine.put(asked.name, None if folder is None else engine.model.with_adapter(open_adapter(folder)))
+    except PartitaError as error:
+        return AdapterPut(asked.name, str(error))
+    except Exception as error:
+        _log.exception("an adapter was not taken")
+        return AdapterPut(asked.name, f"the adapter cannot be used ({type(error).__name__}; the log says more)")
+    return AdapterPut(asked.name)
 
 
 def open_model(load: Load, on_layer: Callable[[int, int], None]) -> tuple[Steps, Loaded]:

@@ -10,7 +10,7 @@ import msgspec
 
 from partita.engine.request import Cancel, Event, Request
 
-VERSION = 1
+VERSION = 2
 MAX_FRAME = 64 << 20  # bytes
 
 
@@ -29,6 +29,14 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     kv: str = "auto"
     max_waiting: int = 64
     prefix_bytes: int | None = None
+
+
+class PutAdapter(msgspec.Struct, frozen=True, tag=True):
+    """The loaded model with an adapter, under a name that requests may have from now on. folder: None to take it away;
+    replies that use it go on."""
+
+    name: str
+    folder: str | None
 
 
 class Stop(msgspec.Struct, frozen=True, tag=True):
@@ -73,6 +81,13 @@ class NotLoaded(msgspec.Struct, frozen=True, tag=True):
     memory: bool = False
 
 
+class AdapterPut(msgspec.Struct, frozen=True, tag=True):
+    """The answer to `PutAdapter`. message: why it was not done, None where it was."""
+
+    name: str
+    message: str | None = None
+
+
 class Events(msgspec.Struct, frozen=True, tag=True):
     """What one step of the engine gave."""
 
@@ -95,7 +110,7 @@ class Beat(msgspec.Struct, frozen=True, tag=True):
     reused: int
 
 
-Down = Load | Request | Cancel | Stop
+Down = Load | Request | Cancel | PutAdapter | Stop
 """From the server to the child."""
-Up = Hello | Loading | Loaded | NotLoaded | Events | Beat
+Up = Hello | Loading | Loaded | NotLoaded | Events | AdapterPut | Beat
 """From the child to the server."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from partita.checkpoint.open import open_checkpoint
@@ -79,11 +79,27 @@ class Names:
         self._stored, self._looked = stored, -FRESH
         self._found: Sequence[StoredModel] = ()
         self._others: Sequence[Entry] = ()
+        self._more: dict[Path, dict[str, str]] = {}  # adapters that came later, by their models' paths
 
     def entries(self) -> list[Entry]:
         """All models, those of the server first."""
         self._look()
-        return [*self._entries.values(), *self._others]
+        known = (*self._entries.values(), *self._others)
+        return [replace(each, adapters={**self._more.get(each.path, {}), **each.adapters}) for each in known]
+
+    def put_adapter(self, path: Path, name: str, folder: str | None) -> Entry | None:
+        """Have a model with an adapter from now on, None: no longer. The model, None where it is not here.
+
+        Raises Refused where the name is another adapter's.
+        """
+        base = next((each for each in self.entries() if each.path == path), None)
+        if folder is not None and base is not None and base.adapters.get(name, folder) != folder:
+            raise Refused(f"{base.name} has another adapter {name!r} already", field="name")
+        kept = self._more.setdefault(path, {})
+        kept.pop(name, None)
+        if folder is not None:
+            kept[name] = folder
+        return next((each for each in self.entries() if each.path == path), None)
 
     def __iter__(self) -> Iterator[tuple[str, Entry, str]]:
         """(name, model, adapter): each model, and behind it itself with each of its adapters."""
@@ -100,7 +116,7 @@ class Names:
         if (found := self._short(name)) is not None:
             return found, ""
         base, _, adapter = name.rpartition(":")
-        if any(adapter in each.adapters for each in self._entries.values()):
+        if any(adapter in each.adapters for each in self.entries()):
             found = self._short(base)
             if found is not None and adapter in found.adapters:
                 return found, adapter

@@ -11,7 +11,7 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from partita.units import memory_size
 
 from .asked import Refused
 from .frames import Load, Loaded
+from .guests import Guests
 from .model_text import ModelText
 from .names import Entry, Names
 from .worker import Worker
@@ -112,7 +113,8 @@ class Registry:
         start: Callable[[Load], Worker] = Worker,
         free: Callable[[], int] = lambda: psutil.virtual_memory().available,
     ) -> None:
-        self._names, self._settings, self._ttl, self._start, self._free = names, settings, ttl, start, free
+        self._names, self._ttl, self._start, self._available = names, ttl, start, free
+        self.settings, self.guests = settings, Guests()
         self._patience = patience
         self._slots: dict[Path, _Slot] = {}
         self._released = asyncio.Event()  # another one each time
@@ -167,7 +169,7 @@ class Registry:
 
     def _expected(self, entry: Entry) -> int | None:
         """Tokens of a context that has not been allocated yet."""
-        asked, trained = self._settings.context, entry.trained_context
+        asked, trained = self.settings.context, entry.trained_context
         return trained if trained is None or not isinstance(asked, int) else min(asked, trained)
 
     def workers(self) -> dict[str, Worker]:
@@ -215,7 +217,55 @@ class Registry:
                 self._released = asyncio.Event()
 
     def _slot(self, entry: Entry) -> _Slot:
-        return self._slots.setdefault(entry.path, _Slot(entry))
+        slot = self._slots.setdefault(entry.path, _Slot(entry))
+        slot.entry = entry  # it may have adapters that came later
+        return slot
+
+    # Beside models
+
+    def entry(self, name: str) -> Entry:
+        """A model that is no adapter. Raises Refused."""
+        found, adapter = self._names.find(name)
+        if adapter:
+            raise Refused(f"{name} is an adapter: name its model, {found.name}", field="model")
+        return found
+
+    def free(self) -> int:
+        """Bytes of memory that nobody has, and nobody was promised."""
+        return self._available() - self.guests.bytes
+
+    def present(self, but: str = "") -> list[str]:
+        """Names of the models that take memory."""
+        return [slot.entry.name for slot in self._slots.values() if slot.present and slot.entry.name != but]
+
+    def idle_bytes(self) -> int:
+        """Of the models that would be unloaded for somebody else."""
+        beats = [slot.worker.beat for slot in self._slots.values() if slot.idle and slot.worker is not None]
+        return sum(beat.memory for beat in beats if beat is not None)
+
+    @asynccontextmanager
+    async def making_room(self) -> AsyncGenerator[Callable[[], Awaitable[bool]], None]:
+        """For a guest: nothing is loaded meanwhile. What is given unloads the idle model that was used least recently,
+        and says whether there was one."""
+        async with self._changing:
+            yield lambda: self._unload_one(None)
+
+    async def put_adapter(self, path: Path, name: str, folder: str | None) -> str | None:
+        """Have a model with an adapter from now on, whether it is loaded or not; None: no longer. What requests name,
+        None where there is no such model here. Raises Refused."""
+        entry = self._names.put_adapter(path, name, folder)
+        if entry is None:
+            return None
+        slot = self._slots.get(path)
+        try:
+            if slot is not None:
+                slot.entry = entry
+                if slot.worker is not None:
+                    await slot.worker.put_adapter(name, folder)
+        except Refused:
+            self._names.put_adapter(path, name, None)
+            raise
+        return f"{entry.name}:{name}"
 
     def _begin(self, slot: _Slot) -> asyncio.Task[None]:
         """The one task that loads a model."""
@@ -268,7 +318,7 @@ class Registry:
         entry, worker = slot.entry, slot.worker
         if worker is None or worker.state == "stopped":
             path, adapters = str(entry.path), dict(entry.adapters)
-            load = msgspec.structs.replace(self._settings, model=path, adapters=adapters)
+            load = msgspec.structs.replace(self.settings, model=path, adapters=adapters)
             worker = slot.worker = self._start(load)
         try:
             slot.seen, text = await asyncio.gather(worker.start(), self._opened(slot))
@@ -292,10 +342,10 @@ class Registry:
         A model that is alone is tried in any case: its process knows better what there is.
         """
         needed = self._predicted(slot) + RESERVE
-        while (free := self._free()) < needed:
+        while (free := self.free()) < needed:
             if await self._unload_one(slot):
                 continue
-            others = [each.entry.name for each in self._slots.values() if each is not slot and each.present]
+            others = [*self.present(slot.entry.name), *self.guests.names]
             if others:
                 raise Refused(
                     f"{slot.entry.name} needs {memory_size(needed)} of memory, {memory_size(free)} are free beside "
@@ -309,10 +359,10 @@ class Registry:
         """Bytes of a model in memory: what it took the last time, else what its files have."""
         if slot.seen is not None:
             return slot.seen.bytes
-        widened = self._settings.dtype == "float32" and slot.entry.path.suffix != ".gguf"  # most are stored in 16 bits
+        widened = self.settings.dtype == "float32" and slot.entry.path.suffix != ".gguf"  # most are stored in 16 bits
         return slot.entry.bytes * (2 if widened else 1)
 
-    async def _unload_one(self, keep: _Slot) -> bool:
+    async def _unload_one(self, keep: _Slot | None) -> bool:
         """Unload the idle model that was used least recently; whether there was one."""
         idle = [slot for slot in self._slots.values() if slot is not keep and slot.idle]
         if not idle:

@@ -22,7 +22,7 @@ from partita.printable import printable
 
 from .asked import Refused
 from .channel import PASSES_SOCKETS, Channel, Closed, ended
-from .frames import VERSION, Beat, Events, Hello, Load, Loaded, Loading, NotLoaded, Stop
+from .frames import VERSION, AdapterPut, Beat, Events, Hello, Load, Loaded, Loading, NotLoaded, PutAdapter, Stop
 from .suspects import Mark, Suspects, mark
 
 PROGRAM = (sys.executable, "-P", "-m", "partita_apps.serve.child")  # -P: nothing is imported from where we are
@@ -84,6 +84,7 @@ class Worker:
         self._starting: asyncio.Task[_Process] | None = None
         self._listening: asyncio.Task[None] | None = None
         self._open: dict[int, _Open] = {}
+        self._putting: dict[str, asyncio.Future[str | None]] = {}
         self._last_id = 0
         self._suspects = Suspects()
         self._deaths, self._died = 0, 0.0
@@ -168,6 +169,29 @@ class Worker:
                     return
         finally:
             self._leave(id)
+
+    async def put_adapter(self, name: str, folder: str | None) -> None:
+        """Have the model with an adapter, now and whenever its process is begun again; None: no longer. Raises Refused
+        where the loaded model does not take it: then it has none of that name."""
+        self._load = msgspec.structs.replace(self._load, adapters=_with(self._load.adapters, name, folder))
+        if self._starting is not None:  # it may have been told what to load before
+            await asyncio.wait([self._starting])
+        process = self._process
+        if process is None:
+            return
+        while name in self._putting:
+            await asyncio.wait([self._putting[name]])
+        answer = self._putting[name] = asyncio.get_running_loop().create_future()
+        process.channel.send(PutAdapter(name, folder))
+        message = await answer
+        if message is not None:
+            self._load = msgspec.structs.replace(self._load, adapters=_with(self._load.adapters, name, None))
+            raise Refused(message, "engine")
+
+    def _was_put(self, name: str, message: str | None) -> None:
+        answer = self._putting.pop(name, None)
+        if answer is not None and not answer.done():
+            answer.set_result(message)
 
     async def stop(self, patience: float = 5.0) -> None:
         """Let requests finish for some seconds, then end the process. Nothing new is taken any more."""
@@ -300,6 +324,8 @@ class Worker:
                             self._deliver(event)
                     case Beat() as beat:
                         process.beat = beat
+                    case AdapterPut(name, message):
+                        self._was_put(name, message)
                     case frame:
                         raise process.channel.nonsense(f"a {type(frame).__name__} of a loaded model")
                 process.silent = 0.0
@@ -322,6 +348,8 @@ class Worker:
             _log.error("%s, process %d: %s", message, process.channel.pid, why)
         for id in list(self._open):
             self._deliver(Failed(id, message))
+        for name in list(self._putting):
+            self._was_put(name, None)  # the next process is told when it loads
 
     async def _watch(self, process: _Process) -> None:
         """End a process that makes no step though there is work. Counts ticks: a machine may sleep in between."""
@@ -336,6 +364,11 @@ class Worker:
         if beat is None or not (beat.generated or beat.prefilled):
             return self._patience.first_step
         return max(self._patience.step, STEPS * beat.step_seconds)
+
+
+def _with(adapters: dict[str, str], name: str, folder: str | None) -> dict[str, str]:
+    others = {each: path for each, path in adapters.items() if each != name}
+    return others if folder is None else {**others, name: folder}
 
 
 def _unloading() -> Refused:

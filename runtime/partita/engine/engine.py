@@ -97,6 +97,19 @@ class Engine:
         self._leave()
 
     @property
+    def model(self) -> LanguageModel:
+        """The one without an adapter."""
+        return self._models[""]
+
+    def put(self, adapter: str, model: LanguageModel | None) -> None:
+        """From now on requests may name this adapter: the same weights with it. None: no longer. Replies that are being
+        written keep what they began with."""
+        if model is None:
+            self._models.pop(adapter, None)
+        else:
+            self._models[adapter] = model
+
+    @property
     def idle(self) -> bool:
         """Whether a step would do nothing and report nothing."""
         return not (self._events or self._waiting or self._reading or self._buckets.rows)

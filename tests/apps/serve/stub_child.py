@@ -35,6 +35,12 @@ class Engine:
     def idle(self) -> bool:
         return not self._rows
 
+    @property
+    def model(self) -> None:
+        """It computes nothing, so no adapter fits it."""
+
+    def put(self, adapter: str, model: None) -> None: ...
+
     def submit(self, request: Request) -> None:
         if request.prompt[0] == REFUSE:
             raise ContextError(f"{len(request.prompt)} tokens do not fit", field="context")
