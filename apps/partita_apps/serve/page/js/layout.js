@@ -37,7 +37,6 @@ export function mountLayout(root, app) {
     show("sidebar", sidebarButton, open);
     if (!matchMedia(PHONE).matches) localStorage.setItem("partita.sidebar", open ? "open" : "closed");
     else if (open) $("sidebar").querySelector("button, a, input")?.focus();
-    else if (document.activeElement === document.body) sidebarButton.focus();
   };
   app.inspector = async (open) => {
     if (open) await app.loadInspector();
@@ -77,7 +76,10 @@ function covering(root) {
 }
 
 function closeSides(root, app) {
-  if (matchMedia(PHONE).matches) app.sidebar(false);
+  if (matchMedia(PHONE).matches) {
+    app.sidebar(false);
+    document.querySelector('[aria-controls="sidebar"]').focus();
+  }
   app.inspector(false);
 }
 

@@ -1,3 +1,139 @@
-/** The reply that is being written: follows a run's events. Emits `live` ({kind, data, run}) on the store for every one. */
+/**
+ * The reply that is being written in the open chat: its run's events, taken in at the page's own pace.
+ *
+ * Not here: how it looks (transcript.js, message.js) and what the inspector draws; both listen to `live` on the store
+ * ({kind, data, run}). Holds always: a run is followed once, from its first event, so that a reload or a second tab shows
+ * the same; events are handled in their order and for at most BUDGET milliseconds a frame.
+ */
 
-export function mountLive(app) {}
+import { stream } from "./api.js";
+import { refreshChat } from "./store.js";
+import { duration, plural } from "./words.js";
+
+const BUDGET = 10;
+
+/** What is known of a run so far. */
+class Live {
+  /** connecting | loading | queue | prompt | thinking | writing | calling | ended */
+  phase = "connecting";
+  wait = null;
+  started = null;
+  cache = null;
+  end = null;
+  tokens = 0;
+  thought = "";
+  /** Milliseconds of this page's clock: when thoughts began and ended. */
+  thoughtFrom = null;
+  thoughtUntil = null;
+  /** Whether events of the past are being taken in (after a reload). */
+  catchingUp = true;
+
+  constructor({ run, chat, reply }) {
+    Object.assign(this, { run, chat, reply, since: performance.now(), firstToken: null });
+  }
+
+  /** Tokens a second since the first one; null before two. */
+  get rate() {
+    if (this.firstToken === null || this.tokens < 2) return null;
+    const seconds = (performance.now() - this.firstToken) / 1000;
+    return seconds > 0.3 ? this.tokens / seconds : null;
+  }
+
+  take(kind, data) {
+    const now = performance.now();
+    if (kind === "wait") Object.assign(this, { phase: data.what, wait: data });
+    if (kind === "start") Object.assign(this, { phase: "writing", started: data, wait: null });
+    if (kind === "thought") {
+      this.phase = "thinking";
+      this.thought += data.text;
+      this.thoughtFrom ??= now;
+      this.thoughtUntil = now;
+    }
+    if (kind === "text" || kind === "block") this.phase = "writing";
+    if (kind === "call") this.phase = "calling";
+    if (kind === "cache") this.cache = data;
+    if (kind === "tokens") {
+      this.firstToken ??= now;
+      this.tokens = data.from + data.tokens.length;
+    }
+    if (kind === "end") Object.assign(this, { phase: "ended", end: data, wait: null });
+  }
+}
+
+export function mountLive(app) {
+  const { store } = app;
+  let stopFollowing = () => {};
+
+  store.on("running", (run) => {
+    if (run && store.run?.run === run.run) return;
+    stopFollowing();
+    if (store.run) store.set("run", null);
+    if (run) stopFollowing = follow(run, app);
+  });
+}
+
+function follow(run, app) {
+  const { store } = app;
+  const live = new Live(run);
+  const queue = [];
+  let waiting = null;
+  let over = false;
+
+  const handle = (event) => {
+    live.take(event.kind, event.data);
+    store.emit("live", { kind: event.kind, data: event.data, run: live });
+    if (event.kind === "end") finish(live, app);
+  };
+  const drain = () => {
+    waiting = null;
+    const until = performance.now() + BUDGET;
+    while (queue.length && performance.now() < until && !over) handle(queue.shift());
+    live.catchingUp &&= queue.length > 0;
+    if (queue.length && !over) schedule();
+  };
+  // A hidden tab has no frames: there, a timer.
+  const schedule = () => (waiting ??= document.hidden ? setTimeout(drain, 100) : nextFrame(drain));
+
+  store.set("run", live);
+  const { close, done } = stream(`/app/runs/${encodeURIComponent(run.run)}/events`, null, (event) => {
+    queue.push(event);
+    schedule();
+  });
+  done.catch((error) => {
+    if (over) return;
+    store.set("run", null);
+    if (error.status === 404) refreshChat().catch(app.fail); // the server was started again: the reply was interrupted
+    else app.fail(error);
+  });
+  return () => {
+    over = true;
+    close();
+  };
+}
+
+/** The next frame, or soon where the tab is hidden before it comes. */
+function nextFrame(fn) {
+  let ran = false;
+  const once = () => {
+    if (ran) return;
+    ran = true;
+    clearTimeout(timer);
+    fn();
+  };
+  const timer = setTimeout(once, 250);
+  requestAnimationFrame(once);
+  return timer;
+}
+
+function finish(live, app) {
+  const { store } = app;
+  store.set("run", null);
+  app.say(spoken(live.end));
+  refreshChat().catch(app.fail);
+}
+
+function spoken(end) {
+  if (end.state === "failed") return `The reply failed: ${end.error ?? ""}`;
+  const length = end.tokens ? ` ${plural(end.tokens, "token")} in ${duration(end.seconds ?? 0)}.` : "";
+  return `${end.state === "stopped" ? "Reply stopped." : "Reply finished."}${length}`;
+}

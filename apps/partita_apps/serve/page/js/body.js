@@ -1,0 +1,154 @@
+/**
+ * The text of a reply, whole or while it grows: closed blocks are the server's HTML, the open one is plain text.
+ *
+ * Holds always: closed blocks are never touched again; an open block is text nodes of at most CHUNK characters or one
+ * line, so that a long one costs no more than a short one; text is shown within a few frames of its coming.
+ */
+
+import { fragment, h, iconButton } from "./dom.js";
+
+const CHUNK = 2000;
+const FENCE = /^\s{0,3}(?:```+|~~~+)[^\n]*\n?/;
+const calm = () => document.hidden || matchMedia("(prefers-reduced-motion: reduce)").matches;
+
+/** Nodes of closed blocks: code with a head that names its language and copies it; tables that scroll by themselves. */
+export function closedBlocks(html) {
+  const nodes = fragment(html);
+  for (const pre of nodes.querySelectorAll("pre")) dressCode(pre);
+  for (const table of nodes.querySelectorAll("table")) {
+    const scroll = h("div", { class: "table-scroll", tabindex: "0", role: "group", "aria-label": "Table" });
+    table.replaceWith(scroll);
+    scroll.append(table);
+  }
+  for (const link of nodes.querySelectorAll("a[href]")) Object.assign(link, { target: "_blank", rel: "noopener noreferrer" });
+  return nodes;
+}
+
+function dressCode(pre) {
+  const named = [pre, pre.querySelector("code")].map((each) => /(?:^|\s)language-(\S+)/.exec(each?.className ?? "")?.[1]);
+  const language = pre.dataset.language ?? named.find(Boolean) ?? "";
+  pre.tabIndex = 0;
+  const frame = h("div", { class: "code" });
+  const copy = copyButton("Copy code", () => pre.textContent.replace(/\n$/, ""));
+  pre.replaceWith(frame);
+  frame.append(h("div", { class: "code-head" }, h("span", {}, language), copy), pre);
+}
+
+/** A button that copies what `text()` gives and says so on itself for a moment. */
+export function copyButton(label, text, props = {}) {
+  const button = iconButton("copy", label, async () => {
+    const done = await copy(text());
+    const use = button.querySelector("use");
+    use.setAttribute("href", done ? "#icon-check" : "#icon-close");
+    button.setAttribute("aria-label", done ? "Copied" : "Could not be copied");
+    setTimeout(() => {
+      use.setAttribute("href", "#icon-copy");
+      button.setAttribute("aria-label", label);
+    }, 1600);
+  }, props);
+  return button;
+}
+
+async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    return false; // not on this machine's own address, or not allowed
+  }
+}
+
+/** A reply that grows. `element` is put where its text belongs. */
+export class GrowingBody {
+  #open = h("div", { class: "open-block" });
+  #text = ""; // of the open block, as far as it is shown
+  #pending = ""; // of the open block, not shown yet
+  #frame = null;
+  #node = null;
+  #code = false;
+
+  constructor() {
+    this.element = h("div", { class: "prose growing" }, this.#open);
+  }
+
+  /** Text that is appended to the open block. once: at once, not spread over frames. */
+  append(text, once = false) {
+    this.#pending += text;
+    if (once || calm()) this.#flush();
+    else this.#frame ??= requestAnimationFrame(() => this.#reveal());
+  }
+
+  /** Blocks that have closed; `rest` is what the open block has now. */
+  close(html, rest) {
+    this.#pending = "";
+    const nodes = closedBlocks(html);
+    this.#open.before(nodes);
+    this.#restart(rest);
+  }
+
+  /** No more is coming: what is open is shown as it is. */
+  end() {
+    this.#flush();
+    if (!this.#text) this.#open.remove();
+    this.element.classList.remove("growing");
+  }
+
+  #flush() {
+    const text = this.#pending;
+    this.#pending = "";
+    this.#show(text);
+  }
+
+  #reveal() {
+    this.#frame = null;
+    const length = Math.max(2, Math.ceil(this.#pending.length / 5));
+    const text = this.#pending.slice(0, length);
+    this.#pending = this.#pending.slice(length);
+    this.#show(text);
+    if (this.#pending) this.#frame = requestAnimationFrame(() => this.#reveal());
+  }
+
+  #restart(text) {
+    this.#open.replaceChildren();
+    this.#open.classList.remove("code-open");
+    this.#text = "";
+    this.#node = null;
+    this.#code = false;
+    this.#show(text);
+  }
+
+  #show(text) {
+    if (!text) return;
+    const before = this.#text;
+    this.#text += text;
+    if (!this.#code && FENCE.test(this.#text) && this.#text.includes("\n")) return this.#beginCode();
+    if (!before) text = text.replace(/^\n+/, "");
+    this.#add(text);
+  }
+
+  /** A fenced block looks like one before it closes. */
+  #beginCode() {
+    this.#code = true;
+    this.#node = null;
+    this.#open.replaceChildren();
+    this.#open.classList.add("code-open");
+    this.#add(this.#text.replace(FENCE, ""));
+  }
+
+  #add(text) {
+    if (!text) return;
+    if (this.#node && this.#node.length > CHUNK) {
+      const line = text.indexOf("\n");
+      if (line >= 0) {
+        this.#node.appendData(text.slice(0, line));
+        this.#node = null;
+        text = text.slice(line + 1);
+      }
+    }
+    if (this.#node) this.#node.appendData(text);
+    else {
+      this.#node = document.createTextNode(text);
+      this.#open.append(h("div", {}, this.#node));
+    }
+  }
+}
