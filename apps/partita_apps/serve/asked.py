@@ -2,8 +2,8 @@
 
 The way of a request: a dialect (`api/…`) reads its body into an `Ask`; `replies.reply` turns that into ids, has a
 loaded model compute, and yields what became certain: `Waiting` any number of times, `Started` once, `Delta`s, `Ended`
-once. The dialect writes these as its own JSON or stream. What cannot be done raises `Refused`, before `Started`
-wherever possible.
+once, and where the reply is traced `Spoken` and `Held` between them. The dialect writes these as its own JSON or
+stream. What cannot be done raises `Refused`, before `Started` wherever possible.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from partita.engine.request import Held
 from partita.inference.sampling import Sampling
 from partita.printable import printable
 from partita.text.reply.calls import ToolCall
@@ -96,8 +97,9 @@ class Ask:
     completed as it is; control tokens' literals are those tokens. ids: the same, as tokens. sampling: what the client
     gave, by fields of `Sampling`, over what is usual for the model. max_tokens: None for as many as the context has
     room for. logprobs: how many alternatives to report with each token, 0 for its own probability alone, None for
-    nothing. parallel_tool_calls: whether there may be several calls, else the reply ends with the first. variables: for
-    the chat template.
+    nothing. trace: of how many runners-up each token, and what the cache holds, is reported as it comes (`Spoken`,
+    `Held`), None for nothing of this. parallel_tool_calls: whether there may be several calls, else the reply ends with
+    the first. variables: for the chat template.
     """
 
     model: str
@@ -108,6 +110,7 @@ class Ask:
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+    trace: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict[int, float])
     tools: Sequence[Tool] = ()
     tool_choice: ToolChoice = ToolChoice()
@@ -131,12 +134,15 @@ class Logprob:
 class Waiting:
     """A model is being loaded, a place in the queue is awaited, or the prompt is being read: a sign of life.
 
-    done, total: layers or tokens, where they are known.
+    done, total: layers or tokens, where they are known. reused: tokens that were not read again; seconds: that the last
+    chunk of the prompt took.
     """
 
     what: Literal["loading", "queue", "prompt"]
     done: int = 0
     total: int = 0
+    reused: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -163,6 +169,25 @@ class Delta:
 
 
 @dataclass(frozen=True)
+class Spoken:
+    """A token as it was chosen, the one that ends a reply too (`ends`); of a traced reply, in front of what follows
+    from it.
+
+    probability, top (token, bytes, probability): before any sampling rule. seconds: since the token before it, None for
+    the first. thought: whether it belongs to a thought, as far as is certain when it comes. control: a control token.
+    """
+
+    token: int
+    bytes: bytes
+    probability: float
+    top: tuple[tuple[int, bytes, float], ...] = ()
+    seconds: float | None = None
+    thought: bool = False
+    control: bool = False
+    ends: bool = False
+
+
+@dataclass(frozen=True)
 class Ended:
     """stop: the stop string that ended it, if one did. Tokens: of the reply, without its stop token; of them thoughts'.
 
@@ -177,4 +202,4 @@ class Ended:
     warnings: tuple[str, ...] = ()
 
 
-Event = Waiting | Started | Delta | Ended
+Event = Waiting | Started | Delta | Spoken | Held | Ended

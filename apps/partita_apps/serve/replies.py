@@ -26,7 +26,7 @@ from partita.text.stop_strings import StopStrings
 
 from ..conversation.settings import Settings
 from . import frames
-from .asked import Ask, Delta, Ended, Event, Logprob, Refused, Started, Waiting
+from .asked import Ask, Delta, Ended, Event, Logprob, Refused, Spoken, Started, Waiting
 from .model_text import ModelText, Prompt
 from .registry import Description
 from .structure import constraint_for
@@ -138,11 +138,12 @@ async def prepare(model: Model, ask: Ask) -> Prepared:
         max_tokens=_room(prompt.ids, ask, text),
         sampling=sampling,
         stop_ids=tuple(sorted(text.tokenizer.stop_ids)),
-        alternatives=0 if ask.logprobs is None else max(ask.logprobs, 1),
+        alternatives=max(0 if wanted is None else max(wanted, 1) for wanted in (ask.logprobs, ask.trace)),
         logit_bias=dict(ask.logit_bias),
         constraint=constraint,
         adapter=model.adapter,
         endless=text.endless,
+        trace=ask.trace is not None,
     )
     return Prepared(request, prompt, form_of(ask, text) if ask.messages is not None else ReplyFormat(), tools)
 
@@ -252,11 +253,13 @@ async def _read(
             reused = event.reused if isinstance(event, engine.Progress) else 0
             yield Started(len(prepared.prompt.ids), reused, prepared.prompt.ids, prepared.request.sampling)
         if isinstance(event, engine.Progress):
-            yield Waiting("prompt", event.done, event.total)
+            yield Waiting("prompt", event.done, event.total, event.reused, event.seconds)
+        elif isinstance(event, engine.Held):
+            yield event
         elif isinstance(event, engine.Token):
             for delta in reading.push(event):
                 yield delta
-        else:
+        elif isinstance(event, engine.Finished):
             reason = event.reason
         if reading.over or reason is not None:
             break
@@ -294,8 +297,16 @@ class Reading:
         """Whether the reply ends here, whatever the engine still computes."""
         return self._parts.stopped or (self._calls > 0 and not self._ask.parallel_tool_calls)
 
-    def push(self, event: engine.Token) -> list[Delta]:
+    def push(self, event: engine.Token) -> list[Delta | Spoken]:
         """What became certain with a token."""
+        thinking = self._parts.thinking
+        deltas = self._push(event)
+        if self._ask.trace is None:
+            return [*deltas]
+        thought = thinking or self._parts.thinking
+        return [spoken(self._text, event, self._ask.trace, thought=thought), *deltas]
+
+    def _push(self, event: engine.Token) -> list[Delta]:
         if event.token in self._text.tokenizer.stop_ids:
             return []
         self.ids.append(event.token)
@@ -332,6 +343,15 @@ class Reading:
                 self._calls += 1
                 found.append(Delta("tool_call", call=part.call, logprobs=logprobs))
         return found
+
+
+def spoken(text: ModelText, event: engine.Token, count: int, *, thought: bool) -> Spoken:
+    """A token with its probability and those of the `count` most probable ones."""
+    tokenizer, token = text.tokenizer, event.token
+    top = tuple((other, tokenizer.token_bytes(other), p) for other, p in event.alternatives[:count])
+    control, ends = token in tokenizer.engine.hidden, token in tokenizer.stop_ids
+    probability, data = event.probability or 0.0, tokenizer.token_bytes(token)
+    return Spoken(token, data, probability, top, event.seconds, thought and not ends, control, ends)
 
 
 def logprob(text: ModelText, event: engine.Token, count: int) -> Logprob:

@@ -49,6 +49,18 @@ class Rows:
         """Bytes of every array held, positions included."""
         return sum(int(array.nbytes) for array in self.arrays())
 
+    @property
+    def reached(self) -> tuple[int, ...]:
+        """Of each row, the most tokens that it ever had: what lies a ring behind them is overwritten."""
+        return tuple(self._reached)
+
+    @property
+    def capacity(self) -> dict[Span, int]:
+        """Slots behind the sinks that there is memory for, by the kind of layer: those that are ever used."""
+        rings = {span: self.spec.ring(span) for span in self._capacity}
+        usable = {span: capacity - 1 for span, capacity in self._capacity.items()}  # one takes what must go nowhere
+        return {span: min(usable[span], ring or usable[span]) for span, ring in rings.items()}
+
     def arrays(self) -> list[Array]:
         """Every device array of the state."""
         found: list[Array] = []

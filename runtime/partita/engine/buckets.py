@@ -36,6 +36,10 @@ class Buckets:
     def rows(self) -> list[Row]:
         return [row for bucket in self._buckets for _, row in bucket.live]
 
+    def places(self) -> Iterator[tuple[Row, Cache, int]]:
+        """Each row, the cache that it is in, and where in it."""
+        return ((row, bucket.cache, slot) for bucket in self._buckets for slot, row in bucket.live)
+
     @property
     def nbytes(self) -> int:
         return sum(bucket.cache.nbytes for bucket in self._buckets)

@@ -22,6 +22,7 @@ from ..errors import ContextError, DataError, PartitaError
 from ..language_model import LanguageModel
 from .buckets import Buckets
 from .constraint import Grammars
+from .held import with_held
 from .matcher import Matcher, Matchers
 from .reading import Pace, Reading, next_of
 from .request import Constraint, Event, Failed, Request
@@ -163,7 +164,8 @@ class Engine:
         self._buckets.settle()
         self._leave()
         events = self._buckets.step()
-        self._events += self._buckets.told() + events
+        events = self._buckets.told() + events
+        self._events += with_held(events, self._buckets.places(), self._clock())
         self._generated += sum(len(row.tokens) for row in rows) - before
         self._leave()
         self._decoding = (self._decoding + self._clock() - begun) / 2
@@ -184,9 +186,10 @@ class Engine:
 
     def _read_chunk(self, reading: Reading) -> None:
         begun, before = self._clock(), reading.done
-        self._events += reading.read(self._pace.tokens(alone=not self._buckets.rows), self._executor)
-        count = reading.done - before
-        self._pace.observe(count, self._clock() - begun)
+        events = reading.read(self._pace.tokens(alone=not self._buckets.rows), self._executor)
+        count, now = reading.done - before, self._clock()
+        self._pace.observe(count, now - begun)
+        self._events += with_held(events, [(reading.row, reading.begin(), 0)], now)
         self._prefilled += count
         self._generated += len(reading.row.tokens) - len(reading.prompt)
         for other in self._reading:
@@ -222,7 +225,7 @@ class Engine:
                 message = f"maximum context length is {context} tokens, the prompt has {count}"
                 raise ContextError(message, field="context")
             left = min(left, max(context - count, 1))
-        return Row(request, model, list(request.prompt), left)
+        return Row(request, model, list(request.prompt), left, self._clock)
 
     def _admit(self) -> None:
         """Take requests in that have waited longest, while there is memory for them."""
@@ -236,7 +239,7 @@ class Engine:
             row = self._waiting.popleft()
             constraint = row.request.constraint
             matcher = None if constraint is None else self._executor.submit(self._matcher, constraint, row)
-            self._reading.append(Reading(row, self.spec, self.prefixes, matcher))
+            self._reading.append(Reading(row, self.spec, self.prefixes, matcher, self._clock))
 
     def _matcher(self, constraint: Constraint, row: Row) -> Matcher:
         matcher = self._matchers(constraint)

@@ -7,7 +7,8 @@ in the meantime counts for those that waited, so that a document is read too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 
@@ -37,13 +38,14 @@ ALONE = 0.5  # and where nobody waits: what a cancellation or another prompt may
 class Reading:
     """done: tokens of the prompt in the cache, `reused` of them from before. passed: tokens read for others meanwhile.
 
-    sampler: of the row that will be. begun: whether it has a cache yet.
+    sampler: of the row that will be. clock: seconds.
     """
 
     row: Row
     spec: CacheSpec
     prefixes: PrefixCache | None
     matcher: Future[Matcher] | None
+    clock: Callable[[], float] = time.perf_counter
     done: int = 0
     reused: int = 0
     passed: int = 0
@@ -80,7 +82,7 @@ class Reading:
 
     def read(self, count: int, executor: Executor) -> list[Event]:
         """Read so many tokens more, and behind the last one choose the first of the reply: what there is to report."""
-        cache, ops = self.begin(), self.row.model.ops
+        cache, ops, begun = self.begin(), self.row.model.ops, self.clock()
         runner = ModelRunner(ops, self.row.model.decoder, cache)
         end = min(self.done + count, len(self.prompt))
         tokens = np.asarray([self.prompt[self.done : end]], np.int32)
@@ -92,7 +94,8 @@ class Reading:
             events = self._first(runner.logits(tokens), executor)
         self.done = end
         self._reuse.fed(cache, self.prompt[:end])
-        return [Progress(self.row.id, end, len(self.prompt), self.reused), *events]
+        seconds = self.clock() - begun
+        return [Progress(self.row.id, end, len(self.prompt), self.reused, seconds), *events]
 
     def finish(self) -> Cache:
         """The whole prompt has been read: keep it for others, where that is worth a copy. The cache goes elsewhere."""

@@ -45,7 +45,8 @@ class Request(msgspec.Struct, frozen=True, tag=True):
 
     alternatives: how many of the most probable tokens to report with each one. logit_bias: added to logits, by token.
     adapter: the name of a loaded one, "" for none. endless: go on when the context is full, forgetting the oldest
-    tokens behind the sinks; else the reply ends there with "length".
+    tokens behind the sinks; else the reply ends there with "length". trace: report also the time of each token, and
+    what the cache holds (`Held`).
     """
 
     id: int
@@ -58,6 +59,7 @@ class Request(msgspec.Struct, frozen=True, tag=True):
     constraint: Constraint | None = None
     adapter: str = ""
     endless: bool = False
+    trace: bool = False
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -67,21 +69,66 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):
-    """done of total tokens of the prompt are in the cache, of which the first `reused` were there before."""
+    """done of total tokens of the prompt are in the cache, of which the first `reused` were there before. seconds: that
+    the last chunk of them took."""
 
     id: int
     done: int
     total: int
     reused: int
+    seconds: float = 0.0
 
 
 class Token(msgspec.Struct, frozen=True, tag=True):
-    """One new token. probability, alternatives (token, probability): before any sampling rule, where asked for."""
+    """One new token. probability, alternatives (token, probability): before any sampling rule, where asked for.
+    seconds: since the token before it, where the request is traced; the first comes with the end of its prompt."""
 
     id: int
     token: int
     probability: float | None = None
     alternatives: tuple[tuple[int, float], ...] = ()
+    seconds: float | None = None
+
+
+class Ring(msgspec.Struct, frozen=True):
+    """What the cache of one kind of layer has slots for. layers: how many there are of it.
+
+    sinks: slots of the first tokens, kept for ever. window: tokens behind them that a query sees, its own included.
+    turns: slots that tokens go round, the one at p in slot (p - sinks) % turns; None where nothing is overwritten.
+    slots: of those, what there is memory for now.
+    """
+
+    layers: int
+    sinks: int
+    window: int | None
+    turns: int | None
+    slots: int
+
+
+class Held(msgspec.Struct, frozen=True, tag=True):
+    """What the cache of a traced request holds: after each chunk of its prompt, a few times a second while tokens come,
+    and before its end.
+
+    seen: tokens written so far, from the first one on. reached: the most there ever were, which is more where some were
+    taken back. sinks, window, free: of the layers that see farthest, as in `Slots`. context: tokens that those keep.
+    bytes: of the row. kv: the name of the format. The sinks are kept with sink_bits a number, all others with
+    key_bits and value_bits, of which those below 16 are packed in groups of `group`. rings: those layers' first.
+    """
+
+    id: int
+    seen: int
+    reached: int
+    sinks: int
+    window: int
+    free: int
+    context: int | None
+    bytes: int
+    kv: str
+    key_bits: int
+    value_bits: int
+    sink_bits: int
+    group: int
+    rings: tuple[Ring, ...]
 
 
 class Warned(msgspec.Struct, frozen=True, tag=True):
@@ -113,4 +160,4 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     field: str | None = None
 
 
-Event = Progress | Token | Warned | Finished | Failed
+Event = Progress | Token | Held | Warned | Finished | Failed

@@ -5,6 +5,8 @@ Invariant: `tokens` is the prompt and the reply so far; the last one is not in a
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
@@ -26,16 +28,19 @@ Reason = Literal["stop", "length", "cancelled"]
 @dataclass(eq=False)
 class Row:
     """left: tokens that may still come. queued: those that a matcher has forced. ended: nothing more will come; failed:
-    by a fault of its own."""
+    by a fault of its own. clock: seconds. reported: when its cache was, if ever."""
 
     request: Request
     model: LanguageModel
     tokens: list[int]
     left: int
+    clock: Callable[[], float] = time.perf_counter
     matcher: Matcher | None = None
     queued: list[int] = field(default_factory=list[int])
     ended: bool = False
     failed: bool = False
+    reported: float = -math.inf
+    _before: float | None = None  # when the token before came
     _mask: Future[np.ndarray | None] | None = None
     _warned: str | None = None
 
@@ -74,10 +79,15 @@ class Row:
         return [self.token(generated), *self.push(generated.id, executor)]
 
     def token(self, generated: Generated) -> Token:
-        count = self.request.alternatives
+        count, seconds = self.request.alternatives, self._since() if self.request.trace else None
         if not count:
-            return Token(self.id, generated.id)
-        return Token(self.id, generated.id, generated.probability, generated.alternatives[:count])
+            return Token(self.id, generated.id, seconds=seconds)
+        return Token(self.id, generated.id, generated.probability, generated.alternatives[:count], seconds)
+
+    def _since(self) -> float | None:
+        """Seconds since the token before, None for the first one."""
+        before, self._before = self._before, self.clock()
+        return None if before is None else self._before - before
 
     def push(self, token: int, executor: Executor) -> list[Event]:
         """Go on behind a token, or end."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from partita.engine.request import Event, Failed, Finished, Progress, Request, Token, Warned
+from partita.engine.request import Event, Failed, Finished, Held, Progress, Request, Ring, Token, Warned
 from partita_apps.serve import frames
 from partita_apps.serve.asked import Refused
 from partita_apps.serve.model_text import ModelText
@@ -99,11 +99,14 @@ class ScriptedWorker:
         starts = range(script.reused, max(total, script.reused + 1), script.chunk)
         found: list[Event] = [Warned(request.id, message) for message in script.warns]
         found += [Progress(request.id, min(at + script.chunk, total), total, script.reused) for at in starts]
+        found += [_held(request, total, self.text.context)] if request.trace else []
         ids = self.ids(script.said)
         if not script.ends and script.fails is None and not script.holds:
             ids += ids[-1:] * max(request.max_tokens - len(ids), 0)
         said = [_token(request, token) for token in ids[: request.max_tokens]]
         found += said
+        if request.trace and not script.holds:
+            found.append(_held(request, total + len(said), self.text.context))
         if script.fails is not None:
             return [*found, msgspec.structs.replace(script.fails, id=request.id)]
         if script.holds:
@@ -115,11 +118,19 @@ class ScriptedWorker:
 
 def _token(request: Request, token: int) -> Token:
     """With half of all probability, and the rest on the tokens before it, where probabilities are asked for."""
-    count = request.alternatives
+    count, seconds = request.alternatives, 0.02 if request.trace else None
     if not count:
-        return Token(request.id, token)
+        return Token(request.id, token, seconds=seconds)
     others = tuple((max(token - i, 0), 0.5 / 2**i) for i in range(count))
-    return Token(request.id, token, 0.5, others)
+    return Token(request.id, token, 0.5, others, seconds)
+
+
+def _held(request: Request, seen: int, context: int) -> Held:
+    """Of a cache with four sinks and a ring of 31 slots more than its window."""
+    sinks, window = min(seen, 4), min(max(seen - 4, 0), context - 4)
+    ring = Ring(2, 4, context - 4, context + 27, min(context + 27, 255))
+    free = context - sinks - window
+    return Held(request.id, seen, seen, sinks, window, free, context, 1000, "k8v4", 8, 4, 32, 32, (ring,))
 
 
 @dataclass

@@ -21,6 +21,11 @@ class UntilStop:
         return self._stops.stop
 
     @property
+    def thinking(self) -> bool:
+        """Whether what comes next is part of a thought, as far as is certain."""
+        return self._reply.thinking
+
+    @property
     def stopped(self) -> bool:
         """Whether a stop string was found."""
         return self._stops.found
