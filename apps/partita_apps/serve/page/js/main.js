@@ -14,6 +14,7 @@ import { mountKeyboard } from "./keyboard.js";
 import { mountLayout } from "./layout.js";
 import { mountLive } from "./live.js";
 import { mountModels } from "./models.js";
+import { showMessage } from "./search.js";
 import { mountSidebar } from "./sidebar.js";
 import * as actions from "./store.js";
 import { mountTheme } from "./theme.js";
@@ -27,7 +28,7 @@ const app = {
   api,
   store,
   actions,
-  /** Go to an address of the page: `#/`, `#/chat/ID`, `#/chat/ID/inspect/MESSAGE`, `#/tuning`. */
+  /** Go to an address of the page: `#/`, `#/chat/ID`, `#/chat/ID/at/MESSAGE`, `#/chat/ID/inspect/MESSAGE`, `#/tuning`. */
   go: (hash) => (location.hash === hash ? route() : (location.hash = hash)),
   /** Tell a person who listens to the page, once, politely. */
   say: (text) => ($("status").textContent = text),
@@ -46,9 +47,10 @@ const app = {
 /** The address as `store.route`. */
 function parse(hash) {
   const [, view, id, sub, message] = hash.split("/").map(decodeURIComponent);
-  if (view === "tuning") return { view: "tuning", chat: null, inspect: null };
-  if (view === "chat" && id) return { view: "chat", chat: id, inspect: sub === "inspect" ? (message ?? null) : null };
-  return { view: "chat", chat: null, inspect: null };
+  const where = (name) => (sub === name ? (message ?? null) : null);
+  if (view === "tuning") return { view: "tuning", chat: null, inspect: null, at: null };
+  if (view === "chat" && id) return { view: "chat", chat: id, inspect: where("inspect"), at: where("at") };
+  return { view: "chat", chat: null, inspect: null, at: null };
 }
 
 async function route() {
@@ -60,6 +62,7 @@ async function route() {
     if (view === "tuning") await loadTuning();
     else if (chat !== (store.chat?.id ?? null) || before.view !== "chat") await actions.openChat(chat);
     if (inspect) await loadInspector();
+    if (store.route.at) await showMessage(app, store.route.at);
   } catch (error) {
     if (error.status === 404) app.go("#/");
     app.fail(error);

@@ -28,8 +28,8 @@ class Store extends EventTarget {
   run = null;
   /** What the next message brings along: [{name, type, text, characters, tokens}]. */
   attachments = [];
-  /** {view: "chat" | "tuning", chat: id | null, inspect: message id | null} */
-  route = { view: "chat", chat: null, inspect: null };
+  /** {view: "chat" | "tuning", chat: id | null, inspect: message id | null, at: message id | null (scrolled to)} */
+  route = { view: "chat", chat: null, inspect: null, at: null };
 
   /** Change one field and say so. */
   set(name, value) {
