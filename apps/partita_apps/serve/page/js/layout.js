@@ -83,6 +83,18 @@ function closeSides(root, app) {
   app.inspector(false);
 }
 
+/** Have a toast go after some time, but not while the pointer or the focus is on it. */
+function goAfter(toast, close, milliseconds) {
+  let timer = setTimeout(close, milliseconds);
+  const hold = () => clearTimeout(timer);
+  const go = () => {
+    hold();
+    timer = setTimeout(close, milliseconds);
+  };
+  for (const kind of ["pointerenter", "focusin"]) toast.addEventListener(kind, hold);
+  for (const kind of ["pointerleave", "focusout"]) toast.addEventListener(kind, go);
+}
+
 /** Toasts, failures, and the line that says that the server is gone. */
 function mountNotices(app) {
   const notice = document.getElementById("notice");
@@ -97,7 +109,7 @@ function mountNotices(app) {
       iconButton("close", "Close", close),
     );
     toasts.append(toast);
-    if (kind !== "danger") setTimeout(close, seconds * 1000);
+    if (kind !== "danger") goAfter(toast, close, seconds * 1000);
     return close;
   };
   app.fail = (error) => {

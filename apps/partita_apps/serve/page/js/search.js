@@ -85,7 +85,7 @@ function hit(app, { chat, message, title, snippet, updated }) {
   const link = h(
     "a",
     { href: message ? `#/chat/${chat}/at/${message}` : `#/chat/${chat}` },
-    h("span", { class: "hit-title" }, h("span", {}, marked(title || "Untitled")), h("time", {}, when(updated))),
+    h("span", { class: "hit-title" }, h("span", {}, marked(message ? title || "Untitled" : snippet)), h("time", {}, when(updated))),
     message && h("span", { class: "hit-text" }, marked(snippet)),
   );
   return h("li", {}, link);
