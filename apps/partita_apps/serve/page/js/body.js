@@ -8,11 +8,13 @@
 import { fragment, h, iconButton } from "./dom.js";
 
 const CHUNK = 2000;
+const BLOCKS = 12; // of a part: parts that are out of sight cost nothing
+const PIECES = 400; // nodes of a piece of code
 const FENCE = /^\s{0,3}(?:```+|~~~+)[^\n]*\n?/;
 const calm = () => document.hidden || matchMedia("(prefers-reduced-motion: reduce)").matches;
 
 /** Nodes of closed blocks: code with a head that names its language and copies it; tables that scroll by themselves. */
-export function closedBlocks(html) {
+function closedBlocks(html) {
   const nodes = fragment(html);
   for (const pre of nodes.querySelectorAll("pre")) dressCode(pre);
   for (const table of nodes.querySelectorAll("table")) {
@@ -31,7 +33,42 @@ function dressCode(pre) {
   const frame = h("div", { class: "code" });
   const copy = copyButton("Copy code", () => pre.textContent.replace(/\n$/, ""));
   pre.replaceWith(frame);
+  inPieces(pre.querySelector("code") ?? pre);
   frame.append(h("div", { class: "code-head" }, h("span", {}, language), copy), pre);
+}
+
+/** Long code as pieces of whole lines, so that only those in sight are laid out. */
+function inPieces(code) {
+  if (code.childNodes.length < 2 * PIECES) return;
+  const pieces = [];
+  let piece = [];
+  for (const node of [...code.childNodes]) {
+    piece.push(node);
+    if (piece.length < PIECES) continue;
+    const line = node.textContent.lastIndexOf("\n");
+    const whole = line === node.textContent.length - 1;
+    if (line < 0 || (!whole && node.nodeType !== Node.TEXT_NODE)) continue;
+    const rest = whole ? null : node.splitText(line + 1);
+    pieces.push(piece);
+    piece = rest ? [rest] : [];
+  }
+  if (piece.length) pieces.push(piece);
+  code.replaceChildren(...pieces.map((nodes) => h("span", { class: "piece" }, nodes)));
+}
+
+/** Put closed blocks behind those of `body` (before `end`), in parts. */
+function addBlocks(body, nodes, end) {
+  let part = end ? end.previousElementSibling : body.lastElementChild;
+  for (const node of [...nodes.children]) {
+    if (!part || part.childElementCount >= BLOCKS) body.insertBefore((part = h("div", { class: "part" })), end);
+    part.append(node);
+  }
+}
+
+/** A whole reply's HTML in place of what `body` has. */
+export function fillBody(body, html) {
+  body.replaceChildren();
+  addBlocks(body, closedBlocks(html), null);
 }
 
 /** A button that copies what `text()` gives and says so on itself for a moment. */
@@ -81,8 +118,7 @@ export class GrowingBody {
   /** Blocks that have closed; `rest` is what the open block has now. */
   close(html, rest) {
     this.#pending = "";
-    const nodes = closedBlocks(html);
-    this.#open.before(nodes);
+    addBlocks(this.element, closedBlocks(html), this.#open);
     this.#restart(rest);
   }
 

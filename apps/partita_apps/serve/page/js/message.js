@@ -5,7 +5,7 @@
  * that grew here keeps its elements when it ends; nothing can be deleted from here.
  */
 
-import { closedBlocks, copyButton, GrowingBody } from "./body.js";
+import { copyButton, fillBody, GrowingBody } from "./body.js";
 import { h, icon, iconButton } from "./dom.js";
 import { editForm } from "./edit.js";
 import { duration, ending, figures, forgetting, number, plural, waiting } from "./words.js";
@@ -35,12 +35,23 @@ class View {
     this.refoot();
   }
 
+  /** What the server has of it now. */
   update(message) {
+    const same = signature(message) === signature(this.message);
     this.message = message;
+    if (!same) this.changed();
+  }
+
+  changed() {
     if (this.dressed) this.refoot();
   }
 
   refoot() {}
+}
+
+/** What of a message can change after it was made, and is shown. */
+function signature({ state, siblings = [], has_trace, meta }) {
+  return `${state} ${has_trace} ${siblings.join()} ${meta?.tokens} ${meta?.forgotten}`;
 }
 
 /** ‹ 2/3 › where a message has siblings; null where it has none. */
@@ -51,8 +62,7 @@ function siblings(message, app, what) {
   const go = (step) => async () => {
     try {
       await app.actions.showSibling(ids[at + step]);
-      const shown = document.querySelector(`[data-id="${CSS.escape(ids[at + step])}"]`);
-      shown?.querySelector(`.siblings .${step < 0 ? "before" : "after"}:not(:disabled), .siblings button:not(:disabled)`)?.focus();
+      app.shownMessage(ids[at + step])?.querySelector(`.siblings .${step < 0 ? "before" : "after"}:not(:disabled), .siblings button:not(:disabled)`)?.focus();
       app.say(`Version ${at + step + 1} of ${ids.length}`);
     } catch (error) {
       app.fail(error);
@@ -165,7 +175,7 @@ class Reply extends View {
   }
 
   fill({ html, thought, calls = [], meta }) {
-    this.body.replaceChildren(closedBlocks(html ?? ""));
+    fillBody(this.body, html ?? "");
     if (thought) this.think(thought, meta?.thought_seconds ?? null);
     for (const call of calls) this.calls.append(callView(call));
   }
@@ -216,9 +226,9 @@ class Reply extends View {
     this.refoot();
   }
 
-  update(message) {
-    const grows = this.growing && message.state !== "running";
-    if (grows && !this.app.store.run) {
+  changed() {
+    const { message } = this;
+    if (this.growing && message.state !== "running" && this.app.store.run?.reply !== message.id) {
       // It ended while nobody listened: what the server kept is the whole of it.
       this.growing = this.progress = null;
       this.body.classList.remove("growing");
@@ -227,11 +237,9 @@ class Reply extends View {
       this.thought = null;
       this.fill(message);
     }
-    this.message = { ...message, meta: { ...message.meta } };
-    if (!this.growing) {
-      this.annotate();
-      if (this.dressed) this.refoot();
-    }
+    if (this.growing) return;
+    this.annotate();
+    super.changed();
   }
 
   /** What a person has to know of this reply: that it failed, was cut short, or that the beginning was forgotten. */

@@ -25,8 +25,8 @@ export function followEnd(scroller, content) {
     pinned = true;
     const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
     if (smoothly && !calm && left() < scroller.clientHeight * 3) scroller.scrollTo({ top: scroller.scrollHeight, behavior: "smooth" });
-    else stick();
-    show();
+    else requestAnimationFrame(stick); // not now: that would lay out the page twice
+    button.hidden = true;
   };
   const release = () => {
     pinned = false;

@@ -24,25 +24,28 @@ export function mountTranscript(root, app) {
   const scroll = followEnd(log, content);
   root.append(log, scroll.button);
   app.toEnd = () => scroll.toEnd();
+  /** The element of a message that is shown, with its buttons; undefined where it is not shown. */
+  app.shownMessage = (id) => {
+    views.get(id)?.dress();
+    return views.get(id)?.element;
+  };
   mountGauge(document.getElementById("header-extra"), app);
 
-  const near = new IntersectionObserver((entries) => entries.forEach((each) => each.isIntersecting && dress(each.target)), { root: log, rootMargin: "600px" });
   const views = new Map(); // id → view, of what is in the list
   let liveView = null;
   let shown = undefined; // id of the chat that is shown
   let work = 0;
 
-  const dress = (element) => {
-    near.unobserve(element);
-    views.get(element.dataset.id)?.dress();
-  };
+  // Buttons are put in when the browser is about to draw a message.
+  const drawn = "oncontentvisibilityautostatechange" in window;
+  list.addEventListener("contentvisibilityautostatechange", ({ target, skipped }) => skipped || views.get(target.dataset.id)?.dress(), true);
   const viewOf = (message) => {
     const kept = liveView?.id === message.id;
     const view = kept ? liveView : messageView(message, app);
     if (kept) view.update(message);
     if (message.state === "running") liveView = view;
     views.set(message.id, view);
-    near.observe(view.element);
+    if (!drawn) view.dress();
     return view;
   };
 
@@ -52,7 +55,6 @@ export function mountTranscript(root, app) {
     const wanted = new Set(path.map((each) => each.id));
     for (const [id, view] of views) {
       if (wanted.has(id) && !another) continue;
-      near.unobserve(view.element);
       view.element.remove();
       views.delete(id);
     }
@@ -61,6 +63,7 @@ export function mountTranscript(root, app) {
     const empty = !path.length;
     start.hidden = !empty;
     if (empty) start.replaceChildren(startView(app));
+    else views.get(path.at(-1).id)?.dress();
     root.classList.toggle("is-empty", empty);
     if (another) scroll.toEnd();
   };
