@@ -68,9 +68,10 @@ format: setup    ## rewrite the sources in the project's format
 	@$(PYTHON_IN_VENV) -m ruff format .
 	@$(PYTHON_IN_VENV) -m ruff check --fix .
 
-docs: setup      ## write docs/api.md from the docstrings, and docs/clients.md
+docs: setup      ## write docs/api.md from the docstrings, docs/clients.md, and the page's colours of code
 	@$(PYTHON_IN_VENV) docs/api.py
 	@$(PYTHON_IN_VENV) docs/clients.py
+	@$(PYTHON_IN_VENV) docs/code_css.py
 
 clean:           ## remove .venv and what tools have cached here
 	rm -rf .venv .venv-peers .pytest_cache .ruff_cache .hypothesis
