@@ -26,7 +26,7 @@ kotlin, tex latex, makefile make, asm nasm, objc objective-c, objectivec objecti
 powershell, proto protobuf, py python, python3 python, jsonc json, json5 json, rb ruby, rs rust, yml yaml, patch
 diff, cfg ini, conf ini, postgresql sql, mysql sql, sqlite sql"""
 LANGUAGES: dict[str, str] = {name: name for name in _NAMES.split()}
-LANGUAGES |= dict(re.findall(r"(\S+)\s+([^\s,]+)", _ALSO))
+LANGUAGES |= dict(re.findall(r"([^\s,]+)\s+([^\s,]+)", _ALSO))
 """What people write -> the lexer's name."""
 
 
