@@ -78,7 +78,7 @@ const last = (app, role) => app.store.path.findLast((each) => each.role === role
 function editLast(app) {
   const message = last(app, "user");
   if (!message || app.store.run) return false;
-  return press(message, "edit");
+  return press(app, message, "edit");
 }
 
 function again(app) {
@@ -112,10 +112,8 @@ function toggleSidebar(app) {
 }
 
 /** Press the button of a message that has a `data-action`; whether there is one. */
-function press(message, action) {
-  const element = document.querySelector(`.message[data-id="${CSS.escape(message.id)}"]`);
-  element?.scrollIntoView({ block: "nearest" });
-  const button = element?.querySelector(`[data-action="${action}"]`);
+function press(app, message, action) {
+  const button = app.shownMessage(message.id)?.querySelector(`[data-action="${action}"]`);
   button?.click();
   return Boolean(button);
 }

@@ -41,7 +41,7 @@ export function mountComposer(root, app) {
     const files = store.attachments.length > 0;
     stop.hidden = !run;
     send.hidden = run;
-    send.disabled = (!field.value.trim() && !files) || !store.models.length;
+    send.disabled = (!field.value.trim() && !files) || store.attaching > 0 || !store.models.length;
     hint.textContent = run ? "Esc stops the reply and keeps what is there." : "Enter sends, Shift+Enter begins a line. Replies are made by a model and can be wrong.";
   };
 

@@ -119,7 +119,7 @@ class Question extends View {
         { class: "actions" },
         siblings(message, app, "message") ?? "",
         copyButton("Copy message", () => message.content),
-        iconButton("edit", "Edit and send again", () => this.edit()),
+        iconButton("edit", "Edit and send again", () => this.edit(), { "data-action": "edit" }),
         branchButton(message, app),
       ),
     );

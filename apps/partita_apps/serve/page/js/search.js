@@ -64,10 +64,12 @@ export async function showMessage(app, id) {
   const { store, actions } = app;
   if (!store.messages.some((each) => each.id === id)) return;
   if (!store.path.some((each) => each.id === id)) await actions.showSibling(id);
-  await new Promise(requestAnimationFrame); // the transcript goes to its end first
-  const element = document.querySelector(`.message[data-id="${CSS.escape(id)}"]`);
+  let element = null;
+  while (!element && store.route.at === id) {
+    await new Promise(requestAnimationFrame); // a long chat is put in in pieces, the newest messages first
+    element = app.toMessage(id);
+  }
   if (!element) return;
-  element.scrollIntoView({ block: "start" });
   element.classList.add("found");
   element.addEventListener("animationend", () => element.classList.remove("found"), { once: true });
 }

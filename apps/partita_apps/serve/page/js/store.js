@@ -28,6 +28,8 @@ class Store extends EventTarget {
   run = null;
   /** What the next message brings along: [{name, type, text, characters, tokens}]. */
   attachments = [];
+  /** How many files are still being read for it. */
+  attaching = 0;
   /** {view: "chat" | "tuning", chat: id | null, inspect: message id | null, at: message id | null (scrolled to)} */
   route = { view: "chat", chat: null, inspect: null, at: null };
 

@@ -29,6 +29,13 @@ export function mountTranscript(root, app) {
     views.get(id)?.dress();
     return views.get(id)?.element;
   };
+  /** Scroll to a message, and no longer to what is newest; its element, undefined where it is not (yet) in the list. */
+  app.toMessage = (id) => {
+    const element = app.shownMessage(id);
+    if (element) scroll.release();
+    element?.scrollIntoView({ block: "start" });
+    return element;
+  };
   mountGauge(document.getElementById("header-extra"), app);
 
   const views = new Map(); // id → view, of what is in the list
