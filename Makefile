@@ -29,8 +29,8 @@ setup:           ## make .venv and install partita with its development tools
 chat: setup      ## talk with the default model; PROMPT="…" answers once, MODEL=… picks another
 	@$(PYTHON_IN_VENV) -m partita_apps.cli chat $(CHAT)
 
-test: lint       ## what CI runs: format, lint, types and the suite
-	@$(PYTHON_IN_VENV) -m pytest -m "not slow and not interop and not agents" --numprocesses=auto --maxprocesses=4 --dist=worksteal
+test: lint       ## what CI runs: format, lint, types and the suite, for which a browser is found or installed
+	@PARTITA_BROWSER="$$(.ci/browser)" && export PARTITA_BROWSER && $(PYTHON_IN_VENV) -m pytest -m "not slow and not interop and not agents" --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 test-long: setup ## the tests that take minutes, and the property tests on examples that differ from run to run
 	@$(PYTHON_IN_VENV) -m pytest -m "slow or (hypothesis and not interop)" --hypothesis-profile=search
