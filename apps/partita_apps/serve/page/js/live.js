@@ -22,6 +22,8 @@ class Live {
   end = null;
   tokens = 0;
   thought = "";
+  /** What the inspector shows, as it came: [{kind, data}]. It may be opened in the middle of a reply. */
+  trace = [];
   /** Milliseconds of this page's clock: when thoughts began and ended. */
   thoughtFrom = null;
   thoughtUntil = null;
@@ -52,6 +54,7 @@ class Live {
     if (kind === "text" || kind === "block") this.phase = "writing";
     if (kind === "call") this.phase = "calling";
     if (kind === "cache") this.cache = data;
+    if (kind === "cache" || kind === "tokens" || kind === "wait") this.trace.push({ kind, data });
     if (kind === "tokens") {
       this.firstToken ??= now;
       this.tokens = data.from + data.tokens.length;
