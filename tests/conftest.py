@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.register_profile("search", deadline=None)
 settings.load_profile("repeatable")
 
+# No test reads or writes the history of whoever runs it; child processes inherit this, too.
+_data = tempfile.TemporaryDirectory(prefix="partita-data-")
+os.environ["PARTITA_DATA"] = os.path.join(_data.name, "data")
 for name in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS"):  # `make test` runs this: a make in a test is not a part of that one
     os.environ.pop(name, None)
 # a shell starts background jobs with Ctrl-C ignored, nohup ignores hangups, and child processes would inherit that

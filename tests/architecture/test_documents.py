@@ -45,6 +45,7 @@ QUESTION = "What is the capital of France?"
 LAUNCHERS = ("torchrun", "mlx.launch")
 ONLY_PARSED = {
     "partita chat --adapter build/shakespeare": "its adapter takes a quarter of an hour to train",
+    "partita chat --continue": "it needs a terminal; tests/apps/test_chat_history_terminal.py has one",
     "partita chat --server http://127.0.0.1:1234": "it needs a server; tests/apps/serve/test_chat_server.py runs one",
     "partita serve": "it answers until it is ended; tests/apps/serve/test_command.py runs it",
 }

@@ -28,6 +28,7 @@ from ..options import (
     tell,
 )
 from ..paths import OwnPath
+from .begin_history import Kept, begin_history, chosen
 
 if TYPE_CHECKING:
     from partita.inference.speculative import Drafter
@@ -79,6 +80,8 @@ CACHE_OPTIONS = ("context", "sinks", "kv")
     metavar="FILE",
     help="Go on with the conversation in FILE, or begin it there; saved after every reply.",
 )
+@click.option("--continue", "go_on", is_flag=True, help="Go on with the latest chat of the history.")
+@click.option("--no-history", is_flag=True, help="Keep nothing of what is said.")
 @click.option(
     "--server",
     default=None,
@@ -109,16 +112,18 @@ def chat(
     text = given_prompt(prompt, options["prompt_file"], as_json)
     if text is not None and not text.strip():
         raise DataError("the prompt is empty: give some text")
+    kept = begin_history(options, raw=raw, once=text is not None)
     if options["server"] is not None:
         from .served import begin_there
 
-        talk(begin_there(model, raw, text is not None, options), text, trace, as_json)
+        conversation = begin_there(model, raw, text is not None, options, kept)
+        talk(conversation, text, trace, as_json)
         return
     from ..conversation.saved import held
 
     file = options["session"]
     with nullcontext() if file is None else held(file):
-        conversation, session_file = begin(model, raw, text is not None, options)
+        conversation, session_file = begin(model, raw, text is not None, options, kept)
         try:
             talk(conversation, text, trace, as_json, session_file.save)
         finally:  # whatever ended it, Ctrl-C and signals too
@@ -140,7 +145,11 @@ def talk(
     else:
         from .interactive import converse
 
-        converse(conversation, save, trace=trace)
+        try:
+            converse(conversation, save, trace=trace)
+        finally:
+            if conversation.record is not None:
+                conversation.record.close()
 
 
 @click.pass_context
@@ -218,7 +227,9 @@ def read_input() -> str | None:
     return text.removesuffix("\n").removesuffix("\r") if text else None
 
 
-def begin(model: str | None, raw: bool, once: bool, options: dict[str, Any]) -> tuple[LocalConversation, SessionFile]:
+def begin(
+    model: str | None, raw: bool, once: bool, options: dict[str, Any], kept: Kept
+) -> tuple[LocalConversation, SessionFile]:
     """A conversation at its beginning, or where its file left it, and who keeps it.
 
     Options and file are judged before the model is loaded: a mistake should not take seconds.
@@ -246,7 +257,7 @@ def begin(model: str | None, raw: bool, once: bool, options: dict[str, Any]) -> 
     found = None if file is None else find(file)
     if found is not None:
         given.setdefault("system", found.system)
-    model, own_adapter = adapter_as_model(model)
+    model, own_adapter = adapter_as_model(kept.model(model))
     read = adapters.read([*([] if own_adapter is None else [own_adapter]), *options["adapters"]])
     if not raw:
         shared().start()  # while the model is loaded
@@ -260,6 +271,7 @@ def begin(model: str | None, raw: bool, once: bool, options: dict[str, Any]) -> 
     session_file = SessionFile(conversation, file)
     if found is not None:
         session_file.resume(found)
+    kept.attach(conversation, chosen(given))
     tell(*conversation.notes, *conversation.unread(), *(other_base(adapter, model) for adapter in read.values()))
     return conversation, session_file
 

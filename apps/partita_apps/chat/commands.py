@@ -24,6 +24,7 @@ from ..conversation.settings import NAMES, SAMPLING
 from .ask import QUOTES, quoted
 from .clipboard import copy
 from .editor import edited
+from .kept import HISTORY, history, history_rows, open_, rename, switch
 from .show import last_turn
 
 WORDS = ("exit", "quit", "bye")  # alone on a line they leave
@@ -105,8 +106,10 @@ def indented(text: str, margin: str, width: int) -> str:
 
 def set_(conversation: Conversation, rest: str) -> str:
     name, _, value = rest.partition(" ")
+    if name == HISTORY:
+        return switch(conversation, value.strip())
     if not name:
-        raise DataError(f"/set NAME VALUE changes one of {', '.join(NAMES)}; /show shows them")
+        raise DataError(f"/set NAME VALUE changes one of {', '.join((*NAMES, HISTORY))}; /show shows them")
     name = name.replace("-", "_")
     conversation.set(name, value.strip())
     return ". ".join([f"{name}: {shown(conversation.settings.get(name))}", *conversation.unread()])
@@ -121,6 +124,7 @@ def show(conversation: Conversation, rest: str) -> str:
     rows = [
         *conversation.described(),
         ("messages", str(len(conversation.messages))),
+        *history_rows(conversation),
         *((name, setting(conversation, name)) for name in NAMES),
     ]
     width = max(len(name) for name, _ in rows)
@@ -171,6 +175,8 @@ def undo(conversation: Conversation, rest: str) -> str:
     if conversation.raw:
         raise DataError("/undo takes back a turn of a conversation, and --raw has none: each text stands by itself")
     text = conversation.undo()
+    if conversation.record is not None:
+        conversation.record.settle()
     left = f"{counted(len(conversation.messages))} left" if conversation.messages else "nothing is left"
     return f"taken back: {brief(text, 60)}\n{left}"
 
@@ -254,6 +260,9 @@ COMMANDS = {
     "copy": Command("", "put the latest reply into the clipboard", copy_),
     "adapter": Command("NAME", "use another of the adapters given with --adapter, or none", adapter),
     "clear": Command("", "a new conversation", clear),
+    "history": Command("[WORDS]", "the chats that are kept, or those in which the words are found", history),
+    "open": Command("N", "go on with a chat of /history, by its number or its id", open_),
+    "rename": Command("TITLE", "give this chat another title", rename),
     "save": Command("FILE", "write the conversation to a file", save_),
     "load": Command("FILE", "go on with a saved conversation", load_),
     "exit": Command("", "leave", exit_, also=("bye", "quit")),

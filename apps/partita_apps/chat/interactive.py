@@ -22,6 +22,7 @@ from ..messages import rendered, shown
 from ..terminal import is_dumb
 from .ask import Ask, PlainAsk
 from .commands import Leave, Send, counted, named_commands, read
+from .kept import HISTORY
 from .layout import wrapped
 from .screen import Screen
 from .show import forgets, last_turn, no_longer_seen, pieces
@@ -36,10 +37,11 @@ class Stopped(Exception):
 
 def converse(conversation: Conversation, save: Callable[[], None], *, trace: bool) -> None:
     """Until the person leaves. save(): keeps the conversation where it is kept; called after every turn."""
-    ask = PlainAsk() if is_dumb() else Ask(list(named_commands()), NAMES)
+    ask = PlainAsk() if is_dumb() else Ask(list(named_commands()), (*NAMES, HISTORY))
     greet(conversation)
     reported = forgets(conversation)
     while True:
+        tell_trouble(conversation)
         try:
             line = ask.ask()
         except EOFError:
@@ -66,7 +68,7 @@ def converse(conversation: Conversation, save: Callable[[], None], *, trace: boo
 
 def in_words(error: PartitaError) -> str:
     """The message with `/set NAME` for what can be changed now, and options for what the next chat is given."""
-    return shown(rendered(str(error), {name: f"/set {name}" for name in NAMES}.get))
+    return shown(rendered(str(error), {name: f"/set {name}" for name in (*NAMES, HISTORY)}.get))
 
 
 def greet(conversation: Conversation) -> None:
@@ -89,7 +91,12 @@ def greet(conversation: Conversation) -> None:
     if conversation.messages:
         click.echo(wrapped(last_turn(conversation)))
         held = conversation.state.held
-        click.secho(f"{counted(len(conversation.messages))} so far, {held} tokens in the cache\n", dim=True)
+        cache = f", {held} tokens in the cache" if held else ""
+        click.secho(f"{counted(len(conversation.messages))} so far{cache}\n", dim=True)
+    record = conversation.record
+    if record is not None and record.on and record.is_first:
+        where = f"chats are kept in {record.history.file}, for your eyes alone: /history lists them"
+        click.secho(wrapped(f"{where}; /set history off, or --no-history, keeps nothing") + "\n", dim=True)
 
 
 def send(conversation: Conversation, what: Send, trace: bool) -> None:
@@ -116,12 +123,16 @@ def turn(conversation: Conversation, text: str, trace: bool) -> None:
                 raise Stopped
 
         try:
-            with closing(
-                pieces(conversation, text, prompt, alternatives=ALTERNATIVES if trace else 0, check=check)
-            ) as reply:
+            with (
+                kept(conversation, text, reply_stats) as keep,
+                closing(
+                    pieces(conversation, text, prompt, alternatives=ALTERNATIVES if trace else 0, check=check)
+                ) as reply,
+            ):
                 for piece in reply:
                     reply_stats.add(piece)
                     screen.show(piece)
+                    keep()
                     if stopped() and piece.finish_reason is None:
                         note = " · stopped"
                         break
@@ -135,6 +146,27 @@ def turn(conversation: Conversation, text: str, trace: bool) -> None:
     click.secho(wrapped(f"{reply_stats.line()}{note}"), dim=True)
     if conversation.settings.stats:
         click.secho(wrapped(reply_stats.details()), dim=True)
+
+
+@contextmanager
+def kept(conversation: Conversation, text: str, stats: ReplyStats) -> Iterator[Callable[[], None]]:
+    """Gives a function that is called after every piece, so that the reply is kept while it comes."""
+    if conversation.record is None:
+        yield lambda: None
+        return
+    with conversation.record.turn(text, stats) as keep:
+        yield keep
+
+
+def tell_trouble(conversation: Conversation) -> None:
+    """Say once that the history fails; and put down what a command has changed."""
+    record = conversation.record
+    if record is None:
+        return
+    record.settle()
+    if record.trouble:
+        click.secho(wrapped(record.trouble), fg="yellow")
+        record.trouble = ""
 
 
 def tell_forgotten(conversation: Conversation, reported: bool) -> bool:

@@ -11,6 +11,7 @@ from partita.text.chat_template import parse_variable
 from ..conversation.client import Address, Client
 from ..conversation.remote import RemoteConversation
 from ..conversation.settings import NAMES, Settings
+from .begin_history import Kept, chosen
 
 LOCAL = {
     "raw": False,
@@ -34,7 +35,7 @@ _INSTEAD = {
 }
 
 
-def begin_there(model: str | None, raw: bool, once: bool, options: dict[str, Any]) -> RemoteConversation:
+def begin_there(model: str | None, raw: bool, once: bool, options: dict[str, Any], kept: Kept) -> RemoteConversation:
     """A conversation at its beginning. Raises DataError for options that are not the client's, and what
     `RemoteConversation` raises."""
     given = {**options, "raw": raw}
@@ -44,8 +45,11 @@ def begin_there(model: str | None, raw: bool, once: bool, options: dict[str, Any
         names = ", ".join(f"`{'adapter' if name == 'adapters' else name}`" for name in refused)
         raise DataError(f"{names} cannot be given with `server`, whose model is loaded already: {instead}")
     variables = dict(map(parse_variable, options["template_var"]))
-    chosen = {name: options[name] for name in NAMES if options[name] is not None} | {"template_var": variables}
+    given = {name: options[name] for name in NAMES if options[name] is not None} | {"template_var": variables}
     if once:
-        chosen.setdefault("temperature", 0.0)  # as with a model that is loaded here
+        given.setdefault("temperature", 0.0)  # as with a model that is loaded here
     client = Client(Address.parse(options["server"]), os.environ.get("PARTITA_API_KEY") or None)
-    return RemoteConversation(client, model, Settings.of(chosen), tuple(chosen))
+    rather = None if kept.chat is None else kept.chat.model
+    conversation = RemoteConversation(client, model, Settings.of(given), tuple(given), rather=rather)
+    kept.attach(conversation, chosen(given))
+    return conversation

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 from partita.errors import DataError
 from partita.inference.sampling import Sampling
 
-from .settings import Settings
+from .settings import KEPT, Settings
 
 if TYPE_CHECKING:
     from partita.cache.state import Slots
     from partita.inference.speculative import Acceptance
     from partita.language_model import Piece
+
+    from .record import Record
 
 NONE = "none"
 """The adapter of a model without one."""
@@ -69,7 +71,8 @@ class State:
 
 
 class Conversation(ABC):
-    """emptied: whether there are no messages because the first turn was taken back."""
+    """emptied: whether there are no messages because the first turn was taken back. chosen: names of the settings that
+    a person gave. record: its place in the history of chats; None where there is none, as for one reply."""
 
     raw = False
     """Whether there is no template and no memory: each text is completed by itself."""
@@ -78,6 +81,8 @@ class Conversation(ABC):
         self.settings = settings
         self.messages: list[dict[str, Any]] = []
         self.emptied = False
+        self.chosen: set[str] = set()
+        self.record: Record | None = None
 
     @property
     @abstractmethod
@@ -154,6 +159,8 @@ class Conversation(ABC):
     def clear(self) -> None:
         """A new conversation with the same settings."""
         self.messages, self.emptied = [], False
+        if self.record is not None:
+            self.record.leave()
 
     def undo(self) -> str:
         """Take the last turn back and return what was asked in it. Raises DataError where there is no turn."""
@@ -181,6 +188,7 @@ class Conversation(ABC):
     def set(self, name: str, text: str) -> None:
         """Change one setting to what a person typed. Raises DataError."""
         self.change(self.settings.set_text(name, text))
+        self.chosen.add(name)
 
     def unread(self) -> list[str]:
         """A line where the chat template has no use for something that it is given."""
@@ -190,6 +198,9 @@ class Conversation(ABC):
         """Go on with another conversation."""
         self.messages, self.emptied = messages, False
         self.change(settings)
+        self.chosen |= set(KEPT)
+        if self.record is not None:
+            self.record.leave()
 
     def check(self, text: str) -> None:
         """Raises DataError for a text that asks nothing."""

@@ -33,17 +33,25 @@ _LISTED = 10  # names in a message
 
 class RemoteConversation(Conversation):
     """model: a name in the server's list, `model:adapter` with an adapter; None for the first. chosen: names of
-    settings that a person gave.
+    settings that a person gave. rather: a name to take where none is given, if it is there.
 
     Raises DataError for a model that is not there, SourceError where the server does not answer.
     """
 
-    def __init__(self, client: Client, model: str | None, settings: Settings, chosen: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        client: Client,
+        model: str | None,
+        settings: Settings,
+        chosen: Sequence[str] = (),
+        *,
+        rather: str | None = None,
+    ) -> None:
         super().__init__(settings)
         self._client = client
-        self._chosen = set(chosen)
+        self.chosen = set(chosen)
         self._models = {each.id: each for each in client.models()}
-        self._model = self._known(model)
+        self._model = self._known(rather if model is None and rather in self._models else model)
         self._state = State()
         self._texts: dict[int, str] = {}
         self._ids: dict[str, int] = {}
@@ -71,7 +79,7 @@ class RemoteConversation(Conversation):
 
     @property
     def delegated(self) -> frozenset[str]:
-        return frozenset(SAMPLING) - self._chosen - {"seed"}
+        return frozenset(SAMPLING) - self.chosen - {"seed"}
 
     @property
     def adapters(self) -> list[str]:
@@ -123,14 +131,6 @@ class RemoteConversation(Conversation):
     def token_text(self, token: int) -> str:
         return self._texts.get(token, "")
 
-    def set(self, name: str, text: str) -> None:
-        super().set(name, text)
-        self._chosen.add(name)
-
-    def take(self, messages: list[dict[str, Any]], settings: Settings) -> None:
-        super().take(messages, settings)
-        self._chosen |= set(SAMPLING)
-
     def encode(self, text: str) -> None:
         self.check(text)
 
@@ -172,7 +172,7 @@ class RemoteConversation(Conversation):
 
     def _request(self, text: str, alternatives: int) -> dict[str, Any]:
         settings, variables = self.settings, dict(self.settings.template_var)
-        sampling = {name: settings.get(name) for name in SAMPLING if name in self._chosen or name == "seed"}
+        sampling = {name: settings.get(name) for name in SAMPLING if name in self.chosen or name == "seed"}
         if "repetition_penalty" in sampling:
             sampling["repeat_penalty"] = sampling["repetition_penalty"]  # llama.cpp's and LM Studio's name
         tools = variables.pop("tools", None)

@@ -20,6 +20,8 @@ repeat themselves without end."""
 SAMPLING = tuple(each.name for each in fields(Sampling))
 NAMES = (*SAMPLING, "max_tokens", "system", "stop", "template_var", "thoughts", "plain", "stats")
 SWITCHES = ("plain", "stats")
+KEPT = (*SAMPLING, "max_tokens", "system", "stop", "template_var")
+"""Those that belong to a chat, and not to whoever looks at it."""
 SHOW, FOLD, HIDE = THOUGHTS = ("show", "fold", "hide")
 
 

@@ -113,6 +113,11 @@ class History:
         query += " ORDER BY pinned DESC, updated DESC, id DESC LIMIT ?"
         return [chat_of(row) for row in self._database.rows(query, [*values, limit])]
 
+    def latest(self, limit: int) -> list[Chat]:
+        """The chats in which something was said last, pinned or not."""
+        query = "SELECT * FROM chats WHERE deleted IS NULL ORDER BY updated DESC, n DESC LIMIT ?"
+        return [chat_of(row) for row in self._database.rows(query, [limit])]
+
     def folders(self) -> list[str]:
         query = "SELECT DISTINCT folder FROM chats WHERE deleted IS NULL AND folder <> '' ORDER BY folder"
         return [row["folder"] for row in self._database.rows(query)]
