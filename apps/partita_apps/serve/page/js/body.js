@@ -16,25 +16,37 @@ const calm = () => document.hidden || matchMedia("(prefers-reduced-motion: reduc
 /** Nodes of closed blocks: code with a head that names its language and copies it; tables that scroll by themselves. */
 function closedBlocks(html) {
   const nodes = fragment(html);
-  for (const pre of nodes.querySelectorAll("pre")) dressCode(pre);
+  for (const figure of nodes.querySelectorAll("figure.code")) dressCode(figure);
+  if (nodes.querySelector("msqrt, mroot")) lookForMathFont();
   for (const table of nodes.querySelectorAll("table")) {
     const scroll = h("div", { class: "table-scroll", tabindex: "0", role: "group", "aria-label": "Table" });
     table.replaceWith(scroll);
     scroll.append(table);
   }
-  for (const link of nodes.querySelectorAll("a[href]")) Object.assign(link, { target: "_blank", rel: "noopener noreferrer" });
   return nodes;
 }
 
-function dressCode(pre) {
-  const named = [pre, pre.querySelector("code")].map((each) => /(?:^|\s)language-(\S+)/.exec(each?.className ?? "")?.[1]);
-  const language = pre.dataset.language ?? named.find(Boolean) ?? "";
-  pre.tabIndex = 0;
-  const frame = h("div", { class: "code" });
+/** Browsers draw roots with a font that has measures for formulas; where there is none, lines stand for them. */
+function lookForMathFont() {
+  const root = document.documentElement;
+  if (root.dataset.roots) return;
+  const math = (name) => document.createElementNS("http://www.w3.org/1998/Math/MathML", name);
+  const [probe, sqrt, letter] = [math("math"), math("msqrt"), math("mi")];
+  letter.textContent = "d";
+  sqrt.append(letter);
+  probe.append(sqrt);
+  document.body.append(probe);
+  root.dataset.roots = sqrt.getBoundingClientRect().width - letter.getBoundingClientRect().width > 2 ? "font" : "lines";
+  probe.remove();
+}
+
+function dressCode(figure) {
+  const pre = figure.querySelector("pre");
+  const language = figure.querySelector("figcaption")?.textContent ?? "";
   const copy = copyButton("Copy code", () => pre.textContent.replace(/\n$/, ""));
-  pre.replaceWith(frame);
-  inPieces(pre.querySelector("code") ?? pre);
-  frame.append(h("div", { class: "code-head" }, h("span", {}, language), copy), pre);
+  pre.tabIndex = 0;
+  inPieces(pre.querySelector("code"));
+  figure.replaceChildren(h("figcaption", { class: "code-head" }, h("span", {}, language || "code"), copy), pre);
 }
 
 /** Long code as pieces of whole lines, so that only those in sight are laid out. */
@@ -115,9 +127,10 @@ export class GrowingBody {
     else this.#frame ??= requestAnimationFrame(() => this.#reveal());
   }
 
-  /** Blocks that have closed; `rest` is what the open block has now. */
-  close(html, rest) {
+  /** Blocks that have closed; `rest` is what the open block has now. again: `html` is of all blocks, in their place. */
+  close(html, rest, again = false) {
     this.#pending = "";
+    if (again) this.element.replaceChildren(this.#open);
     addBlocks(this.element, closedBlocks(html), this.#open);
     this.#restart(rest);
   }

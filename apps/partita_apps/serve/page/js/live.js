@@ -27,8 +27,9 @@ class Live {
   /** Milliseconds of this page's clock: when thoughts began and ended. */
   thoughtFrom = null;
   thoughtUntil = null;
-  /** Whether events of the past are being taken in (after a reload). */
+  /** Whether events of the past are being taken in (after a reload); whether thoughts were among them. */
   catchingUp = true;
+  caughtUp = false;
 
   constructor({ run, chat, reply }) {
     Object.assign(this, { run, chat, reply, since: performance.now(), firstToken: null });
@@ -41,13 +42,23 @@ class Live {
     return seconds > 0.3 ? this.tokens / seconds : null;
   }
 
+  #prompt = 0; // seconds that its chunks took
+
+  /** Seconds until the prompt is read, from how long it took so far; null where nothing is known yet. */
+  #left({ what, done, total, reused, seconds }) {
+    if (what !== "prompt" || !seconds || done <= reused) return null;
+    this.#prompt += seconds;
+    return ((total - done) * this.#prompt) / (done - reused);
+  }
+
   take(kind, data) {
     const now = performance.now();
-    if (kind === "wait") Object.assign(this, { phase: data.what, wait: data });
+    if (kind === "wait") Object.assign(this, { phase: data.what, wait: { ...data, left: this.#left(data) } });
     if (kind === "start") Object.assign(this, { phase: "writing", started: data, wait: null });
     if (kind === "thought") {
       this.phase = "thinking";
       this.thought += data.text;
+      this.caughtUp ||= this.catchingUp;
       this.thoughtFrom ??= now;
       this.thoughtUntil = now;
     }
@@ -136,7 +147,7 @@ function finish(live, app) {
 }
 
 function spoken(end) {
-  if (end.state === "failed") return `The reply failed: ${end.error ?? ""}`;
+  if (end.state === "failed") return `The reply failed: ${end.error?.message ?? ""}`;
   const length = end.tokens ? ` ${plural(end.tokens, "token")} in ${duration(end.seconds ?? 0)}.` : "";
   return `${end.state === "stopped" ? "Reply stopped." : "Reply finished."}${length}`;
 }

@@ -50,8 +50,8 @@ class View {
 }
 
 /** What of a message can change after it was made, and is shown. */
-function signature({ state, siblings = [], has_trace, meta }) {
-  return `${state} ${has_trace} ${siblings.join()} ${meta?.tokens} ${meta?.forgotten}`;
+function signature({ state, siblings = [], has_trace, meta, html }) {
+  return `${state} ${has_trace} ${html === null} ${siblings.join()} ${meta?.tokens} ${meta?.forgotten}`;
 }
 
 /** ‹ 2/3 › where a message has siblings; null where it has none. */
@@ -174,53 +174,59 @@ class Reply extends View {
     this.annotate();
   }
 
-  fill({ html, thought, calls = [], meta }) {
-    fillBody(this.body, html ?? "");
-    if (thought) this.think(thought, meta?.thought_seconds ?? null);
-    for (const call of calls) this.calls.append(callView(call));
+  fill({ html, content, thought, calls = [] }) {
+    if (html === null) this.body.replaceChildren(h("div", { class: "plain" }, content)); // it comes with the next look
+    else fillBody(this.body, html);
+    if (thought) this.think(thought);
+    for (const call of calls) this.calls.append(callView(call.function ?? call));
   }
 
   /** Text of thoughts, folded; made when the first of it comes. */
-  think(text, seconds) {
+  think(text) {
     if (!this.thought) {
       this.thought = { label: h("span", {}), text: document.createTextNode("") };
       this.element.prepend(h("details", { class: "thought" }, h("summary", {}, icon("chevron"), this.thought.label), h("div", { class: "thought-text" }, this.thought.text)));
     }
     this.thought.text.appendData(text);
-    this.thought.label.textContent = seconds === null ? "Thoughts" : `Thought for ${duration(seconds)}`;
+    this.nameThought();
+  }
+
+  /** run: that was followed while it thought, null where only what was kept is known. */
+  nameThought(run = null) {
+    if (!this.thought) return;
+    const known = run !== null && run.thoughtFrom !== null && !run.caughtUp;
+    const tokens = this.message.meta?.thought_tokens;
+    const after = known ? `Thought for ${duration((run.thoughtUntil - run.thoughtFrom) / 1000)}` : "Thoughts";
+    this.thought.label.textContent = tokens ? `${after} · ${plural(tokens, "token")}` : after;
   }
 
   /** An event of the run that writes this reply. */
   live(kind, data, run) {
     if (!this.growing) return;
     if (kind === "thought") {
-      this.think(data.text, null);
+      this.think(data.text);
       this.thought.label.textContent = "Thinking";
     }
     if (kind === "text") this.growing.append(data.text, run.catchingUp);
-    if (kind === "block") this.growing.close(data.html, data.rest);
+    if (kind === "block") this.growing.close(data.html, data.rest, data.again);
     if (kind === "call") this.calls.append(callView(data));
     if (kind === "end") this.end(data, run);
-    else this.tell(run);
+    else this.tell(kind, run);
   }
 
   /** What is going on, below the text: what it waits for, or how far it is. */
-  tell(run) {
+  tell(kind, run) {
     this.progress ??= new Progress(this.foot);
     this.progress.show(run);
-    if (this.thought && run.phase !== "thinking") {
-      const seconds = (run.thoughtUntil - run.thoughtFrom) / 1000;
-      this.thought.label.textContent = run.catchingUp ? "Thoughts" : `Thought for ${duration(seconds)}`;
-    }
+    if (run.phase !== "thinking" && kind !== "tokens") this.nameThought(run);
   }
 
   end(data, run) {
     this.growing.end();
     this.growing = null;
     this.progress = null;
-    const seconds = run.thoughtFrom === null || run.catchingUp ? null : (run.thoughtUntil - run.thoughtFrom) / 1000;
-    if (this.thought) this.thought.label.textContent = seconds === null ? "Thoughts" : `Thought for ${duration(seconds)}`;
     this.message = { ...this.message, state: data.state, meta: { ...this.message.meta, ...data } };
+    this.nameThought(run);
     this.annotate();
     this.dressed = true;
     this.refoot();
@@ -238,6 +244,7 @@ class Reply extends View {
       this.fill(message);
     }
     if (this.growing) return;
+    if (this.body.firstElementChild?.classList.contains("plain") && message.html !== null) fillBody(this.body, message.html);
     this.annotate();
     super.changed();
   }
@@ -303,19 +310,14 @@ class Reply extends View {
         "ul",
         { class: "figures", "aria-label": "Figures of this reply" },
         message.model && h("li", { class: "ellipsis", title: "The model that replied" }, message.model),
-        figures(figuresOf(message.meta ?? {})).map(({ text, title }) => h("li", { class: "number", title }, text)),
+        figures(message.meta ?? {}).map(({ text, title }) => h("li", { class: "number", title }, text)),
       ),
     );
   }
 }
 
-/** Figures lie in `meta` as an `end` event has them, or below `usage`. */
-function figuresOf(meta) {
-  return { ...meta.usage, ...meta };
-}
-
 function errorOf(meta) {
-  return (typeof meta.error === "object" ? meta.error?.message : meta.error) || "Nothing is known of why.";
+  return meta.error?.message || "Nothing is known of why.";
 }
 
 /** The line below a reply that is being written. */

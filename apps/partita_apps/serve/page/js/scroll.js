@@ -15,7 +15,10 @@ export function followEnd(scroller, content) {
   let last = 0;
   const button = h("button", { type: "button", class: "jump", hidden: true, onClick: () => toEnd(true) }, icon("down"), h("span", {}, "Jump to latest"));
   const left = () => scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight;
-  const show = () => (button.hidden = pinned || left() < NEAR * 2);
+  const show = () => {
+    button.hidden = pinned || left() < NEAR * 2;
+    scroller.parentElement.classList.toggle("scrolled", scroller.scrollTop > 8);
+  };
   const stick = () => {
     if (pinned) scroller.scrollTop = scroller.scrollHeight;
     last = scroller.scrollTop;

@@ -23,15 +23,15 @@ export function memory(bytes) {
 
 /** 0.8 s, 12 s, 3 min 5 s. */
 export function duration(seconds) {
-  if (seconds < 10) return `${number(seconds, 1)} s`;
+  if (seconds < 10) return `${number(seconds, Number.isInteger(seconds) ? 0 : 1)} s`;
   if (seconds < 60) return `${Math.round(seconds)} s`;
   return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
 }
 
-/** What a run waits for, as one line, and how much of it is done (0 to 1, null where nobody knows). */
-export function waiting({ what, done = 0, total = 0, reused = 0, seconds = null }) {
+/** What a run waits for, as one line, and how much of it is done (0 to 1, null where nobody knows). left: seconds. */
+export function waiting({ what, done = 0, total = 0, reused = 0, left: seconds = null }) {
   const part = total ? Math.min(done / total, 1) : null;
-  const left = seconds ? `, about ${duration(seconds)} left` : "";
+  const left = seconds && seconds >= 1 ? `, about ${duration(Math.round(seconds))} left` : "";
   if (what === "loading") {
     return { text: total ? `Loading the model: ${done} of ${plural(total, "layer")}${left}` : "Loading the model", part };
   }
@@ -48,7 +48,7 @@ export function figures(meta) {
   put(meta.tokens, (tokens) => plural(tokens, "token"), meta.thought_tokens ? `${plural(meta.thought_tokens, "token")} of them thought` : "Length of the reply");
   put(meta.seconds || null, duration, "From the question to the end of the reply");
   const context = meta.context;
-  put(context ? (meta.held ?? null) : null, (held) => `${number(held)} of ${number(context)} context`, "Tokens that the model's cache holds of this chat, and how many fit");
+  put(context ? (meta.held ?? null) : null, (held) => `${number(Math.min(held, context))} of ${number(context)} context`, "Tokens that the model's cache holds of this chat, and how many fit");
   put(meta.cache_bytes || null, (bytes) => `${memory(bytes)} cache`, "Memory of this chat's keys and values");
   return found;
 }
@@ -56,7 +56,7 @@ export function figures(meta) {
 /** A plain word where the ring has begun to forget; null before. */
 export function forgetting({ forgotten = 0, context = 0 }) {
   if (!forgotten) return null;
-  return `The context of ${number(context)} tokens is full: the model no longer sees ${plural(forgotten, "token")} from the beginning of this chat.`;
+  return `The context of ${number(context)} tokens is full: the model no longer sees the oldest ${plural(forgotten, "token")} of this chat.`;
 }
 
 /** Why a reply ends where it ends; null where it came to its own end. */
