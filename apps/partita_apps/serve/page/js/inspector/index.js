@@ -16,8 +16,9 @@ import { named } from "./shown.js";
 import { counted, legend, Tokens } from "./tokens.js";
 import { Times } from "./times.js";
 
-const PART = 2000; // tokens that are fetched at once
-const SLOW = 250; // milliseconds between two drawings of all but the tokens
+const PART = 1000; // tokens that are fetched at once
+const SLOW = 250; // milliseconds between two drawings of all but the tokens, and one more for every TOKENS
+const TOKENS = 20;
 
 export function mountInspector(root, app) {
   const panel = new Panel(root, app);
@@ -27,6 +28,7 @@ export function mountInspector(root, app) {
   store.on("route", () => panel.choose());
   store.on("path", () => panel.choose());
   store.on("inspector", () => panel.choose());
+  panel.run = store.route.inspect ? store.run : null; // an address that names a reply is what was asked for
   panel.choose();
 }
 
@@ -165,8 +167,9 @@ class Panel {
     if (!known) return this.nothing();
     this.tokens.grow();
     const now = performance.now();
-    if (now - this.slowAt < SLOW) {
-      this.late ??= setTimeout(() => ((this.late = null), this.render()), SLOW);
+    const pause = SLOW + record.tokens.length / TOKENS;
+    if (now - this.slowAt < pause && this.slowAt) {
+      this.late ??= setTimeout(() => ((this.late = null), this.render()), pause);
     } else {
       this.slowAt = now;
       this.slow(record);

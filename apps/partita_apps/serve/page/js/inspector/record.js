@@ -69,15 +69,17 @@ export class Record {
 
   /** {median, slowest: position} of the time between tokens; null where none was measured. */
   get times() {
-    const measured = [];
+    const { tokens } = this;
+    const measured = new Float64Array(tokens.length);
+    let count = 0;
     let slowest = -1;
-    this.tokens.forEach(({ ms, given }, position) => {
-      if (ms === null || ms === undefined || given) return;
-      measured.push(ms);
-      if (slowest < 0 || ms > this.tokens[slowest].ms) slowest = position;
-    });
-    if (!measured.length) return null;
-    measured.sort((a, b) => a - b);
-    return { median: measured[measured.length >> 1], slowest };
+    for (let position = 0; position < tokens.length; position++) {
+      const { ms, given } = tokens[position];
+      if (ms === null || given) continue;
+      measured[count++] = ms;
+      if (slowest < 0 || ms > tokens[slowest].ms) slowest = position;
+    }
+    if (!count) return null;
+    return { median: measured.subarray(0, count).sort()[count >> 1], slowest };
   }
 }

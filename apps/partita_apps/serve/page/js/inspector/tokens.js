@@ -10,7 +10,8 @@ import { number } from "../words.js";
 import { breaks, named, percent, step, STEPS, visible } from "./shown.js";
 
 const BLOCK = 200; // tokens
-const MARGIN = "600px 0px"; // around what is seen
+const MARGIN = "400px 0px"; // around what is seen
+const HEIGHT = 480; // pixels of a block, before one was measured
 
 export class Tokens {
   /** onShow(position, kept): a token is pointed at, or kept; null: none. */
@@ -38,35 +39,39 @@ export class Tokens {
     this.observer.disconnect();
     this.element.replaceChildren();
     this.element.removeAttribute("aria-activedescendant");
-    Object.assign(this, { tokens, blocks: [], selected: null, drawn: 0 });
+    this.grown = 0;
+    Object.assign(this, { tokens, blocks: [], selected: null, height: HEIGHT });
     this.grow();
   }
 
   /** Tokens have been added to the end. */
   grow() {
     const { element } = this;
-    const atEnd = element.scrollHeight - element.scrollTop - element.clientHeight < 24;
+    if (this.grown === this.tokens.length) return;
+    this.grown = this.tokens.length;
+    const atEnd = this.following && element.scrollHeight - element.scrollTop - element.clientHeight < 24;
     while (this.blocks.length * BLOCK < this.tokens.length) this.addBlock();
     const last = this.blocks.at(-1);
     for (const block of this.blocks.slice(-2)) if (block.filled !== null) this.fill(block);
-    if (last && atEnd && this.following) element.scrollTop = element.scrollHeight;
+    if (last && atEnd) element.scrollTop = element.scrollHeight;
   }
 
   addBlock() {
     const start = this.blocks.length * BLOCK;
     const element = h("div", { class: "token-block", role: "presentation", dataset: { start } });
     const block = { element, start, filled: null };
+    element.style.height = `${this.height}px`;
     this.blocks.push(block);
     this.element.append(element);
     this.observer.observe(element);
   }
 
   seen(entries) {
-    for (const { target, isIntersecting } of entries) {
+    for (const { target, isIntersecting, boundingClientRect } of entries) {
       const block = this.blocks[target.dataset.start / BLOCK];
       if (!block || block.element !== target) continue;
       if (isIntersecting) this.open(block);
-      else this.close(block);
+      else this.close(block, boundingClientRect.height);
     }
   }
 
@@ -77,9 +82,11 @@ export class Tokens {
     this.fill(block);
   }
 
-  close(block) {
+  /** height: as it was when it went out of sight. */
+  close(block, height) {
     if (block.filled === null) return;
-    block.element.style.height = `${block.element.offsetHeight}px`;
+    if (block.filled === block.start + BLOCK) this.height = height;
+    block.element.style.height = `${height}px`;
     block.element.replaceChildren();
     block.filled = null;
   }
