@@ -8,13 +8,14 @@
 import { stream } from "./api.js";
 import { loadChats, loadState, refreshChat, store } from "./store.js";
 
+const AGAIN = 1000; // milliseconds
 let timer = null;
 const wanted = new Set();
 
-/** Follow /app/events for as long as the page lives. Emits `run-state` and `tuning` for the parts that want them. */
+/** Follow /app/events; returns a function that ends it. Emits `run-state` and `tuning` for the parts that want them. */
 export function followEvents() {
   let lost = false;
-  const { done } = stream("/app/events", null, handle, (state) => {
+  const { close, done } = stream("/app/events", null, handle, (state) => {
     if (state === "lost") {
       lost = true;
       store.set("connection", "lost");
@@ -24,10 +25,25 @@ export function followEvents() {
     }
   });
   done.catch((error) => error.locked && store.set("connection", "locked"));
+  const forget = store.on("connection", (state) => state === "lost" && setTimeout(look, AGAIN));
+  return () => {
+    forget();
+    close();
+  };
+}
+
+/** Whether the server answers again: some request failed, but perhaps no stream broke. */
+async function look() {
+  if (store.connection !== "lost") return;
+  try {
+    await loadState();
+  } catch (error) {
+    store.set("connection", error.locked ? "locked" : "lost");
+  }
 }
 
 function handle({ kind, data }) {
-  if (kind === "chat") again("chats", ...(data.id === store.chat?.id ? ["chat"] : []));
+  if (kind === "chat") again("chats", ...(data.id === null || data.id === store.chat?.id ? ["chat"] : []));
   if (kind === "models") again("state");
   if (kind === "run") {
     store.emit("run-state", data);

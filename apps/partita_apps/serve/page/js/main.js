@@ -90,6 +90,8 @@ function mount() {
   mountKeyboard(document, app);
 }
 
+let unfollow = () => {};
+
 /** Everything that needs the token; again where a person has pasted it. */
 async function begin() {
   try {
@@ -100,7 +102,8 @@ async function begin() {
     setTimeout(begin, 1000);
     return;
   }
-  followEvents();
+  unfollow();
+  unfollow = followEvents();
   await Promise.all([actions.loadChats().catch(app.fail), route()]);
 }
 

@@ -140,11 +140,18 @@ export async function refreshChat() {
   showTree(messages, chat.leaf, run);
 }
 
+/** The server renders a long chat in pieces: what it had no time for has `html` null and is asked for again. */
+function askForRest(path, id) {
+  if (!path.some((each) => each.html === null)) return;
+  setTimeout(() => store.chat?.id === id && refreshChat().catch((error) => store.emit("failure", error)), 150);
+}
+
 function showTree(messages, leaf, run) {
   store.messages = messages;
   store.path = pathTo(messages, leaf);
   store.emit("messages", messages);
   store.emit("path", store.path);
+  askForRest(store.path, store.chat?.id);
   store.emit("running", run ?? null); // live.js follows it and sets `run`
 }
 
