@@ -28,11 +28,13 @@ Kind = Literal[
     "too_large",
     "media_type",
     "busy",
+    "conflict",
     "memory",
     "engine",
     "internal",
 ]
-"""method, media_type: of HTTP. memory: with `retry_after` there may be room later, without it never."""
+"""method, media_type: of HTTP. conflict: with what is under way. memory: with `retry_after` there may be room later,
+without it never."""
 
 
 class Refused(Exception):
@@ -99,7 +101,9 @@ class Ask:
     room for. logprobs: how many alternatives to report with each token, 0 for its own probability alone, None for
     nothing. trace: of how many runners-up each token, and what the cache holds, is reported as it comes (`Spoken`,
     `Held`), None for nothing of this. parallel_tool_calls: whether there may be several calls, else the reply ends with
-    the first. variables: for the chat template.
+    the first. variables: for the chat template. begins: tokens that the reply begins with: they are said first and
+    count as said, and max_tokens is of what follows; behind a stop token among them nothing is computed. endless:
+    whether a conversation that outgrows the context goes on without its oldest tokens; None: as the model is served.
     """
 
     model: str
@@ -117,6 +121,8 @@ class Ask:
     parallel_tool_calls: bool = True
     format: Format | None = None
     variables: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    begins: Sequence[int] = ()
+    endless: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -147,8 +153,8 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Started:
-    """The prompt has been accepted. prompt_tokens: BOS included; cached_tokens: of them, not read again. ids: its own.
-    sampling: what is asked, over what is usual for the model.
+    """The prompt has been accepted. prompt_tokens: BOS included, without what the reply begins with; cached_tokens: of
+    them, not read again. ids: its own. sampling: what is asked, over what is usual for the model.
     """
 
     prompt_tokens: int
@@ -191,7 +197,7 @@ class Spoken:
 class Ended:
     """stop: the stop string that ended it, if one did. Tokens: of the reply, without its stop token; of them thoughts'.
 
-    warnings: what was asked for and not done, a line each.
+    warnings: what was asked for and not done, a line each. ids: of the reply's tokens.
     """
 
     reason: Literal["stop", "length", "tool_calls"]
@@ -200,6 +206,7 @@ class Ended:
     stop: str | None = None
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
+    ids: Sequence[int] = ()
 
 
 Event = Waiting | Started | Delta | Spoken | Held | Ended

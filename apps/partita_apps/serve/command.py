@@ -60,6 +60,7 @@ class Serve(click.Command):
 )
 @click.option("--allow-host", multiple=True, metavar="H", help="A name that clients may call this machine; repeatable.")
 @click.option("--allow-origin", multiple=True, metavar="O", help="A web page or app that may use it; repeatable.")
+@click.option("--no-history", is_flag=True, help="Keep no chat of the page beyond the server's end.")
 @click.option("--strict", is_flag=True, help="Refuse fields that are not known in place of listing them.")
 @click.option("--pin", is_flag=True, help="Load every MODEL now, and never unload it.")
 @click.option("--only", is_flag=True, help="Serve every MODEL and no other one of this machine.")
@@ -94,6 +95,8 @@ def serve(
 
     Also: serve install ARGUMENTS begins it at every login, serve uninstall ends that, serve status tells what runs.
     """
+    from ..paths import data_folder
+    from .app import token
     from .listen import listening, running, url_of
     from .server import build_app
     from .server import serve as run
@@ -104,19 +107,21 @@ def serve(
         "allow_origins": options["allow_origin"],
         "strict": options["strict"],
     }
-    settings = Settings(host=host, api_key=api_key, **given)
+    data = data_folder()
+    settings = Settings(host=host, api_key=api_key, data=data, history=not options["no_history"], **given)
     entries = _entries(models, options)
     there = running(host, PORT) if port is None else None
     if there is not None and {each.name for each in entries} <= there.models:
-        _reuse(there, opens)
+        _reuse(there, token.link(there.url, token.ensure(data)) if opens else None)
         return
     with listening(host, port) as bound:
         _end_quietly()
         number = bound.getsockname()[1]
         app = build_app(_registry(entries, options), replace(settings, port=number))
-        _say(url_of(host, number), entries, port is None and number != PORT)
+        link = token.link(url_of(_reached(host), number), token.ensure(data))
+        _say(url_of(host, number), link, entries, port is None and number != PORT)
         if opens:
-            webbrowser.open(url_of(host, number))
+            webbrowser.open(link)
         run(app, host, number, sockets=[bound], drain=settings.drain)
 
 
@@ -160,18 +165,26 @@ def _end_quietly() -> None:
         signal.signal(number, lambda *_: sys.exit(0))
 
 
-def _reuse(there: Running, opens: bool) -> None:
-    """A server is there already: it is said, and its page opened if that was wanted."""
+def _reuse(there: Running, link: str | None) -> None:
+    """A server is there already: it is said, and its page opened if that was wanted (link)."""
     click.echo(f"partita: a server is running already: {there.url}", err=True)
-    if opens:
-        webbrowser.open(there.url)
+    if link is not None:
+        webbrowser.open(link)
 
 
-def _say(url: str, entries: Sequence[Entry], other: bool) -> None:
-    """Where it is, for a person and, on standard output, for a program."""
+def _reached(host: str) -> str:
+    """The address at which this machine reaches what listens on all of its addresses."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+def _say(url: str, link: str, entries: Sequence[Entry], other: bool) -> None:
+    """Where it is, for a person and, on standard output, for a program. The link opens the page with its token, which
+    is for a person's eyes and no log."""
     names = ", ".join(printable(each.name) for each in entries)
     taken = f" ({PORT} is taken)" if other else ""
     tell(f"partita: serving {names}{taken}; Ctrl-C ends it")
+    if sys.stderr.isatty():
+        click.echo(f"partita: its page: {link}", err=True)
     click.echo(url)
     sys.stdout.flush()
 
@@ -210,20 +223,25 @@ def status(as_json: bool) -> None:
     """Whether a server is installed, whether it runs, and where it answers."""
     from partita.printable import json_text
 
+    from ..paths import data_folder
+    from .app import token
     from .listen import running
     from .service import service
 
     manager = service()
     installed, there = manager.path.exists(), running("127.0.0.1", PORT)
     runs = installed and manager.runs()
+    link = None if there is None else token.link(there.url, token.ensure(data_folder()))
     if as_json:
-        answers = None if there is None else {"url": there.url, "models": sorted(there.models)}
+        answers = None if there is None else {"url": there.url, "models": sorted(there.models), "page": link}
         document = {"installed": installed, "path": str(manager.path), "running": runs, "server": answers}
         click.echo(json_text(document))
         return
     click.echo(f"{'installed' if installed else 'not installed'}: {_shorter(manager.path)}")
     click.echo(f"service: {'running' if runs else 'not running'}")
     click.echo("no server answers" if there is None else f"answers at {there.url}: {', '.join(sorted(there.models))}")
+    if link is not None:
+        click.echo(f"its page: {link}")
 
 
 def _shorter(path: Path) -> str:

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any, Protocol
 
 import msgspec
@@ -114,9 +115,11 @@ async def reply(models: Models, ask: Ask) -> AsyncGenerator[Event, None]:
         prepared = await prepare(model, ask)
         yield Waiting("queue")
         reading = Reading(model.text, ask, prepared)
+        begun = reading.begin(ask.begins)
+        computed = _nothing() if reading.complete else model.worker.events(prepared.request)
         try:
-            async with aclosing(model.worker.events(prepared.request)) as events:
-                async for event in _read(events, reading, prepared):
+            async with aclosing(computed) as events:
+                async for event in _read(events, reading, prepared, begun):
                     yield event
         finally:
             model.text.add_reply(prepared.prompt, reading.ids)
@@ -131,18 +134,22 @@ async def prepare(model: Model, ask: Ask) -> Prepared:
         prompt, tools = await encoded(text, ask)
     check_ids(prompt.ids, text)
     check_ids(ask.logit_bias, text, "logit_bias")
+    check_ids(ask.begins, text, "begins")
     constraint = await asyncio.to_thread(constraint_for, ask, text, prompt.ids)
+    if constraint is not None and ask.begins:
+        raise Refused("`begins` cannot be given with a format or tools that the reply must follow", field="begins")
+    ids = [*prompt.ids, *_unended(ask.begins, text)]
     request = engine.Request(
         id=0,
-        prompt=prompt.ids,
-        max_tokens=_room(prompt.ids, ask, text),
+        prompt=ids,
+        max_tokens=_room(ids, ask, text),
         sampling=sampling,
         stop_ids=tuple(sorted(text.tokenizer.stop_ids)),
         alternatives=max(0 if wanted is None else max(wanted, 1) for wanted in (ask.logprobs, ask.trace)),
         logit_bias=dict(ask.logit_bias),
         constraint=constraint,
         adapter=model.adapter,
-        endless=text.endless,
+        endless=_endless(ask, text),
         trace=ask.trace is not None,
     )
     return Prepared(request, prompt, form_of(ask, text) if ask.messages is not None else ReplyFormat(), tools)
@@ -198,7 +205,7 @@ def _check_size(ask: Ask, text: ModelText) -> None:
     """
     size = len(msgspec.json.encode((ask.messages, ask.text, ask.ids, ask.tools, ask.variables)))
     least = max(size // MAX_TOKEN_BYTES, len(ask.messages or ()))
-    if not text.endless and least > text.context:
+    if not _endless(ask, text) and least > text.context:
         needed = max(size // USUAL_TOKEN_BYTES, least)
         raise _too_long(needed, ask, text, f"about {needed}")
 
@@ -228,18 +235,32 @@ def _room(ids: Sequence[int], ask: Ask, text: ModelText) -> int:
         raise Refused("the prompt is empty: give at least one token", field="prompt")
     if ask.max_tokens is not None and ask.max_tokens < 1:
         raise Refused(f"`max_tokens` must be >= 1, got {ask.max_tokens}", field="max_tokens")
-    room = text.context if text.endless else text.context - len(ids)
+    room = text.context if _endless(ask, text) else text.context - len(ids)
     if room < 1:
         needed = max(len(ids), text.context + 1)  # one token of a reply at least
         raise _too_long(needed, ask, text, str(len(ids)))
     return room if ask.max_tokens is None else min(ask.max_tokens, room)
 
 
+def _endless(ask: Ask, text: ModelText) -> bool:
+    return text.endless if ask.endless is None else ask.endless
+
+
+def _unended(ids: Sequence[int], text: ModelText) -> list[int]:
+    """Tokens up to the first that ends a reply."""
+    return list(takewhile(lambda token: token not in text.tokenizer.stop_ids, ids))
+
+
+async def _nothing() -> AsyncGenerator[engine.Event, None]:
+    """What is computed for a reply that is whole already."""
+    yield engine.Finished(0, "stop")
+
+
 async def _read(
-    events: AsyncIterator[engine.Event], reading: Reading, prepared: Prepared
+    events: AsyncIterator[engine.Event], reading: Reading, prepared: Prepared, begun: Sequence[Delta]
 ) -> AsyncGenerator[Event, None]:
-    """The engine's events of one request as ours."""
-    begun, started = time.monotonic(), False
+    """The engine's events of one request as ours. begun: what the reply begins with."""
+    then, started = time.monotonic(), False
     warnings: list[str] = []
     reason: str | None = None
     async for event in events:
@@ -251,7 +272,10 @@ async def _read(
         if not started:
             started = True
             reused = event.reused if isinstance(event, engine.Progress) else 0
-            yield Started(len(prepared.prompt.ids), reused, prepared.prompt.ids, prepared.request.sampling)
+            asked = len(prepared.prompt.ids)
+            yield Started(asked, min(reused, asked), prepared.prompt.ids, prepared.request.sampling)
+            for delta in begun:
+                yield delta
         if isinstance(event, engine.Progress):
             yield Waiting("prompt", event.done, event.total, event.reused, event.seconds)
         elif isinstance(event, engine.Held):
@@ -267,11 +291,12 @@ async def _read(
         raise Refused("the reply was ended before its end: the server stops", "engine")
     for delta in reading.finish():
         yield delta
-    yield reading.ended(reason, time.monotonic() - begun, tuple(warnings))
+    yield reading.ended(reason, time.monotonic() - then, tuple(warnings))
 
 
 class Reading:
-    """Tokens of one reply on their way to text. ids: those that came, without the one that ended it."""
+    """Tokens of one reply on their way to text. ids: those that came, without the one that ended it. complete: whether
+    what it begins with is all of it."""
 
     def __init__(self, text: ModelText, ask: Ask, prepared: Prepared) -> None:
         raw = ask.messages is None
@@ -291,11 +316,25 @@ class Reading:
         self._unsaid = 0  # tokens since the last part
         self._thought_tokens, self._calls = 0, 0
         self.ids: list[int] = []
+        self.complete = False
 
     @property
     def over(self) -> bool:
         """Whether the reply ends here, whatever the engine still computes."""
         return self._parts.stopped or (self._calls > 0 and not self._ask.parallel_tool_calls)
+
+    def begin(self, ids: Sequence[int]) -> list[Delta]:
+        """What is certain of a reply that begins with these tokens."""
+        found: list[Delta] = []
+        for token in ids:
+            if self.over or token in self._text.tokenizer.stop_ids:
+                self.complete = True
+                break
+            self.ids.append(token)
+            self._unsaid += 1
+            found += self._deltas(self._parts.push(token))
+        self.complete = self.complete or self.over
+        return found
 
     def push(self, event: engine.Token) -> list[Delta | Spoken]:
         """What became certain with a token."""
@@ -324,7 +363,7 @@ class Reading:
 
     def ended(self, reason: str | None, seconds: float, warnings: tuple[str, ...]) -> Ended:
         ends = "length" if reason == "length" and not self.over else "tool_calls" if self._calls else "stop"
-        return Ended(ends, len(self.ids), self._thought_tokens, self._parts.stop, seconds, warnings)
+        return Ended(ends, len(self.ids), self._thought_tokens, self._parts.stop, seconds, warnings, self.ids)
 
     def _deltas(self, parts: Sequence[Any]) -> list[Delta]:
         found: list[Delta] = []

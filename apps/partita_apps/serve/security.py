@@ -1,8 +1,9 @@
 """What stands in front of every route: who may ask, how much, and that nothing of ours is said by accident.
 
 Pure ASGI on the raw scope; a URL that was put together from headers is never looked at. Invariants: a request of a
-foreign page or host reaches no route; without the key, where there is one, only OPEN is answered; no body grows beyond
-its bound; an exception is written to the log, and to the client as nothing but an id.
+foreign page or host reaches no route; without the key, where there is one, only OPEN is answered, and nothing under
+/app without the page's token, which suffices there; no body grows beyond its bound; an exception is written to the log,
+and to the client as nothing but an id.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import ipaddress
 import logging
 import re
 import secrets
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from starlette.datastructures import MutableHeaders
 from starlette.responses import JSONResponse, Response
@@ -22,8 +25,11 @@ from .asked import Refused
 from .settings import Settings
 from .streams import Gone
 
-OPEN = frozenset({(method, path) for method in ("GET", "HEAD") for path in ("/health", "/", "/style.css")})
-"""What is answered without the key: that a server is here, and nothing about what it has."""
+OPEN = frozenset({"/", "/health", "/manifest.webmanifest"})
+OPEN_FOLDER = "/page/"
+"""What is answered (GET and HEAD) without the key or the page's token: that a server is here, and the files of its
+page, which are the same on every machine; nothing about what it has."""
+TOKEN_HEADER = b"x-partita-page"
 _EXPOSED = "x-partita-ignored, x-partita-warnings, x-request-id, retry-after"
 _PORT = re.compile(r":\d+$")
 _log = logging.getLogger(__name__)
@@ -38,10 +44,13 @@ def allowed_names(settings: Settings) -> frozenset[str]:
 
 
 class Guard:
-    """The outermost application."""
+    """The outermost application. token: the page's. bounds: bytes of a body, by paths that take larger ones."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: Settings, token: str, bounds: Mapping[str, int] = MappingProxyType({})
+    ) -> None:
         self._app, self._settings, self._names = app, settings, allowed_names(settings)
+        self._token, self._bounds = token, bounds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -108,7 +117,11 @@ class Guard:
 
     def _check(self, scope: Scope) -> None:
         """The key, and what is said of the body. Raises Refused."""
-        if self._settings.api_key is not None and (scope["method"], scope["path"]) not in OPEN:
+        if errors.is_page(scope["path"]):
+            if not _same(_only(scope, TOKEN_HEADER), self._token):
+                how = "open the page with `partita serve --open`, or the link that `partita serve status` prints"
+                raise Refused(f"the page's token is missing or wrong: {how}", "unauthorized")
+        elif self._settings.api_key is not None and not is_open(scope["method"], scope["path"]):
             given = [_only(scope, b"x-api-key"), _bearer(_only(scope, b"authorization"))]
             matches = [_same(key, self._settings.api_key) for key in given]  # both are looked at in any case
             if not any(matches):
@@ -122,8 +135,8 @@ class Guard:
         length = _only(scope, b"content-length")
         if length is not None and (not length.isdecimal() or len(length) > 18):
             raise Refused("Content-Length is not a number")
-        if length is not None and int(length) > self._settings.max_body:
-            raise self._too_large()
+        if length is not None and int(length) > self._bound(scope):
+            raise self._too_large(scope)
 
     def _bounded(self, scope: Scope, receive: Receive) -> Receive:
         """What reads the request, up to a bound."""
@@ -133,14 +146,17 @@ class Guard:
             nonlocal taken
             message = await receive()
             taken += len(message.get("body", b""))
-            if taken > self._settings.max_body:
-                raise self._too_large()
+            if taken > self._bound(scope):
+                raise self._too_large(scope)
             return message
 
         return bounded
 
-    def _too_large(self) -> Refused:
-        return Refused(f"the body is larger than {self._settings.max_body} bytes", "too_large")
+    def _bound(self, scope: Scope) -> int:
+        return self._bounds.get(scope["path"], self._settings.max_body)
+
+    def _too_large(self, scope: Scope) -> Refused:
+        return Refused(f"the body is larger than {self._bound(scope)} bytes", "too_large")
 
     def _preflight(self, scope: Scope) -> Response:
         """The answer to a browser that asks whether a page of an allowed origin may send what it wants to send."""
@@ -179,6 +195,11 @@ class _Answer:
             if "access-control-allow-origin" in self.headers:
                 headers["cross-origin-resource-policy"] = "cross-origin"
         await self._send(message)
+
+
+def is_open(method: str, path: str) -> bool:
+    """Whether a route needs neither key nor token."""
+    return method in ("GET", "HEAD") and (path in OPEN or path.startswith(OPEN_FOLDER))
 
 
 def plain_path(path: str) -> str:

@@ -13,12 +13,13 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..terminal import HANGUP, leave_terminal
-from . import page
 from .api import chat, completions, errors, messages, models, ollama, responses, state, tokens
 from .api.exchange import Endpoint, Exchange, Service
+from .app import token
 from .asked import Refused
 from .frames import Beat
 from .metrics import Metrics
+from .page import static
 from .replies import Models
 from .security import Guard
 from .settings import Settings
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     import uvicorn
 
 ENDPOINTS: Sequence[Endpoint] = (
-    *page.ENDPOINTS,
+    *static.ENDPOINTS,
     *chat.ENDPOINTS,
     *completions.ENDPOINTS,
     *responses.ENDPOINTS,
@@ -41,9 +42,11 @@ ENDPOINTS: Sequence[Endpoint] = (
 
 
 def build_app(registry: Models, settings: Settings) -> ASGIApp:
-    """The ASGI application. The registry lives while it serves."""
+    """The ASGI application. The registry lives while it serves. Raises DataError where the data folder cannot be
+    used."""
     metrics = Metrics(lambda: _beats(registry))
-    return Guard(_App(Service(registry, settings, metrics, ENDPOINTS)), settings)
+    own = token.new() if settings.data is None else token.ensure(settings.data)
+    return Guard(_App(Service(registry, settings, metrics, ENDPOINTS)), settings, own)
 
 
 def serve(app: ASGIApp, host: str, port: int, *, sockets: list[socket.socket] | None = None, drain: float = 30) -> None:

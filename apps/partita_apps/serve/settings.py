@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from partita.errors import DataError
 
@@ -22,7 +23,8 @@ class Settings:
     than this machine reach the host. allow_hosts: names it may be called by beside those of the loopback, `name` or
     `name:port`. allow_origins: of pages that may use it, as browsers write them (`app://obsidian.md`). strict: unknown
     fields are refused. max_body: bytes of a request. silence: seconds after which a stream says that it lives. drain:
-    seconds that replies have to end when the server stops.
+    seconds that replies have to end when the server stops. data: the folder of the page's token and the history of
+    its chats; None: both end with the server. history: whether chats outlive the server.
 
     Raises DataError for what makes no sense together.
     """
@@ -36,6 +38,8 @@ class Settings:
     max_body: int = MAX_BODY
     silence: float = SILENCE
     drain: float = 30.0
+    data: Path | None = None
+    history: bool = True
 
     def __post_init__(self) -> None:
         if self.api_key is None and not is_loopback(self.host):

@@ -41,14 +41,22 @@ def test_ctrl_c_ends_it_as_well(start: Start, tiny_model: Path) -> None:
     assert server.end(signal.SIGINT) == 0
 
 
-def test_the_page_lists_models_and_has_no_script(start: Start, tiny_model: Path) -> None:
+def test_the_page_is_there_and_its_token_in_the_data_folder(
+    start: Start, tiny_model: Path, environment: dict[str, str]
+) -> None:
+    """The link with the token is for a terminal and for `status`; the address alone is for programs and logs."""
     server = start(tiny_model, "--only")
     status, page = server.ask("GET", "/")
-    assert status == 200
-    assert '<td class="name">tiny</td>' in page
-    assert server.url in page
-    assert "<script" not in page
-    assert server.ask("GET", "/style.css")[0] == 200
+    assert (status, '<script type="module"' in page) == (200, True)
+    file = Path(environment["PARTITA_DATA"]) / "page-token"
+    token = file.read_text().strip()
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert token not in page + server.url + server.log.read_text()
+    assert server.ask("GET", "/app/nothing")[0] == 401
+    assert server.ask("GET", "/app/nothing", **{"x-partita-page": token})[0] == 404
+    assert server.end() == 0
+    again = start(tiny_model, "--only")
+    assert again.ask("GET", "/app/nothing", **{"x-partita-page": token})[0] == 404
 
 
 def test_a_key_is_asked_for_and_the_page_shows_nothing_without(start: Start, tiny_model: Path) -> None:
@@ -92,14 +100,22 @@ def test_a_second_one_is_the_first(start: Start, tiny_model: Path, tmp_path: Pat
 
     def run(*arguments: str | Path) -> subprocess.Popen[str]:
         command = [sys.executable, str(program), str(first.port), "serve", *map(str, arguments)]
-        return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**environment, "BROWSER": "true"}, text=True
-        )
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True)
 
+    opened = tmp_path / "opened"
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {opened}\n')
+    browser.chmod(0o755)
+    environment["BROWSER"] = str(browser)
     again = run(tiny_model, "--open")
     out, err = again.communicate(timeout=60)
     assert (again.returncode, out) == (0, "")
     assert f"running already: {first.url}" in err
+    token = (Path(environment["PARTITA_DATA"]) / "page-token").read_text().strip()
+    assert opened.read_text().strip() == f"{first.url}/#token={token}"
+    assert token not in err
+    said = run("status")
+    assert f"its page: {first.url}/#token={token}" in said.communicate(timeout=60)[0]
     elsewhere = run(shutil.copytree(tiny_model, tmp_path / "another"))
     assert elsewhere.stdout is not None
     url = elsewhere.stdout.readline().strip()

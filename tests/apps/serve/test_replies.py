@@ -12,7 +12,7 @@ import pytest
 
 from partita.engine.request import Failed
 from partita_apps.serve import replies
-from partita_apps.serve.asked import Ask, Delta, Ended, Event, Refused, Started, Tool, ToolChoice, Waiting
+from partita_apps.serve.asked import Ask, Delta, Ended, Event, Format, Refused, Started, Tool, ToolChoice, Waiting
 from partita_apps.serve.model_text import ModelText
 
 from .scripted import Script, ScriptedRegistry
@@ -273,3 +273,51 @@ def test_a_base_model_completes_and_does_not_talk(registry: Make) -> None:
     made.models["tiny"].text._transcripts._template = None
     assert said(told(made, Ask("tiny", text="the"))) == "hello"
     assert "chat template" in refused(made, asked()).message
+
+
+# ---------------------------------------------------------------- a reply that begins with given tokens
+
+
+def test_a_reply_begins_with_what_it_is_given(registry: Make) -> None:
+    made = registry(Script("brown fox"))
+    worker = made.models["tiny"].worker
+    begins = worker.ids("the quick")
+    events = told(made, asked(begins=begins, max_tokens=50))
+    (request,) = worker.requests
+    assert request.prompt[-len(begins) :] == begins
+    assert request.max_tokens == 50
+    started = next(event for event in events if isinstance(event, Started))
+    assert started.prompt_tokens == len(request.prompt) - len(begins)
+    assert said(events) == "the quickbrown fox"
+    assert ended(events).ids == [*begins, *worker.ids("brown fox")]
+    assert ended(events).completion_tokens == len(ended(events).ids)
+
+
+def test_nothing_is_computed_behind_a_stop_token_or_string(registry: Make) -> None:
+    for more, text in (({}, "the quick fox"), ({"stop": (" quick",)}, "the")):
+        made = registry(Script(refuses=Failed(0, "it must not be asked")))
+        worker = made.models["tiny"].worker
+        stop = min(worker.text.tokenizer.stop_ids)
+        events = told(made, asked(begins=[*worker.ids("the quick fox"), stop], **more))
+        assert not worker.requests
+        assert (said(events), ended(events).reason) == (text, "stop")
+        assert stop not in ended(events).ids
+
+
+def test_what_a_reply_cannot_begin_with(registry: Make) -> None:
+    with pytest.raises(Refused, match="`begins`"):
+        told(registry(), asked(begins=[10**7]))
+    with pytest.raises(Refused, match="`begins`"):
+        told(registry(), asked(begins=[5], format=Format("json_object")))
+
+
+def test_a_conversation_may_outgrow_the_context_where_it_is_asked_to(registry: Make) -> None:
+    made = registry(context=16)
+    with pytest.raises(Refused) as why:
+        told(made, asked("the fox " * 20))
+    assert why.value.kind == "context"
+    told(made, asked("the fox " * 20, endless=True))
+    assert made.models["tiny"].worker.requests[-1].endless
+    forgetful = registry(context=16, endless=True)
+    with pytest.raises(Refused):
+        told(forgetful, asked("the fox " * 20, endless=False))

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ..asked import Kind, Refused
 
-Dialect = Literal["openai", "anthropic", "ollama"]
+Dialect = Literal["openai", "anthropic", "ollama", "page"]
 STATUS: Mapping[Kind, int] = MappingProxyType(
     {
         "invalid": 400,
@@ -23,6 +23,7 @@ STATUS: Mapping[Kind, int] = MappingProxyType(
         "too_large": 413,
         "media_type": 415,
         "busy": 429,
+        "conflict": 409,
         "memory": 503,
         "engine": 503,
         "internal": 500,
@@ -51,10 +52,17 @@ _ANTHROPIC_TYPES = {
 }
 
 
+def is_page(path: str) -> bool:
+    """Whether a route is one that the server's own page calls."""
+    return path == "/app" or path.startswith("/app/")
+
+
 def dialect_of(path: str) -> Dialect:
     """The dialect of a route."""
     if path.startswith("/api/"):
         return "ollama"
+    if is_page(path):
+        return "page"
     return "anthropic" if path.startswith("/v1/messages") else "openai"
 
 
@@ -67,6 +75,8 @@ def document(why: Refused, dialect: Dialect) -> dict[str, Any]:
     """The body of an answer, and the data of a stream's error event."""
     if dialect == "ollama":
         return {"error": why.message}
+    if dialect == "page":
+        return {"error": {"message": why.message, "type": why.kind, "field": why.field}}
     code = status(why)
     if dialect == "anthropic":
         kind = _ANTHROPIC_TYPES.get(code, "api_error")
