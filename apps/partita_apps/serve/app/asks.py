@@ -14,6 +14,7 @@ from partita.language_model import DEFAULT_MAX_TOKENS
 
 from ...conversation.settings import SAMPLING, Settings
 from ..asked import Ask, Refused
+from .trace import RUNNERS_UP
 
 if TYPE_CHECKING:
     from ...history import Chat, Message
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 ENDLESS = "endless"
 """The setting of a chat that says whether it goes on when the context is full; it does where the setting is not."""
 NAMES = (*SAMPLING, "max_tokens", "stop", "system", "template_var", ENDLESS)
-ALTERNATIVES = 5
-"""Tokens that are reported beside each one of a reply."""
 MOST_TEXT = 1 << 20  # characters of a system prompt
 Json = dict[str, Any]
 
@@ -61,7 +60,7 @@ def ask_of(chat: Chat, model: str, path: Sequence[Message], begins: Sequence[int
         sampling={name: given[name] for name in SAMPLING if name in given},
         max_tokens=given.get("max_tokens", DEFAULT_MAX_TOKENS),
         stop=settings.stop,
-        logprobs=ALTERNATIVES,
+        trace=RUNNERS_UP,
         variables=settings.template_var,
         begins=begins,
         endless=given.get(ENDLESS, True),

@@ -13,8 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ...markup.blocks import Blocks
-    from ...markup.markdown import Renderer
+    from ...markup import Blocks, Renderer
 
 MOST_KEPT = 16 << 20
 """Characters of all texts that are kept, with their HTML."""
@@ -30,13 +29,13 @@ class Rendering:
 
     @cached_property
     def _renderer(self) -> Renderer:
-        from ...markup.markdown import Renderer  # a tenth of a second, and a server may never show a page
+        from ...markup import Renderer  # a tenth of a second, and a server may never show a page
 
         return Renderer()
 
     def blocks(self) -> Blocks:
         """Of a text that grows."""
-        from ...markup.blocks import Blocks
+        from ...markup import Blocks
 
         return Blocks(self._renderer)
 

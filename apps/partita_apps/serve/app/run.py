@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from partita.errors import PartitaError
 
 from .. import replies
-from ..asked import Ask, Delta, Event, Refused, Started, Waiting
+from ..asked import Ask, Delta, Ended, Event, Held, Refused, Spoken, Started, Waiting
 from ..metrics import Metrics
 from ..streams import Feed
 from .log import Log
 from .rendering import Rendering
-from .trace import Trace
+from .trace import Trace, inherited
 
 if TYPE_CHECKING:
     from ...history import History
@@ -41,13 +41,14 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Task:
     """What a run is for. run: its name, that of the message that is the reply. text: what the reply begins with, of
-    which no tokens are known."""
+    which no tokens are known. origin: the trace of the reply whose tokens it begins with, where there is one."""
 
     run: str
     chat: str
     parent: str | None
     ask: Ask
     text: str = ""
+    origin: Mapping[str, Any] | None = None
 
     def document(self) -> Json:
         return {"run": self.run, "chat": self.chat, "parent": self.parent, "reply": self.run, "model": self.ask.model}
@@ -65,25 +66,44 @@ class Tools:
 
 @dataclass
 class _Said:
-    """thought, text: what has come; the other two: what of it no event has said yet."""
+    """thought, text, calls, ids (tokens): what has come; new_thought, new_text: what of it no event has said yet. new:
+    tokens that were computed; first, last: when."""
 
     thought: list[str] = field(default_factory=list[str])
     text: list[str] = field(default_factory=list[str])
     new_thought: str = ""
     new_text: str = ""
     calls: list[Json] = field(default_factory=list[Json])
+    ids: list[int] = field(default_factory=list[int])
+    new: int = 0
+    first: float = 0.0
+    last: float = 0.0
+
+    def token(self, event: Spoken) -> None:
+        self.last = time.monotonic()
+        self.first = self.first or self.last
+        self.new += 1
+        if not event.ends:
+            self.ids.append(event.token)
+
+    @property
+    def speed(self) -> float | None:
+        """Tokens a second behind the first."""
+        seconds = self.last - self.first
+        return round((self.new - 1) / seconds, 2) if self.new > 1 and seconds > 0 else None
 
 
 class Run:
     """state: as of the message in the history. ended: monotonic time, None while it runs."""
 
     def __init__(self, task: Task, tools: Tools, on_end: Callable[[Run], None]) -> None:
-        self.task, self.log, self.trace = task, Log(), Trace(task.ask.begins)
+        self.task, self.log, self.trace = task, Log(), Trace()
         self.state, self.ended = "running", None
         self._tools, self._on_end = tools, on_end
-        self._said, self._blocks = _Said(), tools.rendering.blocks()
+        self._said, self._blocks = _Said(ids=list(task.ask.begins)), tools.rendering.blocks()
         self._facts: Json = {"reason": None, "error": None, "warnings": []}
         self._started: Started | None = None
+        self._held: Held | None = None
         self._begun, self._flushed = time.monotonic(), 0.0
         self._last_wait: Json = {}
         self._changed, self._over = asyncio.Event(), asyncio.Event()
@@ -128,6 +148,7 @@ class Run:
     async def _reply(self) -> None:
         async with Feed([self._events()]) as feed:
             async for item in feed.each(TICK):
+                self._detail(self.trace.flush() if item is None else self.trace.push(item[1]))
                 if item is not None:
                     self._take(item[1])
                 if time.monotonic() - self._flushed >= TICK:
@@ -135,15 +156,18 @@ class Run:
 
     async def _events(self) -> AsyncGenerator[Event, None]:
         ask, models = self.task.ask, self._tools.models
-        if self.task.text:
+        if self.task.text or ask.begins:
             async with aclosing(models.loading(ask.model)) as layers:
                 async for done, total in layers:
                     yield Waiting("loading", done, total)
             async with models.use(ask.model) as model:
-                ids = await asyncio.to_thread(model.text.tokenizer.encode, self.task.text, bos=False)
-            ask = replace(ask, begins=ids)
-            self.trace = Trace(ids)
-        counted = self._tools.metrics.counted(replies.reply(models, ask, lambda event: self.trace.watch(event)))
+                tokenizer = model.text.tokenizer
+                if self.task.text:
+                    ids = await asyncio.to_thread(tokenizer.encode, self.task.text, bos=False)
+                    ask, self._said.ids = replace(ask, begins=ids), list(ids)
+                replies.check_ids(ask.begins, model.text, "begins")
+                self.trace = Trace(inherited(self.task.origin, ask.begins, tokenizer.token_bytes))
+        counted = self._tools.metrics.counted(replies.reply(models, ask))
         async with aclosing(counted) as events:
             async for event in events:
                 yield event
@@ -157,15 +181,20 @@ class Run:
             self.log.add("start", {**counts, "sampling": event.sampling})
         elif isinstance(event, Delta):
             self._delta(event)
-        else:
-            self._facts |= {"reason": event.reason, "warnings": list(event.warnings)}
-            self._facts |= {"thought_tokens": event.thought_tokens, "seconds": event.seconds, "ids": event.ids}
+        elif isinstance(event, Spoken):
+            self._said.token(event)
+        elif isinstance(event, Held):
+            self._held = event
+        elif isinstance(event, Ended):
+            self._facts |= {"reason": event.reason, "thought_tokens": event.thought_tokens, "seconds": event.seconds}
+            self._facts["warnings"] = [*self._facts["warnings"], *event.warnings]
+            self._said.ids = list(event.ids)
 
     def _wait(self, event: Waiting) -> None:
         found = {"what": event.what, "done": event.done, "total": event.total, "reused": event.reused}
         if found != self._last_wait:
             self._last_wait = found
-            self.log.add("wait", {**found, "seconds": round(time.monotonic() - self._begun, 3)})
+            self.log.add("wait", {**found, "seconds": round(event.seconds, 4)})
 
     def _delta(self, delta: Delta) -> None:
         said = self._said
@@ -194,7 +223,6 @@ class Run:
             text, said.new_text = said.new_text, ""
             self._rendering = asyncio.create_task(self._render(text))
             await asyncio.shield(self._rendering)
-        self._detail()
 
     async def _render(self, text: str) -> None:
         change = await asyncio.to_thread(self._blocks.push, text)
@@ -203,8 +231,8 @@ class Run:
         else:
             self.log.add("text", {"text": text})
 
-    def _detail(self) -> None:
-        for kind, data in self.trace.due():
+    def _detail(self, told: list[tuple[str, Json]]) -> None:
+        for kind, data in told:
             if self.log.size < MOST_DETAIL:
                 self.log.add(kind, data)
 
@@ -214,7 +242,7 @@ class Run:
             "content": "".join(said.text),
             "thought": "".join(said.thought),
             "calls": list(said.calls),
-            "ids": tuple(self.trace.ids),
+            "ids": tuple(said.ids),
         }
 
     async def _write_now_and_then(self) -> None:
@@ -260,44 +288,47 @@ class Run:
         if self._rendering is not None:
             await asyncio.wait([self._rendering])
         await self._flush()
+        self._detail(self.trace.flush())
         change = await asyncio.to_thread(self._blocks.finish)
         if change.html or change.again:
             self.log.add("block", {"html": change.html, "rest": "", "again": change.again})
-        end, rows = self._end(), self.trace.rows()
+        end = self._end()
         await self._write({**self._row(), "state": self.state, "meta": end})
-        if rows:
-            await self._keep_trace(rows)
+        await self._keep_trace()
         self.log.add("end", {"state": self.state, **end, "warnings": self._facts["warnings"]})
 
-    async def _keep_trace(self, rows: list[Json]) -> None:
+    async def _keep_trace(self) -> None:
         try:
-            await asyncio.to_thread(self._tools.history.put_trace, self.task.run, rows)
+            await asyncio.to_thread(self._tools.history.put_trace, self.task.run, [self.trace.document])
         except PartitaError as error:
             _log.warning("the tokens of the reply %s were not written: %s", self.task.run, error)
 
     def _end(self) -> Json:
         """What is known of the reply at its end."""
-        facts = dict(self._facts)
-        counted = self.trace.end(facts.pop("ids", None))
-        started, seconds = self._started, time.monotonic() - self._begun
+        said, started, seconds = self._said, self._started, time.monotonic() - self._begun
         prompt = 0 if started is None else started.prompt_tokens
         return {
             "thought_tokens": None,
             "seconds": round(seconds, 3),
-            **facts,
+            **self._facts,
+            "tokens": len(said.ids),
+            "tokens_per_second": said.speed,
+            "surprise": self.trace.surprise,
             "prompt_tokens": prompt,
             "cached_tokens": 0 if started is None else started.cached_tokens,
-            **self._cache(prompt + counted["tokens"] if started else 0),
-            **counted,
+            **self._cache(prompt + len(said.ids) if started else 0),
         }
 
-    def _cache(self, held: int) -> Json:
-        """How full the context is: of `held` tokens, those that the model no longer sees are forgotten."""
+    def _cache(self, seen: int) -> Json:
+        """How full the context is. seen: tokens of the prompt and the reply, for where nothing was said of the cache."""
+        last = self._held
+        if last is not None:
+            held = last.sinks + last.window
+            known = {"context": last.context, "held": held, "forgotten": last.seen - held}
+            return {**known, "cache_bytes": last.bytes}
         facts = None
         with suppress(Refused):
             facts = self._tools.models.describe(self.task.ask.model).facts
-        if facts is None:
-            return {"context": None, "held": held, "forgotten": 0, "cache_bytes": None}
-        seen = min(held, facts.context)
-        size = round(facts.row_bytes * seen / max(facts.context, 1))
-        return {"context": facts.context, "held": held, "forgotten": held - seen, "cache_bytes": size}
+        context = None if facts is None else facts.context
+        held = seen if context is None else min(seen, context)
+        return {"context": context, "held": held, "forgotten": seen - held, "cache_bytes": None}
