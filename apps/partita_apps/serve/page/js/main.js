@@ -28,7 +28,8 @@ const app = {
   api,
   store,
   actions,
-  /** Go to an address of the page: `#/`, `#/chat/ID`, `#/chat/ID/at/MESSAGE`, `#/chat/ID/inspect/MESSAGE`, `#/tuning`. */
+  /** Go to an address of the page: `#/`, `#/chat/ID`, `#/chat/ID/at/MESSAGE`, `#/chat/ID/inspect/MESSAGE`,
+   * `#/tuning`, `#/tuning/RUN`. */
   go: (hash) => (location.hash === hash ? route() : (location.hash = hash)),
   /** Tell a person who listens to the page, once, politely. */
   say: (text) => ($("status").textContent = text),
@@ -48,7 +49,7 @@ const app = {
 function parse(hash) {
   const [, view, id, sub, message] = hash.split("/").map(decodeURIComponent);
   const where = (name) => (sub === name ? (message ?? null) : null);
-  if (view === "tuning") return { view: "tuning", chat: null, inspect: null, at: null };
+  if (view === "tuning") return { view: "tuning", chat: null, inspect: null, at: null, run: id || null };
   if (view === "chat" && id) return { view: "chat", chat: id, inspect: where("inspect"), at: where("at") };
   return { view: "chat", chat: null, inspect: null, at: null };
 }

@@ -30,7 +30,8 @@ class Store extends EventTarget {
   attachments = [];
   /** How many files are still being read for it. */
   attaching = 0;
-  /** {view: "chat" | "tuning", chat: id | null, inspect: message id | null, at: message id | null (scrolled to)} */
+  /** {view: "chat" | "tuning", chat: id | null, inspect: message id | null, at: message id | null (scrolled to),
+   * run: of fine-tuning, id | null} */
   route = { view: "chat", chat: null, inspect: null, at: null };
 
   /** Change one field and say so. */
