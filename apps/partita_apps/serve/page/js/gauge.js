@@ -18,8 +18,8 @@ export function mountGauge(root, app) {
     const { held = 0, context } = facts;
     const bytes = facts.bytes ?? facts.cache_bytes;
     const forgot = forgetting(facts);
-    text.textContent = `${number(held)} / ${number(context)}`;
-    gauge.title = `${number(held)} of ${number(context)} tokens of context are used.${bytes ? ` They take ${memory(bytes)}.` : ""}${forgot ? ` ${forgot}` : ""}`;
+    text.textContent = `${number(Math.min(held, context))} / ${number(context)}`;
+    gauge.title = `${number(Math.min(held, context))} of ${number(context)} tokens of context are used.${bytes ? ` They take ${memory(bytes)}.` : ""}${forgot ? ` ${forgot}` : ""}`;
     gauge.classList.toggle("full", Boolean(forgot));
     fill.style.setProperty("--part", `${Math.min(100, (100 * held) / context)}%`);
   };

@@ -76,11 +76,11 @@ function covering(root) {
 }
 
 function closeSides(root, app) {
-  if (matchMedia(PHONE).matches) {
-    app.sidebar(false);
-    document.querySelector('[aria-controls="sidebar"]').focus();
+  for (const side of ["sidebar", "inspector"]) {
+    if (root.dataset[side] !== "open" || (side === "sidebar" && !matchMedia(PHONE).matches)) continue;
+    app[side](false);
+    document.querySelector(`#header [aria-controls="${side}"]`).focus();
   }
-  app.inspector(false);
 }
 
 /** Have a toast go after some time, but not while the pointer or the focus is on it. */

@@ -19,6 +19,7 @@ export function startView(app) {
   const { store } = app;
   if (store.connection === "locked") return locked(app);
   if (store.state === null) return h("div", { class: "start-view" }, h("p", { class: "faint" }, store.connection === "lost" ? "" : "Connecting"));
+  if (store.route.chat && store.chat === null) return h("div", {}); // it is on its way
   if (!store.models.length) return noModel();
   return first(app);
 }
