@@ -42,7 +42,9 @@ export class Record {
     this.version++;
   }
 
-  chunk({ done, total, reused = 0, ms = null }) {
+  /** A chunk of the prompt has been read. */
+  chunk({ done, total, reused = 0, seconds }) {
+    const ms = seconds ? seconds * 1000 : null;
     const before = this.chunks.at(-1)?.done ?? reused;
     if (done > before) this.chunks.push({ done, total, reused, ms, tokens: done - before });
   }
