@@ -100,8 +100,13 @@ def complaints() -> Iterator[Complaints]:
 
 
 @pytest.fixture
-def page_at(browser: Browser, data: Path, complaints: Complaints) -> Iterator[PageAt]:
-    """page_at(served, path="#/", width=1280, theme="light", locked=False, **context): a page in a profile of its own.
+def page_at(
+    browser: Browser,
+    data: Path,
+    complaints: Complaints,
+    served: Callable[..., Served],  # noqa: F811  (servers end behind their pages)
+) -> Iterator[PageAt]:
+    """page_at(server, path="#/", width=1280, theme="light", locked=False, **context): a page in a profile of its own.
 
     locked: without the page's token. context: of playwright's `new_context`.
     """
