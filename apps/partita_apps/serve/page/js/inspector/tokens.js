@@ -26,7 +26,8 @@ export class Tokens {
       "aria-label": "Tokens of the reply",
       onKeydown: (event) => this.key(event),
       onPointerover: (event) => this.point(event),
-      onPointerleave: () => this.onShow(this.selected, false),
+      onPointerleave: () => this.selected !== null && this.onShow(this.selected, false),
+      onScroll: ({ currentTarget: { scrollHeight, scrollTop, clientHeight } }) => (this.pinned = scrollHeight - scrollTop - clientHeight < 32),
       onClick: (event) => this.click(event),
       onFocus: () => this.tokens.length && this.selected === null && this.select(0),
     });
@@ -40,20 +41,23 @@ export class Tokens {
     this.element.replaceChildren();
     this.element.removeAttribute("aria-activedescendant");
     this.grown = 0;
+    this.pinned = true;
     Object.assign(this, { tokens, blocks: [], selected: null, height: HEIGHT });
     this.grow();
   }
 
   /** Tokens have been added to the end. */
   grow() {
-    const { element } = this;
     if (this.grown === this.tokens.length) return;
     this.grown = this.tokens.length;
-    const atEnd = this.following && element.scrollHeight - element.scrollTop - element.clientHeight < 24;
     while (this.blocks.length * BLOCK < this.tokens.length) this.addBlock();
-    const last = this.blocks.at(-1);
     for (const block of this.blocks.slice(-2)) if (block.filled !== null) this.fill(block);
-    if (last && atEnd) element.scrollTop = element.scrollHeight;
+    this.follow();
+  }
+
+  /** Stay at the end of a reply that is written, unless a person has gone elsewhere. */
+  follow() {
+    if (this.following && this.pinned) this.element.scrollTop = this.element.scrollHeight;
   }
 
   addBlock() {
@@ -80,6 +84,7 @@ export class Tokens {
     block.element.style.height = "";
     block.filled = block.start;
     this.fill(block);
+    this.follow();
   }
 
   /** height: as it was when it went out of sight. */
@@ -126,6 +131,7 @@ export class Tokens {
   select(position) {
     if (this.selected !== null) this.mark(this.selected, false);
     this.selected = position;
+    this.pinned = false;
     const chip = this.at(position);
     this.mark(position, true);
     chip?.scrollIntoView({ block: "nearest" });
@@ -221,7 +227,7 @@ export function counted(tokens) {
   const thoughts = tokens.reduce((sum, token) => sum + (token?.thought ? 1 : 0), 0);
   const given = tokens.reduce((sum, token) => sum + (token?.given ? 1 : 0), 0);
   const parts = [`${number(tokens.length)} token${tokens.length === 1 ? "" : "s"}`];
-  if (thoughts) parts.push(`${number(thoughts)} of them thought (in italics)`);
+  if (thoughts) parts.push(`${number(thoughts)} of them thought (overlined)`);
   if (given) parts.push(`the first ${number(given)} taken over from another reply (dotted)`);
   return `${parts.join(", ")}.`;
 }
