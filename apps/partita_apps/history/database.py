@@ -29,16 +29,17 @@ _INSTEAD = "or chat without a history (--no-history)"
 
 
 class Database:
-    """One connection, which the threads of this process take in turn."""
+    """One connection, which the threads of this process take in turn. path: None for one in memory alone."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self.path = path
         self._lock = threading.RLock()
         self._version, self._seen = 0, (0, 0)
         with self._translated():
-            _make_private(path)
+            if path is not None:
+                _make_private(path)
             self._connection = sqlite3.connect(
-                path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+                path or ":memory:", timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
             try:
                 self._prepare()

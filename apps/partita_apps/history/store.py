@@ -74,8 +74,14 @@ class History:
             raise
         return history
 
+    @classmethod
+    def in_memory(cls) -> History:
+        """One that is gone with this process, and never on a disk."""
+        return cls(Database(None))
+
     @property
-    def file(self) -> Path:
+    def file(self) -> Path | None:
+        """None of one in memory."""
         return self._database.path
 
     def close(self) -> None:

@@ -22,9 +22,12 @@ import msgspec
 import psutil
 
 from partita.cache.budget import RESERVE
+from partita.checkpoint.open import open_checkpoint
 from partita.errors import PartitaError
+from partita.inference.sampling import Sampling, recommended
 from partita.units import memory_size
 
+from ..conversation.settings import usual_sampling
 from .asked import Refused
 from .frames import Load, Loaded
 from .guests import Guests
@@ -229,6 +232,37 @@ class Registry:
         if adapter:
             raise Refused(f"{name} is an adapter: name its model, {found.name}", field="model")
         return found
+
+    def predicted(self, name: str) -> int:
+        """Bytes of a model in memory. Raises Refused."""
+        entry, _ = self._names.find(name)
+        return self._predicted(self._slots.get(entry.path) or _Slot(entry))
+
+    async def usual(self, name: str) -> Sampling:
+        """How a conversation with a model samples, loaded or not. Raises Refused."""
+        entry, _ = self._names.find(name)
+        slot = self._slots.get(entry.path)
+        if slot is not None and slot.text is not None:
+            return slot.text.usual
+        try:
+            checkpoint = await asyncio.to_thread(open_checkpoint, entry.path)
+        except PartitaError as error:
+            raise Refused(str(error), "engine", field=error.field) from None
+        return usual_sampling(recommended(checkpoint.generation_config))[0]
+
+    async def unload(self, name: str) -> None:
+        """Give a model's memory back now. Raises Refused: conflict while somebody uses it, or where it is pinned."""
+        entry, _ = self._names.find(name)
+        slot = self._slots.get(entry.path)
+        if slot is None or slot.worker is None:
+            return
+        if slot.entry.pinned:
+            raise Refused(f"{entry.name} is pinned: start the server without --pin to unload it", "conflict")
+        async with self._changing:
+            if slot.users or slot.loading is not None:
+                raise Refused(f"{entry.name} is being used: wait until its replies end, or stop them", "conflict")
+            if slot.worker is not None:
+                await self._unload(slot)
 
     def free(self) -> int:
         """Bytes of memory that nobody has, and nobody was promised."""

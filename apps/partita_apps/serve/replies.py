@@ -81,6 +81,22 @@ class Models(Protocol):
         """Of models that are loaded or being loaded, by name."""
         ...
 
+    def free(self) -> int:
+        """Bytes of memory for another model."""
+        ...
+
+    def predicted(self, name: str) -> int:
+        """Bytes of a model in memory, as far as is known. Raises Refused."""
+        ...
+
+    async def usual(self, name: str) -> Sampling:
+        """How a conversation with a model samples, loaded or not. Raises Refused."""
+        ...
+
+    async def unload(self, name: str) -> None:
+        """Give a model's memory back. Raises Refused: conflict while it is used."""
+        ...
+
     def loading(self, name: str) -> AsyncGenerator[tuple[int, int], None]:
         """Have a model loaded; meanwhile, now and then, layers that are and layers. Raises Refused."""
         ...

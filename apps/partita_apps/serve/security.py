@@ -13,7 +13,7 @@ import ipaddress
 import logging
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from starlette.datastructures import MutableHeaders
@@ -44,13 +44,19 @@ def allowed_names(settings: Settings) -> frozenset[str]:
 
 
 class Guard:
-    """The outermost application. token: the page's. bounds: bytes of a body, by paths that take larger ones."""
+    """The outermost application. token: the page's. bounds: bytes of a body, by paths that take larger ones. leave: to
+    be called when the server is about to end."""
 
     def __init__(
-        self, app: ASGIApp, settings: Settings, token: str, bounds: Mapping[str, int] = MappingProxyType({})
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        token: str,
+        bounds: Mapping[str, int] = MappingProxyType({}),
+        leave: Callable[[], None] = lambda: None,
     ) -> None:
         self._app, self._settings, self._names = app, settings, allowed_names(settings)
-        self._token, self._bounds = token, bounds
+        self.token, self._bounds, self.leave = token, bounds, leave
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -118,7 +124,7 @@ class Guard:
     def _check(self, scope: Scope) -> None:
         """The key, and what is said of the body. Raises Refused."""
         if errors.is_page(scope["path"]):
-            if not _same(_only(scope, TOKEN_HEADER), self._token):
+            if not _same(_only(scope, TOKEN_HEADER), self.token):
                 how = "open the page with `partita serve --open`, or the link that `partita serve status` prints"
                 raise Refused(f"the page's token is missing or wrong: {how}", "unauthorized")
         elif self._settings.api_key is not None and not is_open(scope["method"], scope["path"]):

@@ -6,16 +6,19 @@ import contextlib
 import signal
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.routing import Match, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from ..terminal import HANGUP, leave_terminal
 from .api import chat, completions, errors, messages, models, ollama, responses, state, tokens
 from .api.exchange import Endpoint, Exchange, Service
-from .app import token
+from .app import chats, replying, token, transfer
+from .app import state as page_state
+from .app.pages import Pages
 from .asked import Refused
 from .frames import Beat
 from .metrics import Metrics
@@ -38,18 +41,24 @@ ENDPOINTS: Sequence[Endpoint] = (
     *tokens.ENDPOINTS,
     *ollama.ENDPOINTS,
     *state.ENDPOINTS,
+    *page_state.ENDPOINTS,
+    *chats.ENDPOINTS,
+    *replying.ENDPOINTS,
+    *transfer.ENDPOINTS,
 )
 
 
-def build_app(registry: Models, settings: Settings) -> ASGIApp:
+def build_app(registry: Models, settings: Settings) -> Guard:
     """The ASGI application. The registry lives while it serves. Raises DataError where the data folder cannot be
     used."""
     metrics = Metrics(lambda: _beats(registry))
     own = token.new() if settings.data is None else token.ensure(settings.data)
-    return Guard(_App(Service(registry, settings, metrics, ENDPOINTS)), settings, own)
+    pages = Pages(registry, metrics, settings)
+    app = _App(Service(registry, settings, metrics, ENDPOINTS, pages))
+    return Guard(app, settings, own, transfer.BOUNDS, leave=pages.leave)
 
 
-def serve(app: ASGIApp, host: str, port: int, *, sockets: list[socket.socket] | None = None, drain: float = 30) -> None:
+def serve(app: Guard, host: str, port: int, *, sockets: list[socket.socket] | None = None, drain: float = 30) -> None:
     """Serve until SIGTERM, SIGHUP or Ctrl-C; replies that are being written have `drain` seconds to end, and Ctrl-C
     after that does not wait for them. sockets: that are bound already, in place of host and port."""
     import uvicorn
@@ -69,7 +78,7 @@ def serve(app: ASGIApp, host: str, port: int, *, sockets: list[socket.socket] | 
         timeout_keep_alive=75,  # longer than clients keep theirs, which else send into one that closes
         timeout_graceful_shutdown=max(int(drain), 1),
     )
-    server = uvicorn.Server(config)
+    server = _server(config, app.leave)
     before = {each: signal.signal(each, _nothing) for each in (signal.SIGTERM, signal.SIGINT)}
     if HANGUP is not None and signal.getsignal(HANGUP) != signal.SIG_IGN:  # nohup: it is to go on then
         before[HANGUP] = signal.signal(HANGUP, lambda *_: _hung_up(server))
@@ -78,6 +87,18 @@ def serve(app: ASGIApp, host: str, port: int, *, sockets: list[socket.socket] | 
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+def _server(config: uvicorn.Config, leave: Callable[[], None]) -> uvicorn.Server:
+    """One that says that it ends as soon as it is told to: streams without an end would else keep it."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            leave()
+            super().handle_exit(sig, frame)
+
+    return Server(config)
 
 
 def _hung_up(server: uvicorn.Server) -> None:
@@ -150,7 +171,7 @@ class _App:
 
     @contextlib.asynccontextmanager
     async def _life(self) -> AsyncGenerator[None, None]:
-        async with self._service.models:
+        async with self._service.models, self._service.pages:
             yield
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from partita.engine.request import Event, Failed, Finished, Held, Progress, Request, Ring, Token, Warned
+from partita.inference.sampling import Sampling
 from partita_apps.serve import frames
 from partita_apps.serve.asked import Refused
 from partita_apps.serve.model_text import ModelText
@@ -148,6 +149,7 @@ class ScriptedRegistry:
     loads: float = 0.0
     adapters: Sequence[str] = ()
     used: list[str] = field(default_factory=list)
+    unloaded: list[str] = field(default_factory=list)
 
     def names(self) -> list[str]:
         return [*self.models, *(f"{name}:{adapter}" for name in self.models for adapter in self.adapters)]
@@ -171,6 +173,23 @@ class ScriptedRegistry:
             pinned=False,
             facts=facts,
         )
+
+    def free(self) -> int:
+        return 1 << 33
+
+    def predicted(self, name: str) -> int:
+        self._find(name)
+        return 3000
+
+    async def usual(self, name: str) -> Sampling:
+        base, _ = self._find(name)
+        return self.models[base].text.usual
+
+    async def unload(self, name: str) -> None:
+        base, _ = self._find(name)
+        if self.models[base].worker.running:
+            raise Refused(f"{base} is being used", "conflict")
+        self.unloaded.append(base)
 
     def workers(self) -> dict[str, ScriptedWorker]:
         return {name: model.worker for name, model in self.models.items()}

@@ -42,6 +42,7 @@ class Answer:
 class Served:
     registry: Any
     port: int
+    token: str = ""
 
     @property
     def url(self) -> str:
@@ -86,7 +87,7 @@ def serving(registry: Models, **settings: Any) -> Iterator[Served]:
     thread.start()
     try:
         until(lambda: server.started)
-        yield Served(registry, port)
+        yield Served(registry, port, app.token)
     finally:
         server.should_exit = True
         thread.join(10)

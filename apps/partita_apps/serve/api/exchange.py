@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
@@ -20,6 +20,9 @@ from ..metrics import Metrics
 from ..settings import Settings
 from ..streams import EventStream, Gone, Replies, Writer, whole
 from .errors import Dialect
+
+if TYPE_CHECKING:
+    from ..app.pages import Pages
 
 LARGE = 1 << 18
 """Bytes from which on a body is parsed in a thread, so that other streams go on."""
@@ -46,6 +49,7 @@ class Service:
     settings: Settings
     metrics: Metrics
     endpoints: Sequence[Endpoint]
+    pages: Pages
 
 
 @dataclass
@@ -59,6 +63,11 @@ class Exchange:
     @property
     def models(self) -> replies.Models:
         return self.service.models
+
+    @property
+    def pages(self) -> Pages:
+        """What the server's own page works with."""
+        return self.service.pages
 
     @property
     def id(self) -> str:

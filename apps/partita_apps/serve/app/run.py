@@ -320,7 +320,7 @@ class Run:
         }
 
     def _cache(self, seen: int) -> Json:
-        """How full the context is. seen: tokens of the prompt and the reply, for where nothing was said of the cache."""
+        """How full the context is. seen: tokens of prompt and reply, for where nothing was said of the cache."""
         last = self._held
         if last is not None:
             held = last.sinks + last.window
