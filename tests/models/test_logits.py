@@ -2,12 +2,13 @@
 
 torch reads the whole models. numpy, and MLX on a CPU, read their first layers: the decoder is written once, so what a
 backend could do differently stands in every layer (Gemma's first six have five sliding ones and a global one).
-`make test-long` reads all layers with MLX.
+`make test-long` reads all layers with MLX, and 4,096 tokens of Gemma's text with torch (`test_long`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Protocol
 
@@ -36,22 +37,26 @@ TOLERANCE = 5e-3
 one rounding to bfloat16 anywhere in the stream, 2^-9 of a logit: 0.08."""
 
 
-def affordable(backend: str) -> int | None:
-    """Layers that a backend reads in seconds on a CPU; None: all."""
-    return 6 if partita_backends.load(backend).device == "cpu" and backend != "torch" else None
+def affordable(name: str, backend: str) -> int | None:
+    """Layers of a model that a backend reads in seconds on a CPU; None: all."""
+    slow = partita_backends.load(backend).device == "cpu" and backend != "torch"
+    return {"smollm2": 2, "gemma3": 6}[name] if slow else None
 
 
-def blocks(model: LanguageModel, tokens: list[int], first: int = 0) -> Iterator[tuple[slice, np.ndarray]]:
-    """(positions, logits (n, V)) through the cache, from a position on; what is before is only read."""
+def blocks(model: LanguageModel, tokens: list[int], wanted: Sequence[range]) -> Iterator[tuple[slice, np.ndarray]]:
+    """(positions, logits (n, V)) through the cache, at the wanted positions; the others are only read."""
     ops, cache = model.ops, Cache(model.ops, model.cache_spec(chunk=256))
-    edges = sorted({*range(0, first, 256), *range(first, len(tokens), BLOCK), len(tokens)})
-    for start, end in pairwise(edges):
-        part = ops.array(np.array([tokens[start:end]], np.int32))
-        if start < first:
-            model.decoder.feed(ops, part, cache)
-            ops.launch(*cache.arrays())
-        else:
-            yield slice(start, end), ops.to_numpy(model.decoder(ops, part, cache, every=True))[0]
+    done = 0
+    for places in wanted:
+        edges = [*range(done, places.start, 256), *range(places.start, places.stop, BLOCK), places.stop]
+        for start, end in pairwise(edges):
+            part = ops.array(np.array([tokens[start:end]], np.int32))
+            if start < places.start:
+                model.decoder.feed(ops, part, cache)
+                ops.launch(*cache.arrays())
+            else:
+                yield slice(start, end), ops.to_numpy(model.decoder(ops, part, cache, every=True))[0]
+        done = places.stop
 
 
 def log_softmax(x: np.ndarray) -> np.ndarray:
@@ -64,9 +69,9 @@ def margin(x: np.ndarray) -> np.ndarray:
     return top[:, 1] - top[:, 0]
 
 
-def assert_equal(model: LanguageModel, judged: Logits, tokens: list[int], first: int = 0) -> None:
-    """Logits within the tolerance at every position from `first` on, and the same best token where it is clear."""
-    for positions, ours in blocks(model, tokens, first):
+def assert_equal(model: LanguageModel, judged: Logits, tokens: list[int], wanted: Sequence[range]) -> None:
+    """Logits within the tolerance at every wanted position, and the same best token where it is clear."""
+    for positions, ours in blocks(model, tokens, wanted):
         theirs = judged[positions]
         worst = np.abs(ours - theirs).max()
         assert worst <= TOLERANCE, f"a logit at {positions.start} or after is {worst} off"
@@ -75,22 +80,22 @@ def assert_equal(model: LanguageModel, judged: Logits, tokens: list[int], first:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", ["smollm2", "gemma3"])
-def test_512_tokens_equal_transformers(load: Load, judge: Judge, tokens: Tokens, name: str, backend: str) -> None:
-    """At every position; on MLX's CPU device, where a vocabulary costs as much as a model, at the last 64."""
-    text, layers = tokens(name, 512), affordable(backend)
-    judged, model = judge(name, text, layers), load(name, backend, layers=layers)
+def test_512_tokens_equal_transformers(load: Load, judge: Judge, tokens: Tokens, backend: str) -> None:
+    """At every position; on MLX's CPU device, where a vocabulary costs as much as a model, at the last 32."""
+    text, layers = tokens("smollm2", 512), affordable("smollm2", backend)
+    judged, model = judge("smollm2", text, layers), load("smollm2", backend, layers=layers)
     slow = model.ops.name == "mlx" and model.ops.device == "cpu"
-    assert_equal(model, judged, text, 448 if slow else 0)
+    assert_equal(model, judged, text, [range(480 if slow else 0, 512)])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_gemma_beyond_its_window_equals_transformers(load: Load, judge: Judge, tokens: Tokens, backend: str) -> None:
-    """The last 64 of 2,048 tokens (fewer on slow devices) through sliding windows of 512 and two rope bases."""
-    layers = affordable(backend)
-    text = tokens("gemma3", 2048 if layers is None else 832)
+def test_gemma_equals_transformers(load: Load, judge: Judge, tokens: Tokens, backend: str) -> None:
+    """At the beginning, where the sliding windows of 512 fill, and where the rings that hold them have turned, through
+    two rope bases. A few positions of each: a vocabulary of 262,144 costs more than the layers."""
+    text, layers = tokens("gemma3", 832), affordable("gemma3", backend)
     judged = judge("gemma3", text, layers)
-    assert_equal(load("gemma3", backend, layers=layers), judged, text, len(text) - 64)
+    wanted = [range(16), range(504, 520), range(800, 832)]
+    assert_equal(load("gemma3", backend, layers=layers), judged, text, wanted)
 
 
 @pytest.mark.slow
@@ -99,18 +104,31 @@ def test_gemma_beyond_its_window_equals_transformers(load: Load, judge: Judge, t
 def test_mlx_reads_all_layers_as_transformers(load: Load, judge: Judge, tokens: Tokens, name: str, count: int) -> None:
     text = tokens(name, count)
     judged = judge(name, text)
-    assert_equal(load(name, "mlx"), judged, text, count - 256)
+    assert_equal(load(name, "mlx"), judged, text, [range(count - 256, count)])
+
+
+@pytest.fixture(scope="module")
+def float32(load: Load, tokens: Tokens) -> Callable[..., np.ndarray]:
+    """float32(model, layers, positions): torch's logits (n, V) there. The last ones are kept: two backends ask for
+    the same."""
+
+    @lru_cache(1)
+    def get(name: str, layers: int | None, positions: range) -> np.ndarray:
+        model, text = load(name, "torch", layers=layers), tokens(name, positions.stop)
+        return np.concatenate([logits for _, logits in blocks(model, text, [positions])])
+
+    return get
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["smollm2", "gemma3"])
-def test_default_dtype_stays_near_float32(load: Load, tokens: Tokens, name: str, backend: str) -> None:
+def test_default_dtype_stays_near_float32(
+    load: Load, tokens: Tokens, float32: Callable[..., np.ndarray], name: str, backend: str
+) -> None:
     """The end is decoded token by token, where a device's default dtype differs most from float32."""
-    layers = affordable(backend)
-    read, count = (192, 32) if layers is None else (48, 16)
-    model, text = load(name, "torch", layers=layers), tokens(name, read + count)
-    theirs = np.concatenate([logits for _, logits in blocks(model, text, read)])
-    del model  # two of them at a time are too large for a worker
+    layers = affordable(name, backend)
+    read, count = (96, 32) if layers is None else (48, 16)
+    theirs, text = float32(name, layers, range(read, read + count)), tokens(name, read + count)
     model = load(name, backend, "auto", layers)
     ops, cache = model.ops, Cache(model.ops, model.cache_spec())
     model.decoder(ops, ops.array(np.array([text[:read]], np.int32)), cache)
