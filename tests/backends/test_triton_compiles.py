@@ -16,7 +16,13 @@ SHARED = 99 * 1024
 """Bytes that a program may have on the smallest of them (compute capability 8.6 and 8.9)."""
 
 
-@pytest.fixture(scope="module", params=[pytest.param(80, marks=pytest.mark.slow), 90])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(("90",), id="90"),
+        *(pytest.param((name, "many"), marks=pytest.mark.slow, id=f"{name}-many") for name in ("80", "90")),
+    ],
+)
 def compiled(request: pytest.FixtureRequest, triton_device: str, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     assert triton_device
     environment = os.environ | {
@@ -25,7 +31,7 @@ def compiled(request: pytest.FixtureRequest, triton_device: str, tmp_path_factor
     }
     child = Path(__file__).with_name("triton_compile_child.py")
     done = subprocess.run(
-        [sys.executable, child, str(request.param)], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, child, *request.param], env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout)

@@ -1,4 +1,5 @@
-"""Compiles every Triton kernel for a GPU of the compute capability given (80, 90), and prints what came out, as JSON.
+"""Compiles every Triton kernel for a GPU of the compute capability given (80, 90), in a few shapes, or in many where
+"many" follows, and prints what came out, as JSON.
 
 The operations are called with tensors of the CPU; where they would launch a kernel, it is compiled and left at that.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -88,31 +90,45 @@ def pointwise(dtype: torch.dtype, n: int) -> None:
         triton_pointwise.glu_back(x[..., :n], x[..., :n], x[..., n:], activation)
 
 
-def multiply(dtype: torch.dtype, bits: int, group: int) -> None:
+def multiply(dtype: torch.dtype, bits: int, group: int, rows: Sequence[int] = (1, 32, 256)) -> None:
     stack = quantize_weight(np.ones((2, 40, 1024), np.float32), bits, group).map(from_numpy)
     weight = stack.map(lambda part: part[0])
-    for rows in (1, 32, 256):
-        triton_products.product(torch.zeros(rows, 1024, dtype=dtype), weight)
-        triton_products.product_back(torch.zeros(rows, 40, dtype=dtype), weight)
+    for count in rows:
+        triton_products.product(torch.zeros(count, 1024, dtype=dtype), weight)
+        triton_products.product_back(torch.zeros(count, 40, dtype=dtype), weight)
     triton_products.rows(weight, torch.zeros(3, dtype=torch.int32), dtype)
     for tokens in (1, 40):
         index = torch.zeros(1, tokens, 4, dtype=torch.int32)
         triton_products.chosen(torch.zeros(1, tokens, 1, 1024, dtype=dtype), stack, index)
 
 
-def main() -> None:
-    driver.set_active(NoGpu(int(sys.argv[1])))
-    for case in ((8, 4, 64, 1, 3), (4, 8, 128, 8, 8), (16, 16, 256, 8, 8), (16, 4, 96, 1, 4)):
-        attend(torch.bfloat16, *case)
+def few() -> None:
+    """Every kernel, in 16 bits where it has matrix units to use, in 32 where it has to do without."""
+    attend(torch.bfloat16, 8, 4, 64, 1, 3)
+    attend(torch.bfloat16, 16, 16, 256, 8, 8)
     attend(torch.float32, 8, 4, 64, 1, 4)
     write(torch.bfloat16, 8, 4, 64)
+    pointwise(torch.bfloat16, 576)
+    multiply(torch.bfloat16, 4, 64)
+    multiply(torch.float32, 4, 32, rows=(32,))
+
+
+def many() -> None:
+    for case in ((4, 8, 128, 8, 8), (16, 4, 96, 1, 4)):
+        attend(torch.bfloat16, *case)
     write(torch.bfloat16, 4, 8, 96)
     write(torch.bfloat16, 8, 16, 128)
-    pointwise(torch.bfloat16, 576)
     pointwise(torch.bfloat16, triton_pointwise.WIDEST)
-    for case in ((4, 64), (8, 32), (6, 16)):
+    for case in ((8, 32), (6, 16)):
         multiply(torch.bfloat16, *case)
     multiply(torch.float32, 4, 32)
+
+
+def main() -> None:
+    driver.set_active(NoGpu(int(sys.argv[1])))
+    few()
+    if sys.argv[2:] == ["many"]:
+        many()
     print(json.dumps(FOUND))
 
 
