@@ -233,7 +233,7 @@ def test_a_reply_that_does_not_begin_is_no_part_of_a_chat(talk, history):
         assert path(talk, history) == before
         assert len(history.chats()) == (0 if first else 1)
     failed = history.messages(history.chats()[0].id)[-1]
-    assert (failed.state, failed.meta) == ("failed", {"error": "no room"})
+    assert (failed.state, failed.meta["error"]["message"]) == ("failed", "no room")
 
 
 def test_a_reply_is_in_the_file_while_it_comes(talk, history, monkeypatch):

@@ -33,12 +33,21 @@ class Kept:
     def attach(self, conversation: Conversation, given: Mapping[str, Any]) -> None:
         """Give a conversation its place. given: settings that a person gave now."""
         from ..conversation.record import Record
+        from ..conversation.shared import SharedConversation, SharedRecord
         from ..history import History
 
         if not self.kept:
             return
         conversation.chosen = set(given)
-        record = Record(conversation, lambda: self.history or History.open(), on=self.history is not None)
+        on = self.history is not None
+
+        def opening() -> History:
+            return self.history or History.open()
+
+        if isinstance(conversation, SharedConversation):
+            record: Record = SharedRecord(conversation, opening, on=on)
+        else:
+            record = Record(conversation, opening, on=on)
         conversation.record = record
         if self.chat is not None:
             record.trouble = record.open(self.chat, given)

@@ -24,7 +24,7 @@ from ..conversation.settings import NAMES, SAMPLING
 from .ask import QUOTES, quoted
 from .clipboard import copy
 from .editor import edited
-from .kept import HISTORY, history, history_rows, open_, rename, switch
+from .kept import HISTORY, history, history_rows, open_chat, rename, switch
 from .show import last_turn
 
 WORDS = ("exit", "quit", "bye")  # alone on a line they leave
@@ -207,6 +207,19 @@ def edit(conversation: Conversation, rest: str) -> str | Send:
     if text is None:
         return "Nothing was saved, so nothing is sent."
     return Send(text, replaces=again and not conversation.raw, note=f"sent: {brief(text, 240)}")
+
+
+def open_(conversation: Conversation, rest: str) -> str | Send:
+    shown = open_chat(conversation, rest)
+    return waiting(conversation, f"{shown}\n") or shown
+
+
+def waiting(conversation: Conversation, shown: str = "") -> Send | None:
+    """What is to be sent where a server is writing in a chat that was opened: that shows its reply as it comes."""
+    record = conversation.record
+    if record is None or record.live is None:
+        return None
+    return Send(record.live, note=f"{shown}> {brief(record.live, 240)}\nits reply is being written; Ctrl-C stops it")
 
 
 def copy_(conversation: Conversation, rest: str) -> str:

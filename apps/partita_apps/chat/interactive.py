@@ -21,7 +21,7 @@ from ..conversation.stats import ReplyStats
 from ..messages import rendered, shown
 from ..terminal import is_dumb
 from .ask import Ask, PlainAsk
-from .commands import Leave, Send, counted, named_commands, read
+from .commands import Leave, Send, counted, named_commands, read, waiting
 from .kept import HISTORY
 from .layout import wrapped
 from .screen import Screen
@@ -40,17 +40,18 @@ def converse(conversation: Conversation, save: Callable[[], None], *, trace: boo
     ask = PlainAsk() if is_dumb() else Ask(list(named_commands()), (*NAMES, HISTORY))
     greet(conversation)
     reported = forgets(conversation)
+    pending = waiting(conversation)
     while True:
         tell_trouble(conversation)
         try:
-            line = ask.ask()
+            line = "" if pending is not None else ask.ask()
         except EOFError:
             return
-        if not line.strip():
+        if not line.strip() and pending is None:
             continue
         before = conversation.messages
         try:
-            meant = read(conversation, line)
+            meant, pending = pending or read(conversation, line), None
             if isinstance(meant, Send):
                 send(conversation, meant, trace)
                 reported = tell_forgotten(conversation, reported)
@@ -134,7 +135,6 @@ def turn(conversation: Conversation, text: str, trace: bool) -> None:
                     screen.show(piece)
                     keep()
                     if stopped() and piece.finish_reason is None:
-                        note = " · stopped"
                         break
         except Stopped:
             click.secho(NOT_BEGUN, dim=True)
@@ -143,6 +143,8 @@ def turn(conversation: Conversation, text: str, trace: bool) -> None:
             screen.break_off()
             raise
     screen.end()
+    if reply_stats.finish_reason is None:  # here, or elsewhere
+        note = " · stopped"
     click.secho(wrapped(f"{reply_stats.line()}{note}"), dim=True)
     if conversation.settings.stats:
         click.secho(wrapped(reply_stats.details()), dim=True)

@@ -37,7 +37,7 @@ def history(conversation: Conversation, rest: str) -> str:
     return "\n".join([*lines, f"/open N goes on with one; they are in {record.history.file}"])
 
 
-def open_(conversation: Conversation, rest: str) -> str:
+def open_chat(conversation: Conversation, rest: str) -> str:
     """Go on with another chat, and show how it left off."""
     if not rest:
         raise DataError("/open needs the number of a chat, which /history shows, or its id")

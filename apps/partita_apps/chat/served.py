@@ -8,9 +8,11 @@ from typing import Any
 from partita.errors import DataError
 from partita.text.chat_template import parse_variable
 
+from ..conversation.app_client import of_this_machine
 from ..conversation.client import Address, Client
 from ..conversation.remote import RemoteConversation
 from ..conversation.settings import NAMES, Settings
+from ..conversation.shared import SharedConversation
 from .begin_history import Kept, chosen
 
 LOCAL = {
@@ -48,8 +50,14 @@ def begin_there(model: str | None, raw: bool, once: bool, options: dict[str, Any
     given = {name: options[name] for name in NAMES if options[name] is not None} | {"template_var": variables}
     if once:
         given.setdefault("temperature", 0.0)  # as with a model that is loaded here
-    client = Client(Address.parse(options["server"]), os.environ.get("PARTITA_API_KEY") or None)
+    address = Address.parse(options["server"])
+    client = Client(address, os.environ.get("PARTITA_API_KEY") or None)
     rather = None if kept.chat is None else kept.chat.model
-    conversation = RemoteConversation(client, model, Settings.of(given), tuple(given), rather=rather)
+    app = None if kept.history is None else of_this_machine(address, kept.history.file)
+    settings, names = Settings.of(given), tuple(given)
+    if app is None:
+        conversation = RemoteConversation(client, model, settings, names, rather=rather)
+    else:
+        conversation = SharedConversation(client, app, model, settings, names, rather=rather)
     kept.attach(conversation, chosen(given))
     return conversation

@@ -175,20 +175,20 @@ class Client:
 
     def models(self) -> list[Listed]:
         """What requests may name. Raises SourceError."""
-        exchange = _Exchange(self, "GET", "/v1/models", silence=CONNECT_SECONDS)
+        exchange = Exchange(self, "GET", "/v1/models", silence=CONNECT_SECONDS)
         try:
             data = exchange.connect().read(_LIST)
         except (OSError, http.client.HTTPException) as error:
             raise self.lost(error) from None
         finally:
             exchange.release()
-        return [_listed(entry) for entry in self._typed(data, _List).data or [] if isinstance(entry.get("id"), str)]
+        return [_listed(entry) for entry in self.typed(data, _List).data or [] if isinstance(entry.get("id"), str)]
 
     def stream(self, body: Mapping[str, Any]) -> Generator[Chunk | None, None, None]:
         """Chunks of a chat completion; None each time that `TICK` seconds went by without one. Closed early, the
         server hears of it. Raises SourceError, also where the stream ends before it says so."""
-        exchange = _Exchange(self, "POST", "/v1/chat/completions", msgspec.json.encode(body))
-        lines = _Lines(exchange)
+        exchange = Exchange(self, "POST", "/v1/chat/completions", msgspec.json.encode(body))
+        lines = Lines(exchange)
         try:
             ended = False
             for line in lines:
@@ -201,7 +201,7 @@ class Client:
                     continue
                 if data == b"[DONE]":
                     return
-                chunk = self._typed(data, Chunk)
+                chunk = self.typed(data, Chunk)
                 if chunk.error is not None:
                     raise SourceError(f"{self.address}: {_message(chunk.error)}")
                 ended = ended or any(choice.finish_reason is not None for choice in chunk.choices or ())
@@ -248,7 +248,7 @@ class Client:
             return ": put its key into PARTITA_API_KEY" if self._key is None else ": PARTITA_API_KEY is not its key"
         return ": is this a server of OpenAI's API?" if answer.status in (404, 405) else ""
 
-    def _typed(self, data: bytes, kind: type[T]) -> T:
+    def typed(self, data: bytes, kind: type[T]) -> T:
         try:
             return msgspec.json.decode(data, type=kind)
         except (msgspec.MsgspecError, RecursionError, ValueError):
@@ -271,7 +271,7 @@ def _message(error: Any) -> str:
 
 
 @dataclass
-class _Exchange:
+class Exchange:
     """One request and its answer. silence: seconds in which nothing may come."""
 
     client: Client
@@ -320,10 +320,10 @@ class _Exchange:
         self.connection.close()
 
 
-class _Lines:
+class Lines:
     """Lines of a stream, read by a thread of its own, so that whoever waits for one can do something else meanwhile."""
 
-    def __init__(self, exchange: _Exchange) -> None:
+    def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self._found: queue.Queue[bytes | Exception | None] = queue.Queue()
         self._thread = threading.Thread(target=self._read, daemon=True)

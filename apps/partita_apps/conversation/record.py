@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from partita.errors import DataError, PartitaError
@@ -21,11 +21,23 @@ from .stats import ReplyStats
 from .stored_messages import asked_text, fields, said, turns
 
 if TYPE_CHECKING:
-    from ..history import Chat, History, Hit
+    from ..history import Chat, History, Hit, Message
 
 EVERY = 0.25
 """Seconds of a reply that are lost, at most, when the process is killed."""
 _STATES = {"length": "length", "stop": "done"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a text belongs in a chat: behind `parent`, or as the message `asked`, which says just that there already.
+    before: the leaf, should it come to nothing. fresh: whether the chat was made for it."""
+
+    chat: str
+    parent: str | None
+    asked: str | None
+    before: str | None
+    fresh: bool
 
 
 class Record:
@@ -38,6 +50,8 @@ class Record:
         self.chat: Chat | None = None
         """Where the conversation is kept; None before its first turn."""
         self.trouble = ""
+        self.live: str | None = None
+        """The text whose reply is being written by a server while the chat is opened: to be sent, which shows it."""
         self.is_first = False
         """Whether there was no chat at all when it was opened."""
         self._known: list[tuple[Mapping[str, Any], str]] = []  # messages of the conversation, and their ids
@@ -72,7 +86,7 @@ class Record:
 
     def leave(self) -> None:
         """What is said next is another chat."""
-        self.chat, self._known, self._unkept = None, [], []
+        self.chat, self._known, self._unkept, self.live = None, [], [], None
 
     def settle(self) -> None:
         """Where the conversation stands now, after anything but a turn: its last message, and its settings."""
@@ -99,7 +113,8 @@ class Record:
         if begun is None:
             yield lambda: None
             return
-        before, error, state = self._conversation.messages, "", "stopped"
+        before, state = self._conversation.messages, "stopped"
+        error: dict[str, Any] | None = None
 
         def write() -> None:
             if self._on:
@@ -110,7 +125,7 @@ class Record:
             yield write
             state = _STATES.get(stats.finish_reason or "", "stopped")
         except PartitaError as found:
-            state, error = "failed", str(found)
+            state, error = "failed", {"message": str(found), "type": "failed", "field": found.field}
             raise
         finally:
             with self._trying():
@@ -143,13 +158,13 @@ class Record:
             return self.history.chat(listed[int(name) - 1])
         return self.history.chat(name)
 
-    def open(self, chat: Chat, given: Mapping[str, Any] | None = None) -> str:
+    def open(self, chat: Chat, given: Mapping[str, Any] | None = None, path: Sequence[Message] | None = None) -> str:
         """Go on with a chat under its settings, and say what a person should know of it. given: settings that count
-        more. Raises DataError for a chat that cannot be gone on with here; the conversation is then as it was."""
+        more. path: its messages, where they are not those that it goes on from. Raises DataError for a chat that cannot
+        be gone on with here; the conversation is then as it was."""
         if chat.deleted is not None:
             raise DataError(f"the chat {chat.title or chat.id} was deleted")
-        path = self.history.path(chat.id)
-        kept = turns(path)
+        kept = turns(self.history.path(chat.id) if path is None else path)
         settings, chosen, note = self._with({**_known(chat.settings), **(given or {})}, given or {})
         messages = [said(message) for message in kept]
         self._conversation.take(messages, settings)
@@ -168,24 +183,33 @@ class Record:
 
     # Turns
 
-    def _begin(self, text: str, stats: ReplyStats) -> _Turn:
+    def placed(self, text: str) -> Place:
+        """Where a text belongs, in a chat that is made for it where there is none; it is not written yet."""
         fresh = self.chat is None
         if self.chat is None:
-            self.chat = self.history.create(model=self._conversation.about.model, settings=self._settings())
-        chat = self.chat
-        parent = self._caught_up(chat.id)
-        before = self.history.chat(chat.id).leaf
-        beside = (each for each in self.history.messages(chat.id) if each.parent == parent and each.role == "user")
-        asked = next((each.id for each in beside if asked_text(each) == text), None)
-        if asked is None:
-            asked = self.history.add(chat.id, parent=parent, role="user", content=text).id
-        about = self._conversation.about
-        name = about.model if about.adapter == NONE else f"{about.model}:{about.adapter}"
-        reply = self.history.add(chat.id, parent=asked, role="assistant", state="running", model=name)
-        self.chat = self.history.chat(chat.id)
-        return _Turn(self.history, stats, asked, reply.id, before, fresh)
+            self.chat = self.history.create(model=self.model, settings=self._settings())
+        chat = self.chat.id
+        parent = self._caught_up(chat)
+        before = self.history.chat(chat).leaf
+        beside = (each for each in self.history.messages(chat) if each.parent == parent and each.role == "user")
+        return Place(chat, parent, next((each.id for each in beside if asked_text(each) == text), None), before, fresh)
 
-    def _end(self, turn: _Turn, state: str, error: str) -> None:
+    @property
+    def model(self) -> str:
+        """What a chat is held with."""
+        return self._conversation.about.model
+
+    def _begin(self, text: str, stats: ReplyStats) -> _Turn:
+        place, about = self.placed(text), self._conversation.about
+        asked = place.asked
+        if asked is None:
+            asked = self.history.add(place.chat, parent=place.parent, role="user", content=text).id
+        name = about.model if about.adapter == NONE else f"{about.model}:{about.adapter}"
+        reply = self.history.add(place.chat, parent=asked, role="assistant", state="running", model=name)
+        self.chat = self.history.chat(place.chat)
+        return _Turn(self.history, stats, asked, reply.id, place.before, place.fresh)
+
+    def _end(self, turn: _Turn, state: str, error: dict[str, Any] | None) -> None:
         asked, answer = self._conversation.messages[-2:]
         stats = turn.stats
         ids = [] if any(token < 0 for token in stats.tokens) else stats.tokens
@@ -194,7 +218,7 @@ class Record:
         self.history.write(turn.reply, **own, ids=ids, state=state, meta=meta)
         self._known += [(asked, turn.asked), (answer, turn.reply)]
 
-    def _drop(self, turn: _Turn, state: str, error: str) -> None:
+    def _drop(self, turn: _Turn, state: str, error: dict[str, Any] | None) -> None:
         """The reply did not begin: its text is no part of the conversation."""
         if self.chat is None:
             return
@@ -232,9 +256,10 @@ class Record:
         return {name: value for name, value in found.items() if value is not None}
 
     def _settings(self) -> dict[str, Any]:
-        """Those that a person chose."""
+        """Those that a person chose; those of the page that mean nothing here stay."""
         document = self._conversation.settings.document()
-        return {name: document[name] for name in KEPT if name in self._conversation.chosen}
+        others = {} if self.chat is None else {n: value for n, value in self.chat.settings.items() if n not in KEPT}
+        return others | {name: document[name] for name in KEPT if name in self._conversation.chosen}
 
     def _with(self, given: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[Settings, set[str], str]:
         """Settings, the names of those that were chosen, and a note where what is kept cannot be used."""

@@ -26,7 +26,7 @@ from .client import CallDelta, Choice, Chunk, Client, Listed, Logprob, Top, Usag
 from .conversation import NONE, About, Conversation, State, answered, asked, system_message, without_calls
 from .settings import SAMPLING, Settings
 
-_UNNAMED = -1
+UNNAMED = -1
 """The id of a token that is known by nothing but that it came. Ids below it are texts whose ids the server keeps."""
 _LISTED = 10  # names in a message
 
@@ -221,7 +221,7 @@ class RemoteConversation(Conversation):
         """The server's id of a token, or one of ours for its text."""
         text = shown_bytes(token.data)
         known = isinstance(token.id, int) and token.id >= 0
-        ident = token.id if known else self._ids.setdefault(text, _UNNAMED - 1 - len(self._ids))
+        ident = token.id if known else self._ids.setdefault(text, UNNAMED - 1 - len(self._ids))
         self._texts[ident] = text
         return ident
 
@@ -255,7 +255,7 @@ class _Reading:
             return []
         now = time.monotonic()
         seconds, self._then = now - self._then, now
-        first = self._token(rows[0], seconds) if rows else Generated(_UNNAMED, seconds)
+        first = self._token(rows[0], seconds) if rows else Generated(UNNAMED, seconds)
         return [Piece(text, first, thought=thought), *(Piece("", self._token(row, 0.0)) for row in rows[1:])]
 
     def _token(self, row: Logprob, seconds: float) -> Generated:

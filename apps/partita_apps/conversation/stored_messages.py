@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 def turns(path: Sequence[Message]) -> list[Message]:
-    """Whole turns of a path: each text with its reply. A text without one, and a reply that says nothing, stay out.
+    """Whole turns of a path: each text with its reply. A text without one stays out, and so does one whose reply says
+    nothing.
 
     Raises DataError where the terminal cannot go on: behind tools' results, and while somebody else writes.
     """
@@ -28,8 +29,6 @@ def turns(path: Sequence[Message]) -> list[Message]:
             raise DataError("a reply of this chat is being written by another program: wait until it has ended")
         if message.role == "assistant" and (message.content or message.thought or message.calls):
             found += [path[i - 1], message]
-        elif message.role == "assistant":
-            break
     return found
 
 
@@ -45,8 +44,15 @@ def said(message: Message) -> dict[str, Any]:
 
 def asked_text(message: Message) -> str:
     """A text with the files that were attached to it."""
-    files = [f"{file.get('name', 'file')}:\n\n{file.get('text', '')}" for file in message.attachments]
-    return "\n\n".join([*files, message.content])
+    if not message.attachments:
+        return message.content
+    return "\n\n".join([*map(attached, message.attachments), message.content]).strip()
+
+
+def attached(file: Mapping[str, Any]) -> str:
+    """A file as a model reads it."""
+    name = " ".join(str(file.get("name", "")).split()).replace('"', "'")
+    return f'<file name="{name}">\n{str(file.get("text", "")).strip()}\n</file>'
 
 
 def _call(call: Mapping[str, Any]) -> dict[str, Any] | None:

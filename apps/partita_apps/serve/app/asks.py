@@ -13,6 +13,7 @@ from partita.errors import DataError
 from partita.language_model import DEFAULT_MAX_TOKENS
 
 from ...conversation.settings import SAMPLING, Settings
+from ...conversation.stored_messages import asked_text
 from ..asked import Ask, Refused
 from .trace import RUNNERS_UP
 
@@ -74,17 +75,9 @@ def has_something(message: Message) -> bool:
 
 def _said(message: Message) -> Json:
     """In the form that chat templates take; attached files stand in front of the text."""
-    found: Json = {"role": message.role, "content": message.content}
-    if message.attachments:
-        found["content"] = "\n\n".join([*map(attached, message.attachments), message.content]).strip()
+    found: Json = {"role": message.role, "content": asked_text(message)}
     if message.thought:
         found["reasoning_content"] = message.thought
     if message.calls:
         found["tool_calls"] = message.calls
     return found
-
-
-def attached(file: Mapping[str, Any]) -> str:
-    """A file as a model reads it."""
-    name = " ".join(str(file.get("name", "")).split()).replace('"', "'")
-    return f'<file name="{name}">\n{str(file.get("text", "")).strip()}\n</file>'

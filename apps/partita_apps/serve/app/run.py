@@ -227,7 +227,7 @@ class Run:
     async def _render(self, text: str) -> None:
         change = await asyncio.to_thread(self._blocks.push, text)
         if change.html:
-            self.log.add("block", {"html": change.html, "rest": change.rest, "again": False})
+            self.log.add("block", {"html": change.html, "rest": change.rest, "again": False, "text": text})
         else:
             self.log.add("text", {"text": text})
 
