@@ -188,8 +188,9 @@ async def _told(pages: Pages, message: Message) -> AsyncGenerator[bytes, None]:
         if message.thought[len(shown.thought) :]:
             yield event("thought", {"text": message.thought[len(shown.thought) :]})
         if message.content[len(shown.content) :]:
-            change = await asyncio.to_thread(blocks.push, message.content[len(shown.content) :])
-            yield event("block", {"html": change.html, "rest": change.rest, "again": False})
+            text = message.content[len(shown.content) :]
+            change = await asyncio.to_thread(blocks.push, text)
+            yield event("block", {"html": change.html, "rest": change.rest, "again": False, "text": text})
         for call in message.calls[len(shown.calls) :]:
             yield event("call", {"id": call.get("id"), **call.get("function", {})})
         if message.state != "running" or pages.leaving:
