@@ -166,7 +166,7 @@ class Run:
                     ids = await asyncio.to_thread(tokenizer.encode, self.task.text, bos=False)
                     ask, self._said.ids = replace(ask, begins=ids), list(ids)
                 replies.check_ids(ask.begins, model.text, "begins")
-                self.trace = Trace(inherited(self.task.origin, ask.begins, tokenizer.token_bytes))
+                self.trace = Trace(inherited(self.task.origin, ask.begins, tokenizer.token_bytes, tokenizer.stop_ids))
         counted = self._tools.metrics.counted(replies.reply(models, ask))
         async with aclosing(counted) as events:
             async for event in events:

@@ -130,11 +130,16 @@ def cache(event: Held) -> Row:
     }
 
 
-def inherited(document: Mapping[str, Any] | None, begins: Sequence[int], text: Callable[[int], bytes]) -> list[Row]:
+def inherited(
+    document: Mapping[str, Any] | None,
+    begins: Sequence[int],
+    text: Callable[[int], bytes],
+    stop_ids: frozenset[int] = frozenset(),
+) -> list[Row]:
     """Rows of the tokens that a reply begins with: as they stand in the trace of the reply that they are from, where it
     has one; the last one may be another than that had there, one of its runners-up.
 
-    text: a token's bytes, for those of which nothing is known.
+    text: a token's bytes, for those of which nothing is known. stop_ids: tokens that end a reply; nothing follows one.
     """
     before = [] if document is None else [row for row in document["tokens"] if not row.get("ends")]
     found: list[Row] = []
@@ -146,6 +151,9 @@ def inherited(document: Mapping[str, Any] | None, begins: Sequence[int], text: C
             found.append({**old, "given": True})
         else:
             found.append(_chosen(old, id, text(id)))
+        if id in stop_ids:
+            found[-1] |= {"control": True, "ends": True}
+            break
     return found
 
 
