@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
+import struct
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ from click.testing import CliRunner
 
 from partita.errors import BackendUnavailable, DataError
 from partita_apps.bench import bench
-from partita_apps.bench.clients import Load, Reply, at_once, complete
+from partita_apps.bench.clients import ATTEMPTS, Load, Reply, at_once, complete
 from partita_apps.bench.serve import serving
 
 
@@ -61,6 +64,33 @@ def test_a_rule_under_an_error_is_not_the_error(end: str) -> None:
         serving([sys.executable, "-c", program]),
     ):
         pass
+
+
+@pytest.mark.parametrize("resets", [0, 2, 1000])
+def test_a_connection_that_is_reset_is_made_again(resets: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number of times, then it is an error."""
+    monkeypatch.setattr("partita_apps.bench.clients.PAUSE", 0.0)
+    text = b'data: {"choices": [{"text": "a"}]}\n\n'
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            for place in range(min(resets + 1, ATTEMPTS)):
+                connection, _ = listening.accept()
+                connection.recv(65536)
+                if place < resets:
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                else:
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + text)
+                connection.close()
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        reply = complete(listening.getsockname()[1], "any", "hi", 1)
+        thread.join()
+    if resets < ATTEMPTS:
+        assert (reply.error, reply.text, reply.tokens) == (None, "a", 1)
+    else:
+        assert "ConnectionResetError" in str(reply.error)
 
 
 PEER = """
