@@ -225,6 +225,8 @@ class Panel {
     const [id, text, , bytes] = entry;
     try {
       await app.actions.branchAtToken(record.message, position, id);
+      this.leaveRoute(); // the new reply is what is looked at, even where it has ended already
+      this.choose();
       app.toEnd?.();
       app.say(`A new reply goes on with ${named({ text, bytes })}.`);
     } catch (error) {
