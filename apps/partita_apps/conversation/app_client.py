@@ -72,11 +72,11 @@ class AppClient(Client):
             exchange.release()
 
 
-def of_this_machine(address: Address, history: Path) -> AppClient | None:
+def of_this_machine(address: Address, history: Path | None) -> AppClient | None:
     """How to speak with a server that has this very history and this user's token; None for every other one."""
     from ..serve.app import token
 
-    if not _is_loopback(address.host):
+    if history is None or not _is_loopback(address.host):
         return None
     try:
         found = token.read(history.parent)

@@ -90,7 +90,7 @@ class Record:
 
     def settle(self) -> None:
         """Where the conversation stands now, after anything but a turn: its last message, and its settings."""
-        if not self._on or self.chat is None:
+        if not self._on or self.chat is None or self.live is not None:
             return
         known = {id(message): ident for message, ident in self._known}
         kept = [known[id(each)] for each in self._conversation.messages if id(each) in known]
@@ -171,7 +171,8 @@ class Record:
         self._conversation.chosen = chosen
         self._known = list(zip(messages, (message.id for message in kept), strict=True))
         self.chat, self._on = chat, True
-        self.settle()
+        if path is None:
+            self.settle()
         return note
 
     def rename(self, title: str) -> str:

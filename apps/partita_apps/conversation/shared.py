@@ -88,11 +88,9 @@ class SharedConversation(RemoteConversation):
         if reading.failed:
             raise SourceError(reading.failed)
 
-    def take_model(self, name: str) -> bool:
-        """Go on with another model of the server; whether it has it."""
-        if name in self._models:
-            self._model = self._models[name]
-        return self._model.id == name
+    def take_model(self, name: str) -> None:
+        """Go on with another model of the server, if it has it."""
+        self._model = self._models.get(name, self._model)
 
     @property
     def model_id(self) -> str:
@@ -141,7 +139,7 @@ class SharedRecord(Record):
 
     def settle(self) -> None:
         super().settle()
-        if self.on and self.chat is not None and self.chat.model != self.model:
+        if self.on and self.chat is not None and self.live is None and self.chat.model != self.model:
             self.chat = self.history.change(self.chat.id, model=self.model)
 
     def start(self, text: str) -> str:
@@ -191,11 +189,11 @@ class SharedRecord(Record):
         """Also a chat in which the server is writing: its reply is `live` then."""
         path = self.history.path(chat.id)
         live = len(path) > 1 and path[-1].state == "running" and self._runs(chat.id)
-        note = super().open(chat, given, path[:-2] if live else path)
+        note = super().open(chat, given, path[:-2] if live else None)
+        self._shared.take_model(chat.model)
         if live:
             self._run, self.live = (path[-2].id, path[-1].id), asked_text(path[-2])
-        if chat.model != self.model and not self._shared.take_model(chat.model):
-            self.settle()
+        self.settle()
         return note
 
     def _runs(self, chat: str) -> bool:
@@ -249,12 +247,14 @@ class _Events:
 
 
 def _token(data: Any, texts: dict[int, str]) -> Generated | None:
-    """A token of the trace with its runners-up, whose texts are put down. None for one that was not computed."""
+    """A token of the trace with its runners-up, whose texts are put down. None for one that says nothing."""
     try:
+        if data.get("ends"):
+            return None
         texts |= {int(ident): str(text) for ident, text, _ in [(data["id"], data["text"], 0), *data["top"]]}
         others = tuple((int(ident), float(p)) for ident, _, p in data["top"])
         return Generated(int(data["id"]), float(data["ms"] or 0.0) / 1000, float(data["p"]), others)
-    except (KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         return None
 
 
