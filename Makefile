@@ -1,6 +1,6 @@
 # One place for every command: each target sets up what it needs, and a second run is fast.
 .DEFAULT_GOAL := help
-.PHONY: help setup chat test test-long test-cpus interop agents bench bench-charts bench-serve bench-gpu example-shakespeare lint format docs clean
+.PHONY: help setup chat test test-long test-cpus interop agents bench bench-charts bench-serve bench-page bench-gpu example-shakespeare lint format docs clean
 
 PYTHON_IN_VENV := .venv/bin/python
 export PYTHON PEERS AGENTS
@@ -52,6 +52,9 @@ bench-charts: setup ## draw the pictures of docs/benchmarks.md, a quarter of an 
 
 bench-serve: setup ## what the server gives 1 to 64 clients, some minutes; PEERS=… puts llama.cpp's server beside ours
 	@$(PYTHON_IN_VENV) -m partita_apps.cli bench serve --clients 1,4,8,16,64 $(if $(PEERS),--against llama.cpp --peer-python $(PEERS))
+
+bench-page: setup ## the page in a real browser: first paint, a chat of 500 turns, a reply of 20,000 tokens, some minutes
+	@$(PYTHON_IN_VENV) -m partita_apps.cli bench page
 
 bench-gpu: setup ## on a GPU: its tests, then decode steps by context and format, and the peers that are there
 	@.ci/bench-gpu $(PYTHON_IN_VENV)

@@ -313,3 +313,20 @@ def device(**options: Any) -> Rows:
     from .device import run
 
     return run(**options)
+
+
+@bench.command()
+@click.option("--turns", type=click.IntRange(1), default=500, show_default=True, help="Of the long chat.")
+@click.option("--tokens", type=click.IntRange(100, 30_000), default=20_000, show_default=True, help="Of the reply.")
+@click.option("--rate", type=click.IntRange(10), default=1000, show_default=True, help="Tokens a second of the reply.")
+@click.option("--browser", default=None, help="Chromium or Chrome; one that is found if left out.")
+@click.option("--runs", type=click.IntRange(1, 50), default=3, show_default=True, help="The median counts.")
+@click.option("--model", default=None, help="Model whose tokenizer is used; the default model if left out.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+def page(model: str | None, as_json: bool, **options: Any) -> None:
+    """The page in a real browser over a scripted model: first paint, a long chat, a long reply, and how long it is deaf
+    meanwhile."""
+    from .models import model_path
+    from .page import run
+
+    finish(run(model=model_path(model), **options), as_json)
