@@ -172,6 +172,6 @@ function words(state) {
   const found = [];
   found.push(context ? `${number(held)} of ${plural(context, "token")} are held` : `${plural(held, "token")} are held`);
   found[0] += `, ${memory(bytes)}, format ${kv}.`;
-  if (forgotten > 0) found.push(`The ring has turned: of ${number(seen)} tokens ${number(forgotten)} are forgotten.`);
+  if (forgotten > 0) found.push(`The context is full: of ${number(seen)} tokens so far the first ones stay, and ${number(forgotten)} are forgotten.`);
   return found.join(" ");
 }
