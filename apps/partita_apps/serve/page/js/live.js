@@ -78,6 +78,7 @@ export function mountLive(app) {
   const { store } = app;
   let stopFollowing = () => {};
 
+  store.on("ended", (end) => app.say(spoken(end)));
   store.on("running", (run) => {
     if (run && store.run?.run === run.run) return;
     stopFollowing();
@@ -142,7 +143,7 @@ function nextFrame(fn) {
 function finish(live, app) {
   const { store } = app;
   store.set("run", null);
-  app.say(spoken(live.end));
+  store.emit("ended", live.end);
   refreshChat().catch(app.fail);
 }
 

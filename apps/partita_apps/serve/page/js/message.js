@@ -147,9 +147,9 @@ function unfold(text) {
   return button;
 }
 
-function attachment({ name, text = "" }) {
-  const size = h("span", { class: "faint number" }, plural(text.length, "character"));
-  return h("details", { class: "attachment" }, h("summary", { class: "chip" }, icon("file"), h("span", { class: "ellipsis" }, name), size), h("pre", { tabindex: "0" }, text));
+/** A file that went with a message; the server keeps its text. */
+function attachment({ name, characters }) {
+  return h("span", { class: "chip attachment" }, icon("file"), h("span", { class: "ellipsis" }, name), h("span", { class: "faint number" }, plural(characters ?? 0, "character")));
 }
 
 class ToolAnswer extends View {

@@ -125,18 +125,30 @@ export async function openChat(id) {
     showTree([], null, null);
     return;
   }
-  const { chat, messages, run } = await api.get(chatPath(id));
-  if (store.route.chat !== id) return; // somebody has gone on meanwhile
+  const { chat, messages, run } = await newest(id);
+  if (store.route.chat !== id || !chat) return; // somebody has gone on meanwhile
   store.set("chat", chat);
   showTree(messages, chat.leaf, run);
+}
+
+let asked = 0;
+let answered = 0;
+
+/** The tree of a chat; nothing where a later look was answered before. */
+async function newest(id) {
+  const mine = ++asked;
+  const found = await api.get(chatPath(id));
+  if (mine < answered) return {};
+  answered = mine;
+  return found;
 }
 
 /** Fetch the open chat again: another tab, the terminal or a run's end has changed it. */
 export async function refreshChat() {
   const id = store.chat?.id;
   if (!id) return;
-  const { chat, messages, run } = await api.get(chatPath(id));
-  if (store.chat?.id !== id) return;
+  const { chat, messages, run } = await newest(id);
+  if (store.chat?.id !== id || !chat) return;
   store.set("chat", chat);
   showTree(messages, chat.leaf, run);
 }
@@ -147,13 +159,24 @@ function askForRest(path, id) {
   setTimeout(() => store.chat?.id === id && refreshChat().catch((error) => store.emit("failure", error)), 150);
 }
 
+const followed = new Set();
+
+/** A reply that is still being written though no run was told: it has ended meanwhile, or another process writes it. A
+ * run is named after its reply. */
+function unfollowed(path) {
+  const reply = path.findLast((each) => each.state === "running");
+  if (!reply || followed.has(reply.id)) return null;
+  followed.add(reply.id);
+  return { run: reply.id, chat: reply.chat, reply: reply.id };
+}
+
 function showTree(messages, leaf, run) {
   store.messages = messages;
   store.path = pathTo(messages, leaf);
   store.emit("messages", messages);
   store.emit("path", store.path);
   askForRest(store.path, store.chat?.id);
-  store.emit("running", run ?? null); // live.js follows it and sets `run`
+  store.emit("running", run ?? unfollowed(store.path)); // live.js follows it and sets `run`
 }
 
 /** The branch that ends with `leaf`, root first. */
@@ -226,7 +249,11 @@ export const branchAtToken = (reply, position, token) =>
 
 async function begin(chat, body) {
   const started = await api.post(chatPath(chat, "/runs"), body);
-  if (store.chat?.id === chat) await refreshChat();
+  if (store.chat?.id !== chat) return started;
+  await refreshChat();
+  // A short reply may be over before anybody could follow it.
+  const reply = store.run ? null : store.messages.find((each) => each.id === started.reply);
+  if (reply && reply.state !== "running") store.emit("ended", { state: reply.state, ...reply.meta });
   return started;
 }
 
