@@ -171,7 +171,9 @@ def _browser(given: str | None) -> str:
         if done.returncode:
             raise BackendUnavailable(done.stderr.strip().splitlines()[-1].removeprefix("partita: "))
         given = done.stdout.strip()
-    found = next((path for name in (given, *_NAMES) if name and (path := shutil.which(name))), None)
+    if given is not None and shutil.which(given) is None:
+        raise BackendUnavailable(f"{given} is no program: name a Chromium or Chrome with --browser, or leave it out")
+    found = given or next((path for name in _NAMES if (path := shutil.which(name))), None)
     if found is None:
         raise BackendUnavailable(
             "no Chromium or Chrome is on this system: install chromium, or name one with --browser"
