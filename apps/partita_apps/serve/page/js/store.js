@@ -165,6 +165,7 @@ const followed = new Set();
  * run is named after its reply. */
 function unfollowed(path) {
   const reply = path.findLast((each) => each.state === "running");
+  if (reply && store.run?.reply === reply.id) return store.run;
   if (!reply || followed.has(reply.id)) return null;
   followed.add(reply.id);
   return { run: reply.id, chat: reply.chat, reply: reply.id };
