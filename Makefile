@@ -1,6 +1,6 @@
 # One place for every command: each target sets up what it needs, and a second run is fast.
 .DEFAULT_GOAL := help
-.PHONY: help setup chat test test-long test-cpus interop agents bench bench-charts bench-serve bench-page bench-gpu example-shakespeare lint format docs clean
+.PHONY: help setup chat test test-long test-cpus interop agents bench bench-charts bench-serve bench-page bench-gpu screenshots example-shakespeare lint format docs clean
 
 PYTHON_IN_VENV := .venv/bin/python
 export PYTHON PEERS AGENTS
@@ -58,6 +58,9 @@ bench-page: setup ## the page in a real browser: first paint, a chat of 500 turn
 
 bench-gpu: setup ## on a GPU: its tests, then decode steps by context and format, and the peers that are there
 	@.ci/bench-gpu $(PYTHON_IN_VENV)
+
+screenshots: setup ## take the pictures of the page in docs/images, with replies of the default model
+	@$(PYTHON_IN_VENV) docs/images/page.py
 
 example-shakespeare: setup ## fine-tune the default model on Shakespeare's plays, a quarter of an hour on one core; again: go on
 	@$(PYTHON_IN_VENV) examples/shakespeare/run.py
