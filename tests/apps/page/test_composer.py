@@ -36,6 +36,13 @@ def test_enter_sends_and_shift_enter_begins_a_line(open_page: PageAt) -> None:
     expect(field(page)).to_have_value("")
 
 
+def test_who_opens_the_page_may_type_at_once(open_page: PageAt) -> None:
+    page = open_page()
+    expect(field(page)).to_be_focused()
+    page.keyboard.type("what is a chessboard?")  # letters that are shortcuts, too
+    expect(field(page)).to_have_value("what is a chessboard?")
+
+
 def test_enter_of_an_input_method_does_not_send(open_page: PageAt) -> None:
     page = open_page()
     field(page).fill("にほん")

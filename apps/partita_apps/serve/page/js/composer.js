@@ -125,6 +125,7 @@ export function mountComposer(root, app) {
   store.on("models", refresh);
   field.value = localStorage.getItem(key()) ?? "";
   refresh();
+  app.focusComposer({ quietly: true }); // who opens the page may type at once
   return { attach };
 }
 
