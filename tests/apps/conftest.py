@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,15 @@ import pytest
 import partita
 
 from ..runtime.sources.loopback import closed_port
+from . import finetuning
 from .mistakes import Mistake
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_process() -> Iterator[None]:
+    """The one that commands of fine-tuning run in, where a test asks for one, ends with the tests."""
+    yield
+    finetuning.end_warm()
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from .. import bounds
-from .finetuning import MARK, column, environment, rows, write_chats
+from .finetuning import MARK, column, environment, partita, rows, write_chats
 
 LIMIT = 100  # seconds
 BACKENDS = ("mlx", "torch")
@@ -100,6 +100,16 @@ def run(command: list[str], status: int = 0) -> str:
     return text
 
 
+def run_both(backend: str, folder: Path, *arguments: object) -> str:
+    """Two processes without a launcher, to their end: what the first says."""
+    command = [sys.executable, "-m", MARK, "finetune", *map(str, arguments), "--backend", backend]
+    first, second = members(backend, folder)
+    with running(command, **first) as one, running(command, **second) as other:
+        texts = [said(process) for process in (one, other)]
+    assert [one.returncode, other.returncode] == [0, 0], texts
+    return texts[0]
+
+
 def reached(out: Path, step: int) -> Callable[[], bool]:
     def look() -> bool:
         return (out / "metrics.jsonl").is_file() and max([0, *(row["step"] for row in rows(out))]) >= step
@@ -122,8 +132,7 @@ def test_two_processes_equal_one_with_twice_the_batch(
     one, two = tmp_path / "one", tmp_path / "two"
     text = run(launched(backend, tiny_model, data, "--out", two, "--batch-size", 2, *FEW))
     assert text.count("validation loss") == text.count("adapter:") + 2 == 3  # one of them speaks
-    alone = (tiny_model, data, "--out", one, "--batch-size", 4, *FEW, "--backend", backend)
-    run([sys.executable, "-m", MARK, "finetune", *map(str, alone)])
+    partita("finetune", tiny_model, data, "--out", one, "--batch-size", 4, *FEW, "--backend", backend)
     errors = dict.fromkeys(("train_loss", "valid_loss"), bounds.loss(tiny_model, trained=100))
     for name, error in {**errors, "grad_norm": bounds.gradients(tiny_model)}.items():
         assert column(rows(two), name) == [[step, pytest.approx(x, rel=error)] for step, x in column(rows(one), name)]
@@ -146,9 +155,9 @@ def test_ctrl_c_stops_both_and_both_go_on(tiny_model: Path, data: Path, tmp_path
     if backend == "torch":  # mlx.launch passes nothing on any more
         assert f"stopped after step {stopped} of 100000" in text
     assert [path.name for path in (cut / "checkpoints").iterdir()] == [f"step-{stopped:08d}"]
-    text = run(launched(backend, "--resume", "--out", cut, "--steps", stopped + 3))
+    text = run_both(backend, tmp_path, "--resume", "--out", cut, "--steps", stopped + 3)
     assert f"going on after step {stopped} of {stopped + 3}" in text
-    run(launched(backend, *settings, "--out", whole, "--steps", stopped + 3))
+    run_both(backend, tmp_path, *settings, "--out", whole, "--steps", stopped + 3)
     assert column(rows(cut), "train_loss") == column(rows(whole), "train_loss")
 
 
@@ -159,7 +168,7 @@ def test_a_host_without_the_folder_and_another_number_of_processes_go_on(
     whole, cut, nowhere = tmp_path / "whole", tmp_path / "cut", tmp_path / "nowhere"
     settings = (tiny_model, data, "--batch-size", 2, *FLAGS, "--sample-tokens", 0, "--valid-fraction", 0.2)
     settings = (*settings, "--eval-every", 100, "--warmup", 0)
-    run(launched("torch", *settings, "--out", cut, "--steps", 2))
+    run_both("torch", tmp_path, *settings, "--out", cut, "--steps", 2)
     command = [sys.executable, "-m", MARK, "finetune", "--resume", "--steps", "4"]
     first, second = members("torch", tmp_path)
     with (
@@ -169,8 +178,8 @@ def test_a_host_without_the_folder_and_another_number_of_processes_go_on(
         texts = [said(process) for process in (one, other)]
     assert [one.returncode, other.returncode] == [0, 0], texts
     assert not nowhere.exists()
-    run([*command[:-1], "6", "--out", str(cut), "--batch-size", "4"])
-    run(launched("torch", *settings, "--out", whole, "--steps", 6))
+    partita("finetune", "--resume", "--steps", 6, "--out", cut, "--batch-size", 4)
+    run_both("torch", tmp_path, *settings, "--out", whole, "--steps", 6)
     expected = column(rows(whole), "train_loss")
     assert column(rows(cut), "train_loss")[:4] == expected[:4]
     error = bounds.loss(tiny_model, trained=100)
