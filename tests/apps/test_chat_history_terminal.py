@@ -153,7 +153,7 @@ def test_a_killed_chat_has_kept_what_was_said(start, tmp_path):
     history = History.open(tmp_path / "data" / "history.sqlite3")
     asked, reply = history.path(history.latest(1)[0].id)
     assert (asked.content, reply.state) == ("the fox", "interrupted")
-    assert len(reply.content) > 20
+    assert len(reply.content) > 5
     history.close()
     child = start("--continue", "-n", 2)
     assert "2 messages so far" in shown(child)

@@ -110,7 +110,7 @@ def test_ctrl_c_stops_the_reply_and_keeps_it(start, tmp_path):
     assert "stopped" in answer(child)
     messages = saved(child, tmp_path / "talk.json")["messages"]
     assert messages[0] == {"role": "user", "content": "the fox"}
-    assert len(messages[1]["content"]) > 20
+    assert len(messages[1]["content"]) > 5  # 40 cells, up to six a character
     say(child, "/set max_tokens 4")
     assert STATUS.search(say(child, "and")) is not None
     assert len(saved(child, tmp_path / "talk.json")["messages"]) == 4
@@ -215,7 +215,7 @@ def test_a_conversation_goes_on_in_another_run(start, tmp_path):
     assert STATUS.search(say(child, "and the dog")) is not None
     kept = saved(child, tmp_path / "talk.json")["messages"]
     assert [message["content"] for message in kept[::2]] == ["the fox", "and the dog"]
-    assert len(kept[1]["content"]) > 20
+    assert len(kept[1]["content"]) > 5
     child.send("/exit" + ENTER)
     assert leave(child) == 0
 
