@@ -151,7 +151,7 @@ def attack(server: Served, operation: Any, mode: GenerationMode) -> None:
             body = json.dumps(case.body).encode()
         except (TypeError, ValueError):  # bytes, or what stands for nothing at all
             body = b""
-        answer = server.post(operation.path, body)
+        answer = server.post(operation.path, body, {"x-partita-page": server.token})
         assert answer.status < 500, (operation.path, body, answer.body)
         if answer.status >= 400:
             error = answer.json["error"]  # Ollama's are text
