@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -150,7 +151,7 @@ def test_many_chats_come_in_parts(page: Make, tmp_path: Path) -> None:
     with closing(History.open(tmp_path / "history.sqlite3")) as history:
         made = {history.create(model="tiny", title=str(i)).id for i in range(205)}
     first = here.get("/app/chats")
-    rest = here.get(f"/app/chats?before={first['more'].replace('+', '%2B')}")
+    rest = here.get(f"/app/chats?before={quote(first['more'])}")
     assert (len(first["chats"]), len(rest["chats"]), rest["more"]) == (200, 5, None)
     assert {each["id"] for each in (*first["chats"], *rest["chats"])} == made
 
