@@ -70,7 +70,7 @@ class Document:
     def of(cls, document: Any) -> Document:
         """Raises DataError for what is no export of this version, or a damaged one."""
         if not isinstance(document, dict) or KEY not in document:
-            raise DataError("not an export of a history: give a file that `Export` or `/export` has written")
+            raise DataError("not an export of a history: give a file that the page has exported")
         if document[KEY] != VERSION:
             raise DataError(f"the export is of format {document[KEY]!r}, and this partita reads {VERSION}")
         try:
