@@ -45,7 +45,7 @@ def tree(messages: Sequence[Message], traced: Collection[str], rendering: Render
 def message(given: Message) -> Json:
     """tokens: how many are known. An attached file is told without its text, and with the message that holds it: so it
     can be sent again."""
-    found = asdict(given)
+    found = dict(vars(given))  # asdict would copy each of thousands of ids
     ids = found.pop("ids")
     files = [
         {
