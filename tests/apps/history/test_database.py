@@ -177,7 +177,7 @@ def test_a_step_that_fails_leaves_the_older_file(tmp_path, monkeypatch):
 def test_a_transaction_that_others_hold_too_long_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
     history = History.open(tmp_path / "history.sqlite3")
-    other = sqlite3.connect(history.file, isolation_level=None)
+    other = sqlite3.connect(tmp_path / "history.sqlite3", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(DataError, match=r"has been held by another program for 0\.05 seconds"):
         history.create(model="m")
