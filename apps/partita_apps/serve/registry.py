@@ -11,12 +11,12 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import msgspec
 import psutil
@@ -24,10 +24,8 @@ import psutil
 from partita.cache.budget import RESERVE
 from partita.checkpoint.open import open_checkpoint
 from partita.errors import PartitaError
-from partita.inference.sampling import Sampling, recommended
 from partita.units import memory_size
 
-from ..conversation.settings import usual_sampling
 from .asked import Refused
 from .frames import Load, Loaded
 from .guests import Guests
@@ -238,17 +236,14 @@ class Registry:
         entry, _ = self._names.find(name)
         return self._predicted(self._slots.get(entry.path) or _Slot(entry))
 
-    async def usual(self, name: str) -> Sampling:
-        """How a conversation with a model samples, loaded or not. Raises Refused."""
+    async def generation_config(self, name: str) -> Mapping[str, Any]:
+        """What the makers of a model recommend for it, loaded or not. Raises Refused."""
         entry, _ = self._names.find(name)
-        slot = self._slots.get(entry.path)
-        if slot is not None and slot.text is not None:
-            return slot.text.usual
         try:
             checkpoint = await asyncio.to_thread(open_checkpoint, entry.path)
         except PartitaError as error:
             raise Refused(str(error), "engine", field=error.field) from None
-        return usual_sampling(recommended(checkpoint.generation_config))[0]
+        return checkpoint.generation_config
 
     async def unload(self, name: str) -> None:
         """Give a model's memory back now. Raises Refused: conflict while somebody uses it, or where it is pinned."""

@@ -89,8 +89,8 @@ class Models(Protocol):
         """Bytes of a model in memory, as far as is known. Raises Refused."""
         ...
 
-    async def usual(self, name: str) -> Sampling:
-        """How a conversation with a model samples, loaded or not. Raises Refused."""
+    async def generation_config(self, name: str) -> Mapping[str, Any]:
+        """What the makers of a model recommend for it, loaded or not. Raises Refused."""
         ...
 
     async def unload(self, name: str) -> None:

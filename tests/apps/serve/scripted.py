@@ -15,7 +15,6 @@ from typing import Any
 import msgspec
 
 from partita.engine.request import Event, Failed, Finished, Held, Progress, Request, Ring, Token, Warned
-from partita.inference.sampling import Sampling
 from partita_apps.serve import frames
 from partita_apps.serve.asked import Refused
 from partita_apps.serve.model_text import ModelText
@@ -143,11 +142,13 @@ class ScriptedModel:
 
 @dataclass
 class ScriptedRegistry:
-    """loads: seconds that a model's first use takes. adapters: names that may follow a model's behind a colon."""
+    """loads: seconds that a model's first use takes. adapters: names that may follow a model's behind a colon.
+    recommends: of each model's generation_config.json."""
 
     models: Mapping[str, ScriptedModel]
     loads: float = 0.0
     adapters: Sequence[str] = ()
+    recommends: Mapping[str, Any] = field(default_factory=dict)
     used: list[str] = field(default_factory=list)
     unloaded: list[str] = field(default_factory=list)
 
@@ -181,9 +182,9 @@ class ScriptedRegistry:
         self._find(name)
         return 3000
 
-    async def usual(self, name: str) -> Sampling:
-        base, _ = self._find(name)
-        return self.models[base].text.usual
+    async def generation_config(self, name: str) -> Mapping[str, Any]:
+        self._find(name)
+        return self.recommends
 
     async def unload(self, name: str) -> None:
         base, _ = self._find(name)

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 import partita
-from partita.language_model import DEFAULT_MAX_TOKENS
 
 from .. import fields
 from ..api.exchange import Endpoint, Exchange
@@ -19,8 +18,9 @@ from ..clients.apps import APPS
 from ..clients.guide import Client, Server
 from ..clients.libraries import LIBRARIES
 from . import documents, replying
-from .asks import ENDLESS, checked
+from .asks import checked
 from .chats import Name
+from .defaults import defaults_of
 
 MOST_PRESETS = 200
 Json = dict[str, Any]
@@ -108,11 +108,9 @@ async def client(exchange: Exchange) -> Any:
 
 
 async def defaults(exchange: Exchange) -> Any:
-    """`GET /app/defaults?model=`: what settings are that nobody chose."""
+    """`GET /app/defaults?model=`: what settings are that nobody chose, and whose word that is."""
     name = exchange.request.query_params.get("model") or next(iter(exchange.models.names()), "")
-    usual = asdict(await exchange.models.usual(name))
-    own = {"max_tokens": DEFAULT_MAX_TOKENS, "stop": [], "system": None, "template_var": {}, ENDLESS: True}
-    return exchange.answer({"defaults": {**usual, **own}})
+    return exchange.answer({"defaults": defaults_of(await exchange.models.generation_config(name))})
 
 
 async def load(exchange: Exchange) -> Any:

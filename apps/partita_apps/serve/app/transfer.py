@@ -33,10 +33,11 @@ class ImportBody(fields.Body, kw_only=True):
 
 
 class FileBody(fields.Body, kw_only=True):
-    """data: in base64."""
+    """data: in base64. model: whose tokens are counted."""
 
     name: Annotated[str, Meta(min_length=1, max_length=300)]
     data: str
+    model: str | None = None
 
 
 async def search(exchange: Exchange) -> Any:
@@ -118,7 +119,16 @@ async def attach(exchange: Exchange) -> Response:
     except DataError as error:
         raise Refused(str(error), field=error.field or "data") from None
     own = {"name": found.name, "type": found.type, "text": found.text, "note": found.note}
-    return exchange.answer({**own, "characters": len(found.text)})
+    tokens = await _tokens(exchange, body.model, found.text)
+    return exchange.answer({**own, "characters": len(found.text), "tokens": tokens})
+
+
+async def _tokens(exchange: Exchange, name: str | None, text: str) -> int | None:
+    """How many a text is for a model; None where it is not loaded: it is not loaded for this."""
+    if not name or exchange.models.describe(name).state != "loaded":
+        return None
+    async with exchange.models.use(name) as model:
+        return len(await asyncio.to_thread(model.text.tokenizer.encode, text, bos=False))
 
 
 ENDPOINTS = (

@@ -41,11 +41,13 @@ export function mountAttachments(root, app) {
     files.push(file);
     tell();
     try {
-      const limit = store.state?.limits?.attachment_bytes;
-      if (limit && given.size > limit) throw new Error(`it has ${diskSize(given.size)}; at most ${diskSize(limit)} are read`);
-      file.part = await app.api.post("/app/attachments", { name: given.name, data: await base64(given) });
+      refuse(files.length, given.size, store.state.limits);
+      const part = await app.api.post("/app/attachments", { name: given.name, data: await base64(given), model: store.model });
+      const most = store.state.limits.attachment_characters;
+      if (part.characters > most) throw new Error(`it has ${count(part.characters)} characters; at most ${count(most)} can be sent`);
+      file.part = part;
     } catch (error) {
-      files.splice(files.indexOf(file), 1);
+      if (files.includes(file)) files.splice(files.indexOf(file), 1);
       refusals.append(refusal(given.name, error.message));
     }
     tell();
@@ -67,6 +69,12 @@ export function mountAttachments(root, app) {
   takePasted(app, add);
 }
 
+/** Raises Error for one file too many, and for one that is too large to be read. */
+function refuse(number, size, limits) {
+  if (number > limits.attachments) throw new Error(`at most ${limits.attachments} files go with a message`);
+  if (size > limits.attachment_bytes) throw new Error(`it has ${diskSize(size)}; at most ${diskSize(limits.attachment_bytes)} are read`);
+}
+
 function chip(file, remove) {
   const { part, name, size } = file;
   const facts = part ? [size !== null && diskSize(size), tokens(part)].filter(Boolean) : ["is being read …"];
@@ -77,6 +85,7 @@ function chip(file, remove) {
     icon("file"),
     h("span", { class: "chip-name", title: name }, name),
     h("span", { class: "hint" }, facts.join(" · ")),
+    part?.note && h("span", { class: "chip-note", title: part.note }, part.note),
     close,
   );
 }

@@ -69,13 +69,23 @@ export function textButton(text, { kind = "", ...props } = {}) {
   return h("button", { type: "button", class: `button ${kind}`.trim(), ...props }, text);
 }
 
-/** Something to copy, with the button that does. label: what it is. */
+/** A line to copy, with the button that does. label: what it is. */
 export function copyable(app, text, label) {
+  return h("span", { class: "copyable" }, h("code", {}, text), copyButton(app, text, label));
+}
+
+/** Lines to copy, below their title. */
+export function copyBlock(app, title, text) {
+  const head = h("figcaption", {}, h("span", {}, title), copyButton(app, text, title));
+  return h("figure", { class: "copy-block" }, head, h("pre", { tabindex: 0, "aria-label": title }, text));
+}
+
+function copyButton(app, text, label) {
   const copy = async () => {
     await navigator.clipboard.writeText(text);
     app.toast(`Copied ${label}.`);
   };
-  return h("span", { class: "copyable" }, h("code", {}, text), iconButton("copy", `Copy ${label}`, () => copy().catch(app.fail)));
+  return iconButton("copy", `Copy ${label}`, () => copy().catch(app.fail));
 }
 
 /** A paragraph in small, faint letters. */

@@ -7,6 +7,8 @@ import { h } from "../dom.js";
 import { count, diskSize, memorySize } from "../format.js";
 import { attempt, errorLine, hint, openModal, textButton } from "./modal.js";
 
+const LOOK = 700; // ms
+
 export function openModels(app) {
   const error = errorLine();
   const free = h("p", { class: "models-free" });
@@ -15,7 +17,12 @@ export function openModels(app) {
   const show = () => redraw(app, list, free, error, busy);
   const stops = ["models", "model"].map((name) => app.store.on(name, show));
   show();
-  const closed = () => stops.forEach((stop) => stop());
+  const look = () => app.store.models.some((each) => each.state === "loading") && app.actions.loadState().catch(() => {});
+  const timer = setInterval(look, LOOK); // how far a model is comes with the state alone
+  const closed = () => {
+    clearInterval(timer);
+    stops.forEach((stop) => stop());
+  };
   openModal(
     app,
     { name: "models", title: "Models", wide: true, closed },
