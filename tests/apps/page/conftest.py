@@ -133,7 +133,7 @@ def page_at(
             )
         )
         page = contexts[-1].new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(30_000)
         complaints.watch(page)
         if not locked:
             from partita_apps.serve.app import token
