@@ -129,7 +129,9 @@ def _reply(page: Any, chat: str, seconds: float) -> dict[str, float]:
     page.evaluate("hash => { location.hash = hash; }", f"#/chat/{chat}")
     page.locator(".message").first.wait_for(state="detached")
     page.evaluate(_TAKE)
-    before = _busy(page)
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})
+    before = _busy(session)
     box = page.get_by_role("textbox", name="Message")
     box.fill("Tell me everything about fugues.")
     box.press("Enter")
@@ -142,18 +144,14 @@ def _reply(page: Any, chat: str, seconds: float) -> dict[str, float]:
         "REPLY: longest task, ms": max(seen["tasks"], default=0),
         "REPLY: tasks above 50 ms, tasks": len(seen["tasks"]),
         "REPLY: 99th percentile of frames, ms": percentile(seen["frames"], 0.99),
-        "REPLY: processor time of the page's main thread, s": _busy(page) - before,
+        "REPLY: processor time of the page's main thread, s": _busy(session) - before,
         "REPLY: memory of the page's objects after it, MiB": page.evaluate("performance.memory.usedJSHeapSize") / 2**20,
     }
 
 
-def _busy(page: Any) -> float:
+def _busy(session: Any) -> float:
     """Seconds of processor time that the page's main thread has worked."""
-    session = page.context.new_cdp_session(page)
-    session.send("Performance.enable", {"timeDomain": "threadTicks"})
-    found = {each["name"]: each["value"] for each in session.send("Performance.getMetrics")["metrics"]}
-    session.detach()
-    return found["TaskDuration"]
+    return {each["name"]: each["value"] for each in session.send("Performance.getMetrics")["metrics"]}["TaskDuration"]
 
 
 def percentile(values: list[float], part: float) -> float:
