@@ -22,7 +22,7 @@ export function mountLayout(root, app) {
   const tuning = h("div", { class: "tuning", id: "tuning", hidden: true });
   const sidebarButton = iconButton("menu", "Chats", () => app.sidebar(root.dataset.sidebar !== "open"), { "aria-controls": "sidebar" });
   const inspectorButton = iconButton("inspect", "Inspector", () => app.inspector(root.dataset.inspector !== "open"), { "aria-controls": "inspector" });
-  $("header").append(sidebarButton, model, extra, inspectorButton);
+  $("header").replaceChildren(sidebarButton, model, extra, inspectorButton);
   $("view").append(chat, tuning);
 
   const show = (side, button, open) => {
