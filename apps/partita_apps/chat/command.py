@@ -143,13 +143,15 @@ def talk(
 
         answer(conversation, text, trace=trace, as_json=as_json)
     else:
+        from ..conversation.record import record_of
         from .interactive import converse
 
         try:
             converse(conversation, save, trace=trace)
         finally:
-            if conversation.record is not None:
-                conversation.record.close()
+            record = record_of(conversation)
+            if record is not None:
+                record.close()
 
 
 @click.pass_context

@@ -19,6 +19,7 @@ from partita.inference.sampling import Sampling
 
 from ..aliases import alike
 from ..conversation.conversation import Conversation
+from ..conversation.record import record_of
 from ..conversation.saved import Saved, load, save
 from ..conversation.settings import NAMES, SAMPLING
 from .ask import QUOTES, quoted
@@ -175,8 +176,9 @@ def undo(conversation: Conversation, rest: str) -> str:
     if conversation.raw:
         raise DataError("/undo takes back a turn of a conversation, and --raw has none: each text stands by itself")
     text = conversation.undo()
-    if conversation.record is not None:
-        conversation.record.settle()
+    record = record_of(conversation)
+    if record is not None:
+        record.settle()
     left = f"{counted(len(conversation.messages))} left" if conversation.messages else "nothing is left"
     return f"taken back: {brief(text, 60)}\n{left}"
 
@@ -216,7 +218,7 @@ def open_(conversation: Conversation, rest: str) -> str | Send:
 
 def waiting(conversation: Conversation, shown: str = "") -> Send | None:
     """What is to be sent where a server is writing in a chat that was opened: that shows its reply as it comes."""
-    record = conversation.record
+    record = record_of(conversation)
     if record is None or record.live is None:
         return None
     return Send(record.live, note=f"{shown}> {brief(record.live, 240)}\nits reply is being written; Ctrl-C stops it")

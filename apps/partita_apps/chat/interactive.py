@@ -16,6 +16,7 @@ from partita.errors import PartitaError
 from partita.units import memory_size
 
 from ..conversation.conversation import NONE, Conversation
+from ..conversation.record import record_of
 from ..conversation.settings import NAMES
 from ..conversation.stats import ReplyStats
 from ..messages import rendered, shown
@@ -94,7 +95,7 @@ def greet(conversation: Conversation) -> None:
         held = conversation.state.held
         cache = f", {held} tokens in the cache" if held else ""
         click.secho(f"{counted(len(conversation.messages))} so far{cache}\n", dim=True)
-    record = conversation.record
+    record = record_of(conversation)
     if record is not None and record.on and record.is_first:
         where = f"chats are kept in {record.history.file}, for your eyes alone: /history lists them"
         click.secho(wrapped(f"{where}; /set history off, or --no-history, keeps nothing") + "\n", dim=True)
@@ -153,16 +154,17 @@ def turn(conversation: Conversation, text: str, trace: bool) -> None:
 @contextmanager
 def kept(conversation: Conversation, text: str, stats: ReplyStats) -> Iterator[Callable[[], None]]:
     """Gives a function that is called after every piece, so that the reply is kept while it comes."""
-    if conversation.record is None:
+    record = record_of(conversation)
+    if record is None:
         yield lambda: None
         return
-    with conversation.record.turn(text, stats) as keep:
+    with record.turn(text, stats) as keep:
         yield keep
 
 
 def tell_trouble(conversation: Conversation) -> None:
     """Say once that the history fails; and put down what a command has changed."""
-    record = conversation.record
+    record = record_of(conversation)
     if record is None:
         return
     record.settle()

@@ -9,7 +9,7 @@ from partita.errors import DataError
 from partita.printable import printable
 
 from ..conversation.conversation import Conversation
-from ..conversation.record import Record
+from ..conversation.record import Record, record_of
 from ..conversation.settings import switched
 from ..history import Chat
 from ..history.search import END, MARK
@@ -76,7 +76,7 @@ def switch(conversation: Conversation, value: str) -> str:
 
 def history_rows(conversation: Conversation) -> list[tuple[str, str]]:
     """For /show."""
-    record = conversation.record
+    record = record_of(conversation)
     if record is None:
         return []
     if not record.on:
@@ -98,9 +98,10 @@ def when(moment: float) -> str:
 
 
 def _record(conversation: Conversation) -> Record:
-    if conversation.record is None:
+    record = record_of(conversation)
+    if record is None:
         raise DataError("--raw has no conversations to keep: start without --raw")
-    return conversation.record
+    return record
 
 
 def _plain(snippet: str) -> str:

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from partita.errors import DataError
 from partita.inference.sampling import Sampling
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from partita.cache.state import Slots
     from partita.inference.speculative import Acceptance
     from partita.language_model import Piece
-
-    from .record import Record
 
 NONE = "none"
 """The adapter of a model without one."""
@@ -70,6 +68,14 @@ class State:
     peak_bytes: int | None = None
 
 
+class Kept(Protocol):
+    """A conversation's place in the history of chats, as far as a conversation itself knows it (`record.record_of`)."""
+
+    def leave(self) -> None:
+        """What is said from now on is another chat."""
+        ...
+
+
 class Conversation(ABC):
     """emptied: whether there are no messages because the first turn was taken back. chosen: names of the settings that
     a person gave. record: its place in the history of chats; None where there is none, as for one reply."""
@@ -82,7 +88,7 @@ class Conversation(ABC):
         self.messages: list[dict[str, Any]] = []
         self.emptied = False
         self.chosen: set[str] = set()
-        self.record: Record | None = None
+        self.record: Kept | None = None
 
     @property
     @abstractmethod

@@ -302,3 +302,10 @@ class _Turn:
 
 def _known(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name in KEPT}
+
+
+def record_of(conversation: Conversation) -> Record | None:
+    """Where a conversation is kept; None where it has no place in the history."""
+    found = conversation.record
+    assert found is None or isinstance(found, Record)
+    return found
