@@ -19,6 +19,7 @@ from .api.exchange import Endpoint, Exchange, Service
 from .app import chats, replying, token, transfer
 from .app import state as page_state
 from .app.pages import Pages
+from .app.tuning import endpoints as tuning
 from .asked import Refused
 from .frames import Beat
 from .metrics import Metrics
@@ -45,6 +46,7 @@ ENDPOINTS: Sequence[Endpoint] = (
     *chats.ENDPOINTS,
     *replying.ENDPOINTS,
     *transfer.ENDPOINTS,
+    *tuning.ENDPOINTS,
 )
 
 

@@ -26,9 +26,13 @@ from .changes import Changes
 from .rendering import Rendering
 from .run import Tools
 from .runs import Runs
+from .tuning.tunings import Models as Tuned
+from .tuning.tunings import Tunings
 
 FILE = "history.sqlite3"
+TUNING = "tuning"
 _LOOK = 1.0  # seconds between two looks for what changed elsewhere
+_SAVE = 5.0  # seconds that a fine-tuning run has at least to save
 _UNKNOWN = re.compile(r"unknown (chat|message|preset) ")
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -37,7 +41,8 @@ _log = logging.getLogger(__name__)
 class Pages:
     """An asynchronous context of the server's life. Raises DataError where the history cannot be used.
 
-    kept: whether chats outlive the server. data: the folder of what is kept, None for nowhere.
+    kept: whether chats outlive the server. data: the folder of what is kept, None for nowhere: then there is no fine-
+    tuning, either.
     """
 
     def __init__(self, models: Models, metrics: Metrics, settings: Settings) -> None:
@@ -46,11 +51,16 @@ class Pages:
         self.history = _opened(settings.data if settings.history else None)
         self.models, self.rendering, self.changes = models, Rendering(), Changes()
         self.runs = Runs(Tools(models, metrics, self.history, self.rendering), self.changes)
+        self.tunings: Tunings | None = None
+        if settings.data is not None and isinstance(models, Tuned):
+            self.tunings = Tunings(settings.data / TUNING, models, self._tuned)
         self._drain, self._left = settings.drain, 0.0
         self._watching: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         self._watching = asyncio.create_task(self._watch())
+        if self.tunings is not None:
+            await self.tunings.__aenter__()
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None):
@@ -58,13 +68,20 @@ class Pages:
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait([self._watching])
-        await self.runs.close(self._drain - (time.monotonic() - self._left))
+        left = self._drain - (time.monotonic() - self._left)
+        tuned = [] if self.tunings is None else [self.tunings.close(max(left, _SAVE))]
+        await asyncio.gather(self.runs.close(left), *tuned)
         await asyncio.to_thread(self.history.close)
 
     def leave(self) -> None:
         """The server is about to end: nobody listens for changes any more."""
         self._left = self._left or time.monotonic()
         self.changes.close()
+        if self.tunings is not None:
+            self.tunings.leave()
+
+    def _tuned(self, ident: str) -> None:
+        self.changes.tell("tuning", {"id": ident}, ident)
 
     @property
     def leaving(self) -> bool:

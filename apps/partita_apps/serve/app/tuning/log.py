@@ -30,12 +30,12 @@ class Log:
     def add(self, kind: str, data: Any) -> None:
         self.last += 1
         self._events.append(Event(self.last, kind, data))
-        self._wake()
+        self.wake()
 
     def close(self) -> None:
         """Nothing more comes."""
         self.closed = True
-        self._wake()
+        self.wake()
 
     def since(self, number: int) -> list[Event] | None:
         """What came after an event; None where some of that is forgotten."""
@@ -45,10 +45,11 @@ class Log:
         return list(self._events)[len(self._events) - missed :] if missed > 0 else []
 
     async def wait(self) -> None:
-        """Until there is more, or nothing more will come."""
+        """Until there is more, nothing more will come, or somebody was woken."""
         if not self.closed:
             await self._more.wait()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Have everybody look who waits."""
         self._more.set()
         self._more = asyncio.Event()

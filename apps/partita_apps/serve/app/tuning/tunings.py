@@ -14,7 +14,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import MISSING, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 from partita.errors import DataError
 from partita.files.atomic import alone, remove
@@ -33,6 +33,7 @@ MACHINE = ("backend", "device", "dtype", "threads")
 _log = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class Models(Room, Protocol):
     """What is used of the registry."""
 
@@ -56,6 +57,7 @@ class Tunings:
         self.live: Live | None = None
         self._running: asyncio.Task[None] | None = None
         self._predicting: asyncio.Task[Any] | None = None
+        self.leaving = False
 
     async def __aenter__(self) -> Self:
         for record in self.store.records():
@@ -71,8 +73,15 @@ class Tunings:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None):
         await self.close()
 
+    def leave(self) -> None:
+        """The server is about to end: nobody listens to a run any more."""
+        self.leaving = True
+        if self.live is not None:
+            self.live.log.wake()
+
     async def close(self, patience: float = 30.0) -> None:
         """Stop the run, which has some seconds to save."""
+        self.leave()
         if self._predicting is not None:
             self._predicting.cancel()
         running, live = self._running, self.live
@@ -216,6 +225,8 @@ class Tunings:
         return await self._models.put_adapter(Path(record.path), record.name, str(self.store.out(record)))
 
     def _refuse_second(self) -> None:
+        if self.leaving:
+            raise Refused("the server is shutting down", "engine", retry_after=10)
         if self.live is not None:
             raise Refused(f"the run {self.live.record.name} goes on: one at a time", "conflict")
 

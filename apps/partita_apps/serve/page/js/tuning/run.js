@@ -78,13 +78,17 @@ export function runView(id, app) {
     if (kind === "end" || kind === "reset") return again(kind === "end").catch(app.fail);
     if (kind === "phase") view.phase = data;
     if (kind === "note") run.notes = [...run.notes, ...data.lines];
-    if (kind === "ready") Object.assign(run, { ready: data, step: data.step, steps: data.steps });
+    if (kind === "ready") {
+      Object.assign(run, { ready: data, step: data.step, steps: data.steps });
+      view.train = view.train.filter(([step]) => step <= data.step); // what was beyond its checkpoint is made again
+      view.valid = view.valid.filter(([step]) => step <= data.step);
+    }
     if (kind === "samples") run.samples = data.samples;
     if (kind === "valid") view.valid = [...view.valid.filter(([step]) => step < data.step), [data.step, data.loss]];
     if (kind === "step") {
       Object.assign(run, { step: data.step, latest: data });
       view.phase = { what: "training" };
-      view.train.push([data.step, data.loss]);
+      if (!(data.step <= view.train.at(-1)?.[0])) view.train.push([data.step, data.loss]);
     }
     if (kind === "step" || kind === "valid" || kind === "phase") {
       progress.show(view);
