@@ -18,7 +18,6 @@ from typing import Any
 
 from partita.engine.request import Event, Finished, Held, Progress, Request, Ring, Token
 from partita.errors import BackendUnavailable
-from partita.inference.sampling import Sampling
 
 from ..serve import frames
 from ..serve.asked import Refused
@@ -121,14 +120,14 @@ class Registry:
         facts = self._model.worker.facts
         return Description(NAME, None, "loaded", 1_700_000_000, 1000, 2000, CONTEXT, False, facts)
 
+    async def generation_config(self, name: str) -> Mapping[str, Any]:
+        return {}
+
     def free(self) -> int:
         return 1 << 33
 
     def predicted(self, name: str) -> int:
         return 2000
-
-    async def usual(self, name: str) -> Sampling:
-        return self._model.text.usual
 
     async def unload(self, name: str) -> None:
         raise Refused("the scripted model is always loaded", "conflict")

@@ -90,3 +90,11 @@ def test_locked(page_at: PageAt, url: str, axe: Callable[[Page], list[str]], com
     page = page_at(url, locked=True)
     page.wait_for_timeout(500)
     assert axe(page) == []
+
+
+@BOTH
+def test_fine_tuning(open_page: PageAt, axe: Callable[[Page], list[str]], width: int, theme: str) -> None:
+    page = open_page("#/tuning", width=width, theme=theme, reduced_motion="reduce")
+    expect(page.locator("#tuning")).to_be_visible()
+    page.wait_for_timeout(400)
+    assert axe(page) == []

@@ -6,7 +6,7 @@ Tokenizer, chat template, parsers and detokenizer are the real ones of a tiny mo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +17,9 @@ import msgspec
 from partita.engine.request import Event, Failed, Finished, Held, Progress, Request, Ring, Token, Warned
 from partita_apps.serve import frames
 from partita_apps.serve.asked import Refused
+from partita_apps.serve.guests import Guests
 from partita_apps.serve.model_text import ModelText
+from partita_apps.serve.names import Entry
 from partita_apps.serve.registry import Description
 
 
@@ -143,7 +145,7 @@ class ScriptedModel:
 @dataclass
 class ScriptedRegistry:
     """loads: seconds that a model's first use takes. adapters: names that may follow a model's behind a colon.
-    recommends: of each model's generation_config.json."""
+    recommends: of each model's generation_config.json. folder: of the model's files, where something reads them."""
 
     models: Mapping[str, ScriptedModel]
     loads: float = 0.0
@@ -151,6 +153,9 @@ class ScriptedRegistry:
     recommends: Mapping[str, Any] = field(default_factory=dict)
     used: list[str] = field(default_factory=list)
     unloaded: list[str] = field(default_factory=list)
+    folder: Path = Path()
+    settings: frames.Load = field(default_factory=lambda: frames.Load("", backend="torch", dtype="float32"))
+    guests: Guests = field(default_factory=Guests)
 
     def names(self) -> list[str]:
         return [*self.models, *(f"{name}:{adapter}" for name in self.models for adapter in self.adapters)]
@@ -177,6 +182,27 @@ class ScriptedRegistry:
 
     def free(self) -> int:
         return 1 << 33
+
+    def entry(self, name: str) -> Entry:
+        base, _ = self._find(name)
+        return Entry(base, self.folder, 1000)
+
+    def present(self, but: str = "") -> list[str]:
+        return [name for name in self.models if name != but]
+
+    def idle_bytes(self) -> int:
+        return 0
+
+    @asynccontextmanager
+    async def making_room(self) -> AsyncGenerator[Callable[[], Awaitable[bool]], None]:
+        async def unload() -> bool:
+            return False
+
+        yield unload
+
+    async def put_adapter(self, path: Path, name: str, folder: str | None) -> str | None:
+        """No model here takes one."""
+        return None
 
     def predicted(self, name: str) -> int:
         self._find(name)
@@ -217,4 +243,4 @@ class ScriptedRegistry:
 def scripted(folder: Path, play: Play = Script(), *, name: str = "tiny", **text: Any) -> ScriptedRegistry:
     """A registry of one model, with the tokenizer and the template of a folder. text: as in `ModelText.open`."""
     opened = ModelText.open(name, folder, **{"context": 512, **text})
-    return ScriptedRegistry({name: ScriptedModel(opened, ScriptedWorker(opened, play))})
+    return ScriptedRegistry({name: ScriptedModel(opened, ScriptedWorker(opened, play))}, folder=folder)

@@ -290,7 +290,11 @@ def test_the_state(page: Make) -> None:
     tool = here.get(f"/app/clients/{state['clients'][0]['name']}")
     assert here.server.url in json.dumps(tool)
     defaults = here.get("/app/defaults?model=tiny:poet")["defaults"]
-    assert (defaults["max_tokens"], defaults["endless"], "temperature" in defaults) == (512, True, True)
+    assert (defaults["max_tokens"]["value"], defaults["endless"]["value"], "temperature" in defaults) == (
+        512,
+        True,
+        True,
+    )
 
 
 def test_models_are_loaded_and_unloaded(page: Make) -> None:
