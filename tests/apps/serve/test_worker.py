@@ -404,6 +404,28 @@ def test_no_process_outlives_a_killed_server(loopback: bool) -> None:
         assert run(gone(pid))
 
 
+def test_an_adapter_that_a_model_does_not_take_is_none_of_its_own() -> None:
+    """The process goes on, and neither it nor the next one has an adapter of that name."""
+
+    async def test() -> None:
+        of = worker()
+        await of.put_adapter("early", None)  # not loaded: there is nobody to be told
+        await of.start()
+        pid = of.pid
+        answers = await asyncio.gather(
+            *(of.put_adapter("poet", "/nowhere") for _ in range(3)),
+            of.put_adapter("other", None),
+            return_exceptions=True,
+        )
+        assert [type(each) for each in answers] == [Refused, Refused, Refused, type(None)]
+        assert "the adapter cannot be used" in str(answers[0])
+        assert isinstance((await heard(of, asks()))[-1], Finished)
+        assert of.pid == pid
+        await of.stop()
+
+    run(test())
+
+
 def test_two_thousand_requests_leave_nothing_behind() -> None:
     async def test() -> None:
         of, own = worker(), psutil.Process()

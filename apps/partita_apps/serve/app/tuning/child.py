@@ -19,6 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import psutil
 
 from partita.errors import MemoryBudgetError, PartitaError
 from partita.finetuning.settings import Settings
@@ -144,6 +145,7 @@ def predicted(found: Prediction, free: int | None = None) -> Predicted:
         logits=rest.logits,
         batches=rest.batches,
         free=left,
+        process=psutil.Process().memory_info().rss,
         refusal=found.refusal(left),
         steps=None if found.data is None else found.settings.steps,
         data=None if found.data is None else {name: dict(counts) for name, counts in found.data.items()},

@@ -68,9 +68,9 @@ class Checked(msgspec.Struct, frozen=True, tag=True):
 
 
 class Predicted(msgspec.Struct, frozen=True, tag=True):
-    """needs: of memory, as it runs fastest; least: with gradient checkpointing; weights to batches: its parts. refusal:
-    why it does not fit into what is free, with what would help. steps, data, notes: None and empty where the data was
-    not read."""
+    """needs: of memory, as it runs fastest; least: with gradient checkpointing; weights to batches: its parts. process:
+    what the process holds without all of that. refusal: why it does not fit into what is free, with what would help.
+    steps, data, notes: None and empty where the data was not read."""
 
     backend: str
     device: str
@@ -85,6 +85,7 @@ class Predicted(msgspec.Struct, frozen=True, tag=True):
     logits: int
     batches: int
     free: int
+    process: int
     refusal: str | None = None
     steps: int | None = None
     data: dict[str, dict[str, int]] | None = None

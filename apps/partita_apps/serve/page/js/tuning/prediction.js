@@ -55,7 +55,7 @@ export function predictionPart(app, asked) {
 function shown({ prediction: found, idle, busy }) {
   const { train, valid = null } = found.data;
   const facts = [
-    ["Memory", `about ${memorySize(found.needs)}`],
+    ["Memory", `about ${memorySize(found.needs + found.process)}`],
     ["Free", memorySize(found.free)],
     ["Steps", count(found.steps)],
     ["Tokens", `${count(train.tokens)}, ${count(train.trained)} of them learnt`],
@@ -90,6 +90,7 @@ function parts(found) {
     activations: "Activations, kept for the way back",
     logits: "Logits, a part at a time",
     batches: "Batches",
+    process: "The process without all that",
   };
   const rows = Object.entries(names).map(([name, text]) => h("tr", {}, h("th", { scope: "row" }, text), h("td", { class: "number" }, memorySize(found[name]))));
   return h("details", {}, h("summary", {}, "Memory in parts"), h("table", { class: "tune-parts" }, h("tbody", {}, ...rows)));
