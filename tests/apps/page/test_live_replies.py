@@ -26,6 +26,7 @@ def left(page: Page) -> float:
 def test_a_reload_and_a_second_tab_show_the_same_reply(served: Serve, page_at: PageAt, data: Path) -> None:
     first = page_at(served(Script("# Title\n\nthe quick brown\n\nfox", holds=True), data=data))
     ask(first, "go")
+    expect(replies(first)).to_contain_text("fox")  # the address names the chat by now
     for page in (first, first.context.new_page()):
         page.goto(first.url)
         page.reload()

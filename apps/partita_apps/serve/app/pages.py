@@ -96,7 +96,8 @@ class Pages:
             raise Refused(str(error), kind, field=error.field) from None
 
     async def _watch(self) -> None:
-        seen_models, seen_chats, number = "", dict[str, Any](), -1
+        seen_models, number = "", await asyncio.to_thread(self.history.changes)
+        seen_chats = await self._look_at_chats(None)  # before the first page asks, which then hears of all that follows
         while True:
             await asyncio.sleep(_LOOK)
             if not self.changes.heard:
@@ -105,7 +106,7 @@ class Pages:
                 seen_models = self._look_at_models(seen_models)
                 now = await asyncio.to_thread(self.history.changes)
                 if now != number:
-                    seen_chats, number = await self._look_at_chats(seen_chats, first=number < 0), now
+                    seen_chats, number = await self._look_at_chats(seen_chats), now
             except PartitaError as error:
                 _log.warning("what changed was not seen: %s", error)
 
@@ -122,12 +123,12 @@ class Pages:
             self.changes.tell("models", {})
         return str(found)
 
-    async def _look_at_chats(self, before: dict[str, Any], *, first: bool) -> dict[str, Any]:
+    async def _look_at_chats(self, before: dict[str, Any] | None) -> dict[str, Any]:
         chats = await asyncio.to_thread(self.history.chats)
         found = {each.id: (each.updated, each.title, each.folder, each.pinned, each.leaf) for each in chats}
-        different = [ident for ident in {**before, **found} if before.get(ident) != found.get(ident)]
-        if first:
+        if before is None:
             return found
+        different = [ident for ident in {**before, **found} if before.get(ident) != found.get(ident)]
         for ident in different:
             self.changes.chat(ident, "changed")
         if not different and not any(self.runs):  # a reply grows that another process writes

@@ -244,7 +244,8 @@ class Reply extends View {
       this.fill(message);
     }
     if (this.growing) return;
-    if (this.body.firstElementChild?.classList.contains("plain") && message.html !== null) fillBody(this.body, message.html);
+    const unread = !this.body.textContent || this.body.firstElementChild?.classList.contains("plain");
+    if (unread && message.html) fillBody(this.body, message.html); // the server's word also for a view that came too late
     this.annotate();
     super.changed();
   }
