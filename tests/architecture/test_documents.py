@@ -345,7 +345,21 @@ def variables(path: Path) -> set[str]:
     return {text for text in texts if re.fullmatch(r"_?[A-Z][A-Z0-9]*(_[A-Z0-9]+)*", text)} - NO_VARIABLES
 
 
-NO_VARIABLES = {"GET", "ON", "YES", "TRUE", "ERROR", "MB", "GB", "CUDA", "SIGTERM", "SIGHUP"}
+NO_VARIABLES = {
+    "LONG",
+    "REPLY",
+    "PYTHON_IN_VENV",
+    "GET",
+    "ON",
+    "YES",
+    "TRUE",
+    "ERROR",
+    "MB",
+    "GB",
+    "CUDA",
+    "SIGTERM",
+    "SIGHUP",
+}
 """Words in capitals in modules that read the environment."""
 
 
