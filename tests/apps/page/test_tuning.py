@@ -43,7 +43,12 @@ def server(tiny_model: Path, data: Path) -> Iterator[Served]:
 
 @pytest.fixture
 def at(server: Served, page_at: PageAt) -> Callable[..., Page]:
-    return lambda path="#/tuning", **more: page_at(server, path, **more)
+    def make(path: str = "#/tuning", **more: Any) -> Page:
+        page = page_at(server, path, **more)
+        page.set_default_timeout(SLOW)  # beside a process that trains
+        return page
+
+    return make
 
 
 @pytest.fixture
