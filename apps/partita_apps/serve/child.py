@@ -9,12 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from queue import Empty, SimpleQueue
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import psutil
 
@@ -22,6 +21,7 @@ from partita.engine.request import Event, Failed, Request
 from partita.errors import MemoryBudgetError, PartitaError
 
 from .channel import Closed, Line
+from .child_process import serve_parent
 from .frames import (
     VERSION,
     AdapterPut,
@@ -65,25 +65,17 @@ Open = Callable[[Load, Callable[[int, int], None]], tuple[Steps, Loaded]]
 """From what to load and who hears of each layer to an engine and what the server is told of it."""
 
 
-def main(open_engine: Open, arguments: list[str] | None = None) -> None:
+def main(open_engine: Open, arguments: list[str] | None = None) -> NoReturn:
     """Compute for the server until it has had enough; then the process ends. Does not return."""
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format=f"model process {os.getpid()}: %(message)s")
-    try:
-        line = Line.of(sys.argv[1:] if arguments is None else arguments)
+
+    def work(line: Line) -> None:
         inbox = _Inbox(line)
         line.send(Hello(VERSION, os.getpid()))
         engine = _loaded(line, inbox, open_engine)
         if engine is not None:
             _run(line, inbox, engine)
-        status = 0
-    except Closed as error:
-        print(error, file=sys.stderr)
-        status = 2
-    except BaseException:
-        _log.exception("it failed")
-        status = 1
-    sys.stderr.flush()
-    os._exit(status)  # a library's threads keep nothing alive
+
+    serve_parent("model", Down, work, arguments)
 
 
 class _Inbox:

@@ -10,13 +10,12 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 import psutil
@@ -26,6 +25,7 @@ from partita.finetuning.settings import Settings
 from partita.printable import printable
 
 from ...channel import Closed, Line
+from ...child_process import serve_parent
 from ...frames import Hello
 from . import data
 from .frames import VERSION, Check, Down, Ended, Failed, Go, Look, Phase, Predict, Predicted, Stop, Train
@@ -36,24 +36,16 @@ if TYPE_CHECKING:
 _log = logging.getLogger("partita.tuning")
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> NoReturn:
     """Do what the server asks for; then the process ends. Does not return."""
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format=f"tuning process {os.getpid()}: %(message)s")
     os.umask(0o077)
-    try:
-        line = Line.of(sys.argv[1:] if arguments is None else arguments, Down)
+
+    def work(line: Line) -> None:
         inbox = Inbox(line)
         line.send(Hello(VERSION, os.getpid()))
         line.send(_done(line, inbox))
-        status = 0
-    except Closed as error:
-        print(error, file=sys.stderr)
-        status = 2
-    except BaseException:
-        _log.exception("it failed")
-        status = 1
-    sys.stderr.flush()
-    os._exit(status)  # a library's threads keep nothing alive
+
+    serve_parent("tuning", Down, work, arguments)
 
 
 class Inbox:
