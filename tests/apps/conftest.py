@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import pexpect
 import pytest
 
 import partita
@@ -15,6 +17,7 @@ import partita
 from ..runtime.sources.loopback import closed_port
 from . import finetuning
 from .mistakes import Mistake
+from .terminals import Terminal
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,6 +25,30 @@ def warm_process() -> Iterator[None]:
     """The one that commands of fine-tuning run in, where a test asks for one, ends with the tests."""
     yield
     finetuning.end_warm()
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    """terminal(command, environment, wait, columns=80, folder=None): a program on a terminal of its own, once it has
+    written what is waited for. Those that still run behind the test are killed."""
+    running: list[pexpect.spawn] = []
+
+    def spawn(
+        command: Sequence[str], environment: Mapping[str, str], wait: str, columns: int = 80, folder: Path | None = None
+    ) -> pexpect.spawn:
+        program, *arguments = command
+        given = {"env": dict(environment), "encoding": "utf-8", "timeout": 30, "dimensions": (24, columns)}
+        child = pexpect.spawn(program, arguments, cwd=folder, **given)
+        running.append(child)
+        child.expect(wait)
+        return child
+
+    yield spawn
+    for child in running:
+        if child.isalive():
+            child.kill(signal.SIGKILL)
+            child.wait()
+        child.close()
 
 
 @pytest.fixture

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import signal
-import sys
 import termios
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ import pytest
 
 from partita_apps.conversation import session_file
 
+from .terminals import PARTITA, Terminal, terminal_environment
 from .test_chat_habits import program
 from .test_chat_terminal import CTRL_C, ENTER, NEW_LINE, PROMPT, STATUS, UP, answer, leave, saved, say
 
@@ -25,40 +23,16 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWa
 
 
 @pytest.fixture
-def start(tiny_model: Path, tmp_path: Path) -> Iterator[Callable[..., pexpect.spawn]]:
+def start(tiny_model: Path, tmp_path: Path, terminal: Terminal) -> Callable[..., pexpect.spawn]:
     """start(*options, columns=80, **environment) is a chat with the tiny model, at its prompt."""
-    running = []
-    dropped = ("COLUMNS", "LINES", "VISUAL", "EDITOR", "DISPLAY", "WAYLAND_DISPLAY")
-    environment = {
-        **{name: value for name, value in os.environ.items() if name not in dropped},
-        "TERM": "xterm",
-        "PROMPT_TOOLKIT_NO_CPR": "1",  # nobody here answers where the cursor is
-        "XDG_STATE_HOME": str(tmp_path / "state"),
-        "HOME": str(tmp_path),
-        "SSH_TTY": "/dev/pts/0",
-    }
 
     def spawn(*options: object, columns: int = 80, **more: str) -> pexpect.spawn:
-        arguments = ["chat", str(tiny_model), "--backend", "numpy", *map(str, options)]
-        child = pexpect.spawn(
-            str(Path(sys.executable).with_name("partita")),
-            arguments,
-            env={**environment, **more},
-            encoding="utf-8",
-            timeout=30,
-            dimensions=(24, columns),
-            cwd=tmp_path,
-        )
-        running.append(child)
-        child.expect(PLAIN if more.get("TERM") == "dumb" else PROMPT)
-        return child
+        command = [PARTITA, "chat", str(tiny_model), "--backend", "numpy", *map(str, options)]
+        dropped = ("VISUAL", "EDITOR", "DISPLAY", "WAYLAND_DISPLAY")
+        own = terminal_environment(tmp_path, *dropped, **{"SSH_TTY": "/dev/pts/0", **more})
+        return terminal(command, own, PLAIN if own["TERM"] == "dumb" else PROMPT, columns, tmp_path)
 
-    yield spawn
-    for child in running:
-        if child.isalive():
-            child.kill(signal.SIGKILL)
-            child.wait()
-        child.close()
+    return spawn
 
 
 PLAIN = "(?m)^> "

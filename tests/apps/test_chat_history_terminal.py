@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pexpect
@@ -16,6 +15,7 @@ import pytest
 from partita_apps.history import History
 
 from .mistakes import Mistake
+from .terminals import PARTITA, Terminal, terminal_environment
 from .test_chat_terminal import CTRL_C, ENTER, PROMPT, answer, leave, say
 
 # Newer Pythons warn of fork in a process that has threads; the child here does nothing but exec.
@@ -24,34 +24,16 @@ Start = Callable[..., pexpect.spawn]
 
 
 @pytest.fixture
-def start(tiny_model: Path, tmp_path: Path) -> Iterator[Start]:
+def start(tiny_model: Path, tmp_path: Path, terminal: Terminal) -> Start:
     """start(*options, model=…) is a chat at its prompt, whose history is in tmp_path/data."""
-    running = []
-    own = {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "PARTITA_DATA": str(tmp_path / "data")}
-    home = {"XDG_STATE_HOME": str(tmp_path / "state"), "HOME": str(tmp_path)}
-    kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "EDITOR", "VISUAL")}
 
     def spawn(*options: object, model: Path | None = tiny_model) -> pexpect.spawn:
         named = [] if model is None else [str(model)]
-        child = pexpect.spawn(
-            str(Path(sys.executable).with_name("partita")),
-            ["chat", *named, "--backend", "numpy", *map(str, options)],
-            env={**kept, **own, **home},
-            encoding="utf-8",
-            timeout=30,
-            dimensions=(24, 100),
-            cwd=tmp_path,
-        )
-        running.append(child)
-        child.expect(PROMPT)
-        return child
+        command = [PARTITA, "chat", *named, "--backend", "numpy", *map(str, options)]
+        own = terminal_environment(tmp_path, "EDITOR", "VISUAL", PARTITA_DATA=str(tmp_path / "data"))
+        return terminal(command, own, PROMPT, 100, folder=tmp_path)
 
-    yield spawn
-    for child in running:
-        if child.isalive():
-            child.kill(signal.SIGKILL)
-            child.wait()
-        child.close()
+    return spawn
 
 
 def shown(child: pexpect.spawn) -> str:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
-import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pexpect
@@ -19,6 +17,7 @@ from partita_apps.conversation.saved import Saved, save
 from partita_apps.conversation.settings import Settings
 
 from ..runtime.adapters.test_adapting import write
+from .terminals import PARTITA, Terminal, terminal_environment
 
 # Newer Pythons warn of fork in a process that has threads; the child here does nothing but exec.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
@@ -30,33 +29,14 @@ Start = Callable[..., pexpect.spawn]
 
 
 @pytest.fixture
-def start(tiny_model: Path, tmp_path: Path) -> Iterator[Start]:
+def start(tiny_model: Path, tmp_path: Path, terminal: Terminal) -> Start:
     """start(*options) is a chat with the tiny model, at its prompt."""
-    running = []
-    environment = {
-        **{name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")},
-        "TERM": "xterm",
-        "PROMPT_TOOLKIT_NO_CPR": "1",  # nobody here answers where the cursor is
-        "XDG_STATE_HOME": str(tmp_path / "state"),
-        "HOME": str(tmp_path),
-    }
 
     def spawn(*options: object, model: Path = tiny_model) -> pexpect.spawn:
-        arguments = ["chat", str(model), "--backend", "numpy", *map(str, options)]
-        command = str(Path(sys.executable).with_name("partita"))
-        child = pexpect.spawn(
-            command, arguments, env=environment, encoding="utf-8", timeout=30, dimensions=(24, 80), cwd=tmp_path
-        )
-        running.append(child)
-        child.expect(PROMPT)
-        return child
+        command = [PARTITA, "chat", str(model), "--backend", "numpy", *map(str, options)]
+        return terminal(command, terminal_environment(tmp_path), PROMPT, folder=tmp_path)
 
-    yield spawn
-    for child in running:
-        if child.isalive():
-            child.kill(signal.SIGKILL)
-            child.wait()
-        child.close()
+    return spawn
 
 
 def say(child: pexpect.spawn, line: str) -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pexpect
@@ -25,6 +24,8 @@ from partita_apps.chat.show import last_turn
 from partita_apps.conversation import saved, session_file
 from partita_apps.conversation.local import CacheOptions, LocalConversation
 from partita_apps.conversation.settings import Settings
+
+from .terminals import Terminal, terminal_environment
 
 SCRIPTED = Path(__file__).parent.parent / "scripted.py"
 ARGUMENTS = {"path": "a.py", "text": "def f():\n    return 1\n", "mode": 3}
@@ -265,29 +266,16 @@ def test_a_mistake_in_how_thoughts_are_shown_is_one_line(run):
 
 
 @pytest.fixture
-def start(folders, tmp_path: Path) -> Iterator[Start]:
+def start(folders, tmp_path: Path, terminal: Terminal) -> Start:
     """start(form, texts, *options, columns=80) is a chat at its prompt, whose model will say these texts."""
-    running = []
 
     def spawn(name: str, texts: list[str], *options: object, columns: int = 80, ends: bool = True, **more: str):
         file = replies(folders(name), tmp_path, *texts, ends=ends)
-        state = {"XDG_STATE_HOME": str(tmp_path), "HOME": str(tmp_path), "PYTHONPATH": str(SCRIPTED.parent.parent)}
-        own = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
-        environment = {**own, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", **state, **more}
+        own = terminal_environment(tmp_path, **{"PYTHONPATH": str(SCRIPTED.parent.parent), **more})
         arguments = [str(SCRIPTED), str(file), "chat", str(folders(name)), "--backend", "numpy", *map(str, options)]
-        child = pexpect.spawn(
-            sys.executable, arguments, env=environment, encoding="utf-8", timeout=30, dimensions=(24, columns)
-        )
-        running.append(child)
-        child.expect(PROMPT)
-        return child
+        return terminal([sys.executable, *arguments], own, PROMPT, columns)
 
-    yield spawn
-    for child in running:
-        if child.isalive():
-            child.kill(signal.SIGKILL)
-            child.wait()
-        child.close()
+    return spawn
 
 
 def say(child: pexpect.spawn, line: str) -> str:

@@ -28,6 +28,7 @@ from partita_apps.conversation.settings import Settings
 from partita_apps.conversation.stats import ReplyStats
 
 from ..mistakes import Mistake
+from ..terminals import PARTITA, Terminal, terminal_environment
 from .scripted import Script
 from .served import Served, until
 from .started import Running
@@ -467,32 +468,14 @@ def test_no_library_of_arrays_is_imported(served: Serve) -> None:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., pexpect.spawn]]:
+def start(tmp_path: Path, terminal: Terminal) -> Callable[..., pexpect.spawn]:
     """start(url, *options) is a chat with a server, at its prompt."""
-    running: list[pexpect.spawn] = []
-    environment = {
-        **{name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "PARTITA_API_KEY")},
-        "TERM": "xterm",
-        "PROMPT_TOOLKIT_NO_CPR": "1",
-        "XDG_STATE_HOME": str(tmp_path),
-        "HOME": str(tmp_path),
-    }
 
     def spawn(url: str, *options: object) -> pexpect.spawn:
-        arguments = ["-m", "partita_apps.cli", "chat", "--server", url, *map(str, options)]
-        child = pexpect.spawn(
-            sys.executable, arguments, env=environment, encoding="utf-8", timeout=30, dimensions=(24, 80), cwd=tmp_path
-        )
-        running.append(child)
-        child.expect(PROMPT)
-        return child
+        own = terminal_environment(tmp_path, "PARTITA_API_KEY")
+        return terminal([PARTITA, "chat", "--server", url, *map(str, options)], own, PROMPT, folder=tmp_path)
 
-    yield spawn
-    for child in running:
-        if child.isalive():
-            child.kill(signal.SIGKILL)
-            child.wait()
-        child.close()
+    return spawn
 
 
 def say(child: pexpect.spawn, line: str) -> str:

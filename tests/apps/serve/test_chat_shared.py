@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
@@ -29,6 +27,7 @@ from partita_apps.conversation.stored_messages import said
 from partita_apps.history import History, Message
 from partita_apps.serve.app.asks import ask_of
 
+from ..terminals import PARTITA, Terminal, terminal_environment
 from .app.page import Page
 from .scripted import Script
 from .served import Served, until
@@ -237,29 +236,14 @@ def test_a_file_is_read_alike_by_the_page_and_the_terminal(history: History) -> 
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., pexpect.spawn]]:
+def start(tmp_path: Path, terminal: Terminal) -> Callable[..., pexpect.spawn]:
     """start(url, *options) is a chat with a server of the same data folder, at its prompt if not told otherwise."""
-    running: list[pexpect.spawn] = []
-    own = {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "XDG_STATE_HOME": str(tmp_path), "HOME": str(tmp_path)}
-    own |= {"PARTITA_DATA": str(tmp_path / "data")}
-    dropped = ("COLUMNS", "LINES", "PARTITA_API_KEY")
 
-    def spawn(url: str, *options: object, wait: Any = PROMPT) -> pexpect.spawn:
-        arguments = ["-m", "partita_apps.cli", "chat", "--server", url, *map(str, options)]
-        environment = {**{name: value for name, value in os.environ.items() if name not in dropped}, **own}
-        child = pexpect.spawn(
-            sys.executable, arguments, env=environment, encoding="utf-8", timeout=30, dimensions=(24, 80)
-        )
-        running.append(child)
-        child.expect(wait)
-        return child
+    def spawn(url: str, *options: object, wait: str = PROMPT) -> pexpect.spawn:
+        own = terminal_environment(tmp_path, "PARTITA_API_KEY", PARTITA_DATA=str(tmp_path / "data"))
+        return terminal([PARTITA, "chat", "--server", url, *map(str, options)], own, wait)
 
-    yield spawn
-    for child in running:
-        if child.isalive():
-            child.kill(signal.SIGKILL)
-            child.wait()
-        child.close()
+    return spawn
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
