@@ -48,6 +48,7 @@ ONLY_PARSED = {
     "partita chat --continue": "it needs a terminal; tests/apps/test_chat_history_terminal.py has one",
     "partita chat --server http://127.0.0.1:1234": "it needs a server; tests/apps/serve/test_chat_server.py runs one",
     "partita serve": "it answers until it is ended; tests/apps/serve/test_command.py runs it",
+    "partita serve --open": "it answers until it is ended; tests/apps/page opens its page in a browser",
 }
 """Commands whose arguments are judged and that are not run, with the reason."""
 

@@ -12,8 +12,9 @@ from playwright.sync_api import Page, expect
 from partita_apps.history import History
 
 from ..serve.scripted import Script
-from ..serve.served import Served
+from ..serve.served import Served, until
 from .conftest import PageAt
+from .talk import ended
 
 REPLY = "the quick brown\tfox 🎼 jumps over the lazy dog"
 
@@ -99,7 +100,8 @@ def test_another_token_begins_a_branch(asked: Callable[..., Page], history: Hist
     token(page, 5).click()
     other = history.trace(old.id)[0]["tokens"][5]["top"][2]
     detail(page).get_by_role("listitem").nth(2).get_by_role("button").click()
-    expect(page.get_by_role("button", name="Copy reply").last).to_be_visible()
+    until(lambda: [each.state for each in history.messages(old.chat)[2:]] == ["done"])
+    ended(page)
     expect(token(page, 5)).to_have_class(re.compile(r"\bchosen\b"))
     messages = history.messages(history.chats()[0].id)
     new = messages[-1]

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import APIResponse, Page, Route, expect
+
+from partita_apps.history import History
 
 from ..serve.scripted import Script, ScriptedRegistry
-from ..serve.served import Served, serving
+from ..serve.served import Served, serving, until
 from .conftest import Complaints
 from .talk import ask, ended, field, replies
 
@@ -50,6 +52,29 @@ def test_a_closed_tab_loses_nothing(served: Serve, page_at: PageAt, data: Path) 
     page.goto(url)
     ended(page)
     expect(replies(page).locator(".prose")).to_have_text("the quick brown fox")
+
+
+def test_a_reply_whose_events_come_behind_its_end_is_shown_whole(
+    served: Serve, page_at: PageAt, data: Path, history: History
+) -> None:
+    """The page learns that the run has begun by /app/events, and is told by its own request when it has ended."""
+    page = page_at(served(Script("hello", pause=0.1), data=data))
+    begun: list[tuple[Route, APIResponse]] = []
+    followed: list[Route] = []
+    page.route("**/app/chats/*/runs", lambda route: begun.append((route, route.fetch())))
+    page.route("**/app/runs/*/events", lambda route: followed.append(route))
+    with page.expect_request("**/app/runs/*/events"):
+        ask(page, "go")
+    chat = history.chats()[0].id
+    until(lambda: history.messages(chat)[-1].state == "done")
+    with page.expect_response(f"**/app/chats/{chat}"):
+        [(route, answer)] = begun
+        route.fulfill(response=answer)
+    for route in followed:
+        route.continue_()
+    expect(replies(page).locator(".prose")).to_have_text("hello")
+    ended(page)
+    expect(replies(page).get_by_role("button", name="Copy reply")).to_be_visible()
 
 
 def test_loading_and_a_long_prompt_say_how_far_they_are(

@@ -103,6 +103,22 @@ def test_a_chat_is_renamed_in_place(open_page: PageAt, chats: dict[str, str], hi
     assert history.chat(chats["Trip to the sea"]).title == "Trip to the hills"
 
 
+def test_a_menu_that_is_open_stays_when_others_change(
+    open_page: PageAt, chats: dict[str, str], history: History
+) -> None:
+    page = open_page()
+    page.get_by_role("button", name="Actions for Trip to the sea").click()
+    item = page.get_by_role("menuitem", name="Rename")
+    expect(item).to_be_focused()
+    with page.expect_response("**/app/chats"):
+        history.change(chats["Bread with less yeast"], title="Bread with more yeast")
+    item.press("Enter")
+    name = page.get_by_role("textbox", name="Name of the chat")
+    expect(name).to_be_focused()
+    name.press("Escape")
+    expect(page.get_by_role("link", name="Bread with more yeast")).to_be_visible()
+
+
 def test_a_name_that_is_being_typed_stays_when_others_change(
     open_page: PageAt, chats: dict[str, str], history: History
 ) -> None:

@@ -4,7 +4,7 @@ import { exportFile, fileName } from "./dialogs/transfer.js";
 import { h } from "./dom.js";
 import { openMenu } from "./menu.js";
 
-/** The menu behind a chat's button. item: its row. */
+/** The menu behind a chat's button. item: its row, which the list keeps as long as the menu is open. */
 export function chatMenu(button, item, chat, app) {
   const exported = (format, ending) => () => exportFile(app, chat.id, format, `${fileName(chat.title)}.${ending}`).catch(app.fail);
   openMenu(button, `Actions for ${chat.title || "Untitled"}`, [
@@ -14,7 +14,7 @@ export function chatMenu(button, item, chat, app) {
     { text: "Export as JSON", icon: "export", action: exported("json", "json") },
     { text: "Export as Markdown", icon: "export", action: exported("markdown", "md") },
     { text: "Delete", icon: "trash", danger: true, action: () => deleteChat(chat, app).catch(app.fail) },
-  ]);
+  ], () => app.store.emit("chats", app.store.chats)); // what came meanwhile
 }
 
 /** A field in place of the row: Enter or leaving it keeps the name, Escape does not. */

@@ -2,8 +2,8 @@
  * The reply that is being written in the open chat: its run's events, taken in at the page's own pace.
  *
  * Not here: how it looks (transcript.js, message.js) and what the inspector draws; both listen to `live` on the store
- * ({kind, data, run}). Holds always: a run is followed once, from its first event, so that a reload or a second tab shows
- * the same; events are handled in their order and for at most BUDGET milliseconds a frame.
+ * ({kind, data, run}). Holds always: a run is followed once, from its first event to its last, so that a reload or a second
+ * tab shows the same; events are handled in their order and for at most BUDGET milliseconds a frame.
  */
 
 import { stream } from "./api.js";
@@ -81,6 +81,7 @@ export function mountLive(app) {
   store.on("ended", (end) => app.say(spoken(end)));
   store.on("running", (run) => {
     if (run && store.run?.run === run.run) return;
+    if (!run && store.run && store.run.chat === store.chat?.id) return; // it has ended: its last events are on the way
     stopFollowing();
     if (store.run) store.set("run", null);
     if (run) stopFollowing = follow(run, app);

@@ -4,8 +4,8 @@ import { h, icon } from "./dom.js";
 
 const GAP = 4; // pixels around it
 
-/** Open a menu. items: [{text, icon, danger, action}]. */
-export function openMenu(button, label, items) {
+/** Open a menu. items: [{text, icon, danger, action}]; closed: called when it is gone. */
+export function openMenu(button, label, items, closed) {
   const menu = h("div", { class: "menu", role: "menu", "aria-label": label, popover: "auto" });
   const rows = items.map((item) => menuItem(menu, item));
   menu.append(...rows);
@@ -15,9 +15,12 @@ export function openMenu(button, label, items) {
     if (event.newState === "closed" && inside && button.isConnected) button.focus();
   });
   menu.addEventListener("toggle", (event) => {
-    button.setAttribute("aria-expanded", String(event.newState === "open"));
-    if (event.newState === "closed") menu.remove();
+    if (event.newState === "open") return;
+    button.setAttribute("aria-expanded", "false");
+    menu.remove();
+    closed();
   });
+  button.setAttribute("aria-expanded", "true");
   document.body.append(menu);
   menu.showPopover();
   place(menu, button);

@@ -26,6 +26,7 @@ class View {
     this.foot = h("div", { class: "message-foot" });
     this.element = h("article", { class: `message ${kind}`, "aria-label": label, dataset: { id: message.id } });
     this.dressed = false;
+    this.growing = null; // of a reply that is being written: its text
   }
 
   /** Put the buttons in, when the message comes near the part that is seen. */
@@ -37,7 +38,7 @@ class View {
 
   /** What the server has of it now. */
   update(message) {
-    const same = signature(message) === signature(this.message);
+    const same = !this.growing && signature(message) === signature(this.message);
     this.message = message;
     if (!same) this.changed();
   }

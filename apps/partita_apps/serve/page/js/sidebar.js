@@ -2,7 +2,7 @@
  * The list of chats: pinned, in folders, of today, earlier; search above it, the dialogs below.
  *
  * Not here: what is done to a chat (`chatactions`), what search finds (`search`). Holds always: when the list is drawn
- * again, the focus stays on the chat that had it, and a name that is being typed stays.
+ * again, the focus stays on the chat that had it; a name that is being typed and a menu that is open keep it as it is.
  */
 
 import { chatMenu, rename } from "./chatactions.js";
@@ -82,7 +82,7 @@ export function grouped(chats, folders, now = new Date()) {
 }
 
 function redraw(list, app, runs) {
-  if (list.querySelector("input")) return; // somebody is typing a name
+  if (list.querySelector("input, [aria-expanded='true']")) return; // drawn again when the name is typed, the menu closed
   const { chats, folders, more } = app.store;
   const focused = list.contains(document.activeElement) ? document.activeElement.dataset.key : null;
   const running = new Set(runs.values());
