@@ -15,6 +15,7 @@ import pytest
 from partita_apps.history import History
 
 from .mistakes import Mistake
+from .serve.served import until
 from .terminals import PARTITA, Terminal, terminal_environment
 from .test_chat_terminal import CTRL_C, ENTER, PROMPT, answer, leave, say
 
@@ -130,10 +131,14 @@ def test_one_shots_are_not_kept(tiny_model, environment, tmp_path):
 def test_a_killed_chat_has_kept_what_was_said(start, tmp_path):
     child = start("-n", 1_000_000)
     say_first(child, "the fox")
+    history = History.open(tmp_path / "data" / "history.sqlite3")
+    chat = history.latest(1)[0].id
+    until(lambda: len(history.path(chat)[-1].content) > 5)
+    history.close()
     child.kill(signal.SIGKILL)
     child.wait()
     history = History.open(tmp_path / "data" / "history.sqlite3")
-    asked, reply = history.path(history.latest(1)[0].id)
+    asked, reply = history.path(chat)
     assert (asked.content, reply.state) == ("the fox", "interrupted")
     assert len(reply.content) > 5
     history.close()
@@ -143,7 +148,7 @@ def test_a_killed_chat_has_kept_what_was_said(start, tmp_path):
 
 
 def say_first(child: pexpect.spawn, text: str) -> None:
-    """Begin a long reply, and wait until some of it is in the history."""
+    """Begin a long reply, and wait until some of it is on the screen."""
     child.send(text + ENTER)
     child.expect("\r\n")
     for _ in range(4):

@@ -1,7 +1,7 @@
 /** How another program uses the models of this server: its addresses, and the settings of the tools that are known. */
 
 import { h } from "../dom.js";
-import { attempt, copyable, copyBlock, errorLine, hint, openModal } from "./modal.js";
+import { copyable, copyBlock, errorLine, hint, openModal } from "./modal.js";
 
 const PAGES = [["/openapi.json", "What it understands"], ["/metrics", "Metrics"], ["/health", "Health"]];
 
@@ -42,11 +42,13 @@ function toolPicker(app) {
     const name = select.value;
     shown.replaceChildren();
     if (!name) return;
-    await attempt(select, error, async () => {
+    error.show("");
+    try {
       const found = await app.api.get(`/app/clients/${name}?model=${encodeURIComponent(app.store.model ?? "")}`);
-      if (select.value === name) shown.replaceChildren(...settingsOf(app, found));
-    });
-    select.focus();
+      if (select.value === name) shown.replaceChildren(...settingsOf(app, found)); // another may be chosen by now
+    } catch (failure) {
+      error.show(failure.message);
+    }
   });
   return h("section", {}, h("div", { class: "field" }, h("label", { for: "tool" }, "Settings of a tool"), select), error.element, shown);
 }

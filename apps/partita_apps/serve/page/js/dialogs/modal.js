@@ -49,10 +49,15 @@ export function errorLine() {
   return { element, show };
 }
 
-/** Do something that may fail while its button waits; what fails is said in the line. Returns whether it went well. */
+/**
+ * Do something that may fail; what fails is said in the line. Returns whether it went well.
+ *
+ * Until it is done its button does nothing: aria-disabled, since a button that is disabled loses the focus.
+ */
 export async function attempt(button, error, action) {
+  if (button.ariaDisabled === "true") return false;
   error.show("");
-  button.disabled = true;
+  button.ariaDisabled = "true";
   try {
     await action();
     return true;
@@ -60,7 +65,7 @@ export async function attempt(button, error, action) {
     error.show(failure.message);
     return false;
   } finally {
-    button.disabled = false;
+    button.ariaDisabled = null;
   }
 }
 

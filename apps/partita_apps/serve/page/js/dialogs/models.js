@@ -104,9 +104,11 @@ function loadButton(app, model, error, busy) {
     "data-key": `load ${model.id}`,
     "aria-label": `${word} ${model.id}`,
     title: fixed ? "The server was started with this model and keeps it loaded" : null,
-    disabled: busy.has(model.id) || model.state === "loading" || fixed,
+    disabled: fixed,
+    "aria-disabled": busy.has(model.id) || model.state === "loading" || null,
   });
   button.addEventListener("click", async () => {
+    if (button.ariaDisabled === "true") return;
     busy.add(model.id);
     await attempt(button, error, () => app.api.post(`/app/models/${word.toLowerCase()}`, { model: model.id }));
     busy.delete(model.id);
