@@ -59,6 +59,12 @@ def pytest_testnodedown(node: Any) -> None:
     _usage[node.gateway.id] = getattr(node, "workeroutput", {}).get("usage", ())
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: a third of the time a test waits for a process, a browser or a clock."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """What the suite cost: it is to stay below 24 minutes of CPU time and 3 GB a worker."""
     for name, found in (_usage or {"this process": usage()}).items():

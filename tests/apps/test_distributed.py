@@ -141,7 +141,7 @@ def test_two_processes_equal_one_with_twice_the_batch(
     assert (two / "adapter_model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [pytest.param("mlx", marks=pytest.mark.slow), "torch"])
 def test_ctrl_c_stops_both_and_both_go_on(tiny_model: Path, data: Path, tmp_path: Path, backend: str) -> None:
     """As a terminal sends it: to the launcher and both processes at once, at whatever steps they are."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -161,6 +161,7 @@ def test_ctrl_c_stops_both_and_both_go_on(tiny_model: Path, data: Path, tmp_path
     assert column(rows(cut), "train_loss") == column(rows(whole), "train_loss")
 
 
+@pytest.mark.slow
 def test_a_host_without_the_folder_and_another_number_of_processes_go_on(
     tiny_model: Path, data: Path, tmp_path: Path
 ) -> None:

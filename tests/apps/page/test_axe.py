@@ -14,9 +14,8 @@ from partita_apps.history import History
 from ..serve.scripted import Script
 from ..serve.served import Served
 from .conftest import PageAt
+from .talk import LOOKS
 
-SIZES = [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
-BOTH = pytest.mark.parametrize(("width", "theme"), SIZES)
 DIALOGS = ("Models", "Export and import", "Connect a tool", "Recently deleted", "Keyboard", "About and colours")
 
 
@@ -37,14 +36,14 @@ def settled(page: Page) -> None:
     page.wait_for_timeout(400)  # what fades in has its colours then
 
 
-@BOTH
+@LOOKS
 def test_the_beginning(open_page: PageAt, axe: Callable[[Page], list[str]], width: int, theme: str) -> None:
     page = open_page(width=width, theme=theme, reduced_motion="reduce")
     settled(page)
     assert axe(page) == []
 
 
-@BOTH
+@LOOKS
 def test_a_chat(open_page: PageAt, axe: Callable[[Page], list[str]], chat: str, width: int, theme: str) -> None:
     page = open_page(f"#/chat/{chat}", width=width, theme=theme, reduced_motion="reduce")
     expect(page.locator(".message")).to_have_count(2)
@@ -52,7 +51,7 @@ def test_a_chat(open_page: PageAt, axe: Callable[[Page], list[str]], chat: str, 
     assert axe(page) == []
 
 
-@BOTH
+@LOOKS
 def test_an_inspected_reply(
     served: Callable[..., Served], data: Path, page_at: PageAt, axe: Callable[[Page], list[str]], width: int, theme: str
 ) -> None:
@@ -68,7 +67,7 @@ def test_an_inspected_reply(
     assert axe(page) == []
 
 
-@BOTH
+@LOOKS
 def test_the_dialogs(open_page: PageAt, axe: Callable[[Page], list[str]], width: int, theme: str) -> None:
     page = open_page(width=width, theme=theme, reduced_motion="reduce")
     for name in DIALOGS:
@@ -92,7 +91,7 @@ def test_locked(page_at: PageAt, url: str, axe: Callable[[Page], list[str]], com
     assert axe(page) == []
 
 
-@BOTH
+@LOOKS
 def test_fine_tuning(open_page: PageAt, axe: Callable[[Page], list[str]], width: int, theme: str) -> None:
     page = open_page("#/tuning", width=width, theme=theme, reduced_motion="reduce")
     expect(page.locator("#tuning")).to_be_visible()

@@ -19,9 +19,9 @@ from partita_apps.serve.registry import Registry
 
 from ..serve.served import Served, serving
 from .conftest import Complaints, PageAt
+from .talk import LOOKS
 
 SLOW = 90_000  # milliseconds for what a process does that imports an array library on a busy machine
-SIZES = [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
 LINES = [
     {
         "messages": [
@@ -181,7 +181,7 @@ def test_a_mistake_is_shown_at_its_field(at: Callable[..., Page], finished: Reco
     expect(rank).to_be_focused()
 
 
-@pytest.mark.parametrize(("width", "theme"), SIZES)
+@LOOKS
 def test_its_views_by_axe(
     at: Callable[..., Page], axe: Callable[[Page], list[str]], finished: Record, width: int, theme: str
 ) -> None:

@@ -113,7 +113,7 @@ def test_a_server_without_a_data_folder_fine_tunes_nothing(tiny_model: Path) -> 
         assert (status, error["type"]) == (409, "conflict")
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_run_outlives_no_server_and_goes_on_with_the_next(
     number: int, start: Start, tiny_model: Path, environment: dict[str, str]
 ) -> None:
