@@ -80,7 +80,7 @@ def test_a_reply_whose_events_come_behind_its_end_is_shown_whole(
 def test_loading_and_a_long_prompt_say_how_far_they_are(
     registry: Callable[..., ScriptedRegistry], page_at: PageAt, data: Path
 ) -> None:
-    models = registry(Script("said", chunk=4, pause=0.2))
+    models = registry(Script("said the quick brown fox", chunk=4, pause=0.2))
     models.loads = 1.0
     with serving(models, data=data) as server:
         page = page_at(server)
@@ -89,8 +89,9 @@ def test_loading_and_a_long_prompt_say_how_far_they_are(
         bar = page.get_by_role("progressbar")
         expect(bar).to_have_attribute("aria-valuenow", "50")
         expect(page.locator(".progress")).to_contain_text("Reading ")
+        expect(page.locator(".progress")).to_contain_text("Writing")
         ended(page)
-        expect(replies(page).locator(".prose")).to_have_text("said")
+        expect(replies(page).locator(".prose")).to_have_text("said the quick brown fox")
         page.context.close()
 
 

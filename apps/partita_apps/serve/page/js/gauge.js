@@ -25,6 +25,7 @@ export function mountGauge(root, app) {
   };
   const last = () => show(store.path.findLast((each) => each.role === "assistant" && (each.meta?.context || each.meta?.usage?.context))?.meta);
   store.on("path", last);
+  store.on("route", ({ view }) => (root.hidden = view !== "chat"));
   store.on("live", ({ kind, data }) => {
     if (kind === "cache" || kind === "end") show(data);
   });

@@ -11,6 +11,7 @@ import { refreshChat } from "./store.js";
 import { duration, plural } from "./words.js";
 
 const BUDGET = 10;
+const WORDS = new Set(["thought", "text", "block", "call"]); // what is said: nothing is waited for any more
 
 /** What is known of a run so far. */
 class Live {
@@ -64,6 +65,7 @@ class Live {
     }
     if (kind === "text" || kind === "block") this.phase = "writing";
     if (kind === "call") this.phase = "calling";
+    if (WORDS.has(kind)) this.wait = null;
     if (kind === "cache") this.cache = data;
     if (kind === "cache" || kind === "tokens" || kind === "wait") this.trace.push({ kind, data });
     if (kind === "tokens") {
