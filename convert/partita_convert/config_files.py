@@ -17,6 +17,8 @@ from partita.errors import CheckpointError, UnsupportedModel
 from partita.files.bounded import is_table
 
 _FORMAT_KEYS = ("quantization", "quantization_config", "torch_dtype", "dtype")
+_NEWER_ROPE = frozenset({"mellum", "ministral3"})
+"""Families that never had `rope_scaling`: every reader takes rope_parameters alone."""
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
@@ -39,6 +41,8 @@ def _with_rope_both_ways(config: dict[str, Any]) -> dict[str, Any]:
     parameters = config.get("rope_parameters")
     if not parameters and "rope_theta" not in config:
         return config  # a nested (multimodal) config, or one without rope: as it came
+    if parameters and config.get("model_type") in _NEWER_ROPE:
+        return config
     if not parameters:
         scaling: dict[str, Any] = config.get("rope_scaling") or {}
         kind = scaling.get("rope_type", scaling.get("type", "default"))
@@ -56,6 +60,8 @@ def _with_rope_both_ways(config: dict[str, Any]) -> dict[str, Any]:
     if own.get("rope_type", "default") != "default":
         scaling = {key: value for key, value in own.items() if key != "rope_theta"}
         older["rope_scaling"] = {"type": own["rope_type"], **scaling}
+    elif config.get("model_type") == "exaone4":
+        older["rope_scaling"] = None  # mlx-lm wants it said
     if "partial_rotary_factor" in own:
         older["partial_rotary_factor"] = own["partial_rotary_factor"]
     if "sliding_attention" in parameters and str(config.get("model_type")).startswith("gemma3"):
@@ -64,8 +70,11 @@ def _with_rope_both_ways(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_period(config: dict[str, Any]) -> dict[str, Any]:
-    """Gemma 3's layer_types said as a period too, which is what mlx-lm reads."""
+    """Gemma 3's layer_types said as a period too, EXAONE 4's in letters: what mlx-lm reads."""
     types = config.get("layer_types")
+    if config.get("model_type") == "exaone4" and types and config.get("sliding_window") is not None:
+        letters = "".join("G" if each == "full_attention" else "L" for each in types)
+        return config | {"sliding_window_pattern": letters}
     if config.get("model_type") != "gemma3_text" or "sliding_window_pattern" in config or not types:
         return config
     period = [*types, "full_attention"].index("full_attention") + 1
@@ -75,11 +84,13 @@ def _with_period(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_experts(config: dict[str, Any]) -> dict[str, Any]:
-    """Qwen3-MoE's number of experts under both its names (transformers 5 writes the second, mlx-lm reads the first),
-    and the fields that mlx-lm wants said where they have the family's default."""
-    if config.get("model_type") != "qwen3_moe":
+    """Qwen3-MoE's and Mellum's number of experts under both its names (transformers 5 writes the second, mlx-lm reads
+    the first), and the fields that mlx-lm wants said where they have the family's default."""
+    if config.get("model_type") not in ("qwen3_moe", "mellum"):
         return config
     count = config.get("num_experts", config.get("num_local_experts"))
+    if config.get("model_type") == "mellum":
+        return config | {"num_experts": count, "num_local_experts": count}
     defaults: dict[str, Any] = {"decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": False}
     said = {key: value for key, value in config.items() if value is not None}
     return config | {**defaults, **said, "num_experts": count, "num_local_experts": count}

@@ -3,7 +3,7 @@
 mlx-lm gives every layer of Mistral, Qwen2, Qwen3-MoE, Gemma 2 and Phi-3 full attention, whatever the config says of a
 sliding window, so these are compared within the window. It always takes LongRoPE's long factors, as transformers does
 beyond the original length: those are compared there. It rounds yarn's bounds to whole dims, also where the config says
-truncate: false (gpt-oss), so that one is compared with a config that says true.
+truncate: false (gpt-oss), so that one is compared with a config that says true. It does not know Granite SWA.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from partita_convert.write_folder import write_mlx
 
 from .. import bounds, tiny_models
 
-NAMES = [name for name in tiny_models.NAMES if name != "gpt_oss"]
+NAMES = [name for name in tiny_models.NAMES if name not in ("gpt_oss", "granite_swa")]
 WITHIN_THE_WINDOW = {"mistral", "qwen2-sliding", "qwen3_moe-period", "gemma2", "phi3"}
 
 

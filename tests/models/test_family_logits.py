@@ -119,7 +119,10 @@ def test_longrope_takes_its_factors_by_the_caches_context(
     assert np.abs(judge(name)[:ORIGINAL] - judge(name, ORIGINAL)).max() > 0.1  # the two are not the same
 
 
-@pytest.mark.parametrize("name", ["smollm3", "gemma2", "phi4-mini", "olmo3", "gpt_oss"])
+@pytest.mark.parametrize(
+    "name",
+    ["smollm3", "gemma2", "phi4-mini", "olmo3", "gpt_oss", "exaone4", "glm4", "hunyuan", "ministral3", "cohere2"],
+)
 def test_a_bounded_context_does_not_depend_on_the_feed(load: Loader, text: list[int], name: str) -> None:
     """A ring of 32 tokens that turns, with 4 sinks: anchored where a layer rotates, as they are where it does not."""
     ops, model = load(name, "numpy")
@@ -167,7 +170,9 @@ def test_half_precision_stays_half_precision(
     assert rms(ours - exact) <= (error if name in tiny_models.DENSE else 4 * error) * rms(exact)
 
 
-@pytest.mark.parametrize("name", ["smollm3", "gemma2", "phi4-mini", "olmo3", "granite", "qwen3_moe", "gpt_oss"])
+@pytest.mark.parametrize(
+    "name", ["smollm3", "gemma2", "phi4-mini", "olmo3", "granite", "qwen3_moe", "gpt_oss", "hunyuan", "ministral3"]
+)
 def test_a_compiled_step_equals_the_eager_one(load: Loader, judge: Judge, text: list[int], name: str) -> None:
     ops, model = load(name, "mlx")
     cache = Cache(ops, spec_of(ops, model))

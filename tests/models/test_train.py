@@ -209,7 +209,9 @@ def test_a_text_is_learnt_and_recited(ops: Backend, tiny_model: Path, method: st
     assert tokenizer.decode(ids[:3]) + "".join(piece.text for piece in pieces) == text
 
 
-@pytest.mark.parametrize("name", ["llama-biased", "qwen3", "gemma3", "phi3", "olmo2", "smollm3"])
+@pytest.mark.parametrize(
+    "name", ["llama-biased", "qwen3", "gemma3", "phi3", "olmo2", "smollm3", "glm4", "hunyuan", "cohere2"]
+)
 def test_every_family_begins_from_nothing(tiny_family: Callable[[str], Path], name: str) -> None:
     """Exactly the tensors of a published checkpoint, and a loss that begins at the logarithm of the vocabulary."""
     ops = partita_backends.load("torch", dtype="float32")

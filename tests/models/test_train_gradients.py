@@ -52,7 +52,7 @@ def assert_same(found: Gradients, expected: Gradients, folder: Path, batch: Batc
     bounds.assert_all_near(found[1], expected[1], bounds.gradients(folder))
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "hunyuan", "ministral3", "cohere2"])
 def test_adapters_gradients_are_slopes(
     backends: dict[str, Backend], tiny_family: Callable[[str], Path], name: str
 ) -> None:
@@ -104,7 +104,10 @@ def test_every_weights_gradient_is_a_slope(
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", ["llama", "gemma3", "gemma2", "qwen2", "phi3", "olmo3", "granite"])
+@pytest.mark.parametrize(
+    "name",
+    ["llama", "gemma3", "gemma2", "qwen2", "phi3", "olmo3", "granite", "glm4", "hunyuan", "ministral3", "cohere2"],
+)
 def test_mlx_and_torch_agree(
     backends: dict[str, Backend], tiny_family: Callable[[str], Path], batch: Batch, name: str, method: str
 ) -> None:

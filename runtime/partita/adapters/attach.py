@@ -16,7 +16,7 @@ import numpy as np
 from ..arrays import Array
 from ..backend import Backend
 from ..brief import Brief
-from ..checkpoint.names import Index, is_beside_text
+from ..checkpoint.names import Index, part_beside_text
 from ..errors import CheckpointError, UnsupportedModel
 from ..model.decoder import Decoder
 from ..model.layers import Linear, Stack
@@ -97,7 +97,9 @@ def with_adapter(ops: Backend, decoder: Decoder, adapter: Adapter) -> Decoder:
     present = Index(places)
     changes: dict[str, LowRank] = {}
     for name in (*adapter.replaced, *adapter.changes):
-        if is_beside_text(name):  # adapted along with the text decoder, as its projections are called alike
+        if (
+            part_beside_text(name) is not None
+        ):  # adapted along with the text decoder, as its projections are called alike
             continue
         change = adapter.changes.get(name)
         if change is None or change.a.ndim != 2 or not name.endswith(("_proj.weight", "lm_head.weight")):

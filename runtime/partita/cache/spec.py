@@ -35,7 +35,8 @@ class Span:
 @dataclass(frozen=True)
 class LayerSpec:
     """sink_logits: whether its softmax has learned scores without keys. key_bias: whether its keys have a bias, and no
-    norm after it."""
+    norm after it. absolute: whether scores depend on where a query and a key are, not on their distance alone: where
+    norms come after rotation."""
 
     kv_heads: int
     head_dim: int
@@ -45,6 +46,7 @@ class LayerSpec:
     softcap: float | None
     sink_logits: bool = False
     key_bias: bool = False
+    absolute: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ def plan(
             config.attention_softcap,
             config.sink_logits,
             config.attention_bias and config.qk_norm == "none",
+            config.qk_norm == "rotated",
         )
         for layer in config.layers
     )

@@ -15,7 +15,8 @@ lengthened in `buffers`; rows come and go in `rows`.
 Sinks beyond the anchor: the sinks' keys before rotation are kept. A step of one token rotates them, at j + max(q -
 anchor, 0), for all layers at once into the slots that they have, so that attention is the same as before; always from
 the keys as they were, so that no error adds up, and also after a trim, once a row has been beyond. In a longer step
-each query would need them elsewhere: there they are scored apart (`Sinks`), at j, by queries rotated at min(q, anchor).
+each query would need them elsewhere: there they are scored apart (`Sinks`), at j, by queries rotated at min(q, anchor);
+in every step where scores depend on more than a distance (`LayerSpec.absolute`).
 
 Keys of few bits lose a vector that all keys of a row have in common (`centres`): those of the ring before they are
 stored, those of the sinks, which are kept as they are, when they are scored.
@@ -26,7 +27,7 @@ mirror of each row's length, and never reads the device to know it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +37,7 @@ from ..arrays import Array
 from ..backend import Backend, Rule, Sinks
 from ..errors import ContextError
 from ..model.config import RopeConfig
+from ..model.rope import grown
 from ..rings import cut, part, sides
 from .centres import Centres, beside
 from .rows import Rows
@@ -54,6 +56,7 @@ class Cache(Rows):
     def __init__(self, ops: Backend, spec: CacheSpec, batch: int = 1, *, room: int = 0):
         super().__init__(ops, spec, batch, room=room)
         self.dense = self._store.dense
+        self._absolute = any(layer.absolute for layer in spec.layers)
         # made once: a step that is a CUDA graph cannot send numbers to the device
         self._centres = Centres(ops, spec, self._ropes)
         most = max(spec.chunk, *(layer.span.sinks + 1 for layer in spec.layers))
@@ -68,6 +71,7 @@ class Cache(Rows):
         super().reset()
         self._views: dict[Span, View] = {}
         self._angles: dict[RopeConfig, tuple[Array, Array]] = {}
+        self._growth: dict[RopeConfig, Array | None] = {}
         self._turns: dict[Any, Any] = {}
 
     # What is held
@@ -147,6 +151,7 @@ class Cache(Rows):
             positions = ops.where(index < lengths[:, None], positions, -1)
             self._next = ops.assign(self._next, self._next + lengths)
         self._angles = {rope: table.angles(queries) for rope, table in self._ropes.items()}
+        self._growth = {rope: table.growth(queries) for rope, table in self._ropes.items()}
         self._turns = {}
         self._views = {
             span: self._view(span, kind, reach, positions, queries)
@@ -172,7 +177,7 @@ class Cache(Rows):
             near = p > q - span.window
             visible = visible & (near | (p < sinks) if sinks else near)
         turned, anchored = {}, {}
-        apart = kind.anchored and (kind.writes_sinks or positions.shape[1] > 1)
+        apart = kind.anchored and (kind.writes_sinks or positions.shape[1] > 1 or self._absolute)
         if kind.anchored and (anchor := span.anchor) is not None:
             reached = ops.where(queries < anchor, queries, anchor)
             places = self._counted[None, : sinks + (not self.spec.kv.joint)] + queries[:, :1] * 0
@@ -206,16 +211,28 @@ class Cache(Rows):
         written = self.ops.write(positions[:, None, :, None], new[:, None, :, None], index)
         return written[:, 0, :, 0]
 
-    def attend(self, layer: int, x: Array, heads: int, sink_logits: Array | None = None) -> Array:
+    def attend(
+        self,
+        layer: int,
+        x: Array,
+        heads: int,
+        sink_logits: Array | None = None,
+        query_norm: Callable[[Array], Array] | None = None,
+    ) -> Array:
         """Rotate, write, then attend: what this layer's queries see, (B, heads, T, D).
 
         x: (B, T, heads + 2 * Hkv, D), queries, keys and values of the step announced by `advance`, before rotation.
-        sink_logits: the layer's learned ones, float32 (heads,).
+        sink_logits: the layer's learned ones, float32 (heads,). query_norm: what becomes of queries after rotation.
         """
         ops, spec, buffers = self.ops, self.spec.layers[layer], self._layers[layer]
-        view, y = self._views[spec.span], x
+        view = self._views[spec.span]
+        if spec.rope is not None:
+            x = grown(ops, x, heads, self._growth[spec.rope])
+        y = x
         if spec.rope is not None:
             y = ops.rotate(x, self._turn(spec.rope, heads + spec.kv_heads, spec.kv_heads, self._angles[spec.rope]))
+        if query_norm is not None:
+            y = ops.concat([query_norm(y[:, :, :heads]), y[:, :, heads:]], 2)
         y = self._spread(y)
         q, new = y[:, :, :heads].swapaxes(1, 2), y[:, :, heads:]
         if view.sink_index is not None:
@@ -237,14 +254,21 @@ class Cache(Rows):
             v,
             view.kv.mask,
             scale=spec.scale,
-            sinks=self._sinks(layer, x, q, centre),
+            sinks=self._sinks(layer, x, q, centre, query_norm),
             softcap=spec.softcap,
             sink_logits=sink_logits,
             rule=view.kv.rule,
         )
         return self._spread(out)
 
-    def _sinks(self, layer: int, x: Array, q: Array, centre: Array | None) -> Sinks[Array] | None:
+    def _sinks(
+        self,
+        layer: int,
+        x: Array,
+        q: Array,
+        centre: Array | None,
+        query_norm: Callable[[Array], Array] | None,
+    ) -> Sinks[Array] | None:
         """What is scored apart from the ring: sinks beside a packed one, and those of queries beyond the anchor. Their
         scores lose what those of the ring's keys lose without the centre."""
         ops, spec, buffers = self.ops, self.spec.layers[layer], self._layers[layer]
@@ -257,7 +281,8 @@ class Cache(Rows):
             shift = None if centre is None else self._centres.shift(q, centre, spec.scale)
             queries, places = view.anchored[spec.rope]
             turns = self._turn(spec.rope, heads, 0, queries, "anchored")
-            q = self._spread(ops.rotate(x[:, :, :heads], turns)).swapaxes(1, 2)
+            turned = ops.rotate(x[:, :, :heads], turns)
+            q = self._spread(turned if query_norm is None else query_norm(turned)).swapaxes(1, 2)
             turns = self._turn(spec.rope, spec.kv_heads, 0, places, "sinks")
             keys = self._spread(self._sink_keys.rotated(layer, kv.shape[3], turns)).swapaxes(1, 2)
             kv = ops.concat([ops.cast(keys[None], self.dense[self.spec.kv.sink_bits]), kv[1:]], 0)

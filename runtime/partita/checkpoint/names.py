@@ -2,7 +2,8 @@
 
     base_model.model.   PEFT             module.   torch's data parallelism        _orig_mod.   torch.compile
     _fsdp_wrapped_module., _checkpoint_wrapped_module.   torch, in the middle of a name
-    model., language_model.model., model.language_model.   a text decoder's place, alone and in models that see as well
+    model., language_model.model., model.language_model., model.text_model.
+                        a text decoder's place, alone and in models that see as well
 
 Not here: what a family calls its parts (`families.Names`), GGUF's names. Invariant: two tensors of one checkpoint never
 get one name.
@@ -20,9 +21,9 @@ HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _TOOLS = re.compile(
     r"^(?:base_model\.model\.|module\.)+|(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
-_PLACE = re.compile(r"^(?:(?:model|language_model)\.)+")
+_PLACE = re.compile(r"^(?:(?:model|language_model|text_model)\.)+")
 _TEXT = ("layers.", "embed_tokens.", "norm.", "lm_head.")
-_OTHERS = re.compile(r"vision_\w+|visual|audio_\w+|multi_modal_projector")
+_OTHERS = re.compile(r"(?:vision_\w+|visual|audio_\w+|multi_modal_projector|connector)(?=\.)")
 # of a module's making, the same for every checkpoint: rope's tables and masks, which old files carry along
 _CONSTANT = re.compile(
     r"(?:.*\.)?(?:rotary_\w+\.(?:\w*inv_freq|cos_cached|sin_cached)|(?:self_)?(?:attn|attention)\.(?:masked_)?bias)"
@@ -44,9 +45,10 @@ def text_name(name: str) -> str | None:
     return plain if plain.startswith("lm_head.") else f"model.{plain}"
 
 
-def is_beside_text(name: str) -> bool:
-    """Whether a tensor belongs to a part that sees or hears, which a text does not pass through."""
-    return _OTHERS.match(_PLACE.sub("", name)) is not None
+def part_beside_text(name: str) -> str | None:
+    """The part that sees or hears, which a text does not pass through, that a tensor belongs to; None for others."""
+    found = _OTHERS.match(_PLACE.sub("", name))
+    return None if found is None else found[0]
 
 
 def is_constant(name: str) -> bool:

@@ -63,5 +63,12 @@ class _Reserved:
     def advance(self, tokens: int, lengths: Sequence[int] | None = None) -> None:
         self.cache.begin_step(self.step)
 
-    def attend(self, layer: int, x: Array, heads: int, sink_logits: Array | None = None) -> Array:
-        return self.cache.attend(layer, x, heads, sink_logits)
+    def attend(
+        self,
+        layer: int,
+        x: Array,
+        heads: int,
+        sink_logits: Array | None = None,
+        query_norm: Callable[[Array], Array] | None = None,
+    ) -> Array:
+        return self.cache.attend(layer, x, heads, sink_logits, query_norm)

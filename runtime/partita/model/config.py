@@ -39,6 +39,10 @@ class RopeConfig:
     less often than beta_slow is divided by the factor."""
     truncate: bool = True
     """yarn: whether those two bounds are rounded to whole dims."""
+    neighbours: bool = False
+    """Pairs of dims that rotate are (2i, 2i + 1), not (i, i + dims / 2)."""
+    query_growth: float = 0.0
+    """Queries are multiplied by 1 + query_growth * ln(1 + position // original_max_positions) (arXiv 2501.19399)."""
 
     def for_context(self, tokens: int) -> RopeConfig:
         """The same with longrope's factors chosen, once for all positions: keys are stored rotated, and cannot follow
@@ -105,8 +109,13 @@ class ModelConfig(Brief):
     """Multiplies what attention and the MLP add to the residual stream."""
     logit_scale: float | None = None
     """Multiplies the logits, before their soft cap."""
-    qk_norm: Literal["none", "head", "full"] = "none"
-    """Norms of queries and keys before rotation: over each head, or over all heads at once."""
+    norm_centred: bool = False
+    """Norms subtract the mean first: layer norms without bias."""
+    parallel: bool = False
+    """The MLP reads what attention reads, and both are added to the stream at once."""
+    qk_norm: Literal["none", "head", "full", "rotated"] = "none"
+    """Norms of queries and keys before rotation: over each head, or over all heads at once; "rotated": over each head,
+    after rotation."""
     attention_bias: bool = False
     """Of the query, key and value projections."""
     attention_out_bias: bool = False

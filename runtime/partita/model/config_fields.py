@@ -31,6 +31,7 @@ _MATHEMATICS = (
     "final_logit_softcapping",
     "first_k_dense_replace",
     "hidden_size_per_layer_input",
+    "layer_rope_theta",
     "logit_scale",
     "logits_scaling",
     "n_routed_experts",
@@ -44,6 +45,7 @@ _MATHEMATICS = (
     "residual_multiplier",
     "rope_local_base_freq",
     "sliding_window",
+    "use_bias",
     "use_bidirectional_attention",
     "use_mrope",
     "use_qk_norm",
@@ -138,6 +140,12 @@ def refuse(config: Config, keys: Iterable[str]) -> None:
             )
 
 
+def biases(config: Config) -> dict[str, Any]:
+    """The fields of Llama and most others: attention_bias means all four projections."""
+    attention = flag(config, "attention_bias")
+    return {"attention_bias": attention, "attention_out_bias": attention, "mlp_bias": flag(config, "mlp_bias")}
+
+
 def head_dim(config: Config) -> int:
     """The config's own, or the hidden size over the heads."""
     said = optional_integer(config, "head_dim")
@@ -156,6 +164,7 @@ def decoder(
     *,
     reads: Iterable[str] = (),
     activation_key: str = "hidden_act",
+    eps_key: str = "rms_norm_eps",
     tied: bool = False,
     **fields: Any,
 ) -> ModelConfig:
@@ -180,7 +189,7 @@ def decoder(
             for layer in layers
         ),
         "max_positions": longest,
-        "norm_eps": number(config, "rms_norm_eps"),
+        "norm_eps": number(config, eps_key),
         "attention_scale": head_dim(config) ** -0.5,
         "activation": "" if "activation" in fields else activation(config, activation_key),
         "tie_embeddings": flag(config, "tie_word_embeddings", tied),
@@ -235,13 +244,18 @@ def layers_by_type(
 
 
 def rope(
-    config: Config, *, layer_type: str | None = None, theta: str = "rope_theta", scaled: bool = True
+    config: Config,
+    *,
+    layer_type: str | None = None,
+    theta: str = "rope_theta",
+    scaled: bool = True,
+    neighbours: bool = False,
 ) -> RopeConfig:
     """Rope parameters, from `rope_parameters` (transformers 5; per layer type in some) or `rope_theta`/`rope_scaling`.
 
     layer_type: for families whose `rope_parameters` differ by it. theta: the older field of this kind's base. scaled:
-    whether the older `rope_scaling` belongs to this kind. A missing base is an error: a wrong one reads well for
-    thousands of tokens and then collapses.
+    whether the older `rope_scaling` belongs to this kind. neighbours: whether pairs of neighbours rotate. A missing
+    base is an error: a wrong one reads well for thousands of tokens and then collapses.
     """
     parameters = _rope_table(config, layer_type, theta, scaled)
     kind = _rope_kind(config, parameters)
@@ -253,6 +267,10 @@ def rope(
     dims = int(head_dim(config) * min(number(partial, "partial_rotary_factor"), 1.0)) // 2 * 2
     if dims == 0:
         raise CheckpointError("config.json: partial_rotary_factor leaves no dimension to rotate")
+    return replace(_scaled(config, parameters, kind, base, dims), neighbours=neighbours)
+
+
+def _scaled(config: Config, parameters: Config, kind: str, base: float, dims: int) -> RopeConfig:
     match kind:
         case "default":
             return RopeConfig(base, dims)

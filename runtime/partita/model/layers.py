@@ -88,6 +88,16 @@ class RMSNorm(Brief):
 
 
 @dataclass(frozen=True)
+class LayerNorm(RMSNorm):
+    """Less the mean first (arXiv 1607.06450, without a bias)."""
+
+    def __call__(self, ops: Backend, x: Array) -> Array:
+        wide = ops.cast(x, "float32")
+        mean = ops.sum(wide, -1)[..., None] / x.shape[-1]
+        return ops.rms_norm(ops.cast(wide - mean, ops.dtype), self.weight, self.eps)
+
+
+@dataclass(frozen=True)
 class MLP(Brief):
     """down(activation(gate(x)) * up(x)) (arXiv 2002.05202)."""
 

@@ -24,7 +24,8 @@ from ..quantization import Packed, Stored, below, dequantize
 from .config import ModelConfig
 from .decoder import Attention, Block, Decoder
 from .families.parse import family, parse
-from .layers import MLP, ExpertLinear, Linear, MoE, RMSNorm, Stack
+from .families.wrappers import left_out
+from .layers import MLP, ExpertLinear, LayerNorm, Linear, MoE, RMSNorm, Stack
 from .weights import Kind, Names, WeightSpec, weights
 
 Value = np.ndarray | Packed
@@ -103,7 +104,20 @@ def check_whole(checkpoint: Checkpoint) -> None:
 
 
 def notes(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """What a person should know of a checkpoint that says two things: the config decides, and the other is reported."""
+    """What a person should know: that a model sees or hears and is played without, and where a checkpoint says two
+    things, of which the config decides, and the other is reported."""
+    return _beside(checkpoint) + _two_heads(checkpoint)
+
+
+def _beside(checkpoint: Checkpoint) -> tuple[str, ...]:
+    parts = left_out(checkpoint.names())
+    if not parts:
+        return ()
+    said = ", ".join(f"{part} ({count} tensors)" for part, count in parts.items())
+    return (f"{checkpoint.path.name}: this model also sees or hears, by {said}; here it reads and writes text alone",)
+
+
+def _two_heads(checkpoint: Checkpoint) -> tuple[str, ...]:
     index = Index(checkpoint.names())
     head, embedding = index.find(HEAD), index.find(EMBEDDING)
     if head is None or embedding is None or not read_config(checkpoint).tie_embeddings:
@@ -219,6 +233,7 @@ class _Reader:
     def __init__(self, ops: Backend, checkpoint: Checkpoint, config: ModelConfig, stack: bool):
         self.ops, self.config, self.stacks = ops, config, stack
         self.source = _Source(checkpoint, config)
+        self._orders: dict[int, Array] = {}  # by rotated dims
         self._biases = {spec.module: spec for spec in self.source.specs if spec.kind in ("bias", "experts_bias")}
 
     def weights_of(self, layer: int | None) -> dict[Kind, WeightSpec]:
@@ -237,13 +252,31 @@ class _Reader:
                 c.head_dim,
                 c.qk_norm == "full",
                 self.ops.array(self.source.vector(own["sinks"]), "float32") if "sinks" in own else None,
+                self.order(i),
+                self.ops.prepare_vector(np.ones(c.head_dim, np.float32)) if c.qk_norm == "rotated" else None,
             ),
             self.norm(own.get("attention_post_norm")),
             self.norm(own.get("mlp_norm")),
             self.moe(own) if "router" in own else self.mlp(own),
             self.norm(own.get("mlp_post_norm")),
             c.residual_scale,
+            c.parallel,
         )
+
+    def order(self, i: int) -> Array | None:
+        """Of a layer whose rotation pairs neighbours: where in queries, keys and values each number comes from, so that
+        pairs are half of the rotated dims apart."""
+        c, rope = self.config, self.config.layers[i].rope
+        if rope is None or not rope.neighbours:
+            return None
+        if rope.dims not in self._orders:
+            dims = np.arange(c.head_dim)
+            dims[: rope.dims] = dims[: rope.dims].reshape(-1, 2).T.ravel()
+            turned, size = c.num_heads + c.num_kv_heads, c.head_dim
+            heads = np.arange(turned + c.num_kv_heads)[:, None] * size
+            places = np.where(heads < turned * size, heads + dims, heads + np.arange(size))
+            self._orders[rope.dims] = self.ops.array(places.ravel().astype(np.int32))
+        return self._orders[rope.dims]
 
     def mlp(self, own: Mapping[Kind, WeightSpec]) -> MLP:
         gate_up = self.stack([own[kind] for kind in ("gate_up", "gate", "up") if kind in own])
@@ -277,7 +310,8 @@ class _Reader:
             return None
         weight = self.source.vector(spec).astype(np.float32)
         weight = self.ops.prepare_vector(weight + 1 if self.config.norm_adds_one else weight)
-        return RMSNorm(weight, self.config.norm_eps, spec.module)
+        kind = LayerNorm if self.config.norm_centred else RMSNorm
+        return kind(weight, self.config.norm_eps, spec.module)
 
     def linear(self, spec: WeightSpec) -> Linear:
         return self.joined([(spec, self.source.read(spec))])

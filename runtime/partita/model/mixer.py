@@ -6,7 +6,7 @@ mixers themselves, which a layer holds. Invariant: a decoder knows its state by 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ..arrays import Array
@@ -23,11 +23,19 @@ class SequenceState(Protocol):
         """
         ...
 
-    def attend(self, layer: int, x: Array, heads: int, sink_logits: Array | None = None) -> Array:
+    def attend(
+        self,
+        layer: int,
+        x: Array,
+        heads: int,
+        sink_logits: Array | None = None,
+        query_norm: Callable[[Array], Array] | None = None,
+    ) -> Array:
         """Rotate, remember, and attend: what the layer's queries see, (B, heads, T, D).
 
         x: (B, T, heads + 2 * Hkv, D), queries, keys and values of this step before rotation, as one product gives them.
-        sink_logits: the layer's learned ones, float32 (heads,).
+        sink_logits: the layer's learned ones, float32 (heads,). query_norm: what becomes of queries (B, T, heads, D)
+        after rotation, in their dtype.
         """
         ...
 

@@ -67,6 +67,13 @@ def _yarn_step(rope: RopeConfig) -> np.ndarray:
     return np.clip((np.arange(rope.dims // 2) - low) / (high - low if high != low else 0.001), 0, 1)
 
 
+def grown(ops: Backend, x: Array, heads: int, growth: Array | None) -> Array:
+    """x (B, T, H, D) with its first `heads` heads, queries, times `RopeTable.growth` (B, T)."""
+    if growth is None:
+        return x
+    return ops.concat([x[:, :, :heads] * ops.cast(growth, ops.dtype)[:, :, None, None], x[:, :, heads:]], 2)
+
+
 class RopeTable:
     """Cosines and sines of one `RopeConfig` on one backend."""
 
@@ -92,6 +99,13 @@ class RopeTable:
         cos_a, sin_a = (ops.take(table, positions // SPLIT, 0) for table in self._high)
         cos_b, sin_b = (ops.take(table, positions % SPLIT, 0) for table in self._low)
         return cos_a * cos_b - sin_a * sin_b, sin_a * cos_b + cos_a * sin_b
+
+    def growth(self, positions: Array) -> Array | None:
+        """float32 (B, T): what queries at positions (B, T) are multiplied by; None where nothing is."""
+        if not self._rope.query_growth:
+            return None
+        past = self._ops.cast(positions // self._rope.original_max_positions, "float32")
+        return self._rope.query_growth * self._ops.log(past + 1.0) + 1.0
 
     def mean_angles(self, positions: int) -> tuple[Array, Array]:
         """cos, sin as `angles` gives them, float32 (1, 1, dims / 2), on average over positions 0 … positions - 1."""

@@ -51,6 +51,9 @@ class Names:
     """Of one matrix that holds gate and up, within `mlp`."""
     router: str = "gate"
     """Of the matrix that scores experts, within `mlp`."""
+    q_norm: str = "q_norm"
+    k_norm: str = "k_norm"
+    """Within `attention`."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +128,8 @@ def _attention(config: ModelConfig, names: Names, module: str) -> Iterator[Weigh
     yield from _linear(f"{module}.o_proj", (e, q), "o", config.attention_out_bias)
     if config.qk_norm != "none":
         sizes = (q, kv) if config.qk_norm == "full" else (config.head_dim, config.head_dim)
-        yield WeightSpec(f"{module}.q_norm.weight", sizes[:1], "q_norm")
-        yield WeightSpec(f"{module}.k_norm.weight", sizes[1:], "k_norm")
+        yield WeightSpec(f"{module}.{names.q_norm}.weight", sizes[:1], "q_norm")
+        yield WeightSpec(f"{module}.{names.k_norm}.weight", sizes[1:], "k_norm")
     if config.sink_logits:
         yield WeightSpec(f"{module}.sinks", (config.num_heads,), "sinks")
 

@@ -6,7 +6,7 @@ window. Not here: gradients, which are the seam's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,15 +18,17 @@ from ..cache.kv_format import KVFormat
 from ..cache.spec import LayerSpec, plan
 from ..errors import DataError
 from ..model.config import ModelConfig, RopeConfig
-from ..model.rope import RopeTable
+from ..model.rope import RopeTable, grown
 
 
 @dataclass(frozen=True)
 class PackedView:
-    """One batch's view: angles by rope, and one mask a window, None where plain causal attention is the same."""
+    """One batch's view: angles and queries' growth by rope, and one mask a window, None where plain causal attention is
+    the same."""
 
     layers: tuple[LayerSpec, ...]
     angles: dict[RopeConfig, tuple[Array, Array]]
+    growth: dict[RopeConfig, Array | None]
     masks: dict[int, Array | None]
 
     def state(self, ops: Backend) -> PackedSequences:
@@ -48,15 +50,24 @@ class PackedSequences:
     def advance(self, tokens: int, lengths: Sequence[int] | None = None) -> None:
         """Nothing is left to do: a batch is one step, and its positions are known."""
 
-    def attend(self, layer: int, x: Array, heads: int, sink_logits: Array | None = None) -> Array:
+    def attend(
+        self,
+        layer: int,
+        x: Array,
+        heads: int,
+        sink_logits: Array | None = None,
+        query_norm: Callable[[Array], Array] | None = None,
+    ) -> Array:
         """Rotate and attend: (B, heads, T, D) of x (B, T, heads + 2 * Hkv, D), before rotation."""
         ops, spec = self.ops, self.view.layers[layer]
         if spec.rope is not None:
+            x = grown(ops, x, heads, self.view.growth[spec.rope])
             key = spec.rope, heads + spec.kv_heads, spec.kv_heads
             if key not in self.turns:
                 self.turns[key] = ops.turns(*self.view.angles[spec.rope], *key[1:])
             x = ops.rotate(x, self.turns[key])
-        q, k, v = (part.swapaxes(1, 2) for part in ops.split(x, (heads, spec.kv_heads, spec.kv_heads), 2))
+        q, k, v = ops.split(x, (heads, spec.kv_heads, spec.kv_heads), 2)
+        q, k, v = (part.swapaxes(1, 2) for part in (q if query_norm is None else query_norm(q), k, v))
         mask = self.view.masks[spec.span.window or q.shape[2]]
         return ops.attention(q, k, v, mask, scale=spec.scale, softcap=spec.softcap, sink_logits=sink_logits)
 
@@ -86,11 +97,12 @@ class Sequences:
             table.reserve(int(positions.max()) + 1)
         places = ops.array(positions)
         angles = {rope: table.angles(places) for rope, table in self._ropes.items()}
+        growth = {rope: table.growth(places) for rope, table in self._ropes.items()}
         # later tokens are never seen, so padding at the end needs no mask, and neither does a row of one document
         several = bool(((segments != segments[:, :1]) & (segments >= 0)).any())
         windows = dict.fromkeys(layer.span.window or length for layer in self._layers)
         masks = {window: self._mask(segments, window) if several or window < length else None for window in windows}
-        return PackedView(self._layers, angles, masks)
+        return PackedView(self._layers, angles, growth, masks)
 
     def _mask(self, segments: np.ndarray, window: int) -> Array:
         """float32 (B, T, T), 0 where visible and MASKED elsewhere, made on the device."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from partita.checkpoint.names import Index, is_beside_text, text_name, unwrapped
+from partita.checkpoint.names import Index, part_beside_text, text_name, unwrapped
 
 LAYER = "layers.3.self_attn.q_proj.weight"
 PLACES = ("", "model.", "language_model.model.", "model.language_model.", "language_model.", "model.model.")
@@ -19,7 +19,7 @@ def test_a_tensor_of_a_text_decoder_is_known_wherever_it_stands(place):
 @pytest.mark.parametrize("name", ["vision_tower.layers.0.weight", "model.vision_tower.norm.weight", "model", "layers"])
 def test_what_is_no_part_of_a_text_decoder(name):
     assert text_name(name) is None
-    assert is_beside_text(name) == ("vision" in name)
+    assert (part_beside_text(name) is not None) == ("vision" in name)
 
 
 def test_names_are_looked_up_by_themselves_first():

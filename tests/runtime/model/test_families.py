@@ -71,7 +71,7 @@ GRANITE = {
     "embedding_multiplier": 12.0,
     "logits_scaling": 8.0,
 }
-SAME_DECODER = {"ministral": "mistral", "gemma3": "gemma3_text"}
+SAME_DECODER = {"ministral": "mistral"}
 """Families whose decoder is that of another, by whose models it is tested."""
 DENSE = [LLAMA, MISTRAL, SMOLLM3, QWEN2, QWEN3, GEMMA2, GEMMA, PHI3, OLMO2, OLMO3, GRANITE]
 

@@ -1,4 +1,4 @@
-"""Families whose MLPs are experts: Qwen3-MoE and gpt-oss, from a Hugging Face config to `ModelConfig`.
+"""Families whose MLPs are experts: Qwen3-MoE, Mellum 2 and gpt-oss, from a Hugging Face config to `ModelConfig`.
 
 Not here: how a checkpoint keeps experts (`checkpoint/experts.py`). The invariant is that of `model/families/parse.py`.
 """
@@ -14,6 +14,7 @@ from ..config_fields import (
     FULL,
     SLIDING,
     Config,
+    biases,
     decoder,
     flag,
     integer,
@@ -61,6 +62,34 @@ def _sparse_layers(config: Config) -> list[bool]:
     if not is_list(dense) or any(type(i) is not int for i in dense):
         raise CheckpointError(f"config.json: mlp_only_layers must be a list of layer numbers, got {dense!r}")
     return [i not in dense and (i + 1) % step == 0 for i in range(layer_count(config))]
+
+
+def mellum(config: Config) -> ModelConfig:
+    """MellumForCausalLM: Mellum 2, a Qwen3-MoE some of whose layers slide, each kind with its own rope."""
+    if config.get("mlp_layer_types") is not None and set(config["mlp_layer_types"]) - {"dense", "sparse"}:
+        raise UnsupportedModel(
+            f"config.json: mlp_layer_types {config['mlp_layer_types']!r} is not supported for mellum"
+        )
+    types = layer_types(config, [FULL] * layer_count(config))
+    slides = rope(config, layer_type=SLIDING) if SLIDING in types else None
+    layers = layers_by_type(config, types, rope(config, layer_type=FULL), slides)
+    kinds = config.get("mlp_layer_types") or ["sparse"] * len(layers)
+    if not is_list(kinds) or len(kinds) != len(layers):
+        raise CheckpointError(f"config.json: mlp_layer_types must name {len(layers)} layers, got {str(kinds)[:60]}")
+    return decoder(
+        config,
+        "mellum",
+        tuple(replace(layer, experts=kind == "sparse") for layer, kind in zip(layers, kinds, strict=True)),
+        reads=(*_COUNTS, "sliding_window"),
+        qk_norm="head",
+        experts=ExpertsConfig(
+            _experts(config),
+            _active(config),
+            integer(config, "moe_intermediate_size"),
+            normalize=flag(config, "norm_topk_prob"),
+        ),
+        **biases(config),
+    )
 
 
 def gpt_oss(config: Config) -> ModelConfig:

@@ -2,7 +2,8 @@
 
 A family is one small function and one table of names over the one decoder in `model/decoder.py`; no family has code of
 its own there. How a field is read and when it is refused is `model/config_fields.py`'s; families with experts are in
-`model/families/moe.py`. Invariant: a field that changes a family's mathematics is read, or refused by name.
+`moe.py`, later dense ones in `dense.py`, models that see as well in `wrappers.py`. Invariant: a field that changes a
+family's mathematics is read, or refused by name.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ..config_fields import (
     FULL,
     SLIDING,
     Config,
+    biases,
     decoder,
     flag,
     integer,
@@ -32,7 +34,9 @@ from ..config_fields import (
     window,
 )
 from ..weights import Names
-from .moe import gpt_oss, qwen3_moe
+from . import dense
+from .moe import gpt_oss, mellum, qwen3_moe
+from .wrappers import WRAPPERS, text_config
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,11 @@ class Family:
 
 
 def family(config: Config) -> Family:
-    """The family that a config's `model_type` names. Raises UnsupportedModel, listing those there are."""
-    model_type = config.get("model_type")
+    """The family that a config's `model_type` names, of a wrapper its text decoder's. Raises UnsupportedModel, listing
+    those there are."""
+    model_type = text_config(config).get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        known = ", ".join(sorted(FAMILIES))
+        known = ", ".join(sorted({*FAMILIES, *WRAPPERS}))
         raise UnsupportedModel(f"model_type {model_type!r} is not supported; supported: {known}")
     return FAMILIES[model_type]
 
@@ -55,7 +60,7 @@ def parse(config: Config) -> ModelConfig:
 
     Raises UnsupportedModel for mathematics that is not implemented, CheckpointError for a missing or malformed field.
     """
-    parsed = family(config).parse(config)
+    parsed = family(config).parse(text_config(config))
     if parsed.num_heads % parsed.num_kv_heads:
         raise CheckpointError(
             f"config.json: {parsed.num_heads} attention heads do not divide over {parsed.num_kv_heads} key-value heads"
@@ -68,14 +73,14 @@ def _llama(config: Config) -> ModelConfig:
     if set(layer_types(config, [FULL] * layer_count(config))) != {FULL}:
         raise UnsupportedModel("config.json: layer_types with sliding layers is not supported for llama")
     layers = (LayerConfig(None, rope(config)),) * layer_count(config)
-    return decoder(config, "llama", layers, **_biases(config))
+    return decoder(config, "llama", layers, **biases(config))
 
 
 def _mistral(config: Config) -> ModelConfig:
     """MistralForCausalLM and MinistralForCausalLM: every layer slides, or those that layer_types names, or none."""
     types = layer_types(config, [FULL if config.get("sliding_window") is None else SLIDING] * layer_count(config))
     layers = layers_by_type(config, types, rope(config))
-    return decoder(config, "mistral", layers, reads=("sliding_window",), **_biases(config))
+    return decoder(config, "mistral", layers, reads=("sliding_window",), **biases(config))
 
 
 def _smollm3(config: Config) -> ModelConfig:
@@ -95,7 +100,7 @@ def _smollm3(config: Config) -> ModelConfig:
         for i, layer in enumerate(layers_by_type(config, types, turned))
     )
     reads = ("no_rope_layers", *_SLIDING_READS)
-    return decoder(config, "smollm3", layers, reads=reads, tied=True, **_biases(config))
+    return decoder(config, "smollm3", layers, reads=reads, tied=True, **biases(config))
 
 
 def _qwen_layers(config: Config) -> tuple[LayerConfig, ...]:
@@ -129,7 +134,7 @@ def _qwen2(config: Config) -> ModelConfig:
 def _qwen3(config: Config) -> ModelConfig:
     """Qwen3ForCausalLM."""
     integer(config, "head_dim")  # not hidden_size / heads in this family
-    return decoder(config, "qwen3", _qwen_layers(config), reads=_SLIDING_READS, qk_norm="head", **_biases(config))
+    return decoder(config, "qwen3", _qwen_layers(config), reads=_SLIDING_READS, qk_norm="head", **biases(config))
 
 
 def _gemma2(config: Config) -> ModelConfig:
@@ -170,16 +175,8 @@ def _gemma(config: Config, model_type: str, layers: tuple[LayerConfig, ...], **f
         embedding_scale=math.sqrt(integer(config, "hidden_size")),
         attention_softcap=optional_number(config, "attn_logit_softcapping"),
         logit_softcap=optional_number(config, "final_logit_softcapping"),
-        **{**_biases(config), **fields},
+        **{**biases(config), **fields},
     )
-
-
-def _gemma3_multimodal(config: Config) -> ModelConfig:
-    """Gemma3ForConditionalGeneration, its language model alone."""
-    text = config.get("text_config")
-    if not isinstance(text, Mapping):
-        raise CheckpointError("config.json: model_type gemma3 has no text_config")
-    return _gemma3({**_GEMMA3_TEXT_DEFAULTS, **text})
 
 
 def _phi3(config: Config) -> ModelConfig:
@@ -192,7 +189,7 @@ def _phi3(config: Config) -> ModelConfig:
 def _olmo2(config: Config) -> ModelConfig:
     """Olmo2ForCausalLM: norms after attention and MLP only, and over all heads of queries and of keys at once."""
     layers = (LayerConfig(None, rope(config)),) * layer_count(config)
-    return decoder(config, "olmo2", layers, qk_norm="full", **_biases(config))
+    return decoder(config, "olmo2", layers, qk_norm="full", **biases(config))
 
 
 def _olmo3(config: Config) -> ModelConfig:
@@ -200,56 +197,12 @@ def _olmo3(config: Config) -> ModelConfig:
     types = layer_types(config, [FULL if (i + 1) % 4 == 0 else SLIDING for i in range(layer_count(config))])
     local = rope(config, layer_type=SLIDING, scaled=False)
     layers = layers_by_type(config, types, rope(config, layer_type=FULL), local)
-    return decoder(config, "olmo3", layers, reads=("sliding_window",), qk_norm="full", **_biases(config))
+    return decoder(config, "olmo3", layers, reads=("sliding_window",), qk_norm="full", **biases(config))
 
-
-def _granite(config: Config) -> ModelConfig:
-    """GraniteForCausalLM: Granite 3.x, a Llama with four multipliers."""
-    multipliers = ("attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling")
-    attention, embedding, residual, logits = (number(config, key) for key in multipliers)
-    return decoder(
-        config,
-        "granite",
-        (LayerConfig(None, rope(config)),) * layer_count(config),
-        reads=multipliers,
-        attention_scale=attention,
-        embedding_scale=embedding,
-        residual_scale=residual,
-        logit_scale=1 / logits,
-        **_biases(config),
-    )
-
-
-def _biases(config: Config) -> dict[str, Any]:
-    """The fields of Llama and most others: attention_bias means all four projections."""
-    attention = flag(config, "attention_bias")
-    return {"attention_bias": attention, "attention_out_bias": attention, "mlp_bias": flag(config, "mlp_bias")}
-
-
-# Gemma 3's published multimodal configs leave out what equals transformers' Gemma3TextConfig defaults.
-_GEMMA3_TEXT_DEFAULTS = {
-    "vocab_size": 262_208,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 256,
-    "rms_norm_eps": 1e-6,
-    "hidden_activation": "gelu_pytorch_tanh",
-    "max_position_embeddings": 131_072,
-    "query_pre_attn_scalar": 256,
-    "rope_theta": 1_000_000.0,
-    "rope_local_base_freq": 10_000.0,
-    "sliding_window_pattern": 6,
-}
 
 _GEMMA_NAMES = Names(
     attention_post_norm="layers.{i}.post_attention_layernorm",
     mlp_norm="layers.{i}.pre_feedforward_layernorm",
-    mlp_post_norm="layers.{i}.post_feedforward_layernorm",
-)
-_OLMO_NAMES = Names(
-    attention_norm=None,
-    attention_post_norm="layers.{i}.post_attention_layernorm",
-    mlp_norm=None,
     mlp_post_norm="layers.{i}.post_feedforward_layernorm",
 )
 
@@ -262,11 +215,19 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3": Family(_qwen3),
     "gemma2": Family(_gemma2, _GEMMA_NAMES),
     "gemma3_text": Family(_gemma3, _GEMMA_NAMES),
-    "gemma3": Family(_gemma3_multimodal, _GEMMA_NAMES),
     "phi3": Family(_phi3, Names(qkv="qkv_proj", gate_up="gate_up_proj")),
-    "olmo2": Family(_olmo2, _OLMO_NAMES),
-    "olmo3": Family(_olmo3, _OLMO_NAMES),
-    "granite": Family(_granite),
+    "olmo2": Family(_olmo2, dense.POST_NORMS),
+    "olmo3": Family(_olmo3, dense.POST_NORMS),
+    "granite": Family(dense.granite),
+    "granite_swa": Family(dense.granite_swa),
+    "exaone4": Family(dense.exaone4, dense.POST_NORMS),
+    "seed_oss": Family(dense.seed_oss),
+    "glm4": Family(dense.glm4, dense.GLM4_NAMES),
+    "ernie4_5": Family(dense.ernie4_5),
+    "hunyuan_v1_dense": Family(dense.hunyuan, dense.HUNYUAN_NAMES),
+    "ministral3": Family(dense.ministral3),
+    "cohere2": Family(dense.cohere2, dense.COHERE_NAMES),
     "qwen3_moe": Family(qwen3_moe),
+    "mellum": Family(mellum),
     "gpt_oss": Family(gpt_oss, Names(router="router")),
 }

@@ -1,0 +1,151 @@
+"""Models that see as well: their text decoder alone against transformers' whole model, which is given text."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import partita
+import partita_backends
+from partita.cache.kv_format import KVFormat
+from partita.cache.spec import plan
+from partita.cache.state import Cache
+from partita.checkpoint.open import open_checkpoint
+from partita.errors import CheckpointError, UnsupportedModel
+from partita.model.families.parse import parse
+from partita.model.families.wrappers import WRAPPERS
+from partita.model.load import load_decoder
+
+from .. import bounds
+from ..conftest import write_tokenizer
+
+_ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
+_TEXT: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": 0,
+    "rope_parameters": _ROPE,
+}
+_SLIDES = {"sliding_window": 12, "layer_types": ["sliding_attention", "full_attention"]}
+_SIGHT: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+_QWEN_SIGHT: dict[str, Any] = {
+    "depth": 1,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_heads": 2,
+    "out_hidden_size": 64,
+    "deepstack_visual_indexes": [0],
+    "num_position_embeddings": 16,
+    "patch_size": 14,
+}
+_GROWING = {**_ROPE, "rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 16}
+MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "cohere2_vision": (
+        {
+            "model_type": "cohere2",
+            **{key: value for key, value in _TEXT.items() if key not in ("head_dim", "rms_norm_eps")},
+            **_SLIDES,
+            "layer_norm_eps": 1e-5,
+            "logit_scale": 0.5,
+        },
+        {"model_type": "siglip_vision_model", **_SIGHT},
+    ),
+    "gemma3": (
+        {
+            "model_type": "gemma3_text",
+            **_TEXT,
+            **_SLIDES,
+            "rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE},
+            "query_pre_attn_scalar": 24,
+        },
+        {"model_type": "siglip_vision_model", **_SIGHT},
+    ),
+    "idefics3": ({"model_type": "llama", **_TEXT}, {"model_type": "idefics3_vision", **_SIGHT}),
+    "mistral3": (
+        {"model_type": "ministral3", **_TEXT, "rope_parameters": {**_GROWING, "llama_4_scaling_beta": 0.4}},
+        {"model_type": "pixtral", **_SIGHT},
+    ),
+    "qwen3_vl": (
+        {
+            "model_type": "qwen3_vl_text",
+            **_TEXT,
+            "rope_parameters": {**_ROPE, "mrope_section": [6, 5, 5], "mrope_interleaved": True},
+        },
+        {"model_type": "qwen3_vl", **_QWEN_SIGHT},
+    ),
+    "smolvlm": ({"model_type": "llama", **_TEXT}, {"model_type": "smolvlm_vision", **_SIGHT}),
+}
+TOKENS = np.random.default_rng(3).integers(10, 290, (1, 40)).astype(np.int32)
+
+
+def test_each_wrapper_is_judged() -> None:
+    assert set(MODELS) == set(WRAPPERS)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def judged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    """A folder as transformers writes it, and its logits of TOKENS."""
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    folder = tmp_path_factory.mktemp("sees") / request.param
+    folder.mkdir()
+    size, (text, sight) = write_tokenizer(folder), MODELS[request.param]
+    own = {**text, "vocab_size": size}
+    config = AutoConfig.for_model(request.param, text_config=own, vision_config=sight, image_token_id=5)
+    model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    random = np.random.default_rng(zlib.crc32(request.param.encode()))
+    with torch.no_grad():
+        for _, parameter in sorted(model.named_parameters()):
+            shape = tuple(parameter.shape)
+            value = random.standard_normal(shape, np.float32) * (0.2 if len(shape) == 1 else shape[-1] ** -0.5)
+            parameter.copy_(torch.from_numpy(value) + (1 if len(shape) == 1 else 0))
+        logits = model(input_ids=torch.from_numpy(TOKENS.astype(np.int64)), use_cache=False).logits[0].numpy()
+    model.save_pretrained(folder)
+    # transformers' whole leaves the scale of its text decoder's logits out
+    return folder, logits * own.get("logit_scale", 1.0)
+
+
+@pytest.mark.parametrize("backend", partita_backends.names())
+def test_text_is_read_as_by_transformers(judged: tuple[Path, np.ndarray], backend: str) -> None:
+    folder, expected = judged
+    ops = partita_backends.load(backend, dtype="float32")
+    model = load_decoder(ops, open_checkpoint(folder))
+    cache = Cache(ops, plan(model.config, KVFormat.parse("32")))
+    found = ops.to_numpy(model(ops, ops.array(TOKENS), cache, every=True))[0]
+    bounds.assert_near(found, expected, bounds.logits(model.config))
+
+
+def test_what_sees_is_named(judged: tuple[Path, np.ndarray]) -> None:
+    folder, _ = judged
+    (note,) = partita.load(folder, backend="numpy").notes
+    parts = {"qwen3_vl": "visual (", "smolvlm": "vision_model (", "idefics3": "vision_model ("}
+    assert note.startswith(f"{folder.name}: this model also sees or hears, by ")
+    assert parts.get(folder.name, "vision_tower (") in note
+    assert note.endswith("here it reads and writes text alone")
+
+
+def test_a_wrapper_without_a_text_decoder_or_around_another() -> None:
+    with pytest.raises(CheckpointError, match="model_type mistral3 has no text_config"):
+        parse({"model_type": "mistral3"})
+    with pytest.raises(UnsupportedModel, match="mistral3 around 'mamba' is not supported; supported: mistral, minis"):
+        parse({"model_type": "mistral3", "text_config": {"model_type": "mamba"}})
