@@ -28,6 +28,14 @@ CHANGES: dict[str, dict[str, Any]] = {
     "olmo3": {},
     "granite": {},
     "gpt_oss": {},
+    "exaone4": {},
+    "exaone4-full": {},
+    "seed_oss": {},
+    "glm4": {},
+    "ernie4_5": {},
+    "hunyuan": {},
+    "ministral3": {},
+    "cohere2": {},
 }
 NAMES = tuple(CHANGES)
 UNSAYABLE = {
@@ -37,6 +45,7 @@ UNSAYABLE = {
     "qwen3_moe": r"no place for 'model\.layers\.2\.mlp",
     "gemma2": "attention_scale",
     "gemma3": "attention_scale",
+    "ernie4_5-biased": "attention_bias",
     "gpt_oss-truncated": "the rotation of layer 0 {'truncate': True}",
 }
 

@@ -27,6 +27,7 @@ from partita.errors import CheckpointError, UnsupportedModel
 from partita.inference.sampling import recommended_values
 from partita.model.config import LayerConfig, ModelConfig, RopeConfig
 from partita.model.families.parse import parse
+from partita.model.families.wrappers import text_config
 from partita.model.rope import inverse_frequencies
 
 from .file import Typed, inferred
@@ -39,7 +40,7 @@ _TOLERANCE = 1e-6  # numbers are float32 in the file
 
 def architecture_of(config: Mapping[str, Any]) -> tuple[str, Architecture]:
     """(GGUF's name, row) of a Hugging Face config. UnsupportedModel: GGUF has none for this model type."""
-    model_type = config.get("model_type")
+    model_type = text_config(config).get("model_type")
     for name, row in ARCHITECTURES.items():
         if model_type in row.written:
             return name, row
@@ -79,7 +80,7 @@ def model_keys(config: ModelConfig, architecture: str) -> tuple[dict[str, Typed]
         "attention.head_count_kv": config.num_kv_heads,
         "attention.key_length": config.head_dim,
         "attention.value_length": config.head_dim,
-        "attention.layer_norm_rms_epsilon": config.norm_eps,
+        f"attention.layer_norm_{'' if config.norm_centred else 'rms_'}epsilon": config.norm_eps,
         "attn_logit_softcapping": config.attention_softcap,
         "final_logit_softcapping": config.logit_softcap,
     }
@@ -92,6 +93,10 @@ def model_keys(config: ModelConfig, architecture: str) -> tuple[dict[str, Typed]
         numbers["embedding_scale"] = config.embedding_scale
         numbers["residual_scale"] = config.residual_scale
         numbers["logit_scale"] = 1 / (config.logit_scale or 1)
+    if "logit_scale" in row.fields:
+        numbers["logit_scale"] = config.logit_scale
+    if row.tied and not config.tie_embeddings:
+        raise _unsayable(architecture, "tie_word_embeddings", False, True)
     rope, tensors = _rope_keys(config, row)
     numbers |= _window_keys(config, row) | rope
     return {f"{architecture}.{key}": _typed(value) for key, value in numbers.items() if value is not None}, tensors
@@ -107,10 +112,11 @@ def _window_keys(config: ModelConfig, row: Architecture) -> dict[str, int | floa
         return {}
     window = next(iter(windows), None)
     if window is None:
+        _, _, usual = row.fields.get("sliding_window", ("", int, None))
+        if usual is None:
+            return {}
         # gemma's readers want a window; as long as the context it never slides. phi3's take 0 for none
-        return (
-            {"attention.sliding_window": 0 if row.model_type == "phi3" else config.max_positions} if row.fields else {}
-        )
+        return {"attention.sliding_window": 0 if row.model_type == "phi3" else config.max_positions}
     keys: dict[str, int | float | str | None] = {"attention.sliding_window": window}
     if row.period is not None:
         slides = [layer.window is not None for layer in config.layers]
@@ -139,6 +145,11 @@ def _rope_keys(
     if local is not None and (local != main or "rope_local_base_freq" in row.fields):
         keys["rope.freq_base_swa"] = float(local.theta)
     scaling, tensors = _scaling(main)
+    if main.query_growth and "temperature_scale" in row.fields:
+        keys["attention.temperature_scale"] = main.query_growth
+    if "yarn_log_multiplier" in row.fields and main.scaling == "yarn" and main.attention_factor == 1.0:
+        keys["rope.scaling.yarn_log_multiplier"] = 1.0
+        scaling.pop("rope.scaling.attn_factor", None)
     if not row.factors.issuperset(tensors):
         raise UnsupportedModel(
             f"GGUF has no rope scaling {main.scaling!r} for {row.model_type}; write `to` mlx instead",
@@ -222,7 +233,11 @@ def _same_rope(wanted: LayerConfig, said: LayerConfig) -> bool:
     if wanted.rope is None or said.rope is None:
         return wanted.rope is said.rope
     a, b = wanted.rope, said.rope
-    if not _same(a.attention_factor, b.attention_factor) or a.dims != b.dims:
+    if not _same(a.attention_factor, b.attention_factor) or (a.dims, a.neighbours) != (b.dims, b.neighbours):
+        return False
+    if not _same(a.query_growth, b.query_growth) or (
+        a.query_growth and a.original_max_positions != b.original_max_positions
+    ):
         return False
     contexts = (1, 1 << 30) if "longrope" in (a.scaling, b.scaling) else (1,)
     return all(

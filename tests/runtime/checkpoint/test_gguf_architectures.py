@@ -21,6 +21,7 @@ from partita.checkpoint.gguf.names import (
     with_rope_tensors,
 )
 from partita.errors import CheckpointError, PartitaError, UnsupportedModel
+from partita.model.config import RopeConfig
 from partita.model.families.parse import parse
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -43,6 +44,23 @@ OWN: dict[str, dict[str, Any]] = {
     "gemma3": {"attention.sliding_window": 16},
     "phi3": {"attention.sliding_window": 0, "rope.scaling.original_context_length": 64},
     "olmo2": {},
+    "exaone4": {},
+    "seed_oss": {},
+    "glm4": {"rope.dimension_count": 8},
+    "ernie4_5": {},
+    "hunyuan-dense": {},
+    "mistral3": {
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": 4.0,
+        "rope.scaling.original_context_length": 16,
+        "rope.scaling.yarn_log_multiplier": 1.0,
+        "attention.temperature_scale": 0.1,
+    },
+    "cohere2": {
+        "attention.layer_norm_epsilon": np.float32(1e-6).item(),
+        "logit_scale": 0.25,
+        "attention.sliding_window": 16,
+    },
     "gpt-oss": {
         "expert_count": 8,
         "expert_used_count": 2,
@@ -115,6 +133,24 @@ def test_windows() -> None:
     assert (mistral["model_type"], mistral["sliding_window"]) == ("mistral", 32)
     assert read("llama", attention__sliding_window=64)["model_type"] == "llama"  # as long as the context: never slides
     assert read("gemma2", attention__sliding_window=None)["sliding_window"] == 4096
+    assert read("exaone4", attention__sliding_window=0)["sliding_window"] is None
+    slides = read("exaone4", attention__sliding_window=16)
+    assert [layer.rope is None for layer in parse(slides).layers] == [False, False, False, True, False, False]
+    layers = parse(read("cohere2", attention__sliding_window_pattern=3)).layers
+    assert [(layer.window, layer.rope is None) for layer in layers] == [(16, False), (16, False), (None, True)] * 2
+
+
+def test_mistral_3_with_and_without_what_is_its_own() -> None:
+    rope = parse(read("mistral3")).layers[0].rope
+    assert rope is not None
+    assert (rope.query_growth, rope.original_max_positions, rope.attention_factor) == (0.1, 16, 1.0)
+    usual = parse(read("mistral3", rope__scaling__yarn_log_multiplier=None)).layers[0].rope
+    assert usual is not None
+    assert usual.attention_factor == usual_attention_factor(4.0)
+    plain = read("mistral3", rope__scaling__type=None, attention__temperature_scale=None)
+    assert (plain["model_type"], parse(plain).layers[0].rope) == ("mistral", RopeConfig(10000.0, 16))
+    with pytest.raises(CheckpointError, match="temperature_scale"):
+        read("mistral3", rope__scaling__type=None)
 
 
 def test_olmo3_scales_the_rope_of_global_layers_only() -> None:
@@ -203,6 +239,11 @@ def test_yarns_attention_factor() -> None:
         ("phi3", "blk.3.ffn_up.weight", "model.layers.3.mlp.gate_up_proj.weight"),
         ("olmo2", "blk.3.post_ffw_norm.weight", "model.layers.3.post_feedforward_layernorm.weight"),
         ("qwen2", "blk.3.attn_q.bias", "model.layers.3.self_attn.q_proj.bias"),
+        ("exaone4", "blk.3.post_ffw_norm.weight", "model.layers.3.post_feedforward_layernorm.weight"),
+        ("seed_oss", "blk.3.post_attention_norm.weight", "model.layers.3.post_attention_layernorm.weight"),
+        ("glm4", "blk.3.post_attention_norm.weight", "model.layers.3.post_self_attn_layernorm.weight"),
+        ("glm4", "blk.3.ffn_norm.weight", "model.layers.3.post_attention_layernorm.weight"),
+        ("hunyuan-dense", "blk.3.attn_k_norm.weight", "model.layers.3.self_attn.key_layernorm.weight"),
         ("gemma2", "blk.3.ffn_norm.weight", "model.layers.3.pre_feedforward_layernorm.weight"),
     ],
 )
@@ -222,7 +263,7 @@ def test_a_tensor_without_a_place(architecture: str, name: str) -> None:
 def test_which_rows_are_permuted() -> None:
     config = {"num_attention_heads": 4, "num_key_value_heads": 2}
     for architecture, row in ARCHITECTURES.items():
-        expected = (4, 2, 2, 0) if architecture in ("llama", "granite", "smollm3") else (0, 0, 0, 0)
+        expected = (4, 2, 2, 0) if architecture in ("llama", "granite", "smollm3", "mistral3") else (0, 0, 0, 0)
         parts = ("attn_q.weight", "attn_k.weight", "attn_k.bias", "attn_v.weight")
         assert tuple(permuted_heads(row, config, f"blk.0.{part}") for part in parts) == expected
 

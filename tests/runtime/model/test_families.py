@@ -71,9 +71,31 @@ GRANITE = {
     "embedding_multiplier": 12.0,
     "logits_scaling": 8.0,
 }
+GRANITE_SWA = {**GRANITE, "model_type": "granite_swa", "sliding_window": 128, "num_hidden_layers": 8}
+EXAONE4 = {
+    **QWEN3,
+    "model_type": "exaone4",
+    "num_hidden_layers": 6,
+    "sliding_window": 128,
+    "sliding_window_pattern": "LLG",
+}
+SEED_OSS = {**LLAMA, "model_type": "seed_oss"}
+GLM4 = {**LLAMA, "model_type": "glm4"}
+ERNIE = {**LLAMA, "model_type": "ernie4_5", "use_bias": False}
+HUNYUAN = {**LLAMA, "model_type": "hunyuan_v1_dense", "head_dim": 16}
+MINISTRAL3 = {**LLAMA, "model_type": "ministral3"}
+COHERE2 = {
+    **LLAMA,
+    "model_type": "cohere2",
+    "layer_norm_eps": 1e-5,
+    "logit_scale": 0.25,
+    "sliding_window": 128,
+    "num_hidden_layers": 5,
+}
 SAME_DECODER = {"ministral": "mistral"}
 """Families whose decoder is that of another, by whose models it is tested."""
-DENSE = [LLAMA, MISTRAL, SMOLLM3, QWEN2, QWEN3, GEMMA2, GEMMA, PHI3, OLMO2, OLMO3, GRANITE]
+EARLIER = [LLAMA, MISTRAL, SMOLLM3, QWEN2, QWEN3, GEMMA2, GEMMA, PHI3, OLMO2, OLMO3, GRANITE]
+DENSE = [*EARLIER, GRANITE_SWA, EXAONE4, SEED_OSS, GLM4, ERNIE, HUNYUAN, MINISTRAL3, COHERE2]
 
 
 def newer(config: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
@@ -119,6 +141,77 @@ def test_mistral_slides_everywhere_or_nowhere_or_where_layer_types_says() -> Non
     assert windows({**MISTRAL, "layer_types": types}) == [None, 128]
     assert windows({**MISTRAL, "model_type": "ministral", "layer_types": types}) == [None, 128]
     assert parse(MISTRAL).head_dim == 32
+
+
+def test_exaone_4_rotates_where_it_slides() -> None:
+    assert windows(EXAONE4) == [128, 128, None, 128, 128, None]
+    assert windows({**EXAONE4, "sliding_window_pattern": 2}) == [128, None] * 3
+    assert windows({**EXAONE4, "sliding_window_pattern": "GLL"}) == [None, 128, 128, None, 128, None]
+    assert [layer.rope is None for layer in parse(EXAONE4).layers] == [False, False, True] * 2
+    full = parse({**EXAONE4, "sliding_window": None})
+    assert [(layer.window, layer.rope is None) for layer in full.layers] == [(None, False)] * 6
+    with pytest.raises(CheckpointError, match="sliding_window_pattern"):
+        parse({**EXAONE4, "sliding_window_pattern": "LLX"})
+
+
+def test_granite_swa_has_a_base_for_each_layer() -> None:
+    plain = parse(GRANITE_SWA)
+    assert [layer.window for layer in plain.layers] == [None, 128, 128, 128] * 2
+    assert plain.sink_logits
+    bases = [0, 1e4, 2e4, 3e4] * 2
+    layers = parse({**GRANITE_SWA, "layer_rope_theta": bases}).layers
+    assert [0 if layer.rope is None else layer.rope.theta for layer in layers] == bases
+    for wrong in ([0, 1e4], "1e4", [0, -1, 1, 1] * 2):
+        with pytest.raises(CheckpointError, match="layer_rope_theta"):
+            parse({**GRANITE_SWA, "layer_rope_theta": wrong})
+    with pytest.raises(UnsupportedModel, match="layer_rope_theta"):
+        parse({**GRANITE, "layer_rope_theta": bases})
+
+
+def test_biases_are_where_the_family_has_them() -> None:
+    def places(config: dict[str, Any]) -> tuple[bool, bool, bool]:
+        parsed = parse(config)
+        return parsed.attention_bias, parsed.attention_out_bias, parsed.mlp_bias
+
+    assert places(SEED_OSS) == (True, False, False)
+    assert places({**SEED_OSS, "attention_bias": False, "attention_out_bias": True}) == (False, True, False)
+    assert places(GLM4) == (True, False, False)
+    assert places({**ERNIE, "use_bias": True}) == (True, True, True)
+    assert places({**HUNYUAN, "attention_bias": True}) == (True, True, False)
+    with pytest.raises(UnsupportedModel, match="use_bias"):
+        parse({**LLAMA, "use_bias": True})
+
+
+def test_neighbours_rotate_in_glm_ernie_and_cohere() -> None:
+    for config, dims in ((GLM4, 8), (ERNIE, 16), (COHERE2, 16)):
+        rope = parse(config).layers[0].rope
+        assert rope is not None
+        assert (rope.neighbours, rope.dims) == (True, dims)
+    assert [layer.rope is None for layer in parse(COHERE2).layers] == [False, False, False, True, False]
+
+
+def test_hunyuans_alpha_is_a_base() -> None:
+    """As transformers has it: the base times alpha to the power of dims / (dims - 2), for any length."""
+    scaling = {"type": "dynamic", "alpha": 1000.0, "factor": 1.0}
+    rope = parse({**HUNYUAN, "rope_scaling": scaling}).layers[0].rope
+    dims = HUNYUAN["head_dim"]
+    assert rope == RopeConfig(HUNYUAN["rope_theta"] * 1000 ** (dims / (dims - 2)), dims)
+    with pytest.raises(UnsupportedModel, match="'dynamic'"):
+        parse({**HUNYUAN, "rope_scaling": {"type": "dynamic", "factor": 2.0}})
+    with pytest.raises(CheckpointError, match="head_dim"):
+        parse({**HUNYUAN, "head_dim": 2, "rope_scaling": scaling})
+
+
+def test_queries_of_ministral_3_grow() -> None:
+    scaling = {**YARN, "llama_4_scaling_beta": 0.1}
+    older = parse({**MINISTRAL3, "rope_scaling": scaling})
+    newer_spelling = newer(MINISTRAL3, {**scaling, "rope_theta": MINISTRAL3["rope_theta"]})
+    assert older == parse(newer_spelling)
+    rope = older.layers[0].rope
+    assert rope is not None
+    assert (rope.query_growth, rope.original_max_positions) == (0.1, YARN["original_max_position_embeddings"])
+    with pytest.raises(UnsupportedModel, match="llama_4_scaling_beta"):
+        parse({**MISTRAL, "rope_scaling": scaling})
 
 
 def test_a_window_as_long_as_the_trained_maximum_is_full_attention() -> None:

@@ -4,7 +4,9 @@ config.json says beyond the fields that all of them have. Read by `names`, and b
 Not here: reading files, or what a config means for the mathematics (that is `families`' work). Invariant: a field that
 GGUF leaves out has a value here only where the architecture's readers fix it; these are llama.cpp's conventions:
 
-    llama, granite, smollm3   rows of q and k (and their biases) are permuted: rotation is of neighbouring pairs
+    llama, granite, smollm3,  rows of q and k (and their biases) are permuted: rotation is of neighbouring pairs
+    mistral3
+    glm4, ernie4_5, cohere2   the same rotation, and rows as in Hugging Face, where it is of neighbours too
     gemma2, gemma3            norms hold 1 + w; queries are scaled by head_dim ** -0.5, but in the models of 46 and of
                               62 layers, where it is (hidden_size / heads) ** -0.5
     gemma2, gpt-oss           of each two layers the second is global; one in four is in olmo2, one in six in gemma3;
@@ -14,6 +16,12 @@ GGUF leaves out has a value here only where the architecture's readers fix it; t
     olmo2                     OLMo 2, and with a sliding window OLMo 3, whose sliding layers' rope is never scaled
     qwen3moe, gpt-oss         experts are stacks (experts, out, in); qwen3moe divides the chosen weights by their sum
     gpt-oss                   yarn's two bounds are not rounded in the model, though llama.cpp rounds them
+    exaone4                   with a window, global layers do not rotate; without a pattern one in four is global
+    cohere2                   layer norms with a key of their own; every fourth layer is global and does not rotate; its
+                              head is the embedding
+    hunyuan-dense             the base of a "dynamic" rope with its alpha
+    mistral3                  yarn's log multiplier is Hugging Face's mscale_all_dim beside an mscale of 1; queries grow
+                              by attention.temperature_scale, each original context anew; without yarn, Mistral
 """
 
 from __future__ import annotations
@@ -93,8 +101,8 @@ class Architecture:
     fields: config field to (key after "<architecture>.", type, default); ... where the key must be there.
     constants: fields that every file of the architecture means. theta: the rope base where the key is missing; ... if
     it must be there. period: of the layers, the last of each is global; None: no layer slides. factors: tensors of
-    rope factors that its readers take. own_output: whether they need `output.weight`. extend: fields that take more
-    than a key.
+    rope factors that its readers take. own_output: whether they need `output.weight`. tied: whether they know none.
+    extend: fields that take more than a key.
     """
 
     model_type: str
@@ -110,6 +118,7 @@ class Architecture:
     period: int | None = None
     factors: frozenset[str] = frozenset()
     own_output: bool = False
+    tied: bool = False
     extend: Callable[[Keys, Config], Config] = lambda keys, config: config
 
 
@@ -183,6 +192,37 @@ def _gpt_oss(keys: Keys, config: Config) -> Config:
     scaling: Config = config["rope_scaling"] or {}
     if scaling.get("rope_type") == "yarn":
         config["rope_scaling"] = scaling | {"truncate": False}
+    return config | {"layer_types": layer_types(keys, config)}
+
+
+def _exaone4(keys: Keys, config: Config) -> Config:
+    """A window of 0 stands for none."""
+    if not config["sliding_window"]:
+        return config | {"sliding_window": None, "layer_types": [FULL] * config["num_hidden_layers"]}
+    return config | {"layer_types": layer_types(keys, config)}
+
+
+def _qkv_biases(keys: Keys, config: Config) -> Config:
+    return config | {"attention_bias": has_bias(keys, "attn_q")}
+
+
+def _mistral3(keys: Keys, config: Config) -> Config:
+    growth, multiplier = config.pop("temperature_scale"), config.pop("yarn_log_multiplier")
+    scaling: Config = config["rope_scaling"] or {}
+    if scaling.get("rope_type") != "yarn":
+        if growth:
+            raise CheckpointError("attention.temperature_scale needs the original context of yarn")
+        return _biases(keys, config) | {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
+    if multiplier:
+        scaling = scaling | {"mscale": 1.0, "mscale_all_dim": multiplier}
+    if growth:
+        scaling = scaling | {"llama_4_scaling_beta": growth}
+    parameters = {**scaling, "rope_theta": config["rope_theta"]}
+    return _biases(keys, config) | {"rope_scaling": None, "rope_parameters": parameters}
+
+
+def _cohere2(keys: Keys, config: Config) -> Config:
+    config["layer_norm_eps"] = config.pop("rms_norm_eps")
     return config | {"layer_types": layer_types(keys, config)}
 
 
@@ -341,5 +381,85 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         period=2,
         own_output=True,
         extend=_gpt_oss,
+    ),
+    "exaone4": Architecture(
+        "exaone4",
+        "Exaone4ForCausalLM",
+        {**_ATTENTION, **_MLP, **_POST_NORMS, **_QK_NORMS},
+        written=("exaone4",),
+        fields={"sliding_window": ("attention.sliding_window", int, None)},
+        constants=_SILU,
+        period=4,
+        factors=frozenset({ROPE_FACTORS}),
+        extend=_exaone4,
+    ),
+    "seed_oss": Architecture(
+        "seed_oss",
+        "SeedOssForCausalLM",
+        {**_ATTENTION, **_MLP, "attn_norm": "input_layernorm", "post_attention_norm": "post_attention_layernorm"},
+        written=("seed_oss",),
+        biased=_QKV,
+        constants={**_SILU, "attention_out_bias": False, "mlp_bias": False},
+        extend=_qkv_biases,
+    ),
+    "glm4": Architecture(
+        "glm4",
+        "Glm4ForCausalLM",
+        {
+            **_ATTENTION,
+            **_PRE_NORMS,
+            "post_attention_norm": "post_self_attn_layernorm",
+            "post_ffw_norm": "post_mlp_layernorm",
+            "ffn_up": "mlp.gate_up_proj",
+            "ffn_down": "mlp.down_proj",
+        },
+        written=("glm4",),
+        biased=_QKV,
+        constants=_SILU,
+        extend=_qkv_biases,
+    ),
+    "ernie4_5": Architecture(
+        "ernie4_5",
+        "Ernie4_5ForCausalLM",
+        _LLAMA,
+        written=("ernie4_5",),
+        constants={**_SILU, "use_bias": False},
+    ),
+    "hunyuan-dense": Architecture(
+        "hunyuan_v1_dense",
+        "HunYuanDenseV1ForCausalLM",
+        {**_LLAMA, "attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"},
+        written=("hunyuan_v1_dense",),
+        constants={**_SILU, "attention_bias": False},
+    ),
+    "mistral3": Architecture(
+        "ministral3",
+        "Ministral3ForCausalLM",
+        _LLAMA,
+        written=("ministral3",),
+        biased=_LINEAR,
+        permuted=True,
+        fields={
+            "temperature_scale": ("attention.temperature_scale", float, None),
+            "yarn_log_multiplier": ("rope.scaling.yarn_log_multiplier", float, None),
+        },
+        constants=_SILU,
+        factors=frozenset({ROPE_FACTORS}),
+        extend=_mistral3,
+    ),
+    "cohere2": Architecture(
+        "cohere2",
+        "Cohere2ForCausalLM",
+        {**_ATTENTION, **_MLP, "attn_norm": "input_layernorm"},
+        written=("cohere2",),
+        fields={
+            "rms_norm_eps": ("attention.layer_norm_epsilon", float, ...),
+            "logit_scale": ("logit_scale", float, ...),
+            "sliding_window": ("attention.sliding_window", int, ...),
+        },
+        constants={**_SILU, "attention_bias": False},
+        period=4,
+        tied=True,
+        extend=_cohere2,
     ),
 }

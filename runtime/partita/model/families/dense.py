@@ -25,7 +25,6 @@ from ..config_fields import (
     layer_types,
     layers_by_type,
     number,
-    optional_number,
     rope,
     table,
     window,
@@ -176,6 +175,8 @@ def _with_alpha(config: Config) -> Config:
         if parameters.get("rope_type", parameters.get("type")) != "dynamic" or not parameters.get("alpha"):
             continue
         dims = integer(config, "head_dim")
+        if dims <= 2:
+            raise CheckpointError(f"config.json: head_dim must be > 2 with a dynamic rope, got {dims}")
         base = number(parameters if parameters.get("rope_theta") is not None else config, "rope_theta")
         stretched = base * number(parameters, "alpha") ** (dims / (dims - 2))
         plain = {"rope_type": "default", "rope_theta": stretched}
@@ -185,12 +186,16 @@ def _with_alpha(config: Config) -> Config:
 
 def ministral3(config: Config) -> ModelConfig:
     """Ministral3ForCausalLM: Ministral 3 and Devstral 2. A Mistral with yarn whose queries grow with their position."""
-    parameters = table(config, "rope_parameters")
-    growth = optional_number(parameters, "llama_4_scaling_beta")
-    plain = {key: value for key, value in parameters.items() if key != "llama_4_scaling_beta"}
-    turned = rope({**config, "rope_parameters": plain})
-    if growth is not None:
+    plain, growth, original = dict(config), 0.0, 0
+    for key in ("rope_parameters", "rope_scaling"):
+        parameters = table(config, key)
+        if parameters.get("llama_4_scaling_beta") is None:
+            continue
+        growth = number(parameters, "llama_4_scaling_beta")
         original = integer(parameters, "original_max_position_embeddings")
+        plain[key] = {name: value for name, value in parameters.items() if name != "llama_4_scaling_beta"}
+    turned = rope(plain)
+    if growth:
         turned = replace(turned, query_growth=growth, original_max_positions=original)
     layers = (LayerConfig(window(config), turned),) * layer_count(config)
     return decoder(config, "ministral3", layers, reads=("sliding_window",), **biases(config))
