@@ -91,6 +91,19 @@ FORMS = {
         ),
         _DEEPSEEK,
     ),
+    "seed": Form(_CHATML_CONTROLS, f"{{# <seed:think></seed:think> <seed:tool_call> <function= #}}{_CHATML}"),
+    "cohere": Form(
+        (
+            "<|START_THINKING|>",
+            "<|END_THINKING|>",
+            "<|START_ACTION|>",
+            "<|END_ACTION|>",
+            "<|START_RESPONSE|>",
+            "<|END_RESPONSE|>",
+            *_CHATML_CONTROLS,
+        ),
+        _CHATML,
+    ),
     "plain": Form(("<|end|>",), _PLAIN),
     "none": Form(_CHATML_CONTROLS, _CHATML),
 }

@@ -156,10 +156,10 @@ DENSE: dict[str, dict[str, Any]] = {
         "logits_scaling": 3.0,
         "tie_word_embeddings": True,
     },
-    "exaone4": {"model_type": "exaone4", **_SAID, **_SLIDING_AND_FULL, "rope_parameters": _DEFAULT_ROPE},
+    "exaone4": {"model_type": "exaone4", **_DIVIDED, **_SLIDING_AND_FULL, "rope_parameters": _DEFAULT_ROPE},
     "exaone4-full": {
         "model_type": "exaone4",
-        **_SAID,
+        **_DIVIDED,
         "sliding_window": None,
         "layer_types": ["full_attention"] * 4,
         "rope_parameters": _LLAMA3,

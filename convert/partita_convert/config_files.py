@@ -33,7 +33,7 @@ def huggingface_config(checkpoint: Checkpoint) -> tuple[dict[str, Any], frozense
     if config.get("tie_word_embeddings"):
         # a copy, which mlx-lm would take as a sign that the head is not tied
         dropped |= {name for name in checkpoint.names() if text_name(name) == HEAD}
-    return _with_experts(_with_period(_with_rope_both_ways(config))), frozenset(dropped)
+    return _with_experts(_with_letters(_with_period(_with_rope_both_ways(config)))), frozenset(dropped)
 
 
 def _with_rope_both_ways(config: dict[str, Any]) -> dict[str, Any]:
@@ -60,8 +60,6 @@ def _with_rope_both_ways(config: dict[str, Any]) -> dict[str, Any]:
     if own.get("rope_type", "default") != "default":
         scaling = {key: value for key, value in own.items() if key != "rope_theta"}
         older["rope_scaling"] = {"type": own["rope_type"], **scaling}
-    elif config.get("model_type") == "exaone4":
-        older["rope_scaling"] = None  # mlx-lm wants it said
     if "partial_rotary_factor" in own:
         older["partial_rotary_factor"] = own["partial_rotary_factor"]
     if "sliding_attention" in parameters and str(config.get("model_type")).startswith("gemma3"):
@@ -70,17 +68,26 @@ def _with_rope_both_ways(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_period(config: dict[str, Any]) -> dict[str, Any]:
-    """Gemma 3's layer_types said as a period too, EXAONE 4's in letters: what mlx-lm reads."""
+    """Gemma 3's layer_types said as a period too, which is what mlx-lm reads."""
     types = config.get("layer_types")
-    if config.get("model_type") == "exaone4" and types and config.get("sliding_window") is not None:
-        letters = "".join("G" if each == "full_attention" else "L" for each in types)
-        return config | {"sliding_window_pattern": letters}
     if config.get("model_type") != "gemma3_text" or "sliding_window_pattern" in config or not types:
         return config
     period = [*types, "full_attention"].index("full_attention") + 1
     if types != ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(len(types))]:
         return config
     return config | {"sliding_window_pattern": period}
+
+
+def _with_letters(config: dict[str, Any]) -> dict[str, Any]:
+    """EXAONE 4 as mlx-lm reads it: layer_types as letters, and two fields said that have a default."""
+    if config.get("model_type") != "exaone4":
+        return config
+    width = config["hidden_size"] // config["num_attention_heads"]
+    said = {"rope_scaling": None, "head_dim": width} | config
+    if config.get("layer_types") and config.get("sliding_window") is not None:
+        letters = ("G" if each == "full_attention" else "L" for each in config["layer_types"])
+        said["sliding_window_pattern"] = "".join(letters)
+    return said
 
 
 def _with_experts(config: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from safetensors.numpy import load_file
 from partita.checkpoint.gguf.reader import open_gguf
 from partita.checkpoint.open import open_checkpoint
 from partita.errors import UnsupportedModel
+from partita.model.families.parse import parse
+from partita_convert.gguf.metadata import model_keys
 from partita_convert.gguf.write import write_gguf
 
 from .. import gguf_models, tiny_models
@@ -113,6 +116,14 @@ def test_fields_that_gguf_cannot_say(
     source = gguf_models.write(name, tmp_path / "models", changes)
     with pytest.raises(UnsupportedModel, match=what):
         write_gguf(open_checkpoint(source), tmp_path / "m.gguf")
+
+
+def test_what_llama_cpps_readers_fix(families: Path) -> None:
+    """Heads as wide as the hidden size over their number, and a head that is the embedding."""
+    config = parse(open_checkpoint(gguf_models.write("cohere2", families)).config)
+    for change, what in (({"head_dim": 16}, "head_dim 16"), ({"tie_embeddings": False}, "tie_word_embeddings False")):
+        with pytest.raises(UnsupportedModel, match=f"cohere2 architecture cannot express {what}"):
+            model_keys(replace(config, **change), "cohere2")
 
 
 @pytest.mark.parametrize("outer", ["language_model.model.", "model.language_model."])

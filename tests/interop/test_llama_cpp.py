@@ -3,7 +3,8 @@
 llama.cpp runs in a child process, by the Python that PARTITA_PEER_PYTHON names (`make interop`); its cache is kept in
 float32. It rounds activations to the type of the weights (8 bits beside quantized ones) and takes Gemma's GELU from a
 table in float16, hence the tolerances. Where it computes something else than transformers do, and so than we do, the
-comparison says so: it gives every layer of Phi-3 full attention, and rounds yarn's bounds, which gpt-oss does not.
+comparison says so: it gives every layer of Phi-3 full attention, and of EXAONE 4 unless it has 64 of them, and rounds
+yarn's bounds, which gpt-oss does not.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +32,10 @@ from .. import bounds, gguf_models, tiny_models
 pytestmark = pytest.mark.interop
 CHILD = Path(__file__).with_name("llama_cpp_child.py")
 TEXTS = [text for text in SAMPLES if "\x00" not in text]  # llama.cpp takes C strings
-AS_LLAMA_CPP_HAS_IT = {"phi3": {"sliding_window": None}}
+AS_LLAMA_CPP_HAS_IT: dict[str, dict[str, Any]] = {
+    "phi3": {"sliding_window": None},
+    "exaone4": {"sliding_window": None, "layer_types": ["full_attention"] * 4},
+}
 
 
 @pytest.fixture(scope="module")

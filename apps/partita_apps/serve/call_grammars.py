@@ -130,6 +130,19 @@ def _llama(style: _Style) -> Calls:
     return Calls(f"{tag}{begin}", f"{rest} {more}", whole, once=not style.many, first=(begin,))
 
 
+def _cohere(style: _Style) -> Calls:
+    """A list of objects with numbers of their own."""
+
+    front = quoted('{"tool_call_id": "')
+
+    def call(offer: Offer) -> str:
+        name = quoted(f'", "tool_name": {json.dumps(offer.name)}, "parameters": ')
+        return f'{front} /[0-9]/ {name} {style.writer.json(offer.schema)} "}}"'
+
+    calls = style.several(style.each(call), '",\\n"')
+    return style.marked(f'"[\\n" {calls} "\\n]"', "")
+
+
 def _mistral(style: _Style) -> Calls:
     """`name[ARGS]{…}`, or a list of objects before there was a token for it."""
     begin = style.block.begin
@@ -244,6 +257,7 @@ def _gemma(style: _Style) -> Calls:
 
 _NOTATIONS: dict[str, Callable[[_Style], Calls]] = {
     "json": _json,
+    "cohere": _cohere,
     "mistral": _mistral,
     "deepseek": _deepseek,
     "xml": _xml,

@@ -97,6 +97,8 @@ def model_keys(config: ModelConfig, architecture: str) -> tuple[dict[str, Typed]
         numbers["logit_scale"] = config.logit_scale
     if row.tied and not config.tie_embeddings:
         raise _unsayable(architecture, "tie_word_embeddings", False, True)
+    if row.divided and config.head_dim * config.num_heads != config.hidden_size:
+        raise _unsayable(architecture, "head_dim", config.head_dim, config.hidden_size // config.num_heads)
     rope, tensors = _rope_keys(config, row)
     numbers |= _window_keys(config, row) | rope
     return {f"{architecture}.{key}": _typed(value) for key, value in numbers.items() if value is not None}, tensors

@@ -29,7 +29,21 @@ from partita_apps.serve.structure import constraint_for
 from partita_apps.serve.tools import described, form_of
 
 Json = dict[str, Any]
-NATIVE = ("thinking", "coder", "glm", "lfm", "phi", "olmo", "mistral", "llama", "deepseek", "gemma4", "harmony")
+NATIVE = (
+    "thinking",
+    "coder",
+    "glm",
+    "lfm",
+    "phi",
+    "olmo",
+    "mistral",
+    "llama",
+    "deepseek",
+    "gemma4",
+    "harmony",
+    "seed",
+    "cohere",
+)
 FORMS = (*NATIVE, "none", "plain")
 
 WEATHER = {

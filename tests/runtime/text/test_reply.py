@@ -155,6 +155,14 @@ REPLIES = [
     ("deepseek", "Hm.\n</think>\n\nI call.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n"
      '```json\n{"city": "Oslo"}\n```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>weather<｜tool▁sep｜>{"city": "Oslo", '
      '"days": 2}<｜tool▁call▁end｜><｜tool▁calls▁end｜>', "I call.", "Hm.", [CITY, DAYS]),
+    ("seed", "<seed:think>Hm.</seed:think>So:\n<seed:tool_call>\n<function=weather>\n<parameter=city>Oslo"
+     "</parameter>\n<parameter=days>2</parameter>\n</function>\n</seed:tool_call>", "So:", "Hm.", [DAYS]),
+    ("seed", "<seed:think>Hm.</seed:think>Write <tool_call>, and </tool_call>.", "Write <tool_call>, and </tool_call>.",
+     "Hm.", []),
+    ("cohere", "<|START_THINKING|>Hm.<|END_THINKING|><|START_RESPONSE|>Paris.<|END_RESPONSE|>", "Paris.", "Hm.", []),
+    ("cohere", '<|START_THINKING|>Hm.<|END_THINKING|><|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": '
+     '"weather", "parameters": {"city": "Oslo"}},\n {"tool_call_id": "1", "tool_name": "now", "parameters": {}}\n]'
+     "<|END_ACTION|>", "", "Hm.", [CITY, ("now", {})]),
 ]  # fmt: skip
 
 
@@ -198,6 +206,9 @@ BROKEN = [
     ("mistral", "[TOOL_CALLS]a[ARGS]{", "not valid JSON"),
     ("mistral", '[TOOL_CALLS]a[ARGS]{"b": 1} c', "after the arguments"),
     ("llama", "<|python_tag|>print(1)", "not valid JSON"),
+    ("cohere", '<|START_ACTION|>[{"name": "weather", "parameters": {}}]<|END_ACTION|>', "without the name"),
+    ("cohere", '<|START_ACTION|>[{"tool_name": "weather", "parameters": {"city": ', "not valid JSON"),
+    ("seed", "<seed:tool_call><function=a><parameter=b>rm -rf /", "no </function>"),
     ("deepseek", "</think><｜tool▁call▁begin｜>{}<｜tool▁call▁end｜>", "no name"),
     ("harmony", '<|channel|>commentary to=functions.a<|message|>{"b": ', "not valid JSON"),
 ]
@@ -400,6 +411,7 @@ def test_long_arguments_are_read(notation):
     value = "the fox " * 20_000
     text = {
         "json": json.dumps({"name": "a", "arguments": {"b": value}}),
+        "cohere": json.dumps([{"tool_call_id": "0", "tool_name": "a", "parameters": {"b": value}}]),
         "mistral": f"a[ARGS]{json.dumps({'b': value})}",
         "deepseek": f"a<｜tool▁sep｜>{json.dumps({'b': value})}",
         "xml": f"<function=a>\n<parameter=b>\n{value}\n</parameter>\n</function>",

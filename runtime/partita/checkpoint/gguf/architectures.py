@@ -102,6 +102,7 @@ class Architecture:
     constants: fields that every file of the architecture means. theta: the rope base where the key is missing; ... if
     it must be there. period: of the layers, the last of each is global; None: no layer slides. factors: tensors of
     rope factors that its readers take. own_output: whether they need `output.weight`. tied: whether they know none.
+    divided: whether they take heads as wide as the hidden size over their number alone.
     extend: fields that take more than a key.
     """
 
@@ -119,6 +120,7 @@ class Architecture:
     factors: frozenset[str] = frozenset()
     own_output: bool = False
     tied: bool = False
+    divided: bool = False
     extend: Callable[[Keys, Config], Config] = lambda keys, config: config
 
 
@@ -391,6 +393,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         constants=_SILU,
         period=4,
         factors=frozenset({ROPE_FACTORS}),
+        divided=True,
         extend=_exaone4,
     ),
     "seed_oss": Architecture(
@@ -460,6 +463,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         constants={**_SILU, "attention_bias": False},
         period=4,
         tied=True,
+        divided=True,
         extend=_cohere2,
     ),
 }

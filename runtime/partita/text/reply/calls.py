@@ -143,8 +143,8 @@ def arguments(text: str) -> dict[str, Any]:
     return value
 
 
-def _objects(text: str, tools: Offered) -> list[Called]:
-    """`{"name": …, "arguments": {…}}`, a list of these, or several with `;` or `,` between them."""
+def _objects(text: str, tools: Offered, key: str = "name") -> list[Called]:
+    """`{"name": …, "arguments": {…}}`, a list of these, or several with `;` or `,` between them. key: of the name."""
     found: list[Any] = []
     place = blank(text, 0)
     while place < len(text):
@@ -153,21 +153,27 @@ def _objects(text: str, tools: Offered) -> list[Called]:
         place = blank(text, place, ";,")
     if not found:
         raise Malformed("there is no call")
-    return [_object(value) for value in found]
+    return [_object(value, key) for value in found]
 
 
-def _object(value: Any) -> Called:
+def _cohere(text: str, tools: Offered) -> list[Called]:
+    """A list of `{"tool_call_id": "0", "tool_name": …, "parameters": {…}}`; ids begin anew in every turn and tell no
+    two calls of a conversation apart."""
+    return _objects(text, tools, "tool_name")
+
+
+def _object(value: Any, key: str) -> Called:
     if is_table(value) and is_table(value.get("function")):
         value = value["function"]
-    if not is_table(value) or not isinstance(value.get("name"), str) or not value["name"]:
+    if not is_table(value) or not isinstance(value.get(key), str) or not value[key]:
         raise Malformed("a JSON object without the name of a tool")
     none: dict[str, Any] = {}
-    given = next((value[key] for key in ("arguments", "parameters") if value.get(key) is not None), none)
+    given = next((value[each] for each in ("arguments", "parameters") if value.get(each) is not None), none)
     if isinstance(given, str):
         given = arguments(given)
     if not is_table(given):
         raise Malformed("the arguments are not a JSON object")
-    return Called(value["name"], given)
+    return Called(value[key], given)
 
 
 def _json(text: str, place: int) -> tuple[Any, int]:
@@ -356,6 +362,7 @@ def _all_read(values: Values, calls: list[Called]) -> list[Called]:
 _STRING = ('"', r'(?:[^"\\]|\\.)*+"')
 NOTATIONS = {
     "json": Notation(_objects, (_STRING,)),
+    "cohere": Notation(_cohere, (_STRING,)),
     "mistral": Notation(_mistral, (_STRING,)),
     "deepseek": Notation(_deepseek, (_STRING,)),
     "xml": Notation(

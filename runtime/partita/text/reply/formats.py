@@ -43,9 +43,13 @@ BLOCKS = (
     Block("thought", "<think>", ("</think>",)),  # Qwen3, SmolLM3, DeepSeek and its distillates, OLMo 3, Phi-4, Granite
     Block("thought", "[THINK]", ("[/THINK]",)),  # Magistral, Ministral 3
     Block("thought", "<|channel>", ("<channel|>",), label="thought\n"),  # Gemma 4
+    Block("thought", "<seed:think>", ("</seed:think>",)),  # Seed-OSS
+    Block("thought", "<|START_THINKING|>", ("<|END_THINKING|>",)),  # Command R7B, Command A
     Block("tool_call", "<tool_call>", ("</tool_call>",), "xml", mentions="<function="),  # Qwen3-Coder, Qwen3.5
     Block("tool_call", "<tool_call>", ("</tool_call>",), "arg_keys", mentions="<arg_key>"),  # GLM
-    Block("tool_call", "<tool_call>", ("</tool_call>",), "json"),  # Hermes, Qwen2.5 and 3, SmolLM3, Granite
+    Block("tool_call", "<tool_call>", ("</tool_call>",), "json"),  # Hermes, Qwen2.5 and 3, SmolLM3, Granite, EXAONE 4
+    Block("tool_call", "<seed:tool_call>", ("</seed:tool_call>",), "xml"),  # Seed-OSS
+    Block("tool_call", "<|START_ACTION|>", ("<|END_ACTION|>",), "cohere"),  # Command R7B, Command A
     Block("tool_call", "<|tool_call>", ("<tool_call|>",), "gemma"),  # Gemma 4
     Block("tool_call", "<|tool_call|>", ("<|/tool_call|>",), "json"),  # Phi-4-mini; Granite has no end
     Block("tool_call", "<|tool_call_start|>", ("<|tool_call_end|>",), "python"),  # LFM2
@@ -59,7 +63,16 @@ BLOCKS = (
 """Of several with the same beginning, the first that the template has counts."""
 GENERIC = Block("tool_call", "<tool_call>", ("</tool_call>",), "json")
 """Calls of a model whose template has no tools, and which was told in its prompt to write them so."""
-NOISE = frozenset({"<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<response>", "</response>"})
+NOISE = frozenset(
+    {
+        "<｜tool▁calls▁begin｜>",
+        "<｜tool▁calls▁end｜>",
+        "<response>",
+        "</response>",
+        "<|START_RESPONSE|>",
+        "<|END_RESPONSE|>",
+    }
+)
 """Markers that add nothing to those inside them."""
 
 
