@@ -74,9 +74,10 @@ format: setup    ## rewrite the sources in the project's format
 	@$(PYTHON_IN_VENV) -m ruff format .
 	@$(PYTHON_IN_VENV) -m ruff check --fix .
 
-docs: setup      ## write docs/api.md from the docstrings, docs/clients.md, and the page's colours of code
+docs: setup      ## write docs/api.md from the docstrings, docs/clients.md, docs/models.md, and the page's colours of code
 	@$(PYTHON_IN_VENV) docs/api.py
 	@$(PYTHON_IN_VENV) docs/clients.py
+	@$(PYTHON_IN_VENV) docs/models.py
 	@$(PYTHON_IN_VENV) docs/code_css.py
 
 clean:           ## remove .venv and what tools have cached here
