@@ -28,7 +28,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     "olmo3": {},
     "granite": {},
     "gpt_oss": {},
-    "exaone4": {},
     "exaone4-full": {},
     "seed_oss": {},
     "glm4": {},
@@ -38,6 +37,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "cohere2": {},
 }
 NAMES = tuple(CHANGES)
+SLIDING_EXAONE4 = {"num_hidden_layers": 64, "layer_types": (["sliding_attention"] * 3 + ["full_attention"]) * 16}
+"""Changes to exaone4: of this family, readers slide models of so many layers only."""
 UNSAYABLE = {
     "mistral": "a window of layer 0 40",
     "smollm3": "the rotation of layer 1 'none'",
@@ -45,13 +46,15 @@ UNSAYABLE = {
     "qwen3_moe": r"no place for 'model\.layers\.2\.mlp",
     "gemma2": "attention_scale",
     "gemma3": "attention_scale",
+    "exaone4": "a window of layer 0 40",
     "ernie4_5-biased": "attention_bias",
     "gpt_oss-truncated": "the rotation of layer 0 {'truncate': True}",
 }
 
 
 def write(name: str, folder: Path, changes: dict[str, Any] | None = None) -> Path:
-    """A folder that can be written as GGUF; made once for each `folder`. changes: instead of the ones above."""
+    """A folder that can be written as GGUF; made once for each `folder`. changes: instead of the ones above; of layers
+    more than there are, those that there are come again."""
     changes = CHANGES[name] if changes is None else changes
     source = tiny_models.write(name, folder)
     if not changes:
@@ -62,10 +65,16 @@ def write(name: str, folder: Path, changes: dict[str, Any] | None = None) -> Pat
     if target.exists():
         return target
     shutil.copytree(source, target)
-    config = json.loads((source / "config.json").read_text()) | changes
+    config = json.loads((source / "config.json").read_text())
+    made = config["num_hidden_layers"]
+    config |= changes
     (target / "config.json").write_text(json.dumps(config))
     tensors = load_file(source / "model.safetensors")
-    kept = {name: value for name, value in tensors.items() if _layer(name) < config["num_hidden_layers"]}
+    kept = {}
+    for key, value in tensors.items():
+        layer = _layer(key)
+        for i in range(layer, config["num_hidden_layers"], made) if layer >= 0 else (layer,):
+            kept[key.replace(f".{layer}.", f".{i}.", 1)] = value
     save_file(kept, target / "model.safetensors", metadata={"format": "pt"})
     return target
 

@@ -77,6 +77,17 @@ def test_logits_are_those_of_transformers(
     bounds.assert_near(found, judged(name), bounds.logits(source))
 
 
+def test_exaone_4_slides_in_models_of_64_layers(families: Path, tmp_path: Path) -> None:
+    source = gguf_models.write("exaone4", families, gguf_models.SLIDING_EXAONE4)
+    path = write_gguf(open_checkpoint(source), tmp_path / "m.gguf", kind="F32").path
+    tokens = tiny_models.tokens(source)
+    expected = tiny_models.reference_logits(source, tokens)
+    bounds.assert_near(logits(path, tokens, "torch"), expected, bounds.logits(source))
+    metadata = open_gguf(path).metadata
+    said = [metadata[f"exaone4.attention.sliding_window{key}"] for key in ("", "_pattern")]
+    assert said == [tiny_models.WINDOW, 4]
+
+
 @pytest.mark.parametrize("name", gguf_models.NAMES)
 def test_there_and_back_keeps_every_tensor(
     name: str, families: Path, written: Callable[..., Path], tmp_path: Path

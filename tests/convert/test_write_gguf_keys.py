@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from partita.checkpoint.gguf.architectures import ARCHITECTURES
 from partita.checkpoint.gguf.reader import open_gguf
 from partita.checkpoint.open import open_checkpoint
 from partita.errors import UnsupportedModel
-from partita.model.families.parse import parse
-from partita_convert.gguf.metadata import model_keys
 from partita_convert.gguf.write import write_gguf
 
 from .. import gguf_models, tiny_models
@@ -70,6 +68,18 @@ def test_keys_of_llama(written: Callable[..., Path]) -> None:
         ("olmo3", {"olmo2.attention.sliding_window_pattern": 2, "olmo2.rope.scaling.factor": 8.0}),
         ("qwen3_moe", {"qwen3moe.expert_count": 8, "qwen3moe.expert_feed_forward_length": 32}),
         ("gpt_oss", {"gpt-oss.expert_used_count": 2, "gpt-oss.attention.sliding_window_pattern": 2}),
+        ("exaone4-full", {"exaone4.attention.sliding_window": None, "exaone4.rope.scaling.type": None}),
+        ("seed_oss", {"seed_oss.attention.key_length": 32, "seed_oss.rope.dimension_count": 32}),
+        ("glm4", {"glm4.rope.dimension_count": 16, "glm4.attention.key_length": 32}),
+        ("ernie4_5", {"ernie4_5.rope.freq_base": 10000.0, "ernie4_5.rope.dimension_count": 32}),
+        ("hunyuan", {"hunyuan-dense.rope.scaling.type": None, "hunyuan-dense.rope.scaling.alpha": None}),
+        ("hunyuan", {"hunyuan-dense.rope.freq_base": pytest.approx(10000.0 * 1000.0 ** (32 / 30))}),
+        ("ministral3", {"mistral3.rope.scaling.type": "yarn", "mistral3.rope.scaling.yarn_log_multiplier": 1.0}),
+        ("ministral3", {"mistral3.rope.scaling.original_context_length": 16, "mistral3.rope.scaling.factor": 8.0}),
+        ("ministral3", {"mistral3.attention.temperature_scale": pytest.approx(0.4)}),
+        ("cohere2", {"cohere2.attention.sliding_window": 40, "cohere2.attention.sliding_window_pattern": 4}),
+        ("cohere2", {"cohere2.logit_scale": pytest.approx(0.4), "cohere2.attention.layer_norm_rms_epsilon": None}),
+        ("cohere2", {"cohere2.attention.layer_norm_epsilon": pytest.approx(1e-5)}),
     ],
 )
 def test_keys_of_others(name: str, keys: dict[str, Any], written: Callable[..., Path]) -> None:
@@ -108,6 +118,18 @@ def test_what_gguf_cannot_say_is_refused(name: str, what: str, families: Path, t
         ("qwen3_moe", {"num_hidden_layers": 2, "mlp_only_layers": [], "norm_topk_prob": False}, "experts"),
         ("olmo3", {"layer_types": ["full_attention"] + ["sliding_attention"] * 3}, "a window of layer 0 None"),
         ("gemma2", {"query_pre_attn_scalar": 32, "attn_logit_softcapping": None}, "attention_softcap None"),
+        (
+            "exaone4-full",
+            {"num_hidden_layers": 64, "layer_types": ["full_attention"] * 64},
+            "the rotation of layer 3 'some'",
+        ),
+        ("exaone4-full", {"head_dim": 16}, "head_dim 16"),
+        ("seed_oss", {"attention_out_bias": True}, "attention_out_bias True"),
+        ("hunyuan", {"attention_bias": True}, "attention_bias True"),
+        ("ministral3", {"sliding_window": 40}, "a window of layer 0 40"),
+        ("cohere2", {"tie_word_embeddings": False}, "tie_word_embeddings False"),
+        ("cohere2", {"attention_bias": True}, "attention_bias True"),
+        ("cohere2", {"layer_types": ["full_attention"] + ["sliding_attention"] * 3}, "a window of layer 0 None"),
     ],
 )
 def test_fields_that_gguf_cannot_say(
@@ -116,14 +138,6 @@ def test_fields_that_gguf_cannot_say(
     source = gguf_models.write(name, tmp_path / "models", changes)
     with pytest.raises(UnsupportedModel, match=what):
         write_gguf(open_checkpoint(source), tmp_path / "m.gguf")
-
-
-def test_what_llama_cpps_readers_fix(families: Path) -> None:
-    """Heads as wide as the hidden size over their number, and a head that is the embedding."""
-    config = parse(open_checkpoint(gguf_models.write("cohere2", families)).config)
-    for change, what in (({"head_dim": 16}, "head_dim 16"), ({"tie_embeddings": False}, "tie_word_embeddings False")):
-        with pytest.raises(UnsupportedModel, match=f"cohere2 architecture cannot express {what}"):
-            model_keys(replace(config, **change), "cohere2")
 
 
 @pytest.mark.parametrize("outer", ["language_model.model.", "model.language_model."])
@@ -148,6 +162,20 @@ def test_of_a_model_that_sees_the_text_decoder_is_written(
     assert set(before.tensors) == set(after.tensors)
     for key in before.tensors:
         np.testing.assert_array_equal(after.raw(key), before.raw(key))
+
+
+@pytest.mark.parametrize("model_type", ["granite_swa", "mellum"])
+def test_a_family_without_an_architecture(model_type: str, families: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match=rf"^model_type '{model_type}' has no GGUF architecture here[^\n]*$"):
+        write_gguf(open_checkpoint(tiny_models.write(model_type, families)), tmp_path / "m.gguf")
+
+
+def test_architectures_are_those_of_the_gguf_package() -> None:
+    known = set(gguf.MODEL_ARCH_NAMES.values())
+    tensors = {name.removeprefix("blk.{bid}.") for name in gguf.TENSOR_NAMES.values()}
+    for name, row in ARCHITECTURES.items():
+        assert name in known
+        assert tensors.issuperset(row.layer_names)
 
 
 def test_scaled_rope_that_an_architecture_does_not_read(families: Path, tmp_path: Path) -> None:

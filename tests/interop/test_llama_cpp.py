@@ -3,8 +3,7 @@
 llama.cpp runs in a child process, by the Python that PARTITA_PEER_PYTHON names (`make interop`); its cache is kept in
 float32. It rounds activations to the type of the weights (8 bits beside quantized ones) and takes Gemma's GELU from a
 table in float16, hence the tolerances. Where it computes something else than transformers do, and so than we do, the
-comparison says so: it gives every layer of Phi-3 full attention, and of EXAONE 4 unless it has 64 of them, and rounds
-yarn's bounds, which gpt-oss does not.
+comparison says so: it gives every layer of Phi-3 full attention, and rounds yarn's bounds, which gpt-oss does not.
 """
 
 from __future__ import annotations
@@ -32,10 +31,7 @@ from .. import bounds, gguf_models, tiny_models
 pytestmark = pytest.mark.interop
 CHILD = Path(__file__).with_name("llama_cpp_child.py")
 TEXTS = [text for text in SAMPLES if "\x00" not in text]  # llama.cpp takes C strings
-AS_LLAMA_CPP_HAS_IT: dict[str, dict[str, Any]] = {
-    "phi3": {"sliding_window": None},
-    "exaone4": {"sliding_window": None, "layer_types": ["full_attention"] * 4},
-}
+AS_LLAMA_CPP_HAS_IT: dict[str, dict[str, Any]] = {"phi3": {"sliding_window": None}}
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +76,34 @@ def test_logits_are_those_of_transformers(name: str, kind: str, folder: Path, tm
     bounds.assert_near(found, expected, error)
     tokenizer = load_tokenizer(open_checkpoint(tmp_path / "m.gguf"))
     assert ids == [tokenizer.encode(text, bos=False) for text in TEXTS]
+
+
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "original_max_position_embeddings": 16,
+    "llama_4_scaling_beta": 0.4,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("exaone4", gguf_models.SLIDING_EXAONE4),
+        ("glm4", {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 1.0}}),
+        ("glm4", {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.25}}),
+        ("ministral3", {"rope_parameters": YARN}),
+        ("ministral3", {"rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.5}}),
+        ("cohere2", {"layer_types": ["sliding_attention", "full_attention"] * 2}),
+    ],
+)
+def test_what_a_family_may_say(name: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    source = gguf_models.write(name, tmp_path, changes)
+    write_gguf(open_checkpoint(source), tmp_path / "m.gguf", kind="F32")
+    tokens = tiny_models.tokens(source)
+    found, _ = peer(tmp_path / "m.gguf", tokens, tmp_path / "out.npy")
+    bounds.assert_near(found, tiny_models.reference_logits(source, tokens), bounds.logits(source))
 
 
 @pytest.mark.parametrize("prefix", [True, False])

@@ -21,8 +21,9 @@ from partita.checkpoint.gguf.architectures import (
     ROPE_FACTORS,
     SHORT_FACTORS,
     Architecture,
+    usual_attention_factor,
 )
-from partita.checkpoint.gguf.names import SAMPLING_KEYS, config_from, usual_attention_factor, with_rope_tensors
+from partita.checkpoint.gguf.names import SAMPLING_KEYS, config_from, with_rope_tensors
 from partita.errors import CheckpointError, UnsupportedModel
 from partita.inference.sampling import recommended_values
 from partita.model.config import LayerConfig, ModelConfig, RopeConfig
@@ -97,8 +98,8 @@ def model_keys(config: ModelConfig, architecture: str) -> tuple[dict[str, Typed]
         numbers["logit_scale"] = config.logit_scale
     if row.tied and not config.tie_embeddings:
         raise _unsayable(architecture, "tie_word_embeddings", False, True)
-    if row.divided and config.head_dim * config.num_heads != config.hidden_size:
-        raise _unsayable(architecture, "head_dim", config.head_dim, config.hidden_size // config.num_heads)
+    if row.square and config.num_heads * config.head_dim != config.hidden_size:
+        raise _unsayable(architecture, "head_dim", config.head_dim, config.hidden_size / config.num_heads)
     rope, tensors = _rope_keys(config, row)
     numbers |= _window_keys(config, row) | rope
     return {f"{architecture}.{key}": _typed(value) for key, value in numbers.items() if value is not None}, tensors
@@ -111,6 +112,8 @@ def _typed(value: int | float | str) -> Typed:
 def _window_keys(config: ModelConfig, row: Architecture) -> dict[str, int | float | str | None]:
     windows = {layer.window for layer in config.layers} - {None}
     if row.period is None and "sliding_window" not in row.fields:
+        return {}
+    if row.slides_at not in (None, config.num_layers):  # readers take the key for nothing
         return {}
     window = next(iter(windows), None)
     if window is None:

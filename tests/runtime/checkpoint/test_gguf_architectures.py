@@ -134,10 +134,26 @@ def test_windows() -> None:
     assert read("llama", attention__sliding_window=64)["model_type"] == "llama"  # as long as the context: never slides
     assert read("gemma2", attention__sliding_window=None)["sliding_window"] == 4096
     assert read("exaone4", attention__sliding_window=0)["sliding_window"] is None
-    slides = read("exaone4", attention__sliding_window=16)
+    slides = read("exaone4", attention__sliding_window=16)  # which llama.cpp does not read in so few layers
     assert [layer.rope is None for layer in parse(slides).layers] == [False, False, False, True, False, False]
     layers = parse(read("cohere2", attention__sliding_window_pattern=3)).layers
     assert [(layer.window, layer.rope is None) for layer in layers] == [(16, False), (16, False), (None, True)] * 2
+
+
+def test_exaone_4_of_64_layers_slides_whether_it_says_so_or_not() -> None:
+    many = dict.fromkeys((f"blk.{i}.attn_output.weight" for i in range(64)), (WIDTH, WIDTH))
+    silent = read("exaone4", many, block_count=64, context_length=8192)
+    assert (silent["sliding_window"], silent["layer_types"]) == (4096, ([SLIDING] * 3 + [FULL]) * 16)
+    said = read("exaone4", many, block_count=64, attention__sliding_window=16, attention__sliding_window_pattern=2)
+    assert (said["sliding_window"], said["layer_types"]) == (16, [SLIDING, FULL] * 32)
+
+
+def test_how_much_of_a_head_of_glm_4_rotates() -> None:
+    for count, dims in ((8, 8), (4, 4), (16, 16), (None, 16)):
+        rope = parse(read("glm4", rope__dimension_count=count)).layers[0].rope
+        assert rope is not None
+        assert (rope.dims, rope.neighbours) == (dims, True)
+    assert read("glm4", rope__dimension_sections=[0, 0, 0, 0])["partial_rotary_factor"] == 0.5
 
 
 def test_mistral_3_with_and_without_what_is_its_own() -> None:
@@ -147,6 +163,11 @@ def test_mistral_3_with_and_without_what_is_its_own() -> None:
     usual = parse(read("mistral3", rope__scaling__yarn_log_multiplier=None)).layers[0].rope
     assert usual is not None
     assert usual.attention_factor == usual_attention_factor(4.0)
+    both = (
+        parse(read("mistral3", rope__scaling__yarn_log_multiplier=0.5, rope__scaling__attn_factor=1.5)).layers[0].rope
+    )
+    assert both is not None
+    assert both.attention_factor == pytest.approx(1.5 * (0.1 * math.log(4) + 1) / (0.05 * math.log(4) + 1))
     plain = read("mistral3", rope__scaling__type=None, attention__temperature_scale=None)
     assert (plain["model_type"], parse(plain).layers[0].rope) == ("mistral", RopeConfig(10000.0, 16))
     with pytest.raises(CheckpointError, match="temperature_scale"):
@@ -253,7 +274,18 @@ def test_names(architecture: str, name: str, expected: str) -> None:
 
 @pytest.mark.parametrize(
     ("architecture", "name"),
-    [("qwen3", "blk.0.attn_q.bias"), ("gemma2", "blk.0.attn_q_norm.weight"), ("phi3", "blk.0.ffn_gate.weight")],
+    [
+        ("qwen3", "blk.0.attn_q.bias"),
+        ("gemma2", "blk.0.attn_q_norm.weight"),
+        ("phi3", "blk.0.ffn_gate.weight"),
+        ("glm4", "blk.0.ffn_gate.weight"),
+        ("glm4", "blk.5.nextn.eh_proj.weight"),
+        ("exaone4", "blk.0.attn_norm.weight"),
+        ("cohere2", "blk.0.ffn_norm.weight"),
+        ("ernie4_5", "blk.0.attn_q.bias"),
+        ("seed_oss", "blk.0.attn_output.bias"),
+        ("hunyuan-dense", "blk.0.attn_v.bias"),
+    ],
 )
 def test_a_tensor_without_a_place(architecture: str, name: str) -> None:
     with pytest.raises(UnsupportedModel, match=name.replace(".", r"\.")):
@@ -278,6 +310,11 @@ def test_which_rows_are_permuted() -> None:
         ("llama", {"rope__dimension_count": 8}, "rotation of 8 of 16"),
         ("llama", {"attention__key_length": 16, "attention__value_length": 32}, "values of 32"),
         ("qwen3", {"rope__scaling__type": "longrope"}, "longrope"),
+        ("glm4", {"rope__dimension_sections": [2, 2, 0, 0]}, "rotation in sections"),
+        ("hunyuan-dense", {"rope__scaling__alpha": 1000.0}, r"hunyuan-dense\.rope\.scaling\.alpha"),
+        ("mistral3", {"rope__dimension_count": 8}, "rotation of 8 of 16"),
+        ("ernie4_5", {"expert_count": 8}, "experts"),
+        ("seed_oss", {"attention__temperature_scale": 0.1}, "temperature_scale"),
     ],
 )
 def test_what_is_refused(architecture: str, keys: dict[str, Any], what: str) -> None:
@@ -285,7 +322,10 @@ def test_what_is_refused(architecture: str, keys: dict[str, Any], what: str) -> 
         read(architecture, **keys)
 
 
-@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "qwen3moe", "smollm3", "olmo2", "gemma3", "gpt-oss"])
+@pytest.mark.parametrize(
+    "architecture",
+    [name for name, row in ARCHITECTURES.items() if row.theta is ...],
+)
 def test_a_missing_rope_base_is_an_error(architecture: str) -> None:
     with pytest.raises(CheckpointError, match=rf"{architecture}\.rope\.freq_base"):
         read(architecture, rope__freq_base=None)
@@ -304,7 +344,7 @@ KEYS = sorted(
     | {"attention.value_length", "context_length", "rope.freq_base", "rope.dimension_count", "rope.scaling.type"}
     | {"rope.scaling.factor", "rope.scaling.attn_factor", "rope.scaling.original_context_length"}
     | {"attention.sliding_window_pattern", "attention.layer_norm_rms_epsilon", "feed_forward_length", "logit_scale"}
-    | {"rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "rope.scale_linear"}
+    | {"rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "rope.scale_linear", "rope.dimension_sections"}
 )
 FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight", "blk.0.attn_q.bias")
 

@@ -16,21 +16,26 @@ GGUF leaves out has a value here only where the architecture's readers fix it; t
     olmo2                     OLMo 2, and with a sliding window OLMo 3, whose sliding layers' rope is never scaled
     qwen3moe, gpt-oss         experts are stacks (experts, out, in); qwen3moe divides the chosen weights by their sum
     gpt-oss                   yarn's two bounds are not rounded in the model, though llama.cpp rounds them
-    exaone4                   with a window, global layers do not rotate; without a pattern one in four is global
+    seed_oss                  post_attention_norm is the norm before the MLP
+    glm4                      gate and up are one matrix; with sections of rope (GLM-4V) rows are those of halves
+    exaone4                   a model of 64 layers slides, by 4096 if no key says another window, and no other does;
+                              there one layer in four is global and does not rotate
     cohere2                   layer norms with a key of their own; every fourth layer is global and does not rotate; its
                               head is the embedding
-    hunyuan-dense             the base of a "dynamic" rope with its alpha
+    exaone4, cohere2          heads together are as wide as the model
+    hunyuan-dense             queries and keys are normed after rotation; the base of a "dynamic" rope holds its alpha
     mistral3                  yarn's log multiplier is Hugging Face's mscale_all_dim beside an mscale of 1; queries grow
                               by attention.temperature_scale, each original context anew; without yarn, Mistral
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...errors import CheckpointError
+from ...errors import CheckpointError, UnsupportedModel
 from ...files.bounded import is_list
 from .keys import Keys
 
@@ -38,6 +43,7 @@ Config = dict[str, Any]
 ROPE_FACTORS = "rope_freqs.weight"
 LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
 SLIDING, FULL = "sliding_attention", "full_attention"
+_EXAONE_LAYERS, _EXAONE_WINDOW = 64, 4096  # of the one EXAONE 4 that slides
 
 OUTER_NAMES: Mapping[str, str] = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -100,10 +106,10 @@ class Architecture:
     permuted: rows of q and k.
     fields: config field to (key after "<architecture>.", type, default); ... where the key must be there.
     constants: fields that every file of the architecture means. theta: the rope base where the key is missing; ... if
-    it must be there. period: of the layers, the last of each is global; None: no layer slides. factors: tensors of
-    rope factors that its readers take. own_output: whether they need `output.weight`. tied: whether they know none.
-    divided: whether they take heads as wide as the hidden size over their number alone.
-    extend: fields that take more than a key.
+    it must be there. period: of the layers, the last of each is global; None: no layer slides. slides_at: the number
+    of layers of the one model that slides; None: any may. square: whether heads together must be as wide as the model.
+    factors: tensors of rope factors that its readers take. own_output: whether they need `output.weight`. tied: whether
+    they know none. extend: fields that take more than a key.
     """
 
     model_type: str
@@ -117,11 +123,17 @@ class Architecture:
     constants: Mapping[str, Any] = field(default_factory=dict[str, Any])
     theta: Any = ...
     period: int | None = None
+    slides_at: int | None = None
+    square: bool = False
     factors: frozenset[str] = frozenset()
     own_output: bool = False
     tied: bool = False
-    divided: bool = False
     extend: Callable[[Keys, Config], Config] = lambda keys, config: config
+
+
+def usual_attention_factor(factor: float, weight: float = 1.0) -> float:
+    """Of yarn where nothing else is said. weight: Hugging Face's mscale."""
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def has_bias(keys: Keys, part: str) -> bool:
@@ -198,7 +210,9 @@ def _gpt_oss(keys: Keys, config: Config) -> Config:
 
 
 def _exaone4(keys: Keys, config: Config) -> Config:
-    """A window of 0 stands for none."""
+    """A window of 0 stands for none. A file may say a window for a model that llama.cpp does not slide."""
+    if config["sliding_window"] is None and config["num_hidden_layers"] == _EXAONE_LAYERS:
+        config["sliding_window"] = _EXAONE_WINDOW
     if not config["sliding_window"]:
         return config | {"sliding_window": None, "layer_types": [FULL] * config["num_hidden_layers"]}
     return config | {"layer_types": layer_types(keys, config)}
@@ -206,6 +220,14 @@ def _exaone4(keys: Keys, config: Config) -> Config:
 
 def _qkv_biases(keys: Keys, config: Config) -> Config:
     return config | {"attention_bias": has_bias(keys, "attn_q")}
+
+
+def _glm4(keys: Keys, config: Config) -> Config:
+    """A config that does not say how much of a head rotates means half of it, a file all of it."""
+    sections = keys.metadata.get(f"{keys.prefix}.rope.dimension_sections")
+    if any(sections if is_list(sections) else (sections,)):
+        raise UnsupportedModel(f"{keys.prefix}: rotation in sections, of a model that sees, is not implemented")
+    return _qkv_biases(keys, {"partial_rotary_factor": 1.0, **config})
 
 
 def _mistral3(keys: Keys, config: Config) -> Config:
@@ -217,6 +239,8 @@ def _mistral3(keys: Keys, config: Config) -> Config:
         return _biases(keys, config) | {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
     if multiplier:
         scaling = scaling | {"mscale": 1.0, "mscale_all_dim": multiplier}
+    if multiplier and "attention_factor" in scaling:  # which hides both from Hugging Face's readers
+        scaling["attention_factor"] /= usual_attention_factor(scaling["factor"], multiplier)
     if growth:
         scaling = scaling | {"llama_4_scaling_beta": growth}
     parameters = {**scaling, "rope_theta": config["rope_theta"]}
@@ -392,8 +416,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         fields={"sliding_window": ("attention.sliding_window", int, None)},
         constants=_SILU,
         period=4,
+        slides_at=_EXAONE_LAYERS,
+        square=True,
         factors=frozenset({ROPE_FACTORS}),
-        divided=True,
         extend=_exaone4,
     ),
     "seed_oss": Architecture(
@@ -419,7 +444,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         written=("glm4",),
         biased=_QKV,
         constants=_SILU,
-        extend=_qkv_biases,
+        extend=_glm4,
     ),
     "ernie4_5": Architecture(
         "ernie4_5",
@@ -462,8 +487,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         },
         constants={**_SILU, "attention_bias": False},
         period=4,
+        square=True,
         tied=True,
-        divided=True,
         extend=_cohere2,
     ),
 }

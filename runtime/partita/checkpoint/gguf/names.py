@@ -10,7 +10,6 @@ each rotated pair; the config names it as rope_scaling = {"rope_type": "factors"
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -26,6 +25,7 @@ from .architectures import (
     ROPE_FACTORS,
     SHORT_FACTORS,
     Architecture,
+    usual_attention_factor,
 )
 from .keys import Keys, shortest
 
@@ -61,6 +61,7 @@ _MATHEMATICS = (
     "final_logit_softcapping",
     "logit_scale",
     "residual_scale",
+    "rope.scaling.alpha",
     "rope.scaling.yarn_log_multiplier",
 )
 
@@ -195,11 +196,6 @@ def _yarn(keys: Keys, factor: float) -> dict[str, Any]:
     if (extra := keys.get("rope.scaling.attn_factor", float, 1.0)) != 1.0:
         scaling["attention_factor"] = extra * usual_attention_factor(factor)
     return scaling
-
-
-def usual_attention_factor(factor: float) -> float:
-    """Of yarn where nothing else is said."""
-    return 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def with_rope_tensors(config: dict[str, Any], read: Callable[[str], np.ndarray]) -> dict[str, Any]:
