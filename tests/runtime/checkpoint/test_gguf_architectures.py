@@ -48,7 +48,11 @@ OWN: dict[str, dict[str, Any]] = {
     "seed_oss": {},
     "glm4": {"rope.dimension_count": 8},
     "ernie4_5": {},
-    "hunyuan-dense": {},
+    "hunyuan-dense": {
+        "rope.scaling.type": "none",
+        "rope.scaling.factor": 1.0,
+        "rope.scaling.original_context_length": 262144,
+    },
     "mistral3": {
         "rope.scaling.type": "yarn",
         "rope.scaling.factor": 4.0,
@@ -60,6 +64,8 @@ OWN: dict[str, dict[str, Any]] = {
         "attention.layer_norm_epsilon": np.float32(1e-6).item(),
         "logit_scale": 0.25,
         "attention.sliding_window": 16,
+        "rope.dimension_count": 16,
+        "rope.scaling.type": "none",
     },
     "gpt-oss": {
         "expert_count": 8,
