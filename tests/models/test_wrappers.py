@@ -17,8 +17,10 @@ from partita.cache.state import Cache
 from partita.checkpoint.open import open_checkpoint
 from partita.errors import CheckpointError, UnsupportedModel
 from partita.model.families.parse import parse
-from partita.model.families.wrappers import WRAPPERS
+from partita.model.families.wrappers import WRAPPERS, left_out
 from partita.model.load import load_decoder
+from partita_convert.gguf.write import write_gguf
+from partita_convert.write_folder import write_huggingface, write_mlx
 
 from .. import bounds
 from ..conftest import write_tokenizer
@@ -75,7 +77,7 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             **_TEXT,
             **_SLIDES,
             "rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE},
-            "query_pre_attn_scalar": 24,
+            "query_pre_attn_scalar": 32,
         },
         {"model_type": "siglip_vision_model", **_SIGHT},
     ),
@@ -133,6 +135,23 @@ def test_text_is_read_as_by_transformers(judged: tuple[Path, np.ndarray], backen
     cache = Cache(ops, plan(model.config, KVFormat.parse("32")))
     found = ops.to_numpy(model(ops, ops.array(TOKENS), cache, every=True))[0]
     bounds.assert_near(found, expected, bounds.logits(model.config))
+
+
+def test_a_converted_model_is_the_same(judged: tuple[Path, np.ndarray], tmp_path: Path) -> None:
+    """Folders keep what sees; a GGUF file is the text decoder's alone."""
+    folder, expected = judged
+    source = open_checkpoint(folder)
+    write_mlx(source, tmp_path / "mlx")
+    write_huggingface(source, tmp_path / "dense")
+    write_gguf(source, tmp_path / "text.gguf", kind="F32")
+    ops = partita_backends.load("numpy")
+    for name in ("mlx", "dense", "text.gguf"):
+        written = open_checkpoint(tmp_path / name)
+        assert bool(left_out(written.names())) == (name != "text.gguf")
+        model = load_decoder(ops, written)
+        cache = Cache(ops, plan(model.config, KVFormat.parse("32")))
+        found = ops.to_numpy(model(ops, ops.array(TOKENS), cache, every=True))[0]
+        bounds.assert_near(found, expected, bounds.logits(model.config))
 
 
 def test_what_sees_is_named(judged: tuple[Path, np.ndarray]) -> None:
