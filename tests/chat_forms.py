@@ -47,6 +47,26 @@ _DEEPSEEK = (
     "{{ m.content.split('</think>')[-1] }}<｜end▁of▁sentence｜>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<｜Assistant｜><think>\n{% endif %}"
 )
+_GLM4 = (
+    "{% for m in messages %}{% if m.role == 'user' %}<|user|>\n{{ m.content }}{% elif m.role == 'observation' %}"
+    "<|observation|>\n{{ m.content }}{% else %}<|assistant|>{{ m.metadata }}\n{{ m.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+_HUNYUAN = (
+    "{# <think></think> <answer></answer> <tool_calls><tool_call></tool_call></tool_calls> <tool_responses> #}"
+    "{% for m in messages %}{% if m.role == 'user' %}<｜hy_User｜>{{ m.content }}<｜hy_Assistant｜>{% else %}"
+    "{{ m.content.split('<answer>')[-1] }}<｜hy_place▁holder▁no▁2｜>{% endif %}{% endfor %}"
+)
+_ERNIE = (
+    "{# <tool_call></tool_call> <response></response> #}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{{ m.content }}<|im_end|>\n\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
+_EXAONE = (
+    '{# <tool_call>{"name": function_1_name, "arguments": {}}</tool_call> #}'
+    "{% for m in messages %}[|{{ m.role }}|]\n{{ m.content }}[|endofturn|]\n{% endfor %}"
+    "{% if add_generation_prompt %}[|assistant|]\n"
+    "{% if enable_thinking %}<think>\n{% else %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
 _PLAIN = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: <think>\n{% endif %}"
@@ -100,10 +120,16 @@ FORMS = {
             "<|END_ACTION|>",
             "<|START_RESPONSE|>",
             "<|END_RESPONSE|>",
+            "<|START_TEXT|>",
+            "<|END_TEXT|>",
             *_CHATML_CONTROLS,
         ),
         _CHATML,
     ),
+    "glm4": Form(("<|assistant|>", "<|observation|>", "<|user|>"), _GLM4),
+    "hunyuan": Form(("<｜hy_User｜>", "<｜hy_Assistant｜>", "<｜hy_place▁holder▁no▁2｜>"), _HUNYUAN),
+    "ernie": Form(_CHATML_CONTROLS, _ERNIE),
+    "exaone": Form(("[|user|]", "[|assistant|]", "[|endofturn|]"), _EXAONE),
     "plain": Form(("<|end|>",), _PLAIN),
     "none": Form(_CHATML_CONTROLS, _CHATML),
 }

@@ -163,6 +163,33 @@ REPLIES = [
     ("cohere", '<|START_THINKING|>Hm.<|END_THINKING|><|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": '
      '"weather", "parameters": {"city": "Oslo"}},\n {"tool_call_id": "1", "tool_name": "now", "parameters": {}}\n]'
      "<|END_ACTION|>", "", "Hm.", [CITY, ("now", {})]),
+    ("cohere", "<|START_THINKING|>Hm.<|END_THINKING|><|START_TEXT|>Paris.<|END_TEXT|>", "Paris.", "Hm.", []),
+    ("cohere", '<|START_ACTION|>[\n{"tool_call_id": "0", "tool_name": "write", "parameters": {"text": '
+     '"<|END_ACTION|>"}}\n]<|END_ACTION|>', "", "", [("write", {"text": "<|END_ACTION|>"})]),
+    ("exaone", 'Yes.\n<tool_call>{"name": "weather", "arguments": {"city": "Oslo"}}</tool_call>\n<tool_call>{"name": '
+     '"now", "arguments": {}}</tool_call>', "Yes.", "", [CITY, ("now", {})]),
+    ("ernie", "Hm.\n</think>\n\n\n<response>\nParis.\n</response>\n", "Paris.", "Hm.", []),
+    ("ernie", "Hm.\n</think>\n\nThe tags <response> and </response>.", "The tags <response> and </response>.", "Hm.",
+     []),
+    ("ernie", 'Hm.\n</think>\n\n\n<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>\n', "",
+     "Hm.", [CITY]),
+    ("hunyuan", "<think>\nHm.\n</think>\n<answer>\nParis.\n</answer>", "Paris.", "Hm.", []),
+    ("hunyuan", "<think>\n\n</think>\n<answer>\n<answer> is a tag.\n</answer>", "<answer> is a tag.", "", []),
+    ("hunyuan", "A tag ends with </answer>.", "A tag ends with </answer>.", "", []),
+    ("hunyuan", '<think>\nHm.\n</think>\n<tool_calls><tool_call>weather\n```json\n{"city": "Oslo"}\n```</tool_call>\n'
+     '<tool_call>write\n```json\n{"text": "```</tool_call>"}\n```</tool_call></tool_calls>', "", "Hm.",
+     [CITY, ("write", {"text": "```</tool_call>"})]),
+    ("glm4", "\nParis.\n", "Paris.\n", "", []),
+    ("glm4", 'weather\n{"city": "Oslo"}', "", "", [CITY]),
+    ("glm4", '\nI look.<|assistant|>weather\n{"city": "Oslo"}<|assistant|>write\n\n{"text": "<|assistant|>"}\n',
+     "I look.", "", [CITY, ("write", {"text": "<|assistant|>"})]),
+    ("glm4", 'weather\n{"city": "Oslo"}<|assistant|>\nSo.<|assistant|>\nYes.', "So.\nYes.", "", [CITY]),
+    ("glm4", "weather", "weather", "", []),
+    ("glm4", "weather\n", "weather\n", "", []),
+    ("glm4", "weather\nof {Oslo}", "weather\nof {Oslo}", "", []),
+    ("glm4", 'The weather\n{"city": "Oslo"}', 'The weather\n{"city": "Oslo"}', "", []),
+    ("glm4", 'other\n{"city": "Oslo"}', 'other\n{"city": "Oslo"}', "", []),
+    ("glm4", '{"city": "Oslo"}', '{"city": "Oslo"}', "", []),
 ]  # fmt: skip
 
 
@@ -210,6 +237,13 @@ BROKEN = [
     ("cohere", '<|START_ACTION|>[{"tool_name": "weather", "parameters": {"city": ', "not valid JSON"),
     ("seed", "<seed:tool_call><function=a><parameter=b>rm -rf /", "no </function>"),
     ("deepseek", "</think><｜tool▁call▁begin｜>{}<｜tool▁call▁end｜>", "no name"),
+    ("hunyuan", '<tool_call>weather\n{"city": "Oslo"}</tool_call>', "no name"),
+    ("hunyuan", '<tool_call>weather\n```json\n{"city": "Os', "no name"),
+    ("hunyuan", "<tool_call>weather\n```json\n[]\n```</tool_call>", "not a JSON object"),
+    ("exaone", '<tool_call>{"name": "weather", "arguments": {"city": "Os', "not valid JSON"),
+    ("ernie", "</think><tool_call>\n</tool_call>", "no call"),
+    ("glm4", 'weather\n{"city": "Os', "not valid JSON"),
+    ("glm4", 'weather\n{"city": "Oslo"} and so on', "after the arguments"),
     ("harmony", '<|channel|>commentary to=functions.a<|message|>{"b": ', "not valid JSON"),
 ]
 
@@ -285,13 +319,15 @@ def test_what_a_person_types_does_not_decide_how_the_reply_is_read(forms, name):
         for ids in (prompt, marked):
             parser = ReplyParser(form, tokenizer, ids)
             found = separated(by_token(parser, tokenizer.encode("Hello, you.", bos=False)))
-            opened = name in ("opened", "plain", "deepseek")
+            opened = name in ("opened", "plain", "deepseek", "ernie")
             assert found == (("", "Hello, you.", []) if opened else ("Hello, you.", "", [])), asked
 
 
 def test_calls_without_a_marker_need_tools(forms):
     bare = '{"name": "now", "parameters": {}}'
     assert read_as(forms, "llama", bare, tools=None) == (bare, "", [])
+    bare = 'weather\n{"city": "Oslo"}'
+    assert read_as(forms, "glm4", bare, tools=None) == (bare, "", [])
     bare = "<function=now>\n</function>\n</tool_call>"
     assert read_as(forms, "coder", bare, tools=None)[0].startswith("<function=now>")
 
@@ -340,6 +376,20 @@ def whole_and_parts(tokenizer: Tokenizer, text: str) -> tuple[list[int | str], l
         if piece:
             whole.append(tokenizer.controls[piece] if i % 2 else piece)
     return whole, [x for item in whole for x in ([item] if isinstance(item, int) else item)]
+
+
+@pytest.mark.parametrize("size", [1, 7])
+def test_replies_in_pieces_are_separated_alike(forms, size):
+    for name, text, *expected in REPLIES:
+        tokenizer, form = forms[name]
+        whole, _ = whole_and_parts(tokenizer, text)
+        pieces = [
+            piece
+            for item in whole
+            for piece in ([item] if isinstance(item, int) else [item[i : i + size] for i in range(0, len(item), size)])
+        ]
+        parser = ReplyParser(form, tokenizer, prompt_of(tokenizer, "?"), tools=TOOLS)
+        assert separated(split(parser, pieces)) == tuple(expected), text
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -413,6 +463,8 @@ def test_long_arguments_are_read(notation):
         "json": json.dumps({"name": "a", "arguments": {"b": value}}),
         "cohere": json.dumps([{"tool_call_id": "0", "tool_name": "a", "parameters": {"b": value}}]),
         "mistral": f"a[ARGS]{json.dumps({'b': value})}",
+        "fenced": f"a\n```json\n{json.dumps({'b': value})}\n```",
+        "named": f"a\n{json.dumps({'b': value})}",
         "deepseek": f"a<｜tool▁sep｜>{json.dumps({'b': value})}",
         "xml": f"<function=a>\n<parameter=b>\n{value}\n</parameter>\n</function>",
         "arg_keys": f"a<arg_key>b</arg_key><arg_value>{value}</arg_value>",

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..stop_strings import overlap
 from .calls import NOTATIONS, Malformed, Offered, ToolCall, read
-from .formats import WHOLE, Block, ReplyFormat
+from .formats import ENVELOPES, NAMED, WHOLE, Block, ReplyFormat
 from .parts import Machine
 
 _WHITE = 64  # characters of white space that say nothing, at most, where nothing has been said
@@ -27,7 +27,7 @@ class _Writing:
     def __init__(self, block: Block) -> None:
         self.block = block
         self.taken: list[int] = []
-        self._pieces = [(block.begin, False)] if block.bare and block.begin != WHOLE else []
+        self._pieces = [(block.begin, False)] if block.bare and block.begin not in (WHOLE, NAMED) else []
         self._seen = 0
         self._quotation: int | None = None
 
@@ -82,10 +82,14 @@ class Blocks(Machine):
         super().__init__(tools, calls)
         blocks = {block.begin: block for block in form.blocks if tools or not block.bare}
         self._whole = blocks.pop(WHOLE, None)  # a reply that is a call from its first character on
+        self._named = blocks.get(NAMED)  # a message that is a call if it begins with the name of a tool
         self._blocks = blocks
         self._noise, self._controls = form.noise, frozenset(form.controls.values())
         thoughts = {begin for begin, block in blocks.items() if block.kind == "thought"}
-        self._early = thoughts - self._controls  # as text they count until something is said; then they are talked of
+        # as text they count until something is said; then they are talked of
+        self._early = (thoughts | (self._noise & ENVELOPES.keys())) - self._controls
+        self._closing = (self._noise & set(ENVELOPES.values())) - self._controls  # likewise, where nothing was opened
+        self._opened: set[str] = set()  # what ends markers around speech that have come
         self._thought: Block | None = None  # None: speech
         self._label = ""  # what may stand in front of a thought
         self._writing: _Writing | None = None
@@ -95,7 +99,7 @@ class Blocks(Machine):
         self._begun = False  # something but white space has come
         self._spoke = False  # something has been said
         self._prompt = True  # what comes is the end of the prompt
-        self._sure = False  # a reply that may be a call as a whole is one
+        self._sure = False  # what may be a call, and has no marker that says so, is one
         self._lenient = False  # a quotation did not end: from now on every marker counts
         self._look()
 
@@ -103,15 +107,16 @@ class Blocks(Machine):
         """The reply itself begins here: what went before was the prompt's."""
         self._forget()
         self._writing, self._drafts, self._held = None, [], ""
-        self._begun = self._sure = self._spoke = self._prompt = False
+        self._begun = self._spoke = self._prompt = False
         self._look()
+        self._may_name()
 
     @property
     def thinking(self) -> bool:
         return self._thought is not None
 
     def takes(self, literal: str) -> bool:
-        return literal in self._found or self._writing is not None
+        return literal in self._found or (self._writing is not None and not self._doubted(self._writing))
 
     def control(self, literal: str) -> None:
         counts = literal in self._found
@@ -135,6 +140,7 @@ class Blocks(Machine):
                 place += len(front)
                 continue
             self._put(front, True)
+            self._flush(True)
             place = found.end()
             self._cross(found[0], False)
         sure = len(text) - self._doubtful(text[place:])
@@ -162,7 +168,9 @@ class Blocks(Machine):
         elif self._thought is not None:
             self._found = calls | set(self._thought.ends)
         else:
-            self._found = (self._blocks.keys() | self._noise) - (self._early if self._spoke else set())
+            opened = {begin for begin, end in ENVELOPES.items() if end in self._opened}
+            talked_of = self._early if self._spoke else self._early & opened
+            self._found = (self._blocks.keys() | self._noise) - self._closing - talked_of | self._opened
         self._literals = sorted(self._found - self._controls)
         self._markers = re.compile("|".join(map(re.escape, self._literals)) or r"(?!)")
 
@@ -179,6 +187,10 @@ class Blocks(Machine):
             self._thought, self._label = block, block.label
         elif self._thought is not None:
             self._end_thought()
+        elif literal in ENVELOPES:
+            self._opened.add(ENVELOPES[literal])
+        else:
+            self._opened.discard(literal)
         self._fresh = True
         self._look()
 
@@ -225,13 +237,24 @@ class Blocks(Machine):
     # ---------------------------------------------------------------- calls
 
     def _write(self, block: Block) -> None:
-        self._writing = _Writing(block)
+        self._writing, self._sure = _Writing(block), False
+        if block is self._named:  # a message of its own
+            self._part_from("speech" if self._thought is None else "thought")
         self._look()
+
+    def _may_name(self) -> None:
+        """A message begins here, which may be a call."""
+        if self._named is not None and self._thought is None:
+            self._write(self._named)
 
     def _settle(self, writing: _Writing, marker: str) -> None:
         """What a marker makes of the call in front of it."""
         block, self._writing = writing.block, None
-        calls = writing.calls(self._tools, marker if marker in block.ends else "")
+        doubted = self._doubted(writing)
+        calls = [] if doubted else writing.calls(self._tools, marker if marker in block.ends else "")
+        if doubted:
+            self._retract(writing)
+            self._flush(True)
         if self._thought is None:
             self._call(calls)
         else:
@@ -245,29 +268,43 @@ class Blocks(Machine):
         self._discard_drafts()
         self._part_from("thought")
         self._thought = None
+        self._may_name()
 
     def _discard_drafts(self) -> None:
         drafts, self._drafts = self._drafts, []
         for draft in drafts:
             self._say("thought", f"\n{draft.written}\n" if draft.written else "")
 
+    def _doubted(self, writing: _Writing) -> bool:
+        """Whether this may yet turn out to be none: it has no marker that says so."""
+        return not self._sure and writing.block in (self._whole, self._named)
+
     def _doubt(self, writing: _Writing) -> None:
-        """A reply that begins with a brace is a call only as long as its first key is one of a call's."""
-        if writing.block is not self._whole or self._sure:
+        """A reply that begins with a brace is a call only as long as its first key is one of a call's; a message, only
+        if its first line is the name of a tool, and a brace stands in the next."""
+        if not self._doubted(writing):
             return
-        found = _FIRST_KEY.match(writing.text)
-        self._sure = found is not None and found[1] in _KEYS
-        if found is not None and not self._sure:
-            self._writing = None
-            self._look()
-            self.text(writing.text)
+        sure = _has_key(writing.text) if writing.block is self._whole else _has_name(writing.text, self._tools)
+        self._sure = sure is True
+        if sure is False:
+            self._retract(writing)
+
+    def _retract(self, writing: _Writing) -> None:
+        """It is no call, but text like what follows it."""
+        held, self._held, self._writing = self._held, "", None
+        self._look()
+        self.text(writing.text)
+        self.text(held)
 
     def _cut(self, writing: _Writing) -> None:
         """The reply has ended inside a call."""
         try:
             self._drafts += writing.read(self._tools, "")
         except Malformed:
-            if writing.block is self._whole or self._thought is not None:
+            if writing.block is self._named and not self._sure:
+                self._retract(writing)
+                self._flush(False)
+            elif writing.block is self._whole or self._thought is not None:
                 self._say("speech" if self._thought is None else "thought", writing.shown(""))
             elif not writing.taken:
                 self._call(writing.calls(self._tools, ""))
@@ -300,6 +337,26 @@ def _is_white(text: str) -> bool:
 def _begins_whole(text: str) -> bool:
     white = len(text) - len(text.lstrip())
     return white <= _WHITE and text.startswith(WHOLE, white)
+
+
+def _has_key(text: str) -> bool | None:
+    """Whether a text is an object whose first key is one of a call's; None while it may be."""
+    found = _FIRST_KEY.match(text)
+    return None if found is None else found[1] in _KEYS
+
+
+def _has_name(text: str, tools: Offered) -> bool | None:
+    """Whether a text is a line with the name of a tool, and a brace behind it; None while it may be."""
+    body = text.lstrip()
+    if len(text) - len(body) > _WHITE:
+        return False
+    name, line, rest = body.partition("\n")
+    if not line:
+        return None if any(tool.startswith(name) for tool in tools) else False
+    found = rest.lstrip()
+    if name not in tools or len(rest) - len(found) > _WHITE:
+        return False
+    return found.startswith("{") if found else None
 
 
 def _line_ends(text: str) -> int:

@@ -209,6 +209,25 @@ def _deepseek(text: str, tools: Offered) -> list[Called]:
     return [Called(name, arguments(fenced[2] if fenced else rest))]
 
 
+def _fenced(text: str, tools: Offered) -> list[Called]:
+    """`name` and the arguments in a fenced block."""
+    found = _FENCED.fullmatch(text)
+    if found is None:
+        raise Malformed("there is no name of a tool with its arguments in a fenced block")
+    return [Called(found[1], arguments(found[2]))]
+
+
+_NAMED = re.compile(r"\s*([^\s{}]+)[^\S\n]*\n(.*)", re.DOTALL)
+
+
+def _named(text: str, tools: Offered) -> list[Called]:
+    """A line with the name, and the arguments behind it."""
+    found = _NAMED.fullmatch(text)
+    if found is None:
+        raise Malformed("there is no line with the name of a tool")
+    return [Called(found[1], arguments(found[2]))]
+
+
 # ---------------------------------------------------------------- tags, whose values are text
 
 
@@ -365,6 +384,8 @@ NOTATIONS = {
     "cohere": Notation(_cohere, (_STRING,)),
     "mistral": Notation(_mistral, (_STRING,)),
     "deepseek": Notation(_deepseek, (_STRING,)),
+    "fenced": Notation(_fenced, (_STRING,)),
+    "named": Notation(_named, (_STRING,)),
     "xml": Notation(
         _xml, ((r"<parameter=[^>\n]*>(?=\n)", r".*?\n</parameter>"), (r"<parameter=[^>\n]*>", r".*?</parameter>"))
     ),

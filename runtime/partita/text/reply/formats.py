@@ -16,6 +16,9 @@ from .parts import Kind
 
 WHOLE = "{"
 """What a reply begins with that is a call as a whole, without any marker."""
+NAMED = "<|assistant|>"
+"""The control token behind which a message is a call if its first line is the name of a tool. The first message of a
+reply has it in the prompt."""
 CHANNELS = frozenset({"<|start|>", "<|channel|>", "<|message|>"})
 """Control tokens of harmony (gpt-oss), whose replies are messages with headers instead of text with marked parts."""
 
@@ -40,14 +43,17 @@ class Block:
 
 
 BLOCKS = (
-    Block("thought", "<think>", ("</think>",)),  # Qwen3, SmolLM3, DeepSeek and its distillates, OLMo 3, Phi-4, Granite
+    # Qwen3, SmolLM3, DeepSeek and its distillates, OLMo 3, Phi-4, Granite, EXAONE 4, ERNIE 4.5, Hunyuan, Mellum 2
+    Block("thought", "<think>", ("</think>",)),
     Block("thought", "[THINK]", ("[/THINK]",)),  # Magistral, Ministral 3
     Block("thought", "<|channel>", ("<channel|>",), label="thought\n"),  # Gemma 4
     Block("thought", "<seed:think>", ("</seed:think>",)),  # Seed-OSS
     Block("thought", "<|START_THINKING|>", ("<|END_THINKING|>",)),  # Command R7B, Command A
     Block("tool_call", "<tool_call>", ("</tool_call>",), "xml", mentions="<function="),  # Qwen3-Coder, Qwen3.5
-    Block("tool_call", "<tool_call>", ("</tool_call>",), "arg_keys", mentions="<arg_key>"),  # GLM
-    Block("tool_call", "<tool_call>", ("</tool_call>",), "json"),  # Hermes, Qwen2.5 and 3, SmolLM3, Granite, EXAONE 4
+    Block("tool_call", "<tool_call>", ("</tool_call>",), "arg_keys", mentions="<arg_key>"),  # GLM-4.5
+    Block("tool_call", "<tool_call>", ("</tool_call>",), "fenced", mentions="<tool_responses>"),  # Hunyuan
+    # Hermes, Qwen2.5 and 3, SmolLM3, Granite, EXAONE 4, ERNIE 4.5, Mellum 2
+    Block("tool_call", "<tool_call>", ("</tool_call>",), "json"),
     Block("tool_call", "<seed:tool_call>", ("</seed:tool_call>",), "xml"),  # Seed-OSS
     Block("tool_call", "<|START_ACTION|>", ("<|END_ACTION|>",), "cohere"),  # Command R7B, Command A
     Block("tool_call", "<|tool_call>", ("<tool_call|>",), "gemma"),  # Gemma 4
@@ -59,18 +65,26 @@ BLOCKS = (
     Block("tool_call", "<|python_tag|>", (), "json"),  # Llama 3.x
     Block("tool_call", "<function=", ("</tool_call>",), "xml", bare=True),  # Qwen3-Coder leaves the first marker out
     Block("tool_call", WHOLE, (), "json", mentions="ipython", bare=True),  # Llama 3.x has none
+    Block("tool_call", NAMED, (), "named", mentions="metadata", bare=True),  # GLM-4-0414
 )
 """Of several with the same beginning, the first that the template has counts."""
 GENERIC = Block("tool_call", "<tool_call>", ("</tool_call>",), "json")
 """Calls of a model whose template has no tools, and which was told in its prompt to write them so."""
+ENVELOPES = {
+    "<response>": "</response>",  # Granite, ERNIE 4.5
+    "<answer>": "</answer>",  # Hunyuan
+    "<|START_RESPONSE|>": "<|END_RESPONSE|>",  # Command R7B, Command A
+    "<|START_TEXT|>": "<|END_TEXT|>",  # Command A Vision
+}
+"""Markers around all that is said, each with the one that ends it."""
 NOISE = frozenset(
     {
         "<｜tool▁calls▁begin｜>",
         "<｜tool▁calls▁end｜>",
-        "<response>",
-        "</response>",
-        "<|START_RESPONSE|>",
-        "<|END_RESPONSE|>",
+        "<tool_calls>",
+        "</tool_calls>",
+        *ENVELOPES,
+        *ENVELOPES.values(),
     }
 )
 """Markers that add nothing to those inside them."""
@@ -128,6 +142,8 @@ class ReplyFormat:
 def _applies(block: Block, known: Mapping[str, int], source: str) -> bool:
     if block.begin == WHOLE:  # Llama's tokens, and a template that speaks of them
         return "<|python_tag|>" in known and block.mentions in source
+    if block.begin == NAMED:
+        return NAMED in known and block.mentions in source
     return (block.begin in known or block.begin in source) and block.mentions in source
 
 
