@@ -88,7 +88,9 @@ def test_512_tokens_equal_transformers(load: Load, judge: Judge, tokens: Tokens,
     assert_equal(model, judged, text, [range(480 if slow else 0, 512)])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "backend", [pytest.param(name, marks=[pytest.mark.slow] * (name == "numpy")) for name in BACKENDS]
+)
 def test_gemma_equals_transformers(load: Load, judge: Judge, tokens: Tokens, backend: str) -> None:
     """At the beginning, where the sliding windows of 512 fill, and where the rings that hold them have turned, through
     two rope bases. A few positions of each: a vocabulary of 262,144 costs more than the layers."""

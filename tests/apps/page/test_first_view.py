@@ -79,6 +79,8 @@ def test_a_person_who_wants_no_motion_gets_none(served: Serve, page_at: PageAt, 
     dot = page.locator(".dots i").first
     expect(dot).to_be_visible()
     assert dot.evaluate("element => getComputedStyle(element).animationDuration") == "0s"
+    page.keyboard.press("Escape")  # a server that ends would wait for the reply
+    ended(page)
 
 
 def test_the_skip_button_leads_to_the_field(open_page: PageAt) -> None:
