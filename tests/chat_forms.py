@@ -48,8 +48,7 @@ _DEEPSEEK = (
     "{% if add_generation_prompt %}<｜Assistant｜><think>\n{% endif %}"
 )
 _GLM4 = (
-    "{% for m in messages %}{% if m.role == 'user' %}<|user|>\n{{ m.content }}{% elif m.role == 'observation' %}"
-    "<|observation|>\n{{ m.content }}{% else %}<|assistant|>{{ m.metadata }}\n{{ m.content }}{% endif %}{% endfor %}"
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.metadata }}\n{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 _HUNYUAN = (
@@ -126,7 +125,7 @@ FORMS = {
         ),
         _CHATML,
     ),
-    "glm4": Form(("<|assistant|>", "<|observation|>", "<|user|>"), _GLM4),
+    "glm4": Form(("<|system|>", "<|assistant|>", "<|observation|>", "<|user|>"), _GLM4),
     "hunyuan": Form(("<｜hy_User｜>", "<｜hy_Assistant｜>", "<｜hy_place▁holder▁no▁2｜>"), _HUNYUAN),
     "ernie": Form(_CHATML_CONTROLS, _ERNIE),
     "exaone": Form(("[|user|]", "[|assistant|]", "[|endofturn|]"), _EXAONE),

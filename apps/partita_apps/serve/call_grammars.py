@@ -7,6 +7,7 @@ admit.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from partita.text.reply.formats import Block
 from partita.text.tokenizer import Tokenizer
 
 from .asked import Tool
-from .lark import Writer, any_of, quoted
+from .lark import ANYTHING, Writer, any_of, quoted
 from .schemas import prepared
 from .value_grammars import GEMMA, PYTHON, TextValues, Values
 
@@ -27,9 +28,9 @@ _NO_ARGUMENTS: Json = {"type": "object", "additionalProperties": False}
 
 @dataclass(frozen=True)
 class Calls:
-    """trigger: the literal behind which a call is certain; first: another, where the reply begins with it. behind: the
-    rest of the reply's part that it begins, as an expression; once: nothing may follow that part. whole: a reply that
-    is calls and nothing else."""
+    """trigger: the literal behind which a call is certain, "" where there is none; first: another, where the reply
+    begins with it. behind: the rest of the reply's part that it begins, as an expression; without a trigger, all of a
+    reply that may be calls. once: nothing may follow that part. whole: a reply that is calls and nothing else."""
 
     trigger: str
     behind: str
@@ -117,7 +118,8 @@ def _json(style: _Style) -> Calls:
         whole = f'{style.literal(block.begin)} "[" {calls} "]"'
         return Calls(block.begin, f'"[" {calls} "]"', whole, once=True)
     call = style.each(lambda offer: _object(style, offer))
-    return style.marked(f'"\\n" {call} "\\n"')
+    inline = re.search(rf'{re.escape(block.begin)}{{\\?"', style.source)
+    return style.marked(call if inline else f'"\\n" {call} "\\n"')
 
 
 def _llama(style: _Style) -> Calls:
@@ -132,12 +134,11 @@ def _llama(style: _Style) -> Calls:
 
 def _cohere(style: _Style) -> Calls:
     """A list of objects with numbers of their own."""
-
     front = quoted('{"tool_call_id": "')
 
     def call(offer: Offer) -> str:
         name = quoted(f'", "tool_name": {json.dumps(offer.name)}, "parameters": ')
-        return f'{front} /[0-9]/ {name} {style.writer.json(offer.schema)} "}}"'
+        return f'"    "? {front} /[0-9]/ {name} {style.writer.json(offer.schema)} "}}"'
 
     calls = style.several(style.each(call), '",\\n"')
     return style.marked(f'"[\\n" {calls} "\\n]"', "")
@@ -174,6 +175,31 @@ def _deepseek(style: _Style) -> Calls:
         " ".join([style.literal(around[0]), calls.whole, style.literal(around[1])]),
         calls.once,
     )
+
+
+def _fenced(style: _Style) -> Calls:
+    """The name, and a fenced block behind it; markers around all calls."""
+
+    def call(offer: Offer) -> str:
+        front = _line(f"{offer.name}\n```json")
+        return f'{front} {style.writer.json(offer.schema)} "\\n```"'
+
+    calls = style.marked(style.each(call), _LINE)
+    whole = f"{style.literal('<tool_calls>')} {calls.whole} {style.literal('</tool_calls>')}"
+    return Calls(calls.trigger, calls.behind, whole, calls.once)
+
+
+def _named(style: _Style) -> Calls:
+    """A line with the name and the arguments in the next, each call in a message of its own.
+
+    No marker says that a call begins, so that all that is said is in the grammar, too: whatever does not begin with a
+    tool's name on a line and a brace.
+    """
+    call = style.each(lambda offer: f"{_line(offer.name)} {style.writer.json(offer.schema)}")
+    whole = style.writer.rule(style.several(call, style.literal(style.block.begin)))
+    names = "|".join(re.escape(offer.name).replace("/", r"\/") for offer in style.offers)
+    speech = style.writer.terminal(f"{ANYTHING} & ~/\\s*({names})\\n\\s*\\{{(?s:.*)/")
+    return Calls("", f"{speech} ({style.literal(style.block.begin)} {whole})? | {whole}", whole)
 
 
 def _harmony(style: _Style) -> Calls:
@@ -260,6 +286,8 @@ _NOTATIONS: dict[str, Callable[[_Style], Calls]] = {
     "cohere": _cohere,
     "mistral": _mistral,
     "deepseek": _deepseek,
+    "fenced": _fenced,
+    "named": _named,
     "xml": _xml,
     "arg_keys": _arg_keys,
     "python": _python,

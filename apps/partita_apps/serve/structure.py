@@ -22,7 +22,7 @@ from partita.text.reply.parser import ReplyParser
 
 from .asked import Ask, Format, Refused, Tool
 from .call_grammars import Offer, schema_of, written
-from .lark import Writer
+from .lark import ANYTHING, Writer
 from .model_text import ModelText
 from .schemas import prepared
 from .tools import form_of, offered
@@ -110,7 +110,8 @@ class _Reply:
         except DataError as error:
             if self._must_call or self.ask.format is not None:
                 raise Refused(f"`tools`: {error}", field="tools") from error
-            return found  # the engine finds the same, and lets the reply be free
+            # the engine finds the same, and lets the reply be free
+            return found if found.triggers else msgspec.structs.replace(found, grammar=f"start: {ANYTHING}")
 
     @property
     def _must_call(self) -> bool:
@@ -123,7 +124,8 @@ class _Reply:
         block = None if self.form.channels else self.form.calls
         calls = written(self.text.tokenizer, writer, block, offers, many=ask.parallel_tool_calls)
         if ask.format is None and not self._must_call:
-            return Constraint("lark", writer.grammar(calls.behind), (calls.trigger,), calls.first, once=calls.once)
+            triggers = (calls.trigger,) if calls.trigger else ()
+            return Constraint("lark", writer.grammar(calls.behind), triggers, calls.first, once=calls.once)
         whole = calls.whole
         if not self._must_call and ask.format is not None:
             whole = f"{writer.rule(whole)} | {self._said(writer, _schema(ask.format))}"

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby, takewhile
 from typing import Any
 
-from partita.text.reply.formats import GENERIC, ReplyFormat
+from partita.text.reply.formats import GENERIC, NAMED, ReplyFormat
 
 from .asked import Ask, Message, Refused, Tool
 from .model_text import ModelText
@@ -65,7 +65,8 @@ def with_tools(ask: Ask, text: ModelText) -> tuple[list[Message], list[Json] | N
     """
     messages, tools = list(ask.messages or ()), offered(ask)
     if has_tools(text):
-        return _with_ids(messages), described(tools) if tools else None
+        given = _as_metadata(messages) if _reads_metadata(text) else _with_ids(messages)
+        return given, described(tools) if tools else None
     messages = _as_text(messages, text)
     if not tools or text.template is None:
         return messages, None
@@ -107,6 +108,28 @@ def _renamed(message: Message, new: Mapping[str, str]) -> Message:
         calls = [{**call, "id": new.get(call.get("id"), call.get("id"))} for call in message["tool_calls"]]
         return {**message, "tool_calls": calls}
     return message
+
+
+def _reads_metadata(text: ModelText) -> bool:
+    """Whether a template finds calls in the metadata of messages, as GLM-4's do."""
+    calls, template = text.reply_format.calls, text.template
+    return calls is not None and calls.begin == NAMED and template is not None and not template.mentions("tool_calls")
+
+
+def _as_metadata(messages: Sequence[Message]) -> list[Message]:
+    """The same with each call a message whose metadata is the tool's name, and with results as observations."""
+    found: list[Message] = []
+    for message in messages:
+        if message["role"] == "tool":
+            found.append({"role": "observation", "content": message["content"]})
+            continue
+        calls = [call.get("function", call) for call in message.get("tool_calls") or ()]
+        if message.get("content") or not calls:
+            found.append({key: value for key, value in message.items() if key != "tool_calls"})
+        for call in calls:
+            arguments = json.dumps(call.get("arguments") or {}, ensure_ascii=False)
+            found.append({"role": "assistant", "metadata": call["name"], "content": arguments})
+    return found
 
 
 # ---------------------------------------------------------------- a template without tools

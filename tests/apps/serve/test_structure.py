@@ -43,6 +43,10 @@ NATIVE = (
     "harmony",
     "seed",
     "cohere",
+    "glm4",
+    "hunyuan",
+    "ernie",
+    "exaone",
 )
 FORMS = (*NATIVE, "none", "plain")
 
@@ -207,10 +211,11 @@ def test_a_call_that_the_model_begins_becomes_whole(model: Callable[[str], Model
     made, asked = model(form), ask(tools=TOOLS)
     constraint = constraint_for(asked, made.text, prompt_of(made))
     assert constraint is not None
-    assert constraint.thinking == (form == "plain" or form == "deepseek")
-    (trigger,) = constraint.triggers
+    assert constraint.thinking == (form in ("plain", "deepseek", "ernie"))
+    trigger = constraint.triggers[0] if form != "glm4" else "weather\n{"
+    assert len(constraint.triggers) == (form != "glm4")
     thought = thought_of(constraint) if constraint.thought else ""
-    said = "" if form == "harmony" or form == "llama" else "I look.\n"
+    said = "" if form in ("harmony", "llama", "glm4") else "I look.\n"
     front = "<|start|>assistant" if form == "harmony" else ""
     for seed in range(15):
         matcher = Matcher(made.vocabulary, constraint)
@@ -244,6 +249,51 @@ def test_a_call_of_llama_needs_no_marker_where_the_reply_begins(model: Callable[
         for token in made.text.tokenizer.encode(text, bos=False):
             matcher.push(token)
         assert matcher.mask() is None
+
+
+def test_a_call_by_name_is_held_to_its_schema_and_speech_is_not(model: Callable[[str], Model]) -> None:
+    made = model("glm4")
+    constraint = constraint_for(ask(tools=TOOLS), made.text)
+    assert constraint is not None
+
+    def admits(text: str, stops: bool = True) -> bool:
+        matcher = Matcher(made.vocabulary, constraint)
+        matcher.begin(prompt_of(made))
+        stop = [next(iter(made.text.tokenizer.stop_ids))] if stops else []
+        for token in [*made.text.tokenizer.encode(text, bos=False, specials=True), *stop]:
+            mask = matcher.mask()
+            if mask is not None and not mask[token // 32] >> (token % 32) & 1:
+                return False
+            matcher.push(token)
+        return True
+
+    for text in (
+        "\nParis.",
+        "weather",
+        "weather\nis {fine}",
+        "Now:\nnow\n{}",
+        "{}",
+        'other\n{"city": 1}',
+        "now then\n{",
+    ):
+        assert admits(text), text
+    assert admits("now\n{}")
+    assert admits("\nI look.<|assistant|>now\n{}<|assistant|>now\n{}")
+    for text in ('now\n{"a', "weather\n{}", 'weather\n{"town', "now\n{} and", "So.<|assistant|>So"):
+        assert not admits(text), text
+    assert admits('weather\n{"city": "Oslo', stops=False)
+
+
+def test_tools_too_many_for_a_grammar_leave_calls_by_name_free(model: Callable[[str], Model]) -> None:
+    made, many = model("glm4"), [Tool(f"{'x' * 120}{i}") for i in range(600)]
+    constraint = constraint_for(ask(tools=many), made.text)
+    assert constraint is not None
+    assert constraint.warning
+    matcher = Matcher(made.vocabulary, constraint)
+    matcher.begin([])
+    for token in made.text.tokenizer.encode("Paris.", bos=False):
+        matcher.push(token)
+    assert matcher.mask() is not None
 
 
 def test_without_a_call_all_is_free(model: Callable[[str], Model]) -> None:

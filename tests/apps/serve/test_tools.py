@@ -118,7 +118,15 @@ def test_what_was_written_is_what_the_next_turn_shows(text: Callable[[str], Mode
     assert f"assistant\n{reply}<|im_end|>" in rendered(made, ask(messages=[*TURNS[:2], said]))
 
 
-@pytest.mark.parametrize("form", ["none", "thinking", "plain", "harmony"])
+def test_calls_are_metadata_where_the_template_has_them_so(text: Callable[[str], ModelText]) -> None:
+    shown = rendered(text("glm4"), ask())
+    call = '<|assistant|>weather\n{"city": "Åre"}'
+    assert f"<|assistant|>\nI look.{call}{call}<|observation|>\ncold<|observation|>\nwarm<|assistant|>\nCold" in shown
+    silent = [*TURNS[:2], {**TURNS[2], "content": ""}, *TURNS[3:]]
+    assert f"here?{call}{call}<|observation|>" in rendered(text("glm4"), ask(messages=silent))
+
+
+@pytest.mark.parametrize("form", ["none", "thinking", "plain", "harmony", "glm4"])
 def test_no_tools_change_nothing(text: Callable[[str], ModelText], form: str) -> None:
     made, turns = text(form), [TURNS[0], TURNS[1], TURNS[5], TURNS[6]]
     assert made.template is not None
