@@ -60,6 +60,7 @@ _ERNIE = (
     "{# <tool_call></tool_call> <response></response> #}{% for m in messages %}<|im_start|>{{ m.role }}\n"
     "{{ m.content }}<|im_end|>\n\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
 )
+_SEED = "{# <seed:think></seed:think> <seed:tool_call> <function=a>\n<parameter=b>value</parameter>\n</function> #}"
 _EXAONE = (
     '{# <tool_call>{"name": function_1_name, "arguments": {}}</tool_call> #}'
     "{% for m in messages %}[|{{ m.role }}|]\n{{ m.content }}[|endofturn|]\n{% endfor %}"
@@ -110,7 +111,7 @@ FORMS = {
         ),
         _DEEPSEEK,
     ),
-    "seed": Form(_CHATML_CONTROLS, f"{{# <seed:think></seed:think> <seed:tool_call> <function= #}}{_CHATML}"),
+    "seed": Form(_CHATML_CONTROLS, f"{_SEED}{_CHATML}"),
     "cohere": Form(
         (
             "<|START_THINKING|>",

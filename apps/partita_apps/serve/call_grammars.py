@@ -18,8 +18,8 @@ from partita.text.tokenizer import Tokenizer
 
 from .asked import Tool
 from .lark import ANYTHING, Writer, any_of, quoted
-from .schemas import prepared
-from .value_grammars import GEMMA, PYTHON, TextValues, Values
+from .schemas import prepared, resolved
+from .value_grammars import GEMMA, PYTHON, TextValues, Values, branches
 
 Json = dict[str, Any]
 _LINE = '"\\n"?'
@@ -233,13 +233,39 @@ def _line(text: str) -> str:
     return quoted(f"{text}\n")
 
 
+_LINES_END = r"(?s:.*)\n(<parameter=|<\/function>)(?s:.*)"
+_INLINE_END = r"\n(?s:.*)|(?s:.*)(<parameter=|<\/parameter>|<\/function>)(?s:.*)"
+_SCALARS = frozenset({"string", "integer", "number", "boolean", "null"})
+
+
 def _xml(style: _Style) -> Calls:
+    """Values on lines of their own; where the template has them beside their tags, those that cannot hold a tag are."""
+    inline = re.search(r"<parameter=[^>\n]*>[^\n<\\]+</parameter>", style.source) is not None
+
     def call(offer: Offer) -> str:
-        values = TextValues(style.writer, offer.schema, "\n</parameter>\n", r"\n(<parameter=|<\/function>)")
-        pairs = _pairs(style, offer, lambda name, each: f"{_line(f'<parameter={name}>')} {values.value(each)}")
-        return f"{_line(f'<function={offer.name}>')} {pairs} {quoted('</function>')}"
+        lines = TextValues(style.writer, offer.schema, "\n</parameter>\n", _LINES_END)
+        beside = TextValues(style.writer, offer.schema, "</parameter>\n", _INLINE_END)
+
+        def pair(name: str, schema: Any) -> str:
+            tag = f"<parameter={name}>"
+            if inline and _is_scalar(schema, offer.schema):
+                return f"{quoted(tag)} {beside.value(schema)}"
+            return f"{_line(tag)} {lines.value(schema)}"
+
+        return f"{_line(f'<function={offer.name}>')} {_pairs(style, offer, pair)} {quoted('</function>')}"
 
     return style.marked(f'"\\n" {style.each(call)} "\\n"')
+
+
+def _is_scalar(schema: Any, root: Json) -> bool:
+    """Whether a value is text or a word or a number, of which no constant holds what ends it."""
+    found = branches(resolved(schema, root), root)
+    constants = [each["const"] for each in found if "const" in each]
+    if any(not isinstance(value, str | int | float | None) for value in constants):
+        return False
+    if any(isinstance(value, str) and ("<" in value or value.startswith("\n")) for value in constants):
+        return False
+    return all("const" in each or each["type"] in _SCALARS for each in found)
 
 
 def _arg_keys(style: _Style) -> Calls:

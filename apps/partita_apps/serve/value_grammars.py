@@ -200,7 +200,7 @@ def _lengths(schema: Json) -> str:
 class TextValues:
     """Rules for the values of one schema, `root`, as plain text in front of an end tag: strings as they are, else JSON.
 
-    end: the tag, with the line end that belongs to it. forbidden: a regular expression of what ends a text, too.
+    end: the tag, with the line end that belongs to it. forbidden: a regular expression of what no text may be.
     """
 
     def __init__(self, writer: Writer, root: Mapping[str, Any], end: str, forbidden: str | None = None) -> None:
@@ -232,5 +232,5 @@ class TextValues:
             raise DataError('its keyword "pattern" or "format" is not supported in this model\'s calls')
         inner = _lengths(schema)
         if self._forbidden is not None:
-            inner = f"({inner} & ~/(?s:.*){self._forbidden}(?s:.*)/)"
+            inner = f"({inner} & ~/{self._forbidden}/)"
         return self._writer.rule(self._writer.terminal(f"{inner} {quoted(self._end)}"), "[lazy]")
