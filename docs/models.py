@@ -20,10 +20,11 @@ from tests.interop.test_mlx_lm import NAMES as READ_BY_MLX_LM  # noqa: E402
 from partita.checkpoint.gguf.architectures import ARCHITECTURES  # noqa: E402
 from partita.model.families.parse import FAMILIES  # noqa: E402
 from partita.model.families.wrappers import WRAPPERS  # noqa: E402
-from partita.text.reply.formats import BLOCKS, Block  # noqa: E402
+from partita.text.reply.formats import BLOCKS, NAMED, Block  # noqa: E402
 
 PLACE = Path(__file__).parent / "models.md"
 HARMONY = "harmony"
+WORDS = {"": "", HARMONY: "its channels", NAMED: "a line with the tool's name"}
 FROZEN = frozenset({"qwen3_moe", "mellum", "gpt_oss", "granite_swa"})
 """Families whose experts or sink logits are not trained: `training.initialize` refuses them."""
 
@@ -57,11 +58,11 @@ KNOWN = {
     "granite_swa": Known("Granite SWA", "2B"),
     "exaone4": Known("EXAONE 4", "1.2B, 32B", "<think>", "<tool_call>"),
     "seed_oss": Known("Seed-OSS", "36B", "<seed:think>", "<seed:tool_call>"),
-    "glm4": Known("GLM-4-0414, GLM-Z1", "9B, 32B", "<think>"),
-    "ernie4_5": Known("ERNIE 4.5", "0.3B"),
-    "hunyuan_v1_dense": Known("Hunyuan", "0.5B to 7B", "<think>"),
+    "glm4": Known("GLM-4-0414, GLM-Z1", "9B, 32B", "<think>", NAMED),
+    "ernie4_5": Known("ERNIE 4.5", "0.3B", "<think>", "<tool_call>"),
+    "hunyuan_v1_dense": Known("Hunyuan", "0.5B to 7B", "<think>", "<tool_call>"),
     "cohere2": Known("Command R7B, Command A", "7B, 111B", "<|START_THINKING|>", "<|START_ACTION|>"),
-    "mellum": Known("Mellum 2", "12B"),
+    "mellum": Known("Mellum 2", "12B", "<think>", "<tool_call>"),
     "gpt_oss": Known("gpt-oss", "20B, 120B", HARMONY, HARMONY),
 }
 HEAD = """\
@@ -122,7 +123,9 @@ def _yes(said: bool) -> str:
 
 
 def _marker(marker: str) -> str:
-    return "" if not marker else "its channels" if marker == HARMONY else f"`{marker.replace('|', chr(92) + '|')}`"
+    if marker in WORDS:
+        return WORDS[marker]
+    return f"`{marker.replace('|', chr(92) + '|')}`"
 
 
 def recognised(kind: str) -> set[str]:
