@@ -90,6 +90,8 @@ _GROUPS: tuple[tuple[str, Pretokenizer], ...] = (
         ),
     ),
     ("gpt-4o llama4 kanana2 minimax-m2", _O200K),
+    # digits by threes from the right, as they are written in numbers
+    ("tiny_aya cohere2moe", Pretokenizer((r"\d{1,3}(?=(?:\d{3})*\b)", *_O200K.expressions))),
     ("tekken", Pretokenizer((_cased(r"\p{N}", ""),), whole_words=True, adds_bos=True)),
     ("deepseek-llm", Pretokenizer(_DEEPSEEK_LLM)),
     (

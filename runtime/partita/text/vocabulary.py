@@ -40,6 +40,7 @@ END_TOKENS = frozenset(
         "<｜end▁of▁sentence｜>",
         "<|role_end|>",
         "<|endofturn|>",
+        "<|observation|>",  # GLM's, behind a call
     }
 )
 

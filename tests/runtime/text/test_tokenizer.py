@@ -323,6 +323,7 @@ def test_every_pretokenizer_splits_without_loss(library, name):
     [
         ("gpt-2", "I'm 2024 now", ["I", "'m", " 2024", " now"]),
         ("smollm", "I'm 2024 now", ["I", "'m", " ", "2", "0", "2", "4", " now"]),
+        ("tiny_aya", "I'm 20241 now", ["I'm", " ", "20", "241", " now"]),
         ("default", "go (2024)", ["go", " ", "(", "202", "4", ")"]),
         ("llama-bpe", "I'M 2024 (now)\n\nx", ["I", "'M", " ", "202", "4", " (", "now", ")\n\n", "x"]),
         ("qwen2", "x 2024", ["x", " ", "2", "0", "2", "4"]),
