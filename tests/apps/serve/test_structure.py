@@ -185,6 +185,26 @@ def test_a_call_that_is_required_is_a_call(model: Callable[[str], Model], form: 
     assert names == {tool.name for tool in TOOLS}
 
 
+@pytest.mark.parametrize(
+    ("form", "written"),
+    [
+        ("thinking", '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'),
+        ("exaone", '<tool_call>{"name": "now", "arguments": {}}</tool_call>'),
+        ("hunyuan", "<tool_calls><tool_call>now\n```json\n{}\n```</tool_call></tool_calls>"),
+        ("glm4", "now\n{}"),
+        ("seed", "<seed:tool_call>\n<function=now>\n<parameter=a>true</parameter>\n</function>\n</seed:tool_call>"),
+        ("coder", "<tool_call>\n<function=now>\n<parameter=a>\ntrue\n</parameter>\n</function>\n</tool_call>"),
+    ],
+)
+def test_a_call_is_written_as_the_template_writes_it(model: Callable[[str], Model], form: str, written: str) -> None:
+    schema = {"type": "object", "properties": {"a": {"const": True}}, "required": ["a"]}
+    made, tool = model(form), Tool("now", parameters=schema if "<parameter" in written else {})
+    asked = ask(tools=[tool], tool_choice=ToolChoice("required"), parallel_tool_calls=False)
+    constraint = constraint_for(asked, made.text)
+    assert constraint is not None
+    assert made.text.tokenizer.decode(draw(made, constraint, 0), specials=True).startswith(written)
+
+
 @pytest.mark.parametrize("form", ["thinking", "harmony", "llama", "none"])
 def test_a_tool_that_is_named_is_the_one_that_is_called(model: Callable[[str], Model], form: str) -> None:
     made, asked = model(form), ask(tools=TOOLS, tool_choice=ToolChoice("required", "weather"))

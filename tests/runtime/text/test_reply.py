@@ -209,6 +209,36 @@ def test_a_thought_of_gemma_begins_with_its_name(forms):
         assert read_as(forms, "gemma4", reply, enable_thinking=True) == expected
 
 
+def test_a_thought_that_the_template_begins_where_it_is_asked_to(forms):
+    text = 'Hm.\n</think>\n\n<tool_call>{"name": "weather", "arguments": {"city": "Oslo"}}</tool_call>'
+    assert read_as(forms, "exaone", text, enable_thinking=True) == ("", "Hm.", [CITY])
+    assert read_as(forms, "exaone", "Paris.") == ("Paris.", "", [])
+
+
+def test_a_call_by_name_may_follow_a_thought(forms):
+    """As of GLM-Z1, whose template begins a thought."""
+    tokenizer, _ = forms["glm4"]
+    template = ChatTemplate(
+        tokenizer.chat_template.replace("<|assistant|>{% endif %}", "<|assistant|>\n<think>{% endif %}")
+    )
+    known = tokenizer.chat_template
+    tokenizer.chat_template = template.source
+    form = ReplyFormat.of(tokenizer, template)
+    tokenizer.chat_template = known
+    prompt = tokenizer.encode(template.render([{"role": "user", "content": "?"}]), bos=False, specials=True)
+    for text, expected in [
+        ('Hm.\n</think>\n\nweather\n{"city": "Oslo"}', ("", "Hm.", [CITY])),
+        ("Hm.\n</think>\nweather\nis fine.", ("weather\nis fine.", "Hm.", [])),
+        ("Hm, weather\n</think>So", ("So", "Hm, weather", [])),
+        ('Hm.<|assistant|>weather\n{"city": "Oslo"}', ("", "Hm.", [CITY])),
+        ('Hm.<|assistant|>weather\n{"city": "Oslo"}</think>No.',
+         ("No.", 'Hm.\nweather\n{"city": "Oslo"}\n', [])),
+        ("Hm.<|assistant|>we</think>No.", ("No.", "Hm.\nwe", [])),
+    ]:  # fmt: skip
+        parser = ReplyParser(form, tokenizer, prompt, tools=TOOLS)
+        assert separated(by_token(parser, tokenizer.encode(text, bos=False, specials=True))) == expected
+
+
 BROKEN = [
     ("thinking", '<tool_call>\n{"name": "weather", "arguments": {"city": "Os', "not valid JSON"),
     ("thinking", "<tool_call>", "no call"),

@@ -238,8 +238,6 @@ class Blocks(Machine):
 
     def _write(self, block: Block) -> None:
         self._writing, self._sure = _Writing(block), False
-        if block is self._named:  # a message of its own
-            self._part_from("speech" if self._thought is None else "thought")
         self._look()
 
     def _may_name(self) -> None:
@@ -292,6 +290,8 @@ class Blocks(Machine):
     def _retract(self, writing: _Writing) -> None:
         """It is no call, but text like what follows it."""
         held, self._held, self._writing = self._held, "", None
+        if writing.block is self._named:  # a message of its own
+            self._part_from("speech" if self._thought is None else "thought")
         self._look()
         self.text(writing.text)
         self.text(held)

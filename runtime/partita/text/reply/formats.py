@@ -30,7 +30,7 @@ class Block:
     ends: any of them; without one a call goes on to the next, or to the end of the reply. notation: of a call, by its
     name in `reply_calls`. label: what the text inside begins with and is no part of it. mentions: what the template
     must have besides. bare: recognised only where tools were offered, since its beginning is ordinary text, and a part
-    of the call.
+    of the call; `NAMED` is none, but what follows it may be.
     """
 
     kind: Kind
