@@ -25,6 +25,8 @@ from partita.text.reply.formats import BLOCKS, NAMED, Block  # noqa: E402
 PLACE = Path(__file__).parent / "models.md"
 HARMONY = "harmony"
 WORDS = {"": "", HARMONY: "its channels", NAMED: "a line with the tool's name"}
+SAME_DECODER = {"ministral": "mistral"}
+"""Families that are judged by the models of another, whose decoder they have."""
 FROZEN = frozenset({"qwen3_moe", "mellum", "gpt_oss", "granite_swa"})
 """Families whose experts or sink logits are not trained: `training.initialize` refuses them."""
 
@@ -72,7 +74,7 @@ Written by `docs/models.py` from the tables that the code reads, and from what t
 families is in [the design](design.md#the-model); how replies are told apart is [there](design.md#replies) too.
 
 Every family is read from a folder of the Hub and from MLX's, and written to both. Every one chats, keeps sessions and
-takes LoRA, rsLoRA and DoRA adapters on MLX and on torch; "every weight" says that all of them can be trained. No
+takes LoRA adapters on MLX and on torch; "every weight" says that all of them can be trained. No
 published checkpoint of these sizes but SmolLM2-135M and Gemma 3 270M was at hand: the others were judged on tiny random
 models with the family's own config, in float32, by transformers on every backend (at once, in chunks, token by token),
 and by the programs named here.
@@ -113,7 +115,7 @@ def _row(kind: str) -> str:
         _yes(kind not in FROZEN),
         _marker(known.thoughts),
         _marker(known.calls),
-        ", ".join(judges),
+        ", ".join(judges) if made else f"as `{SAME_DECODER[kind]}`",
     )
     return f"| {' | '.join(cells)} |"
 

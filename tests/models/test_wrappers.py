@@ -166,5 +166,7 @@ def test_what_sees_is_named(judged: tuple[Path, np.ndarray]) -> None:
 def test_a_wrapper_without_a_text_decoder_or_around_another() -> None:
     with pytest.raises(CheckpointError, match="model_type mistral3 has no text_config"):
         parse({"model_type": "mistral3"})
+    with pytest.raises(UnsupportedModel, match=r"mistral3 around \[\] is not supported"):
+        parse({"model_type": "mistral3", "text_config": {"model_type": []}})
     with pytest.raises(UnsupportedModel, match="mistral3 around 'mamba' is not supported; supported: mistral, minis"):
         parse({"model_type": "mistral3", "text_config": {"model_type": "mamba"}})

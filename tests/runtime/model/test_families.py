@@ -83,6 +83,14 @@ SEED_OSS = {**LLAMA, "model_type": "seed_oss"}
 GLM4 = {**LLAMA, "model_type": "glm4"}
 ERNIE = {**LLAMA, "model_type": "ernie4_5", "use_bias": False}
 HUNYUAN = {**LLAMA, "model_type": "hunyuan_v1_dense", "head_dim": 16}
+MELLUM = {
+    **QWEN3,
+    "model_type": "mellum",
+    "num_hidden_layers": 2,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+}
 MINISTRAL3 = {**LLAMA, "model_type": "ministral3"}
 COHERE2 = {
     **LLAMA,
@@ -200,6 +208,19 @@ def test_hunyuans_alpha_is_a_base() -> None:
         parse({**HUNYUAN, "rope_scaling": {"type": "dynamic", "factor": 2.0}})
     with pytest.raises(CheckpointError, match="head_dim"):
         parse({**HUNYUAN, "head_dim": 2, "rope_scaling": scaling})
+
+
+@pytest.mark.parametrize("kinds", [3, ["dense"], [[], "sparse"], ["dense", "other"]])
+def test_kinds_of_mellums_mlps(kinds: Any) -> None:
+    parameters = {kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ("full_attention", "sliding_attention")}
+    config = newer(MELLUM, parameters)
+    assert [layer.experts for layer in parse({**config, "mlp_layer_types": ["dense", "sparse"]}).layers] == [
+        False,
+        True,
+    ]
+    assert [layer.experts for layer in parse(config).layers] == [True, True]
+    with pytest.raises(CheckpointError, match="mlp_layer_types must say"):
+        parse({**config, "mlp_layer_types": kinds})
 
 
 def test_queries_of_ministral_3_grow() -> None:

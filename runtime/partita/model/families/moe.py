@@ -66,16 +66,13 @@ def _sparse_layers(config: Config) -> list[bool]:
 
 def mellum(config: Config) -> ModelConfig:
     """MellumForCausalLM: Mellum 2, a Qwen3-MoE some of whose layers slide, each kind with its own rope."""
-    if config.get("mlp_layer_types") is not None and set(config["mlp_layer_types"]) - {"dense", "sparse"}:
-        raise UnsupportedModel(
-            f"config.json: mlp_layer_types {config['mlp_layer_types']!r} is not supported for mellum"
-        )
     types = layer_types(config, [FULL] * layer_count(config))
     slides = rope(config, layer_type=SLIDING) if SLIDING in types else None
     layers = layers_by_type(config, types, rope(config, layer_type=FULL), slides)
-    kinds = config.get("mlp_layer_types") or ["sparse"] * len(layers)
-    if not is_list(kinds) or len(kinds) != len(layers):
-        raise CheckpointError(f"config.json: mlp_layer_types must name {len(layers)} layers, got {str(kinds)[:60]}")
+    kinds: Any = config.get("mlp_layer_types") or ["sparse"] * len(layers)
+    if not is_list(kinds) or len(kinds) != len(layers) or any(kind not in ("dense", "sparse") for kind in kinds):
+        said = f'"dense" or "sparse" for each of {len(layers)} layers'
+        raise CheckpointError(f"config.json: mlp_layer_types must say {said}, got {str(kinds)[:60]}")
     return decoder(
         config,
         "mellum",

@@ -64,7 +64,7 @@ def text_config(config: Config) -> Config:
     if not text:
         raise CheckpointError(f"config.json: model_type {whole} has no text_config")
     kind = text.get("model_type", next(iter(wrapper.texts)))
-    if kind not in wrapper.texts:
+    if not isinstance(kind, str) or kind not in wrapper.texts:
         known = ", ".join(wrapper.texts)
         raise UnsupportedModel(f"config.json: {whole} around {kind!r} is not supported; supported: {known}")
     found = {**wrapper.defaults, **text, "model_type": wrapper.texts[kind]}
