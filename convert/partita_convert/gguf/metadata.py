@@ -21,8 +21,8 @@ from partita.checkpoint.gguf.architectures import (
     ROPE_FACTORS,
     SHORT_FACTORS,
     Architecture,
-    usual_attention_factor,
 )
+from partita.checkpoint.gguf.extensions import usual_attention_factor
 from partita.checkpoint.gguf.names import SAMPLING_KEYS, config_from, with_rope_tensors
 from partita.errors import CheckpointError, UnsupportedModel
 from partita.inference.sampling import recommended_values

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from partita.checkpoint.gguf.architectures import ARCHITECTURES
+from partita.checkpoint.gguf.extensions import usual_attention_factor
 from partita.checkpoint.gguf.names import (
     config_from,
     permuted_heads,
     tensor_names,
-    usual_attention_factor,
     with_rope_tensors,
 )
 from partita.errors import CheckpointError, PartitaError, UnsupportedModel

@@ -30,20 +30,16 @@ GGUF leaves out has a value here only where the architecture's readers fix it; t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...errors import CheckpointError, UnsupportedModel
-from ...files.bounded import is_list
+from . import extensions
 from .keys import Keys
 
-Config = dict[str, Any]
+Config = extensions.Config
 ROPE_FACTORS = "rope_freqs.weight"
 LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
-SLIDING, FULL = "sliding_attention", "full_attention"
-_EXAONE_LAYERS, _EXAONE_WINDOW = 64, 4096  # of the one EXAONE 4 that slides
 
 OUTER_NAMES: Mapping[str, str] = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -131,142 +127,6 @@ class Architecture:
     extend: Callable[[Keys, Config], Config] = lambda keys, config: config
 
 
-def usual_attention_factor(factor: float, weight: float = 1.0) -> float:
-    """Of yarn where nothing else is said. weight: Hugging Face's mscale."""
-    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
-
-
-def has_bias(keys: Keys, part: str) -> bool:
-    return f"blk.0.{part}.bias" in keys.tensors
-
-
-def _biases(keys: Keys, config: Config) -> Config:
-    return config | {"attention_bias": has_bias(keys, "attn_q"), "mlp_bias": has_bias(keys, "ffn_up")}
-
-
-def _llama(keys: Keys, config: Config) -> Config:
-    """Mistral is written as llama; a file may say its window, which llama.cpp does not read."""
-    config = _biases(keys, config)
-    window = keys.get("attention.sliding_window", int, 0)
-    if 0 < window < config["max_position_embeddings"]:
-        config |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": window}
-    return config
-
-
-def _smollm3(keys: Keys, config: Config) -> Config:
-    layers = config["num_hidden_layers"]
-    return _biases(keys, config) | {
-        "no_rope_layer_interval": 4,
-        "no_rope_layers": [int((i + 1) % 4 != 0) for i in range(layers)],
-        "layer_types": [FULL] * layers,
-    }
-
-
-def _granite(keys: Keys, config: Config) -> Config:
-    if config["attention_multiplier"] is None:
-        config["attention_multiplier"] = config["head_dim"] ** -0.5
-    return _biases(keys, config)
-
-
-def _gemma(divided_at: int) -> Callable[[Keys, Config], Config]:
-    """divided_at: the number of layers of the one model that scales queries by another number."""
-
-    def extend(keys: Keys, config: Config) -> Config:
-        scalar: float = config["head_dim"]
-        if config["num_hidden_layers"] == divided_at:
-            scalar = config["hidden_size"] / config["num_attention_heads"]
-        scalar = int(scalar) if scalar == int(scalar) else scalar
-        return config | {"query_pre_attn_scalar": scalar, "layer_types": layer_types(keys, config)}
-
-    return extend
-
-
-def _phi3(keys: Keys, config: Config) -> Config:
-    """A window of 0 stands for none."""
-    return config | {"sliding_window": config["sliding_window"] or None}
-
-
-def _olmo2(keys: Keys, config: Config) -> Config:
-    window = keys.get("attention.sliding_window", int, 0)
-    if not window:
-        return config
-    theta = config["rope_theta"]
-    scaled = config["rope_scaling"] or {"rope_type": "default"}
-    parameters = {FULL: {**scaled, "rope_theta": theta}, SLIDING: {"rope_type": "default", "rope_theta": theta}}
-    return config | {
-        "model_type": "olmo3",
-        "architectures": ["Olmo3ForCausalLM"],
-        "sliding_window": window,
-        "layer_types": layer_types(keys, config),
-        "rope_parameters": parameters,  # the older fields alone are read as another base by transformers
-    }
-
-
-def _gpt_oss(keys: Keys, config: Config) -> Config:
-    scaling: Config = config["rope_scaling"] or {}
-    if scaling.get("rope_type") == "yarn":
-        config["rope_scaling"] = scaling | {"truncate": False}
-    return config | {"layer_types": layer_types(keys, config)}
-
-
-def _exaone4(keys: Keys, config: Config) -> Config:
-    """A window of 0 stands for none. A file may say a window for a model that llama.cpp does not slide."""
-    if config["sliding_window"] is None and config["num_hidden_layers"] == _EXAONE_LAYERS:
-        config["sliding_window"] = _EXAONE_WINDOW
-    if not config["sliding_window"]:
-        return config | {"sliding_window": None, "layer_types": [FULL] * config["num_hidden_layers"]}
-    return config | {"layer_types": layer_types(keys, config)}
-
-
-def _qkv_biases(keys: Keys, config: Config) -> Config:
-    return config | {"attention_bias": has_bias(keys, "attn_q")}
-
-
-def _glm4(keys: Keys, config: Config) -> Config:
-    """A config that does not say how much of a head rotates means half of it, a file all of it."""
-    sections = keys.metadata.get(f"{keys.prefix}.rope.dimension_sections")
-    if any(sections if is_list(sections) else (sections,)):
-        raise UnsupportedModel(f"{keys.prefix}: rotation in sections, of a model that sees, is not implemented")
-    return _qkv_biases(keys, {"partial_rotary_factor": 1.0, **config})
-
-
-def _mistral3(keys: Keys, config: Config) -> Config:
-    growth, multiplier = config.pop("temperature_scale"), config.pop("yarn_log_multiplier")
-    scaling: Config = config["rope_scaling"] or {}
-    if scaling.get("rope_type") != "yarn":
-        if growth:
-            raise CheckpointError("attention.temperature_scale needs the original context of yarn")
-        return _biases(keys, config) | {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
-    if multiplier:
-        scaling = scaling | {"mscale": 1.0, "mscale_all_dim": multiplier}
-    if multiplier and "attention_factor" in scaling:  # which hides both from Hugging Face's readers
-        scaling["attention_factor"] /= usual_attention_factor(scaling["factor"], multiplier)
-    if growth:
-        scaling = scaling | {"llama_4_scaling_beta": growth}
-    parameters = {**scaling, "rope_theta": config["rope_theta"]}
-    return _biases(keys, config) | {"rope_scaling": None, "rope_parameters": parameters}
-
-
-def _cohere2(keys: Keys, config: Config) -> Config:
-    config["layer_norm_eps"] = config.pop("rms_norm_eps")
-    return config | {"layer_types": layer_types(keys, config)}
-
-
-def layer_types(keys: Keys, config: Config) -> list[str]:
-    """A pattern is a period (the last of each period is global, 0: none) or one truth value a layer (true: sliding)."""
-    layers, row = config["num_hidden_layers"], ARCHITECTURES[keys.prefix]
-    pattern = keys.metadata.get(f"{keys.prefix}.attention.sliding_window_pattern", row.period)
-    if is_list(pattern):
-        if len(pattern) != layers:
-            raise CheckpointError(f"the sliding window pattern has {len(pattern)} items for {layers} layers")
-        sliding = [bool(item) for item in pattern]
-    elif type(pattern) is int and pattern >= 0:
-        sliding = [pattern == 0 or (layer + 1) % pattern != 0 for layer in range(layers)]
-    else:
-        raise CheckpointError(f"the sliding window pattern is {pattern!r}")
-    return [SLIDING if item else FULL for item in sliding]
-
-
 _SILU = {"hidden_act": "silu"}
 _QWEN = {**_SILU, "use_sliding_window": False}
 _GELU = {"hidden_activation": "gelu_pytorch_tanh", "attention_bias": False}
@@ -282,7 +142,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         constants=_SILU,
         theta=10000.0,
         factors=frozenset({ROPE_FACTORS}),
-        extend=_llama,
+        extend=extensions.llama,
     ),
     "smollm3": Architecture(
         "smollm3",
@@ -292,7 +152,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         biased=_LINEAR,
         permuted=True,
         constants=_QWEN,
-        extend=_smollm3,
+        extend=extensions.smollm3,
     ),
     "granite": Architecture(
         "granite",
@@ -310,7 +170,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         constants=_SILU,
         theta=10000.0,
         factors=frozenset({ROPE_FACTORS}),
-        extend=_granite,
+        extend=extensions.granite,
     ),
     "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", _LLAMA, written=("qwen2",), biased=_QKV, constants=_QWEN),
     "qwen3": Architecture(
@@ -352,7 +212,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         constants=_GELU,
         theta=10000.0,
         period=2,
-        extend=_gemma(46),
+        extend=extensions.gemma(46),
     ),
     "gemma3": Architecture(
         "gemma3_text",
@@ -368,7 +228,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         },
         constants=_GELU,
         period=6,
-        extend=_gemma(62),
+        extend=extensions.gemma(62),
     ),
     "phi3": Architecture(
         "phi3",
@@ -379,7 +239,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         constants=_SILU,
         theta=10000.0,
         factors=frozenset({LONG_FACTORS, SHORT_FACTORS}),
-        extend=_phi3,
+        extend=extensions.phi3,
     ),
     "olmo2": Architecture(
         "olmo2",
@@ -389,7 +249,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         constants={**_SILU, "attention_bias": False},
         period=4,
         own_output=True,
-        extend=_olmo2,
+        extend=extensions.olmo2,
     ),
     "gpt-oss": Architecture(
         "gpt_oss",
@@ -406,7 +266,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         constants={**_SILU, "attention_bias": True, "swiglu_limit": 7.0},
         period=2,
         own_output=True,
-        extend=_gpt_oss,
+        extend=extensions.gpt_oss,
     ),
     "exaone4": Architecture(
         "exaone4",
@@ -416,10 +276,10 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         fields={"sliding_window": ("attention.sliding_window", int, None)},
         constants=_SILU,
         period=4,
-        slides_at=_EXAONE_LAYERS,
+        slides_at=extensions.EXAONE_LAYERS,
         square=True,
         factors=frozenset({ROPE_FACTORS}),
-        extend=_exaone4,
+        extend=extensions.exaone4,
     ),
     "seed_oss": Architecture(
         "seed_oss",
@@ -428,7 +288,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         written=("seed_oss",),
         biased=_QKV,
         constants={**_SILU, "attention_out_bias": False, "mlp_bias": False},
-        extend=_qkv_biases,
+        extend=extensions.qkv_biases,
     ),
     "glm4": Architecture(
         "glm4",
@@ -444,7 +304,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         written=("glm4",),
         biased=_QKV,
         constants=_SILU,
-        extend=_glm4,
+        extend=extensions.glm4,
     ),
     "ernie4_5": Architecture(
         "ernie4_5",
@@ -473,7 +333,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         },
         constants=_SILU,
         factors=frozenset({ROPE_FACTORS}),
-        extend=_mistral3,
+        extend=extensions.mistral3,
     ),
     "cohere2": Architecture(
         "cohere2",
@@ -489,6 +349,6 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         period=4,
         square=True,
         tied=True,
-        extend=_cohere2,
+        extend=extensions.cohere2,
     ),
 }

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import CheckpointError, UnsupportedModel
+from ...files.bounded import is_list
 from .architectures import (
     ARCHITECTURES,
     BARE_NAMES,
@@ -25,8 +26,8 @@ from .architectures import (
     ROPE_FACTORS,
     SHORT_FACTORS,
     Architecture,
-    usual_attention_factor,
 )
+from .extensions import FULL, SLIDING, usual_attention_factor
 from .keys import Keys, shortest
 
 # config field: (key after "<architecture>.", type, default; ... means that the key must be there)
@@ -90,7 +91,24 @@ def config_from(metadata: Mapping[str, Any], tensors: Mapping[str, tuple[int, ..
     config["vocab_size"] = tensors["token_embd.weight"][0]
     config["tie_word_embeddings"] = "output.weight" not in tensors
     config |= {**row.constants, **_rope(keys, row, config)}
+    if row.period is not None:
+        config["layer_types"] = _layer_types(keys, config["num_hidden_layers"], row.period)
     return row.extend(keys, config | _token_ids(metadata))
+
+
+def _layer_types(keys: Keys, layers: int, usual: int) -> list[str]:
+    """A pattern is a period (the last of each period is global, 0: none) or one truth value a layer (true: sliding).
+    usual: the architecture's."""
+    pattern = keys.metadata.get(f"{keys.prefix}.attention.sliding_window_pattern", usual)
+    if is_list(pattern):
+        if len(pattern) != layers:
+            raise CheckpointError(f"the sliding window pattern has {len(pattern)} items for {layers} layers")
+        sliding = [bool(item) for item in pattern]
+    elif type(pattern) is int and pattern >= 0:
+        sliding = [pattern == 0 or (layer + 1) % pattern != 0 for layer in range(layers)]
+    else:
+        raise CheckpointError(f"the sliding window pattern is {pattern!r}")
+    return [SLIDING if item else FULL for item in sliding]
 
 
 def _refuse(keys: Keys, row: Architecture) -> None:

@@ -1,0 +1,139 @@
+"""What an architecture's config.json says beyond a field for each key: one function an architecture, named after it.
+
+Not here: the table that names them (`architectures`). Each takes a file's keys and the config as its fields, constants,
+rope and pattern of layers give it, and returns the whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from ...errors import CheckpointError, UnsupportedModel
+from ...files.bounded import is_list
+from .keys import Keys
+
+Config = dict[str, Any]
+SLIDING, FULL = "sliding_attention", "full_attention"
+EXAONE_LAYERS, _EXAONE_WINDOW = 64, 4096  # of the one EXAONE 4 that slides
+
+
+def usual_attention_factor(factor: float, weight: float = 1.0) -> float:
+    """Of yarn where nothing else is said. weight: Hugging Face's mscale."""
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _has_bias(keys: Keys, part: str) -> bool:
+    return f"blk.0.{part}.bias" in keys.tensors
+
+
+def _biases(keys: Keys, config: Config) -> Config:
+    return config | {"attention_bias": _has_bias(keys, "attn_q"), "mlp_bias": _has_bias(keys, "ffn_up")}
+
+
+def llama(keys: Keys, config: Config) -> Config:
+    """Mistral is written as llama; a file may say its window, which llama.cpp does not read."""
+    config = _biases(keys, config)
+    window = keys.get("attention.sliding_window", int, 0)
+    if 0 < window < config["max_position_embeddings"]:
+        config |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": window}
+    return config
+
+
+def smollm3(keys: Keys, config: Config) -> Config:
+    layers = config["num_hidden_layers"]
+    return _biases(keys, config) | {
+        "no_rope_layer_interval": 4,
+        "no_rope_layers": [int((i + 1) % 4 != 0) for i in range(layers)],
+        "layer_types": [FULL] * layers,
+    }
+
+
+def granite(keys: Keys, config: Config) -> Config:
+    if config["attention_multiplier"] is None:
+        config["attention_multiplier"] = config["head_dim"] ** -0.5
+    return _biases(keys, config)
+
+
+def gemma(divided_at: int) -> Callable[[Keys, Config], Config]:
+    """divided_at: the number of layers of the one model that scales queries by another number."""
+
+    def extend(keys: Keys, config: Config) -> Config:
+        scalar: float = config["head_dim"]
+        if config["num_hidden_layers"] == divided_at:
+            scalar = config["hidden_size"] / config["num_attention_heads"]
+        scalar = int(scalar) if scalar == int(scalar) else scalar
+        return config | {"query_pre_attn_scalar": scalar}
+
+    return extend
+
+
+def phi3(keys: Keys, config: Config) -> Config:
+    """A window of 0 stands for none."""
+    return config | {"sliding_window": config["sliding_window"] or None}
+
+
+def olmo2(keys: Keys, config: Config) -> Config:
+    window = keys.get("attention.sliding_window", int, 0)
+    if not window:
+        return {key: value for key, value in config.items() if key != "layer_types"}
+    theta = config["rope_theta"]
+    scaled = config["rope_scaling"] or {"rope_type": "default"}
+    parameters = {FULL: {**scaled, "rope_theta": theta}, SLIDING: {"rope_type": "default", "rope_theta": theta}}
+    return config | {
+        "model_type": "olmo3",
+        "architectures": ["Olmo3ForCausalLM"],
+        "sliding_window": window,
+        "rope_parameters": parameters,  # the older fields alone are read as another base by transformers
+    }
+
+
+def gpt_oss(keys: Keys, config: Config) -> Config:
+    scaling: Config = config["rope_scaling"] or {}
+    if scaling.get("rope_type") == "yarn":
+        config["rope_scaling"] = scaling | {"truncate": False}
+    return config
+
+
+def exaone4(keys: Keys, config: Config) -> Config:
+    """A window of 0 stands for none. A file may say a window for a model that llama.cpp does not slide."""
+    if config["sliding_window"] is None and config["num_hidden_layers"] == EXAONE_LAYERS:
+        config["sliding_window"] = _EXAONE_WINDOW
+    if not config["sliding_window"]:
+        return config | {"sliding_window": None, "layer_types": [FULL] * config["num_hidden_layers"]}
+    return config
+
+
+def qkv_biases(keys: Keys, config: Config) -> Config:
+    return config | {"attention_bias": _has_bias(keys, "attn_q")}
+
+
+def glm4(keys: Keys, config: Config) -> Config:
+    """A config that does not say how much of a head rotates means half of it, a file all of it."""
+    sections = keys.metadata.get(f"{keys.prefix}.rope.dimension_sections")
+    if any(sections if is_list(sections) else (sections,)):
+        raise UnsupportedModel(f"{keys.prefix}: rotation in sections, of a model that sees, is not implemented")
+    return qkv_biases(keys, {"partial_rotary_factor": 1.0, **config})
+
+
+def mistral3(keys: Keys, config: Config) -> Config:
+    growth, multiplier = config.pop("temperature_scale"), config.pop("yarn_log_multiplier")
+    scaling: Config = config["rope_scaling"] or {}
+    if scaling.get("rope_type") != "yarn":
+        if growth:
+            raise CheckpointError("attention.temperature_scale needs the original context of yarn")
+        return _biases(keys, config) | {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
+    if multiplier:
+        scaling = scaling | {"mscale": 1.0, "mscale_all_dim": multiplier}
+    if multiplier and "attention_factor" in scaling:  # which hides both from Hugging Face's readers
+        scaling["attention_factor"] /= usual_attention_factor(scaling["factor"], multiplier)
+    if growth:
+        scaling = scaling | {"llama_4_scaling_beta": growth}
+    parameters = {**scaling, "rope_theta": config["rope_theta"]}
+    return _biases(keys, config) | {"rope_scaling": None, "rope_parameters": parameters}
+
+
+def cohere2(keys: Keys, config: Config) -> Config:
+    config["layer_norm_eps"] = config.pop("rms_norm_eps")
+    return config
