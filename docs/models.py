@@ -7,9 +7,12 @@ A test compares the file with what this makes.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from click.testing import CliRunner
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -21,6 +24,7 @@ from partita.checkpoint.gguf.architectures import ARCHITECTURES  # noqa: E402
 from partita.model.families.parse import FAMILIES  # noqa: E402
 from partita.model.families.wrappers import WRAPPERS  # noqa: E402
 from partita.text.reply.formats import BLOCKS, NAMED, Block  # noqa: E402
+from partita_apps.cli import cli  # noqa: E402
 
 PLACE = Path(__file__).parent / "models.md"
 HARMONY = "harmony"
@@ -67,6 +71,28 @@ KNOWN = {
     "mellum": Known("Mellum 2", "12B", "<think>", "<tool_call>"),
     "gpt_oss": Known("gpt-oss", "20B, 120B", HARMONY, HARMONY),
 }
+SUGGEST = "partita models suggest --for code --memory 16GiB"
+SUGGESTED = """\
+## What fits this machine
+
+`partita models suggest` names public models that fit the memory that is free: the best for chat, for code and for
+tools, then the others by size. `--for`, `--context` and `--memory` ask for one use, more tokens, another machine.
+`--json` gives every number.
+
+```console
+$ {command}
+{output}
+```
+
+"memory" is what a model takes here: its weights as they lie in memory, the cache of that context at 16 bits, and
+256 MiB that are kept back. Where several leave a quarter of the memory free, the one with most parameters stands first.
+Nothing is said of speed, which `partita bench` measures. Gemma's folders hold their head twice, and are larger than
+what is loaded of them; gpt-oss takes more in memory than in its file, where MXFP4 has 4.25 bits a weight.
+
+The list comes with the package, with the date that it prints; nothing is looked up. Its sizes are judged against the
+models' published shapes, by the code that loads them. "tried" says whether partita's own tests load those weights: of
+the list, they load one.
+"""
 HEAD = """\
 # Models
 
@@ -96,8 +122,15 @@ def document() -> str:
         "## Models that see or hear\n\n"
         "Their text decoder is played alone, and a line names what is left out. Each was judged by transformers'\n"
         "whole model, which was given text.\n\n"
-        f"| model_type | around |\n|---|---|\n{wrappers}\n"
+        f"| model_type | around |\n|---|---|\n{wrappers}\n\n"
+        f"{SUGGESTED.format(command=SUGGEST, output=_printed(SUGGEST))}"
     )
+
+
+def _printed(command: str) -> str:
+    """What a command prints into a pipe, without the blanks that end lines."""
+    result = CliRunner().invoke(cli, shlex.split(command)[1:], catch_exceptions=False)
+    return "\n".join(line.rstrip() for line in result.stdout.rstrip().splitlines())
 
 
 def _row(kind: str) -> str:

@@ -48,7 +48,7 @@ COMMANDS = {
     "convert": Entry("partita_apps.convert", "convert", "Convert, quantize and fuse models and adapters."),
     "eval": Entry("partita_apps.evaluate", "evaluate", "Measure the perplexity of a text."),
     "bench": Entry("partita_apps.bench", "bench", "Measure speed and memory on this machine."),
-    "models": Entry("partita_apps.models", "models", "List, fetch and remove models."),
+    "models": Entry("partita_apps.models", "models", "List, suggest, fetch and remove models."),
     "info": Entry("partita_apps.info", "info", "Show backends, devices, versions and memory."),
 }
 ALIASES = {

@@ -1,4 +1,5 @@
-"""`partita models`: what is on this machine, fetch, remove, where. Opens no model and imports no array library.
+"""`partita models`: what is on this machine, fetch, remove, where. Opens no model and imports no array library; what
+would fit is `suggest`'s.
 
 Answers go to standard output, progress to standard error; with --json standard output holds one document.
 """
@@ -14,6 +15,7 @@ from partita.printable import json_text, printable
 from partita.units import disk_size
 
 from .progress import TerminalProgress
+from .suggest.command import suggest_command
 from .terminal import console, say
 
 NAME_HELP = (
@@ -30,9 +32,12 @@ def print_json(document: dict[str, Any]) -> None:
     click.echo(json_text(document))
 
 
-@click.group(help="List, fetch and remove models.")
+@click.group(help="List, suggest, fetch and remove models.")
 def models() -> None:
     pass
+
+
+models.add_command(suggest_command)
 
 
 @models.command(
@@ -58,7 +63,8 @@ def list_command(json: bool) -> None:
         ]
         print_json({"models": rows, "default": sources.DEFAULT_MODEL, "cache": str(sources.cache_dir())})
     elif not found:
-        click.echo(f"No models yet: `partita models pull` fetches the default one, {sources.DEFAULT_MODEL}.", err=True)
+        default = f"`partita models pull` fetches the default one, {sources.DEFAULT_MODEL}"
+        click.echo(f"No models yet: {default}; `partita models suggest` names others that fit here.", err=True)
     else:
         print_table(found)
 

@@ -12,6 +12,8 @@ import pytest
 
 from partita.checkpoint.open import open_checkpoint
 from partita.model.families.parse import FAMILIES, parse
+from partita.model.families.wrappers import WRAPPERS
+from partita_apps.suggest.catalogue import read_catalogue
 
 from .. import tiny_models
 
@@ -38,6 +40,13 @@ def test_every_family_has_a_row_whose_markers_are_read(made: ModuleType) -> None
     for known in made.KNOWN.values():
         assert known.thoughts in made.recognised("thought")
         assert known.calls in made.recognised("tool_call")
+
+
+def test_calls_of_what_is_suggested_for_tools_are_read(made: ModuleType) -> None:
+    for model in read_catalogue().model:
+        texts = WRAPPERS[model.model_type].texts if model.model_type in WRAPPERS else (model.model_type,)
+        if "tools" in model.suits:
+            assert all(made.KNOWN[kind].calls for kind in texts), model.name
 
 
 def test_what_is_trained_is_said(made: ModuleType, tiny_family: Callable[[str], Path]) -> None:
