@@ -31,7 +31,7 @@ HARMONY = "harmony"
 WORDS = {"": "", HARMONY: "its channels", NAMED: "a line with the tool's name"}
 SAME_DECODER = {"ministral": "mistral"}
 """Families that are judged by the models of another, whose decoder they have."""
-FROZEN = frozenset({"qwen3_moe", "mellum", "gpt_oss", "granite_swa"})
+FROZEN = frozenset({"qwen3_moe", "mellum", "gpt_oss", "granite_swa", "qwen3_5_moe_text", "qwen3_next"})
 """Families whose experts or sink logits are not trained: `training.initialize` refuses them."""
 
 
@@ -70,6 +70,10 @@ KNOWN = {
     "cohere2": Known("Command R7B, Command A", "7B, 111B", "<|START_THINKING|>", "<|START_ACTION|>"),
     "mellum": Known("Mellum 2", "12B", "<think>", "<tool_call>"),
     "gpt_oss": Known("gpt-oss", "20B, 120B", HARMONY, HARMONY),
+    "qwen3_5_text": Known("Qwen3.5, 3.6, 3.8", "0.8B to 27B", "<think>", "<tool_call>"),
+    "qwen3_5_moe_text": Known("Qwen3.5-35B-A3B, Qwen3.6-35B-A3B", "35B to 397B", "<think>", "<tool_call>"),
+    "qwen3_next": Known("Qwen3-Next, Qwen3-Coder-Next", "80B", "<think>", "<tool_call>"),
+    "olmo_hybrid": Known("Olmo Hybrid", "7B"),
 }
 SUGGEST = "partita models suggest --for code --memory 16GiB"
 SUGGESTED = """\

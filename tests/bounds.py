@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from partita.checkpoint.open import open_checkpoint
-from partita.model.config import ModelConfig
+from partita.model.config import DeltaConfig, ModelConfig
 from partita.model.load import read_config
 
 UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -68,7 +68,14 @@ def decoder(source: Path | ModelConfig, tokens: int = 96) -> int:
     width, heads = config.hidden_size, config.num_heads * config.head_dim
     attention = width + width + config.head_dim + 2 * tokens + heads  # norm, queries, scores, softmax, values, output
     mlp = width + width + config.intermediate_size
-    return len(config.layers) * (attention + mlp) + width + width
+    mixers = [attention if layer.delta is None else _delta(layer.delta, width, tokens) for layer in config.layers]
+    return sum(mixers) + len(config.layers) * mlp + width + width
+
+
+def _delta(c: DeltaConfig, width: int, tokens: int) -> int:
+    """Norm, inputs, convolution, lengths of keys; then every token reads what those before it have left, which decays,
+    and no change is longer than what it changes: their roundings add up and do not grow; output."""
+    return width + width + c.kernel + c.key_dim + tokens * (2 * c.key_dim + 3) + c.value_dim + c.value_size
 
 
 def logits(source: Path | ModelConfig, tokens: int = 96) -> float:

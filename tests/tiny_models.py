@@ -262,8 +262,85 @@ EXPERTS: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 4,
     },
 }
-FAMILIES = {**DENSE, **EXPERTS}
+_DELTA = {
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 24,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+_QUARTER = {"rope_parameters": {**_DEFAULT_ROPE, "partial_rotary_factor": 0.25}}
+_SHARED = {
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 40,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+}
+RECURRENT: dict[str, dict[str, Any]] = {
+    "qwen3_5": {
+        "model_type": "qwen3_5_text",
+        **_SAID,
+        **_DELTA,
+        "rope_parameters": {**_QUARTER["rope_parameters"], "mrope_section": [2, 1, 1], "mrope_interleaved": True},
+        "tie_word_embeddings": True,
+    },
+    "qwen3_5-alike": {  # as many key heads as value heads, of one size; every other layer attends
+        "model_type": "qwen3_5_text",
+        **_SAID,
+        **_DELTA,
+        **_QUARTER,
+        "linear_value_head_dim": 16,
+        "linear_num_key_heads": 4,
+        "linear_conv_kernel_dim": 3,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+    },
+    "qwen3_5_moe": {"model_type": "qwen3_5_moe_text", **_SAID, **_DELTA, **_QUARTER, **_SHARED},
+    "qwen3_5_moe-one": {
+        "model_type": "qwen3_5_moe_text",
+        **_SAID,
+        **_DELTA,
+        **_QUARTER,
+        **_SHARED,
+        "linear_num_key_heads": 1,
+        "num_experts_per_tok": 1,
+    },
+    "qwen3_next": {
+        "model_type": "qwen3_next",
+        **_SAID,
+        **_DELTA,
+        **_QUARTER,
+        **_SHARED,
+        "norm_topk_prob": True,
+        "mlp_only_layers": [1],
+    },
+    "qwen3_next-plain": {
+        "model_type": "qwen3_next",
+        **_SAID,
+        **_DELTA,
+        **_QUARTER,
+        **_SHARED,
+        "linear_num_key_heads": 4,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 2,
+    },
+    "olmo_hybrid": {
+        "model_type": "olmo_hybrid",
+        **_DIVIDED,
+        **_DELTA,
+        "linear_num_key_heads": 4,
+        "rope_parameters": _DEFAULT_ROPE,
+    },
+    "olmo_hybrid-still": {  # without positions, and without values that turn over
+        "model_type": "olmo_hybrid",
+        **_DIVIDED,
+        **_DELTA,
+        "linear_allow_neg_eigval": False,
+        "rope_parameters": None,
+    },
+}
+FAMILIES = {**DENSE, **EXPERTS, **RECURRENT}
 NAMES = tuple(FAMILIES)
+_ADD_ONE = ("gemma", "qwen3_5", "qwen3_next")
 
 
 def write(name: str, folder: Path) -> Path:
@@ -279,27 +356,48 @@ def write(name: str, folder: Path) -> Path:
 
     path.mkdir(parents=True)
     vocab_size = write_tokenizer(path)
-    values = {**_COMMON, "vocab_size": vocab_size, "eos_token_id": vocab_size - 1, **FAMILIES[name]}
+    values: dict[str, Any] = {**_COMMON, "vocab_size": vocab_size, "eos_token_id": vocab_size - 1, **FAMILIES[name]}
     values = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
     config = AutoConfig.for_model(values.pop("model_type"), **values)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     random = np.random.default_rng(zlib.crc32(name.encode()))
     with torch.no_grad():
         for key, parameter in sorted(model.named_parameters()):
-            value = _random(key, tuple(parameter.shape), random, "gemma" in config.model_type)
+            adds_one = config.model_type.startswith(_ADD_ONE) and not key.endswith("linear_attn.norm.weight")
+            value = _random(key, tuple(parameter.shape), random, adds_one)
             parameter.copy_(torch.from_numpy(value))
     model.save_pretrained(path)
+    if config.model_type == "olmo_hybrid":
+        _publish_olmo(path, config.linear_num_key_heads * config.linear_key_head_dim)
     return path
 
 
-def reference_logits(folder: Path, tokens: Sequence[int]) -> np.ndarray:
-    """transformers' logits of one call over all tokens, in float32 with eager attention: (T, V)."""
+def _publish_olmo(path: Path, keys: int) -> None:
+    """Tensors as Olmo Hybrid was published: transformers reads these, and writes a convolution in three equal parts and
+    the norms of attention by the names of the others."""
+    from safetensors.numpy import load_file, save_file
+
+    file = path / "model.safetensors"
+    tensors = load_file(file)
+    for name in [name for name in tensors if name.endswith("q_conv1d.weight")]:
+        module = name.removesuffix("q_conv1d.weight")
+        whole = np.concatenate([tensors.pop(f"{module}{part}_conv1d.weight") for part in "qkv"])
+        for part, rows in zip("qkv", np.split(whole, [keys, 2 * keys]), strict=True):
+            tensors[f"{module}{part}_conv1d.weight"] = np.ascontiguousarray(rows)
+    for name in [name for name in tensors if name.endswith("post_feedforward_layernorm.weight")]:
+        layer = name.removesuffix("post_feedforward_layernorm.weight")
+        tensors[f"{layer}post_attention_layernorm.weight"] = tensors.pop(f"{layer}feedforward_layer_norm.weight")
+    save_file(tensors, file, {"format": "pt"})
+
+
+def reference_logits(folder: Path, tokens: Sequence[int], dtype: str = "float32") -> np.ndarray:
+    """transformers' logits of one call over all tokens with eager attention: float32 (T, V)."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation="eager")
     with torch.no_grad():
-        return model(torch.tensor([list(tokens)]), use_cache=False).logits[0].numpy()
+        return model(torch.tensor([list(tokens)]), use_cache=False).logits[0].float().numpy()
 
 
 def tokens(folder: Path, count: int = TOKENS) -> list[int]:
@@ -311,7 +409,7 @@ def tokens(folder: Path, count: int = TOKENS) -> list[int]:
 
 
 def _random(name: str, shape: tuple[int, ...], random: np.random.Generator, around_zero: bool) -> np.ndarray:
-    """A matrix keeps the size of what it multiplies; norms scatter about the one (Gemma's, which add it, about 0)."""
+    """A matrix keeps the size of what it multiplies; norms scatter about the one (those that add it, about 0)."""
     value = random.standard_normal(shape, np.float32)
     if "norm" in name:
         return value * 0.2 if around_zero else 1 + value * 0.2

@@ -18,7 +18,7 @@ from partita.backend import MASKED, Memory, Rule, Sinks
 from partita.errors import BackendUnavailable
 from partita.quantization import Packed, Stored, require_affine
 
-from . import mlx_attention, mlx_rings, mlx_training, process_memory
+from . import mlx_attention, mlx_recurrent, mlx_rings, mlx_training, process_memory
 from .mlx_attention import PACKED_ROWS
 
 Array = mx.array
@@ -258,6 +258,38 @@ class MlxBackend:
 
     def hadamard(self, x: Array) -> Array:
         return mx.hadamard_transform(x)
+
+    # Recurrent layers
+    def sigmoid(self, x: Array) -> Array:
+        return mx.sigmoid(x)
+
+    def softplus(self, x: Array) -> Array:
+        return mx.logaddexp(x, mx.zeros((), x.dtype))
+
+    def causal_conv(
+        self,
+        x: Array,
+        weight: Array,
+        tail: Array,
+        *,
+        bias: Array | None = None,
+        lengths: Array | None = None,
+        positions: Array | None = None,
+    ) -> tuple[Array, Array]:
+        return mlx_recurrent.causal_conv(x, weight, tail, bias, lengths, positions)
+
+    def gated_delta(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        decay: Array,
+        beta: Array,
+        state: Array,
+        *,
+        fresh: Array | None = None,
+    ) -> tuple[Array, Array]:
+        return mlx_recurrent.gated_delta(q, k, v, decay, beta, state, fresh)
 
     # Reduce and sample
     def sum(self, x: Array, axis: int) -> Array:

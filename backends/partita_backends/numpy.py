@@ -19,7 +19,7 @@ from partita.backend import MASKED, Memory, Rule, Sinks
 from partita.errors import BackendUnavailable, DataError
 from partita.quantization import Packed, Stored
 
-from . import process_memory
+from . import numpy_recurrent, process_memory
 
 
 class NumpyBackend:
@@ -220,6 +220,38 @@ class NumpyBackend:
 
     def hadamard(self, x: np.ndarray) -> np.ndarray:
         return x @ quantization.hadamard_matrix(x.shape[-1])
+
+    # Recurrent layers
+    def sigmoid(self, x: np.ndarray) -> np.ndarray:
+        return (1 / (1 + np.exp(-np.maximum(x, -80)))).astype(x.dtype)
+
+    def softplus(self, x: np.ndarray) -> np.ndarray:
+        return np.logaddexp(x, np.zeros((), x.dtype))
+
+    def causal_conv(
+        self,
+        x: np.ndarray,
+        weight: np.ndarray,
+        tail: np.ndarray,
+        *,
+        bias: np.ndarray | None = None,
+        lengths: np.ndarray | None = None,
+        positions: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return numpy_recurrent.causal_conv(x, weight, tail, bias, lengths, positions)
+
+    def gated_delta(
+        self,
+        q: np.ndarray,
+        k: np.ndarray,
+        v: np.ndarray,
+        decay: np.ndarray,
+        beta: np.ndarray,
+        state: np.ndarray,
+        *,
+        fresh: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return numpy_recurrent.gated_delta(q, k, v, decay, beta, state, fresh)
 
     # Reduce and sample
     def sum(self, x: np.ndarray, axis: int) -> np.ndarray:

@@ -22,9 +22,10 @@ from partita.checkpoint import experts
 from partita.checkpoint.base import Checkpoint
 from partita.errors import DataError
 from partita.model.decoder import Block, through
-from partita.model.layers import MoE
+from partita.model.layers import Linear, MoE
 from partita.model.load import load_block, load_last_norm, read_config
 from partita.model.mixer import SequenceState
+from partita.model.tree import walk
 from partita.quantization import Packed
 
 TOKENS = 256
@@ -99,15 +100,13 @@ def _mean_squares(ops: Backend, x: Array) -> np.ndarray:
 
 def _names(block: Block, stored: Mapping[str, experts.StoredExperts], layer: int) -> dict[int, list[str]]:
     """Prepared weight's identity to the names of the tensors that it was made of."""
-    mlp, attention = block.mlp, block.attention
-    linears = [*attention.qkv.parts, attention.out]
+    mlp = block.mlp
     names: dict[int, list[str]] = {}
     if isinstance(mlp, MoE):
         own = next(found for module, found in stored.items() if f".{layer}." in module)
         for projection, linear in (("gate_proj", mlp.gate), ("up_proj", mlp.up), ("down_proj", mlp.down)):
             names[id(linear.weight)] = own.sources(projection)
-    else:
-        linears += [*mlp.gate_up.parts, mlp.down]
+    linears = (node for _, node in walk(block) if isinstance(node, Linear) and node.specs[0].kind != "router")
     return names | {id(linear.weight): [spec.name for spec in linear.specs] for linear in linears}
 
 

@@ -265,6 +265,43 @@ class Backend(Protocol[A]):
         """x times the orthonormal Hadamard matrix over the last axis (a power of two); its own inverse."""
         ...
 
+    # Recurrent layers
+    def sigmoid(self, x: A) -> A: ...
+    def softplus(self, x: A) -> A:
+        """log(1 + exp(x)), without overflow."""
+        ...
+
+    def causal_conv(
+        self,
+        x: A,
+        weight: A,
+        tail: A,
+        *,
+        bias: A | None = None,
+        lengths: A | None = None,
+        positions: A | None = None,
+    ) -> tuple[A, A]:
+        """Depthwise convolution along tokens: (B, T, C), in x's dtype, and the tail behind it, float32 (B, K - 1, C).
+
+        x: (B, T, C). weight: float32 (C, K), the last column is the token's own. tail: the inputs before x, oldest
+        first. bias: float32 (C,). lengths: int32 (B,), how many tokens are real in each row, of which the tail that is
+        given back ends with the last; all, if None. positions: int32 (B, T), of each token in its document, of training
+        on packed rows: what is before a document's first token counts as zeros. Neither array is changed.
+        """
+        ...
+
+    def gated_delta(self, q: A, k: A, v: A, decay: A, beta: A, state: A, *, fresh: A | None = None) -> tuple[A, A]:
+        """The gated delta rule (arXiv 2412.06464), one token after the other, in float32:
+
+            S <- exp(decay) S;  S <- S + beta (v - S k) kᵀ;  output S q
+
+        Outputs (B, T, Hv, Dv) in v's dtype, and the state behind the last token. q, k: (B, T, Hk, Dk); value head h
+        reads key head h // (Hv / Hk). v: (B, T, Hv, Dv). decay, at most 0, and beta: float32 (B, T, Hv); with both 0 a
+        token changes nothing. state: float32 (B, Hv, Dv, Dk), not changed. fresh: bool (B, T), tokens before which the
+        state is emptied.
+        """
+        ...
+
     # Reduce and sample
     def sum(self, x: A, axis: int) -> A: ...
     def max(self, x: A, axis: int) -> A: ...

@@ -50,6 +50,7 @@ class ModelDraft(Drafter):
             return ()
         ops, rest, self._rest = self.model.ops, self._rest, []
         logits = prefill(self._runner, rest, on_fed=self.session.tokens.extend)
+        self.session.cache.mark(inputs=False)
         drafts: list[Array] = []
         for i in range(limit):
             drafts.append(ops.argmax(logits[:, : self._vocabulary], -1))
@@ -60,9 +61,10 @@ class ModelDraft(Drafter):
 
     def _observe(self, emitted: Sequence[int], accepted: int, proposed: int) -> None:
         fed = max(proposed - 1, 0)  # the last of a proposal was never fed
-        kept = min(accepted, fed)
+        kept, cache = min(accepted, fed), self.session.cache
         if fed > kept:
-            self.session.cache.trim(fed - kept)
+            kept = kept if cache.can_trim(fed - kept) else 0  # recurrent layers: back to the mark, and read again
+            cache.trim(fed - kept)
         self.session.tokens.extend(emitted[:kept])
         self._rest.extend(emitted[kept:])
         self._knows = self._knows and max(emitted) < self._vocabulary

@@ -185,7 +185,7 @@ class Session:
 
     def __init__(self, model: LanguageModel, spec: CacheSpec, prefixes: PrefixCache | None = None):
         self.model = model
-        self._reuse = Reuse(prefixes, model.fingerprint + model.adapter)
+        self._reuse = Reuse(prefixes, model.fingerprint + model.adapter, model.tokenizer.stop_ids)
         self.cache = Cache(model.ops, spec)
         self.tokens: list[int] = []
         """Ids whose keys and values are in the cache, oldest first."""
@@ -288,7 +288,17 @@ class Session:
         new = self.align(prompt)
         if draft is not None:
             draft.begin(prompt)
-        return decode(self.runner, new, sampler, options, drafter=draft, on_progress=on_progress, on_fed=self._fed)
+        pauses = [pause - self.reused for pause in self._reuse.pauses]
+        return decode(
+            self.runner,
+            new,
+            sampler,
+            options,
+            drafter=draft,
+            pauses=pauses,
+            on_progress=on_progress,
+            on_fed=self._fed,
+        )
 
     def align(self, prompt: Sequence[int]) -> list[int]:
         """Make the cache hold a beginning of prompt, and return the rest (never nothing: logits follow a token)."""

@@ -146,7 +146,7 @@ def test_a_step_reads_weights_and_cache_once_as_they_are_stored(make: Any, kv: s
     bits = 4 + 2 * 8 * matrices[0].scales.element_size() / 32
     assert sum(x.nbytes for matrix in matrices for x in tensors(matrix)) == numbers * bits / 8
 
-    rings = [x for buffers in cache._layers for side in sides(buffers.kv) for x in tensors(side)]
+    rings = [x for buffers in cache._layers.values() for side in sides(buffers.kv) for x in tensors(side)]
     slots = cache._capacity[cache.spec.layers[0].span] + (cache.spec.sinks if cache.spec.kv.joint else 0)
     assert sum(x.nbytes for x in rings) == slots * bytes_per_token(cache.spec)
     beyond = context == SMALL and cache.spec.kv.joint
@@ -165,8 +165,8 @@ def test_a_step_reads_weights_and_cache_once_as_they_are_stored(make: Any, kv: s
 def linears(decoder: Any) -> list[Any]:
     """All that a step multiplies by."""
     blocks = decoder.blocks
-    parts = [part for block in blocks for stack in (block.attention.qkv, block.mlp.gate_up) for part in stack.parts]
-    return [*parts, *(block.attention.out for block in blocks), *(block.mlp.down for block in blocks), decoder.head]
+    parts = [part for block in blocks for stack in (block.mixer.qkv, block.mlp.gate_up) for part in stack.parts]
+    return [*parts, *(block.mixer.out for block in blocks), *(block.mlp.down for block in blocks), decoder.head]
 
 
 def tensors(x: Any) -> list[torch.Tensor]:

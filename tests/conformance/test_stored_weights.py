@@ -205,7 +205,7 @@ def test_a_decoder_has_the_numbers_that_the_file_is_read_as(ops: Backend, tmp_pa
     found = ops.to_numpy(ops.embed(decoder.embedding, tokens))[0]
     bounds.assert_near(found, _dense(checkpoint, "model.embed_tokens.weight"), bounds.gamma(2))
     x = np.random.default_rng(0).standard_normal((1, 2, 256)).astype(np.float32)
-    attention = decoder.blocks[0].attention
+    attention = decoder.blocks[0].mixer
     qkv = np.concatenate([_dense(checkpoint, f"model.layers.0.self_attn.{part}_proj.weight") for part in "qkv"])
     y = np.concatenate([ops.to_numpy(part(ops, ops.array(x))) for part in attention.qkv.parts], -1)
     size = (np.abs(x) @ np.abs(qkv).T).max()

@@ -83,7 +83,7 @@ def test_float64_is_written_as_readers_take_it(tiny_model, tmp_path):
         assert {written.stored_as(name) for name in written.names()} == {"F32"}
     convert(source, tmp_path / "hf", REQUESTS["hf"])  # bit for bit
     assert load_file(tmp_path / "hf" / "model.safetensors")["model.norm.weight"].dtype == np.float64
-    assert load_decoder(partita_backends.load("numpy"), source).blocks[0].attention.out.weight.dtype == np.float32
+    assert load_decoder(partita_backends.load("numpy"), source).blocks[0].mixer.out.weight.dtype == np.float32
 
 
 def test_links_out_of_a_folder_are_not_copied(tiny_model, tmp_path):

@@ -87,6 +87,11 @@ def rms(x: np.ndarray) -> float:
     return float(np.sqrt(np.square(x).mean()))
 
 
+def typical(x: np.ndarray) -> float:
+    """The root mean square of logits (T, V) at half of the tokens, at most."""
+    return float(np.median(np.sqrt(np.square(x).mean(-1))))
+
+
 @pytest.mark.parametrize("feed", FEEDS)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", tiny_models.NAMES)
@@ -155,19 +160,31 @@ def test_a_group_that_does_not_divide_a_head_is_refused(load: Loader) -> None:
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "numpy"])
 @pytest.mark.parametrize("name", tiny_models.NAMES)
 def test_half_precision_stays_half_precision(
-    load: Loader, judge: Judge, text: list[int], name: str, backend: str, dtype: str
+    load: Loader,
+    judge: Judge,
+    tiny_family: Callable[[str], Path],
+    text: list[int],
+    name: str,
+    backend: str,
+    dtype: str,
 ) -> None:
     """Numbers of the config take the residual stream's dtype; logits stay near the exact ones, less so where two
     experts were so near each other that rounding chose between them. A layer rounds twelve times one after another; in
-    the mean square that is half of what an entry may be off."""
+    the mean square that is half of what an entry may be off. What a recurrent layer makes of a small output, which its
+    norm makes large, is in no such number: there transformers in the same dtype says how far is near, and since what an
+    expert that was chosen otherwise has written is remembered, half of the tokens are looked at."""
     ops, model = load(name, backend, dtype)
     spec = spec_of(ops, model)
     part = ops.array(np.array([text], np.int32))
     hidden = model._hidden(ops, part, Cache(ops, spec))
     assert str(hidden.dtype).endswith(ops.dtype)
     ours, exact = fed(ops, model, spec, text, [95, 1]), judge(name)
-    error = bounds.drift(12 * len(model.config.layers), dtype) / 2
-    assert rms(ours - exact) <= (error if name in tiny_models.DENSE else 4 * error) * rms(exact)
+    error = bounds.drift(12 * len(model.config.layers), dtype) / 2 * rms(exact)
+    if name in tiny_models.RECURRENT:
+        theirs = tiny_models.reference_logits(tiny_family(name), text, dtype)
+        assert typical(ours - exact) <= max(error, 4 * typical(theirs - exact))
+    else:
+        assert rms(ours - exact) <= (error if name in tiny_models.DENSE else 4 * error)
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,20 @@ _QWEN_SIGHT: dict[str, Any] = {
     "num_position_embeddings": 16,
     "patch_size": 14,
 }
+_DELTA = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 24,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "rope_parameters": {**_ROPE, "partial_rotary_factor": 0.25, "mrope_section": [2, 1, 1], "mrope_interleaved": True},
+}
+_SHARED = {
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 40,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+}
 _GROWING = {**_ROPE, "rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 16}
 MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "cohere2_vision": (
@@ -93,6 +107,11 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "rope_parameters": {**_ROPE, "mrope_section": [6, 5, 5], "mrope_interleaved": True},
         },
         {"model_type": "qwen3_vl", **_QWEN_SIGHT},
+    ),
+    "qwen3_5": ({"model_type": "qwen3_5_text", **_TEXT, **_DELTA}, {"model_type": "qwen3_5", **_QWEN_SIGHT}),
+    "qwen3_5_moe": (
+        {"model_type": "qwen3_5_moe_text", **_TEXT, **_DELTA, **_SHARED},
+        {"model_type": "qwen3_5_moe", **_QWEN_SIGHT},
     ),
     "smolvlm": ({"model_type": "llama", **_TEXT}, {"model_type": "smolvlm_vision", **_SIGHT}),
 }
@@ -143,9 +162,12 @@ def test_a_converted_model_is_the_same(judged: tuple[Path, np.ndarray], tmp_path
     source = open_checkpoint(folder)
     write_mlx(source, tmp_path / "mlx")
     write_huggingface(source, tmp_path / "dense")
-    write_gguf(source, tmp_path / "text.gguf", kind="F32")
+    names = ["mlx", "dense"]
+    if folder.name not in ("qwen3_5", "qwen3_5_moe"):
+        write_gguf(source, tmp_path / "text.gguf", kind="F32")
+        names.append("text.gguf")
     ops = partita_backends.load("numpy")
-    for name in ("mlx", "dense", "text.gguf"):
+    for name in names:
         written = open_checkpoint(tmp_path / name)
         assert bool(left_out(written.names())) == (name != "text.gguf")
         model = load_decoder(ops, written)
@@ -157,7 +179,13 @@ def test_a_converted_model_is_the_same(judged: tuple[Path, np.ndarray], tmp_path
 def test_what_sees_is_named(judged: tuple[Path, np.ndarray]) -> None:
     folder, _ = judged
     (note,) = partita.load(folder, backend="numpy").notes
-    parts = {"qwen3_vl": "visual (", "smolvlm": "vision_model (", "idefics3": "vision_model ("}
+    parts = {
+        "qwen3_vl": "visual (",
+        "qwen3_5": "visual (",
+        "qwen3_5_moe": "visual (",
+        "smolvlm": "vision_model (",
+        "idefics3": "vision_model (",
+    }
     assert note.startswith(f"{folder.name}: this model also sees or hears, by ")
     assert parts.get(folder.name, "vision_tower (") in note
     assert note.endswith("here it reads and writes text alone")

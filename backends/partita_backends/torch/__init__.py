@@ -22,7 +22,19 @@ from partita.backend import Memory, Rule, Sinks
 from partita.quantization import Packed, Stored
 
 from .. import process_memory
-from . import attention, experts, gpu, gpu_training, graphs, pointwise, recorded, training, training_attention, weights
+from . import (
+    attention,
+    experts,
+    gpu,
+    gpu_training,
+    graphs,
+    pointwise,
+    recorded,
+    recurrent,
+    training,
+    training_attention,
+    weights,
+)
 
 Tensor = torch.Tensor
 
@@ -264,6 +276,38 @@ class TorchBackend:
         if size not in self._hadamard:
             self._hadamard[size] = self.array(quantization.hadamard_matrix(size))
         return (x.float() @ self._hadamard[size]).to(x.dtype)
+
+    # Recurrent layers
+    def sigmoid(self, x: Tensor) -> Tensor:
+        return x.sigmoid()
+
+    def softplus(self, x: Tensor) -> Tensor:
+        return recurrent.softplus(x)
+
+    def causal_conv(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        tail: Tensor,
+        *,
+        bias: Tensor | None = None,
+        lengths: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        return recurrent.causal_conv(x, weight, tail, bias, lengths, positions)
+
+    def gated_delta(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        decay: Tensor,
+        beta: Tensor,
+        state: Tensor,
+        *,
+        fresh: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        return recurrent.gated_delta(q, k, v, decay, beta, state, fresh)
 
     # Reduce and sample
     def sum(self, x: Tensor, axis: int) -> Tensor:

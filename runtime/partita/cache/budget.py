@@ -41,9 +41,9 @@ class Choice:
 
 
 def full_bytes(spec: CacheSpec, batch: int = 1) -> int:
-    """Bytes of a cache whose every ring is full."""
-    furthest = max(layer.span.sinks + (spec.ring(layer.span) or 0) for layer in spec.layers)
-    return cache_bytes(spec, furthest, batch)
+    """Bytes of a cache whose every ring is full, and which keeps all checkpoints that it may."""
+    furthest = max(span.sinks + (spec.ring(span) or 0) for span in spec.spans)
+    return cache_bytes(spec, furthest, batch) + batch * spec.checkpoints * spec.state_bytes
 
 
 def choose(

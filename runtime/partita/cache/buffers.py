@@ -94,7 +94,7 @@ class Store:
         least, ahead = spec.slots(span, tokens), spec.slots(span, 2 * tokens)
         if not self.ops.captures:
             return least
-        layers = replace(spec, layers=tuple(layer for layer in spec.layers if layer.span == span))
+        layers = replace(spec, layers=tuple(layer for layer in spec.attention.values() if layer.span == span))
         more = (ahead - least) * batch * bytes_per_token(layers)
         return ahead if more <= self.ops.memory().free / 2 else least
 

@@ -43,7 +43,7 @@ class Centres:
 
     def __init__(self, ops: Backend, spec: CacheSpec, ropes: Mapping[RopeConfig, RopeTable]):
         self._ops, self._spec = ops, spec
-        layers = dict.fromkeys(layer for layer in spec.layers if is_centred(layer, spec))
+        layers = dict.fromkeys(layer for layer in spec.attention.values() if is_centred(layer, spec))
         self._angles = {layer: ropes[layer.rope].mean_angles(POSITIONS) for layer in layers if layer.rope is not None}
 
     def of_all(self, span: Span, keys: SinkKeys) -> dict[LayerSpec, Array]:
@@ -54,7 +54,7 @@ class Centres:
     def of(self, layer: int, keys: SinkKeys, found: Mapping[LayerSpec, Array]) -> Array | None:
         """A layer's own of what `of_all` gave, (B, 1, 2 * H, D), or made of its sinks as they are now; None where its
         keys are not centred."""
-        spec = self._spec.layers[layer]
+        spec = self._spec.attention[layer]
         if spec not in self._angles:
             return None
         if spec not in found:

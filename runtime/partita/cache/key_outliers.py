@@ -22,7 +22,8 @@ from dataclasses import replace
 import numpy as np
 
 from ..backend import Backend
-from ..model.decoder import Attention, Decoder
+from ..model.decoder import Decoder
+from ..model.mixers.attention import Attention
 from ..model.rope import mean_rotation
 from .centres import POSITIONS, is_centred
 from .kv_format import KVFormat
@@ -34,10 +35,14 @@ THRESHOLD = 0.25  # nats; rounding keys of unit variance to 4 bits alone costs a
 def key_noise(ops: Backend, model: Decoder, spec: CacheSpec) -> list[float]:
     """Noise in nats that the bias of k forces on each layer's scores; 0 where there is none, or keys are dense."""
     positions = model.config.max_positions
-    return [
-        _noise(_left(_key_bias(ops, block.attention), layer, spec, positions), layer.scale, spec.kv)
-        for block, layer in zip(model.blocks, spec.layers, strict=True)
-    ]
+    noise: list[float] = []
+    for block, layer in zip(model.blocks, spec.layers, strict=True):
+        if not isinstance(block.mixer, Attention) or not isinstance(layer, LayerSpec):
+            noise.append(0.0)
+            continue
+        left = _left(_key_bias(ops, block.mixer), layer, spec, positions)
+        noise.append(_noise(left, layer.scale, spec.kv))
+    return noise
 
 
 def kv_warning(ops: Backend, model: Decoder, spec: CacheSpec) -> str | None:

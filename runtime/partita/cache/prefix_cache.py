@@ -175,11 +175,12 @@ class PrefixCache:
 def nearest(snapshot: Snapshot, tokens: int) -> int:
     """The longest beginning, of at most `tokens`, that a snapshot of one row can be trimmed to; 0: none.
 
-    A ring can be taken back a little, and always into its sinks, which nothing overwrites.
+    A ring can be taken back a little, and always into its sinks, which nothing overwrites; recurrent layers to their
+    checkpoints.
     """
     (held,) = snapshot.offsets
-    sinks = {layer.span.sinks for layer in snapshot.spec.layers}
-    ends = (min(tokens, held), *sorted((end for end in sinks if end < min(tokens, held)), reverse=True))
+    known = {*(span.sinks for span in snapshot.spec.spans), *snapshot.checkpoints_of(0)}
+    ends = (min(tokens, held), *sorted((end for end in known if end < min(tokens, held)), reverse=True))
     return next((end for end in ends if snapshot.can_trim(held - end)), 0)
 
 

@@ -10,12 +10,16 @@ likely to save more than that:
   a chunk, so one snapshot serves the end of the prompt and the end of its last message.
 - In the middle of a prompt, where it parts from one that is held but cannot be taken back so far: the second
   conversation with a system prompt shows that it is shared, and from the third on it is not fed again.
+
+Recurrent layers cannot be taken back, but to checkpoints (`states`). Reading pauses for one where a later prompt is
+likely to part from this one: behind the last message, since templates say earlier replies in other words than they were
+given in (without their thoughts); at a branch; and now and then in a long prompt. A snapshot holds its checkpoints.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..backend import Backend
 from .prefix_cache import PrefixCache, nearest
@@ -26,6 +30,7 @@ LEAST = 64  # tokens; fewer are fed in less time than they are worth the memory
 SHARE = 4  # of a prompt, one part in so many must be new
 MOST_BYTES = 512 << 20
 MOST_OF_FREE = 8  # one part in so many of free memory
+EVERY = 1024  # tokens between checkpoints in a long prompt, at least
 
 
 def default_bytes(ops: Backend) -> int:
@@ -35,10 +40,14 @@ def default_bytes(ops: Backend) -> int:
 
 @dataclass
 class Reuse:
-    """One session's dealings with a prefix cache (None: nothing is kept or found). model: whose weights, by name."""
+    """One session's dealings with a prefix cache (None: nothing is kept or found). model: whose weights, by name. ends:
+    tokens that end a message."""
 
     prefixes: PrefixCache | None
     model: str
+    ends: frozenset[int] = frozenset()
+    pauses: tuple[int, ...] = ()
+    """Numbers of tokens of the prompt after which reading is to pause, rising."""
     branch: int = 0
     """Where this prompt parts from another that could not be taken back so far; 0 once seen to, or if there is none."""
 
@@ -55,7 +64,16 @@ class Reuse:
             cache.reset()
         elif cache.offsets[0] > own:
             cache.trim(cache.offsets[0] - own)
+        self.pauses = self._pauses(cache, prompt, own) if cache.spec.recurrent else ()
         return own
+
+    def _pauses(self, cache: Cache, prompt: Sequence[int], own: int) -> tuple[int, ...]:
+        """Behind the last message, or what leaves a token to feed where there is none; at the branch; and so often that
+        half of the checkpoints are left for messages."""
+        ended = next((i + 1 for i in reversed(range(len(prompt) - 1)) if prompt[i] in self.ends), len(prompt) - 1)
+        step = max(EVERY, -(-2 * len(prompt) // cache.spec.checkpoints // cache.spec.chunk) * cache.spec.chunk)
+        wanted = {ended, self.branch, *range(step, len(prompt), step)}
+        return tuple(sorted(pause for pause in wanted if own < pause < len(prompt)))
 
     def _find(
         self, prefixes: PrefixCache, cache: Cache, prompt: Sequence[int], own: int
@@ -72,6 +90,8 @@ class Reuse:
 
     def fed(self, cache: Cache, tokens: Sequence[int]) -> None:
         """Called after every chunk of the prompt."""
+        if len(tokens) in self.pauses:
+            cache.checkpoint()
         if self.prefixes is None or not self.branch or len(tokens) < self.branch:
             return
         self.branch = 0
@@ -98,6 +118,7 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def _way_back(cache: Cache, more: int) -> bool:
-    """Whether the cache could be taken back to where it is now after `more` tokens."""
+    """Whether the cache could be taken back to where it is now after `more` tokens, or to a checkpoint near it."""
     now = cache.state()
-    return Snapshot(now.spec, (now.offsets[0] + more,), (now.reached[0] + more,), []).can_trim(more)
+    later = replace(now, offsets=(now.offsets[0] + more,), reached=(now.reached[0] + more,), arrays=[])
+    return nearest(later, now.offsets[0]) > now.offsets[0] - LEAST

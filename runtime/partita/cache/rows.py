@@ -19,6 +19,7 @@ from .buffers import Buffers, Change, Store
 from .sinks import SinkKeys
 from .snapshot import Snapshot
 from .spec import CacheSpec, LayerSpec, Span
+from .states import States
 
 
 class Rows:
@@ -27,7 +28,8 @@ class Rows:
 
     def __init__(self, ops: Backend, spec: CacheSpec, batch: int, *, room: int):
         self.ops, self.spec, self.batch, self.room = ops, spec, batch, room
-        self._ropes = {rope: RopeTable(ops, rope) for rope in dict.fromkeys(x.rope for x in spec.layers) if rope}
+        ropes = dict.fromkeys(layer.rope for layer in spec.attention.values())
+        self._ropes = {rope: RopeTable(ops, rope) for rope in ropes if rope}
         self._store = Store(ops, spec.kv)
         self.reset()
 
@@ -36,18 +38,18 @@ class Rows:
         self.offsets = [0] * self.batch
         self._reached = [0] * self.batch  # furthest ever written: what lies a ring behind it is overwritten
         self._next = self.ops.zeros((self.batch,), "int32")
-        spans = dict.fromkeys(layer.span for layer in self.spec.layers)
-        self._capacity = {span: self.spec.slots(span, self.room) for span in spans}
-        self._positions = {span: self._new_positions(span) for span in spans}
+        self._capacity = {span: self.spec.slots(span, self.room) for span in self.spec.spans}
+        self._positions = {span: self._new_positions(span) for span in self.spec.spans}
         self._sink_keys = SinkKeys(self.ops, self.spec, self._store, self._ropes, self.batch)
-        self._layers = [self._new_buffers(layer) for layer in self.spec.layers]
+        self._layers = {i: self._new_buffers(layer) for i, layer in self.spec.attention.items()}
+        self._states = States(self.ops, self.spec, self.batch)
 
     # What is held
 
     @property
     def nbytes(self) -> int:
-        """Bytes of every array held, positions included."""
-        return sum(int(array.nbytes) for array in self.arrays())
+        """Bytes of every array held, positions and checkpoints included."""
+        return sum(int(array.nbytes) for array in self.arrays()) + self._states.nbytes
 
     @property
     def reached(self) -> tuple[int, ...]:
@@ -82,14 +84,16 @@ class Rows:
 
         self._positions = {span: made(span)(positions, 0, 1) for span, positions in self._positions.items()}
         self._sink_keys.map(change)
-        for layer, buffers in zip(self.spec.layers, self._layers, strict=True):
-            buffers.map(made(layer.span), change)
+        for i, buffers in self._layers.items():
+            buffers.map(made(self.spec.attention[i].span), change)
+        self._states.map(change)
 
     # State as data
 
     def state(self) -> Snapshot:
         """What the cache holds now, in the cache's own memory: to be read before the next write."""
-        return Snapshot(self.spec, tuple(self.offsets), tuple(self._reached), self.arrays())
+        checkpoints = tuple(map(dict, self._states.checkpoints))
+        return Snapshot(self.spec, tuple(self.offsets), tuple(self._reached), self.arrays(), checkpoints)
 
     def snapshot(self) -> Snapshot:
         """What the cache holds now, in memory of its own: later writes do not change it."""
@@ -105,6 +109,7 @@ class Rows:
         self.offsets, self._reached = list(snapshot.offsets), list(snapshot.reached)
         arrays = iter(snapshot.arrays)
         self._each(lambda _, rows, slots: self.ops.copy(next(arrays)))
+        self._states.hold_checkpoints(map(snapshot.checkpoints_of, range(self.batch)))
         self._capacity = {span: positions.shape[1] - span.sinks for span, positions in self._positions.items()}
 
     # Rows
@@ -115,6 +120,7 @@ class Rows:
         self._each(lambda array, rows, _: self.ops.take(array, index, rows))
         self.offsets = [self.offsets[row] for row in rows]
         self._reached = [self._reached[row] for row in rows]
+        self._states.hold_checkpoints(self._states.checkpoints[row] for row in rows)
         self.batch = len(rows)
 
     def extend(self, other: Rows) -> None:
@@ -131,6 +137,7 @@ class Rows:
         self._each(lambda array, rows, _: self.ops.concat([array, next(theirs)], rows))
         self.offsets += other.offsets
         self._reached += other._reached
+        self._states.hold_checkpoints([*self._states.checkpoints, *other._states.checkpoints])
         self.batch += other.batch
 
     def row(self, row: int) -> Snapshot:
@@ -151,7 +158,7 @@ class Rows:
 
         unused = {span: capacity - self.spec.slots(span, reached) for span, capacity in self._capacity.items()}
         self._each(part(0), of=lambda span: part(unused[span]))
-        return Snapshot(self.spec, (self.offsets[row],), (reached,), found)
+        return Snapshot(self.spec, (self.offsets[row],), (reached,), found, (dict(self._states.checkpoints[row]),))
 
     def put(self, row: int, snapshot: Snapshot) -> None:
         """Hold a snapshot of one row in place of a row, the others staying where they are.
@@ -170,6 +177,7 @@ class Rows:
             return self.ops.place(array, next(arrays), start)
 
         self._each(change)
+        self._states.checkpoints[row] = dict(snapshot.checkpoints_of(0))
         self.offsets[row], self._reached[row] = snapshot.offsets[0], snapshot.reached[0]
 
     def drop(self, row: int) -> None:
@@ -180,6 +188,7 @@ class Rows:
         emptied = ops.array((np.arange(self.batch) == row)[:, None])
         for span, held in self._positions.items():
             self._positions[span] = ops.assign(held, ops.where(emptied, -1, held))
+        self._states.empty(row)
 
     # Memory
 
@@ -190,8 +199,8 @@ class Rows:
                 continue
             new = self._store.positions(more, self.batch)
             self._positions[span] = self.ops.concat([self._positions[span], new], 1)
-            for layer, buffers in zip(self.spec.layers, self._layers, strict=True):
-                if layer.span == span:
+            for i, buffers in self._layers.items():
+                if (layer := self.spec.attention[i]).span == span:
                     self._store.lengthen(buffers, layer, more, self.batch)
             self._capacity[span] = wanted
 

@@ -5,8 +5,8 @@ taken only by a cache that would have computed the same, and every difference is
 anything changes. It is written whole or not at all.
 
 Format: safetensors. `__metadata__` holds one JSON table, `partita_session`; the arrays have the names of `layout`, each
-in its own dtype, and the token ids are U32. A CRC-32 covers the table and every array, in the order of `Cache.arrays`.
-A session is one row.
+in its own dtype, then what recurrent layers had at their latest checkpoint, then the token ids, which are U32. A CRC-32
+covers the table and every array, in the order of `Cache.arrays`. A session is one row.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ class _Described:
     offset: Position
     reached: Position
     extra: dict[str, Any]
+    checkpoint: Position | None = None
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,10 @@ def save(
     if cache.batch != 1 or cache.offsets[0] != len(tokens):
         raise ContextError(f"a session of {len(tokens)} tokens cannot be saved from a cache that holds {cache.offsets}")
     state = cache.state()
-    places = [*layout(cache.spec, cache.dense, state.reached[0]), (_TOKENS, (len(tokens),), "uint32")]
-    names = zip(places, state.arrays, strict=False)
+    checkpoint = max(state.checkpoints_of(0), default=None)
+    places = _places(cache, state.reached[0], len(tokens), checkpoint)
+    held = [*state.arrays, *(() if checkpoint is None else state.checkpoints_of(0)[checkpoint])]
+    names = zip(places, held, strict=False)
     arrays = [_host(cache, array, place) for place, array in names] + [np.asarray(tokens, np.uint32)]
     header = {
         **_description(cache, identity),
@@ -92,6 +95,7 @@ def save(
         "model": identity.model,
         "offset": state.offsets[0],
         "reached": state.reached[0],
+        **({} if checkpoint is None else {"checkpoint": checkpoint}),
         "extra": json.loads(json.dumps(dict(extra or {}))),  # as it will be read
     }
     header["crc32"] = _checksum(header, arrays)
@@ -109,8 +113,8 @@ def load(path: Path, cache: Cache, identity: Identity) -> Saved:
     _check_same(header, cache, identity, path.name)
     tensors, end = read_header(data, path.name)
     store = SafetensorsSet(tensors, {path.name: data}, {path.name: end})
-    offset, reached = header["offset"], header["reached"]
-    places = [*layout(cache.spec, cache.dense, reached), (_TOKENS, (offset,), "uint32")]
+    offset, reached, checkpoint = header["offset"], header["reached"], header.get("checkpoint")
+    places = _places(cache, reached, offset, checkpoint)
     wanted = {name: (shape, _STORED[dtype]) for name, shape, dtype in places}
     found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
     if found != wanted:
@@ -121,10 +125,13 @@ def load(path: Path, cache: Cache, identity: Identity) -> Saved:
     arrays = [store.read(name) for name, _, _ in places]
     if _checksum(header, arrays) != header.get("crc32"):
         raise CheckpointError(f"{path.name}: what it holds does not match its checksum; the file is damaged")
-    snapshot = Snapshot(cache.spec, (offset,), (reached,), [cache.ops.array(array) for array in arrays[:-1]])
+    held = [cache.ops.array(array) for array in arrays[:-1]]
+    count = len(layout(cache.spec, cache.dense, reached))
+    kept = () if checkpoint is None else ({checkpoint: tuple(held[count:])},)
+    snapshot = Snapshot(cache.spec, (offset,), (reached,), held[:count], kept)
     positions = [array for (name, _, _), array in zip(places, arrays, strict=True) if name.startswith("positions.")]
     expected = _positions(cache.spec, reached)
-    sound = offset <= reached and arrays[0][0] == offset and snapshot.can_trim(0)
+    sound = offset <= reached and arrays[0][0] == offset and snapshot.can_trim(0) and (checkpoint or 0) <= offset
     if not sound or not all(np.array_equal(a, b) for a, b in zip(positions, expected, strict=True)):
         raise CheckpointError(f"{path.name}: its positions are not those of {offset} tokens; the file is damaged")
     return Saved(snapshot, arrays[-1].tolist(), header["extra"])
@@ -145,13 +152,13 @@ def layout(spec: CacheSpec, dense: Mapping[int, str], reached: int) -> list[Plac
     dense: dtype of 16 and of 32 bits (`Cache.dense`).
     """
     places: list[Place] = [("next", (1,), "int32")]
-    for i, span in enumerate(dict.fromkeys(layer.span for layer in spec.layers)):
+    for i, span in enumerate(spec.spans):
         places.append((f"positions.{i}", (1, span.sinks + spec.slots(span, reached)), "int32"))
-    rotated = [layer for layer in spec.layers if layer.span.sinks and layer.rope is not None]
+    rotated = [layer for layer in spec.attention.values() if layer.span.sinks and layer.rope is not None]
     for i, layer in enumerate(dict.fromkeys(rotated)):
         shape = (1, rotated.count(layer) * layer.kv_heads, layer.span.sinks + 1, layer.head_dim)
         places.append((f"unrotated.{i}", shape, dense[spec.kv.sink_bits]))
-    for i, layer in enumerate(spec.layers):
+    for i, layer in spec.attention.items():
         slots, sinks, name = spec.slots(layer.span, reached), layer.span.sinks, f"layers.{i}"
         if spec.kv.joint:
             places.append(
@@ -163,7 +170,25 @@ def layout(spec: CacheSpec, dense: Mapping[int, str], reached: int) -> list[Plac
             places.append(
                 (f"{name}.sinks", (2, 1, layer.kv_heads, sinks + 1, layer.head_dim), dense[spec.kv.sink_bits])
             )
-    return places
+    return [*places, *_states(spec)]
+
+
+def _places(cache: Cache, reached: int, tokens: int, checkpoint: int | None) -> list[Place]:
+    """Of all that is in a file. checkpoint: the tokens of the one that is kept; None: of none."""
+    earlier = (
+        []
+        if checkpoint is None
+        else [(f"checkpoint.{name}", shape, dtype) for name, shape, dtype in _states(cache.spec)]
+    )
+    return [*layout(cache.spec, cache.dense, reached), *earlier, (_TOKENS, (tokens,), "uint32")]
+
+
+def _states(spec: CacheSpec) -> Iterator[Place]:
+    """Of recurrent layers, in the order of `States.arrays`."""
+    for i, layer in spec.recurrent.items():
+        yield f"layers.{i}.tail", (1, *layer.tail), "float32"
+        if layer.matrix:
+            yield f"layers.{i}.matrix", (1, *layer.matrix), "float32"
 
 
 def _packed(name: str, layer: LayerSpec, slots: int, kv: KVFormat, dense: Mapping[int, str]) -> Iterator[Place]:
@@ -187,7 +212,7 @@ def _packed(name: str, layer: LayerSpec, slots: int, kv: KVFormat, dense: Mappin
 def _positions(spec: CacheSpec, reached: int) -> Iterator[np.ndarray]:
     """What the slots of each kind of layer hold after `reached` tokens, int32 (1, sinks + slots): a slot has the last
     position that was written to it, since a trim leaves slots as they are and a position has one slot."""
-    for span in dict.fromkeys(layer.span for layer in spec.layers):
+    for span in spec.spans:
         ring, slots = spec.ring(span), spec.slots(span, reached)
         turning = max(reached - span.sinks, 0)
         slot = np.arange(slots, dtype=np.int64)

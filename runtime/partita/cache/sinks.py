@@ -22,7 +22,7 @@ class SinkKeys:
 
     def __init__(self, ops: Backend, spec: CacheSpec, store: Store, ropes: Mapping[RopeConfig, RopeTable], batch: int):
         self._ops, self._spec, self._ropes = ops, spec, ropes
-        layers = [layer for layer in spec.layers if layer.span.sinks and layer.rope is not None]
+        layers = [layer for layer in spec.attention.values() if layer.span.sinks and layer.rope is not None]
         alike = {layer: layers.count(layer) for layer in layers}
         self._keys = {layer: store.unrotated(layer, count, batch) for layer, count in alike.items()}
 
@@ -36,7 +36,7 @@ class SinkKeys:
 
     def write(self, layer: int, keys: Array, index: Array) -> None:
         """Keep a layer's keys (B, T, H, D) at places (B, T), the last one of which goes nowhere."""
-        spec = self._spec.layers[layer]
+        spec = self._spec.attention[layer]
         if spec in self._keys:
             self._keys[spec] = self._ops.write(self._keys[spec], keys.swapaxes(1, 2), index, self._first_head(layer))
 
@@ -51,7 +51,7 @@ class SinkKeys:
 
     def of(self, layer: int, turned: Mapping[LayerSpec, Array]) -> Array | None:
         """A layer's own ones of what `turned` gave, (B, H, S, D); None where it has none."""
-        spec, first = self._spec.layers[layer], self._first_head(layer)
+        spec, first = self._spec.attention[layer], self._first_head(layer)
         keys = turned.get(spec)
         return None if keys is None else keys[:, :, first : first + spec.kv_heads].swapaxes(1, 2)
 
@@ -65,9 +65,10 @@ class SinkKeys:
 
     def own(self, layer: int) -> Array:
         """Those of one layer: (B, H, S + 1, D)."""
-        spec, first = self._spec.layers[layer], self._first_head(layer)
+        spec, first = self._spec.attention[layer], self._first_head(layer)
         return self._keys[spec][:, first : first + spec.kv_heads]
 
     def _first_head(self, layer: int) -> int:
         """Of a layer among those that are alike."""
-        return self._spec.layers[:layer].count(self._spec.layers[layer]) * self._spec.layers[layer].kv_heads
+        spec = self._spec.attention[layer]
+        return self._spec.layers[:layer].count(spec) * spec.kv_heads

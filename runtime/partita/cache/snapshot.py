@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..arrays import Array
 from ..brief import Brief
 from .spec import CacheSpec
+from .states import Checkpoint, checkpoint_bytes
 
 
 @dataclass(frozen=True)
@@ -20,20 +22,34 @@ class Slots:
 
 @dataclass(frozen=True)
 class Snapshot(Brief):
-    """State of a cache as data. arrays: in the order of `Cache.arrays`. offsets, reached: tokens, a row each."""
+    """State of a cache as data. arrays: in the order of `Cache.arrays`. offsets, reached: tokens, a row each.
+    checkpoints: of each row's recurrent layers, by the tokens that it had."""
 
     spec: CacheSpec
     offsets: tuple[int, ...]
     reached: tuple[int, ...]
     arrays: list[Array]
+    checkpoints: tuple[Mapping[int, Checkpoint], ...] = ()
 
     @property
     def nbytes(self) -> int:
-        return sum(int(array.nbytes) for array in self.arrays)
+        return sum(int(array.nbytes) for array in self.arrays) + checkpoint_bytes(self.checkpoints)
+
+    def checkpoints_of(self, row: int) -> Mapping[int, Checkpoint]:
+        return self.checkpoints[row] if self.checkpoints else {}
 
     def can_trim(self, tokens: int) -> bool:
+        """Whether `tokens` can be taken back from every row: what is visible then is still held, and recurrent layers
+        have a checkpoint there."""
+        if not self.sees(tokens):
+            return False
+        ends = [offset - tokens for offset in self.offsets]
+        known = ({0, offset, *self.checkpoints_of(row)} for row, offset in enumerate(self.offsets))
+        return not self.spec.recurrent or all(end in held for end, held in zip(ends, known, strict=True))
+
+    def sees(self, tokens: int) -> bool:
         """Whether every position visible after taking `tokens` back is still held."""
-        for span in {layer.span for layer in self.spec.layers}:
+        for span in self.spec.spans:
             ring = self.spec.ring(span)
             if ring is None or span.window is None:
                 continue

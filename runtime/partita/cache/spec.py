@@ -5,16 +5,20 @@ Knows no arrays. `Cache` (state.py) allocates exactly what `cache_bytes` says.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 
 from ..brief import Brief
 from ..errors import ContextError
-from ..model.config import ModelConfig, RopeConfig
+from ..model.config import LayerConfig, ModelConfig, RopeConfig
 from ..quantization import check_groups, hadamard_matrix
 from .kv_format import KVFormat
 
 BLOCK = 256  # slots; a growing buffer gains this many at a time
 ALIGN = 32  # slots; the size of a full ring is rounded up to this
+CHECKPOINT_BYTES = 256 << 20  # of a row; a model of 4B has some 50 MiB of state, one of 27B 150
+LEAST_CHECKPOINTS, MOST_CHECKPOINTS = 2, 16
 DEFAULT_SINKS = 4
 DEFAULT_CHUNK = 256
 
@@ -50,19 +54,59 @@ class LayerSpec:
 
 
 @dataclass(frozen=True)
+class RecurrentSpec:
+    """What a layer without keys and values keeps of all tokens, float32: the last inputs of its convolution, (K - 1,
+    channels), and a matrix for each of its heads, () where it has none."""
+
+    tail: tuple[int, int]
+    matrix: tuple[int, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        return 4 * (math.prod(self.tail) + (math.prod(self.matrix) if self.matrix else 0))
+
+
+@dataclass(frozen=True)
 class CacheSpec(Brief):
-    """Everything that decides a cache's size and behaviour.
+    """Everything that decides a cache's size and behaviour. Some of the layers attend.
 
     context: tokens that a full-attention layer keeps (None: all). chunk: the longest write. slack: how many tokens
     `trim` can always take back.
     """
 
-    layers: tuple[LayerSpec, ...]
+    layers: tuple[LayerSpec | RecurrentSpec, ...]
     kv: KVFormat
     context: int | None
     sinks: int
     chunk: int = DEFAULT_CHUNK
     slack: int = 0
+
+    @cached_property
+    def attention(self) -> dict[int, LayerSpec]:
+        """Layers that attend, by their numbers."""
+        return {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, LayerSpec)}
+
+    @cached_property
+    def recurrent(self) -> dict[int, RecurrentSpec]:
+        """The other layers, by their numbers."""
+        return {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, RecurrentSpec)}
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """The kinds of layers that attend."""
+        return tuple(dict.fromkeys(layer.span for layer in self.attention.values()))
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of a row's recurrent states, whatever its length."""
+        return sum(layer.nbytes for layer in self.recurrent.values())
+
+    @property
+    def checkpoints(self) -> int:
+        """How many earlier recurrent states a row may keep to be taken back to (`states`)."""
+        if not self.recurrent:
+            return 0
+        return max(min(CHECKPOINT_BYTES // self.state_bytes, MOST_CHECKPOINTS), LEAST_CHECKPOINTS)
 
     def ring(self, span: Span) -> int | None:
         """Slots that a full ring goes round; None where nothing is ever overwritten."""
@@ -110,21 +154,24 @@ def plan(
     if kv.hadamard:
         hadamard_matrix(config.head_dim)
     full = Span(context - sinks, sinks)
-    layers = tuple(
-        LayerSpec(
-            config.num_kv_heads,
-            config.head_dim,
-            full if layer.window is None else Span(layer.window, 0),
-            layer.rope.for_context(context) if layer.rope else None,
-            config.attention_scale,
-            config.attention_softcap,
-            config.sink_logits,
-            config.attention_bias and config.qk_norm == "none",
-            config.qk_norm == "rotated",
-        )
-        for layer in config.layers
-    )
+    layers = tuple(_layer(config, layer, full, context) for layer in config.layers)
     return CacheSpec(layers, kv, context, sinks, chunk, slack)
+
+
+def _layer(config: ModelConfig, layer: LayerConfig, full: Span, context: int) -> LayerSpec | RecurrentSpec:
+    if (delta := layer.delta) is not None:
+        return RecurrentSpec((delta.kernel - 1, delta.channels), (delta.value_heads, delta.value_dim, delta.key_dim))
+    return LayerSpec(
+        config.num_kv_heads,
+        config.head_dim,
+        full if layer.window is None else Span(layer.window, 0),
+        layer.rope.for_context(context) if layer.rope else None,
+        config.attention_scale,
+        config.attention_softcap,
+        config.sink_logits,
+        config.attention_bias and config.qk_norm == "none",
+        config.qk_norm == "rotated",
+    )
 
 
 def side_bytes(bits: int, group_size: int, head_dim: int) -> float:
@@ -137,17 +184,18 @@ def bytes_per_token(spec: CacheSpec) -> float:
     kv = spec.kv
     return sum(
         layer.kv_heads * side_bytes(bits, kv.group_size, layer.head_dim)
-        for layer in spec.layers
+        for layer in spec.attention.values()
         for bits in (kv.key_bits, kv.value_bits)
     )
 
 
 def cache_bytes(spec: CacheSpec, tokens: int, batch: int = 1) -> int:
-    """Bytes of a cache of `batch` rows once `tokens` have been written to each: exactly `Cache.nbytes`."""
-    kv, total = spec.kv, 4  # int32: the next position
-    for span in dict.fromkeys(layer.span for layer in spec.layers):
+    """Bytes of a cache of `batch` rows once `tokens` have been written to each: exactly `Cache.nbytes`, of one without
+    checkpoints."""
+    kv, total = spec.kv, 4 + spec.state_bytes  # int32: the next position
+    for span in spec.spans:
         total += 4 * (spec.slots(span, tokens) + span.sinks)  # int32: slots' positions
-    for layer in spec.layers:
+    for layer in spec.attention.values():
         slots, sinks = spec.slots(layer.span, tokens), layer.span.sinks
         vectors = sum(side_bytes(bits, kv.group_size, layer.head_dim) for bits in (kv.key_bits, kv.value_bits))
         total += int(layer.kv_heads * (slots + (sinks if kv.joint else 0)) * vectors)

@@ -56,10 +56,10 @@ class Cache(Rows):
     def __init__(self, ops: Backend, spec: CacheSpec, batch: int = 1, *, room: int = 0):
         super().__init__(ops, spec, batch, room=room)
         self.dense = self._store.dense
-        self._absolute = any(layer.absolute for layer in spec.layers)
+        self._absolute = any(layer.absolute for layer in spec.attention.values())
         # made once: a step that is a CUDA graph cannot send numbers to the device
         self._centres = Centres(ops, spec, self._ropes)
-        most = max(spec.chunk, *(layer.span.sinks + 1 for layer in spec.layers))
+        most = max(spec.chunk, *(span.sinks + 1 for span in spec.spans))
         self._counted = ops.array(np.arange(most, dtype=np.int32))
 
     def __repr__(self) -> str:
@@ -73,6 +73,7 @@ class Cache(Rows):
         self._angles: dict[RopeConfig, tuple[Array, Array]] = {}
         self._growth: dict[RopeConfig, Array | None] = {}
         self._turns: dict[Any, Any] = {}
+        self._expected: Step | None = None
 
     # What is held
 
@@ -102,7 +103,13 @@ class Cache(Rows):
         lengths: how many of them are real in each row (the rest is padding at the end); all, if None.
         Raises ContextError when the step is longer than the chunk that the ring was made for.
         """
-        self.begin_step(self.reserve(tokens, lengths))
+        step, self._expected = self._expected, None
+        self.begin_step(step or self.reserve(tokens, lengths))
+
+    def expect(self, step: Step) -> None:
+        """The next `advance` is for a step that has been reserved already: what is left of it runs on the device
+        alone."""
+        self._expected = step
 
     def reserve(self, tokens: int, lengths: Sequence[int] | None = None) -> Step:
         """The host's half of `advance`: grow, move the mirror on, and say which kind of step this is."""
@@ -144,12 +151,14 @@ class Cache(Rows):
         ops, tokens = self.ops, step.tokens
         index = self._counted[None, :tokens]
         positions = queries = self._next[:, None] + index  # B T
+        lengths = None
         if step.lengths is None:
             self._next = ops.assign(self._next, self._next + tokens)
         else:
             lengths = ops.array(np.asarray(step.lengths, np.int32))
             positions = ops.where(index < lengths[:, None], positions, -1)
             self._next = ops.assign(self._next, self._next + lengths)
+        self._states.begin_step(index, lengths)
         self._angles = {rope: table.angles(queries) for rope, table in self._ropes.items()}
         self._growth = {rope: table.growth(queries) for rope, table in self._ropes.items()}
         self._turns = {}
@@ -224,7 +233,7 @@ class Cache(Rows):
         x: (B, T, heads + 2 * Hkv, D), queries, keys and values of the step announced by `advance`, before rotation.
         sink_logits: the layer's learned ones, float32 (heads,). query_norm: what becomes of queries after rotation.
         """
-        ops, spec, buffers = self.ops, self.spec.layers[layer], self._layers[layer]
+        ops, spec, buffers = self.ops, self.spec.attention[layer], self._layers[layer]
         view = self._views[spec.span]
         if spec.rope is not None:
             x = grown(ops, x, heads, self._growth[spec.rope])
@@ -261,6 +270,14 @@ class Cache(Rows):
         )
         return self._spread(out)
 
+    def causal_conv(self, layer: int, x: Array, weight: Array, bias: Array | None = None) -> Array:
+        """As in `SequenceState`: the layer keeps the last inputs of each row."""
+        return self._states.causal_conv(layer, x, weight, bias)
+
+    def gated_delta(self, layer: int, q: Array, k: Array, v: Array, decay: Array, beta: Array) -> Array:
+        """As in `SequenceState`: the layer keeps its matrices as each row's last token leaves them."""
+        return self._states.gated_delta(layer, q, k, v, decay, beta)
+
     def _sinks(
         self,
         layer: int,
@@ -271,7 +288,7 @@ class Cache(Rows):
     ) -> Sinks[Array] | None:
         """What is scored apart from the ring: sinks beside a packed one, and those of queries beyond the anchor. Their
         scores lose what those of the ring's keys lose without the centre."""
-        ops, spec, buffers = self.ops, self.spec.layers[layer], self._layers[layer]
+        ops, spec, buffers = self.ops, self.spec.attention[layer], self._layers[layer]
         view, heads = self._views[spec.span], q.shape[1]
         if view.first is None:
             return None
@@ -311,16 +328,35 @@ class Cache(Rows):
 
     # Taking back
 
+    def checkpoint(self) -> None:
+        """Keep what recurrent layers remember now, so that `trim` can come back to here. Of many the cache keeps some
+        (`CacheSpec.checkpoints`). Without such layers nothing need be kept."""
+        self._states.checkpoint(self.offsets)
+
+    def mark(self, *, inputs: bool) -> None:
+        """Until the next mark `trim` can come back to here, whatever the layers; inputs: and to any token behind, if no
+        step of these is compiled."""
+        self._states.mark(self.offsets, inputs=inputs)
+
+    def unmark(self) -> None:
+        """Nothing more will be taken back."""
+        self._states.unmark()
+
     def trim(self, tokens: int) -> None:
         """Take the last `tokens` of every row back, exactly, as if they had never been written.
 
-        Raises ContextError when a position that the new end sees has been overwritten, or the row is shorter.
+        Raises ContextError when a position that the new end sees has been overwritten, or the row is shorter, or has
+        recurrent layers without a checkpoint there.
         """
         ends = [offset - tokens for offset in self.offsets]
         if tokens < 0 or min(ends) < 0:
             raise ContextError(f"cannot take back {tokens} of {min(self.offsets)} tokens")
         if not self.can_trim(tokens):
-            raise ContextError(f"cannot take back {tokens} tokens: what the ring held before them is overwritten")
+            why = "what the ring held before them is overwritten"
+            if self.state().sees(tokens):
+                why = "recurrent layers have no checkpoint there"
+            raise ContextError(f"cannot take back {tokens} tokens: {why}")
+        self._states.trim(self.offsets, ends)
         # Slots are left as they are: a position past the end is seen by no query (p <= q) until it is written again,
         # and it is written to the very slot that holds it now.
         self.offsets = ends
@@ -341,7 +377,8 @@ class Cache(Rows):
             span: self._counted[None, : span.sinks] + self._next[:, None] * 0 for span in self._positions if span.sinks
         }
         turned = {spec: keys for span, at in places.items() for spec, keys in self._sink_keys.turned(span, at).items()}
-        for layer, (spec, buffers) in enumerate(zip(self.spec.layers, self._layers, strict=True)):
+        for layer, buffers in self._layers.items():
+            spec = self.spec.attention[layer]
             sinks, empty = spec.span.sinks, self._new_buffers(spec)
             if sinks and buffers.sinks is None:
                 k, v = (part(buffers.kv, i)[:, :, :sinks].swapaxes(1, 2) for i in range(2))
@@ -351,5 +388,9 @@ class Cache(Rows):
         self._reached = list(self.offsets)
 
     def can_trim(self, tokens: int) -> bool:
-        """Whether every position visible after taking `tokens` back is still held."""
-        return self.state().can_trim(tokens)
+        """Whether so many tokens of every row can be taken back."""
+        held = self.state()
+        if held.can_trim(tokens):
+            return True
+        ends = [offset - tokens for offset in self.offsets]
+        return bool(self.spec.recurrent) and held.sees(tokens) and self._states.is_marked(ends)

@@ -29,7 +29,7 @@ class Checkpoint(Brief, ABC):
     """What both formats share.
 
     config: as config.json (for GGUF derived from the metadata). generation_config: as generation_config.json, or {}.
-    norms_include_one: whether stored RMS norm weights of a `1 + w` family already hold the one (GGUF's Gemma).
+    norms_include_one: whether stored RMS norm weights of a `1 + w` family already hold the one (GGUF's, MLX's Qwen).
     metadata: GGUF's keys and values, None for a folder.
     """
 

@@ -50,7 +50,16 @@ class FolderCheckpoint(Checkpoint):
             promised=names.canonical(store.promised, safetensors.INDEX_FILE, alone=alone),
         )
         weights = registry.stored_weights(store.tensors, config, folder.name)
-        return cls(path=folder, config=config, generation_config=extra, store=store, weights=weights)
+        # where MLX turns the taps of Qwen's convolutions, (C, K, 1), it adds the one to norms
+        taps = [weight.shape for name, weight in weights.items() if name.endswith("linear_attn.conv1d.weight")]
+        return cls(
+            path=folder,
+            config=config,
+            generation_config=extra,
+            norms_include_one=any(shape[1] > shape[-1] == 1 for shape in taps),
+            store=store,
+            weights=weights,
+        )
 
     def missing(self, name: str) -> CheckpointError:
         if name not in self.store.promised:

@@ -19,7 +19,7 @@ def held(id: int, cache: Cache, row: int) -> Held:
     """What one row of a cache holds."""
     spec, slots, rings = cache.spec, cache.slots(row), list[Ring]()
     for span, capacity in cache.capacity.items():
-        layers = sum(layer.span == span for layer in spec.layers)
+        layers = sum(layer.span == span for layer in spec.attention.values())
         rings.append(Ring(layers, span.sinks, span.window, spec.ring(span), capacity))
     rings.sort(key=lambda ring: (ring.window is not None, -(ring.window or 0)))
     return Held(

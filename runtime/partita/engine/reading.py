@@ -75,7 +75,7 @@ class Reading:
             model = self.row.model
             size = room(self.spec, len(self.prompt) + min(self.row.left, AHEAD))
             self.cache = Cache(model.ops, self.spec, room=size)
-            self._reuse = Reuse(self.prefixes, model.fingerprint + model.adapter)
+            self._reuse = Reuse(self.prefixes, model.fingerprint + model.adapter, model.tokenizer.stop_ids)
             self.done = self.reused = self._reuse.align(self.cache, [], self.prompt)
             self.sampler = Sampler(model.ops, self.row.request.sampling, model.config.vocab_size, self.prompt)
         return self.cache
@@ -84,7 +84,8 @@ class Reading:
         """Read so many tokens more, and behind the last one choose the first of the reply: what there is to report."""
         cache, ops, begun = self.begin(), self.row.model.ops, self.clock()
         runner = ModelRunner(ops, self.row.model.decoder, cache)
-        end = min(self.done + count, len(self.prompt))
+        pause = next((pause for pause in self._reuse.pauses if pause > self.done), len(self.prompt))
+        end = min(self.done + count, pause)
         tokens = np.asarray([self.prompt[self.done : end]], np.int32)
         if end < len(self.prompt):
             runner.feed(tokens)

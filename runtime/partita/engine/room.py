@@ -21,7 +21,7 @@ MAX_ROWS = 16
 
 def full(spec: CacheSpec) -> int | None:
     """The tokens of a row whose every ring has turned: it needs no more room than these. None: there is no such end."""
-    rings = [(layer.span, spec.ring(layer.span)) for layer in spec.layers]
+    rings = [(span, spec.ring(span)) for span in spec.spans]
     return None if any(ring is None for _, ring in rings) else max(span.sinks + (ring or 0) for span, ring in rings)
 
 
@@ -34,8 +34,9 @@ def room(spec: CacheSpec, tokens: int) -> int:
 
 
 def row_bytes(spec: CacheSpec, tokens: int) -> int:
-    """Bytes of a row once it has so many tokens, room that it does not fill included."""
-    return cache_bytes(spec, room(spec, tokens))
+    """Bytes of a row once it has so many tokens, room that it does not fill and checkpoints
+    included."""
+    return cache_bytes(spec, room(spec, tokens)) + spec.checkpoints * spec.state_bytes
 
 
 def refusal(spec: CacheSpec, tokens: int, budget: int) -> str:

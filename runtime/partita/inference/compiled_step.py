@@ -6,8 +6,7 @@ of the buffers are its key; while the ring is full, or between two blocks of a g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 from ..arrays import Array
@@ -47,28 +46,8 @@ class DecodeStep:
 
         def run(tokens: Array, *state: Array) -> tuple[Array, ...]:
             self._cache.hold(state)
-            logits = self._model(self._ops, tokens, _Reserved(self._cache, step), every=self._every)
+            self._cache.expect(step)
+            logits = self._model(self._ops, tokens, self._cache, every=self._every)
             return (logits, *self._cache.arrays())
 
         return run
-
-
-@dataclass(frozen=True)
-class _Reserved:
-    """A cache for a step that has been reserved already: what is left of `advance` runs on the device alone."""
-
-    cache: Cache
-    step: Step
-
-    def advance(self, tokens: int, lengths: Sequence[int] | None = None) -> None:
-        self.cache.begin_step(self.step)
-
-    def attend(
-        self,
-        layer: int,
-        x: Array,
-        heads: int,
-        sink_logits: Array | None = None,
-        query_norm: Callable[[Array], Array] | None = None,
-    ) -> Array:
-        return self.cache.attend(layer, x, heads, sink_logits, query_norm)

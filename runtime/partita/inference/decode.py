@@ -3,6 +3,8 @@
 A prompt is fed in chunks. Then one host read a step at most: on a device that computes asynchronously the next step is
 built before the last token is read, and started as soon as it has been.
 
+A prompt may have to pause, where what recurrent layers remember is to be kept for later prompts.
+
 With a drafter a step may be several tokens. The model reads the last token and the proposal as one chunk and chooses
 its own token after each of them with the ordinary sampler; the first that differs from the proposal ends the step, and
 the cache takes the rest back. Only the model's own choices are ever emitted, so the text is the one it would have
@@ -49,18 +51,20 @@ def prefill(
     runner: ModelRunner,
     prompt: Sequence[int],
     *,
+    pauses: Sequence[int] = (),
     on_progress: OnProgress | None = None,
     on_fed: OnFed | None = None,
 ) -> Array:
-    """Feed the prompt in chunks; logits (1, V) after its last token.
+    """Feed the prompt in chunks; logits (1, V) after its last token. pauses: tokens after which a chunk ends.
 
     Interrupted between chunks, the cache holds exactly the chunks that were fed, which on_fed has reported.
     """
     if not prompt:
         raise DataError("the prompt is empty: give at least one token")
     runner.model.check(prompt)
-    tokens, chunk, total = np.asarray(prompt, np.int32)[None], runner.cache.spec.chunk, len(prompt)
-    last = (total - 1) // chunk * chunk
+    runner.cache.unmark()
+    tokens, total = np.asarray(prompt, np.int32)[None], len(prompt)
+    *chunks, (last, _) = _chunks(total, runner.cache.spec.chunk, pauses)
 
     def report(start: int, end: int) -> None:
         if on_fed is not None:
@@ -69,12 +73,23 @@ def prefill(
             runner.ops.sync()
             on_progress(end, total)
 
-    for start in range(0, last, chunk):
-        runner.feed(tokens[:, start : start + chunk])
-        report(start, start + chunk)
+    for start, end in chunks:
+        runner.feed(tokens[:, start:end])
+        report(start, end)
     logits = runner.logits(tokens[:, last:])
     report(last, total)
     return logits
+
+
+def _chunks(total: int, chunk: int, pauses: Sequence[int]) -> list[tuple[int, int]]:
+    """(start, end) of pieces of at most `chunk` tokens that end at the pauses too."""
+    ends = [pause for pause in sorted({*pauses}) if 0 < pause < total] + [total]
+    starts = [0, *ends[:-1]]
+    return [
+        (start, min(start + chunk, end))
+        for begin, end in zip(starts, ends, strict=True)
+        for start in range(begin, end, chunk)
+    ]
 
 
 def decode(
@@ -84,19 +99,20 @@ def decode(
     options: DecodeOptions,
     *,
     drafter: Drafter | None = None,
+    pauses: Sequence[int] = (),
     on_progress: OnProgress | None = None,
     on_fed: OnFed | None = None,
 ) -> Iterator[Generated]:
     """Tokens after the prompt, up to and including a stop id, at most `options.max_tokens`. For one row.
 
-    drafter: one that has begun; the tokens are the same without it. When the iterator ends or is closed, the cache
-    holds exactly the ids that on_fed has reported. Raises CheckpointError where the model's logits are not finite, and
-    ContextError for a drafter whose proposals are longer than the cache can take back.
+    drafter: one that has begun; the tokens are the same without it. pauses: as for `prefill`. When the iterator ends
+    or is closed, the cache holds exactly the ids that on_fed has reported. Raises CheckpointError where the model's
+    logits are not finite, and ContextError for a drafter whose proposals are longer than the cache can take back.
     """
     if drafter is not None:
         drafter.check(runner.cache)
     begun = time.perf_counter()
-    logits = prefill(runner, prompt, on_progress=on_progress, on_fed=on_fed)
+    logits = prefill(runner, prompt, pauses=pauses, on_progress=on_progress, on_fed=on_fed)
     if drafter is None:
         steps: _Steps | _DraftedSteps = _Steps(runner, sampler, options.alternatives)
     else:
@@ -122,8 +138,10 @@ def decode(
                 if generated.id in options.stop_ids or not left:
                     return
         finally:
-            if unreported:
+            if unreported and runner.cache.can_trim(unreported):
                 runner.cache.trim(unreported)
+            elif unreported and on_fed is not None:  # recurrent layers have read it: it is a part of the conversation
+                on_fed([generated.id for generated in run[held - unreported : held]])
         if following is None:
             following = steps.after(choice, run[-1].id, left)
             if on_fed is not None:
@@ -178,9 +196,11 @@ class _DraftedSteps:
         ops = self.runner.ops
         proposal = self.drafter.propose(left - 1)
         drafts = ops.array(np.asarray(proposal, np.int32)) if isinstance(proposal, Sequence) else proposal
-        last = ops.array(np.asarray([token], np.int32))
+        last, cache = ops.array(np.asarray([token], np.int32)), self.runner.cache
         if not drafts.shape[0]:
+            cache.unmark()
             return self.choose(self.runner.decode(last))
+        cache.mark(inputs=True)
         return self.choose(self.runner.verify(ops.concat([last, drafts], 0)), drafts)
 
     def read(self, choice: Choice, begun: float) -> list[Generated]:

@@ -58,7 +58,8 @@ class ModelRunner:
 
     @cached_property
     def _steps(self) -> Callable[[Array], Array]:
-        if self.ops.compiles and not self.ops.asynchronous:  # else compiling costs much for each length of a draft
+        # not where compiling costs much for each length of a draft, nor where the inputs are kept (`Cache.mark`)
+        if self.ops.compiles and not self.ops.asynchronous and not self.cache.spec.recurrent:
             return DecodeStep(self.ops, self.model, self.cache, every=True)
         return lambda tokens: self.model(self.ops, tokens, self.cache, every=True)
 

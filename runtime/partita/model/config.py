@@ -65,22 +65,67 @@ class ExpertsConfig:
     intermediate_size: int
     normalize: bool = False
     """The chosen experts' weights are divided by their sum."""
-    softmax_after_topk: bool = False
-    """Weights are a softmax over the chosen scores, not the chosen part of a softmax over all."""
+    score: Literal["softmax", "sigmoid", "softmax_chosen"] = "softmax"
+    """What a router's outputs become: weights over all experts, of which those of the chosen count; each for itself; or
+    a softmax over the chosen alone."""
+    choice_bias: bool = False
+    """What is learned beside the scores decides which experts are chosen, and not what they weigh."""
+    groups: int = 1
+    active_groups: int = 1
+    """Experts stand in so many groups, and are chosen of the best groups alone: by the sum of their two best scores."""
+    scale: float = 1.0
+    """Multiplies the weights."""
+    shared_size: int = 0
+    """Width of an MLP that every token goes through besides; 0 for none."""
+    shared_gate: bool = False
+    """What that gives is multiplied by a sigmoid, learned for each token."""
     bias: bool = False
     """The router and the experts' projections have biases."""
+
+
+@dataclass(frozen=True)
+class DeltaConfig:
+    """A layer that remembers by the gated delta rule (arXiv 2412.06464): a matrix for each value head, which every
+    token changes, behind a short convolution.
+
+    key_heads: each serves value_heads / key_heads value heads. key_dim, value_dim: of a head. kernel: taps of the
+    convolution. norm_eps: of the norm over what the heads give.
+    """
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int
+    norm_eps: float
+    beta_scale: float = 1.0
+    """How much of a key's value one token may replace: 2 lets it be turned over (arXiv 2411.12537)."""
+
+    @property
+    def key_size(self) -> int:
+        return self.key_heads * self.key_dim
+
+    @property
+    def value_size(self) -> int:
+        return self.value_heads * self.value_dim
+
+    @property
+    def channels(self) -> int:
+        """Of the convolution: queries, keys and values."""
+        return 2 * self.key_size + self.value_size
 
 
 @dataclass(frozen=True)
 class LayerConfig:
     """window: keys a query sees, itself included; None for full attention. rope: None for a layer that does not rotate.
 
-    experts: whether the layer's MLP is `ModelConfig.experts`.
+    experts: whether the layer's MLP is `ModelConfig.experts`. delta: what the layer has in place of attention.
     """
 
     window: int | None
     rope: RopeConfig | None
     experts: bool = False
+    delta: DeltaConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +164,8 @@ class ModelConfig(Brief):
     attention_bias: bool = False
     """Of the query, key and value projections."""
     attention_out_bias: bool = False
+    attention_gate: bool = False
+    """What a head of attention gives is multiplied by a sigmoid, which is made where queries are."""
     mlp_bias: bool = False
     attention_softcap: float | None = None
     logit_softcap: float | None = None

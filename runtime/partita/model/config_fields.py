@@ -17,7 +17,7 @@ from .config import LayerConfig, ModelConfig, RopeConfig
 
 Config = Mapping[str, Any]
 MAX_LAYERS = 4096
-FULL, SLIDING = "full_attention", "sliding_attention"
+FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 
@@ -25,6 +25,7 @@ _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh
 _MATHEMATICS = (
     "attention_chunk_size",
     "attention_multiplier",
+    "attn_output_gate",
     "attn_logit_softcapping",
     "clip_qkv",
     "embedding_multiplier",
@@ -32,6 +33,7 @@ _MATHEMATICS = (
     "first_k_dense_replace",
     "hidden_size_per_layer_input",
     "layer_rope_theta",
+    "linear_allow_neg_eigval",
     "logit_scale",
     "logits_scaling",
     "n_routed_experts",
@@ -39,11 +41,14 @@ _MATHEMATICS = (
     "num_experts",
     "num_kv_shared_layers",
     "num_local_experts",
+    "n_shared_experts",
     "qk_layernorm",
     "qkv_bias",
     "query_pre_attn_scalar",
     "residual_multiplier",
+    "routed_scaling_factor",
     "rope_local_base_freq",
+    "shared_expert_intermediate_size",
     "sliding_window",
     "use_bias",
     "use_bidirectional_attention",
@@ -211,8 +216,10 @@ def layer_count(config: Config) -> int:
     return count
 
 
-def layer_types(config: Config, default: Sequence[str] | None = None) -> list[str]:
-    """ "full_attention" or "sliding_attention" for every layer. default: what the family's older files mean."""
+def layer_types(
+    config: Config, default: Sequence[str] | None = None, *, known: Sequence[str] = (FULL, SLIDING)
+) -> list[str]:
+    """What every layer is, of the `known` kinds. default: what the family's older files mean."""
     count, types = layer_count(config), config.get("layer_types")
     if types is None:
         types = default
@@ -223,7 +230,7 @@ def layer_types(config: Config, default: Sequence[str] | None = None) -> list[st
     if len(types) != count:
         raise CheckpointError(f"config.json: layer_types names {len(types)} layers, num_hidden_layers says {count}")
     for name in types:
-        if not isinstance(name, str) or name not in (FULL, SLIDING):
+        if not isinstance(name, str) or name not in known:
             raise UnsupportedModel(f"config.json: layer type {name!r} is not supported")
     return list(types)
 

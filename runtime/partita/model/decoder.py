@@ -1,13 +1,13 @@
 """One decoder for every family: a transformer whose differences are fields of `ModelConfig`.
 
-Token ids in, logits out. It knows no text, no file format and no array library; keys and values live in the state
-that it is given, which also rotates them.
+Token ids in, logits out. It knows no text, no file format and no array library; what layers remember lives in the
+state that it is given. How tokens meet in a layer is in `mixers/`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,76 +16,23 @@ from ..backend import Backend
 from ..brief import Brief
 from ..errors import DataError
 from .config import ModelConfig
-from .layers import MLP, Linear, MoE, RMSNorm, Stack
-from .mixer import SequenceState
+from .layers import MLP, Linear, MoE, RMSNorm
+from .mixer import Mixer, SequenceState
 
 Layer = Callable[[Backend, Array, SequenceState, int], Array]
 """A whole layer: (ops, x, state, its number) to the stream behind it."""
 
 
 @dataclass(frozen=True)
-class Attention(Brief):
-    """Grouped-query attention, a `Mixer`. q_norm, k_norm: before rotation, over each head or over all at once.
-
-    sink_logits: float32 (heads,), learned scores without values, or None. order: int32, where each output of qkv comes
-    from, for models whose rotation pairs neighbours. ones: (D,), where the norms come after rotation. Since a rotation
-    keeps a head's length, and scores are products, keys are then normed before it, without their weights, and queries
-    after it, with the weights of both.
-    """
-
-    qkv: Stack
-    out: Linear
-    q_norm: RMSNorm | None
-    k_norm: RMSNorm | None
-    head_dim: int
-    full_norms: bool = False
-    sink_logits: Array | None = None
-    order: Array | None = None
-    ones: Array | None = None
-
-    def __call__(self, ops: Backend, x: Array, state: SequenceState, layer: int) -> Array:
-        b, t, _ = x.shape
-        heads = self.qkv.widths[0] // self.head_dim
-        stacked = self._stacked(ops, x)
-        if self.order is not None:
-            stacked = ops.take(stacked, self.order, -1)
-        stacked = stacked.reshape(b, t, -1, self.head_dim)
-        out = state.attend(layer, stacked, heads, self.sink_logits, self._query_norm(ops))
-        return self.out(ops, out.swapaxes(1, 2).reshape(b, t, -1))
-
-    def _stacked(self, ops: Backend, x: Array) -> Array:
-        """Queries, keys and values side by side, the former two normed: (B, T, H * D)."""
-        if self.q_norm is None or self.k_norm is None:
-            return self.qkv.joined(ops, x)
-        q, k, v = self.qkv(ops, x)
-        if self.ones is not None:
-            return ops.concat([q, self._normed(ops, replace(self.k_norm, weight=self.ones), k), v], -1)
-        return ops.concat([self._normed(ops, self.q_norm, q), self._normed(ops, self.k_norm, k), v], -1)
-
-    def _query_norm(self, ops: Backend) -> Callable[[Array], Array] | None:
-        """Of norms that come after rotation: both, on the queries."""
-        if self.ones is None or self.q_norm is None or self.k_norm is None:
-            return None
-        both = replace(self.q_norm, weight=self.q_norm.weight * self.k_norm.weight)
-        return lambda q: both(ops, q)
-
-    def _normed(self, ops: Backend, norm: RMSNorm, y: Array) -> Array:
-        """Over each head, or over all at once."""
-        return (
-            norm(ops, y) if self.full_norms else norm(ops, y.reshape(*y.shape[:2], -1, self.head_dim)).reshape(y.shape)
-        )
-
-
-@dataclass(frozen=True)
 class Block(Brief):
-    """Norms before attention and MLP, after them, or both: None where the family has none.
+    """A mixer and an MLP, with norms before them, after them, or both: None where the family has none.
 
     residual_scale: multiplies what is added to the stream; a number, so that it takes the stream's dtype. parallel: the
-    MLP reads what attention reads, and both are added at once.
+    MLP reads what the mixer reads, and both are added at once.
     """
 
     attention_norm: RMSNorm | None
-    attention: Attention
+    mixer: Mixer
     attention_post_norm: RMSNorm | None
     mlp_norm: RMSNorm | None
     mlp: MLP | MoE
@@ -95,7 +42,7 @@ class Block(Brief):
 
     def __call__(self, ops: Backend, x: Array, state: SequenceState, layer: int) -> Array:
         read = _normed(ops, self.attention_norm, x)
-        y = self.attention(ops, read, state, layer)
+        y = self.mixer(ops, read, state, layer)
         if self.parallel:
             return self._added(x, y + self.mlp(ops, read))
         x = self._added(x, _normed(ops, self.attention_post_norm, y))

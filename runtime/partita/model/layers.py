@@ -1,6 +1,6 @@
 """The layers a decoder is made of: frozen dataclasses that hold prepared weights and are called with the backend.
 
-A layer knows no family and no cache.
+A layer knows no family and no cache. What tokens meet in is in `mixers/`.
 """
 
 from __future__ import annotations
@@ -8,10 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ..arrays import Array
-from ..backend import Backend
+from ..backend import MASKED, Backend
 from ..brief import Brief
+from .config import ExpertsConfig
 from .weights import WeightSpec
+
+LEAST_SUM = 1e-20  # what weights are divided by, at least; far below what float32 rounds a sum of scores to
 
 
 @dataclass(frozen=True)
@@ -76,12 +81,23 @@ class ExpertLinear(Brief):
 
 
 @dataclass(frozen=True)
+class Parameter(Brief):
+    """An array that a layer computes with in another way than by a product. name: the tensor's in the checkpoint, ""
+    where it holds several."""
+
+    value: Array
+    name: str = ""
+
+
+@dataclass(frozen=True)
 class RMSNorm(Brief):
-    """weight: what is multiplied, the one of a `1 + w` family included. name: the module's in the checkpoint."""
+    """weight: what is multiplied, the one of a `1 + w` family included. name: the module's in the checkpoint. plus_one:
+    whether the checkpoint's is less by one."""
 
     weight: Array
     eps: float
     name: str = ""
+    plus_one: bool = False
 
     def __call__(self, ops: Backend, x: Array) -> Array:
         return ops.rms_norm(x, self.weight, self.eps)
@@ -111,33 +127,79 @@ class MLP(Brief):
 
 
 @dataclass(frozen=True)
-class MoE(Brief):
-    """A weighted sum of the MLPs of the `active` experts that score highest with a token (arXiv 1701.06538).
+class Router(Brief):
+    """Which experts a token goes through, and what each of them weighs: by a row of `ExpertsConfig`, in float32.
 
-    The weights are the chosen part of a softmax over all scores, divided by its sum with `normalize`; with
-    softmax_after_topk, a softmax over the chosen scores. Both in float32.
+    choice_bias: float32 (experts,), what is added to scores where experts are chosen, and not where they weigh.
     """
 
-    router: Linear
+    scores: Linear
+    config: ExpertsConfig
+    choice_bias: Array | None = None
+
+    def __call__(self, ops: Backend, x: Array) -> tuple[Array, Array]:
+        """Weights, float32 (B, T, K), and int32 numbers of the K experts of each token of x (B, T, E)."""
+        c, scores = self.config, ops.cast(self.scores(ops, x), "float32")
+        if c.score == "softmax_chosen":
+            chosen, index = ops.topk(scores, c.active)
+            return ops.softmax(chosen, -1), index
+        scores = ops.softmax(scores, -1) if c.score == "softmax" else ops.sigmoid(scores)
+        if self.choice_bias is None and c.groups == 1:
+            weights, index = ops.topk(scores, c.active)
+        else:
+            wanted = scores if self.choice_bias is None else scores + self.choice_bias
+            _, index = ops.topk(self._of_best_groups(ops, wanted), c.active)
+            weights = _picked(ops, scores, index)
+        if c.normalize:
+            weights = weights / (ops.sum(weights, -1)[..., None] + LEAST_SUM)
+        return (weights if c.scale == 1 else weights * c.scale), index
+
+    def _of_best_groups(self, ops: Backend, scores: Array) -> Array:
+        """Scores (B, T, experts) with those of other groups put below all others (arXiv 2412.19437, section 2.1.2)."""
+        c = self.config
+        if c.groups == 1:
+            return scores
+        grouped = scores.reshape(*scores.shape[:2], c.groups, -1)
+        totals = ops.sum(ops.topk(grouped, 2)[0], -1)
+        least = ops.topk(totals, c.active_groups)[0][..., -1:]
+        return ops.where((totals >= least)[..., None], grouped, MASKED).reshape(scores.shape)
+
+
+def _picked(ops: Backend, scores: Array, index: Array) -> Array:
+    """Of scores (B, T, experts) those at index (B, T, K)."""
+    b, t, count = scores.shape
+    rows = ops.array(np.arange(b * t, dtype=np.int32).reshape(b, t, 1) * count)
+    return ops.take(scores.reshape(-1), rows + index, 0)
+
+
+@dataclass(frozen=True)
+class SharedExpert(Brief):
+    """An MLP that every token goes through beside its experts. gate: (1, E), whose sigmoid multiplies it, or None."""
+
+    mlp: MLP
+    gate: Linear | None = None
+
+    def __call__(self, ops: Backend, x: Array) -> Array:
+        y = self.mlp(ops, x)
+        return y if self.gate is None else y * ops.sigmoid(self.gate(ops, x))
+
+
+@dataclass(frozen=True)
+class MoE(Brief):
+    """A weighted sum of the MLPs of the experts that a router chooses for a token (arXiv 1701.06538), and of what all
+    tokens share."""
+
+    router: Router
     gate: ExpertLinear
     up: ExpertLinear
     down: ExpertLinear
     activation: str
-    active: int
-    normalize: bool
-    softmax_after_topk: bool
+    shared: SharedExpert | None = None
 
     def __call__(self, ops: Backend, x: Array) -> Array:
-        weights, index = self._route(ops, x)  # B T K
-        x = x[:, :, None]  # B T 1 E: every chosen expert reads the same
-        hidden = ops.glu(self.gate(ops, x, index), self.up(ops, x, index), self.activation)
+        weights, index = self.router(ops, x)
+        each = x[:, :, None]  # B T 1 E: every chosen expert reads the same
+        hidden = ops.glu(self.gate(ops, each, index), self.up(ops, each, index), self.activation)
         y = ops.cast(self.down(ops, hidden, index), "float32") * weights[..., None]
-        return ops.cast(ops.sum(y, 2), ops.dtype)
-
-    def _route(self, ops: Backend, x: Array) -> tuple[Array, Array]:
-        scores = ops.cast(self.router(ops, x), "float32")
-        if self.softmax_after_topk:
-            chosen, index = ops.topk(scores, self.active)
-            return ops.softmax(chosen, -1), index
-        weights, index = ops.topk(ops.softmax(scores, -1), self.active)
-        return (weights / ops.sum(weights, -1)[..., None] if self.normalize else weights), index
+        y = ops.cast(ops.sum(y, 2), ops.dtype)
+        return y if self.shared is None else y + self.shared(ops, x)

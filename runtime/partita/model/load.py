@@ -15,21 +15,20 @@ import numpy as np
 
 from ..arrays import Array
 from ..backend import Backend
-from ..checkpoint import experts
 from ..checkpoint.base import Checkpoint
 from ..checkpoint.gguf.blocks import AFFINE, GROUP, SMALL, SMALL_GROUP
 from ..checkpoint.names import EMBEDDING, HEAD, Index
-from ..errors import CheckpointError
 from ..quantization import Packed, Stored, below, dequantize
-from .config import ModelConfig
-from .decoder import Attention, Block, Decoder
-from .families.parse import family, parse
+from .config import DeltaConfig, ModelConfig
+from .decoder import Block, Decoder
+from .families.parse import parse
 from .families.wrappers import left_out
-from .layers import MLP, ExpertLinear, LayerNorm, Linear, MoE, RMSNorm, Stack
-from .weights import Kind, Names, WeightSpec, weights
-
-Value = np.ndarray | Packed
-Matrix = Value | Stored
+from .layers import MLP, ExpertLinear, LayerNorm, Linear, MoE, Parameter, RMSNorm, Router, SharedExpert, Stack
+from .mixer import Mixer
+from .mixers.attention import Attention
+from .mixers.gated_delta import GatedDelta
+from .weight_source import Matrix, Value, WeightSource
+from .weights import CONVOLUTIONS, Kind, WeightSpec
 
 _COMPARED = 64  # rows of two matrices that should be one
 
@@ -45,7 +44,7 @@ def weight_bytes(ops: Backend, checkpoint: Checkpoint) -> int:
 
     Reads no tensor. Raises CheckpointError where there is no decoder, UnsupportedModel for another kind of model.
     """
-    source, dense = _Source(checkpoint, read_config(checkpoint)), 32 if ops.decode_dtype == "float32" else 16
+    source, dense = WeightSource(checkpoint, read_config(checkpoint)), 32 if ops.decode_dtype == "float32" else 16
     stored = ((math.prod(spec.shape), source.stored_as(spec)) for spec in source.specs)
     return int(sum(size * _bits(packed_as(kind, ops.smallest_group), dense) for size, kind in stored) / 8)
 
@@ -98,7 +97,7 @@ def check_whole(checkpoint: Checkpoint) -> None:
 
     Raises what it would raise: CheckpointError that names the tensor, UnsupportedModel for another kind of model.
     """
-    source = _Source(checkpoint, read_config(checkpoint))
+    source = WeightSource(checkpoint, read_config(checkpoint))
     for spec in source.specs:
         source.check(spec)
 
@@ -154,86 +153,14 @@ def load_last_norm(ops: Backend, checkpoint: Checkpoint) -> RMSNorm:
     return reader.norm(reader.weights_of(None)["norm"])
 
 
-class _Source:
-    """The weights of a decoder in a checkpoint, checked against the shapes that its config gives them."""
-
-    def __init__(self, checkpoint: Checkpoint, config: ModelConfig):
-        self.checkpoint = checkpoint
-        self.specs = tuple(weights(config, _names(checkpoint)))
-        self._experts = experts.find(checkpoint) if config.experts else {}
-
-    def check(self, spec: WeightSpec) -> None:
-        """Whether the checkpoint has this weight in this shape; nothing is read."""
-        if spec.kind == "router":  # a layer without experts is reported as such, not by the first tensor it lacks
-            self._experts_of(spec.module.rpartition(".")[0])
-        if not spec.kind.startswith("experts"):
-            self._compare(spec.name, self.checkpoint.shape(spec.name), spec.shape)
-            return
-        stored, projection = self._stored(spec)
-        biases = spec.kind == "experts_bias"  # their shape is known once they are read
-        for name in stored.bias_sources(projection) if biases else stored.sources(projection):
-            self.checkpoint.shape(name)
-        if not biases:
-            self._compare_experts(stored, projection, stored.shape(projection), spec.shape)
-
-    def read(self, spec: WeightSpec) -> Matrix:
-        """What the checkpoint has under its own name, of whatever is not an expert's."""
-        self.check(spec)
-        value = self.checkpoint.read_stored(spec.name)
-        return _narrowed(value) if isinstance(value, np.ndarray) else value
-
-    def experts(self, spec: WeightSpec, smallest_group: int = GROUP) -> Value:
-        self.check(spec)
-        stored, projection = self._stored(spec)
-        if spec.kind == "experts_bias":
-            value = stored.bias(projection)
-            self._compare_experts(stored, projection, value.shape, spec.shape)
-        else:
-            value = stored.weight(projection, smallest_group)
-        return _narrowed(value) if isinstance(value, np.ndarray) else value
-
-    def vector(self, spec: WeightSpec) -> np.ndarray:
-        value = self.experts(spec) if spec.kind == "experts_bias" else self.read(spec)
-        if not isinstance(value, np.ndarray):
-            raise CheckpointError(f"{self.checkpoint.path.name}: {spec.name} is packed where a dense tensor belongs")
-        return value
-
-    def stored_as(self, spec: WeightSpec) -> str:
-        """As `Checkpoint.stored_as`."""
-        if not spec.kind.startswith("experts"):
-            return self.checkpoint.stored_as(spec.name)
-        stored, projection = self._stored(spec)
-        if spec.kind == "experts_bias":
-            return self.checkpoint.stored_as(stored.bias_sources(projection)[0])
-        return stored.stored_as(projection)
-
-    def _stored(self, spec: WeightSpec) -> tuple[experts.StoredExperts, str]:
-        """The experts that a weight is one of, and the projection that it is."""
-        mlp, _, projection = spec.module.rpartition(".experts.")
-        return self._experts_of(mlp), projection
-
-    def _experts_of(self, mlp: str) -> experts.StoredExperts:
-        if mlp not in self._experts:
-            raise CheckpointError(f"{self.checkpoint.path.name}: {mlp} has no experts")
-        return self._experts[mlp]
-
-    def _compare_experts(
-        self, stored: experts.StoredExperts, projection: str, found: tuple[int, ...], shape: tuple[int, ...]
-    ) -> None:
-        self._compare(f"{projection} of the experts of {stored.module}", found, shape)
-
-    def _compare(self, what: str, found: tuple[int, ...], shape: tuple[int, ...]) -> None:
-        if found != shape:
-            raise CheckpointError(f"{self.checkpoint.path.name}: {what} has shape {found}, the config says {shape}")
-
-
 class _Reader:
     """Layers out of weights. stacks: whether neighbours of one format become one matrix."""
 
     def __init__(self, ops: Backend, checkpoint: Checkpoint, config: ModelConfig, stack: bool):
         self.ops, self.config, self.stacks = ops, config, stack
-        self.source = _Source(checkpoint, config)
+        self.source = WeightSource(checkpoint, config)
         self._orders: dict[int, Array] = {}  # by rotated dims
+        self._deltas: dict[DeltaConfig, Array] = {}  # orders of rows by key head
         self._biases = {spec.module: spec for spec in self.source.specs if spec.kind in ("bias", "experts_bias")}
 
     def weights_of(self, layer: int | None) -> dict[Kind, WeightSpec]:
@@ -242,25 +169,69 @@ class _Reader:
 
     def block(self, i: int) -> Block:
         c, own = self.config, self.weights_of(i)
+        delta = c.layers[i].delta
         return Block(
             self.norm(own.get("attention_norm")),
-            Attention(
-                self.stack([own[kind] for kind in ("qkv", "q", "k", "v") if kind in own]),
-                self.linear(own["o"]),
-                self.norm(own.get("q_norm")),
-                self.norm(own.get("k_norm")),
-                c.head_dim,
-                c.qk_norm == "full",
-                self.ops.array(self.source.vector(own["sinks"]), "float32") if "sinks" in own else None,
-                self.order(i),
-                self.ops.prepare_vector(np.ones(c.head_dim, np.float32)) if c.qk_norm == "rotated" else None,
-            ),
+            self.attention(i, own) if delta is None else self.gated_delta(delta, own),
             self.norm(own.get("attention_post_norm")),
             self.norm(own.get("mlp_norm")),
-            self.moe(own) if "router" in own else self.mlp(own),
+            self.moe(own) if "router" in own else self.mlp(_of(own, "gate_up", "gate", "up"), own["down"]),
             self.norm(own.get("mlp_post_norm")),
             c.residual_scale,
             c.parallel,
+        )
+
+    def attention(self, i: int, own: Mapping[Kind, WeightSpec]) -> Mixer:
+        c = self.config
+        return Attention(
+            self.stack(_of(own, "qkv", "q", "k", "v")),
+            self.linear(own["o"]),
+            self.norm(own.get("q_norm")),
+            self.norm(own.get("k_norm")),
+            c.head_dim,
+            c.qk_norm == "full",
+            self.ops.array(self.source.vector(own["sinks"]), "float32") if "sinks" in own else None,
+            self.order(i),
+            self.ops.prepare_vector(np.ones(c.head_dim, np.float32)) if c.qk_norm == "rotated" else None,
+            c.attention_gate,
+        )
+
+    def gated_delta(self, c: DeltaConfig, own: Mapping[Kind, WeightSpec]) -> Mixer:
+        ops, size = self.ops, c.key_dim
+        norm = self.source.vector(own["o_norm"]).astype(np.float32)
+        return GatedDelta(
+            c,
+            self.stack(_of(own, "qkvz", "ba", "qkv", "q", "k", "v", "z", "b", "a")),
+            self.parameters(_of(own, *CONVOLUTIONS)),
+            self.parameters([own["a_log"]])[0],
+            self.parameters([own["dt"]])[0],
+            RMSNorm(ops.prepare_vector(norm), c.norm_eps, own["o_norm"].module),
+            self.linear(own["o"]),
+            ops.prepare_vector(np.full(size, 1 / size, np.float32)),
+            ops.prepare_vector(np.full(size, size**-0.5, np.float32)),
+            self.by_key_head(c) if "qkvz" in own else None,
+        )
+
+    def by_key_head(self, c: DeltaConfig) -> Array:
+        """Where q, k, v, z, b, a come from, of outputs with those of a key head and its value heads side by side."""
+        if c not in self._deltas:
+            each = c.value_heads // c.key_heads
+            parts: list[np.ndarray] = []
+            start = 0
+            for sizes in ((c.key_dim, c.key_dim, each * c.value_dim, each * c.value_dim), (each, each)):
+                rows = start + np.arange(c.key_heads * sum(sizes), dtype=np.int32).reshape(c.key_heads, -1)
+                parts += [part.ravel() for part in np.split(rows, np.cumsum(sizes)[:-1], axis=1)]
+                start += rows.size
+            self._deltas[c] = self.ops.array(np.concatenate(parts))
+        return self._deltas[c]
+
+    def parameters(self, specs: Sequence[WeightSpec]) -> tuple[Parameter, ...]:
+        """In float32, by themselves or as one, as `stack` has it."""
+        values = [self.source.vector(spec).astype(np.float32) for spec in specs]
+        if self.stacks and len(specs) > 1:
+            return (Parameter(self.ops.array(np.concatenate(values), "float32")),)
+        return tuple(
+            Parameter(self.ops.array(value, "float32"), spec.name) for spec, value in zip(specs, values, strict=True)
         )
 
     def order(self, i: int) -> Array | None:
@@ -278,22 +249,23 @@ class _Reader:
             self._orders[rope.dims] = self.ops.array(places.ravel().astype(np.int32))
         return self._orders[rope.dims]
 
-    def mlp(self, own: Mapping[Kind, WeightSpec]) -> MLP:
-        gate_up = self.stack([own[kind] for kind in ("gate_up", "gate", "up") if kind in own])
-        return MLP(gate_up, self.linear(own["down"]), self.config.activation)
+    def mlp(self, gate_up: Sequence[WeightSpec], down: WeightSpec) -> MLP:
+        return MLP(self.stack(gate_up), self.linear(down), self.config.activation)
 
     def moe(self, own: Mapping[Kind, WeightSpec]) -> MoE:
-        c = self.config.experts
+        c, shared = self.config.experts, None
         assert c is not None  # a router is a weight of such configs alone
+        if "shared_up" in own:
+            switch = self.linear(own["shared_switch"]) if "shared_switch" in own else None
+            shared = SharedExpert(self.mlp([own["shared_gate"], own["shared_up"]], own["shared_down"]), switch)
+        bias = self.ops.array(self.source.vector(own["choice"]), "float32") if c.choice_bias else None
         return MoE(
-            self.linear(own["router"]),
+            Router(self.linear(own["router"]), c, bias),
             self.expert_linear(own["experts_gate"]),
             self.expert_linear(own["experts_up"]),
             self.expert_linear(own["experts_down"]),
             self.config.activation,
-            c.active,
-            c.normalize,
-            c.softmax_after_topk,
+            shared,
         )
 
     def expert_linear(self, spec: WeightSpec) -> ExpertLinear:
@@ -309,9 +281,10 @@ class _Reader:
         if spec is None:
             return None
         weight = self.source.vector(spec).astype(np.float32)
-        weight = self.ops.prepare_vector(weight + 1 if self.config.norm_adds_one else weight)
+        plus_one = self.config.norm_adds_one
+        weight = self.ops.prepare_vector(weight + 1 if plus_one else weight)
         kind = LayerNorm if self.config.norm_centred else RMSNorm
-        return kind(weight, self.config.norm_eps, spec.module)
+        return kind(weight, self.config.norm_eps, spec.module, plus_one)
 
     def linear(self, spec: WeightSpec) -> Linear:
         return self.joined([(spec, self.source.read(spec))])
@@ -348,20 +321,9 @@ class _Reader:
         return self.ops.prepare_vector(np.concatenate(vectors)) if vectors else None
 
 
-def _names(checkpoint: Checkpoint) -> Names:
-    """The family's names, where this checkpoint has them: text decoders of multimodal ones are under one more name."""
-    names, index = family(checkpoint.config).names, Index(checkpoint.names())
-    embedding = f"{names.embedding}.weight"
-    found = index.find(names.prefix + embedding)
-    if found is None:
-        raise checkpoint.missing(names.prefix + embedding)
-    head = index.find(f"{names.head}.weight") or names.head
-    return replace(names, prefix=found.removesuffix(embedding), head=head.removesuffix(".weight"))
-
-
-def _narrowed(value: np.ndarray) -> np.ndarray:
-    """No backend computes in float64."""
-    return value.astype(np.float32) if value.dtype == np.float64 else value
+def _of(own: Mapping[Kind, WeightSpec], *kinds: Kind) -> list[WeightSpec]:
+    """Those that there are, in this order."""
+    return [own[kind] for kind in kinds if kind in own]
 
 
 def _same_format(a: Matrix, b: Matrix) -> bool:

@@ -1,7 +1,7 @@
 """What stands between a decoder's layers and what they remember: token mixers, and the state of a sequence.
 
 Not here: a cache (`cache.state`), the packed rows of a training batch (`training.packed`), which are such states; the
-mixers themselves, which a layer holds. Invariant: a decoder knows its state by this protocol alone.
+mixers themselves (`mixers/`). Invariant: a decoder knows its state by this protocol alone.
 """
 
 from __future__ import annotations
@@ -36,6 +36,20 @@ class SequenceState(Protocol):
         x: (B, T, heads + 2 * Hkv, D), queries, keys and values of this step before rotation, as one product gives them.
         sink_logits: the layer's learned ones, float32 (heads,). query_norm: what becomes of queries (B, T, heads, D)
         after rotation, in their dtype.
+        """
+        ...
+
+    def causal_conv(self, layer: int, x: Array, weight: Array, bias: Array | None = None) -> Array:
+        """A depthwise convolution of x (B, T, C) with what came before it in each row: (B, T, C), in x's dtype.
+
+        weight: float32 (C, K), the last column is the token's own. bias: float32 (C,).
+        """
+        ...
+
+    def gated_delta(self, layer: int, q: Array, k: Array, v: Array, decay: Array, beta: Array) -> Array:
+        """What the layer's matrices give for queries, once each token has changed them: (B, T, Hv, Dv), in v's dtype.
+
+        q, k: (B, T, Hk, Dk), normed. v: (B, T, Hv, Dv). decay, beta: float32 (B, T, Hv), as in `Backend.gated_delta`.
         """
         ...
 

@@ -8,29 +8,68 @@ no others.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from .config import ModelConfig
+from .config import DeltaConfig, ModelConfig
 
 # fmt: off
 Kind = Literal[
     "embedding", "norm", "head",
     "attention_norm", "attention_post_norm", "mlp_norm", "mlp_post_norm", "q_norm", "k_norm",
     "q", "k", "v", "qkv", "o", "sinks", "gate", "up", "gate_up", "down",
-    "router", "experts_gate", "experts_up", "experts_down",
+    "z", "b", "a", "qkvz", "ba", "conv", "conv_q", "conv_k", "conv_v", "a_log", "dt", "o_norm",
+    "router", "choice", "experts_gate", "experts_up", "experts_down",
+    "shared_gate", "shared_up", "shared_down", "shared_switch",
     "bias", "experts_bias",
 ]
 # fmt: on
 """The place of a weight. "bias": of the projection whose name precedes it, which has its own kind. "sinks": the learned
-logits of attention without values."""
+logits of attention without values. Of the gated delta rule: z, what the output is gated by; b and a, what each token
+replaces and forgets; a_log and dt, how a is read. choice: what is added where experts are chosen. shared_switch: whose
+sigmoid multiplies the shared expert."""
 
-PROJECTIONS: frozenset[Kind] = frozenset(("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down"))
-"""Matrices of attention and of a dense MLP; what adapters are put on."""
+PROJECTIONS: frozenset[Kind] = frozenset(
+    ("q", "k", "v", "qkv", "o", "z", "b", "a", "qkvz", "ba", "gate", "up", "gate_up", "down")
+)
+"""Matrices of a mixer and of a dense MLP; what adapters are put on."""
+
+CONVOLUTIONS: tuple[Kind, ...] = ("conv", "conv_q", "conv_k", "conv_v")
+"""Depthwise ones, (C, 1, K): a row of K taps for each channel. MLX's files have (C, K, 1)."""
 
 
 @dataclass(frozen=True)
-class Names:
+class LayerNorms:
+    """Of a layer: the norms before and after its mixer and its MLP, with `{i}` for the layer; None: it has none."""
+
+    attention_norm: str | None = "layers.{i}.input_layernorm"
+    attention_post_norm: str | None = None
+    """After the mixer, before the residual sum."""
+    mlp_norm: str | None = "layers.{i}.post_attention_layernorm"
+    mlp_post_norm: str | None = None
+
+
+@dataclass(frozen=True)
+class DeltaNames:
+    """Of a layer that remembers by the gated delta rule. inputs, conv: by what they hold, in the order of queries, keys
+    and values. "qkvz", "ba": rows of a key head and of its value heads side by side. norms: where they are not those of
+    the model's other layers."""
+
+    module: str = "layers.{i}.linear_attn"
+    inputs: tuple[tuple[Kind, str], ...] = (
+        ("qkv", "in_proj_qkv"),
+        ("z", "in_proj_z"),
+        ("b", "in_proj_b"),
+        ("a", "in_proj_a"),
+    )
+    conv: tuple[tuple[Kind, str], ...] = (("conv", "conv1d"),)
+    norm: str = "norm"
+    out: str = "out_proj"
+    norms: LayerNorms | None = None
+
+
+@dataclass(frozen=True)
+class Names(LayerNorms):
     """Tensor names, with `{i}` for the layer. None: the family has no such tensor."""
 
     prefix: str = "model."
@@ -38,11 +77,6 @@ class Names:
     norm: str = "norm"
     head: str = "lm_head"
     """Without the prefix."""
-    attention_norm: str | None = "layers.{i}.input_layernorm"
-    attention_post_norm: str | None = None
-    """After attention, before the residual sum."""
-    mlp_norm: str | None = "layers.{i}.post_attention_layernorm"
-    mlp_post_norm: str | None = None
     attention: str = "layers.{i}.self_attn"
     mlp: str = "layers.{i}.mlp"
     qkv: str | None = None
@@ -51,9 +85,14 @@ class Names:
     """Of one matrix that holds gate and up, within `mlp`."""
     router: str = "gate"
     """Of the matrix that scores experts, within `mlp`."""
+    choice_bias: str = "gate.e_score_correction_bias"
+    shared: str = "shared_expert"
+    shared_switch: str = "shared_expert_gate"
+    """Within `mlp`."""
     q_norm: str = "q_norm"
     k_norm: str = "k_norm"
     """Within `attention`."""
+    delta: DeltaNames = field(default_factory=DeltaNames)
 
 
 @dataclass(frozen=True)
@@ -94,22 +133,25 @@ def weights(config: ModelConfig, names: Names) -> Iterator[WeightSpec]:
 
 def layer_weights(config: ModelConfig, names: Names, layer: int) -> Iterator[WeightSpec]:
     """Every weight of one layer; apart from biases, no two are of one kind."""
-    attention, mlp = (names.prefix + module.format(i=layer) for module in (names.attention, names.mlp))
+    own = config.layers[layer]
+    modules = (names.attention, names.delta.module, names.mlp)
+    attention, delta, mlp = (names.prefix + module.format(i=layer) for module in modules)
     parts = (
         _norms(config, names, layer),
-        _attention(config, names, attention),
-        (_experts if config.layers[layer].experts else _mlp)(config, names, mlp),
+        _attention(config, names, attention) if own.delta is None else _delta(config, own.delta, names.delta, delta),
+        (_experts if own.experts else _mlp)(config, names, mlp),
     )
     for part in parts:
         yield from (replace(spec, layer=layer) for spec in part)
 
 
 def _norms(config: ModelConfig, names: Names, layer: int) -> Iterator[WeightSpec]:
+    own = names if config.layers[layer].delta is None else names.delta.norms or names
     places: tuple[tuple[Kind, str | None], ...] = (
-        ("attention_norm", names.attention_norm),
-        ("attention_post_norm", names.attention_post_norm),
-        ("mlp_norm", names.mlp_norm),
-        ("mlp_post_norm", names.mlp_post_norm),
+        ("attention_norm", own.attention_norm),
+        ("attention_post_norm", own.attention_post_norm),
+        ("mlp_norm", own.mlp_norm),
+        ("mlp_post_norm", own.mlp_post_norm),
     )
     for kind, place in places:
         if place is not None:
@@ -122,7 +164,7 @@ def _attention(config: ModelConfig, names: Names, module: str) -> Iterator[Weigh
     if names.qkv:
         yield from _linear(f"{module}.{names.qkv}", (q + 2 * kv, e), "qkv", bias, (q, kv, kv))
     else:
-        yield from _linear(f"{module}.q_proj", (q, e), "q", bias)
+        yield from _linear(f"{module}.q_proj", (q * (2 if config.attention_gate else 1), e), "q", bias)
         yield from _linear(f"{module}.k_proj", (kv, e), "k", bias)
         yield from _linear(f"{module}.v_proj", (kv, e), "v", bias)
     yield from _linear(f"{module}.o_proj", (e, q), "o", config.attention_out_bias)
@@ -132,6 +174,22 @@ def _attention(config: ModelConfig, names: Names, module: str) -> Iterator[Weigh
         yield WeightSpec(f"{module}.{names.k_norm}.weight", sizes[1:], "k_norm")
     if config.sink_logits:
         yield WeightSpec(f"{module}.sinks", (config.num_heads,), "sinks")
+
+
+def _delta(config: ModelConfig, c: DeltaConfig, names: DeltaNames, module: str) -> Iterator[WeightSpec]:
+    """Of the gated delta rule: no projection has a bias."""
+    e, k, v, heads = config.hidden_size, c.key_size, c.value_size, c.value_heads
+    each: dict[str, tuple[int, ...]] = {"q": (k,), "k": (k,), "v": (v,), "z": (v,), "b": (heads,), "a": (heads,)}
+    for kind, name in names.inputs:
+        widths = tuple(width for part in kind for width in each[part])
+        yield from _linear(f"{module}.{name}", (sum(widths), e), kind, False, widths if len(widths) > 1 else ())
+    channels = {"conv": c.channels, "conv_q": k, "conv_k": k, "conv_v": v}
+    for kind, name in names.conv:
+        yield WeightSpec(f"{module}.{name}.weight", (channels[kind], 1, c.kernel), kind)
+    yield WeightSpec(f"{module}.dt_bias", (heads,), "dt")
+    yield WeightSpec(f"{module}.A_log", (heads,), "a_log")
+    yield WeightSpec(f"{module}.{names.norm}.weight", (c.value_dim,), "o_norm")
+    yield from _linear(f"{module}.{names.out}", (e, v), "o", False)
 
 
 def _mlp(config: ModelConfig, names: Names, module: str) -> Iterator[WeightSpec]:
@@ -150,6 +208,8 @@ def _experts(config: ModelConfig, names: Names, module: str) -> Iterator[WeightS
         raise ValueError("a layer of experts in a config without experts")
     f = c.intermediate_size
     yield from _linear(f"{module}.{names.router}", (c.count, e), "router", c.bias)
+    if c.choice_bias:
+        yield WeightSpec(f"{module}.{names.choice_bias}", (c.count,), "choice")
     kinds: tuple[tuple[str, Kind, int, int], ...] = (
         ("gate_proj", "experts_gate", f, e),
         ("up_proj", "experts_up", f, e),
@@ -160,6 +220,13 @@ def _experts(config: ModelConfig, names: Names, module: str) -> Iterator[WeightS
         yield WeightSpec(f"{name}.weight", (c.count, out, size), kind)
         if c.bias:
             yield WeightSpec(f"{name}.bias", (c.count, out), "experts_bias")
+    if c.shared_size:
+        shared = f"{module}.{names.shared}"
+        yield from _linear(f"{shared}.gate_proj", (c.shared_size, e), "shared_gate", False)
+        yield from _linear(f"{shared}.up_proj", (c.shared_size, e), "shared_up", False)
+        yield from _linear(f"{shared}.down_proj", (e, c.shared_size), "shared_down", False)
+    if c.shared_gate:
+        yield from _linear(f"{module}.{names.shared_switch}", (1, e), "shared_switch", False)
 
 
 def _linear(

@@ -1,7 +1,7 @@
-"""Attention in training: a `SequenceState`, so that the decoder's blocks are the same, and nothing stored.
+"""Sequences in training: a `SequenceState`, so that the decoder's blocks are the same, and nothing stored.
 
 A batch holds rows of several documents. A token sees the tokens of its own document at or before it, within its layer's
-window. Not here: gradients, which are the seam's.
+window; what recurrent layers remember begins with each document. Not here: gradients, which are the seam's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from ..arrays import Array
 from ..backend import MASKED, Backend
 from ..cache.kv_format import KVFormat
-from ..cache.spec import LayerSpec, plan
+from ..cache.spec import LayerSpec, RecurrentSpec, plan
 from ..errors import DataError
 from ..model.config import ModelConfig, RopeConfig
 from ..model.rope import RopeTable, grown
@@ -24,12 +24,15 @@ from ..model.rope import RopeTable, grown
 @dataclass(frozen=True)
 class PackedView:
     """One batch's view: angles and queries' growth by rope, and one mask a window, None where plain causal attention is
-    the same."""
+    the same. places: int32 (B, T), of each token in its document; begins: bool (B, T), the first ones of documents
+    behind a row's first. None where a row is one document."""
 
-    layers: tuple[LayerSpec, ...]
+    layers: tuple[LayerSpec | RecurrentSpec, ...]
     angles: dict[RopeConfig, tuple[Array, Array]]
     growth: dict[RopeConfig, Array | None]
     masks: dict[int, Array | None]
+    places: Array | None
+    begins: Array | None
 
     def state(self, ops: Backend) -> PackedSequences:
         """What a loss hands to the decoder's blocks. ops: the loss's."""
@@ -60,6 +63,7 @@ class PackedSequences:
     ) -> Array:
         """Rotate and attend: (B, heads, T, D) of x (B, T, heads + 2 * Hkv, D), before rotation."""
         ops, spec = self.ops, self.view.layers[layer]
+        assert isinstance(spec, LayerSpec)
         if spec.rope is not None:
             x = grown(ops, x, heads, self.view.growth[spec.rope])
             key = spec.rope, heads + spec.kv_heads, spec.kv_heads
@@ -71,6 +75,20 @@ class PackedSequences:
         mask = self.view.masks[spec.span.window or q.shape[2]]
         return ops.attention(q, k, v, mask, scale=spec.scale, softcap=spec.softcap, sink_logits=sink_logits)
 
+    def causal_conv(self, layer: int, x: Array, weight: Array, bias: Array | None = None) -> Array:
+        """Of x (B, T, C), each document by itself."""
+        spec = self.view.layers[layer]
+        assert isinstance(spec, RecurrentSpec)
+        tail = self.ops.zeros((x.shape[0], *spec.tail), "float32")
+        return self.ops.causal_conv(x, weight, tail, bias=bias, positions=self.view.places)[0]
+
+    def gated_delta(self, layer: int, q: Array, k: Array, v: Array, decay: Array, beta: Array) -> Array:
+        """(B, T, Hv, Dv), of matrices that are empty where a document begins."""
+        spec = self.view.layers[layer]
+        assert isinstance(spec, RecurrentSpec)
+        matrix = self.ops.zeros((v.shape[0], *spec.matrix), "float32")
+        return self.ops.gated_delta(q, k, v, decay, beta, matrix, fresh=self.view.begins)[0]
+
 
 class Sequences:
     """Makes views of batches for one model: its rotary tables, which grow with the longest document.
@@ -80,8 +98,9 @@ class Sequences:
 
     def __init__(self, ops: Backend, config: ModelConfig):
         self.ops, self.max_positions = ops, config.max_positions
-        self._layers = plan(config, KVFormat.parse("32"), sinks=0).layers  # full attention: a window of the maximum
-        self._ropes = {rope: RopeTable(ops, rope) for rope in dict.fromkeys(x.rope for x in self._layers) if rope}
+        self._spec = plan(config, KVFormat.parse("32"), sinks=0)  # full attention: a window of the maximum
+        ropes = dict.fromkeys(layer.rope for layer in self._spec.attention.values())
+        self._ropes = {rope: RopeTable(ops, rope) for rope in ropes if rope}
 
     def view(self, positions: np.ndarray, segments: np.ndarray) -> PackedView:
         """positions: int32 (B, T), from 0 in each document. segments: int32 (B, T), the document of each token within
@@ -100,9 +119,10 @@ class Sequences:
         growth = {rope: table.growth(places) for rope, table in self._ropes.items()}
         # later tokens are never seen, so padding at the end needs no mask, and neither does a row of one document
         several = bool(((segments != segments[:, :1]) & (segments >= 0)).any())
-        windows = dict.fromkeys(layer.span.window or length for layer in self._layers)
+        windows = dict.fromkeys(span.window or length for span in self._spec.spans)
         masks = {window: self._mask(segments, window) if several or window < length else None for window in windows}
-        return PackedView(self._layers, angles, growth, masks)
+        begins = ops.array((positions == 0) & (segments != segments[:, :1])) if several else None
+        return PackedView(self._spec.layers, angles, growth, masks, places if several else None, begins)
 
     def _mask(self, segments: np.ndarray, window: int) -> Array:
         """float32 (B, T, T), 0 where visible and MASKED elsewhere, made on the device."""

@@ -22,7 +22,7 @@ from ..brief import Brief
 from ..checkpoint.base import Checkpoint
 from ..errors import UnsupportedModel
 from ..model.decoder import Decoder, through
-from ..model.layers import Linear, RMSNorm
+from ..model.layers import Linear, Parameter, RMSNorm
 from ..model.mixer import SequenceState
 from ..model.tree import at, replace_at, walk
 from ..quantization import Packed, dequantize
@@ -125,7 +125,7 @@ class Trainable(Brief):
 
 
 def _split(path: str) -> tuple[str, str]:
-    """ "blocks.3.attention.out.a" to ("blocks.3", "attention.out.a"); "embedding" to ("embedding", "")."""
+    """ "blocks.3.mixer.out.a" to ("blocks.3", "mixer.out.a"); "embedding" to ("embedding", "")."""
     keys = path.split(".")
     count = 2 if keys[0] == "blocks" else 1
     return ".".join(keys[:count]), ".".join(keys[count:])
@@ -171,13 +171,16 @@ def _weights(decoder: Decoder) -> tuple[dict[str, tuple[str, ...]], frozenset[st
     places: dict[str, tuple[str, ...]] = {f"{decoder.embedding_name}.weight": ("embedding",)}
     norms: set[str] = set()
     for path, node in walk(decoder):
-        if not isinstance(node, Linear | RMSNorm):
+        if not isinstance(node, Linear | RMSNorm | Parameter):
             continue
         if not node.name:
             raise ValueError("full training needs a decoder loaded with stack=False")
+        if isinstance(node, Parameter):
+            places[node.name] = (f"{path}.value",)
+            continue
         name = f"{node.name}.weight"
         places[name] = (*places.get(name, ()), f"{path}.weight")
-        if isinstance(node, RMSNorm) and decoder.config.norm_adds_one:
+        if isinstance(node, RMSNorm) and node.plus_one:
             norms.add(name)
         elif isinstance(node, Linear) and node.bias is not None:
             places[f"{node.name}.bias"] = (f"{path}.bias",)

@@ -151,11 +151,11 @@ def test_each_projection_of_a_stack_has_its_own_change(
     base = open_checkpoint(tiny_family(family))
     adapter = open_adapter(write(tmp_path / "adapter", base, dora=dora, modules=modules))
     stacked, separate = (load_decoder(ops, base, stack=stack) for stack in (True, False))
-    assert len(stacked.blocks[0].attention.qkv.parts) == 1
+    assert len(stacked.blocks[0].mixer.qkv.parts) == 1
     expected = logits(ops, load_decoder(ops, fused(base, adapter)))
     for decoder in (stacked, separate):
         adapted = with_adapter(ops, decoder, adapter)
-        assert adapted.blocks[0].attention.qkv.parts is decoder.blocks[0].attention.qkv.parts
+        assert adapted.blocks[0].mixer.qkv.parts is decoder.blocks[0].mixer.qkv.parts
         bounds.assert_near(logits(ops, adapted), expected, bounds.logits(stacked.config))
 
 
@@ -165,7 +165,7 @@ def test_packed_weights_stay_packed(ops: Backend, tiny_model: Path, tmp_path: Pa
     adapter = open_adapter(write(tmp_path / "adapter", base))
     plain = load_decoder(ops, base)
     adapted = with_adapter(ops, plain, adapter)
-    assert adapted.blocks[0].attention.out.base.weight is plain.blocks[0].attention.out.weight
+    assert adapted.blocks[0].mixer.out.base.weight is plain.blocks[0].mixer.out.weight
     expected = logits(ops, load_decoder(ops, fused(base, adapter)))  # dense where it is adapted
     bounds.assert_near(logits(ops, adapted), expected, bounds.logits(tiny_model))
 

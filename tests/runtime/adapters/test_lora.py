@@ -197,13 +197,13 @@ def test_the_base_is_left_as_it_was(tiny_model: Path) -> None:
     ops = NumpyBackend()
     decoder = load_decoder(ops, open_checkpoint(tiny_model), stack=False)
     adapters, values, places = attach(ops, decoder, LoraConfig(rank=2))
-    assert isinstance(decoder.blocks[0].attention.out, Linear)
-    out = adapters.blocks[0].attention.out
+    assert isinstance(decoder.blocks[0].mixer.out, Linear)
+    out = adapters.blocks[0].mixer.out
     assert isinstance(out, LoraLinear)
     assert out.a is None
-    assert out.base is decoder.blocks[0].attention.out
+    assert out.base is decoder.blocks[0].mixer.out
     bound = for_inference(ops, adapters, values, places)
-    assert bound.blocks[0].attention.out.a is values["model.layers.0.self_attn.o_proj.lora_A.weight"]
+    assert bound.blocks[0].mixer.out.a is values["model.layers.0.self_attn.o_proj.lora_A.weight"]
 
 
 def test_shapes_are_those_of_the_loader(decoder: Decoder) -> None:

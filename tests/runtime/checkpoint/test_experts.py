@@ -19,8 +19,9 @@ from partita.cache.state import Cache
 from partita.checkpoint import experts
 from partita.checkpoint.open import open_checkpoint
 from partita.errors import CheckpointError, UnsupportedModel
+from partita.model.config import ExpertsConfig
 from partita.model.families.parse import parse
-from partita.model.layers import ExpertLinear, Linear, MoE
+from partita.model.layers import ExpertLinear, Linear, MoE, Router
 from partita.model.load import load_decoder
 from partita.quantization import dequantize, quantize_weight
 
@@ -329,14 +330,10 @@ def test_routing_equals_its_formula(backend: str, kind: str) -> None:
     router = rng.standard_normal((5, 16)).astype(np.float32)
     gate, up, down = (rng.standard_normal(shape).astype(np.float32) for shape in ((5, 8, 16), (5, 8, 16), (5, 16, 8)))
     x = rng.standard_normal((2, 3, 16)).astype(np.float32)
-    layer = MoE(
-        Linear(ops.prepare(router)),
-        *(ExpertLinear(ops.prepare_experts(weight)) for weight in (gate, up, down)),
-        activation="silu",
-        active=2,
-        normalize=kind == "normalized",
-        softmax_after_topk=kind == "after",
-    )
+    score = "softmax_chosen" if kind == "after" else "softmax"
+    config = ExpertsConfig(5, 2, 8, normalize=kind == "normalized", score=score)
+    experts_of = (ExpertLinear(ops.prepare_experts(weight)) for weight in (gate, up, down))
+    layer = MoE(Router(Linear(ops.prepare(router)), config), *experts_of, activation="silu")
     found = ops.to_numpy(layer(ops, ops.array(x)))
     for index in np.ndindex(2, 3):
         token = x[index].astype(np.float64)

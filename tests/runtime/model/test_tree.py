@@ -22,9 +22,9 @@ def decoder(tiny_model: Path) -> Decoder:
 def test_every_node_has_a_path_and_can_be_put_back(decoder: Decoder) -> None:
     nodes = dict(walk(decoder))
     assert nodes[""] is decoder
-    assert nodes["blocks.1.attention.qkv.parts.0.weight"].shape == (128, 64)
+    assert nodes["blocks.1.mixer.qkv.parts.0.weight"].shape == (128, 64)
     assert nodes["norm.eps"] == 1e-5
-    assert at(decoder, "blocks.1.attention.qkv.parts.0") is nodes["blocks.1.attention.qkv.parts.0"]
+    assert at(decoder, "blocks.1.mixer.qkv.parts.0") is nodes["blocks.1.mixer.qkv.parts.0"]
     leaves = {path: node for path, node in nodes.items() if not any(other.startswith(f"{path}.") for other in nodes)}
     del leaves[""]
     assert dict(walk(replace_at(decoder, leaves))).keys() == nodes.keys()
@@ -36,14 +36,14 @@ def test_a_node_is_replaced_and_the_rest_is_shared(decoder: Decoder) -> None:
     assert changed.head == "other"
     assert decoder.blocks[0].mlp.down.weight is not changed.blocks[0].mlp.down.weight
     assert changed.blocks[1] is decoder.blocks[1]
-    assert changed.blocks[0].attention is decoder.blocks[0].attention
+    assert changed.blocks[0].mixer is decoder.blocks[0].mixer
     assert replace_at(decoder, {}) is decoder
     assert replace_at(decoder, {"": 3}) == 3
 
 
 def test_a_path_that_is_not_there_is_named(decoder: Decoder) -> None:
     with pytest.raises(KeyError, match="Attention has no 'qk'"):
-        replace_at(decoder, {"blocks.0.attention.qk.weight": 1})
+        replace_at(decoder, {"blocks.0.mixer.qk.weight": 1})
     with pytest.raises(KeyError, match="tuple has no '9'"):
         replace_at(decoder, {"blocks.9.mlp": 1})
 

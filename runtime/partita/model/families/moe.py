@@ -41,21 +41,21 @@ def qwen3_moe(config: Config) -> ModelConfig:
     return decoder(
         config,
         "qwen3_moe",
-        tuple(replace(layer, experts=sparse) for sparse in _sparse_layers(config)),
+        tuple(replace(layer, experts=sparse) for sparse in sparse_layers(config)),
         reads=(*_COUNTS, "sliding_window", "use_sliding_window"),
         qk_norm="head",
         attention_bias=attention,
         attention_out_bias=attention,
         experts=ExpertsConfig(
-            _experts(config),
-            _active(config),
+            experts(config),
+            active(config),
             integer(config, "moe_intermediate_size"),
             normalize=flag(config, "norm_topk_prob"),
         ),
     )
 
 
-def _sparse_layers(config: Config) -> list[bool]:
+def sparse_layers(config: Config) -> list[bool]:
     """Which layers have experts: every decoder_sparse_step-th, but for those in mlp_only_layers."""
     step = integer(config, "decoder_sparse_step") if config.get("decoder_sparse_step") is not None else 1
     dense: Any = config.get("mlp_only_layers") or []
@@ -80,8 +80,8 @@ def mellum(config: Config) -> ModelConfig:
         reads=(*_COUNTS, "sliding_window"),
         qk_norm="head",
         experts=ExpertsConfig(
-            _experts(config),
-            _active(config),
+            experts(config),
+            active(config),
             integer(config, "moe_intermediate_size"),
             normalize=flag(config, "norm_topk_prob"),
         ),
@@ -109,16 +109,16 @@ def gpt_oss(config: Config) -> ModelConfig:
         attention_out_bias=attention,
         sink_logits=True,
         experts=ExpertsConfig(
-            _experts(config),
-            _active(config),
+            experts(config),
+            active(config),
             integer(config, "intermediate_size"),
-            softmax_after_topk=True,
+            score="softmax_chosen",
             bias=True,
         ),
     )
 
 
-def _experts(config: Config) -> int:
+def experts(config: Config) -> int:
     """Both names are in use, in one family: num_experts in published files, num_local_experts in transformers 5's."""
     said = {integer(config, key) for key in _COUNTS if config.get(key) is not None}
     if len(said) > 1:
@@ -126,8 +126,8 @@ def _experts(config: Config) -> int:
     return said.pop() if said else integer(config, _COUNTS[0])
 
 
-def _active(config: Config) -> int:
-    active = integer(config, "num_experts_per_tok")
-    if active > _experts(config):
-        raise CheckpointError(f"config.json: num_experts_per_tok {active} is more than there are, {_experts(config)}")
-    return active
+def active(config: Config) -> int:
+    chosen = integer(config, "num_experts_per_tok")
+    if chosen > experts(config):
+        raise CheckpointError(f"config.json: num_experts_per_tok {chosen} is more than there are, {experts(config)}")
+    return chosen

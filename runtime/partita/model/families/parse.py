@@ -2,7 +2,8 @@
 
 A family is one small function and one table of names over the one decoder in `model/decoder.py`; no family has code of
 its own there. How a field is read and when it is refused is `model/config_fields.py`'s; families with experts are in
-`moe.py`, later dense ones in `dense.py`, models that see as well in `wrappers.py`. Invariant: a field that changes a
+`moe.py`, later dense ones in `dense.py`, those that remember by a state in `recurrent.py`, models that see as well in
+`wrappers.py`. Invariant: a field that changes a
 family's mathematics is read, or refused by name.
 """
 
@@ -34,7 +35,7 @@ from ..config_fields import (
     window,
 )
 from ..weights import Names
-from . import dense
+from . import dense, recurrent
 from .moe import gpt_oss, mellum, qwen3_moe
 from .wrappers import WRAPPERS, text_config
 
@@ -230,4 +231,8 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3_moe": Family(qwen3_moe),
     "mellum": Family(mellum),
     "gpt_oss": Family(gpt_oss, Names(router="router")),
+    "qwen3_5_text": Family(recurrent.qwen3_5),
+    "qwen3_5_moe_text": Family(recurrent.qwen3_5_moe),
+    "qwen3_next": Family(recurrent.qwen3_next, recurrent.NEXT_NAMES),
+    "olmo_hybrid": Family(recurrent.olmo_hybrid, recurrent.OLMO_HYBRID_NAMES),
 }

@@ -13,6 +13,7 @@ from typing import Any
 from ...checkpoint.names import part_beside_text
 from ...errors import CheckpointError, UnsupportedModel
 from ..config_fields import Config, table
+from .recurrent import OF_PICTURES
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,9 @@ WRAPPERS: Mapping[str, Wrapper] = {
     "gemma3": Wrapper({"gemma3_text": "gemma3_text"}, _GEMMA3),
     "idefics3": Wrapper({"llama": "llama"}),
     "mistral3": Wrapper({"mistral": "mistral", "ministral3": "ministral3"}),
-    # each part of a picture has three positions; those of a text are equal
-    "qwen3_vl": Wrapper({"qwen3_vl_text": "qwen3"}, of_pictures=frozenset({"mrope_section", "mrope_interleaved"})),
+    "qwen3_5": Wrapper({"qwen3_5_text": "qwen3_5_text"}),
+    "qwen3_5_moe": Wrapper({"qwen3_5_moe_text": "qwen3_5_moe_text"}),
+    "qwen3_vl": Wrapper({"qwen3_vl_text": "qwen3"}, of_pictures=OF_PICTURES),
     "smolvlm": Wrapper({"llama": "llama"}),
 }
 """By the `model_type` of the whole."""

@@ -1,0 +1,50 @@
+"""Recurrent operations in numpy, token after token: the oracle of the others."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def causal_conv(
+    x: np.ndarray,
+    weight: np.ndarray,
+    tail: np.ndarray,
+    bias: np.ndarray | None,
+    lengths: np.ndarray | None,
+    positions: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """See `Backend.causal_conv`."""
+    (b, t, _), taps = x.shape, weight.shape[1]
+    read = np.concatenate([tail, x.astype(np.float32)], 1)
+    y = np.zeros(x.shape, np.float32)
+    for back in range(taps):
+        part = read[:, taps - 1 - back :][:, :t] * weight[:, taps - 1 - back]
+        y += part if positions is None else np.where((positions >= back)[:, :, None], part, 0)
+    y = y if bias is None else y + bias
+    ends = np.full(b, t) if lengths is None else lengths
+    tail = np.stack([read[row, end : end + taps - 1] for row, end in enumerate(ends)])
+    return y.astype(x.dtype), tail
+
+
+def gated_delta(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    decay: np.ndarray,
+    beta: np.ndarray,
+    state: np.ndarray,
+    fresh: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """See `Backend.gated_delta`."""
+    each = v.shape[2] // k.shape[2]
+    q, k = (np.repeat(part.astype(np.float32), each, 2) for part in (q, k))
+    y = np.empty(v.shape, np.float32)
+    for i in range(v.shape[1]):
+        kept = np.exp(decay[:, i])
+        kept = kept if fresh is None else np.where(fresh[:, i, None], 0, kept)
+        state = state * kept[:, :, None, None]
+        known = np.einsum("bhvk,bhk->bhv", state, k[:, i])
+        change = (v[:, i].astype(np.float32) - known) * beta[:, i, :, None]
+        state = state + change[..., None] * k[:, i, :, None, :]
+        y[:, i] = np.einsum("bhvk,bhk->bhv", state, q[:, i])
+    return y.astype(v.dtype), state.astype(np.float32)
