@@ -139,7 +139,8 @@ def _printed(command: str) -> str:
 
 def _row(kind: str) -> str:
     known = KNOWN[kind]
-    made = [name for name, values in tiny_models.FAMILIES.items() if values["model_type"] == kind]
+    models = {**tiny_models.FAMILIES, **gguf_models.OWN}
+    made = [name for name, values in models.items() if values["model_type"] == kind]
     judges = [
         *(["mlx-lm"] if set(made) & set(READ_BY_MLX_LM) else []),
         *(["llama.cpp"] if set(made) & set(gguf_models.NAMES) else []),

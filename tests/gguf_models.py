@@ -7,8 +7,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from partita.checkpoint.gguf.reader import open_gguf
+from partita_convert.gguf.file import GgufWriter, Typed, inferred
+
 from . import tiny_models
 
+RECURRENT = ("qwen3_5-alike", "qwen3_5-tiled", "qwen3_5-listed", "qwen3_5_moe-tiled", "qwen3_next-grouped")
 # GGUF's readers fix these numbers by the architecture; what it cannot say at all is not here
 CHANGES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -35,8 +41,27 @@ CHANGES: dict[str, dict[str, Any]] = {
     "hunyuan": {},
     "ministral3": {},
     "cohere2": {},
+    **{name: {} for name in RECURRENT},
 }
 NAMES = tuple(CHANGES)
+# six heads of values for two of keys: the order of llama.cpp is not the one that undoes it. Its heads are of one width
+_HEADS = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
+}
+OWN: dict[str, dict[str, Any]] = {
+    "qwen3_5-tiled": {**tiny_models.FAMILIES["qwen3_5"], **_HEADS},
+    "qwen3_5-listed": {  # every period has its attention elsewhere
+        **tiny_models.FAMILIES["qwen3_5"],
+        **_HEADS,
+        "layer_types": ["full_attention", "linear_attention", "linear_attention", "full_attention"],
+    },
+    "qwen3_5_moe-tiled": {**tiny_models.FAMILIES["qwen3_5_moe"], **_HEADS},
+    "qwen3_next-grouped": {**tiny_models.FAMILIES["qwen3_next"], **_HEADS, "mlp_only_layers": []},
+}
+"""Models that are not among those of `tiny_models`."""
 SLIDING_EXAONE4 = {"num_hidden_layers": 64, "layer_types": (["sliding_attention"] * 3 + ["full_attention"]) * 16}
 """Changes to exaone4: of this family, readers slide models of so many layers only."""
 UNSAYABLE = {
@@ -48,6 +73,8 @@ UNSAYABLE = {
     "gemma3": "attention_scale",
     "exaone4": "a window of layer 0 40",
     "ernie4_5-biased": "attention_bias",
+    "qwen3_5": "linear_value_head_dim 24 beside linear_key_head_dim 16",
+    "qwen3_5_moe": "linear_value_head_dim 24",
     "gpt_oss-truncated": "the rotation of layer 0 {'truncate': True}",
 }
 
@@ -56,7 +83,7 @@ def write(name: str, folder: Path, changes: dict[str, Any] | None = None) -> Pat
     """A folder that can be written as GGUF; made once for each `folder`. changes: instead of the ones above; of layers
     more than there are, those that there are come again."""
     changes = CHANGES[name] if changes is None else changes
-    source = tiny_models.write(name, folder)
+    source = tiny_models.write(name, folder, OWN.get(name))
     if not changes:
         return source
     from safetensors.numpy import load_file, save_file
@@ -76,6 +103,30 @@ def write(name: str, folder: Path, changes: dict[str, Any] | None = None) -> Pat
         for i in range(layer, config["num_hidden_layers"], made) if layer >= 0 else (layer,):
             kept[key.replace(f".{layer}.", f".{i}.", 1)] = value
     save_file(kept, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+def with_fused_experts(source: Path, target: Path) -> Path:
+    """The same file with the gate and up of each layer's experts in one tensor, the rows of gate before those of up."""
+    file = open_gguf(source)
+    values: dict[str, tuple[str, tuple[int, ...], np.ndarray]] = {}
+    for name, tensor in file.tensors.items():
+        if "ffn_up_exps" in name:
+            continue
+        shape, raw = tensor.shape, file.raw(name)
+        if "ffn_gate_exps" in name:
+            name = name.replace("gate", "gate_up")
+            up = file.raw(name.replace("gate_up", "up"))
+            raw = np.concatenate([part.reshape(shape[0], -1) for part in (raw, up)], axis=1)
+            shape = (shape[0], 2 * shape[1], shape[2])
+        values[name] = (tensor.type, shape, raw)
+    with target.open("wb") as out:
+        keys = {key: inferred(value) for key, value in file.metadata.items()}
+        keys["tokenizer.ggml.token_type"] = Typed("i32", file.metadata["tokenizer.ggml.token_type"], many=True)
+        writer = GgufWriter(out, keys, [(name, shape) for name, (_, shape, _) in values.items()])
+        for kind, _, raw in values.values():
+            writer.write(kind, [raw])
+        writer.finish()
     return target
 
 

@@ -343,10 +343,11 @@ NAMES = tuple(FAMILIES)
 _ADD_ONE = ("gemma", "qwen3_5", "qwen3_next")
 
 
-def write(name: str, folder: Path) -> Path:
+def write(name: str, folder: Path, made: dict[str, Any] | None = None) -> Path:
     """`folder / name`: config.json, model.safetensors and a small tokenizer, the same in every run.
 
-    A folder that is there already is taken as it is: one folder a session makes each model once.
+    A folder that is there already is taken as it is: one folder a session makes each model once. made: the config of a
+    model that is not in the table.
     """
     path = folder / name
     if (path / "tokenizer.json").exists():
@@ -356,7 +357,12 @@ def write(name: str, folder: Path) -> Path:
 
     path.mkdir(parents=True)
     vocab_size = write_tokenizer(path)
-    values: dict[str, Any] = {**_COMMON, "vocab_size": vocab_size, "eos_token_id": vocab_size - 1, **FAMILIES[name]}
+    values: dict[str, Any] = {
+        **_COMMON,
+        "vocab_size": vocab_size,
+        "eos_token_id": vocab_size - 1,
+        **(made or FAMILIES[name]),
+    }
     values = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
     config = AutoConfig.for_model(values.pop("model_type"), **values)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

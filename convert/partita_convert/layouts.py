@@ -1,4 +1,5 @@
-"""A checkpoint in the names that a reader elsewhere looks for: only experts have more than one way to be kept.
+"""A checkpoint in the names that a reader elsewhere looks for: only experts have more than one way to be kept, and what
+goes into Qwen3-Next's recurrent layers, which GGUF splits and every folder has in two matrices.
 
     as_mlx          stacks (experts, out, in): `mlp.switch_mlp.gate_proj.weight`; in gpt-oss `mlp.experts.gate_proj...`
     as_huggingface  one matrix an expert, `mlp.experts.3.gate_proj.weight`; in gpt-oss `mlp.experts.gate_up_proj`,
@@ -10,7 +11,7 @@ its experts in that form already, is returned as it is; integers stay as they ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +20,10 @@ import numpy as np
 from partita.checkpoint import experts
 from partita.checkpoint.base import Checkpoint
 from partita.checkpoint.experts import PROJECTIONS, StoredExperts, Value
+from partita.checkpoint.gguf.arrangement import rows_by_key_heads
+from partita.checkpoint.gguf.parts import BY_KEY_HEADS, QWEN3_NEXT
 from partita.checkpoint.overlay import Derived
-from partita.quantization import Packed, dequantize
+from partita.quantization import Packed, dequantize, joined
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ def as_mlx(checkpoint: Checkpoint) -> Checkpoint:
             if stored.bias_sources(projection)[0] in present:
                 yield f"{mlp}.{module}.{projection}.bias", _whole_bias(stored, projection)
 
+    checkpoint = by_key_heads(checkpoint)
     return _relaid(
         checkpoint, lambda mlp, stored: stored.module == f"{mlp}.{module}" and stored.form == "stacked", layer
     )
@@ -83,7 +87,46 @@ def as_huggingface(checkpoint: Checkpoint) -> Checkpoint:
     """
     if _is_gpt_oss(checkpoint):
         return _relaid(checkpoint, lambda _, stored: stored.form == "fused", _fused)
-    return _relaid(checkpoint, lambda _, stored: stored.form == "each", _each)
+    return _relaid(by_key_heads(checkpoint), lambda _, stored: stored.form == "each", _each)
+
+
+def by_key_heads(checkpoint: Checkpoint, parts: Sequence[str] = tuple(BY_KEY_HEADS)) -> Checkpoint:
+    """Qwen3-Next with its matrices whose rows go by key heads, as it was published. parts: which, by GGUF's names.
+
+    Integers of one format stay; parts of several become dense."""
+    if checkpoint.config.get("model_type") != "qwen3_next":
+        return checkpoint
+    tensors: dict[str, _Tensor] = {}
+    order, present, gone = list[str](), frozenset(checkpoint.names()), set[str]()
+    for name in checkpoint.names():
+        layer, _, rest = name.partition("linear_attn.")
+        for part in parts:
+            pieces = [f"{layer}{called}.weight" for called in BY_KEY_HEADS[part]]
+            if rest and name in pieces and present.issuperset(pieces) and name not in gone:
+                name = f"{layer}{QWEN3_NEXT[part]}.weight"
+                tensors[name] = _by_key_heads(checkpoint, pieces, part)
+                gone.update(pieces)
+        if name not in gone:
+            order.append(name)
+    return _Relaid.of(checkpoint, tensors=tensors, order=tuple(order)) if tensors else checkpoint
+
+
+def _by_key_heads(checkpoint: Checkpoint, pieces: Sequence[str], part: str) -> _Tensor:
+    types = dict.fromkeys(map(checkpoint.stored_as, pieces))
+    count = sum(checkpoint.shape(name)[0] for name in pieces)
+
+    def read() -> Value:
+        rows = np.argsort(np.concatenate(rows_by_key_heads(part, checkpoint.config, count, pieces[0])))
+        values = [checkpoint.read(name) for name in pieces]
+        packed = [value for value in values if isinstance(value, Packed)]
+        if len(packed) == len(values) and len({(value.format, value.scales.dtype) for value in packed}) == 1:
+            return joined(packed, np.concatenate).map(lambda part: part[rows])
+        return np.concatenate([dequantize(value) if isinstance(value, Packed) else value for value in values])[rows]
+
+    def shape() -> tuple[int, ...]:
+        return (count, *checkpoint.shape(pieces[0])[1:])
+
+    return _Tensor(shape, read, lambda: " and ".join(types))
 
 
 def _is_gpt_oss(checkpoint: Checkpoint) -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from partita.checkpoint.base import Checkpoint
+from partita.checkpoint.names import adds_one
 from partita.errors import DataError
 from partita.files.atomic import whole_folder
 from partita.quantization import Packed, dequantize, require_affine
@@ -181,7 +182,7 @@ def _write(
         written: list[WrittenTensor] = []
         try:
             for name in names:
-                source = _without_one(checkpoint, name, checkpoint.read(name))
+                source = _as_published(checkpoint, name, checkpoint.read(name))
                 value = transform(name, source)
                 if isinstance(value, Packed):
                     value = _wide_enough(config, name, require_affine(value, name))
@@ -202,11 +203,14 @@ def _write(
     return result
 
 
-def _without_one(checkpoint: Checkpoint, name: str, value: Value) -> Value:
-    """Hugging Face's Gemma stores w where GGUF's stores 1 + w."""
-    if checkpoint.norms_include_one and name.endswith("norm.weight") and isinstance(value, np.ndarray):
-        return value.astype(np.float32) - np.float32(1)
-    return value
+def _as_published(checkpoint: Checkpoint, name: str, value: Value) -> Value:
+    """Hugging Face's Gemma and Qwen3.5 store w where GGUF, and MLX's Qwen3.5, store 1 + w; MLX turns the taps of a
+    short convolution, (channels, taps, 1) for (channels, 1, taps)."""
+    if not checkpoint.norms_include_one or not isinstance(value, np.ndarray):
+        return value
+    if name.endswith("conv1d.weight") and value.ndim == 3:
+        return value.reshape(len(value), 1, -1)
+    return value.astype(np.float32) - np.float32(1) if adds_one(name) else value
 
 
 def _wide_enough(config: dict[str, Any], name: str, value: Packed) -> Packed:

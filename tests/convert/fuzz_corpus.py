@@ -69,7 +69,8 @@ def place(shapes: Iterable[tuple[str, tuple[int, ...], int]], seed: int = 0) -> 
         values, size = BLOCKS[kind]
         count = int(np.prod(dimensions)) // values
         if kind == 0:
-            raw = rng.uniform(0.5, 2, count).astype(np.float32).tobytes()
+            sign = -1 if name.endswith("ssm_a") else 1  # what decays is below 0
+            raw = (sign * rng.uniform(0.5, 2, count)).astype(np.float32).tobytes()
         else:  # bytes below 0x40 in every place: no float16 of any block is infinite
             raw = rng.integers(0, 0x40, count * size).astype(np.uint8).tobytes()
         tensors.append((name, dimensions, kind, len(data)))
@@ -173,6 +174,28 @@ def gpt_oss_shapes(width: int) -> list[Shape]:
     return [*found, ("blk.0.attn_sinks.weight", (HEADS,), 0)]
 
 
+def recurrent_shapes(width: int) -> list[Shape]:
+    """One layer with the gated delta rule, four value heads for two of keys, and one that attends."""
+    found = outer_shapes(width)
+    inner, heads, kv = 128, 4, width // HEADS * KV_HEADS
+    delta = {"attn_qkv": inner + 128, "attn_gate": inner, "ssm_alpha": heads, "ssm_beta": heads}
+    attention = {"attn_q": 2 * width, "attn_k": kv, "attn_v": kv, "attn_output": width}
+    mlp = {"ffn_gate": width, "ffn_up": width, "ffn_down": width}
+    for layer, matrices in enumerate((delta | mlp, attention | mlp)):
+        found += [(f"blk.{layer}.{name}.weight", (width,), 0) for name in ("attn_norm", "post_attention_norm")]
+        found += [(f"blk.{layer}.{name}.weight", (width, rows), 8) for name, rows in matrices.items()]
+    found += [(f"blk.1.{name}.weight", (width // HEADS,), 0) for name in ("attn_q_norm", "attn_k_norm")]
+    found += [("blk.0.ssm_conv1d.weight", (4, inner + 128), 0), ("blk.0.ssm_out.weight", (inner, width), 8)]
+    vectors = {"ssm_norm.weight": 32, "ssm_dt.bias": heads, "ssm_a": heads}
+    return [*found, *((f"blk.0.{name}", (size,), 0) for name, size in vectors.items())]
+
+
+def recurrent_keys() -> list[Key]:
+    delta = {"conv_kernel": 4, "state_size": 32, "group_count": 2, "time_step_rank": 4, "inner_size": 128}
+    keys = [(f"qwen35.ssm.{key}", U32, value) for key, value in delta.items()]
+    return [*keys, ("qwen35.full_attention_interval", U32, 2)]
+
+
 def gguf_forms() -> dict[str, tuple[list[Key], list[Tensor], bytes]]:
     """Whole models of 32 columns, one with experts; and two of 256 whose rows are cut, for types of large blocks."""
     llama = [*model_shapes(1, 32, [2, 3, 6, 7, 8, 1, 30])]
@@ -183,12 +206,14 @@ def gguf_forms() -> dict[str, tuple[list[Key], list[Tensor], bytes]]:
     gemma = model_shapes(1, 256, [2, 12, 30], own, cut=16, vocabulary=len(sentences[1][2][1]))
     yarn = [("gpt-oss.rope.scaling.type", STRING, "yarn"), ("gpt-oss.rope.scaling.factor", F32, 32.0)]
     yarn.append(("gpt-oss.rope.scaling.original_context_length", U32, 4096))
+    recurrent = [*model_keys("qwen35", 2, 32), *recurrent_keys(), *byte_level_keys()]
     oss = [*model_keys("gpt-oss", 1, 32), *expert_keys("gpt-oss"), *yarn, *byte_level_keys()]
     return {
         "llama": ([*model_keys("llama", 1, 32), *byte_level_keys()], *place(llama)),
         "factors": ([*model_keys("llama", 1, 32), *byte_level_keys()], *place(factors)),
         "experts": (oss, *place(gpt_oss_shapes(32))),
         "kinds": ([*model_keys("llama", 2, 256), *sentence_keys()], *place(kinds)),
+        "recurrent": (recurrent, *place(recurrent_shapes(32))),
         "gemma": ([*model_keys("gemma3", 1, 256), *sentences], *place(gemma)),
     }
 
@@ -369,7 +394,7 @@ FOLDERS: dict[str, Callable[[Path], None]] = {
 }
 
 
-WHOLE = ("llama", "factors", "experts", "single", "sharded")  # they hold everything that a decoder needs
+WHOLE = ("llama", "factors", "experts", "recurrent", "single", "sharded")  # they hold everything that a decoder needs
 
 
 def _json(folder: Path, name: str, value: Any) -> None:

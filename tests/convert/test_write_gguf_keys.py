@@ -80,6 +80,16 @@ def test_keys_of_llama(written: Callable[..., Path]) -> None:
         ("cohere2", {"cohere2.attention.sliding_window": 40, "cohere2.attention.sliding_window_pattern": 4}),
         ("cohere2", {"cohere2.logit_scale": pytest.approx(0.4), "cohere2.attention.layer_norm_rms_epsilon": None}),
         ("cohere2", {"cohere2.attention.layer_norm_epsilon": pytest.approx(1e-5)}),
+        ("qwen3_5-tiled", {"qwen35.ssm.conv_kernel": 4, "qwen35.ssm.state_size": 32, "qwen35.ssm.group_count": 2}),
+        ("qwen3_5-tiled", {"qwen35.ssm.time_step_rank": 6, "qwen35.ssm.inner_size": 192}),
+        ("qwen3_5-tiled", {"qwen35.full_attention_interval": 4, "qwen35.attention.recurrent_layers": None}),
+        ("qwen3_5-tiled", {"qwen35.rope.dimension_count": 8, "qwen35.rope.dimension_sections": [2, 1, 1, 0]}),
+        ("qwen3_5-alike", {"qwen35.full_attention_interval": 2, "qwen35.rope.dimension_sections": [11, 11, 10, 0]}),
+        ("qwen3_5-listed", {"qwen35.attention.recurrent_layers": [False, True, True, False]}),
+        ("qwen3_5-listed", {"qwen35.full_attention_interval": None}),
+        ("qwen3_5_moe-tiled", {"qwen35moe.expert_count": 6, "qwen35moe.expert_shared_feed_forward_length": 40}),
+        ("qwen3_next-grouped", {"qwen3next.expert_feed_forward_length": 32, "qwen3next.expert_used_count": 2}),
+        ("qwen3_next-grouped", {"qwen3next.rope.dimension_sections": None, "qwen3next.ssm.group_count": 2}),
     ],
 )
 def test_keys_of_others(name: str, keys: dict[str, Any], written: Callable[..., Path]) -> None:
@@ -130,6 +140,8 @@ def test_what_gguf_cannot_say_is_refused(name: str, what: str, families: Path, t
         ("cohere2", {"tie_word_embeddings": False}, "tie_word_embeddings False"),
         ("cohere2", {"attention_bias": True}, "attention_bias True"),
         ("cohere2", {"layer_types": ["full_attention"] + ["sliding_attention"] * 3}, "a window of layer 0 None"),
+        ("qwen3_5-alike", {"attention_bias": True}, "attention_bias True"),
+        ("qwen3_next-grouped", {"norm_topk_prob": False}, "experts"),
     ],
 )
 def test_fields_that_gguf_cannot_say(

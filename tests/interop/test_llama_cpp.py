@@ -70,12 +70,21 @@ def test_logits_are_those_of_transformers(name: str, kind: str, folder: Path, tm
         config["rope_parameters"]["truncate"] = True
         (plain / "config.json").write_text(json.dumps(config))
     expected = tiny_models.reference_logits(plain, tokens)
-    # llama.cpp takes gemma's activation from a table in 16 bits, and rounds what meets weights of 16 bits
-    exact = kind == "F32" and "gemma" not in name
-    error = bounds.logits(source) if exact else (1e-2 if kind == "F32" else 5e-2) / np.abs(expected).max()
-    bounds.assert_near(found, expected, error)
+    if kind == "F16" and name in gguf_models.RECURRENT:
+        # what rounding does to a state stays, and a router that it tips chooses another expert: 0.05 of the logits'
+        # size here, and 1 if a tensor is in another order
+        assert away(found, expected) < 0.1
+    else:
+        # llama.cpp takes gemma's activation from a table in 16 bits, and rounds what meets weights of 16 bits
+        exact = kind == "F32" and "gemma" not in name
+        error = bounds.logits(source) if exact else (1e-2 if kind == "F32" else 5e-2) / np.abs(expected).max()
+        bounds.assert_near(found, expected, error)
     tokenizer = load_tokenizer(open_checkpoint(tmp_path / "m.gguf"))
     assert ids == [tokenizer.encode(text, bos=False) for text in TEXTS]
+
+
+def away(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.sqrt(np.square(found - expected).mean() / np.square(expected).mean()))
 
 
 YARN = {
@@ -103,6 +112,16 @@ def test_what_a_family_may_say(name: str, changes: dict[str, Any], tmp_path: Pat
     write_gguf(open_checkpoint(source), tmp_path / "m.gguf", kind="F32")
     tokens = tiny_models.tokens(source)
     found, _ = peer(tmp_path / "m.gguf", tokens, tmp_path / "out.npy")
+    bounds.assert_near(found, tiny_models.reference_logits(source, tokens), bounds.logits(source))
+
+
+@pytest.mark.parametrize("name", ["qwen3_next-grouped", "qwen3_5_moe-tiled"])
+def test_gate_and_up_of_experts_in_one_tensor(name: str, folder: Path, tmp_path: Path) -> None:
+    """What we read of such files is what llama.cpp does."""
+    source = gguf_models.write(name, folder)
+    plain = write_gguf(open_checkpoint(source), tmp_path / "m.gguf", kind="F32").path
+    tokens = tiny_models.tokens(source)
+    found, _ = peer(gguf_models.with_fused_experts(plain, tmp_path / "fused.gguf"), tokens, tmp_path / "out.npy")
     bounds.assert_near(found, tiny_models.reference_logits(source, tokens), bounds.logits(source))
 
 
@@ -149,8 +168,7 @@ def test_every_kind_is_read_as_we_read_it(kind: str, folder: Path, tmp_path: Pat
     found, _ = peer(tmp_path / "m.gguf", tokens, tmp_path / "out.npy")
     write_huggingface(open_checkpoint(tmp_path / "m.gguf"), tmp_path / "dense")
     expected = tiny_models.reference_logits(tmp_path / "dense", tokens)
-    away = float(np.sqrt(np.square(found - expected).mean() / np.square(expected).mean()))
-    assert away < {"F16": 5e-3}.get(kind, 3e-2)
+    assert away(found, expected) < {"F16": 5e-3}.get(kind, 3e-2)
 
 
 @pytest.mark.parametrize("width", [64, 256])
@@ -161,7 +179,6 @@ def test_a_file_in_the_shape_of_a_model_is_read_as_we_read_it(width: int, tmp_pa
     found, ids = peer(tmp_path / "m.gguf", tokens, tmp_path / "out.npy", TEXTS)
     write_huggingface(checkpoint, tmp_path / "dense")
     expected = tiny_models.reference_logits(tmp_path / "dense", tokens)
-    away = float(np.sqrt(np.square(found - expected).mean() / np.square(expected).mean()))
-    assert away < 3e-2
+    assert away(found, expected) < 3e-2
     tokenizer = load_tokenizer(checkpoint)
     assert ids == [tokenizer.encode(text, bos=False) for text in TEXTS]

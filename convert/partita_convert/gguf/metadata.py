@@ -15,27 +15,24 @@ from typing import Any
 import numpy as np
 
 from partita.checkpoint.base import Checkpoint
-from partita.checkpoint.gguf.architectures import (
-    ARCHITECTURES,
-    LONG_FACTORS,
-    ROPE_FACTORS,
-    SHORT_FACTORS,
-    Architecture,
-)
+from partita.checkpoint.gguf.architectures import ARCHITECTURES, Architecture
 from partita.checkpoint.gguf.extensions import usual_attention_factor
 from partita.checkpoint.gguf.names import SAMPLING_KEYS, config_from, with_rope_tensors
+from partita.checkpoint.gguf.parts import LONG_FACTORS, ROPE_FACTORS, SHORT_FACTORS
 from partita.errors import CheckpointError, UnsupportedModel
 from partita.inference.sampling import recommended_values
-from partita.model.config import LayerConfig, ModelConfig, RopeConfig
+from partita.model.config import DeltaConfig, LayerConfig, ModelConfig, RopeConfig
 from partita.model.families.parse import parse
 from partita.model.families.wrappers import text_config
 from partita.model.rope import inverse_frequencies
 
 from .file import Typed, inferred
+from .recurrent import recurrent_keys
 
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
 QUANTIZATION_VERSION = 2
 _OURS = ("architecture", "type", "name", "file_type", "quantization_version", "alignment")
+Number = int | float | str | list[bool] | None
 _TOLERANCE = 1e-6  # numbers are float32 in the file
 
 
@@ -71,12 +68,12 @@ def general_keys(checkpoint: Checkpoint, architecture: str, kind: str) -> dict[s
 def model_keys(config: ModelConfig, architecture: str) -> tuple[dict[str, Typed], dict[str, np.ndarray]]:
     """(the architecture's keys, tensors of rope factors in float32 by their GGUF names)."""
     row = ARCHITECTURES[architecture]
-    numbers: dict[str, int | float | str | None] = {
+    numbers: dict[str, Number] = {
         "vocab_size": config.vocab_size,
         "context_length": config.max_positions,
         "embedding_length": config.hidden_size,
         "block_count": config.num_layers,
-        "feed_forward_length": config.intermediate_size,
+        "feed_forward_length": config.intermediate_size or None,
         "attention.head_count": config.num_heads,
         "attention.head_count_kv": config.num_kv_heads,
         "attention.key_length": config.head_dim,
@@ -89,6 +86,7 @@ def model_keys(config: ModelConfig, architecture: str) -> tuple[dict[str, Typed]
         numbers["expert_count"] = config.experts.count
         numbers["expert_used_count"] = config.experts.active
         numbers["expert_feed_forward_length"] = config.experts.intermediate_size
+        numbers["expert_shared_feed_forward_length"] = config.experts.shared_size or None
     if "logits_scaling" in row.fields:
         numbers["attention.scale"] = config.attention_scale
         numbers["embedding_scale"] = config.embedding_scale
@@ -101,15 +99,17 @@ def model_keys(config: ModelConfig, architecture: str) -> tuple[dict[str, Typed]
     if row.square and config.num_heads * config.head_dim != config.hidden_size:
         raise _unsayable(architecture, "head_dim", config.head_dim, config.hidden_size / config.num_heads)
     rope, tensors = _rope_keys(config, row)
-    numbers |= _window_keys(config, row) | rope
+    numbers |= _window_keys(config, row) | rope | recurrent_keys(config, architecture, row)
     return {f"{architecture}.{key}": _typed(value) for key, value in numbers.items() if value is not None}, tensors
 
 
-def _typed(value: int | float | str) -> Typed:
+def _typed(value: int | float | str | list[bool]) -> Typed:
+    if isinstance(value, list):
+        return Typed("bool", value, many=True)
     return Typed("str" if isinstance(value, str) else "u32" if isinstance(value, int) else "f32", value)
 
 
-def _window_keys(config: ModelConfig, row: Architecture) -> dict[str, int | float | str | None]:
+def _window_keys(config: ModelConfig, row: Architecture) -> dict[str, Number]:
     windows = {layer.window for layer in config.layers} - {None}
     if row.period is None and "sliding_window" not in row.fields:
         return {}
@@ -122,7 +122,7 @@ def _window_keys(config: ModelConfig, row: Architecture) -> dict[str, int | floa
             return {}
         # gemma's readers want a window; as long as the context it never slides. phi3's take 0 for none
         return {"attention.sliding_window": 0 if row.model_type == "phi3" else config.max_positions}
-    keys: dict[str, int | float | str | None] = {"attention.sliding_window": window}
+    keys: dict[str, Number] = {"attention.sliding_window": window}
     if row.period is not None:
         slides = [layer.window is not None for layer in config.layers]
         keys["attention.sliding_window_pattern"] = _period(slides, row.period)
@@ -137,15 +137,13 @@ def _period(slides: Sequence[bool], usual: int) -> int | None:
     return None
 
 
-def _rope_keys(
-    config: ModelConfig, row: Architecture
-) -> tuple[dict[str, int | float | str | None], dict[str, np.ndarray]]:
+def _rope_keys(config: ModelConfig, row: Architecture) -> tuple[dict[str, Number], dict[str, np.ndarray]]:
     """Of the global layers; the sliding ones' base beside it."""
     turned = [layer for layer in config.layers if layer.rope is not None]
     main = next((layer.rope for layer in turned if layer.window is None), turned[0].rope if turned else None)
     if main is None:
         raise UnsupportedModel("a model without rotary positions has no GGUF architecture here")
-    keys: dict[str, int | float | str | None] = {"rope.dimension_count": main.dims, "rope.freq_base": float(main.theta)}
+    keys: dict[str, Number] = {"rope.dimension_count": main.dims, "rope.freq_base": float(main.theta)}
     local = next((layer.rope for layer in turned if layer.window is not None), None)
     if local is not None and (local != main or "rope_local_base_freq" in row.fields):
         keys["rope.freq_base_swa"] = float(local.theta)
@@ -163,7 +161,7 @@ def _rope_keys(
     return keys | scaling, tensors
 
 
-def _scaling(rope: RopeConfig) -> tuple[dict[str, int | float | str | None], dict[str, np.ndarray]]:
+def _scaling(rope: RopeConfig) -> tuple[dict[str, Number], dict[str, np.ndarray]]:
     match rope.scaling:
         case "default":
             return {}, {}
@@ -191,7 +189,7 @@ def _scaling(rope: RopeConfig) -> tuple[dict[str, int | float | str | None], dic
             return keys | _original(rope), {}
 
 
-def _original(rope: RopeConfig) -> dict[str, int | float | str | None]:
+def _original(rope: RopeConfig) -> dict[str, Number]:
     return {"rope.scaling.original_context_length": int(rope.original_max_positions)}
 
 
@@ -230,8 +228,17 @@ def _check_layers(architecture: str, config: ModelConfig, read: ModelConfig) -> 
             raise _unsayable(architecture, f"a window of layer {i}", *windows)
         if not _same_rope(wanted, said):
             raise _unsayable(architecture, f"the rotation of layer {i}", *_differing(wanted.rope, said.rope))
+        if not _same_delta(wanted.delta, said.delta):
+            raise _unsayable(architecture, f"the recurrence of layer {i}", wanted.delta, said.delta)
         if wanted.experts != said.experts:
             raise _unsayable(architecture, f"experts in layer {i}", wanted.experts, said.experts)
+
+
+def _same_delta(wanted: DeltaConfig | None, said: DeltaConfig | None) -> bool:
+    if wanted is None or said is None:
+        return wanted is said
+    names = [field.name for field in dataclasses.fields(DeltaConfig)]
+    return all(_same(getattr(wanted, name), getattr(said, name)) for name in names)
 
 
 def _same_rope(wanted: LayerConfig, said: LayerConfig) -> bool:

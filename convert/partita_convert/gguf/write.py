@@ -4,14 +4,16 @@ Not here: how a value becomes blocks (`encode`), what the keys say (`metadata`, 
 the file is there whole or not at all; the source is never touched; the same source gives the same bytes; memory holds
 one tensor at a time; what GGUF cannot say is refused before anything is written.
 
-Types, by a tensor's role: norms, biases, routers and everything of one dimension are F32. Integers that a block type
-holds exactly are kept, in that type, unless it has more bits than were asked for. Otherwise a matrix becomes what was
-asked for, but: rows that 32 does not divide become F16, numbers too large for F16 F32, and the head of a model of four
-or five bits (the embedding, if it is the head too) Q8_0.
+Types, by a tensor's role: norms, biases, routers, short convolutions and everything of one dimension are F32. Integers
+that a block type holds exactly are kept, in that type, unless it has more bits than were asked for. Otherwise a matrix
+becomes what was asked for, but: rows that 32 does not divide become F16, numbers too large for F16 F32, and in a model
+of four or five bits its head (the embedding, if it is the head too) Q8_0, and so the few rows that say what a recurrent
+layer forgets.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -22,24 +24,28 @@ import numpy as np
 
 from partita.checkpoint import experts
 from partita.checkpoint.base import Checkpoint
-from partita.checkpoint.gguf.architectures import BARE_NAMES, OUTER_NAMES, ROPE_FACTORS, Architecture
-from partita.checkpoint.gguf.checkpoint import unpermuted_rows
-from partita.checkpoint.gguf.names import permuted_heads
-from partita.checkpoint.names import EMBEDDING, HEAD, text_name
+from partita.checkpoint.gguf.architectures import Architecture
+from partita.checkpoint.gguf.arrangement import arrangement, part_of, permuted_heads, rows_by_key_heads, with_columns
+from partita.checkpoint.gguf.parts import BARE_NAMES, OUTER_NAMES, ROPE_FACTORS
+from partita.checkpoint.names import EMBEDDING, HEAD, adds_one, text_name
 from partita.errors import CheckpointError, DataError, UnsupportedModel
 from partita.files.atomic import refuse_existing, whole_file
 from partita.model.config import ModelConfig
 from partita.model.families.parse import parse
-from partita.quantization import Packed
+from partita.quantization import Packed, dequantize
 
+from ..layouts import by_key_heads
 from ..write_folder import OnTensor, WrittenTensor
 from .encode import WIDTHS, Encoder, Value, exact_type, too_large
-from .file import TYPES, GgufWriter
+from .file import TYPES, GgufWriter, Typed
 from .metadata import architecture_of, check_said, general_keys, model_keys
+from .recurrent import head_fields, sections
 from .tokenizer import tokenizer_keys
 
 KINDS = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
-_ROUTER = "ffn_gate_inp"
+_FLOATS = frozenset({"ffn_gate_inp", "ssm_conv1d"})
+_DELICATE = frozenset({"ssm_alpha", "ssm_beta", "ssm_ba"})
+_FUSED = "linear_attn.in_proj_qkvz"
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,8 @@ class WrittenFile:
 
 @dataclass(frozen=True)
 class _Planned:
-    """One tensor to be written. name: in the source's words. order: of its rows. shift: added to its values."""
+    """One tensor to be written. name: in the source's words. order: of its rows. shift: added to its values. heads:
+    the order of equal parts of its columns, in which `read` gives them."""
 
     gguf_name: str
     name: str
@@ -60,6 +67,7 @@ class _Planned:
     read: Callable[[], Value]
     order: np.ndarray | None = None
     shift: float = 0.0
+    heads: np.ndarray | None = None
 
 
 def write_gguf(
@@ -84,9 +92,12 @@ def write_gguf(
     refuse_existing(path)  # before the vocabulary is read
     architecture, row = architecture_of(checkpoint.config)
     config = parse(checkpoint.config)
+    checkpoint = by_key_heads(checkpoint, ("ssm_ba",))  # where it was read from GGUF, two
     keys = general_keys(checkpoint, architecture, kind)
     model, factors = model_keys(config, architecture)
     keys |= model
+    if (mrope := sections(checkpoint.config, row)) is not None:
+        keys[f"{architecture}.rope.dimension_sections"] = Typed("i32", mrope, many=True)
     planned = [*_plan(checkpoint, config, row), *(_factor(name, value) for name, value in factors.items())]
     check_said(config, keys, {tensor.gguf_name: tensor.shape for tensor in planned}, factors)
     keys |= tokenizer_keys(checkpoint, config.vocab_size, keys)
@@ -116,6 +127,8 @@ def _write(
     if tuple(value.shape) != tensor.shape:
         raise CheckpointError(f"{tensor.name} has shape {tuple(value.shape)}, {tensor.shape} was announced")
     type_name = _type(tensor, value, kind, is_head)
+    if importance is not None and tensor.heads is not None:
+        importance = importance.reshape(len(tensor.heads), -1)[tensor.heads].reshape(-1)
     encoder = Encoder(tensor.name, value, type_name, tensor.order, tensor.shift, importance)
     nbytes = writer.write(encoder.type_name, encoder.blocks())
     return WrittenTensor(tensor.name, tensor.shape, tensor.source, encoder.type_name, nbytes, encoder.error)
@@ -123,9 +136,10 @@ def _write(
 
 def _type(tensor: _Planned, value: Value, kind: str, is_head: bool) -> str:
     """The type of one tensor: see the module's first lines."""
-    parts = tensor.gguf_name.split(".")
-    if len(tensor.shape) == 1 or parts[-1] == "bias" or _ROUTER in parts:
+    part = part_of(tensor.gguf_name)
+    if len(tensor.shape) == 1 or tensor.gguf_name.endswith(".bias") or part in _FLOATS:
         return "F32"
+    is_head = is_head or part in _DELICATE
     exact = exact_type(value) if kind in WIDTHS and isinstance(value, Packed) else None
     if exact and WIDTHS[exact] <= WIDTHS[kind]:
         return exact
@@ -165,7 +179,10 @@ def _plan(checkpoint: Checkpoint, config: ModelConfig, row: Architecture) -> Ite
                 done.add(mlps[name])
                 yield from _stacks(checkpoint, mlps[name], stacks[mlps[name]], biased, names)
             continue
-        yield _tensor(checkpoint, config, row, name, name_in_gguf(plain, names))
+        if plain.endswith(f"{_FUSED}.weight"):
+            yield from _split(checkpoint, config, name, plain, names)
+        elif not (row.predicts and plain.startswith("mtp.")):  # what predicts further tokens, which nobody runs here
+            yield _tensor(checkpoint, config, row, name, name_in_gguf(plain, names))
     if row.own_output and config.tie_embeddings and HEAD not in own.values():
         embedding = next((name for name, plain in own.items() if plain == EMBEDDING), None)
         if embedding is not None:
@@ -196,29 +213,64 @@ def name_in_gguf(name: str, names: Mapping[str, str]) -> str:
         if kind in ("weight", "bias") and part in names:
             return f"blk.{int(layer)}.{names[part]}.{kind}"
         if names.get(rest) in BARE_NAMES:
-            return f"blk.{int(layer)}.{names[rest]}.weight"
+            return f"blk.{int(layer)}.{names[rest]}{BARE_NAMES[names[rest]]}"
     raise UnsupportedModel(
         f"GGUF's architecture for this model has no place for {name!r}; write `to` mlx or huggingface", field="to"
     )
 
 
 def _tensor(checkpoint: Checkpoint, config: ModelConfig, row: Architecture, name: str, gguf_name: str) -> _Planned:
-    shape = checkpoint.shape(name)
-    fields = {"num_attention_heads": config.num_heads, "num_key_value_heads": config.num_kv_heads}
-    heads = permuted_heads(row, fields, gguf_name)
-    if heads and shape[0] != heads * config.head_dim:
+    shape, fields = checkpoint.shape(name), head_fields(config)
+    if (heads := permuted_heads(row, fields, gguf_name)) and shape[0] != heads * config.head_dim:
         raise CheckpointError(f"{name} has {shape[0]} rows, {heads} heads of {config.head_dim} are expected")
-    order = np.argsort(unpermuted_rows(shape[0], heads)) if heads else None
-    adds = row.norms_include_one and not checkpoint.norms_include_one and name.endswith("norm.weight")
+    order = arrangement(row, fields, gguf_name, shape, name)
+    if order.axis is not None:
+        shape = (*shape[: order.axis], math.prod(shape[order.axis :]))
+    rows = None if order.rows is None else np.argsort(order.rows)
+    adds = row.norms_include_one and not checkpoint.norms_include_one and adds_one(name)
+    heads = None if order.columns is None else np.argsort(order.columns)
     if len(shape) == 1:
-        shape_read = partial(_vector, checkpoint, name, order)
-        return _Planned(gguf_name, name, shape, checkpoint.stored_as(name), shape_read, None, float(adds))
-    return _Planned(gguf_name, name, shape, checkpoint.stored_as(name), partial(checkpoint.read, name), order)
+        read, rows = partial(_rearranged, checkpoint, name, shape, rows, heads, order.decay), None
+    else:
+        read = partial(_rearranged, checkpoint, name, shape, None, heads)
+    return _Planned(gguf_name, name, shape, checkpoint.stored_as(name), read, rows, float(adds), heads)
 
 
-def _vector(checkpoint: Checkpoint, name: str, order: np.ndarray | None) -> Value:
+def _rearranged(
+    checkpoint: Checkpoint,
+    name: str,
+    shape: tuple[int, ...],
+    order: np.ndarray | None,
+    heads: np.ndarray | None,
+    decay: bool = False,
+) -> Value:
+    """As the file has it. order: of rows. heads: of parts of the columns."""
     value = checkpoint.read(name)
-    return value[order] if order is not None and isinstance(value, np.ndarray) else value
+    if heads is not None:
+        value = with_columns(value, heads)
+    if isinstance(value, Packed) and tuple(value.shape) == shape:
+        return value
+    value = (dequantize(value) if isinstance(value, Packed) else value).reshape(shape)
+    if decay:
+        value = -np.exp(value.astype(np.float64)).astype(np.float32)
+    return value if order is None else value[order]
+
+
+def _split(
+    checkpoint: Checkpoint, config: ModelConfig, name: str, plain: str, names: Mapping[str, str]
+) -> Iterator[_Planned]:
+    """One matrix whose rows go by key heads as two, of queries, keys and values, and of gates."""
+    shape = checkpoint.shape(name)
+    parts = rows_by_key_heads("ssm_in", head_fields(config), shape[0], name)
+    for part, rows in zip(("in_proj_qkv", "in_proj_z"), parts, strict=True):
+        gguf_name = name_in_gguf(plain.replace("in_proj_qkvz", part), names)
+        read = partial(_some_rows, checkpoint, name, rows)
+        yield _Planned(gguf_name, name, (len(rows), *shape[1:]), checkpoint.stored_as(name), read)
+
+
+def _some_rows(checkpoint: Checkpoint, name: str, rows: np.ndarray) -> Value:
+    value = checkpoint.read(name)
+    return value.map(lambda part: part[rows]) if isinstance(value, Packed) else value[rows]
 
 
 def _stacks(

@@ -73,6 +73,11 @@ def canonical(tensors: Mapping[str, T], where: str, *, alone: bool) -> dict[str,
     return found
 
 
+def adds_one(name: str) -> bool:
+    """Whether this is a norm that a `1 + w` family adds one to: each but the one behind a gated delta rule."""
+    return name.endswith("norm.weight") and not name.endswith("linear_attn.norm.weight")
+
+
 class Index:
     """Names to be looked up, by themselves or wherever they stand in their model; of two alike the first."""
 

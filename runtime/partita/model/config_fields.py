@@ -185,7 +185,7 @@ def decoder(
         "model_type": model_type,
         "vocab_size": integer(config, "vocab_size"),
         "hidden_size": integer(config, "hidden_size"),
-        "intermediate_size": integer(config, "intermediate_size"),
+        "intermediate_size": 0 if "intermediate_size" in fields else integer(config, "intermediate_size"),
         "num_heads": heads,
         "num_kv_heads": optional_integer(config, "num_key_value_heads") or heads,
         "head_dim": head_dim(config),

@@ -15,10 +15,12 @@ from ..errors import CheckpointError
 from ..quantization import Packed, Stored
 from .config import ModelConfig
 from .families.parse import family
-from .weights import CONVOLUTIONS, Names, WeightSpec, weights
+from .weights import CONVOLUTIONS, DeltaNames, Names, WeightSpec, weights
 
 Value = np.ndarray | Packed
 Matrix = Value | Stored
+SPLIT_INPUT = ".linear_attn.in_proj_qkv.weight"
+"""What Qwen3-Next's fused inputs have in GGUF in place of one of theirs."""
 
 
 class WeightSource:
@@ -104,6 +106,8 @@ def _names(checkpoint: Checkpoint) -> Names:
     if found is None:
         raise checkpoint.missing(names.prefix + embedding)
     head = index.find(f"{names.head}.weight") or names.head
+    if any(name.endswith(SPLIT_INPUT) for name in checkpoint.names()):
+        names = replace(names, delta=replace(names.delta, inputs=DeltaNames().inputs))
     return replace(names, prefix=found.removesuffix(embedding), head=head.removesuffix(".weight"))
 
 

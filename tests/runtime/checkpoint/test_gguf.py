@@ -7,7 +7,7 @@ import gguf
 import numpy as np
 import pytest
 
-from partita.checkpoint.gguf.checkpoint import unpermuted_rows
+from partita.checkpoint.gguf.arrangement import unpermuted_rows
 from partita.checkpoint.gguf.reader import open_gguf
 from partita.checkpoint.open import open_checkpoint
 from partita.errors import CheckpointError, UnsupportedModel

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from partita.checkpoint.gguf.architectures import ARCHITECTURES
+from partita.checkpoint.gguf.arrangement import permuted_heads
 from partita.checkpoint.gguf.extensions import usual_attention_factor
 from partita.checkpoint.gguf.names import (
     config_from,
-    permuted_heads,
     tensor_names,
     with_rope_tensors,
 )
@@ -24,7 +24,7 @@ from partita.errors import CheckpointError, PartitaError, UnsupportedModel
 from partita.model.config import RopeConfig
 from partita.model.families.parse import parse
 
-FULL, SLIDING = "full_attention", "sliding_attention"
+FULL, SLIDING, RECURRENT = "full_attention", "sliding_attention", "linear_attention"
 LAYERS, WIDTH, HEADS = 6, 64, 4
 OUTER = {
     "token_embd.weight": (32, WIDTH),
@@ -32,6 +32,24 @@ OUTER = {
     **{f"blk.{i}.attn_output.weight": (WIDTH, WIDTH) for i in range(LAYERS)},
 }
 
+DELTA = {
+    "ssm.conv_kernel": 4,
+    "ssm.state_size": 16,
+    "ssm.group_count": 2,
+    "ssm.time_step_rank": 4,
+    "ssm.inner_size": 64,
+    "full_attention_interval": 4,
+    "rope.dimension_count": 4,
+    "attention.key_length": 16,
+    "attention.value_length": 16,
+}
+SPARSE = {
+    "expert_count": 8,
+    "expert_used_count": 2,
+    "expert_feed_forward_length": 48,
+    "expert_shared_feed_forward_length": 32,
+}
+SECTIONS = {"rope.dimension_sections": [11, 11, 10, 0]}
 # keys that llama.cpp's converter writes for every model of the architecture, beyond the common ones
 OWN: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -67,6 +85,9 @@ OWN: dict[str, dict[str, Any]] = {
         "rope.dimension_count": 16,
         "rope.scaling.type": "none",
     },
+    "qwen35": {**DELTA, **SECTIONS},
+    "qwen35moe": {**DELTA, **SECTIONS, **SPARSE, "feed_forward_length": None},
+    "qwen3next": {**DELTA, **SPARSE},
     "gpt-oss": {
         "expert_count": 8,
         "expert_used_count": 2,
@@ -113,6 +134,35 @@ def test_every_config_is_one_that_transformers_takes(architecture: str) -> None:
     for field in ("layer_types", "sliding_window", "tie_word_embeddings", "no_rope_layers", "query_pre_attn_scalar"):
         if field in config:
             assert getattr(theirs, field) == config[field], field
+
+
+def test_layers_are_recurrent_but_for_the_last_of_a_period() -> None:
+    usual = read("qwen3next", full_attention_interval=None)["layer_types"]
+    assert usual == [RECURRENT, RECURRENT, RECURRENT, FULL, RECURRENT, RECURRENT]
+    assert read("qwen35", full_attention_interval=2)["layer_types"] == [RECURRENT, FULL] * 3
+    said = [False, True, True, False, True, True]
+    listed = read("qwen35moe", attention__recurrent_layers=said)["layer_types"]
+    assert listed == [RECURRENT if each else FULL for each in said]
+
+
+def test_layers_behind_the_model_are_not_its_own() -> None:
+    config = read("qwen35", nextn_predict_layers=1, attention__recurrent_layers=[True, False] * 3)
+    assert config["num_hidden_layers"] == LAYERS - 1
+    assert config["layer_types"] == [RECURRENT, FULL, RECURRENT, FULL, RECURRENT]
+    metadata = {"general.architecture": "qwen35", "qwen35.block_count": 2, "qwen35.nextn_predict_layers": 1}
+    names = ["blk.0.ssm_a", "blk.1.attn_q.weight", "blk.1.nextn.eh_proj.weight"]
+    assert tensor_names(metadata, names) == {"model.layers.0.linear_attn.A_log": "blk.0.ssm_a"}
+    with pytest.raises(UnsupportedModel, match=r"blk\.1\.nextn"):
+        tensor_names({"general.architecture": "qwen35", "qwen35.block_count": 2}, names)
+
+
+def test_sections_of_rope_are_said_where_they_are_not_the_usual_ones() -> None:
+    assert "rope_parameters" not in read("qwen35")
+    said = read("qwen35moe", rope__dimension_sections=[1, 1, 0, 0])["rope_parameters"]
+    assert said["mrope_section"] == [1, 1, 0]
+    assert said["mrope_interleaved"] is True
+    assert (said["rope_theta"], said["partial_rotary_factor"], said["rope_type"]) == (10000.0, 0.25, "default")
+    assert read("qwen3next", rope__dimension_count=None)["partial_rotary_factor"] == 1.0
 
 
 def test_layers_slide_as_each_architecture_has_it() -> None:

@@ -24,6 +24,10 @@ GGUF leaves out has a value here only where the architecture's readers fix it; t
                               head is the embedding
     exaone4, cohere2          heads together are as wide as the model
     hunyuan-dense             queries and keys are normed after rotation; the base of a "dynamic" rope holds its alpha
+    qwen35, qwen35moe         value heads are tiled (`arrangement`); norms hold 1 + w, but that behind the delta rule;
+                              ssm_a is -exp(A_log)
+    qwen3next                 the same with heads in Hugging Face's order
+    qwen35moe, qwen3next      the weights of the experts chosen are divided by their sum
     mistral3                  yarn's log multiplier is Hugging Face's mscale_all_dim beside an mscale of 1; queries grow
                               by attention.temperature_scale, each original context anew; without yarn, Mistral
 """
@@ -32,65 +36,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from . import extensions
 from .keys import Keys
+from .parts import (
+    ATTENTION,
+    EXPERTS,
+    GEMMA2,
+    GPT_OSS,
+    LINEAR,
+    LLAMA,
+    LONG_FACTORS,
+    MLP,
+    PHI3,
+    POST_NORMS,
+    PRE_NORMS,
+    QK_NORMS,
+    QKV,
+    QWEN3_NEXT,
+    QWEN35,
+    QWEN35_MOE,
+    ROPE_FACTORS,
+    SHORT_FACTORS,
+    SPARSE,
+)
 
 Config = extensions.Config
-ROPE_FACTORS = "rope_freqs.weight"
-LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
-
-OUTER_NAMES: Mapping[str, str] = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-    ROPE_FACTORS: ROPE_FACTORS,  # Hugging Face has no tensor for it: its numbers belong to the config
-}
-_ATTENTION = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-}
-_MLP = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
-_EXPERTS = {
-    "ffn_gate_exps": "mlp.switch_mlp.gate_proj",
-    "ffn_up_exps": "mlp.switch_mlp.up_proj",
-    "ffn_down_exps": "mlp.switch_mlp.down_proj",
-}
-_PRE_NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
-_POST_NORMS = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
-_QK_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
-_LLAMA = {**_ATTENTION, **_MLP, **_PRE_NORMS}
-_GEMMA2 = {
-    **_ATTENTION,
-    **_MLP,
-    **_POST_NORMS,
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-}
-_PHI3 = {
-    **_PRE_NORMS,
-    "attn_qkv": "self_attn.qkv_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_up": "mlp.gate_up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_GPT_OSS = {
-    **_ATTENTION,
-    **_EXPERTS,
-    "attn_norm": "input_layernorm",
-    "post_attention_norm": "post_attention_layernorm",
-    "attn_sinks": "self_attn.sinks",
-    "ffn_gate_inp": "mlp.router",
-}
-_QKV = frozenset({"attn_q", "attn_k", "attn_v"})
-_LINEAR = frozenset({*_ATTENTION, *_MLP})
-BARE_NAMES = frozenset({"attn_sinks"})
-"""Parts that Hugging Face names without ".weight"."""
-CONSTANTS = frozenset({"attn_rot_embd"})
-"""Parts of old files that repeat what the keys say, which nobody reads."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +71,8 @@ class Architecture:
 
     model_type, class_name: how config.json calls it. written: the model types that are written under it.
     layer_names: part of a GGUF layer's tensor to part of a Hugging Face one's. biased: the parts that may have a bias.
-    permuted: rows of q and k.
+    permuted: rows of q and k. recurrent: the order of value heads in layers that remember by the delta rule; None: no
+    layer does. predicts: whether a file may have blocks behind the model's, which predict further tokens.
     fields: config field to (key after "<architecture>.", type, default); ... where the key must be there.
     constants: fields that every file of the architecture means. theta: the rope base where the key is missing; ... if
     it must be there. period: of the layers, the last of each is global; None: no layer slides. slides_at: the number
@@ -114,6 +87,8 @@ class Architecture:
     written: tuple[str, ...]
     biased: frozenset[str] = frozenset()
     permuted: bool = False
+    recurrent: Literal["grouped", "tiled"] | None = None
+    predicts: bool = False
     norms_include_one: bool = False
     fields: Mapping[str, tuple[str, type, Any]] = field(default_factory=dict[str, tuple[str, type, Any]])
     constants: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -130,14 +105,27 @@ class Architecture:
 _SILU = {"hidden_act": "silu"}
 _QWEN = {**_SILU, "use_sliding_window": False}
 _GELU = {"hidden_activation": "gelu_pytorch_tanh", "attention_bias": False}
+_DELTA = {
+    "linear_conv_kernel_dim": ("ssm.conv_kernel", int, ...),
+    "linear_key_head_dim": ("ssm.state_size", int, ...),
+    "linear_num_key_heads": ("ssm.group_count", int, ...),
+    "linear_num_value_heads": ("ssm.time_step_rank", int, ...),
+    "linear_value_size": ("ssm.inner_size", int, ...),
+}
+_SPARSE = {
+    "num_experts": ("expert_count", int, ...),
+    "num_experts_per_tok": ("expert_used_count", int, ...),
+    "moe_intermediate_size": ("expert_feed_forward_length", int, ...),
+    "shared_expert_intermediate_size": ("expert_shared_feed_forward_length", int, ...),
+}
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     "llama": Architecture(
         "llama",
         "LlamaForCausalLM",
-        _LLAMA,
+        LLAMA,
         written=("llama", "mistral", "ministral"),
-        biased=_LINEAR,
+        biased=LINEAR,
         permuted=True,
         constants=_SILU,
         theta=10000.0,
@@ -147,9 +135,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "smollm3": Architecture(
         "smollm3",
         "SmolLM3ForCausalLM",
-        _LLAMA,
+        LLAMA,
         written=("smollm3",),
-        biased=_LINEAR,
+        biased=LINEAR,
         permuted=True,
         constants=_QWEN,
         extend=extensions.smollm3,
@@ -157,9 +145,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "granite": Architecture(
         "granite",
         "GraniteForCausalLM",
-        _LLAMA,
+        LLAMA,
         written=("granite",),
-        biased=_LINEAR,
+        biased=LINEAR,
         permuted=True,
         fields={
             "attention_multiplier": ("attention.scale", float, None),
@@ -172,18 +160,18 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         factors=frozenset({ROPE_FACTORS}),
         extend=extensions.granite,
     ),
-    "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", _LLAMA, written=("qwen2",), biased=_QKV, constants=_QWEN),
+    "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", LLAMA, written=("qwen2",), biased=QKV, constants=_QWEN),
     "qwen3": Architecture(
         "qwen3",
         "Qwen3ForCausalLM",
-        {**_LLAMA, **_QK_NORMS},
+        {**LLAMA, **QK_NORMS},
         written=("qwen3",),
         constants={**_QWEN, "attention_bias": False},
     ),
     "qwen3moe": Architecture(
         "qwen3_moe",
         "Qwen3MoeForCausalLM",
-        {**_ATTENTION, **_EXPERTS, **_PRE_NORMS, **_QK_NORMS, "ffn_gate_inp": "mlp.gate"},
+        {**ATTENTION, **SPARSE, **PRE_NORMS, **QK_NORMS},
         written=("qwen3_moe",),
         fields={
             "num_experts": ("expert_count", int, ...),
@@ -201,7 +189,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "gemma2": Architecture(
         "gemma2",
         "Gemma2ForCausalLM",
-        _GEMMA2,
+        GEMMA2,
         written=("gemma2",),
         norms_include_one=True,
         fields={
@@ -217,7 +205,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "gemma3": Architecture(
         "gemma3_text",
         "Gemma3ForCausalLM",
-        {**_GEMMA2, **_QK_NORMS},
+        {**GEMMA2, **QK_NORMS},
         written=("gemma3_text", "gemma3"),
         norms_include_one=True,
         fields={
@@ -233,7 +221,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "phi3": Architecture(
         "phi3",
         "Phi3ForCausalLM",
-        _PHI3,
+        PHI3,
         written=("phi3",),
         fields={"sliding_window": ("attention.sliding_window", int, 0)},
         constants=_SILU,
@@ -244,7 +232,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "olmo2": Architecture(
         "olmo2",
         "Olmo2ForCausalLM",
-        {**_ATTENTION, **_MLP, **_POST_NORMS, **_QK_NORMS},
+        {**ATTENTION, **MLP, **POST_NORMS, **QK_NORMS},
         written=("olmo2", "olmo3"),
         constants={**_SILU, "attention_bias": False},
         period=4,
@@ -254,9 +242,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "gpt-oss": Architecture(
         "gpt_oss",
         "GptOssForCausalLM",
-        _GPT_OSS,
+        GPT_OSS,
         written=("gpt_oss",),
-        biased=frozenset({*_ATTENTION, *_EXPERTS, "ffn_gate_inp"}),
+        biased=frozenset({*ATTENTION, *EXPERTS, "ffn_gate_inp"}),
         fields={
             "num_local_experts": ("expert_count", int, ...),
             "num_experts_per_tok": ("expert_used_count", int, ...),
@@ -271,7 +259,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "exaone4": Architecture(
         "exaone4",
         "Exaone4ForCausalLM",
-        {**_ATTENTION, **_MLP, **_POST_NORMS, **_QK_NORMS},
+        {**ATTENTION, **MLP, **POST_NORMS, **QK_NORMS},
         written=("exaone4",),
         fields={"sliding_window": ("attention.sliding_window", int, None)},
         constants=_SILU,
@@ -284,9 +272,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "seed_oss": Architecture(
         "seed_oss",
         "SeedOssForCausalLM",
-        {**_ATTENTION, **_MLP, "attn_norm": "input_layernorm", "post_attention_norm": "post_attention_layernorm"},
+        {**ATTENTION, **MLP, "attn_norm": "input_layernorm", "post_attention_norm": "post_attention_layernorm"},
         written=("seed_oss",),
-        biased=_QKV,
+        biased=QKV,
         constants={**_SILU, "attention_out_bias": False, "mlp_bias": False},
         extend=extensions.qkv_biases,
     ),
@@ -294,38 +282,38 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         "glm4",
         "Glm4ForCausalLM",
         {
-            **_ATTENTION,
-            **_PRE_NORMS,
+            **ATTENTION,
+            **PRE_NORMS,
             "post_attention_norm": "post_self_attn_layernorm",
             "post_ffw_norm": "post_mlp_layernorm",
             "ffn_up": "mlp.gate_up_proj",
             "ffn_down": "mlp.down_proj",
         },
         written=("glm4",),
-        biased=_QKV,
+        biased=QKV,
         constants=_SILU,
         extend=extensions.glm4,
     ),
     "ernie4_5": Architecture(
         "ernie4_5",
         "Ernie4_5ForCausalLM",
-        _LLAMA,
+        LLAMA,
         written=("ernie4_5",),
         constants={**_SILU, "use_bias": False},
     ),
     "hunyuan-dense": Architecture(
         "hunyuan_v1_dense",
         "HunYuanDenseV1ForCausalLM",
-        {**_LLAMA, "attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"},
+        {**LLAMA, "attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"},
         written=("hunyuan_v1_dense",),
         constants={**_SILU, "attention_bias": False},
     ),
     "mistral3": Architecture(
         "ministral3",
         "Ministral3ForCausalLM",
-        _LLAMA,
+        LLAMA,
         written=("ministral3",),
-        biased=_LINEAR,
+        biased=LINEAR,
         permuted=True,
         fields={
             "temperature_scale": ("attention.temperature_scale", float, None),
@@ -338,7 +326,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "cohere2": Architecture(
         "cohere2",
         "Cohere2ForCausalLM",
-        {**_ATTENTION, **_MLP, "attn_norm": "input_layernorm"},
+        {**ATTENTION, **MLP, "attn_norm": "input_layernorm"},
         written=("cohere2",),
         fields={
             "rms_norm_eps": ("attention.layer_norm_epsilon", float, ...),
@@ -350,5 +338,47 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         square=True,
         tied=True,
         extend=extensions.cohere2,
+    ),
+    "qwen35": Architecture(
+        "qwen3_5_text",
+        "Qwen3_5ForCausalLM",
+        QWEN35,
+        written=("qwen3_5_text", "qwen3_5"),
+        recurrent="tiled",
+        predicts=True,
+        norms_include_one=True,
+        fields=_DELTA,
+        constants={**_SILU, "attention_bias": False},
+        extend=extensions.qwen35,
+    ),
+    "qwen35moe": Architecture(
+        "qwen3_5_moe_text",
+        "Qwen3_5MoeForCausalLM",
+        QWEN35_MOE,
+        written=("qwen3_5_moe_text", "qwen3_5_moe"),
+        recurrent="tiled",
+        predicts=True,
+        norms_include_one=True,
+        fields={**_DELTA, **_SPARSE, "intermediate_size": ("feed_forward_length", int, None)},
+        constants={**_SILU, "attention_bias": False},
+        extend=extensions.qwen35moe,
+    ),
+    "qwen3next": Architecture(
+        "qwen3_next",
+        "Qwen3NextForCausalLM",
+        QWEN3_NEXT,
+        written=("qwen3_next",),
+        recurrent="grouped",
+        predicts=True,
+        norms_include_one=True,
+        fields={**_DELTA, **_SPARSE},
+        constants={
+            **_SILU,
+            "attention_bias": False,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+        },
+        extend=extensions.gated_delta,
     ),
 }

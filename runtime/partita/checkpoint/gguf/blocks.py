@@ -37,6 +37,11 @@ _PIECE = 2**14
 """Blocks of 256 values that are taken apart at once: what is in between has a byte or more for each value."""
 
 
+def block_size(type_name: str) -> int:
+    """Values in a block of one of AFFINE or SMALL."""
+    return 256 if type_name.endswith("_K") else GROUP
+
+
 def decode(
     raw: np.ndarray, type_name: str, shape: tuple[int, ...], what: str, smallest_group: int = GROUP
 ) -> np.ndarray | Packed:

@@ -1,6 +1,7 @@
-"""A GGUF file as a checkpoint: its tensors under Hugging Face's names, q and k in its order of rows.
+"""A GGUF file as a checkpoint: its tensors under Hugging Face's names, in Hugging Face's order of rows and columns.
 
-Not here: bytes of the header (`header`), of blocks (`blocks`), what a key or tensor is called elsewhere (`names`).
+Not here: bytes of the header (`header`), of blocks (`blocks`), what a key or tensor is called elsewhere (`names`), and
+which order a file has (`arrangement`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,17 @@ from ...files import safetensors
 from ...quantization import Packed, Stored, StoredRows, dequantize
 from ..base import Checkpoint
 from . import blocks, names, reader
+from .architectures import Architecture
+from .arrangement import (
+    Arrangement,
+    arrangement,
+    exponent,
+    new_axis,
+    published_shape,
+    reordered,
+    with_columns,
+    with_rows,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,42 +74,53 @@ class GgufCheckpoint(Checkpoint):
         return self.file.tensors[self.gguf_of[name]]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._tensor(name).shape
+        tensor = self._tensor(name)
+        return published_shape(self._row, self.config, tensor.name, tensor.shape, name)
 
     def read(self, name: str) -> np.ndarray | Packed:
-        tensor, order = self._tensor(name), self._order(name)
+        tensor, order = self._tensor(name), self._arrangement(name)
         value = blocks.decode(self.file.raw(tensor.name), tensor.type, tensor.shape, self._where(tensor))
-        if order is None:
-            return value
-        return value.map(lambda part: part[order]) if isinstance(value, Packed) else value[order]
+        if order.rows is not None:
+            taken = partial(with_rows, rows=order.rows)
+            value = value.map(taken) if isinstance(value, Packed) else taken(value)
+        if order.columns is not None:
+            value = with_columns(value, order.columns)
+        if (axis := new_axis(self._row, tensor.name, tensor.shape)) is not None:
+            new = partial(np.expand_dims, axis=axis)
+            value = value.map(new) if isinstance(value, Packed) else new(value)
+        if order.decay and isinstance(value, np.ndarray):
+            return exponent(value, self._where(tensor))
+        return value
 
     def read_stored(self, name: str) -> np.ndarray | Packed | Stored:
-        tensor = self._tensor(name)
+        tensor, order = self._tensor(name), self._arrangement(name)
         if tensor.type not in (*blocks.AFFINE, *blocks.SMALL) or len(tensor.shape) < 2:
             return self.read(name)
-        size = tensor.shape[-1]
+        size, taken, columns = tensor.shape[-1], order.rows, order.columns
         kind, where = tensor.type, self._where(tensor)
+        raw = self.file.raw(tensor.name).reshape(math.prod(tensor.shape[:-1]), -1)
+        if columns is not None and size // len(columns) % blocks.block_size(kind) == 0:
+            raw, columns = reordered(raw, columns), None  # each head is whole blocks
+        if taken is not None and len(taken) < len(raw):
+            raw, taken = raw[taken], None
 
         def decode(raw: np.ndarray, smallest_group: int) -> np.ndarray | Packed:
-            return blocks.decode(raw.reshape(-1), kind, (len(raw), size), where, smallest_group)
+            value = blocks.decode(raw.reshape(-1), kind, (len(raw), size), where, smallest_group)
+            return value if columns is None else with_columns(value, columns)
 
-        raw = self.file.raw(tensor.name).reshape(math.prod(tensor.shape[:-1]), -1)
-        rows = StoredRows(raw, self._order(name), decode, partial(self.file.release, tensor.name))
-        return Stored(kind, size, (rows,))
+        rows = StoredRows(raw, taken, decode, partial(self.file.release, tensor.name))
+        return Stored(kind if columns is None else f"{kind}, heads in another order", size, (rows,))
 
     def _where(self, tensor: reader.GgufTensor) -> str:
         return f"{self.path.name}: {tensor.name}"
 
-    def _order(self, name: str) -> np.ndarray | None:
-        """In which the rows of the file are those of Hugging Face's tensor; None: in the same."""
+    def _arrangement(self, name: str) -> Arrangement:
         tensor = self._tensor(name)
-        heads = names.permuted_heads(names.architecture(self.file.metadata), self.config, tensor.name)
-        if not heads:
-            return None
-        rows = tensor.shape[0]
-        if rows % (2 * heads):
-            raise CheckpointError(f"{self._where(tensor)} has {rows} rows, which {heads} heads do not divide in pairs")
-        return unpermuted_rows(rows, heads)
+        return arrangement(self._row, self.config, tensor.name, tensor.shape, self._where(tensor), name)
+
+    @property
+    def _row(self) -> Architecture:
+        return names.architecture(self.file.metadata)
 
     def stored_as(self, name: str) -> str:
         return self._tensor(name).type
@@ -111,13 +134,3 @@ class GgufCheckpoint(Checkpoint):
         places = [(called[tensor.part], tensor.start, tensor.nbytes) for tensor in self.file.tensors.values()]
         ends = dict(zip(called, self.file.header_bytes, strict=True))
         return safetensors.fingerprint(dict(zip(called, self.file.parts, strict=True)), ends, places)
-
-
-def unpermuted_rows(rows: int, heads: int) -> np.ndarray:
-    """Row numbers that bring GGUF's llama q or k back to Hugging Face's order, int64 (rows,).
-
-    In a head of d rows GGUF keeps the two of a rotated pair side by side (2i, 2i + 1); Hugging Face keeps them half a
-    head apart (i, i + d / 2). So row i of a head comes from row 2i, and row i + d / 2 from row 2i + 1.
-    """
-    pairs = rows // heads // 2
-    return np.arange(rows).reshape(heads, pairs, 2).swapaxes(1, 2).reshape(rows)

@@ -15,7 +15,10 @@ from ...files.bounded import is_list
 from .keys import Keys
 
 Config = dict[str, Any]
-SLIDING, FULL = "sliding_attention", "full_attention"
+SLIDING, FULL, RECURRENT = "sliding_attention", "full_attention", "linear_attention"
+MROPE_SECTION = [11, 11, 10]
+"""Frequencies of time, height and width where a Qwen3.5 does not say them."""
+_KINDS = ("value", "key")
 EXAONE_LAYERS, _EXAONE_WINDOW = 64, 4096  # of the one EXAONE 4 that slides
 
 
@@ -137,3 +140,44 @@ def mistral3(keys: Keys, config: Config) -> Config:
 def cohere2(keys: Keys, config: Config) -> Config:
     config["layer_norm_eps"] = config.pop("rms_norm_eps")
     return config
+
+
+def gated_delta(keys: Keys, config: Config) -> Config:
+    """Layers that remember by the gated delta rule, but for the last of each period, or as a list says it; heads of
+    values, of which a file says how wide they are together."""
+    size, heads, of_keys = config.pop("linear_value_size"), *(config[f"linear_num_{kind}_heads"] for kind in _KINDS)
+    if not heads or not of_keys or heads % of_keys or size % heads:
+        raise CheckpointError(
+            f"{keys.prefix}.ssm: {heads} value heads, {size} wide together, do not go with {of_keys} key heads"
+        )
+    return {"partial_rotary_factor": 1.0, **config} | {
+        "linear_value_head_dim": size // heads,
+        "layer_types": [RECURRENT if each else FULL for each in _recurrent(keys, config["num_hidden_layers"])],
+    }
+
+
+def _recurrent(keys: Keys, layers: int) -> list[bool]:
+    said = keys.metadata.get(f"{keys.prefix}.attention.recurrent_layers")
+    if said is None:
+        period = keys.get("full_attention_interval", int, 4)
+        return [period == 0 or (i + 1) % period != 0 for i in range(layers)]
+    if not is_list(said) or len(said) < layers:
+        raise CheckpointError(f"{keys.prefix}.attention.recurrent_layers does not say it of each of {layers} layers")
+    return [bool(each) for each in said[:layers]]
+
+
+def qwen35(keys: Keys, config: Config) -> Config:
+    """The sections of rope concern pictures; they are said where they are not Qwen's usual ones."""
+    config = gated_delta(keys, config)
+    sections = keys.metadata.get(f"{keys.prefix}.rope.dimension_sections")
+    sections = [*sections[:3]] if is_list(sections) else MROPE_SECTION
+    if sections == MROPE_SECTION:
+        return config
+    said = {**(config["rope_scaling"] or {"rope_type": "default"}), "rope_theta": config["rope_theta"]}
+    said |= {"mrope_section": sections, "mrope_interleaved": True}
+    return config | {"rope_parameters": said | {"partial_rotary_factor": config["partial_rotary_factor"]}}
+
+
+def qwen35moe(keys: Keys, config: Config) -> Config:
+    """No MLP is dense, though a file may say how wide it would be."""
+    return {key: value for key, value in qwen35(keys, config).items() if key != "intermediate_size"}

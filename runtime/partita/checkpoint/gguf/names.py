@@ -17,18 +17,10 @@ import numpy as np
 
 from ...errors import CheckpointError, UnsupportedModel
 from ...files.bounded import is_list
-from .architectures import (
-    ARCHITECTURES,
-    BARE_NAMES,
-    CONSTANTS,
-    LONG_FACTORS,
-    OUTER_NAMES,
-    ROPE_FACTORS,
-    SHORT_FACTORS,
-    Architecture,
-)
+from .architectures import ARCHITECTURES, Architecture
 from .extensions import FULL, SLIDING, usual_attention_factor
 from .keys import Keys, shortest
+from .parts import BARE_NAMES, CONSTANTS, IN_PARTS, LONG_FACTORS, OUTER_NAMES, ROPE_FACTORS, SHORT_FACTORS
 
 # config field: (key after "<architecture>.", type, default; ... means that the key must be there)
 _COMMON: dict[str, tuple[str, type, Any]] = {
@@ -84,6 +76,7 @@ def config_from(metadata: Mapping[str, Any], tensors: Mapping[str, tuple[int, ..
     keys = Keys(metadata, metadata["general.architecture"], tensors)
     config: dict[str, Any] = {"model_type": row.model_type, "architectures": [row.class_name]}
     config |= {name: keys.get(*spec) for name, spec in {**_COMMON, **row.fields}.items()}
+    config["num_hidden_layers"] -= _predicting(keys, row, config["num_hidden_layers"])
     _refuse(keys, row)
     _complete_heads(keys, config)
     if "token_embd.weight" not in tensors:
@@ -94,6 +87,14 @@ def config_from(metadata: Mapping[str, Any], tensors: Mapping[str, tuple[int, ..
     if row.period is not None:
         config["layer_types"] = _layer_types(keys, config["num_hidden_layers"], row.period)
     return row.extend(keys, config | _token_ids(metadata))
+
+
+def _predicting(keys: Keys, row: Architecture, blocks: int) -> int:
+    """How many of the last blocks predict further tokens, and are not the model's."""
+    count = keys.get("nextn_predict_layers", int, 0) if row.predicts else 0
+    if count and count >= blocks:
+        raise CheckpointError(f"{keys.prefix}.nextn_predict_layers says {count} of {blocks} layers")
+    return count
 
 
 def _layer_types(keys: Keys, layers: int, usual: int) -> list[str]:
@@ -237,6 +238,9 @@ def _factors(read: Callable[[str], np.ndarray], name: str) -> list[float]:
 def tensor_names(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, str]:
     """Hugging Face name to GGUF name, in the file's order; UnsupportedModel for a tensor the architecture lacks."""
     row = architecture(metadata)
+    keys = Keys(metadata, metadata["general.architecture"], {})
+    blocks = keys.get("block_count", int, 0)
+    layers = blocks - _predicting(keys, row, blocks) if row.predicts else None
     found: dict[str, str] = {}
     for name in names:
         prefix, _, rest = name.partition(".")
@@ -246,9 +250,12 @@ def tensor_names(metadata: Mapping[str, Any], names: Collection[str]) -> dict[st
             found[OUTER_NAMES[name]] = name
         elif name in (LONG_FACTORS, SHORT_FACTORS) or part in CONSTANTS:
             continue  # in the config
+        elif prefix == "blk" and number.isdecimal() and layers is not None and layers <= int(number) < blocks:
+            continue  # predicts further tokens
         elif prefix == "blk" and number.isdecimal() and part in row.layer_names and _may_be(row, part, kind):
             suffix = "" if part in BARE_NAMES else f".{kind}"
-            found[f"model.layers.{int(number)}.{row.layer_names[part]}{suffix}"] = name
+            for called in IN_PARTS.get(part, (row.layer_names[part],)):
+                found[f"model.layers.{int(number)}.{called}{suffix}"] = name
         else:
             architecture_name = metadata["general.architecture"]
             raise UnsupportedModel(f"tensor {name!r} has no place in the {architecture_name} architecture")
@@ -256,13 +263,6 @@ def tensor_names(metadata: Mapping[str, Any], names: Collection[str]) -> dict[st
 
 
 def _may_be(row: Architecture, part: str, kind: str) -> bool:
+    if part in BARE_NAMES:
+        return BARE_NAMES[part] == (f".{kind}" if kind else "")
     return kind == "weight" or (kind == "bias" and part in row.biased)
-
-
-def permuted_heads(row: Architecture, config: Mapping[str, Any], gguf_name: str) -> int:
-    """How many heads the rows of this tensor are permuted in; 0 if they are not."""
-    if not row.permuted:
-        return 0
-    fields = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
-    part = gguf_name.split(".")[-2] if "." in gguf_name else ""
-    return config[fields[part]] if part in fields else 0
