@@ -411,6 +411,19 @@ class MlxTraining(MlxBackend):
             grad, weight.weight, weight.scales, weight.biases, False, weight.group_size, weight.bits
         )
 
+    def gated_delta(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        decay: Array,
+        beta: Array,
+        state: Array,
+        *,
+        fresh: Array | None = None,
+    ) -> tuple[Array, Array]:
+        return mlx_recurrent.in_chunks(q, k, v, decay, beta, state, fresh)
+
     def rotate(self, x: Array, turns: mlx_rings.Turns) -> Array:
         return mlx_training.rotate(x, turns)
 

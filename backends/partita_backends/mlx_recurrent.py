@@ -6,6 +6,8 @@ import mlx.core as mx
 
 Array = mx.array
 
+CHUNK = 64  # tokens of a triangular system; a power of two
+
 
 def causal_conv(
     x: Array,
@@ -34,16 +36,70 @@ def causal_conv(
 def gated_delta(
     q: Array, k: Array, v: Array, decay: Array, beta: Array, state: Array, fresh: Array | None
 ) -> tuple[Array, Array]:
-    """See `Backend.gated_delta`."""
-    each = v.shape[2] // k.shape[2]
-    q, k = (mx.repeat(part.astype(mx.float32), each, 2) for part in (q, k))
+    """See `Backend.gated_delta`; not differentiated."""
+    if fresh is not None:
+        return in_chunks(q, k, v, decay, beta, state, fresh)
+    wide = (part.astype(mx.float32) for part in (q, k, v))
+    y, state = mx.fast.gated_delta_update(*wide, mx.exp(decay), beta, state)
+    return y.astype(v.dtype), state
+
+
+def in_chunks(
+    q: Array, k: Array, v: Array, decay: Array, beta: Array, state: Array, fresh: Array | None
+) -> tuple[Array, Array]:
+    """The same by triangular systems of a chunk of tokens each (arXiv 2412.06464, section 3.3): products alone, which
+    are differentiated as any others."""
+    (b, t, heads, _), groups, kind = v.shape, k.shape[2], v.dtype
+    q, k = (_chunks(part, part.shape[2])[:, :, 0, None] for part in (q, k))  # B Hk 1 N C Dk
+    v, decay, beta = (_chunks(part, groups) for part in (v, decay, beta))  # B Hk G N C …
+    gone = mx.cumsum(decay, -1)
+    seen, first, last = mx.tri(CHUNK, dtype=mx.bool_), None, None
+    if fresh is not None:
+        document = mx.cumsum(_chunks(fresh[:, :, None], 1), -1)  # B 1 1 N C
+        seen = seen & (document[..., :, None] == document[..., None, :])
+        first, last = document == 0, document == document[..., -1:]
+    # what is left at i of what was written at j; nothing is masked after exp, which would overflow
+    share = mx.exp(mx.where(seen, gone[..., :, None] - gone[..., None, :], -mx.inf))
+    below = mx.tri(CHUNK, k=-1, dtype=mx.bool_)
+    inverse = _inverse(mx.where(below, share * (k @ k.swapaxes(-1, -2)) * beta[..., None], 0.0))
+    new = inverse @ (v * beta[..., None])
+    known = inverse @ (k * (beta * _left(gone, first))[..., None])
+    q_left, within = q * _left(gone, first)[..., None], share * (q @ k.swapaxes(-1, -2))
+    k_left = k * _left(gone[..., -1:] - gone, last)[..., None]
+    kept = _left(gone, first)[..., -1]
+    state = state.reshape(b, groups, heads // groups, *state.shape[2:])
     outputs: list[Array] = []
-    for i in range(v.shape[1]):
-        kept = mx.exp(decay[:, i])
-        kept = kept if fresh is None else mx.where(fresh[:, i, None], 0.0, kept)
-        state = state * kept[:, :, None, None]
-        known = (state @ k[:, i, :, :, None])[..., 0]
-        change = (v[:, i].astype(mx.float32) - known) * beta[:, i, :, None]
-        state = state + change[..., None] * k[:, i, :, None]
-        outputs.append((state @ q[:, i, :, :, None])[..., 0])
-    return mx.stack(outputs, 1).astype(v.dtype), state
+    for i in range(v.shape[3]):
+        change = new[:, :, :, i] - known[:, :, :, i] @ state.swapaxes(-1, -2)
+        outputs.append(q_left[:, :, :, i] @ state.swapaxes(-1, -2) + within[:, :, :, i] @ change)
+        state = state * kept[:, :, :, i, None, None] + change.swapaxes(-1, -2) @ k_left[:, :, :, i]
+    y = mx.stack(outputs, 3).reshape(b, heads, -1, v.shape[-1])[:, :, :t]
+    return y.swapaxes(1, 2).astype(kind), state.reshape(b, heads, *state.shape[3:])
+
+
+def _inverse(below: Array) -> Array:
+    """Of I + below, (…, C, C), strictly lower: of blocks of 1, 2, 4 … rows, two of which make the next. As exact as
+    solving row by row, unlike a product of powers, which grow."""
+    lead, size = below.shape[:-2], 1
+    found = mx.ones((*lead, CHUNK, 1, 1))
+    while size < CHUNK:
+        starts = range(0, CHUNK, 2 * size)
+        corners = [below[..., at + size : at + 2 * size, at : at + size] for at in starts]
+        upper, lower = found[..., 0::2, :, :], found[..., 1::2, :, :]
+        corner = -(lower @ mx.stack(corners, -3) @ upper)
+        above = mx.concatenate([upper, mx.zeros_like(upper)], -1)
+        found = mx.concatenate([above, mx.concatenate([corner, lower], -1)], -2)
+        size *= 2
+    return found[..., 0, :, :]
+
+
+def _left(gone: Array, where: Array | None) -> Array:
+    return mx.exp(gone) if where is None else mx.where(where, mx.exp(gone), 0.0)
+
+
+def _chunks(x: Array, groups: int) -> Array:
+    """(B, T, H, …) as float32 (B, groups, H / groups, N, C, …), zeros behind the last token: they write nothing and
+    forget nothing."""
+    b, t, heads, *rest = x.shape
+    x = mx.pad(x.astype(mx.float32), [(0, 0), (0, -t % CHUNK), *[(0, 0)] * (1 + len(rest))])
+    return x.swapaxes(1, 2).reshape(b, groups, heads // groups, -1, CHUNK, *rest)

@@ -11,11 +11,12 @@ import pytest
 from .. import tiny_models
 from .finetuning import partita, write_chats
 
-LATER = ["granite_swa", "exaone4", "seed_oss", "glm4", "ernie4_5", "hunyuan", "ministral3", "cohere2", "mellum"]
+_ATTEND = ["granite_swa", "exaone4", "seed_oss", "glm4", "ernie4_5", "hunyuan", "ministral3", "cohere2", "mellum"]
+LATER = [*_ATTEND, "qwen3_5", "qwen3_5_moe", "qwen3_next", "olmo_hybrid"]
 """Families without tests of their own elsewhere in tests/apps."""
-QUICK = ("hunyuan", "torch")
+QUICK = (("hunyuan", "torch"), ("qwen3_5", "mlx"))
 CASES = [
-    pytest.param(name, backend, marks=[pytest.mark.slow] * ((name, backend) != QUICK))
+    pytest.param(name, backend, marks=[pytest.mark.slow] * ((name, backend) not in QUICK))
     for name in LATER
     for backend in ("mlx", "torch")
 ]
@@ -35,7 +36,7 @@ def test_chat_session_adapter_and_conversion(
     assert (tmp_path / "talk.st").stat().st_size > 0
 
     chats, adapter = write_chats(tmp_path / "chats.jsonl", 8), tmp_path / "adapter"
-    targets = ("--targets", "q_proj,v_proj") if name in tiny_models.EXPERTS else ()
+    targets = ("--targets", "q_proj,v_proj") if "moe_intermediate_size" in tiny_models.FAMILIES[name] else ()
     quick = (*targets, "--steps", 8, "--max-length", 64, "--rank", 2, "--learning-rate", "0.2", "--sample-tokens", 0)
     trained = partita("finetune", model, chats, "--out", adapter, *quick, "--backend", backend, "--json").stdout
     losses = [loss for _, loss in json.loads(trained)["train_loss"]]

@@ -19,6 +19,8 @@ from partita.quantization import Packed, quantize_minmax, quantize_weight
 from partita.rings import PackedPair, Sides, sides
 
 from .. import bounds, stacked
+from .test_recurrent_operations import CASES as RECURRENT
+from .test_recurrent_operations import TAPS
 from .test_training import CASES as TRAINING
 
 Case = Callable[[Backend], list[np.ndarray]]
@@ -320,6 +322,9 @@ CASES: dict[str, Case] = {
             ops.scatter_add(ops.array(normal(2, 9)), ops.array(np.array([[1, 1, 8], [0, 3, 3]], np.int32)), 0.5)
         )
     ],
+    **RECURRENT,
+    "sigmoid": unary("sigmoid", normal(5, 5, scale=3)),
+    "softplus": unary("softplus", normal(5, 5, scale=3)),
     **TRAINING,
 }
 EXACT = {
@@ -345,9 +350,25 @@ LENGTHS = (
     dict.fromkeys(("adapted_linear", "linear", "moe_linear", "prepare", "prepare_experts"), 64)
     | dict.fromkeys(("sum", "softmax", "logsumexp", "cumsum"), 6)
     | {"launch": 4, "sync": 4, "fetch": 1, "compile": 4, "rms_norm": 16, "hadamard": 256}
+    | {"causal_conv": TAPS, "gated_delta": 130 * (2 * 15 + 3)}
     | {"checkpoint": 4, "chunked_sum": 14, "value": 96, "cross_entropy": 9, "unflatten": 24, "elementwise": 0}
     | dict.fromkeys(
-        ("embed", "prepare_vector", "dequantize", "rotate", "turns", "glu", "exp", "log", "tanh", "max", "topk"), 0
+        (
+            "embed",
+            "prepare_vector",
+            "dequantize",
+            "rotate",
+            "turns",
+            "glu",
+            "exp",
+            "log",
+            "tanh",
+            "max",
+            "topk",
+            "sigmoid",
+            "softplus",
+        ),
+        0,
     )
     | dict.fromkeys(("scatter_add", "value_and_grad", "stop_gradient", "pick", "memory", "reset_peak"), 0)
 )

@@ -21,6 +21,7 @@ from partita.quantization import quantize_weight
 from partita_backends.numpy import NumpyBackend
 
 from .. import bounds
+from . import test_recurrent_operations as recurrent
 from .conftest import NAMES
 
 TRAINERS = [name for name in NAMES if name != "numpy"]
@@ -202,6 +203,29 @@ def recomputed(ops: Backend, a: dict[str, Any]) -> Any:
     return ops.concat([first, second], 0)
 
 
+def convolution(documents: bool) -> Example:
+    arrays = recurrent.convolved(2, 5)
+
+    def function(ops: Backend, a: dict[str, Any]) -> Any:
+        places = ops.array(recurrent.places(recurrent.begins(2, 5))) if documents else None
+        y, tail = ops.causal_conv(**a, positions=places)
+        return ops.concat([y, tail], 1)
+
+    return Example(function, arrays)
+
+
+def rule(tokens: int, documents: bool) -> Example:
+    """Of two key heads and four value heads of 3 and 2 numbers."""
+    arrays = recurrent.delta(1, tokens, sizes=(3, 2))
+
+    def function(ops: Backend, a: dict[str, Any]) -> Any:
+        fresh = ops.array(np.arange(tokens)[None] == 4) if documents else None
+        y, state = ops.gated_delta(**a, fresh=fresh)
+        return ops.concat([y.reshape(-1), state.reshape(-1)], 0)
+
+    return Example(function, arrays)
+
+
 WITHOUT_GRADIENT = frozenset(
     {
         *("array", "to_numpy", "zeros", "full", "launch", "fetch", "sync", "memory", "reset_peak"),  # of the host
@@ -266,6 +290,12 @@ EXAMPLES: dict[str, Example] = {
     "exp": of_x(lambda ops, x: ops.exp(x), 3, 5),
     "log": of_x(lambda ops, x: ops.log(x * x + 0.1), 3, 5),
     "tanh": of_x(lambda ops, x: ops.tanh(x), 3, 5),
+    "sigmoid": of_x(lambda ops, x: ops.sigmoid(x), 3, 5, scale=3),
+    "softplus": of_x(lambda ops, x: ops.softplus(x), 3, 5, scale=3),
+    "causal_conv": convolution(False),
+    "causal_conv-documents": convolution(True),
+    **{f"gated_delta-{tokens}": rule(tokens, False) for tokens in (1, 3, 10)},
+    "gated_delta-documents": rule(10, True),
     "hadamard": of_x(lambda ops, x: ops.hadamard(x), 3, 8),
     "root": of_x(lambda ops, x: (x * x + 0.1) ** 0.5, 3, 5),
     "unflatten": Example(parts, {"flat": normal(24)}),
