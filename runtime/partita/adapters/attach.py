@@ -8,6 +8,7 @@ outputs. What cannot be done beside the weights is refused and the way to fuse i
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -65,6 +66,8 @@ class AdaptedStack(Stack):
     def joined(self, ops: Backend, x: Array) -> Array:
         return ops.concat(self(ops, x), -1)
 
+_MATRIX = re.compile(r"(?:_proj(?:_[a-z]+)?|lm_head)\.weight$")  # in_proj_qkv too
+
 
 @dataclass(frozen=True)
 class _Place:
@@ -102,7 +105,7 @@ def with_adapter(ops: Backend, decoder: Decoder, adapter: Adapter) -> Decoder:
         ):  # adapted along with the text decoder, as its projections are called alike
             continue
         change = adapter.changes.get(name)
-        if change is None or change.a.ndim != 2 or not name.endswith(("_proj.weight", "lm_head.weight")):
+        if change is None or change.a.ndim != 2 or _MATRIX.search(name) is None:
             raise UnsupportedModel(_only_fused(name, adapter))
         if name.endswith("lm_head.weight") and decoder.config.tie_embeddings:
             raise UnsupportedModel(_only_fused(name, adapter))
