@@ -66,6 +66,7 @@ class AdaptedStack(Stack):
     def joined(self, ops: Backend, x: Array) -> Array:
         return ops.concat(self(ops, x), -1)
 
+
 _MATRIX = re.compile(r"(?:_proj(?:_[a-z]+)?|lm_head)\.weight$")  # in_proj_qkv too
 
 
