@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 
+import partita
+import partita_backends
 from partita.cache.prefix_cache import PrefixCache
 from partita.draft_model import ModelDraft
 from partita.inference.decode import prefill
 from partita.inference.sampling import Sampling
 from partita.inference.speculative import Drafter, PromptLookup
-from partita.language_model import LanguageModel, Session
+from partita.language_model import LanguageModel, Piece, Session
 
-from ..engine.driver import Driver, alone, engine
+from ..runtime.engine.driver import Driver, alone, engine
 
 RANDOM = np.random.default_rng(11)
 CACHE = {"kv": "32", "chunk": 64}
+
+
+@pytest.fixture(params=partita_backends.names(), scope="module")
+def model(request: pytest.FixtureRequest, tiny_family: Callable[[str], Path]) -> LanguageModel:
+    """Most of its layers keep a state."""
+    return partita.load(tiny_family("qwen3_5"), backend=partita_backends.load(request.param, dtype="float32"))
 
 
 def words(count: int) -> list[int]:
@@ -70,9 +81,9 @@ def test_lookup_in_a_text_that_repeats(model: LanguageModel) -> None:
 def test_a_reply_that_is_left_in_the_middle_of_a_draft(model: LanguageModel) -> None:
     prompt = words(40)
     plain, session = said(model.session(**CACHE), prompt, 30), model.session(**CACHE)
-    pieces = session.generate(prompt, max_tokens=30, draft=Known(plain, 1000))
-    read = [next(pieces) for _ in range(4)]
-    pieces.close()
+    pieces = cast(Generator[Piece], session.generate(prompt, max_tokens=30, draft=Known(plain, 1000)))
+    with contextlib.closing(pieces):
+        read = [next(pieces) for _ in range(4)]
     assert len(prompt) < len(session.tokens) <= len(prompt) + len(read)
     assert session.tokens == (prompt + plain)[: len(session.tokens)]
     more = [*session.tokens, *words(5)]

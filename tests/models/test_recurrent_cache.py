@@ -19,10 +19,16 @@ from partita.cache.state import Cache
 from partita.errors import ContextError
 from partita.language_model import LanguageModel
 
-from ... import bounds, tiny_models
+from .. import bounds, tiny_models
 
 TEXT = np.random.default_rng(5).integers(0, 290, 200).tolist()
 IDENTITY = Identity("tiny", "print")
+
+
+@pytest.fixture(params=partita_backends.names(), scope="module")
+def model(request: pytest.FixtureRequest, tiny_family: Callable[[str], Path]) -> LanguageModel:
+    """Most of its layers keep a state."""
+    return partita.load(tiny_family("qwen3_5"), backend=partita_backends.load(request.param, dtype="float32"))
 
 
 def cache_of(model: LanguageModel, batch: int = 1, **options: Any) -> Cache:
