@@ -60,7 +60,8 @@ def measured(function: Callable[..., Rows]) -> Callable[..., Any]:
             "--model",
             default=None,
             help="Model to measure, or shape:135m, shape:1b, shape:3b or shape:8b, random weights in the shape of a "
-            "Llama of that size; the default model if left out.",
+            "Llama of that size, shape:hybrid-4b of a Qwen3.5, shape:dense-4b of its sibling with attention alone; the "
+            "default model if left out.",
         ),
         model_options,
     ):
@@ -142,10 +143,18 @@ def batch(**options: Any) -> Rows:
 @click.option(
     "--ring", default="k8v4", show_default=True, help="With --contexts: formats in a ring, by commas, or none."
 )
+@click.option("--snapshots", is_flag=True, help="With --contexts: restore generated snapshots instead of reading text.")
 @click.option("--plot", default=None, metavar="FILE", help="Draw the figures, as PNG.")
 @measured
 def cache(
-    contexts: tuple[int, ...] | None, kv: str, ring: str, tokens: int, far: bool, context: int, **options: Any
+    contexts: tuple[int, ...] | None,
+    kv: str,
+    ring: str,
+    tokens: int,
+    far: bool,
+    context: int,
+    snapshots: bool,
+    **options: Any,
 ) -> Rows:
     """Time of each token with the cache and by recomputing the sequence; time far beyond the ring; or, with --contexts,
     of a token by how many are held."""
@@ -153,7 +162,7 @@ def cache(
     from .cache import run
 
     if contexts is not None:
-        return growth.run(contexts=contexts, kv=kv, ring=ring, context=context, **options)
+        return growth.run(contexts=contexts, kv=kv, ring=ring, context=context, snapshots=snapshots, **options)
     return run(tokens=tokens, far=far, context=context, **options)
 
 

@@ -1,9 +1,9 @@
 """What a token costs as the context grows, by format of the cache; a ring costs the same however much went through it.
 
-Every cache is filled with a real prompt in chunks. At each length tokens of all caches, and of a 16-bit one that holds
-no more than the first length, are timed in turns: their ratio is what counts. One thread of a CPU is timed by the
-processor's clock, which other work on the machine does not move. Positions may go beyond those that the
-model was trained on: time is measured here, not sense.
+Every cache is filled with a real prompt in chunks, or restored from a snapshot that is made up (`generated`). At each
+length tokens of all caches, and of a 16-bit one that holds no more than the first length, are timed in turns: their
+ratio is what counts. One thread of a CPU is timed by the processor's clock, which other work on the machine does not
+move. Positions may go beyond those that the model was trained on: time is measured here, not sense.
 """
 
 from __future__ import annotations
@@ -44,6 +44,9 @@ class Grown:
             self.runner.feed(np.asarray([chunk], np.int32))
             ops.sync()
 
+    def restore(self, length: int) -> None:
+        self.runner.cache.restore(generated(self.runner.cache, length))
+
     def decode(self, token: int) -> None:
         ops = self.runner.ops
         following = ops.array(np.asarray([token], np.int32))
@@ -61,13 +64,14 @@ def run(
     kv: str,
     ring: str,
     context: int,
+    snapshots: bool,
     runs: int,
     plot: str | None,
     threads: int | None,
     **backend: Any,
 ) -> list[dict[str, Any]]:
     """Rows of ms a token beside one of 16 bits at the first length. kv, ring: formats that keep everything, and those
-    that keep `context` tokens."""
+    that keep `context` tokens. snapshots: caches are restored and not filled."""
     loaded = load_model(str(model), threads=threads or 1, **backend)
     contexts = tuple(sorted(contexts))
     longest = contexts[-1] + ROOM
@@ -79,9 +83,8 @@ def run(
     rows = []
     for length in contexts:
         first = Grown("", runner(loaded, "16", longest), clock)
-        first.fill(text, contexts[0])
-        for each in caches:
-            each.fill(text, length)
+        for each, tokens in ((first, contexts[0]), *((each, length) for each in caches)):
+            each.restore(tokens) if snapshots else each.fill(text, tokens)
             each.seconds.clear()
         for turn in range(runs + 1):
             for each in (first, *caches):
@@ -99,6 +102,26 @@ def run(
         lines = [Line(each.name, contexts, each.curve) for each in caches]
         draw(plot, lines, across="tokens read before", up="ms a token", title="Time of a token by context")
     return rows
+
+
+def generated(cache: Any, tokens: int) -> Any:
+    """A snapshot of a row of so many tokens, whose keys, values and states are random numbers: what counts for time is
+    how many there are and where they stand."""
+    from partita.cache.session_file import layout, positions_of
+    from partita.cache.snapshot import Snapshot
+
+    rng, spec, arrays = np.random.default_rng(1), cache.spec, list[Any]()
+    places = iter(positions_of(spec, tokens))
+    for name, shape, dtype in layout(spec, cache.dense, tokens):
+        if name == "next":
+            arrays.append(cache.ops.array(np.asarray([tokens], np.int32)))
+        elif name.startswith("positions."):
+            arrays.append(cache.ops.array(next(places)))
+        elif dtype == "uint32":
+            arrays.append(cache.ops.array(rng.integers(0, 2**32, shape, np.uint32)))
+        else:
+            arrays.append(cache.ops.array(rng.standard_normal(shape, np.float32) * 0.1, dtype))
+    return Snapshot(spec, (tokens,), (tokens,), arrays)
 
 
 def listed(names: str) -> list[str]:

@@ -32,7 +32,7 @@ def shape_path(name: str) -> Path:
 
     if name not in SHAPES:
         raise DataError(f"unknown shape {name!r}; expected one of {', '.join(SHAPES)}")
-    path = cache_dir() / "shapes" / f"llama-{name}.{VERSION}.gguf"
+    path = cache_dir() / "shapes" / f"{SHAPES[name].architecture}-{name}.{VERSION}.gguf"
     if path.is_file():
         return path
     progress, what = TerminalProgress(), f"writing random weights, {path.name}"

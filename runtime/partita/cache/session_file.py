@@ -130,7 +130,7 @@ def load(path: Path, cache: Cache, identity: Identity) -> Saved:
     kept = () if checkpoint is None else ({checkpoint: tuple(held[count:])},)
     snapshot = Snapshot(cache.spec, (offset,), (reached,), held[:count], kept)
     positions = [array for (name, _, _), array in zip(places, arrays, strict=True) if name.startswith("positions.")]
-    expected = _positions(cache.spec, reached)
+    expected = positions_of(cache.spec, reached)
     sound = offset <= reached and arrays[0][0] == offset and snapshot.can_trim(0) and (checkpoint or 0) <= offset
     if not sound or not all(np.array_equal(a, b) for a, b in zip(positions, expected, strict=True)):
         raise CheckpointError(f"{path.name}: its positions are not those of {offset} tokens; the file is damaged")
@@ -209,7 +209,7 @@ def _packed(name: str, layer: LayerSpec, slots: int, kv: KVFormat, dense: Mappin
         )
 
 
-def _positions(spec: CacheSpec, reached: int) -> Iterator[np.ndarray]:
+def positions_of(spec: CacheSpec, reached: int) -> Iterator[np.ndarray]:
     """What the slots of each kind of layer hold after `reached` tokens, int32 (1, sinks + slots): a slot has the last
     position that was written to it, since a trim leaves slots as they are and a position has one slot."""
     for span in spec.spans:
