@@ -307,6 +307,8 @@ class TorchBackend:
         *,
         fresh: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
+        if self._kernels is not None and fresh is None and v.shape[1] <= recurrent.FEW:
+            return self._kernels.gated_delta(q, k, v, decay, beta, state)
         return recurrent.gated_delta(q, k, v, decay, beta, state, fresh)
 
     # Reduce and sample
@@ -429,6 +431,19 @@ class TorchTraining(TorchBackend):
         if self._gpu is not None and self._gpu.normalizes(x):
             return gpu_training.rms_norm(x, weight, eps)
         return pointwise.rms_norm(x, weight, eps)
+
+    def gated_delta(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        decay: Tensor,
+        beta: Tensor,
+        state: Tensor,
+        *,
+        fresh: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        return recurrent.gated_delta(q, k, v, decay, beta, state, fresh)
 
     def rotate(self, x: Tensor, turns: pointwise.Turns) -> Tensor:
         return (pointwise if self._gpu is None else gpu_training).Rotation.apply(x, *turns)

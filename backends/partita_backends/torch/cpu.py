@@ -15,7 +15,7 @@ from partita.backend import Sinks
 from partita.brief import Brief
 from partita.quantization import Packed, Stored
 
-from ..kernels import attention, blocks, ggml, matrices, pointwise, products, slots
+from ..kernels import attention, blocks, delta, ggml, matrices, pointwise, products, slots
 from .recorded import run
 
 Tensor = torch.Tensor
@@ -112,6 +112,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     size = x.shape[-1]
     run(pointwise.rms_norm, x.contiguous().view(-1, size).numpy(), weight.numpy(), eps, y.view(-1, size).numpy())
     return y
+
+
+def gated_delta(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """As `Backend.gated_delta`, of a few tokens."""
+    y, after = torch.empty(v.shape), torch.empty(state.shape)
+    given = (part.float().contiguous().numpy() for part in (q, k, v, decay.exp(), beta, state))
+    run(delta.gated_delta, *given, y.numpy(), after.numpy())
+    return y.to(v.dtype), after
 
 
 def gates(gate: Tensor) -> bool:
