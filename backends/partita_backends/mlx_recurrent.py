@@ -52,21 +52,21 @@ def in_chunks(
     (b, t, heads, _), groups, kind = v.shape, k.shape[2], v.dtype
     q, k = (_chunks(part, part.shape[2])[:, :, 0, None] for part in (q, k))  # B Hk 1 N C Dk
     v, decay, beta = (_chunks(part, groups) for part in (v, decay, beta))  # B Hk G N C …
-    gone = mx.cumsum(decay, -1)
-    seen, first, last = mx.tri(CHUNK, dtype=mx.bool_), None, None
+    seen, left = mx.tri(CHUNK, dtype=mx.bool_), mx.exp(mx.cumsum(decay, -1))
     if fresh is not None:
         document = mx.cumsum(_chunks(fresh[:, :, None], 1), -1)  # B 1 1 N C
         seen = seen & (document[..., :, None] == document[..., None, :])
-        first, last = document == 0, document == document[..., -1:]
-    # what is left at i of what was written at j; nothing is masked after exp, which would overflow
-    share = mx.exp(mx.where(seen, gone[..., :, None] - gone[..., None, :], -mx.inf))
+        left = mx.where(document == 0, left, 0.0)
+    # What is left at i of what was written at j. Each sum by itself: a difference of sums from the chunk's first token
+    # loses the digits of small decays behind a large one.
     below = mx.tri(CHUNK, k=-1, dtype=mx.bool_)
+    between = mx.cumsum(mx.where(below, decay[..., None], 0.0), -2)
+    share = mx.exp(mx.where(seen, between, -mx.inf))
     inverse = _inverse(mx.where(below, share * (k @ k.swapaxes(-1, -2)) * beta[..., None], 0.0))
     new = inverse @ (v * beta[..., None])
-    known = inverse @ (k * (beta * _left(gone, first))[..., None])
-    q_left, within = q * _left(gone, first)[..., None], share * (q @ k.swapaxes(-1, -2))
-    k_left = k * _left(gone[..., -1:] - gone, last)[..., None]
-    kept = _left(gone, first)[..., -1]
+    known = inverse @ (k * (beta * left)[..., None])
+    q_left, within = q * left[..., None], share * (q @ k.swapaxes(-1, -2))
+    k_left, kept = k * share[..., -1, :, None], left[..., -1]
     state = state.reshape(b, groups, heads // groups, *state.shape[2:])
     outputs: list[Array] = []
     for i in range(v.shape[3]):
@@ -91,10 +91,6 @@ def _inverse(below: Array) -> Array:
         found = mx.concatenate([above, mx.concatenate([corner, lower], -1)], -2)
         size *= 2
     return found[..., 0, :, :]
-
-
-def _left(gone: Array, where: Array | None) -> Array:
-    return mx.exp(gone) if where is None else mx.where(where, mx.exp(gone), 0.0)
 
 
 def _chunks(x: Array, groups: int) -> Array:

@@ -152,6 +152,21 @@ def test_documents_know_nothing_of_each_other(ops: Backend) -> None:
     bounds.assert_near(ops.to_numpy(after), ops.to_numpy(expected), error(100))
 
 
+@pytest.mark.parametrize("least", [-30.0, -1000.0, -np.inf])
+@pytest.mark.parametrize("documents", [False, True])
+def test_a_token_that_forgets_costs_later_ones_no_digits(ops: Backend, least: float, documents: bool) -> None:
+    """Sums of decays over many tokens are large where one token forgets nearly all, and differences of large sums have
+    few digits left of the small decays behind it."""
+    arrays = delta(2, 130)
+    arrays["decay"] = np.where(normal(*arrays["decay"].shape, seed=7) > 1, np.float32(least), arrays["decay"] * 0.1)
+    fresh = begins(2, 130) if documents else None
+    oracle = NumpyBackend(dtype="float64")
+    exact = oracle.gated_delta(**{name: x.astype(np.float64) for name, x in arrays.items()}, fresh=fresh)
+    found = ops.gated_delta(**on(ops, arrays), fresh=None if fresh is None else ops.array(fresh))
+    for part, expected in zip(found, exact, strict=True):
+        bounds.assert_near(ops.to_numpy(part), expected, error(130))
+
+
 def test_a_state_that_is_given_stays(ops: Backend) -> None:
     own, read = on(ops, delta(2, 3)), on(ops, convolved(2, 3))
     kept = ops.to_numpy(own["state"]).copy(), ops.to_numpy(read["tail"]).copy()

@@ -214,9 +214,11 @@ def convolution(documents: bool) -> Example:
     return Example(function, arrays)
 
 
-def rule(tokens: int, documents: bool) -> Example:
-    """Of two key heads and four value heads of 3 and 2 numbers."""
+def rule(tokens: int, documents: bool, *, forgets: bool = False) -> Example:
+    """Of two key heads and four value heads of 3 and 2 numbers. forgets: all there was, at the third token."""
     arrays = recurrent.delta(1, tokens, sizes=(3, 2))
+    if forgets:
+        arrays["decay"][:, 2] = -1000
 
     def function(ops: Backend, a: dict[str, Any]) -> Any:
         fresh = ops.array(np.arange(tokens)[None] == 4) if documents else None
@@ -296,6 +298,7 @@ EXAMPLES: dict[str, Example] = {
     "causal_conv-documents": convolution(True),
     **{f"gated_delta-{tokens}": rule(tokens, False) for tokens in (1, 3, 10)},
     "gated_delta-documents": rule(10, True),
+    "gated_delta-forgets": rule(10, False, forgets=True),
     "hadamard": of_x(lambda ops, x: ops.hadamard(x), 3, 8),
     "root": of_x(lambda ops, x: (x * x + 0.1) ** 0.5, 3, 5),
     "unflatten": Example(parts, {"flat": normal(24)}),

@@ -78,23 +78,23 @@ def _in_chunks(
     t, size, groups = v.shape[1], v.shape[3], k.shape[2]
     q, k = (_chunks(part)[:, :, None] for part in (q, k))  # B Hk 1 N C Dk
     v, decay, beta = (_chunks(part).unflatten(1, (groups, -1)) for part in (v, decay, beta))  # B Hk G N C …
-    gone = decay.cumsum(-1)
-    between = gone[..., :, None] - gone[..., None, :]
     order = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=v.device)
-    seen, first, last = order.tril(), None, None
+    seen, left = order.tril(), decay.cumsum(-1).exp()
     if fresh is not None:
         document = _chunks(fresh[:, :, None]).cumsum(-1)[:, :, None]  # B 1 1 N C
         seen = seen & (document[..., :, None] == document[..., None, :])
-        first, last = document == 0, document == document[..., -1:]
-    share = torch.where(seen, between, -torch.inf).exp()  # what is left at i of what was written at j
+        left = torch.where(document == 0, left, 0.0)
+    # What is left at i of what was written at j. Each sum by itself: a difference of sums from the chunk's first token
+    # loses the digits of small decays behind a large one.
+    between = torch.where(order.tril(-1), decay[..., None], 0.0).cumsum(-2)
+    share = torch.where(seen, between, -torch.inf).exp()
     earlier = torch.where(order.tril(-1), share * (k @ k.mT) * beta[..., None], 0.0)
-    read = beta[..., None] * torch.cat([v, k * _left(gone, first)[..., None].expand(*v.shape[:-1], 1)], -1)
+    read = beta[..., None] * torch.cat([v, k * left[..., None]], -1)
     eye = torch.eye(CHUNK, device=v.device)
     solved = torch.linalg.solve_triangular(eye + earlier, read, upper=False, unitriangular=True)
     new, known = solved[..., :size], solved[..., size:]
-    q_left, within = q * _left(gone, first)[..., None], share * (q @ k.mT)
-    k_left = k * _left(gone[..., -1:] - gone, last)[..., None]
-    kept = gone[..., -1].exp() if first is None else torch.where(first[..., -1], gone[..., -1].exp(), 0.0)
+    q_left, within = q * left[..., None], share * (q @ k.mT)
+    k_left, kept = k * share[..., -1, :, None], left[..., -1]
     state = state.unflatten(1, (groups, -1))
     outputs: list[Tensor] = []
     for i in range(v.shape[3]):
@@ -103,10 +103,6 @@ def _in_chunks(
         state = state * kept[:, :, :, i, None, None] + change.mT @ k_left[:, :, :, i]
     y = torch.stack(outputs, 3).flatten(3, 4).flatten(1, 2)[:, :, :t]  # B Hv T Dv
     return y.transpose(1, 2), state.flatten(1, 2)
-
-
-def _left(gone: Tensor, where: Tensor | None) -> Tensor:
-    return gone.exp() if where is None else torch.where(where, gone.exp(), 0.0)
 
 
 def _chunks(x: Tensor) -> Tensor:
