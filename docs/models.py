@@ -57,6 +57,7 @@ KNOWN = {
     "qwen3_moe": Known("Qwen3-30B-A3B, Qwen3-Coder", "30B to 235B", "<think>", "<tool_call>"),
     "gemma2": Known("Gemma 2", "2B to 27B"),
     "gemma3_text": Known("Gemma 3", "270M to 27B"),
+    "gemma4_text": Known("Gemma 4", "E2B to 31B", "<|channel>", "<|tool_call>"),
     "phi3": Known("Phi-3, 3.5, 4, 4-mini", "4B to 14B", "<think>", "<|tool_call|>"),
     "olmo2": Known("OLMo 2", "1B to 32B"),
     "olmo3": Known("OLMo 3", "7B, 32B", "<think>", "<function_calls>"),

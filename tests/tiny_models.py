@@ -338,9 +338,42 @@ RECURRENT: dict[str, dict[str, Any]] = {
         "rope_parameters": None,
     },
 }
-FAMILIES = {**DENSE, **EXPERTS, **RECURRENT}
+_GLOBAL_ROPE = {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0}
+_GEMMA4 = {
+    "model_type": "gemma4_text",
+    **_SAID,
+    "sliding_window": WINDOW,
+    "rope_parameters": {"full_attention": _GLOBAL_ROPE, "sliding_attention": _DEFAULT_ROPE},
+    "global_head_dim": 64,
+    "final_logit_softcapping": 30.0,
+    "tie_word_embeddings": True,
+    "pad_token_id": 0,
+}
+SHAPED: dict[str, dict[str, Any]] = {
+    "gemma4": {
+        **_GEMMA4,
+        "num_hidden_layers": 8,
+        "layer_types": ["sliding_attention", "full_attention"] * 4,
+        "hidden_size_per_layer_input": 32,
+        "vocab_size_per_layer_input": 512,
+        "num_kv_shared_layers": 4,
+        "use_double_wide_mlp": True,
+    },
+    "gemma4-experts": {
+        **_GEMMA4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "hidden_size_per_layer_input": 0,
+        "attention_k_eq_v": True,
+        "num_global_key_value_heads": 1,
+        "enable_moe_block": True,
+        "num_experts": 8,
+        "top_k_experts": 3,
+        "moe_intermediate_size": 32,
+    },
+}
+FAMILIES = {**DENSE, **EXPERTS, **RECURRENT, **SHAPED}
 NAMES = tuple(FAMILIES)
-_ADD_ONE = ("gemma", "qwen3_5", "qwen3_next")
+_ADD_ONE = ("gemma2", "gemma3", "qwen3_5", "qwen3_next")
 
 
 def write(name: str, folder: Path, made: dict[str, Any] | None = None) -> Path:
@@ -371,7 +404,12 @@ def write(name: str, folder: Path, made: dict[str, Any] | None = None) -> Path:
         for key, parameter in sorted(model.named_parameters()):
             adds_one = config.model_type.startswith(_ADD_ONE) and not key.endswith("linear_attn.norm.weight")
             value = _random(key, tuple(parameter.shape), random, adds_one)
+            if config.model_type == "gemma4_text" and key.endswith("q_norm.weight"):
+                value *= value.size**-0.5  # scores are not scaled: norms learn to
             parameter.copy_(torch.from_numpy(value))
+        for key, buffer in sorted(model.named_buffers()):
+            if key.endswith("layer_scalar"):
+                buffer.fill_(random.uniform(0.5, 1.5))
     model.save_pretrained(path)
     if config.model_type == "olmo_hybrid":
         _publish_olmo(path, config.linear_num_key_heads * config.linear_key_head_dim)

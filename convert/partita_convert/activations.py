@@ -22,8 +22,8 @@ from partita.checkpoint import experts
 from partita.checkpoint.base import Checkpoint
 from partita.errors import DataError
 from partita.model.decoder import Block, through
-from partita.model.layers import Linear, MoE
-from partita.model.load import load_block, load_last_norm, read_config
+from partita.model.layers import Linear, MLPBesideExperts, MoE
+from partita.model.load import load_block, load_last_norm, load_per_layer_inputs, read_config
 from partita.model.mixer import SequenceState
 from partita.model.tree import walk
 from partita.quantization import Packed
@@ -55,10 +55,10 @@ def importance(
     stored = experts.find(checkpoint) if config.experts else {}
     found: dict[str, np.ndarray] = {}
 
-    def layer(ops: Backend, x: Array, state: SequenceState, i: int) -> Array:
+    def layer(ops: Backend, x: Array, state: SequenceState, i: int, *told: Array) -> Array:
         block = load_block(ops, checkpoint, i)
         recorder = _Recorder(ops, _names(block, stored, i))
-        y = block(recorder, x, state, i)  # pyright: ignore[reportArgumentType]
+        y = block(recorder, x, state, i, *told)  # pyright: ignore[reportArgumentType]
         found.update(recorder.squares)
         return y
 
@@ -66,7 +66,9 @@ def importance(
         if on_progress is not None:
             on_progress(i + 1, config.num_layers)
 
-    x = through(ops, repeat(layer, config.num_layers), _embedded(ops, checkpoint, ids), cache, after=after)
+    x, per_layer = _embedded(ops, checkpoint, ids), load_per_layer_inputs(ops, checkpoint)
+    told = None if per_layer is None else per_layer(ops, ops.array(ids[None]), x)
+    x = through(ops, repeat(layer, config.num_layers), x, cache, after=after, told=told)
     head = _named(checkpoint, "embed_tokens.weight" if config.tie_embeddings else "lm_head.weight")
     found[head] = _mean_squares(ops, load_last_norm(ops, checkpoint)(ops, x))
     return found
@@ -100,7 +102,7 @@ def _mean_squares(ops: Backend, x: Array) -> np.ndarray:
 
 def _names(block: Block, stored: Mapping[str, experts.StoredExperts], layer: int) -> dict[int, list[str]]:
     """Prepared weight's identity to the names of the tensors that it was made of."""
-    mlp = block.mlp
+    mlp = block.mlp.experts if isinstance(block.mlp, MLPBesideExperts) else block.mlp
     names: dict[int, list[str]] = {}
     if isinstance(mlp, MoE):
         own = next(found for module, found in stored.items() if f".{layer}." in module)

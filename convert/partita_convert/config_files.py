@@ -17,7 +17,7 @@ from partita.errors import CheckpointError, UnsupportedModel
 from partita.files.bounded import is_table
 
 _FORMAT_KEYS = ("quantization", "quantization_config", "torch_dtype", "dtype")
-_NEWER_ROPE = frozenset({"mellum", "ministral3"})
+_NEWER_ROPE = frozenset({"gemma4_text", "mellum", "ministral3"})
 """Families that never had `rope_scaling`: every reader takes rope_parameters alone."""
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
@@ -33,7 +33,7 @@ def huggingface_config(checkpoint: Checkpoint) -> tuple[dict[str, Any], frozense
     if config.get("tie_word_embeddings"):
         # a copy, which mlx-lm would take as a sign that the head is not tied
         dropped |= {name for name in checkpoint.names() if text_name(name) == HEAD}
-    return _with_experts(_with_letters(_with_period(_with_rope_both_ways(config)))), frozenset(dropped)
+    return _with_shapes(_with_experts(_with_letters(_with_period(_with_rope_both_ways(config))))), frozenset(dropped)
 
 
 def _with_rope_both_ways(config: dict[str, Any]) -> dict[str, Any]:
@@ -101,6 +101,21 @@ def _with_experts(config: dict[str, Any]) -> dict[str, Any]:
     defaults: dict[str, Any] = {"decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": False}
     said = {key: value for key, value in config.items() if value is not None}
     return config | {**defaults, **said, "num_experts": count, "num_local_experts": count}
+
+
+def _with_shapes(config: dict[str, Any]) -> dict[str, Any]:
+    """Gemma 4's global layers by the fields of published configs, which mlx-lm reads, beside those of each layer."""
+    own = config.get("per_layer_config")
+    if config.get("model_type") != "gemma4_text" or not is_table(own) or "global_head_dim" in config:
+        return config
+    said = [shape for shape in own.values() if is_table(shape)]
+    if not said or any(shape != said[0] for shape in said):
+        return config
+    shape = {"head_dim": config["head_dim"]} | said[0]
+    return config | {
+        "global_head_dim": shape["head_dim"],
+        "num_global_key_value_heads": shape.get("num_key_value_heads"),
+    }
 
 
 def _as_llama3(factors: np.ndarray, theta: float, head_dim: int) -> Mapping[str, Any]:

@@ -1,9 +1,11 @@
 """A checkpoint in the names that a reader elsewhere looks for: only experts have more than one way to be kept, and what
 goes into Qwen3-Next's recurrent layers, which GGUF splits and every folder has in two matrices.
 
-    as_mlx          stacks (experts, out, in): `mlp.switch_mlp.gate_proj.weight`; in gpt-oss `mlp.experts.gate_proj...`
+    as_mlx          stacks (experts, out, in): `mlp.switch_mlp.gate_proj.weight`; in gpt-oss `mlp.experts.gate_proj...`,
+                    in Gemma 4 `experts.switch_glu.gate_proj...`
     as_huggingface  one matrix an expert, `mlp.experts.3.gate_proj.weight`; in gpt-oss `mlp.experts.gate_up_proj`,
-                    dense, (experts, in, 2 * out) with gate and up taking turns
+                    dense, (experts, in, 2 * out) with gate and up taking turns; in Gemma 4
+                    `experts.gate_up_proj`, (experts, 2 * out, in), gate above up
 
 Invariants: tensors are read when they are asked for; a checkpoint without experts, or with
 its experts in that form already, is returned as it is; integers stay as they are wherever the form can hold them.
@@ -66,7 +68,7 @@ Layer = Callable[[str, StoredExperts, frozenset[str]], Iterator[tuple[str, _Tens
 
 def as_mlx(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint in mlx-lm's names. Raises CheckpointError for experts that do not go together."""
-    module = "experts" if _is_gpt_oss(checkpoint) else "switch_mlp"
+    module = "experts" if _is_gpt_oss(checkpoint) else "experts.switch_glu" if _is_beside(checkpoint) else "switch_mlp"
 
     def layer(mlp: str, stored: StoredExperts, present: frozenset[str]) -> Iterator[tuple[str, _Tensor]]:
         for projection in PROJECTIONS:
@@ -87,6 +89,8 @@ def as_huggingface(checkpoint: Checkpoint) -> Checkpoint:
     """
     if _is_gpt_oss(checkpoint):
         return _relaid(checkpoint, lambda _, stored: stored.form == "fused", _fused)
+    if _is_beside(checkpoint):
+        return _relaid(checkpoint, lambda _, stored: stored.form == "fused", _above)
     return _relaid(by_key_heads(checkpoint), lambda _, stored: stored.form == "each", _each)
 
 
@@ -131,6 +135,11 @@ def _by_key_heads(checkpoint: Checkpoint, pieces: Sequence[str], part: str) -> _
 
 def _is_gpt_oss(checkpoint: Checkpoint) -> bool:
     return experts.is_interleaved(checkpoint)
+
+
+def _is_beside(checkpoint: Checkpoint) -> bool:
+    """Whether experts stand beside a dense MLP, as Gemma 4's, which have names of their own."""
+    return checkpoint.config.get("model_type") in ("gemma4", "gemma4_text")
 
 
 def _relaid(checkpoint: Checkpoint, fits: Callable[[str, StoredExperts], bool], layer: Layer) -> Checkpoint:
@@ -222,6 +231,23 @@ def _fused(mlp: str, stored: StoredExperts, present: frozenset[str]) -> Iterator
                     lambda bias=bias: stored.checkpoint.stored_as(bias),
                 ),
             )
+
+
+def _above(mlp: str, stored: StoredExperts, present: frozenset[str]) -> Iterator[tuple[str, _Tensor]]:
+    """Gemma 4's dense tensors, (experts, out, in): gate above up."""
+    for name, parts in (("gate_up_proj", PROJECTIONS[:2]), ("down_proj", PROJECTIONS[2:])):
+
+        def shape(parts: tuple[str, ...] = parts) -> tuple[int, ...]:
+            count, out, size = stored.shape(parts[0])
+            return count, out * len(parts), size
+
+        def read(parts: tuple[str, ...] = parts) -> Value:
+            values = [(part, stored.weight(part)) for part in parts]
+            dtype = np.result_type(*(_exact_dtype(stored, part, value) for part, value in values))
+            dense = (dequantize(value) if isinstance(value, Packed) else value for _, value in values)
+            return np.concatenate([value.astype(dtype, copy=False) for value in dense], 1)
+
+        yield f"{mlp}.experts.{name}", _Tensor(shape, read, lambda first=parts[0]: stored.stored_as(first))
 
 
 def _fused_shape(stored: StoredExperts, parts: tuple[str, ...]) -> tuple[int, int, int]:

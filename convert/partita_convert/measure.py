@@ -131,7 +131,8 @@ class _Source:
         x = decoder.embedded(ops, fed)
         cache.advance(len(tokens))
         streams = [x]
-        x = through(ops, decoder.blocks, x, cache, after=lambda _, y: streams.append(y))
+        told = decoder.told(ops, fed, x)
+        x = through(ops, decoder.blocks, x, cache, after=lambda _, y: streams.append(y), told=told)
         log_p = tuple(_log_softmax(ops, y) for y in _logits(ops, decoder, x))
         return cls(ops, cache, tuple(streams[:-1]), log_p, fed)
 
@@ -142,7 +143,8 @@ class _Source:
         x = decoder.embedded(ops, self.tokens) if changed else self.streams[start]
         self.cache.reset()
         self.cache.advance(self.tokens.shape[1])
-        x = through(ops, decoder.blocks[start:], x, self.cache, first=start)
+        told = decoder.told(ops, self.tokens, x if changed else self.streams[0])
+        x = through(ops, decoder.blocks[start:], x, self.cache, first=start, told=told)
         total = 0.0
         for log_p, y in zip(self.log_p, _logits(ops, decoder, x), strict=True):
             total += float(ops.to_numpy(ops.sum(ops.exp(log_p) * (log_p - _log_softmax(ops, y)), -1)).sum())

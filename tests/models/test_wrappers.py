@@ -95,6 +95,27 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
         {"model_type": "siglip_vision_model", **_SIGHT},
     ),
+    "gemma4": (
+        {
+            "model_type": "gemma4_text",
+            **_TEXT,
+            **_SLIDES,
+            "num_hidden_layers": 4,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE},
+            "global_head_dim": 64,
+            "num_kv_shared_layers": 2,
+            "hidden_size_per_layer_input": 32,
+            "vocab_size_per_layer_input": 512,
+            "pad_token_id": 0,
+        },
+        {
+            "model_type": "gemma4_vision",
+            **_SIGHT,
+            "num_key_value_heads": _SIGHT["num_attention_heads"],
+            "head_dim": _SIGHT["hidden_size"] // _SIGHT["num_attention_heads"],
+        },
+    ),
     "idefics3": ({"model_type": "llama", **_TEXT}, {"model_type": "idefics3_vision", **_SIGHT}),
     "mistral3": (
         {"model_type": "ministral3", **_TEXT, "rope_parameters": {**_GROWING, "llama_4_scaling_beta": 0.4}},
@@ -163,7 +184,7 @@ def test_a_converted_model_is_the_same(judged: tuple[Path, np.ndarray], tmp_path
     write_mlx(source, tmp_path / "mlx")
     write_huggingface(source, tmp_path / "dense")
     names = ["mlx", "dense"]
-    if folder.name not in ("qwen3_5", "qwen3_5_moe"):
+    if folder.name not in ("gemma4", "qwen3_5", "qwen3_5_moe"):
         write_gguf(source, tmp_path / "text.gguf", kind="F32")
         names.append("text.gguf")
     ops = partita_backends.load("numpy")

@@ -37,7 +37,7 @@ def key_noise(ops: Backend, model: Decoder, spec: CacheSpec) -> list[float]:
     positions = model.config.max_positions
     noise: list[float] = []
     for block, layer in zip(model.blocks, spec.layers, strict=True):
-        if not isinstance(block.mixer, Attention) or not isinstance(layer, LayerSpec):
+        if not isinstance(block.mixer, Attention) or not isinstance(layer, LayerSpec) or layer.shares is not None:
             noise.append(0.0)
             continue
         left = _left(_key_bias(ops, block.mixer), layer, spec, positions)

@@ -11,7 +11,7 @@ from functools import cached_property
 
 from ..brief import Brief
 from ..errors import ContextError
-from ..model.config import LayerConfig, ModelConfig, RopeConfig
+from ..model.config import ModelConfig, RopeConfig
 from ..quantization import check_groups, hadamard_matrix
 from .kv_format import KVFormat
 
@@ -40,7 +40,7 @@ class Span:
 class LayerSpec:
     """sink_logits: whether its softmax has learned scores without keys. key_bias: whether its keys have a bias, and no
     norm after it. absolute: whether scores depend on where a query and a key are, not on their distance alone: where
-    norms come after rotation."""
+    norms come after rotation. shares: the layer whose keys and values it reads, having no arrays of its own."""
 
     kv_heads: int
     head_dim: int
@@ -51,6 +51,7 @@ class LayerSpec:
     sink_logits: bool = False
     key_bias: bool = False
     absolute: bool = False
+    shares: int | None = None
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,13 @@ class CacheSpec(Brief):
 
     @cached_property
     def attention(self) -> dict[int, LayerSpec]:
-        """Layers that attend, by their numbers."""
-        return {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, LayerSpec)}
+        """Layers that keep keys and values, by their numbers."""
+        attend = {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, LayerSpec)}
+        return {i: layer for i, layer in attend.items() if layer.shares is None}
 
     @cached_property
     def recurrent(self) -> dict[int, RecurrentSpec]:
-        """The other layers, by their numbers."""
+        """Layers that remember by a state, by their numbers."""
         return {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, RecurrentSpec)}
 
     @property
@@ -149,21 +151,25 @@ def plan(
         raise ContextError(f"`sinks` must be from 0 to {most} with `context` {context}, got {sinks}", field="sinks")
     if chunk < 1 or slack < 0:
         raise ContextError(f"`chunk` must be >= 1 and `slack` >= 0, got {chunk} and {slack}")
+    sizes = sorted({config.head_dim_of(i) for i in range(config.num_layers)})
     for bits in sorted({kv.key_bits, kv.value_bits} - {16, 32}):
-        check_groups(config.head_dim, bits, kv.group_size, f"`kv` {kv}")
+        for size in sizes:
+            check_groups(size, bits, kv.group_size, f"`kv` {kv}")
     if kv.hadamard:
-        hadamard_matrix(config.head_dim)
+        for size in sizes:
+            hadamard_matrix(size)
     full = Span(context - sinks, sinks)
-    layers = tuple(_layer(config, layer, full, context) for layer in config.layers)
+    layers = tuple(_layer(config, i, full, context) for i in range(config.num_layers))
     return CacheSpec(layers, kv, context, sinks, chunk, slack)
 
 
-def _layer(config: ModelConfig, layer: LayerConfig, full: Span, context: int) -> LayerSpec | RecurrentSpec:
+def _layer(config: ModelConfig, i: int, full: Span, context: int) -> LayerSpec | RecurrentSpec:
+    layer = config.layers[i]
     if (delta := layer.delta) is not None:
         return RecurrentSpec((delta.kernel - 1, delta.channels), (delta.value_heads, delta.value_dim, delta.key_dim))
     return LayerSpec(
-        config.num_kv_heads,
-        config.head_dim,
+        config.kv_heads_of(i),
+        config.head_dim_of(i),
         full if layer.window is None else Span(layer.window, 0),
         layer.rope.for_context(context) if layer.rope else None,
         config.attention_scale,
@@ -171,6 +177,7 @@ def _layer(config: ModelConfig, layer: LayerConfig, full: Span, context: int) ->
         config.sink_logits,
         config.attention_bias and config.qk_norm == "none",
         config.qk_norm == "rotated",
+        layer.shares,
     )
 
 

@@ -233,29 +233,23 @@ class Cache(Rows):
         x: (B, T, heads + 2 * Hkv, D), queries, keys and values of the step announced by `advance`, before rotation.
         sink_logits: the layer's learned ones, float32 (heads,). query_norm: what becomes of queries after rotation.
         """
-        ops, spec, buffers = self.ops, self.spec.attention[layer], self._layers[layer]
-        view = self._views[spec.span]
+        ops, spec = self.ops, self.spec.layers[layer]
+        assert isinstance(spec, LayerSpec)
+        own, layer = spec.shares is None, layer if spec.shares is None else spec.shares
+        buffers, view, kept = self._layers[layer], self._views[spec.span], spec.kv_heads if own else 0
         if spec.rope is not None:
             x = grown(ops, x, heads, self._growth[spec.rope])
         y = x
         if spec.rope is not None:
-            y = ops.rotate(x, self._turn(spec.rope, heads + spec.kv_heads, spec.kv_heads, self._angles[spec.rope]))
+            name = "" if own else "shared"
+            y = ops.rotate(x, self._turn(spec.rope, heads + kept, kept, self._angles[spec.rope], name))
         if query_norm is not None:
-            y = ops.concat([query_norm(y[:, :, :heads]), y[:, :, heads:]], 2)
+            y = ops.concat([query_norm(y[:, :, :heads]), y[:, :, heads:]], 2) if own else query_norm(y)
         y = self._spread(y)
-        q, new = y[:, :, :heads].swapaxes(1, 2), y[:, :, heads:]
-        if view.sink_index is not None:
-            self._sink_keys.write(layer, x[:, :, heads : heads + spec.kv_heads], view.sink_index)
-            if buffers.sinks is not None:
-                buffers.sinks = ops.store(buffers.sinks, new, view.sink_index)
-        centre = self._centres.of(
-            layer, self._sink_keys, view.centres
-        )  # its sinks are complete where a ring is written
-        if centre is not None:
-            new = new - centre
-        if view.index is not None:
-            buffers.kv = ops.store(buffers.kv, new, view.index)
-        self._put_sinks(layer, view.turned)
+        q = y[:, :, :heads].swapaxes(1, 2)
+        centre = self._centres.of(layer, self._sink_keys, view.centres) if not own else None
+        if own:
+            centre = self._remember(layer, x[:, :, heads : heads + kept], y[:, :, heads:])
         k, v = sides(buffers.kv if view.reach is None else cut(buffers.kv, view.reach))
         out = ops.cached_attention(
             q,
@@ -269,6 +263,20 @@ class Cache(Rows):
             rule=view.kv.rule,
         )
         return self._spread(out)
+
+    def _remember(self, layer: int, unrotated: Array, new: Array) -> Array | None:
+        """Write keys before rotation (B, T, Hkv, D), and keys and values (B, T, 2 * Hkv, D): the layer's centre."""
+        ops, buffers, view = self.ops, self._layers[layer], self._views[self.spec.attention[layer].span]
+        if view.sink_index is not None:
+            self._sink_keys.write(layer, unrotated, view.sink_index)
+            if buffers.sinks is not None:
+                buffers.sinks = ops.store(buffers.sinks, new, view.sink_index)
+        # its sinks are complete where a ring is written
+        centre = self._centres.of(layer, self._sink_keys, view.centres)
+        if view.index is not None:
+            buffers.kv = ops.store(buffers.kv, new if centre is None else new - centre, view.index)
+        self._put_sinks(layer, view.turned)
+        return centre
 
     def causal_conv(self, layer: int, x: Array, weight: Array, bias: Array | None = None) -> Array:
         """As in `SequenceState`: the layer keeps the last inputs of each row."""

@@ -3,6 +3,7 @@
     each         experts.3.gate_proj.weight                 one matrix an expert (published Qwen3-MoE)
     stacked      switch_mlp.gate_proj.weight                (experts, out, in): mlx-lm, and GGUF as it is read here;
                  experts.gate_proj.weight                   mlx-lm's name in gpt-oss
+                 experts.switch_glu.gate_proj.weight        mlx-lm's name in Gemma 4
     fused        experts.gate_up_proj, experts.down_proj    dense. gpt-oss: (experts, in, out), gate and up interleaved;
                                                             Qwen3-MoE: (experts, out, in), gate above up
     mxfp4        experts.gate_up_proj_blocks, _scales       4-bit floats (published gpt-oss), gate and up interleaved
@@ -32,7 +33,7 @@ PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 # the layer's MLP, what tells the form, and for `each` the expert
 _SIGNS: tuple[tuple[Form, re.Pattern[str]], ...] = (
     ("each", re.compile(r"(?P<mlp>.*)\.(?P<module>experts)\.(?P<expert>\d{1,5})\.gate_proj\.weight")),
-    ("stacked", re.compile(r"(?P<mlp>.*)\.(?P<module>switch_mlp|experts)\.gate_proj\.weight")),
+    ("stacked", re.compile(r"(?P<mlp>.*)\.(?P<module>switch_mlp|experts\.switch_glu|experts)\.gate_proj\.weight")),
     ("fused", re.compile(r"(?P<mlp>.*)\.(?P<module>experts)\.gate_up_proj")),
     ("mxfp4", re.compile(r"(?P<mlp>.*)\.(?P<module>experts)\.gate_up_proj_blocks")),
 )

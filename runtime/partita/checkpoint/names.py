@@ -22,8 +22,11 @@ _TOOLS = re.compile(
     r"^(?:base_model\.model\.|module\.)+|(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
 _PLACE = re.compile(r"^(?:(?:model|language_model|text_model)\.)+")
-_TEXT = ("layers.", "embed_tokens.", "norm.", "lm_head.")
-_OTHERS = re.compile(r"(?:vision_\w+|visual|audio_\w+|multi_modal_projector|connector)(?=\.)")
+_TEXT = (
+    *("layers.", "embed_tokens.", "norm.", "lm_head."),
+    *("embed_tokens_per_layer.", "per_layer_model_projection.", "per_layer_projection_norm."),
+)
+_OTHERS = re.compile(r"(?:vision_\w+|embed_vision|embed_audio|visual|audio_\w+|multi_modal_projector|connector)(?=\.)")
 # of a module's making, the same for every checkpoint: rope's tables and masks, which old files carry along
 _CONSTANT = re.compile(
     r"(?:.*\.)?(?:rotary_\w+\.(?:\w*inv_freq|cos_cached|sin_cached)|(?:self_)?(?:attn|attention)\.(?:masked_)?bias)"

@@ -81,6 +81,9 @@ class ExpertsConfig:
     """What that gives is multiplied by a sigmoid, learned for each token."""
     bias: bool = False
     """The router and the experts' projections have biases."""
+    beside: bool = False
+    """A dense MLP and the experts read the stream at once, each behind a norm of its own, and their sum, of what a norm
+    makes of each, is added. The router reads the stream through a norm too, and each expert has a learned factor."""
 
 
 @dataclass(frozen=True)
@@ -119,13 +122,29 @@ class DeltaConfig:
 class LayerConfig:
     """window: keys a query sees, itself included; None for full attention. rope: None for a layer that does not rotate.
 
-    experts: whether the layer's MLP is `ModelConfig.experts`. delta: what the layer has in place of attention.
+    experts: whether the layer's MLP is `ModelConfig.experts`. delta: what the layer has in place of attention. shares:
+    the earlier layer whose keys and values it reads, having none of its own. keys_are_values: one projection gives
+    both, before any norm. kv_heads, head_dim, intermediate_size: None where they are the model's.
     """
 
     window: int | None
     rope: RopeConfig | None
     experts: bool = False
     delta: DeltaConfig | None = None
+    shares: int | None = None
+    keys_are_values: bool = False
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    intermediate_size: int | None = None
+
+
+@dataclass(frozen=True)
+class PerLayerConfig:
+    """What every layer is told of a token beside the stream: `size` numbers a layer, of a table of `vocab_size` rows
+    and of a projection of the embedding."""
+
+    size: int
+    vocab_size: int
 
 
 @dataclass(frozen=True)
@@ -172,6 +191,23 @@ class ModelConfig(Brief):
     sink_logits: bool = False
     """One learned logit a head, which takes part in every softmax of attention and has no value."""
     experts: ExpertsConfig | None = None
+    value_norm: bool = False
+    """Values are normed over each head, without a weight."""
+    per_layer: PerLayerConfig | None = None
+    layer_scalar: bool = False
+    """What leaves a layer is multiplied by a learned number."""
+
+    def kv_heads_of(self, layer: int) -> int:
+        """Key-value heads of one layer."""
+        return self.layers[layer].kv_heads or self.num_kv_heads
+
+    def head_dim_of(self, layer: int) -> int:
+        """Of one layer."""
+        return self.layers[layer].head_dim or self.head_dim
+
+    def intermediate_size_of(self, layer: int) -> int:
+        """Width of one layer's dense MLP."""
+        return self.layers[layer].intermediate_size or self.intermediate_size
 
     @property
     def num_layers(self) -> int:

@@ -16,11 +16,12 @@ from ..backend import Backend
 from ..brief import Brief
 from ..errors import DataError
 from .config import ModelConfig
-from .layers import MLP, Linear, MoE, RMSNorm
+from .layers import MLP, Linear, MLPBesideExperts, MoE, PerLayerInput, PerLayerInputs, RMSNorm
 from .mixer import Mixer, SequenceState
 
-Layer = Callable[[Backend, Array, SequenceState, int], Array]
-"""A whole layer: (ops, x, state, its number) to the stream behind it."""
+Layer = Callable[..., Array]
+"""A whole layer: (ops, x, state, its number), and what it is told of each token where layers are, to the stream behind
+it."""
 
 
 @dataclass(frozen=True)
@@ -28,19 +29,30 @@ class Block(Brief):
     """A mixer and an MLP, with norms before them, after them, or both: None where the family has none.
 
     residual_scale: multiplies what is added to the stream; a number, so that it takes the stream's dtype. parallel: the
-    MLP reads what the mixer reads, and both are added at once.
+    MLP reads what the mixer reads, and both are added at once. per_layer: how it adds what it is told of a token.
+    scalar: float32 (1,), which multiplies what leaves the block.
     """
 
     attention_norm: RMSNorm | None
     mixer: Mixer
     attention_post_norm: RMSNorm | None
     mlp_norm: RMSNorm | None
-    mlp: MLP | MoE
+    mlp: MLP | MoE | MLPBesideExperts
     mlp_post_norm: RMSNorm | None
     residual_scale: float | None = None
     parallel: bool = False
+    per_layer: PerLayerInput | None = None
+    scalar: Array | None = None
 
-    def __call__(self, ops: Backend, x: Array, state: SequenceState, layer: int) -> Array:
+    def __call__(self, ops: Backend, x: Array, state: SequenceState, layer: int, told: Array | None = None) -> Array:
+        """told: what the layer is told of each token, (B, T, P)."""
+        x = self._mixed(ops, x, state, layer)
+        if self.per_layer is not None:
+            assert told is not None
+            x = self.per_layer(ops, x, told)
+        return x if self.scalar is None else x * ops.cast(self.scalar, ops.dtype)
+
+    def _mixed(self, ops: Backend, x: Array, state: SequenceState, layer: int) -> Array:
         read = _normed(ops, self.attention_norm, x)
         y = self.mixer(ops, read, state, layer)
         if self.parallel:
@@ -65,14 +77,15 @@ def through(
     *,
     first: int = 0,
     after: Callable[[int, Array], None] | None = None,
+    told: Array | None = None,
 ) -> Array:
     """The residual stream x (B, T, E) behind some blocks, which are the model's from layer `first` on.
 
     The one forward loop there is. after(layer, stream): called behind each block. Blocks may be made as they are
-    needed.
+    needed. told: what every layer of the model is told of each token, (B, T, L, P) (`Decoder.told`).
     """
     for layer, block in enumerate(blocks, first):
-        x = block(ops, x, state, layer)
+        x = block(ops, x, state, layer) if told is None else block(ops, x, state, layer, told[:, :, layer])
         if after is not None:
             after(layer, x)
     return x
@@ -91,6 +104,7 @@ class Decoder(Brief):
     norm: RMSNorm
     head: Linear
     embedding_name: str = ""
+    per_layer: PerLayerInputs | None = None
 
     def __call__(
         self,
@@ -152,7 +166,12 @@ class Decoder(Brief):
     ) -> Array:
         state.advance(tokens.shape[1], lengths)
         x = self.embedded(ops, tokens) if embeddings is None else embeddings
-        return through(ops, self.blocks, x, state)
+        return through(ops, self.blocks, x, state, told=self.told(ops, tokens, x))
+
+    def told(self, ops: Backend, tokens: Array, x: Array) -> Array | None:
+        """What every layer is told of int32 tokens (B, T), of which x (B, T, E) enters the first block: (B, T, L, P);
+        None where layers are told nothing."""
+        return None if self.per_layer is None else self.per_layer(ops, tokens, x)
 
     def embedded(self, ops: Backend, tokens: Array) -> Array:
         """The stream (B, T, E) that enters the first block."""

@@ -130,15 +130,22 @@ class MLP(Brief):
 class Router(Brief):
     """Which experts a token goes through, and what each of them weighs: by a row of `ExpertsConfig`, in float32.
 
-    choice_bias: float32 (experts,), what is added to scores where experts are chosen, and not where they weigh.
+    choice_bias: float32 (experts,), what is added to scores where experts are chosen, and not where they weigh. norm:
+    of what it reads, without a weight that is learned. scale: float32 (E,), what that gives is multiplied by. factors:
+    float32 (experts,), what each one's weight is multiplied by.
     """
 
     scores: Linear
     config: ExpertsConfig
     choice_bias: Array | None = None
+    norm: RMSNorm | None = None
+    scale: Parameter | None = None
+    factors: Parameter | None = None
 
     def __call__(self, ops: Backend, x: Array) -> tuple[Array, Array]:
         """Weights, float32 (B, T, K), and int32 numbers of the K experts of each token of x (B, T, E)."""
+        x = x if self.norm is None else self.norm(ops, x)
+        x = x if self.scale is None else x * ops.cast(self.scale.value, ops.dtype)
         c, scores = self.config, ops.cast(self.scores(ops, x), "float32")
         if c.score == "softmax_chosen":
             chosen, index = ops.topk(scores, c.active)
@@ -152,7 +159,8 @@ class Router(Brief):
             weights = _picked(ops, scores, index)
         if c.normalize:
             weights = weights / (ops.sum(weights, -1)[..., None] + LEAST_SUM)
-        return (weights if c.scale == 1 else weights * c.scale), index
+        weights = weights if c.scale == 1 else weights * c.scale
+        return (weights if self.factors is None else weights * ops.take(self.factors.value, index, 0)), index
 
     def _of_best_groups(self, ops: Backend, scores: Array) -> Array:
         """Scores (B, T, experts) with those of other groups put below all others (arXiv 2412.19437, section 2.1.2)."""
@@ -196,10 +204,63 @@ class MoE(Brief):
     activation: str
     shared: SharedExpert | None = None
 
-    def __call__(self, ops: Backend, x: Array) -> Array:
-        weights, index = self.router(ops, x)
+    def __call__(self, ops: Backend, x: Array, routed: Array | None = None) -> Array:
+        """routed: what the router reads, where that is not x."""
+        weights, index = self.router(ops, x if routed is None else routed)
         each = x[:, :, None]  # B T 1 E: every chosen expert reads the same
         hidden = ops.glu(self.gate(ops, each, index), self.up(ops, each, index), self.activation)
         y = ops.cast(self.down(ops, hidden, index), "float32") * weights[..., None]
         y = ops.cast(ops.sum(y, 2), ops.dtype)
         return y if self.shared is None else y + self.shared(ops, x)
+
+
+@dataclass(frozen=True)
+class MLPBesideExperts(Brief):
+    """A dense MLP and experts that read the stream at once, each behind a norm and before one; the router reads the
+    stream itself."""
+
+    norm: RMSNorm
+    mlp: MLP
+    post_norm: RMSNorm
+    experts_norm: RMSNorm
+    experts: MoE
+    experts_post_norm: RMSNorm
+
+    def __call__(self, ops: Backend, x: Array) -> Array:
+        dense = self.post_norm(ops, self.mlp(ops, self.norm(ops, x)))
+        return dense + self.experts_post_norm(ops, self.experts(ops, self.experts_norm(ops, x), x))
+
+
+@dataclass(frozen=True)
+class PerLayerInputs(Brief):
+    """What every layer is told of a token. table: prepared (V', L * P). projection: (L * P, E), of the embedding.
+
+    size: P. name: the table's module in the checkpoint.
+    """
+
+    table: Any
+    projection: Linear
+    norm: RMSNorm
+    size: int
+    name: str = ""
+
+    def __call__(self, ops: Backend, tokens: Array, x: Array) -> Array:
+        """(B, T, L, P) of int32 tokens (B, T) and of the stream x (B, T, E) that enters the first block."""
+        shape = *tokens.shape, -1, self.size
+        own = (ops.embed(self.table, tokens) * ops.full((1,), self.size**0.5, ops.dtype)).reshape(*shape)
+        projected = (self.projection(ops, x) * x.shape[-1] ** -0.5).reshape(*shape)
+        return (self.norm(ops, projected) + own) * 2**-0.5
+
+
+@dataclass(frozen=True)
+class PerLayerInput(Brief):
+    """How a layer adds what it is told. gate: (P, E). out: (E, P)."""
+
+    gate: Linear
+    out: Linear
+    norm: RMSNorm
+    activation: str
+
+    def __call__(self, ops: Backend, x: Array, told: Array) -> Array:
+        """x: (B, T, E). told: (B, T, P)."""
+        return x + self.norm(ops, self.out(ops, ops.glu(self.gate(ops, x), told, self.activation)))

@@ -23,7 +23,21 @@ from .config import DeltaConfig, ModelConfig
 from .decoder import Block, Decoder
 from .families.parse import parse
 from .families.wrappers import left_out
-from .layers import MLP, ExpertLinear, LayerNorm, Linear, MoE, Parameter, RMSNorm, Router, SharedExpert, Stack
+from .layers import (
+    MLP,
+    ExpertLinear,
+    LayerNorm,
+    Linear,
+    MLPBesideExperts,
+    MoE,
+    Parameter,
+    PerLayerInput,
+    PerLayerInputs,
+    RMSNorm,
+    Router,
+    SharedExpert,
+    Stack,
+)
 from .mixer import Mixer
 from .mixers.attention import Attention
 from .mixers.gated_delta import GatedDelta
@@ -83,13 +97,14 @@ def load_decoder(
     reader = _Reader(ops, checkpoint, read_config(checkpoint), stack)
     config, own = reader.config, reader.weights_of(None)
     embedding = reader.prepare([reader.source.read(own["embedding"])])
+    per_layer = reader.per_layer_inputs(own)
     blocks: list[Block] = []
     for i in range(config.num_layers):
         blocks.append(reader.block(i))
         if on_layer is not None:
             on_layer(i + 1, config.num_layers)
     head = reader.linear(own["head"]) if "head" in own else Linear(embedding, None, (own["embedding"],))
-    return Decoder(config, embedding, tuple(blocks), reader.norm(own["norm"]), head, own["embedding"].module)
+    return Decoder(config, embedding, tuple(blocks), reader.norm(own["norm"]), head, own["embedding"].module, per_layer)
 
 
 def check_whole(checkpoint: Checkpoint) -> None:
@@ -153,6 +168,12 @@ def load_last_norm(ops: Backend, checkpoint: Checkpoint) -> RMSNorm:
     return reader.norm(reader.weights_of(None)["norm"])
 
 
+def load_per_layer_inputs(ops: Backend, checkpoint: Checkpoint) -> PerLayerInputs | None:
+    """What every layer is told of tokens, by itself; None where layers are told nothing. Errors as there."""
+    reader = _Reader(ops, checkpoint, read_config(checkpoint), stack=True)
+    return reader.per_layer_inputs(reader.weights_of(None))
+
+
 class _Reader:
     """Layers out of weights. stacks: whether neighbours of one format become one matrix."""
 
@@ -174,12 +195,56 @@ class _Reader:
             self.norm(own.get("attention_norm")),
             self.attention(i, own) if delta is None else self.gated_delta(delta, own),
             self.norm(own.get("attention_post_norm")),
-            self.norm(own.get("mlp_norm")),
-            self.moe(own) if "router" in own else self.mlp(_of(own, "gate_up", "gate", "up"), own["down"]),
+            None if "mlp_beside_norm" in own else self.norm(own.get("mlp_norm")),
+            self.feed_forward(own),
             self.norm(own.get("mlp_post_norm")),
             c.residual_scale,
             c.parallel,
+            self.per_layer_input(own),
+            self.parameters([own["layer_scalar"]])[0].value if "layer_scalar" in own else None,
         )
+
+    def feed_forward(self, own: Mapping[Kind, WeightSpec]) -> MLP | MoE | MLPBesideExperts:
+        if "router" not in own or "up" in own:
+            mlp = self.mlp(_of(own, "gate_up", "gate", "up"), own["down"])
+            return self.beside(mlp, own) if "router" in own else mlp
+        return self.moe(own)
+
+    def beside(self, mlp: MLP, own: Mapping[Kind, WeightSpec]) -> MLPBesideExperts:
+        experts = self.moe(own)
+        scale, factors = (self.parameters([own[kind]])[0] for kind in ("router_scale", "expert_scale"))
+        router = replace(experts.router, norm=self.router_norm(), scale=scale, factors=factors)
+        return MLPBesideExperts(
+            self.norm(own["mlp_norm"]),
+            mlp,
+            self.norm(own["mlp_beside_norm"]),
+            self.norm(own["routed_norm"]),
+            replace(experts, router=router),
+            self.norm(own["routed_post_norm"]),
+        )
+
+    def router_norm(self) -> RMSNorm:
+        size = self.config.hidden_size
+        return RMSNorm(self.ops.prepare_vector(np.full(size, size**-0.5, np.float32)), self.config.norm_eps)
+
+    def per_layer_inputs(self, own: Mapping[Kind, WeightSpec]) -> PerLayerInputs | None:
+        told = self.config.per_layer
+        if told is None:
+            return None
+        table = own["layer_table"]
+        return PerLayerInputs(
+            self.prepare([self.source.read(table)]),
+            self.linear(own["layer_projection"]),
+            self.norm(own["layer_projection_norm"]),
+            told.size,
+            table.module,
+        )
+
+    def per_layer_input(self, own: Mapping[Kind, WeightSpec]) -> PerLayerInput | None:
+        if "layer_gate" not in own:
+            return None
+        gate, out = self.linear(own["layer_gate"]), self.linear(own["layer_out"])
+        return PerLayerInput(gate, out, self.norm(own["layer_norm"]), self.config.activation)
 
     def attention(self, i: int, own: Mapping[Kind, WeightSpec]) -> Mixer:
         c = self.config
@@ -188,13 +253,20 @@ class _Reader:
             self.linear(own["o"]),
             self.norm(own.get("q_norm")),
             self.norm(own.get("k_norm")),
-            c.head_dim,
+            c.head_dim_of(i),
             c.qk_norm == "full",
             self.ops.array(self.source.vector(own["sinks"]), "float32") if "sinks" in own else None,
             self.order(i),
-            self.ops.prepare_vector(np.ones(c.head_dim, np.float32)) if c.qk_norm == "rotated" else None,
+            self.ops.prepare_vector(np.ones(c.head_dim_of(i), np.float32)) if c.qk_norm == "rotated" else None,
             c.attention_gate,
+            self.value_norm(i),
         )
+
+    def value_norm(self, i: int) -> RMSNorm | None:
+        c = self.config
+        if not c.value_norm or c.layers[i].shares is not None:
+            return None
+        return RMSNorm(self.ops.prepare_vector(np.ones(c.head_dim_of(i), np.float32)), c.norm_eps)
 
     def gated_delta(self, c: DeltaConfig, own: Mapping[Kind, WeightSpec]) -> Mixer:
         ops, size = self.ops, c.key_dim
@@ -241,10 +313,10 @@ class _Reader:
         if rope is None or not rope.neighbours:
             return None
         if rope.dims not in self._orders:
-            dims = np.arange(c.head_dim)
+            dims = np.arange(c.head_dim_of(i))
             dims[: rope.dims] = dims[: rope.dims].reshape(-1, 2).T.ravel()
-            turned, size = c.num_heads + c.num_kv_heads, c.head_dim
-            heads = np.arange(turned + c.num_kv_heads)[:, None] * size
+            turned, size = c.num_heads + c.kv_heads_of(i), c.head_dim_of(i)
+            heads = np.arange(turned + c.kv_heads_of(i))[:, None] * size
             places = np.where(heads < turned * size, heads + dims, heads + np.arange(size))
             self._orders[rope.dims] = self.ops.array(places.ravel().astype(np.int32))
         return self._orders[rope.dims]

@@ -33,7 +33,8 @@ class SequenceState(Protocol):
     ) -> Array:
         """Rotate, remember, and attend: what the layer's queries see, (B, heads, T, D).
 
-        x: (B, T, heads + 2 * Hkv, D), queries, keys and values of this step before rotation, as one product gives them.
+        x: (B, T, heads + 2 * Hkv, D), queries, keys and values of this step before rotation, as one product gives them;
+        of a layer that reads the keys and values of another (`LayerConfig.shares`) its queries alone, (B, T, heads, D).
         sink_logits: the layer's learned ones, float32 (heads,). query_norm: what becomes of queries (B, T, heads, D)
         after rotation, in their dtype.
         """

@@ -23,7 +23,8 @@ def inverse_frequencies(rope: RopeConfig) -> np.ndarray:
     """Radians per position, float64 (dims / 2,): theta ** (-2i / dims), scaled (arXiv 2104.09864).
 
     linear: positions divided by a factor (arXiv 2306.15595). llama3: long wavelengths divided, short ones kept, a
-    smooth step between (Llama 3.1's published configuration). factors: one divisor a frequency, from the file.
+    smooth step between (Llama 3.1's published configuration). factors: one divisor a frequency, from the file;
+    a pair with an infinite one does not turn.
     yarn: as llama3, with the step between two dims (arXiv 2309.00071).
     """
     frequencies = rope.theta ** (-np.arange(0, rope.dims, 2, dtype=np.float64) / rope.dims)
@@ -49,7 +50,9 @@ def mean_rotation(rope: RopeConfig, positions: int) -> np.ndarray:
     """exp(i * angle) on average over positions 0 … positions - 1: complex128 (dims / 2,). Near 1 for pairs that hardly
     turn meanwhile, near 0 for those that turn often. The sum of a geometric series."""
     half = inverse_frequencies(rope) / 2
-    return np.sin(positions * half) / (positions * np.sin(half)) * np.exp(1j * (positions - 1) * half)
+    turns = half != 0
+    whole = np.divide(np.sin(positions * half), positions * np.sin(half), out=np.ones_like(half), where=turns)
+    return whole * np.exp(1j * (positions - 1) * half)
 
 
 def _yarn_step(rope: RopeConfig) -> np.ndarray:

@@ -34,7 +34,7 @@ class WeightSource:
     def check(self, spec: WeightSpec) -> None:
         """Whether the checkpoint has this weight in this shape; nothing is read."""
         if spec.kind == "router":  # a layer without experts is reported as such, not by the first tensor it lacks
-            self._experts_of(spec.module.rpartition(".")[0])
+            self._experts_of(spec.module.rpartition(".")[0].removesuffix(".router"))
         if not spec.kind.startswith("experts"):
             found = self.checkpoint.shape(spec.name)
             turned = spec.kind in CONVOLUTIONS and found == (spec.shape[0], *spec.shape[:0:-1])

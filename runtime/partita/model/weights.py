@@ -21,13 +21,17 @@ Kind = Literal[
     "z", "b", "a", "qkvz", "ba", "conv", "conv_q", "conv_k", "conv_v", "a_log", "dt", "o_norm",
     "router", "choice", "experts_gate", "experts_up", "experts_down",
     "shared_gate", "shared_up", "shared_down", "shared_switch",
+    "mlp_beside_norm", "routed_norm", "routed_post_norm", "router_scale", "expert_scale",
+    "layer_table", "layer_projection", "layer_projection_norm",
+    "layer_gate", "layer_out", "layer_norm", "layer_scalar",
     "bias", "experts_bias",
 ]
 # fmt: on
 """The place of a weight. "bias": of the projection whose name precedes it, which has its own kind. "sinks": the learned
 logits of attention without values. Of the gated delta rule: z, what the output is gated by; b and a, what each token
 replaces and forgets; a_log and dt, how a is read. choice: what is added where experts are chosen. shared_switch: whose
-sigmoid multiplies the shared expert."""
+sigmoid multiplies the shared expert. mlp_beside_norm: after a dense MLP beside experts. layer_table, layer_projection:
+what every layer is told of a token; layer_gate, layer_out, layer_norm: how it is added there."""
 
 PROJECTIONS: frozenset[Kind] = frozenset(
     ("q", "k", "v", "qkv", "o", "z", "b", "a", "qkvz", "ba", "gate", "up", "gate_up", "down")
@@ -93,6 +97,8 @@ class Names(LayerNorms):
     k_norm: str = "k_norm"
     """Within `attention`."""
     delta: DeltaNames = field(default_factory=DeltaNames)
+    beside: str = "layers.{i}"
+    """Of the module that has experts beside a dense MLP, and their router and norms."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +130,12 @@ def weights(config: ModelConfig, names: Names) -> Iterator[WeightSpec]:
     """Every weight of a decoder, in the model's order; of tied embeddings the embedding alone."""
     table = (config.vocab_size, config.hidden_size)
     yield WeightSpec(f"{names.prefix}{names.embedding}.weight", table, "embedding")
+    if (told := config.per_layer) is not None:
+        size = config.num_layers * told.size
+        yield WeightSpec(f"{names.prefix}embed_tokens_per_layer.weight", (told.vocab_size, size), "layer_table")
+        projection = f"{names.prefix}per_layer_model_projection.weight"
+        yield WeightSpec(projection, (size, config.hidden_size), "layer_projection")
+        yield WeightSpec(f"{names.prefix}per_layer_projection_norm.weight", (told.size,), "layer_projection_norm")
     for layer in range(config.num_layers):
         yield from layer_weights(config, names, layer)
     yield WeightSpec(f"{names.prefix}{names.norm}.weight", (config.hidden_size,), "norm")
@@ -136,11 +148,17 @@ def layer_weights(config: ModelConfig, names: Names, layer: int) -> Iterator[Wei
     own = config.layers[layer]
     modules = (names.attention, names.delta.module, names.mlp)
     attention, delta, mlp = (names.prefix + module.format(i=layer) for module in modules)
-    parts = (
+    beside = own.experts and config.experts is not None and config.experts.beside
+    parts = [
         _norms(config, names, layer),
-        _attention(config, names, attention) if own.delta is None else _delta(config, own.delta, names.delta, delta),
-        (_experts if own.experts else _mlp)(config, names, mlp),
-    )
+        _attention(config, names, attention, layer)
+        if own.delta is None
+        else _delta(config, own.delta, names.delta, delta),
+        _experts(config, names, mlp) if own.experts and not beside else _mlp(config, names, mlp, layer),
+    ]
+    if beside:
+        parts.append(_beside(config, names.prefix + names.beside.format(i=layer)))
+    parts.append(_told(config, f"{names.prefix}layers.{layer}"))
     for part in parts:
         yield from (replace(spec, layer=layer) for spec in part)
 
@@ -158,20 +176,24 @@ def _norms(config: ModelConfig, names: Names, layer: int) -> Iterator[WeightSpec
             yield WeightSpec(f"{names.prefix}{place.format(i=layer)}.weight", (config.hidden_size,), kind)
 
 
-def _attention(config: ModelConfig, names: Names, module: str) -> Iterator[WeightSpec]:
-    e, bias = config.hidden_size, config.attention_bias
-    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+def _attention(config: ModelConfig, names: Names, module: str, layer: int) -> Iterator[WeightSpec]:
+    e, bias, own = config.hidden_size, config.attention_bias, config.layers[layer]
+    size = config.head_dim_of(layer)
+    q, kv = config.num_heads * size, config.kv_heads_of(layer) * size
     if names.qkv:
         yield from _linear(f"{module}.{names.qkv}", (q + 2 * kv, e), "qkv", bias, (q, kv, kv))
     else:
         yield from _linear(f"{module}.q_proj", (q * (2 if config.attention_gate else 1), e), "q", bias)
-        yield from _linear(f"{module}.k_proj", (kv, e), "k", bias)
-        yield from _linear(f"{module}.v_proj", (kv, e), "v", bias)
+        if own.shares is None:
+            yield from _linear(f"{module}.k_proj", (kv, e), "k", bias)
+        if own.shares is None and not own.keys_are_values:
+            yield from _linear(f"{module}.v_proj", (kv, e), "v", bias)
     yield from _linear(f"{module}.o_proj", (e, q), "o", config.attention_out_bias)
     if config.qk_norm != "none":
-        sizes = (q, kv) if config.qk_norm == "full" else (config.head_dim, config.head_dim)
+        sizes = (q, kv) if config.qk_norm == "full" else (size, size)
         yield WeightSpec(f"{module}.{names.q_norm}.weight", sizes[:1], "q_norm")
-        yield WeightSpec(f"{module}.{names.k_norm}.weight", sizes[1:], "k_norm")
+        if own.shares is None:
+            yield WeightSpec(f"{module}.{names.k_norm}.weight", sizes[1:], "k_norm")
     if config.sink_logits:
         yield WeightSpec(f"{module}.sinks", (config.num_heads,), "sinks")
 
@@ -192,8 +214,36 @@ def _delta(config: ModelConfig, c: DeltaConfig, names: DeltaNames, module: str) 
     yield from _linear(f"{module}.{names.out}", (e, v), "o", False)
 
 
-def _mlp(config: ModelConfig, names: Names, module: str) -> Iterator[WeightSpec]:
-    e, f, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+def _beside(config: ModelConfig, module: str) -> Iterator[WeightSpec]:
+    """Of experts beside a dense MLP."""
+    c, e = config.experts, config.hidden_size
+    assert c is not None
+    norms: tuple[tuple[Kind, str], ...] = (
+        ("mlp_beside_norm", "post_feedforward_layernorm_1"),
+        ("routed_norm", "pre_feedforward_layernorm_2"),
+        ("routed_post_norm", "post_feedforward_layernorm_2"),
+    )
+    for kind, name in norms:
+        yield WeightSpec(f"{module}.{name}.weight", (e,), kind)
+    yield from _linear(f"{module}.router.proj", (c.count, e), "router", False)
+    yield WeightSpec(f"{module}.router.scale", (e,), "router_scale")
+    yield WeightSpec(f"{module}.router.per_expert_scale", (c.count,), "expert_scale")
+    yield from _projections_of_experts(config, module)
+
+
+def _told(config: ModelConfig, module: str) -> Iterator[WeightSpec]:
+    """What adds to the stream what a layer is told of a token; and the layer's number."""
+    if (told := config.per_layer) is not None:
+        e = config.hidden_size
+        yield from _linear(f"{module}.per_layer_input_gate", (told.size, e), "layer_gate", False)
+        yield from _linear(f"{module}.per_layer_projection", (e, told.size), "layer_out", False)
+        yield WeightSpec(f"{module}.post_per_layer_input_norm.weight", (e,), "layer_norm")
+    if config.layer_scalar:
+        yield WeightSpec(f"{module}.layer_scalar", (1,), "layer_scalar")
+
+
+def _mlp(config: ModelConfig, names: Names, module: str, layer: int) -> Iterator[WeightSpec]:
+    e, f, bias = config.hidden_size, config.intermediate_size_of(layer), config.mlp_bias
     if names.gate_up:
         yield from _linear(f"{module}.{names.gate_up}", (2 * f, e), "gate_up", bias, (f, f))
     else:
@@ -206,10 +256,23 @@ def _experts(config: ModelConfig, names: Names, module: str) -> Iterator[WeightS
     c, e = config.experts, config.hidden_size
     if c is None:
         raise ValueError("a layer of experts in a config without experts")
-    f = c.intermediate_size
     yield from _linear(f"{module}.{names.router}", (c.count, e), "router", c.bias)
     if c.choice_bias:
         yield WeightSpec(f"{module}.{names.choice_bias}", (c.count,), "choice")
+    yield from _projections_of_experts(config, module)
+    if c.shared_size:
+        shared = f"{module}.{names.shared}"
+        yield from _linear(f"{shared}.gate_proj", (c.shared_size, e), "shared_gate", False)
+        yield from _linear(f"{shared}.up_proj", (c.shared_size, e), "shared_up", False)
+        yield from _linear(f"{shared}.down_proj", (e, c.shared_size), "shared_down", False)
+    if c.shared_gate:
+        yield from _linear(f"{module}.{names.shared_switch}", (1, e), "shared_switch", False)
+
+
+def _projections_of_experts(config: ModelConfig, module: str) -> Iterator[WeightSpec]:
+    c, e = config.experts, config.hidden_size
+    assert c is not None
+    f = c.intermediate_size
     kinds: tuple[tuple[str, Kind, int, int], ...] = (
         ("gate_proj", "experts_gate", f, e),
         ("up_proj", "experts_up", f, e),
@@ -220,13 +283,6 @@ def _experts(config: ModelConfig, names: Names, module: str) -> Iterator[WeightS
         yield WeightSpec(f"{name}.weight", (c.count, out, size), kind)
         if c.bias:
             yield WeightSpec(f"{name}.bias", (c.count, out), "experts_bias")
-    if c.shared_size:
-        shared = f"{module}.{names.shared}"
-        yield from _linear(f"{shared}.gate_proj", (c.shared_size, e), "shared_gate", False)
-        yield from _linear(f"{shared}.up_proj", (c.shared_size, e), "shared_up", False)
-        yield from _linear(f"{shared}.down_proj", (e, c.shared_size), "shared_down", False)
-    if c.shared_gate:
-        yield from _linear(f"{module}.{names.shared_switch}", (1, e), "shared_switch", False)
 
 
 def _linear(

@@ -110,8 +110,11 @@ def _smaller(shape: TrainingShape) -> Iterator[tuple[str, TrainingShape]]:
 
 def _widths(config: ModelConfig) -> tuple[int, int, int]:
     """Values of a token in a block: of its queries, of its keys, and inside its MLP or the experts it goes through."""
-    rows = {spec.kind: spec.shape[-2] for spec in weights(config, Names()) if len(spec.shape) > 1}
+    rows: dict[str, int] = {}
+    for spec in weights(config, Names()):
+        if len(spec.shape) > 1:
+            rows[spec.kind] = max(spec.shape[-2], rows.get(spec.kind, 0))
     experts = config.experts
     if experts is None or "experts_up" not in rows:
         return rows["q"], rows["k"], rows["up"]
-    return rows["q"], rows["k"], experts.active * rows["experts_up"]
+    return rows["q"], rows["k"], experts.active * rows["experts_up"] + (rows["up"] if experts.beside else 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,12 @@ class PackedView:
     places: Array | None
     begins: Array | None
 
+    @cached_property
+    def shared(self) -> frozenset[int]:
+        """Layers whose keys and values others read."""
+        shares = (layer.shares for layer in self.layers if isinstance(layer, LayerSpec))
+        return frozenset(layer for layer in shares if layer is not None)
+
     def state(self, ops: Backend) -> PackedSequences:
         """What a loss hands to the decoder's blocks. ops: the loss's."""
         return PackedSequences(ops, self)
@@ -43,11 +50,13 @@ class PackedView:
 class PackedSequences:
     """The rows of a batch as the blocks see them within one loss, whose operations it computes with.
 
-    turns: what rotations take, made when a layer first asks, for all that have the same rope and heads.
+    kept: keys and values that later layers read, by their layer. turns: what rotations take, made when a layer first
+    asks, for all that have the same rope and heads.
     """
 
     ops: Backend
     view: PackedView
+    kept: dict[int, tuple[Array, Array]] = field(default_factory=dict[int, tuple[Array, Array]])
     turns: dict[tuple[RopeConfig, int, int], Any] = field(default_factory=dict[tuple[RopeConfig, int, int], Any])
 
     def advance(self, tokens: int, lengths: Sequence[int] | None = None) -> None:
@@ -64,14 +73,20 @@ class PackedSequences:
         """Rotate and attend: (B, heads, T, D) of x (B, T, heads + 2 * Hkv, D), before rotation."""
         ops, spec = self.ops, self.view.layers[layer]
         assert isinstance(spec, LayerSpec)
+        kept = spec.kv_heads if spec.shares is None else 0
         if spec.rope is not None:
             x = grown(ops, x, heads, self.view.growth[spec.rope])
-            key = spec.rope, heads + spec.kv_heads, spec.kv_heads
+            key = spec.rope, heads + kept, kept
             if key not in self.turns:
                 self.turns[key] = ops.turns(*self.view.angles[spec.rope], *key[1:])
             x = ops.rotate(x, self.turns[key])
-        q, k, v = ops.split(x, (heads, spec.kv_heads, spec.kv_heads), 2)
-        q, k, v = (part.swapaxes(1, 2) for part in (q if query_norm is None else query_norm(q), k, v))
+        if spec.shares is None:
+            x, k, v = ops.split(x, (heads, kept, kept), 2)
+            if layer in self.view.shared:
+                self.kept[layer] = k, v
+        else:
+            k, v = self.kept[spec.shares]
+        q, k, v = (part.swapaxes(1, 2) for part in (x if query_norm is None else query_norm(x), k, v))
         mask = self.view.masks[spec.span.window or q.shape[2]]
         return ops.attention(q, k, v, mask, scale=spec.scale, softcap=spec.softcap, sink_logits=sink_logits)
 

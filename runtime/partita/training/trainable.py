@@ -19,15 +19,15 @@ from ..adapters.lora import Dropout, LoraConfig, attach, for_inference
 from ..arrays import Array
 from ..backend import Backend
 from ..brief import Brief
+from ..cache.spec import LayerSpec
 from ..checkpoint.base import Checkpoint
 from ..errors import UnsupportedModel
 from ..model.decoder import Decoder, through
 from ..model.layers import Linear, Parameter, RMSNorm
-from ..model.mixer import SequenceState
 from ..model.tree import at, replace_at, walk
 from ..quantization import Packed, dequantize
 from .loss import chunk_rows, cross_entropy
-from .packed import PackedView
+from .packed import PackedSequences, PackedView
 
 
 @dataclass(frozen=True)
@@ -86,16 +86,32 @@ class Trainable(Brief):
     ) -> Array:
         """(B, T, E) after the last norm, of int32 tokens (B, T)."""
         embedding = self._bound("embedding", self._own("embedding", values))
-        x = replace(self.decoder, embedding=embedding).embedded(ops, ops.array(tokens))
+        ids = ops.array(tokens)
+        x = replace(self.decoder, embedding=embedding).embedded(ops, ids)
+        told = None
+        if self.decoder.per_layer is not None:
+            told = self._bound("per_layer", self._own("per_layer", values))(ops, ids, x)
 
-        def block(ops: Backend, x: Array, state: SequenceState, i: int) -> Array:
-            def run(own: dict[str, Array], x: Array) -> Array:
-                return self._bound(f"blocks.{i}", own)(ops, x, state, i)
+        def block(ops: Backend, x: Array, state: PackedSequences, i: int, *told: Array) -> Array:
+            layer = view.layers[i]
+            source = layer.shares if isinstance(layer, LayerSpec) else None
+            lent = () if source is None else state.kept[source]
+
+            def run(own: dict[str, Array], x: Array, *arrays: Array) -> Any:
+                # keys and values that other layers read are arguments and results: nothing else is differentiated
+                k_v = arrays[len(told) :]
+                inner = replace(state, kept={} if source is None else {source: (k_v[0], k_v[1])})
+                y = self._bound(f"blocks.{i}", own)(ops, x, inner, i, *arrays[: len(told)])
+                return (y, *inner.kept[i]) if i in view.shared else y
 
             own = self._own(f"blocks.{i}", values)
-            return ops.checkpoint(run)(own, x) if checkpoint else run(own, x)
+            y = (ops.checkpoint(run) if checkpoint else run)(own, x, *told, *lent)
+            if i not in view.shared:
+                return y
+            state.kept[i] = y[1], y[2]
+            return y[0]
 
-        x = through(ops, repeat(block, len(self.decoder.blocks)), x, view.state(ops))
+        x = through(ops, repeat(block, len(self.decoder.blocks)), x, view.state(ops), told=told)
         return self._bound("norm", self._own("norm", values))(ops, x)
 
     @cached_property
@@ -169,10 +185,14 @@ def full(ops: Backend, decoder: Decoder, checkpoint: Checkpoint) -> tuple[Traina
 def _weights(decoder: Decoder) -> tuple[dict[str, tuple[str, ...]], frozenset[str]]:
     """Names in the checkpoint of all weights and biases with their paths; and of the norms that add one."""
     places: dict[str, tuple[str, ...]] = {f"{decoder.embedding_name}.weight": ("embedding",)}
+    if decoder.per_layer is not None:
+        places[f"{decoder.per_layer.name}.weight"] = ("per_layer.table",)
     norms: set[str] = set()
     for path, node in walk(decoder):
         if not isinstance(node, Linear | RMSNorm | Parameter):
             continue
+        if not node.name and isinstance(node, RMSNorm):
+            continue  # it has no weight that is learned
         if not node.name:
             raise ValueError("full training needs a decoder loaded with stack=False")
         if isinstance(node, Parameter):

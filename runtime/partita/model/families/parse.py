@@ -35,7 +35,7 @@ from ..config_fields import (
     window,
 )
 from ..weights import Names
-from . import dense, recurrent
+from . import dense, gemma4, recurrent
 from .moe import gpt_oss, mellum, qwen3_moe
 from .wrappers import WRAPPERS, text_config
 
@@ -62,10 +62,11 @@ def parse(config: Config) -> ModelConfig:
     Raises UnsupportedModel for mathematics that is not implemented, CheckpointError for a missing or malformed field.
     """
     parsed = family(config).parse(text_config(config))
-    if parsed.num_heads % parsed.num_kv_heads:
-        raise CheckpointError(
-            f"config.json: {parsed.num_heads} attention heads do not divide over {parsed.num_kv_heads} key-value heads"
-        )
+    for heads in (parsed.num_kv_heads, *map(parsed.kv_heads_of, range(parsed.num_layers))):
+        if parsed.num_heads % heads:
+            raise CheckpointError(
+                f"config.json: {parsed.num_heads} attention heads do not divide over {heads} key-value heads"
+            )
     return parsed
 
 
@@ -216,6 +217,7 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3": Family(_qwen3),
     "gemma2": Family(_gemma2, _GEMMA_NAMES),
     "gemma3_text": Family(_gemma3, _GEMMA_NAMES),
+    "gemma4_text": Family(gemma4.gemma4, gemma4.NAMES),
     "phi3": Family(_phi3, Names(qkv="qkv_proj", gate_up="gate_up_proj")),
     "olmo2": Family(_olmo2, dense.POST_NORMS),
     "olmo3": Family(_olmo3, dense.POST_NORMS),

@@ -17,6 +17,9 @@ from ..mixer import SequenceState
 class Attention(Brief):
     """Grouped-query attention, a `Mixer`. q_norm, k_norm: before rotation, over each head or over all at once.
 
+    v_norm: of values, over each head. A layer whose qkv holds queries and keys alone has values made of its keys as
+    they were before their norm; one that holds queries alone reads what another layer has kept.
+
     gated: a head's outputs of q are its query, and what the sigmoid of multiplies what the head gives.
 
     sink_logits: float32 (heads,), learned scores without values, or None. order: int32, where each output of qkv comes
@@ -35,6 +38,7 @@ class Attention(Brief):
     order: Array | None = None
     ones: Array | None = None
     gated: bool = False
+    v_norm: RMSNorm | None = None
 
     def __call__(self, ops: Backend, x: Array, state: SequenceState, layer: int) -> Array:
         b, t, _ = x.shape
@@ -50,9 +54,12 @@ class Attention(Brief):
     def _stacked(self, ops: Backend, x: Array) -> tuple[Array, Array | None]:
         """Queries, keys and values side by side, the former two normed, (B, T, H * D); and the gate of what comes of
         them, (B, T, heads * D)."""
+        if len(self.qkv.widths) == 1:
+            q = self.qkv.joined(ops, x)
+            return (q if self.q_norm is None else self._normed(ops, self.q_norm, q)), None
         if not self.gated and (self.q_norm is None or self.k_norm is None):
             return self.qkv.joined(ops, x), None
-        (q, k, v), gate = self.qkv(ops, x), None
+        (q, k, v), gate = self._values(ops, self.qkv(ops, x)), None
         if self.gated:
             both = q.reshape(*q.shape[:2], -1, 2, self.head_dim)
             q, gate = (both[:, :, :, i].reshape(*q.shape[:2], -1) for i in range(2))
@@ -62,6 +69,11 @@ class Attention(Brief):
             k = self._normed(ops, replace(self.k_norm, weight=self.ones), k)
             return ops.concat([q, k, v], -1), gate
         return ops.concat([self._normed(ops, self.q_norm, q), self._normed(ops, self.k_norm, k), v], -1), gate
+
+    def _values(self, ops: Backend, outputs: list[Array]) -> list[Array]:
+        """Queries, keys and values, the latter normed."""
+        q, k, v = outputs if len(outputs) == 3 else (*outputs, outputs[1])
+        return [q, k, v if self.v_norm is None else self._normed(ops, self.v_norm, v)]
 
     def _query_norm(self, ops: Backend) -> Callable[[Array], Array] | None:
         """Of norms that come after rotation: both, on the queries."""
