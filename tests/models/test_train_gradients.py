@@ -52,7 +52,7 @@ def assert_same(found: Gradients, expected: Gradients, folder: Path, batch: Batc
     bounds.assert_all_near(found[1], expected[1], bounds.gradients(folder))
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "hunyuan", "ministral3", "cohere2"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "hunyuan", "ministral3", "cohere2", "gemma4"])
 def test_adapters_gradients_are_slopes(
     backends: dict[str, Backend], tiny_family: Callable[[str], Path], name: str
 ) -> None:
@@ -76,7 +76,7 @@ def test_adapters_gradients_are_slopes(
             bounds.assert_near((above - below) / (2 * step), (grad * direction).sum(), error, size)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gemma4"])
 def test_every_weights_gradient_is_a_slope(
     backends: dict[str, Backend], tiny_family: Callable[[str], Path], name: str
 ) -> None:
@@ -106,7 +106,7 @@ def test_every_weights_gradient_is_a_slope(
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     "name",
-    ["llama", "gemma3", "gemma2", "qwen2", "phi3", "olmo3", "granite", "glm4", "hunyuan", "ministral3", "cohere2"],
+    ["llama", "gemma3", "gemma2", "qwen2", "phi3", "olmo3", "granite", "glm4", "hunyuan", "ministral3", "cohere2", "gemma4"],
 )
 def test_mlx_and_torch_agree(
     backends: dict[str, Backend], tiny_family: Callable[[str], Path], batch: Batch, name: str, method: str
@@ -117,7 +117,7 @@ def test_mlx_and_torch_agree(
     assert_same(mine, theirs, tiny_family(name), batch)
 
 
-@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss"])
+@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss", "gemma4-experts"])
 def test_mlx_and_torch_agree_behind_experts(
     backends: dict[str, Backend], tiny_family: Callable[[str], Path], batch: Batch, name: str
 ) -> None:
