@@ -105,7 +105,7 @@ def _names(block: Block, stored: Mapping[str, experts.StoredExperts], layer: int
     mlp = block.mlp.experts if isinstance(block.mlp, MLPBesideExperts) else block.mlp
     names: dict[int, list[str]] = {}
     if isinstance(mlp, MoE):
-        own = next(found for module, found in stored.items() if f".{layer}." in module)
+        own = next(found for module, found in stored.items() if f".{layer}." in f"{module}.")
         for projection, linear in (("gate_proj", mlp.gate), ("up_proj", mlp.up), ("down_proj", mlp.down)):
             names[id(linear.weight)] = own.sources(projection)
     linears = (node for _, node in walk(block) if isinstance(node, Linear) and node.specs[0].kind != "router")

@@ -24,7 +24,7 @@ LEAST_EMBEDDING_BITS = 6
 MIXTURES = {"mixed_2_6": (2, 6), "mixed_3_4": (3, 4), "mixed_3_6": (3, 6), "mixed_4_6": (4, 6)}
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 _EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight")
-_ROUTERS = ("gate.weight", "router.weight", "shared_expert_gate.weight")
+_ROUTERS = ("gate.weight", "router.weight", "router.proj.weight", "shared_expert_gate.weight")
 _OTHER_PARTS = ("vision", "audio", "visual", "multi_modal")
 _TOGETHER = {"q_proj": "qk", "k_proj": "qk", "gate_proj": "gate_up", "up_proj": "gate_up"}
 

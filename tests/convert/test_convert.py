@@ -28,6 +28,7 @@ from partita_convert.calibration import SAMPLE, written_tokens
 from partita_convert.changed import Changed
 from partita_convert.check import check_loss
 from partita_convert.convert import convert
+from partita_convert.layouts import as_mlx
 from partita_convert.measure import measure
 from partita_convert.planning import Calibration, Request
 from partita_convert.recipes import quantizable
@@ -78,6 +79,15 @@ def test_importance_is_the_mean_square_of_what_comes_in(source, ops, tokens):
     for name, columns in found.items():
         assert columns.shape == (source.shape(name)[-1],)
         assert (columns > 0).all()
+
+
+@pytest.mark.parametrize("name", ["gemma4", "gemma4-experts"])
+def test_importance_is_found_in_layers_that_differ(tiny_family, ops, name):
+    """Layers that are told of each token, that share keys and values, and with experts beside a dense MLP."""
+    source = as_mlx(open_checkpoint(tiny_family(name)))
+    found = importance(ops, source, list(range(20, 60)))
+    assert set(found) >= set(quantizable(source))
+    assert all(columns.shape == (source.shape(key)[-1],) for key, columns in found.items())
 
 
 def test_weighing_lowers_the_error_of_what_comes_out(tiny_model, ops, tokens, tmp_path):

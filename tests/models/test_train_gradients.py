@@ -106,7 +106,20 @@ def test_every_weights_gradient_is_a_slope(
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     "name",
-    ["llama", "gemma3", "gemma2", "qwen2", "phi3", "olmo3", "granite", "glm4", "hunyuan", "ministral3", "cohere2", "gemma4"],
+    [
+        "llama",
+        "gemma3",
+        "gemma2",
+        "qwen2",
+        "phi3",
+        "olmo3",
+        "granite",
+        "glm4",
+        "hunyuan",
+        "ministral3",
+        "cohere2",
+        "gemma4",
+    ],
 )
 def test_mlx_and_torch_agree(
     backends: dict[str, Backend], tiny_family: Callable[[str], Path], batch: Batch, name: str, method: str
