@@ -39,9 +39,10 @@ def gated_delta(
     """See `Backend.gated_delta`; not differentiated."""
     if fresh is not None:
         return in_chunks(q, k, v, decay, beta, state, fresh)
-    wide = (part.astype(mx.float32) for part in (q, k, v))
-    y, state = mx.fast.gated_delta_update(*wide, mx.exp(decay), beta, state)
-    return y.astype(v.dtype), state
+    kind, wide = v.dtype, mx.float32
+    q, k, v = q.astype(wide), k.astype(wide), v.astype(wide)
+    y, state = mx.fast.gated_delta_update(q, k, v, mx.exp(decay), beta, state)
+    return y.astype(kind), state
 
 
 def in_chunks(
