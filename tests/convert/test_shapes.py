@@ -12,14 +12,17 @@ from partita.checkpoint.gguf.reader import open_gguf
 from partita.checkpoint.open import open_checkpoint
 from partita.quantization import Packed, dequantize
 from partita_convert.gguf.file import size
-from partita_convert.gguf.shapes import SHAPES, Shape, shape_bytes, write_shape
+from partita_convert.gguf.shapes import SHAPES, HybridShape, Shape, shape_bytes, write_shape
 from partita_convert.write_folder import write_huggingface
 
 TIED = Shape(2, 64, 2, 1, 32, 96, 1000, tied=True, positions=512)
 OWN_HEAD = Shape(1, 256, 4, 2, 64, 512, 700, tied=False, positions=512)
 
 
-@pytest.fixture(scope="module", params=[TIED, OWN_HEAD], ids=["tied", "own-head"])
+HYBRID = HybridShape(4, 64, 2, 1, 64, 96, 1000, tied=True, positions=512, key_heads=2, value_heads=4)
+
+
+@pytest.fixture(scope="module", params=[TIED, OWN_HEAD, HYBRID], ids=["tied", "own-head", "hybrid"])
 def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Shape, Path]:
     path = tmp_path_factory.mktemp("shapes") / "m.gguf"
     nbytes = write_shape(request.param, path)
@@ -30,14 +33,17 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_tensors_are_what_the_shape_says(written: tuple[Shape, Path]) -> None:
     shape, path = written
     tensors = open_gguf(path).tensors
-    assert len(tensors) == 2 + 9 * shape.layers + (not shape.tied)
+    hybrid = isinstance(shape, HybridShape)
+    assert len(tensors) == 2 + (3 * 14 + 11 if hybrid else 9 * shape.layers) + (not shape.tied)
     table = "Q6_K" if shape.hidden_size % 256 == 0 else "Q8_0"
     assert tensors["token_embd.weight"].type == table
     assert tensors["token_embd.weight"].shape == (shape.vocab_size, shape.hidden_size)
     assert tensors["blk.0.ffn_down.weight"].shape == (shape.hidden_size, shape.intermediate_size)
-    assert tensors["blk.0.attn_k.weight"].shape == (shape.kv_heads * shape.head_dim, shape.hidden_size)
-    matrices = {name for name in tensors if "norm" not in name}
-    assert {tensors[name].type for name in matrices - {"token_embd.weight", "output.weight"}} == {"Q4_0"}
+    assert tensors[f"blk.{shape.layers - 1}.attn_k.weight"].shape == (shape.kv_heads * shape.head_dim, shape.hidden_size)
+    matrices = {name for name in tensors if len(tensors[name].shape) == 2 and "conv1d" not in name}
+    small = {name for name in matrices if "ssm_alpha" in name or "ssm_beta" in name}
+    assert {tensors[name].type for name in small} == ({"Q8_0"} if hybrid else set())
+    assert {tensors[name].type for name in matrices - small - {"token_embd.weight", "output.weight"}} == {"Q4_0"}
     assert {tensors[name].type for name in tensors.keys() - matrices} == {"F32"}
     assert sum(size(x.type, x.shape) for x in tensors.values()) == shape_bytes(shape)
 
@@ -78,4 +84,4 @@ def test_it_becomes_a_folder_for_transformers(written: tuple[Shape, Path], tmp_p
 def test_sizes_are_those_of_the_models() -> None:
     """A published file of these types, in GB."""
     sizes = {name: round(shape_bytes(shape) / 1e9, 2) for name, shape in SHAPES.items()}
-    assert sizes == {"135m": 0.09, "1b": 0.76, "3b": 1.91, "8b": 4.79}
+    assert sizes == {"135m": 0.09, "1b": 0.76, "3b": 1.91, "8b": 4.79, "hybrid-4b": 2.53, "dense-4b": 2.27}

@@ -28,6 +28,7 @@ from partita.text.sentencepiece_model import CONTROL, NORMAL
 
 from .file import TYPES, GgufWriter, Typed, size
 from .metadata import FILE_TYPES, QUANTIZATION_VERSION, architecture_of, check_said, model_keys
+from .recurrent import sections
 from .write import layer_names, name_in_gguf
 
 _FORGETTING = -0.02  # of decays, as the file has them
@@ -130,6 +131,8 @@ def write_shape(shape: Shape, path: Path, name: str = "random") -> int:
     }
     keys |= model_keys(config, architecture)[0]
     row = layer_names(ARCHITECTURES[architecture])
+    if (mrope := sections(shape.config(), ARCHITECTURES[architecture])) is not None:
+        keys[f"{architecture}.rope.dimension_sections"] = Typed("i32", mrope, many=True)
     planned = [(name_in_gguf(spec.name, row), spec) for spec in _specs(shape)]
     check_said(config, keys, {name: _stored(spec) for name, spec in planned}, {})
     keys |= _vocabulary(shape.vocab_size)
