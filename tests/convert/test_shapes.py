@@ -39,7 +39,10 @@ def test_tensors_are_what_the_shape_says(written: tuple[Shape, Path]) -> None:
     assert tensors["token_embd.weight"].type == table
     assert tensors["token_embd.weight"].shape == (shape.vocab_size, shape.hidden_size)
     assert tensors["blk.0.ffn_down.weight"].shape == (shape.hidden_size, shape.intermediate_size)
-    assert tensors[f"blk.{shape.layers - 1}.attn_k.weight"].shape == (shape.kv_heads * shape.head_dim, shape.hidden_size)
+    assert tensors[f"blk.{shape.layers - 1}.attn_k.weight"].shape == (
+        shape.kv_heads * shape.head_dim,
+        shape.hidden_size,
+    )
     matrices = {name for name in tensors if len(tensors[name].shape) == 2 and "conv1d" not in name}
     small = {name for name in matrices if "ssm_alpha" in name or "ssm_beta" in name}
     assert {tensors[name].type for name in small} == ({"Q8_0"} if hybrid else set())
