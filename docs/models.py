@@ -75,6 +75,7 @@ KNOWN = {
     "qwen3_5_moe_text": Known("Qwen3.5-35B-A3B, Qwen3.6-35B-A3B", "35B to 397B", "<think>", "<tool_call>"),
     "qwen3_next": Known("Qwen3-Next, Qwen3-Coder-Next", "80B", "<think>", "<tool_call>"),
     "olmo_hybrid": Known("Olmo Hybrid", "7B"),
+    "lfm2": Known("LFM2, LFM2.5", "0.35B to 2.6B", "<think>", "<|tool_call_start|>"),
 }
 SUGGEST = "partita models suggest --for code --memory 16GiB"
 SUGGESTED = """\

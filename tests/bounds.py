@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from partita.checkpoint.open import open_checkpoint
-from partita.model.config import DeltaConfig, ModelConfig
+from partita.model.config import ConvConfig, DeltaConfig, ModelConfig
 from partita.model.load import read_config
 
 UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -68,8 +68,14 @@ def decoder(source: Path | ModelConfig, tokens: int = 96) -> int:
     width, heads = config.hidden_size, config.num_heads * config.head_dim
     attention = width + width + config.head_dim + 2 * tokens + heads  # norm, queries, scores, softmax, values, output
     mlp = width + width + config.intermediate_size
-    mixers = [attention if layer.delta is None else _delta(layer.delta, width, tokens) for layer in config.layers]
+    mixers = [_mixer(layer.mixer, attention, width, tokens) for layer in config.layers]
     return sum(mixers) + len(config.layers) * mlp + width + width
+
+
+def _mixer(c: DeltaConfig | ConvConfig | None, attention: int, width: int, tokens: int) -> int:
+    if isinstance(c, ConvConfig):
+        return width + width + c.kernel + 2 + c.channels  # norm, inputs, convolution, gates, output
+    return attention if c is None else _delta(c, width, tokens)
 
 
 def _delta(c: DeltaConfig, width: int, tokens: int) -> int:

@@ -276,6 +276,13 @@ _SHARED = {
     "num_experts": 6,
     "num_experts_per_tok": 2,
 }
+_CONVOLVED = {
+    "layer_types": ["conv", "full_attention"] * 2,
+    "rope_parameters": _DEFAULT_ROPE,
+    "norm_eps": 1e-5,
+    "conv_L_cache": 3,
+    "block_auto_adjust_ff_dim": False,
+}
 RECURRENT: dict[str, dict[str, Any]] = {
     "qwen3_5": {
         "model_type": "qwen3_5_text",
@@ -336,6 +343,18 @@ RECURRENT: dict[str, dict[str, Any]] = {
         **_DELTA,
         "linear_allow_neg_eigval": False,
         "rope_parameters": None,
+    },
+    "lfm2": {"model_type": "lfm2", **_DIVIDED, **_CONVOLVED, "tie_word_embeddings": True},
+    "lfm2-biased": {  # a longer kernel, biases, a width that follows from another, and a head of its own
+        "model_type": "lfm2",
+        **_DIVIDED,
+        **_CONVOLVED,
+        "conv_bias": True,
+        "conv_L_cache": 4,
+        "block_auto_adjust_ff_dim": True,
+        "block_ffn_dim_multiplier": 1.5,
+        "block_multiple_of": 16,
+        "tie_word_embeddings": False,
     },
 }
 _GLOBAL_ROPE = {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0}

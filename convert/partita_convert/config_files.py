@@ -33,7 +33,9 @@ def huggingface_config(checkpoint: Checkpoint) -> tuple[dict[str, Any], frozense
     if config.get("tie_word_embeddings"):
         # a copy, which mlx-lm would take as a sign that the head is not tied
         dropped |= {name for name in checkpoint.names() if text_name(name) == HEAD}
-    return _with_shapes(_with_experts(_with_letters(_with_period(_with_rope_both_ways(config))))), frozenset(dropped)
+    return _with_shapes(
+        _with_experts(_with_letters(_with_period(_with_width(_with_rope_both_ways(config)))))
+    ), frozenset(dropped)
 
 
 def _with_rope_both_ways(config: dict[str, Any]) -> dict[str, Any]:
@@ -65,6 +67,13 @@ def _with_rope_both_ways(config: dict[str, Any]) -> dict[str, Any]:
     if "sliding_attention" in parameters and str(config.get("model_type")).startswith("gemma3"):
         older["rope_local_base_freq"] = parameters["sliding_attention"]["rope_theta"]
     return config | older
+
+
+def _with_width(config: dict[str, Any]) -> dict[str, Any]:
+    """LFM2's width by its older name too, without which mlx-lm does not read the file."""
+    if config.get("model_type") != "lfm2" or "block_dim" in config:
+        return config
+    return config | {"block_dim": config["hidden_size"]}
 
 
 def _with_period(config: dict[str, Any]) -> dict[str, Any]:

@@ -206,6 +206,8 @@ def _write(
 def _as_published(checkpoint: Checkpoint, name: str, value: Value) -> Value:
     """Hugging Face's Gemma and Qwen3.5 store w where GGUF, and MLX's Qwen3.5, store 1 + w; MLX turns the taps of a
     short convolution, (channels, taps, 1) for (channels, 1, taps)."""
+    if name.endswith(".conv.conv.weight") and isinstance(value, np.ndarray) and value.ndim == 3:
+        return value.reshape(len(value), 1, -1)
     if not checkpoint.norms_include_one or not isinstance(value, np.ndarray):
         return value
     if name.endswith("conv1d.weight") and value.ndim == 3:

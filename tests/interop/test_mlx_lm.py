@@ -4,6 +4,7 @@ mlx-lm gives every layer of Mistral, Qwen2, Qwen3-MoE, Gemma 2 and Phi-3 full at
 sliding window, so these are compared within the window. It always takes LongRoPE's long factors, as transformers does
 beyond the original length: those are compared there. It rounds yarn's bounds to whole dims, also where the config says
 truncate: false (gpt-oss), so that one is compared with a config that says true. It does not know Granite SWA.
+LFM2's head is always its embedding there.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from partita_convert.write_folder import write_mlx
 
 from .. import bounds, tiny_models
 
-NAMES = [name for name in tiny_models.NAMES if name not in ("gpt_oss", "granite_swa")]
+NAMES = [name for name in tiny_models.NAMES if name not in ("gpt_oss", "granite_swa", "lfm2-biased")]
 WITHIN_THE_WINDOW = {"mistral", "qwen2-sliding", "qwen3_moe-period", "gemma2", "phi3"}
 
 
@@ -73,4 +74,4 @@ def four_bits(name: str, value: np.ndarray | Packed) -> np.ndarray | Packed:
     """Matrices packed in groups of 32 with float32 scales, so that both compute in float32."""
     if isinstance(value, Packed) or value.ndim < 2 or not name.endswith(".weight"):  # experts' biases have two axes
         return value
-    return quantize_weight(value, 4, 32)
+    return value if value.shape[-1] % 32 else quantize_weight(value, 4, 32)  # taps of convolutions

@@ -199,7 +199,7 @@ def test_a_cache_of_other_layers_is_another(model: LanguageModel) -> None:
         cache.restore(replace(cache.snapshot(), spec=replace(cache.spec, layers=layers)))
 
 
-@pytest.mark.parametrize("name", ["qwen3_5-alike", "qwen3_next", "olmo_hybrid"])
+@pytest.mark.parametrize("name", ["qwen3_5-alike", "qwen3_next", "olmo_hybrid", "lfm2", "lfm2-biased"])
 def test_other_families_are_taken_back_too(tiny_family: Callable[[str], Path], name: str) -> None:
     family = partita.load(tiny_family(name), backend=partita_backends.load("torch", dtype="float32"))
     text, cache = tiny_models.tokens(tiny_family(name)), cache_of(family)

@@ -67,7 +67,7 @@ class AdaptedStack(Stack):
         return ops.concat(self(ops, x), -1)
 
 
-_MATRIX = re.compile(r"(?:_proj(?:_[a-z]+)?|lm_head)\.weight$")  # in_proj_qkv too
+_MATRIX = re.compile(r"(?:_proj(?:_[a-z]+)?|\.w[123]|lm_head)\.weight$")  # in_proj_qkv, w1 too
 
 
 @dataclass(frozen=True)

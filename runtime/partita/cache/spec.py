@@ -11,7 +11,7 @@ from functools import cached_property
 
 from ..brief import Brief
 from ..errors import ContextError
-from ..model.config import ModelConfig, RopeConfig
+from ..model.config import ConvConfig, ModelConfig, RopeConfig
 from ..quantization import check_groups, hadamard_matrix
 from .kv_format import KVFormat
 
@@ -165,7 +165,9 @@ def plan(
 
 def _layer(config: ModelConfig, i: int, full: Span, context: int) -> LayerSpec | RecurrentSpec:
     layer = config.layers[i]
-    if (delta := layer.delta) is not None:
+    if isinstance(layer.mixer, ConvConfig):
+        return RecurrentSpec((layer.mixer.kernel - 1, layer.mixer.channels))
+    if (delta := layer.mixer) is not None:
         return RecurrentSpec((delta.kernel - 1, delta.channels), (delta.value_heads, delta.value_dim, delta.key_dim))
     return LayerSpec(
         config.kv_heads_of(i),

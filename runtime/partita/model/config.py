@@ -119,10 +119,20 @@ class DeltaConfig:
 
 
 @dataclass(frozen=True)
+class ConvConfig:
+    """A layer whose tokens meet in a short convolution alone, depthwise, between two gates. kernel: taps, the token's
+    own included. bias: of the convolution and of the projections before and behind it."""
+
+    channels: int
+    kernel: int
+    bias: bool = False
+
+
+@dataclass(frozen=True)
 class LayerConfig:
     """window: keys a query sees, itself included; None for full attention. rope: None for a layer that does not rotate.
 
-    experts: whether the layer's MLP is `ModelConfig.experts`. delta: what the layer has in place of attention. shares:
+    experts: whether the layer's MLP is `ModelConfig.experts`. mixer: what the layer has in place of attention. shares:
     the earlier layer whose keys and values it reads, having none of its own. keys_are_values: one projection gives
     both, before any norm. kv_heads, head_dim, intermediate_size: None where they are the model's.
     """
@@ -130,12 +140,17 @@ class LayerConfig:
     window: int | None
     rope: RopeConfig | None
     experts: bool = False
-    delta: DeltaConfig | None = None
+    mixer: DeltaConfig | ConvConfig | None = None
     shares: int | None = None
     keys_are_values: bool = False
     kv_heads: int | None = None
     head_dim: int | None = None
     intermediate_size: int | None = None
+
+    @property
+    def delta(self) -> DeltaConfig | None:
+        """The mixer, of a layer that remembers by the gated delta rule."""
+        return self.mixer if isinstance(self.mixer, DeltaConfig) else None
 
 
 @dataclass(frozen=True)

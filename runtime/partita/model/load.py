@@ -19,7 +19,7 @@ from ..checkpoint.base import Checkpoint
 from ..checkpoint.gguf.blocks import AFFINE, GROUP, SMALL, SMALL_GROUP
 from ..checkpoint.names import EMBEDDING, HEAD, Index
 from ..quantization import Packed, Stored, below, dequantize
-from .config import DeltaConfig, ModelConfig
+from .config import ConvConfig, DeltaConfig, ModelConfig
 from .decoder import Block, Decoder
 from .families.parse import parse
 from .families.wrappers import left_out
@@ -41,6 +41,7 @@ from .layers import (
 from .mixer import Mixer
 from .mixers.attention import Attention
 from .mixers.gated_delta import GatedDelta
+from .mixers.short_conv import ShortConv
 from .weight_source import Matrix, Value, WeightSource
 from .weights import CONVOLUTIONS, Kind, WeightSpec
 
@@ -190,10 +191,9 @@ class _Reader:
 
     def block(self, i: int) -> Block:
         c, own = self.config, self.weights_of(i)
-        delta = c.layers[i].delta
         return Block(
             self.norm(own.get("attention_norm")),
-            self.attention(i, own) if delta is None else self.gated_delta(delta, own),
+            self.mixer(i, own),
             self.norm(own.get("attention_post_norm")),
             None if "mlp_beside_norm" in own else self.norm(own.get("mlp_norm")),
             self.feed_forward(own),
@@ -245,6 +245,24 @@ class _Reader:
             return None
         gate, out = self.linear(own["layer_gate"]), self.linear(own["layer_out"])
         return PerLayerInput(gate, out, self.norm(own["layer_norm"]), self.config.activation)
+
+    def mixer(self, i: int, own: Mapping[Kind, WeightSpec]) -> Mixer:
+        match self.config.layers[i].mixer:
+            case DeltaConfig() as c:
+                return self.gated_delta(c, own)
+            case ConvConfig() as c:
+                return self.short_conv(c, own)
+            case None:
+                return self.attention(i, own)
+
+    def short_conv(self, c: ConvConfig, own: Mapping[Kind, WeightSpec]) -> Mixer:
+        return ShortConv(
+            c.kernel,
+            self.stack([own["conv_in"]]),
+            self.parameters([own["conv"]])[0],
+            self.parameters([own["conv_bias"]])[0] if c.bias else None,
+            self.linear(own["o"]),
+        )
 
     def attention(self, i: int, own: Mapping[Kind, WeightSpec]) -> Mixer:
         c = self.config

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from .config import DeltaConfig, ModelConfig
+from .config import ConvConfig, DeltaConfig, ModelConfig
 
 # fmt: off
 Kind = Literal[
@@ -19,6 +19,7 @@ Kind = Literal[
     "attention_norm", "attention_post_norm", "mlp_norm", "mlp_post_norm", "q_norm", "k_norm",
     "q", "k", "v", "qkv", "o", "sinks", "gate", "up", "gate_up", "down",
     "z", "b", "a", "qkvz", "ba", "conv", "conv_q", "conv_k", "conv_v", "a_log", "dt", "o_norm",
+    "conv_in", "conv_bias",
     "router", "choice", "experts_gate", "experts_up", "experts_down",
     "shared_gate", "shared_up", "shared_down", "shared_switch",
     "mlp_beside_norm", "routed_norm", "routed_post_norm", "router_scale", "expert_scale",
@@ -29,12 +30,13 @@ Kind = Literal[
 # fmt: on
 """The place of a weight. "bias": of the projection whose name precedes it, which has its own kind. "sinks": the learned
 logits of attention without values. Of the gated delta rule: z, what the output is gated by; b and a, what each token
-replaces and forgets; a_log and dt, how a is read. choice: what is added where experts are chosen. shared_switch: whose
+replaces and forgets; a_log and dt, how a is read. conv_in: of a short
+convolution, its two gates and what it reads. choice: what is added where experts are chosen. shared_switch: whose
 sigmoid multiplies the shared expert. mlp_beside_norm: after a dense MLP beside experts. layer_table, layer_projection:
 what every layer is told of a token; layer_gate, layer_out, layer_norm: how it is added there."""
 
 PROJECTIONS: frozenset[Kind] = frozenset(
-    ("q", "k", "v", "qkv", "o", "z", "b", "a", "qkvz", "ba", "gate", "up", "gate_up", "down")
+    ("q", "k", "v", "qkv", "o", "z", "b", "a", "qkvz", "ba", "conv_in", "gate", "up", "gate_up", "down")
 )
 """Matrices of a mixer and of a dense MLP; what adapters are put on."""
 
@@ -73,6 +75,17 @@ class DeltaNames:
 
 
 @dataclass(frozen=True)
+class ConvNames:
+    """Of a layer whose mixer is a short convolution. inputs: of one matrix, the gate before the convolution, the gate
+    behind it, and what it reads."""
+
+    module: str = "layers.{i}.conv"
+    inputs: str = "in_proj"
+    conv: str = "conv"
+    out: str = "out_proj"
+
+
+@dataclass(frozen=True)
 class Names(LayerNorms):
     """Tensor names, with `{i}` for the layer. None: the family has no such tensor."""
 
@@ -95,7 +108,13 @@ class Names(LayerNorms):
     """Within `mlp`."""
     q_norm: str = "q_norm"
     k_norm: str = "k_norm"
+    out: str = "o_proj"
     """Within `attention`."""
+    gate: str = "gate_proj"
+    up: str = "up_proj"
+    down: str = "down_proj"
+    """Of a dense MLP, within `mlp`."""
+    conv: ConvNames = field(default_factory=ConvNames)
     delta: DeltaNames = field(default_factory=DeltaNames)
     beside: str = "layers.{i}"
     """Of the module that has experts beside a dense MLP, and their router and norms."""
@@ -146,14 +165,11 @@ def weights(config: ModelConfig, names: Names) -> Iterator[WeightSpec]:
 def layer_weights(config: ModelConfig, names: Names, layer: int) -> Iterator[WeightSpec]:
     """Every weight of one layer; apart from biases, no two are of one kind."""
     own = config.layers[layer]
-    modules = (names.attention, names.delta.module, names.mlp)
-    attention, delta, mlp = (names.prefix + module.format(i=layer) for module in modules)
+    mlp = names.prefix + names.mlp.format(i=layer)
     beside = own.experts and config.experts is not None and config.experts.beside
     parts = [
         _norms(config, names, layer),
-        _attention(config, names, attention, layer)
-        if own.delta is None
-        else _delta(config, own.delta, names.delta, delta),
+        _mixer(config, names, layer),
         _experts(config, names, mlp) if own.experts and not beside else _mlp(config, names, mlp, layer),
     ]
     if beside:
@@ -161,6 +177,17 @@ def layer_weights(config: ModelConfig, names: Names, layer: int) -> Iterator[Wei
     parts.append(_told(config, f"{names.prefix}layers.{layer}"))
     for part in parts:
         yield from (replace(spec, layer=layer) for spec in part)
+
+
+def _mixer(config: ModelConfig, names: Names, layer: int) -> Iterator[WeightSpec]:
+    """What tokens meet in."""
+    match config.layers[layer].mixer:
+        case DeltaConfig() as mixer:
+            return _delta(config, mixer, names.delta, names.prefix + names.delta.module.format(i=layer))
+        case ConvConfig() as mixer:
+            return _conv(config, mixer, names.conv, names.prefix + names.conv.module.format(i=layer))
+        case None:
+            return _attention(config, names, names.prefix + names.attention.format(i=layer), layer)
 
 
 def _norms(config: ModelConfig, names: Names, layer: int) -> Iterator[WeightSpec]:
@@ -188,7 +215,7 @@ def _attention(config: ModelConfig, names: Names, module: str, layer: int) -> It
             yield from _linear(f"{module}.k_proj", (kv, e), "k", bias)
         if own.shares is None and not own.keys_are_values:
             yield from _linear(f"{module}.v_proj", (kv, e), "v", bias)
-    yield from _linear(f"{module}.o_proj", (e, q), "o", config.attention_out_bias)
+    yield from _linear(f"{module}.{names.out}", (e, q), "o", config.attention_out_bias)
     if config.qk_norm != "none":
         sizes = (q, kv) if config.qk_norm == "full" else (size, size)
         yield WeightSpec(f"{module}.{names.q_norm}.weight", sizes[:1], "q_norm")
@@ -212,6 +239,16 @@ def _delta(config: ModelConfig, c: DeltaConfig, names: DeltaNames, module: str) 
     yield WeightSpec(f"{module}.A_log", (heads,), "a_log")
     yield WeightSpec(f"{module}.{names.norm}.weight", (c.value_dim,), "o_norm")
     yield from _linear(f"{module}.{names.out}", (e, v), "o", False)
+
+
+def _conv(config: ModelConfig, c: ConvConfig, names: ConvNames, module: str) -> Iterator[WeightSpec]:
+    """Of a short convolution."""
+    e, size = config.hidden_size, c.channels
+    yield from _linear(f"{module}.{names.inputs}", (3 * size, e), "conv_in", c.bias, (size,) * 3)
+    yield WeightSpec(f"{module}.{names.conv}.weight", (size, 1, c.kernel), "conv")
+    if c.bias:
+        yield WeightSpec(f"{module}.{names.conv}.bias", (size,), "conv_bias")
+    yield from _linear(f"{module}.{names.out}", (e, size), "o", c.bias)
 
 
 def _beside(config: ModelConfig, module: str) -> Iterator[WeightSpec]:
@@ -247,9 +284,9 @@ def _mlp(config: ModelConfig, names: Names, module: str, layer: int) -> Iterator
     if names.gate_up:
         yield from _linear(f"{module}.{names.gate_up}", (2 * f, e), "gate_up", bias, (f, f))
     else:
-        yield from _linear(f"{module}.gate_proj", (f, e), "gate", bias)
-        yield from _linear(f"{module}.up_proj", (f, e), "up", bias)
-    yield from _linear(f"{module}.down_proj", (e, f), "down", bias)
+        yield from _linear(f"{module}.{names.gate}", (f, e), "gate", bias)
+        yield from _linear(f"{module}.{names.up}", (f, e), "up", bias)
+    yield from _linear(f"{module}.{names.down}", (e, f), "down", bias)
 
 
 def _experts(config: ModelConfig, names: Names, module: str) -> Iterator[WeightSpec]:

@@ -35,7 +35,7 @@ from ..config_fields import (
     window,
 )
 from ..weights import Names
-from . import dense, gemma4, recurrent
+from . import dense, gemma4, recurrent, short_conv
 from .moe import gpt_oss, mellum, qwen3_moe
 from .wrappers import WRAPPERS, text_config
 
@@ -237,4 +237,5 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3_5_moe_text": Family(recurrent.qwen3_5_moe),
     "qwen3_next": Family(recurrent.qwen3_next, recurrent.NEXT_NAMES),
     "olmo_hybrid": Family(recurrent.olmo_hybrid, recurrent.OLMO_HYBRID_NAMES),
+    "lfm2": Family(short_conv.lfm2, short_conv.LFM2_NAMES),
 }

@@ -149,7 +149,7 @@ def _types(config: Config) -> list[str]:
 
 
 def _layers_of(types: Sequence[str], turned: RopeConfig | None, delta: DeltaConfig | None) -> tuple[LayerConfig, ...]:
-    kinds = {FULL: LayerConfig(None, turned), LINEAR: LayerConfig(None, None, delta=delta)}
+    kinds = {FULL: LayerConfig(None, turned), LINEAR: LayerConfig(None, None, mixer=delta)}
     return tuple(kinds[name] for name in types)
 
 
