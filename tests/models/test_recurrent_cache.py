@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,13 +23,15 @@ from partita.language_model import LanguageModel
 from .. import bounds, tiny_models
 
 TEXT = np.random.default_rng(5).integers(0, 290, 200).tolist()
+FAMILIES = ("qwen3_5", "lfm2")
 IDENTITY = Identity("tiny", "print")
 
 
-@pytest.fixture(params=partita_backends.names(), scope="module")
+@pytest.fixture(params=[*itertools.product(FAMILIES, partita_backends.names())], ids="-".join, scope="module")
 def model(request: pytest.FixtureRequest, tiny_family: Callable[[str], Path]) -> LanguageModel:
     """Most of its layers keep a state."""
-    return partita.load(tiny_family("qwen3_5"), backend=partita_backends.load(request.param, dtype="float32"))
+    name, backend = request.param
+    return partita.load(tiny_family(name), backend=partita_backends.load(backend, dtype="float32"))
 
 
 def cache_of(model: LanguageModel, batch: int = 1, **options: Any) -> Cache:
@@ -148,8 +151,11 @@ def test_bytes_are_what_was_promised(model: LanguageModel) -> None:
     cache = Cache(model.ops, spec, 2)
     fed(model, cache, TEXT[:10], TEXT[50:60])
     assert cache.nbytes == cache_bytes(spec, 10, 2)
-    # of 2 key heads of 16 and 4 value heads of 24, behind 4 taps: 3 layers
-    assert spec.state_bytes == 3 * 4 * (3 * (2 * 2 * 16 + 4 * 24) + 4 * 24 * 16)
+    promised = {  # 3 layers of 2 key heads of 16 and 4 value heads of 24, behind 4 taps; 2 of 128 channels, 3 taps
+        "qwen3_5_text": 3 * 4 * (3 * (2 * 2 * 16 + 4 * 24) + 4 * 24 * 16),
+        "lfm2": 2 * 4 * 2 * 128,
+    }
+    assert spec.state_bytes == promised[model.config.model_type]
     for start in range(0, 3 * spec.checkpoints, 3):
         cache.checkpoint()
         fed(model, cache, TEXT[start : start + 3], TEXT[start : start + 3])
@@ -178,7 +184,9 @@ def test_a_file_holds_states_and_the_latest_checkpoint(
     cache.checkpoint()
     fed(model, cache, TEXT[20:25])
     session_file.save(tmp_path / "talk.st", cache, TEXT[:25], IDENTITY)
-    oracle = partita.load(tiny_family("qwen3_5"), backend=partita_backends.load("numpy"))
+    oracle = partita.load(
+        tiny_family(model.config.model_type.removesuffix("_text")), backend=partita_backends.load("numpy")
+    )
     other = cache_of(oracle)
     found = session_file.load(tmp_path / "talk.st", other, IDENTITY)
     assert found.tokens == TEXT[:25]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import cast
@@ -22,13 +23,15 @@ from partita.language_model import LanguageModel, Piece, Session
 from ..runtime.engine.driver import Driver, alone, engine
 
 RANDOM = np.random.default_rng(11)
+FAMILIES = ("qwen3_5", "lfm2")
 CACHE = {"kv": "32", "chunk": 64}
 
 
-@pytest.fixture(params=partita_backends.names(), scope="module")
+@pytest.fixture(params=[*itertools.product(FAMILIES, partita_backends.names())], ids="-".join, scope="module")
 def model(request: pytest.FixtureRequest, tiny_family: Callable[[str], Path]) -> LanguageModel:
     """Most of its layers keep a state."""
-    return partita.load(tiny_family("qwen3_5"), backend=partita_backends.load(request.param, dtype="float32"))
+    name, backend = request.param
+    return partita.load(tiny_family(name), backend=partita_backends.load(backend, dtype="float32"))
 
 
 def words(count: int) -> list[int]:

@@ -52,7 +52,10 @@ def assert_same(found: Gradients, expected: Gradients, folder: Path, batch: Batc
     bounds.assert_all_near(found[1], expected[1], bounds.gradients(folder))
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "hunyuan", "ministral3", "cohere2", "gemma4"])
+@pytest.mark.parametrize(
+    "name",
+    ["llama", "gemma3", "hunyuan", "ministral3", "cohere2", "gemma4", "qwen3_5", "olmo_hybrid", "lfm2", "lfm2-biased"],
+)
 def test_adapters_gradients_are_slopes(
     backends: dict[str, Backend], tiny_family: Callable[[str], Path], name: str
 ) -> None:
@@ -119,6 +122,9 @@ def test_every_weights_gradient_is_a_slope(
         "ministral3",
         "cohere2",
         "gemma4",
+        "qwen3_5",
+        "olmo_hybrid",
+        "lfm2",
     ],
 )
 def test_mlx_and_torch_agree(
