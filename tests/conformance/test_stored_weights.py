@@ -215,7 +215,7 @@ def test_a_decoder_has_the_numbers_that_the_file_is_read_as(ops: Backend, tmp_pa
 def _dense(checkpoint: GgufCheckpoint, name: str) -> np.ndarray:
     tensor = checkpoint.file.tensors[checkpoint.gguf_of[name]]
     value = gguf.dequantize(checkpoint.file.raw(tensor.name).reshape(tensor.shape[0], -1), Type[tensor.type])
-    order = checkpoint._order(name)
+    order = checkpoint._arrangement(name).rows
     return value if order is None else value[order]
 
 
