@@ -30,6 +30,8 @@ for i in range(1, 100_000):
     history.write(reply.id, content="".join(f"{n} " for n in range(i)), ids=range(i))
     print(i, flush=True)
 """
+WAITER = WRITER.partition("for i")[0] + "import time\ntime.sleep(600)\n"
+"""It writes nothing more: what is stopped in the middle of a write holds the file."""
 ADDER = """
 import sys
 from pathlib import Path
@@ -117,7 +119,7 @@ def test_kill_at_random_moments_leaves_history_whole_and_the_last_text(start, tm
 
 def test_a_running_reply_is_its_writers_until_that_one_is_gone(start, tmp_path):
     file = tmp_path / "history.sqlite3"
-    child = start(WRITER, file, "the fox")
+    child = start(WAITER, file, "the fox")
     reply = line(child)
     history = History.open(file)
     assert history.message(reply).state == "running"
