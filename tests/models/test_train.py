@@ -210,7 +210,11 @@ def test_a_text_is_learnt_and_recited(ops: Backend, tiny_model: Path, method: st
 
 
 @pytest.mark.parametrize(
-    "name", ["llama-biased", "qwen3", "gemma3", "phi3", "olmo2", "smollm3", "glm4", "hunyuan", "cohere2"]
+    "name",
+    [
+        *("llama-biased", "qwen3", "gemma3", "phi3", "olmo2", "smollm3", "glm4", "hunyuan", "cohere2"),
+        *("qwen3_5", "olmo_hybrid", "lfm2"),
+    ],
 )
 def test_every_family_begins_from_nothing(tiny_family: Callable[[str], Path], name: str) -> None:
     """Exactly the tensors of a published checkpoint, and a loss that begins at the logarithm of the vocabulary."""
@@ -258,3 +262,15 @@ def test_one_batch_more_than_it_had(tiny_model: Path) -> None:
         config = TrainConfig(3, 1e-2, "constant", accumulate=accumulate)
         runs.append(losses(Trainer(ops, model, values, config, Fixed(batches)).run()))
     assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "olmo_hybrid"])
+def test_a_new_model_with_a_state_gives_something(tiny_family: Callable[[str], Path], name: str) -> None:
+    """Norms that add one begin at 0, those of what a head gives never do: it would be nothing."""
+    config = open_checkpoint(tiny_family(name)).config
+    drawn = initialise(config)
+    norms = [name for name in drawn.names() if name.endswith(("linear_attn.norm.weight", "linear_attn.o_norm.weight"))]
+    decays = [np.exp(drawn.read(name)) for name in drawn.names() if name.endswith("A_log")]
+    assert len(norms) == len(decays) == 3
+    assert all((drawn.read(norm) == 1).all() for norm in norms)
+    assert all(((decay > 0) & (decay <= 16)).all() and len(set(decay.tolist())) > 1 for decay in decays)

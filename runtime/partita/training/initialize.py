@@ -49,11 +49,14 @@ class RandomWeights(Checkpoint):
 
     def read(self, name: str) -> np.ndarray:
         shape, kind = self.shape(name), self.specs[name].kind
+        random = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
+        if kind == "a_log":  # from hardly forgetting to forgetting at once, as transformers draws them
+            return np.log(random.uniform(0.01, 16, shape)).astype(np.float32)
         if len(shape) == 1:
-            return np.full(shape, 0.0 if kind == "bias" else self.one, np.float32)
+            plain = 1.0 if kind in ("o_norm", "dt") else self.one  # a norm of what a head gives never adds one
+            return np.full(shape, 0.0 if kind == "bias" else plain, np.float32)
         into_stream = kind in ("o", "down")
         deviation = STANDARD_DEVIATION / (math.sqrt(2 * self.layers) if into_stream else 1.0)
-        random = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
         return random.standard_normal(shape, np.float32) * np.float32(deviation)
 
     def stored_as(self, name: str) -> str:
