@@ -183,6 +183,7 @@ def _write(
         try:
             for name in names:
                 source = _as_published(checkpoint, name, checkpoint.read(name))
+                source = _for_mlx(config, name, source) if form == "mlx" else source
                 value = transform(name, source)
                 if isinstance(value, Packed):
                     value = _wide_enough(config, name, require_affine(value, name))
@@ -212,7 +213,17 @@ def _as_published(checkpoint: Checkpoint, name: str, value: Value) -> Value:
         return value
     if name.endswith("conv1d.weight") and value.ndim == 3:
         return value.reshape(len(value), 1, -1)
-    return value.astype(np.float32) - np.float32(1) if adds_one(name) else value
+    return (value.astype(np.float32) - np.float32(1)).astype(value.dtype) if adds_one(name) else value
+
+
+def _for_mlx(config: dict[str, Any], name: str, value: Value) -> Value:
+    """mlx-lm turns Qwen3-Next's taps and adds the one to its norms only where experts come one by one, and they are
+    stacked here: it wants both done, in the tensor's own dtype, as its own folders have them."""
+    if config.get("model_type") != "qwen3_next" or not isinstance(value, np.ndarray):
+        return value
+    if name.endswith("conv1d.weight") and value.ndim == 3:
+        return value.reshape(len(value), -1, 1)
+    return (value.astype(np.float32) + np.float32(1)).astype(value.dtype) if adds_one(name) else value
 
 
 def _wide_enough(config: dict[str, Any], name: str, value: Packed) -> Packed:
