@@ -87,6 +87,27 @@ class ExpertsConfig:
 
 
 @dataclass(frozen=True)
+class GateConfig:
+    """What multiplies what heads of attention give, made of what queries are made of.
+
+    activation: what that goes through. each: has a number of its own. own: made by a projection of its own; otherwise
+    by further rows of the queries' one, behind each head's.
+    """
+
+    activation: Literal["sigmoid", "softplus"] = "sigmoid"
+    each: Literal["head", "element"] = "element"
+    own: bool = False
+
+    def size(self, head_dim: int) -> int:
+        """Numbers of a head."""
+        return head_dim if self.each == "element" else 1
+
+    def query_rows(self, head_dim: int) -> int:
+        """Of them, those that the queries' projection makes."""
+        return 0 if self.own else self.size(head_dim)
+
+
+@dataclass(frozen=True)
 class DeltaConfig:
     """A layer that remembers by the gated delta rule (arXiv 2412.06464): a matrix for each value head, which every
     token changes, behind a short convolution.
@@ -198,8 +219,7 @@ class ModelConfig(Brief):
     attention_bias: bool = False
     """Of the query, key and value projections."""
     attention_out_bias: bool = False
-    attention_gate: bool = False
-    """What a head of attention gives is multiplied by a sigmoid, which is made where queries are."""
+    attention_gate: GateConfig | None = None
     mlp_bias: bool = False
     attention_softcap: float | None = None
     logit_softcap: float | None = None

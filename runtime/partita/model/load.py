@@ -267,7 +267,7 @@ class _Reader:
     def attention(self, i: int, own: Mapping[Kind, WeightSpec]) -> Mixer:
         c = self.config
         return Attention(
-            self.stack(_of(own, "qkv", "q", "k", "v")),
+            self.stack(_of(own, "qkv", "q", "k", "v", "attention_gate")),
             self.linear(own["o"]),
             self.norm(own.get("q_norm")),
             self.norm(own.get("k_norm")),

@@ -17,7 +17,7 @@ from .config import ConvConfig, DeltaConfig, ModelConfig
 Kind = Literal[
     "embedding", "norm", "head",
     "attention_norm", "attention_post_norm", "mlp_norm", "mlp_post_norm", "q_norm", "k_norm",
-    "q", "k", "v", "qkv", "o", "sinks", "gate", "up", "gate_up", "down",
+    "q", "k", "v", "qkv", "attention_gate", "o", "sinks", "gate", "up", "gate_up", "down",
     "z", "b", "a", "qkvz", "ba", "conv", "conv_q", "conv_k", "conv_v", "a_log", "dt", "o_norm",
     "conv_in", "conv_bias",
     "router", "choice", "experts_gate", "experts_up", "experts_down",
@@ -28,16 +28,20 @@ Kind = Literal[
     "bias", "experts_bias",
 ]
 # fmt: on
-"""The place of a weight. "bias": of the projection whose name precedes it, which has its own kind. "sinks": the learned
-logits of attention without values. Of the gated delta rule: z, what the output is gated by; b and a, what each token
-replaces and forgets; a_log and dt, how a is read. conv_in: of a short
-convolution, its two gates and what it reads. choice: what is added where experts are chosen. shared_switch: whose
+"""The place of a weight. "bias": of the projection whose name precedes it, which has its own kind. attention_gate: of
+what multiplies what heads give. "sinks": the learned logits of attention without values. Of the gated delta rule: z,
+what the output is gated by; b and a, what each token replaces and forgets; a_log and dt, how a is read. conv_in: of a
+short convolution, its two gates and what it reads. choice: what is added where experts are chosen. shared_switch: whose
 sigmoid multiplies the shared expert. mlp_beside_norm: after a dense MLP beside experts. layer_table, layer_projection:
 what every layer is told of a token; layer_gate, layer_out, layer_norm: how it is added there."""
 
-PROJECTIONS: frozenset[Kind] = frozenset(
-    ("q", "k", "v", "qkv", "o", "z", "b", "a", "qkvz", "ba", "conv_in", "gate", "up", "gate_up", "down")
-)
+# fmt: off
+PROJECTIONS: frozenset[Kind] = frozenset((
+    "q", "k", "v", "qkv", "attention_gate", "o",
+    "z", "b", "a", "qkvz", "ba", "conv_in",
+    "gate", "up", "gate_up", "down",
+))
+# fmt: on
 """Matrices of a mixer and of a dense MLP; what adapters are put on."""
 
 CONVOLUTIONS: tuple[Kind, ...] = ("conv", "conv_q", "conv_k", "conv_v")
@@ -108,6 +112,7 @@ class Names(LayerNorms):
     """Within `mlp`."""
     q_norm: str = "q_norm"
     k_norm: str = "k_norm"
+    attention_gate: str = "gate_proj"
     out: str = "o_proj"
     """Within `attention`."""
     gate: str = "gate_proj"
@@ -205,16 +210,20 @@ def _norms(config: ModelConfig, names: Names, layer: int) -> Iterator[WeightSpec
 
 def _attention(config: ModelConfig, names: Names, module: str, layer: int) -> Iterator[WeightSpec]:
     e, bias, own = config.hidden_size, config.attention_bias, config.layers[layer]
-    size = config.head_dim_of(layer)
+    size, gate = config.head_dim_of(layer), config.attention_gate
     q, kv = config.num_heads * size, config.kv_heads_of(layer) * size
     if names.qkv:
         yield from _linear(f"{module}.{names.qkv}", (q + 2 * kv, e), "qkv", bias, (q, kv, kv))
     else:
-        yield from _linear(f"{module}.q_proj", (q * (2 if config.attention_gate else 1), e), "q", bias)
+        more = 0 if gate is None else config.num_heads * gate.query_rows(size)
+        yield from _linear(f"{module}.q_proj", (q + more, e), "q", bias)
         if own.shares is None:
             yield from _linear(f"{module}.k_proj", (kv, e), "k", bias)
         if own.shares is None and not own.keys_are_values:
             yield from _linear(f"{module}.v_proj", (kv, e), "v", bias)
+    if gate is not None and gate.own:
+        shape = config.num_heads * gate.size(size), e
+        yield from _linear(f"{module}.{names.attention_gate}", shape, "attention_gate", False)
     yield from _linear(f"{module}.{names.out}", (e, q), "o", config.attention_out_bias)
     if config.qk_norm != "none":
         sizes = (q, kv) if config.qk_norm == "full" else (size, size)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...errors import CheckpointError, UnsupportedModel
-from ..config import DeltaConfig, ExpertsConfig, LayerConfig, ModelConfig, RopeConfig
+from ..config import DeltaConfig, ExpertsConfig, GateConfig, LayerConfig, ModelConfig, RopeConfig
 from ..config_fields import (
     FULL,
     LINEAR,
@@ -112,7 +112,7 @@ def _qwen(
         reads=("attn_output_gate", *reads),
         norm_adds_one=True,
         qk_norm="head",
-        attention_gate=True,
+        attention_gate=GateConfig(),
         attention_bias=attention,
         attention_out_bias=attention,
         **fields,

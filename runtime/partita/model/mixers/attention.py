@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from ...arrays import Array
 from ...backend import Backend
 from ...brief import Brief
+from ..config import GateConfig
 from ..layers import Linear, RMSNorm, Stack
 from ..mixer import SequenceState
 
@@ -20,7 +21,7 @@ class Attention(Brief):
     v_norm: of values, over each head. A layer whose qkv holds queries and keys alone has values made of its keys as
     they were before their norm; one that holds queries alone reads what another layer has kept.
 
-    gated: a head's outputs of q are its query, and what the sigmoid of multiplies what the head gives.
+    gate: of what heads give. What it is made of is the last output of qkv, or comes behind each head's query.
 
     sink_logits: float32 (heads,), learned scores without values, or None. order: int32, where each output of qkv comes
     from, for models whose rotation pairs neighbours. ones: (D,), where the norms come after rotation. Since a rotation
@@ -37,38 +38,57 @@ class Attention(Brief):
     sink_logits: Array | None = None
     order: Array | None = None
     ones: Array | None = None
-    gated: bool = False
+    gate: GateConfig | None = None
     v_norm: RMSNorm | None = None
 
     def __call__(self, ops: Backend, x: Array, state: SequenceState, layer: int) -> Array:
         b, t, _ = x.shape
-        heads = self.qkv.widths[0] // self.head_dim // (2 if self.gated else 1)
+        heads = self.qkv.widths[0] // self._query_rows
         stacked, gate = self._stacked(ops, x)
         if self.order is not None:
             stacked = ops.take(stacked, self.order, -1)
         stacked = stacked.reshape(b, t, -1, self.head_dim)
         out = state.attend(layer, stacked, heads, self.sink_logits, self._query_norm(ops))
-        out = out.swapaxes(1, 2).reshape(b, t, -1)
-        return self.out(ops, out if gate is None else out * ops.sigmoid(gate))
+        out = out.swapaxes(1, 2)
+        return self.out(ops, (out if gate is None else out * gate).reshape(b, t, -1))
+
+    @property
+    def _query_rows(self) -> int:
+        """Outputs of q that belong to one head."""
+        return self.head_dim + (0 if self.gate is None else self.gate.query_rows(self.head_dim))
 
     def _stacked(self, ops: Backend, x: Array) -> tuple[Array, Array | None]:
-        """Queries, keys and values side by side, the former two normed, (B, T, H * D); and the gate of what comes of
-        them, (B, T, heads * D)."""
-        if len(self.qkv.widths) == 1:
-            q = self.qkv.joined(ops, x)
-            return (q if self.q_norm is None else self._normed(ops, self.q_norm, q)), None
-        if not self.gated and (self.q_norm is None or self.k_norm is None):
+        """Queries, keys and values side by side, the former two normed, (B, T, H * D); and what multiplies what comes
+        of them, (B, T, heads, D or 1)."""
+        if self.gate is None and self.q_norm is None:
             return self.qkv.joined(ops, x), None
-        (q, k, v), gate = self._values(ops, self.qkv(ops, x)), None
-        if self.gated:
-            both = q.reshape(*q.shape[:2], -1, 2, self.head_dim)
-            q, gate = (both[:, :, :, i].reshape(*q.shape[:2], -1) for i in range(2))
+        outputs, gate = self._gate_apart(ops, self.qkv(ops, x))
+        if len(outputs) == 1:
+            return (outputs[0] if self.q_norm is None else self._normed(ops, self.q_norm, outputs[0])), gate
+        q, k, v = self._values(ops, outputs)
         if self.q_norm is None or self.k_norm is None:
             return ops.concat([q, k, v], -1), gate
         if self.ones is not None:
             k = self._normed(ops, replace(self.k_norm, weight=self.ones), k)
             return ops.concat([q, k, v], -1), gate
         return ops.concat([self._normed(ops, self.q_norm, q), self._normed(ops, self.k_norm, k), v], -1), gate
+
+    def _gate_apart(self, ops: Backend, outputs: list[Array]) -> tuple[list[Array], Array | None]:
+        """Outputs without what the gate is made of, and the gate, (B, T, heads, D or 1)."""
+        c = self.gate
+        if c is None:
+            return outputs, None
+        shape = *outputs[0].shape[:2], -1
+        if c.own:
+            *outputs, made = outputs
+            made = made.reshape(*shape, c.size(self.head_dim))
+        else:
+            heads = outputs[0].reshape(*shape, self._query_rows)
+            outputs = [heads[..., : self.head_dim].reshape(*shape), *outputs[1:]]
+            made = heads[..., self.head_dim :]
+        if c.activation == "sigmoid":
+            return outputs, ops.sigmoid(made)
+        return outputs, ops.cast(ops.softplus(ops.cast(made, "float32")), ops.dtype)
 
     def _values(self, ops: Backend, outputs: list[Array]) -> list[Array]:
         """Queries, keys and values, the latter normed."""
