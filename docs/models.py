@@ -31,7 +31,7 @@ HARMONY = "harmony"
 WORDS = {"": "", HARMONY: "its channels", NAMED: "a line with the tool's name"}
 SAME_DECODER = {"ministral": "mistral"}
 """Families that are judged by the models of another, whose decoder they have."""
-FROZEN = frozenset({"qwen3_moe", "mellum", "gpt_oss", "granite_swa", "qwen3_5_moe_text", "qwen3_next"})
+FROZEN = frozenset({"qwen3_moe", "mellum", "gpt_oss", "granite_swa", "qwen3_5_moe_text", "qwen3_next", "lfm2_moe"})
 """Families whose experts or sink logits are not trained: `training.initialize` refuses them."""
 
 
@@ -76,6 +76,7 @@ KNOWN = {
     "qwen3_next": Known("Qwen3-Next, Qwen3-Coder-Next", "80B", "<think>", "<tool_call>"),
     "olmo_hybrid": Known("Olmo Hybrid", "7B"),
     "lfm2": Known("LFM2, LFM2.5", "0.35B to 2.6B", "<think>", "<|tool_call_start|>"),
+    "lfm2_moe": Known("LFM2-8B-A1B", "8B, 24B", "<think>", "<|tool_call_start|>"),
 }
 SUGGEST = "partita models suggest --for code --memory 16GiB"
 SUGGESTED = """\

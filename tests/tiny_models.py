@@ -67,6 +67,8 @@ def write(name: str, folder: Path, made: dict[str, Any] | None = None) -> Path:
         for key, buffer in sorted(model.named_buffers()):
             if key.endswith("layer_scalar"):
                 buffer.fill_(random.uniform(0.5, 1.5))
+            elif key.endswith("expert_bias"):
+                buffer.copy_(torch.from_numpy(_random(key, tuple(buffer.shape), random, False)))
     model.save_pretrained(path)
     if config.model_type == "olmo_hybrid":
         _publish_olmo(path, config.linear_num_key_heads * config.linear_key_head_dim)

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from partita.checkpoint.base import Checkpoint
+from partita.checkpoint.names import chooses
 from partita.errors import DataError
 from partita.model.load import load_decoder
 from partita.quantization import AFFINE, Packed
@@ -216,7 +217,7 @@ class _Transform:
         return self._dense(name, value)
 
     def _dense(self, name: str, value: Value) -> Value:
-        if isinstance(value, Packed) or not is_floating(value):
+        if isinstance(value, Packed) or not is_floating(value) or chooses(name):
             return value
         dtype = np.dtype(np.float32) if self.dtype is None and value.dtype == np.float64 else self.dtype
         return value if dtype is None else cast(name, value, dtype)  # MLX computes in float64 on a CPU alone

@@ -1,9 +1,11 @@
-"""A checkpoint in the names that a reader elsewhere looks for: only experts have more than one way to be kept, and what
-goes into Qwen3-Next's recurrent layers, which GGUF splits and every folder has in two matrices.
+"""A checkpoint in the names that a reader elsewhere looks for: only experts have more than one way to be kept, what
+goes into Qwen3-Next's recurrent layers, which GGUF splits and every folder has in two matrices, and LFM2-MoE's dense
+MLPs, which mlx-lm calls otherwise than they were published.
 
     as_mlx          stacks (experts, out, in): `mlp.switch_mlp.gate_proj.weight`; in gpt-oss `mlp.experts.gate_proj...`,
                     in Gemma 4 `experts.switch_glu.gate_proj...`
-    as_huggingface  one matrix an expert, `mlp.experts.3.gate_proj.weight`; in gpt-oss `mlp.experts.gate_up_proj`,
+    as_huggingface  one matrix an expert, `mlp.experts.3.gate_proj.weight`, in LFM2-MoE
+                    `feed_forward.experts.3.w1.weight`; in gpt-oss `mlp.experts.gate_up_proj`,
                     dense, (experts, in, 2 * out) with gate and up taking turns; in Gemma 4
                     `experts.gate_up_proj`, (experts, 2 * out, in), gate above up
 
@@ -20,8 +22,9 @@ from typing import Any
 import numpy as np
 
 from partita.checkpoint import experts
+from partita.checkpoint import names as checkpoint_names
 from partita.checkpoint.base import Checkpoint
-from partita.checkpoint.experts import PROJECTIONS, StoredExperts, Value
+from partita.checkpoint.experts import NUMBERED, PROJECTIONS, StoredExperts, Value
 from partita.checkpoint.gguf.arrangement import rows_by_key_heads
 from partita.checkpoint.gguf.parts import BY_KEY_HEADS, QWEN3_NEXT
 from partita.checkpoint.overlay import Derived
@@ -76,7 +79,7 @@ def as_mlx(checkpoint: Checkpoint) -> Checkpoint:
             if stored.bias_sources(projection)[0] in present:
                 yield f"{mlp}.{module}.{projection}.bias", _whole_bias(stored, projection)
 
-    checkpoint = by_key_heads(checkpoint)
+    checkpoint = _renamed(by_key_heads(checkpoint), checkpoint_names.by_projection)
     return _relaid(
         checkpoint, lambda mlp, stored: stored.module == f"{mlp}.{module}" and stored.form == "stacked", layer
     )
@@ -91,7 +94,22 @@ def as_huggingface(checkpoint: Checkpoint) -> Checkpoint:
         return _relaid(checkpoint, lambda _, stored: stored.form == "fused", _fused)
     if _is_beside(checkpoint):
         return _relaid(checkpoint, lambda _, stored: stored.form == "fused", _above)
-    return _relaid(by_key_heads(checkpoint), lambda _, stored: stored.form == "each", _each)
+    checkpoint = _renamed(by_key_heads(checkpoint), checkpoint_names.by_number)
+    return _relaid(checkpoint, lambda _, stored: stored.form == "each", _each)
+
+
+def _renamed(checkpoint: Checkpoint, called: Callable[[str], str]) -> Checkpoint:
+    """LFM2-MoE's dense MLPs by other names."""
+    if not experts.calls_by_number(checkpoint):
+        return checkpoint
+    tensors = {new: _same(checkpoint, name) for name in checkpoint.names() if (new := called(name)) != name}
+    if not tensors:
+        return checkpoint
+    return _Relaid.of(checkpoint, tensors=tensors, order=tuple(map(called, checkpoint.names())))
+
+
+def _same(checkpoint: Checkpoint, name: str) -> _Tensor:
+    return _Tensor(lambda: checkpoint.shape(name), lambda: checkpoint.read(name), lambda: checkpoint.stored_as(name))
 
 
 def by_key_heads(checkpoint: Checkpoint, parts: Sequence[str] = tuple(BY_KEY_HEADS)) -> Checkpoint:
@@ -183,11 +201,12 @@ def _whole_bias(stored: StoredExperts, projection: str) -> _Tensor:
 
 def _each(mlp: str, stored: StoredExperts, present: frozenset[str]) -> Iterator[tuple[str, _Tensor]]:
     """One matrix an expert; all experts of a projection before the next one, so that each stack is read once."""
+    called = NUMBERED if experts.calls_by_number(stored.checkpoint) else {}
     for projection in PROJECTIONS:
         kept = _Last(lambda projection=projection: stored.weight(projection))
         biases = _Last(lambda projection=projection: stored.bias(projection))
         for expert in range(stored.shape(projection)[0]):
-            module = f"{mlp}.experts.{expert}.{projection}"
+            module = f"{mlp}.experts.{expert}.{called.get(projection, projection)}"
             yield f"{module}.weight", _slice(_whole(stored, projection), kept, expert)
             if stored.bias_sources(projection)[0] in present:
                 yield f"{module}.bias", _slice(_whole_bias(stored, projection), biases, expert)

@@ -26,7 +26,12 @@ _LAYER = re.compile(r"\.layers\.(\d+)\.")
 _EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight")
 _ROUTERS = ("gate.weight", "router.weight", "router.proj.weight", "shared_expert_gate.weight")
 _OTHER_PARTS = ("vision", "audio", "visual", "multi_modal")
-_TOGETHER = {"q_proj": "qk", "k_proj": "qk", "gate_proj": "gate_up", "up_proj": "gate_up"}
+_TOGETHER = {
+    **dict.fromkeys(("q_proj", "k_proj"), "qk"),
+    **dict.fromkeys(("gate_proj", "up_proj", "w1", "w3"), "gate_up"),
+    "w2": "down_proj",
+}
+_ATTENTION_GATES = (".self_attn.gate_proj.weight", ".self_attn.g_proj.weight")
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,8 @@ def part_of(name: str) -> str:
     """What a weight is measured together with, and the kind it is summed up under in reports, less its layer."""
     if is_embedding(name):
         return "embedding and head"
+    if name.endswith(_ATTENTION_GATES):
+        return "attention gate"
     return _TOGETHER.get(_module(name), _module(name))
 
 

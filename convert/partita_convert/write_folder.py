@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from partita.checkpoint.base import Checkpoint
-from partita.checkpoint.names import adds_one
+from partita.checkpoint.names import adds_one, chooses
 from partita.errors import DataError
 from partita.files.atomic import whole_folder
 from partita.quantization import Packed, dequantize, require_affine
@@ -94,9 +94,9 @@ def write_huggingface(
 ) -> WrittenFolder:
     """Write a folder that transformers loads: every floating tensor dense in `dtype`. Errors as for `write_mlx`.
 
-    dtype None: dense tensors as they are stored, bit for bit; where any is packed all become float32, which holds
-    every packed value exactly. MXFP4 counts as dense: bfloat16 holds it exactly, and that is what becomes of it.
-    replace: a folder that is there.
+    What chooses experts is not rounded. dtype None: dense tensors as they are stored, bit for bit; where any is packed
+    all become float32, which holds every packed value exactly. MXFP4 counts as dense: bfloat16 holds it exactly, and
+    that is what becomes of it. replace: a folder that is there.
     """
     checkpoint = as_huggingface(checkpoint)
     transform = _dense(checkpoint, dtype)
@@ -111,7 +111,7 @@ def _dense(checkpoint: Checkpoint, dtype: str | None) -> Transform:
     def dense(name: str, value: Value) -> Value:
         if isinstance(value, Packed):
             return cast(name, dequantize(value), target)
-        return cast(name, value, target) if is_floating(value) else value
+        return cast(name, value, target) if is_floating(value) and not chooses(name) else value
 
     return dense
 

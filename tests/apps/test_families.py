@@ -12,7 +12,17 @@ from .. import tiny_models
 from .finetuning import partita, write_chats
 
 _ATTEND = ["granite_swa", "exaone4", "seed_oss", "glm4", "ernie4_5", "hunyuan", "ministral3", "cohere2", "mellum"]
-LATER = [*_ATTEND, "qwen3_5", "qwen3_5_moe", "qwen3_next", "olmo_hybrid", "lfm2", "gemma4", "gemma4-experts"]
+LATER = [
+    *_ATTEND,
+    "qwen3_5",
+    "qwen3_5_moe",
+    "qwen3_next",
+    "olmo_hybrid",
+    "lfm2",
+    "lfm2_moe",
+    "gemma4",
+    "gemma4-experts",
+]
 """Families without tests of their own elsewhere in tests/apps."""
 QUICK = (("hunyuan", "torch"), ("qwen3_5", "mlx"), ("gemma4", "mlx"))
 CASES = [

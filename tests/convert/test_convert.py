@@ -34,7 +34,7 @@ from partita_convert.planning import Calibration, Request
 from partita_convert.recipes import quantizable
 from partita_convert.report import Report, kinds, worst
 
-from .. import gguf_models
+from .. import gguf_models, tiny_models
 from ..runtime.checkpoint.test_gguf_types import blocks
 from .test_write_folder import gguf_file
 
@@ -139,6 +139,20 @@ def test_a_measured_folder_keeps_to_its_budget(source, ops, tokens, tmp_path, bu
     again = open_checkpoint(tmp_path / "out")
     for tensor in report.tensors:
         assert again.stored_as(tensor.name).lower().replace("f32", "float32") == tensor.target
+
+
+def test_a_measured_folder_spares_routers_and_convolutions(ops, tiny_family, tmp_path):
+    moe = open_checkpoint(tiny_family("lfm2_moe"))
+    ids = tiny_models.tokens(tiny_family("lfm2_moe"))
+    report = convert(moe, tmp_path / "out", Request(quantize="measured:5:32", calibration=Calibration(ops, ids, "x")))
+    assert 4.5 < report.bits_per_weight <= 5.01
+    targets = {tensor.name: tensor.target for tensor in report.tensors}
+    for name, target in targets.items():
+        whole = name.endswith((".gate.weight", ".conv.conv.weight", "expert_bias")) or "norm" in name
+        assert ("bit" in target) != whole, name
+    switched = [f"model.layers.1.feed_forward.switch_mlp.{part}_proj.weight" for part in ("gate", "up")]
+    assert targets[switched[0]] == targets[switched[1]]
+    assert np.isfinite(check_loss(ops, moe, tmp_path / "out", SAMPLE[-400:]).kl)
 
 
 def test_the_model_writes_the_same_text_every_time(source, ops):

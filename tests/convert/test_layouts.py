@@ -16,17 +16,24 @@ from partita.cache.kv_format import KVFormat
 from partita.cache.spec import plan
 from partita.cache.state import Cache
 from partita.checkpoint.base import Checkpoint
+from partita.checkpoint.names import Index
 from partita.checkpoint.open import open_checkpoint
 from partita.errors import CheckpointError
 from partita.model.load import load_decoder
 from partita.quantization import Packed, dequantize, quantize_weight
+from partita_convert.convert import Request, convert
 from partita_convert.layouts import as_huggingface, as_mlx
 from partita_convert.write_folder import write_huggingface, write_mlx
 
 from .. import bounds, tiny_models
 
 Family = Callable[[str], Path]
-EXPERTS = ["qwen3_moe", "gpt_oss"]
+EXPERTS = ["qwen3_moe", "gpt_oss", "lfm2_moe"]
+OLD = {
+    "qwen3_moe": "layers.0.mlp.experts.0.gate_proj.weight",
+    "gpt_oss": "layers.0.mlp.experts.gate_up_proj",
+    "lfm2_moe": "layers.1.feed_forward.experts.0.w1.weight",
+}
 
 
 def logits(folder: Path, tokens: list[int]) -> np.ndarray:
@@ -48,7 +55,7 @@ def values(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
 def eight_bits(name: str, value: np.ndarray | Packed) -> np.ndarray | Packed:
     if isinstance(value, Packed) or value.ndim < 2 or not name.endswith(".weight"):
         return value
-    return quantize_weight(value, 8, 32)
+    return value if value.shape[-1] % 32 else quantize_weight(value, 8, 32)  # taps of convolutions
 
 
 def published(source: Path, target: Path) -> Path:
@@ -103,6 +110,11 @@ def test_names_are_what_mlx_lm_and_transformers_look_for(tiny_family: Family) ->
     names = set(as_mlx(open_checkpoint(tiny_family("gpt_oss"))).names())
     assert {f"model.layers.1.mlp.experts.down_proj.{part}" for part in ("weight", "bias")} <= names
     assert not any("gate_up_proj" in name for name in names)
+    names = set(as_mlx(open_checkpoint(tiny_family("lfm2_moe"))).names())
+    assert "model.layers.1.feed_forward.switch_mlp.up_proj.weight" in names
+    assert {"model.layers.1.feed_forward.gate.weight", "model.layers.1.feed_forward.expert_bias"} <= names
+    assert {f"model.layers.0.feed_forward.{part}_proj.weight" for part in ("gate", "up", "down")} <= names
+    assert not any(".experts." in name or ".w1." in name for name in names)
 
 
 def test_new_names_stand_where_the_old_ones_stood(tiny_family: Family) -> None:
@@ -116,10 +128,9 @@ def test_new_names_stand_where_the_old_ones_stood(tiny_family: Family) -> None:
 @pytest.mark.parametrize("name", EXPERTS)
 def test_a_name_of_the_old_form_is_gone(tiny_family: Family, name: str) -> None:
     mlx = as_mlx(open_checkpoint(tiny_family(name)))
-    old = "experts.gate_up_proj" if name == "gpt_oss" else "experts.0.gate_proj.weight"
     for ask in (mlx.read, mlx.shape, mlx.stored_as):
         with pytest.raises(CheckpointError, match="no tensor"):
-            ask(f"model.layers.0.mlp.{old}")
+            ask(f"model.{OLD[name]}")
 
 
 @pytest.mark.parametrize("name", EXPERTS)
@@ -139,6 +150,29 @@ def test_written_folders_give_the_same_logits(tiny_family: Family, tmp_path: Pat
     write_huggingface(open_checkpoint(tmp_path / "packed"), tmp_path / "dense")
     bounds.assert_near(tiny_models.reference_logits(tmp_path / "dense", tokens), ours, bounds.logits(source))
     assert np.abs(ours - expected).max() > 1e-3
+
+
+def test_an_adapter_knows_a_dense_mlp_by_both_its_names(tiny_family: Family) -> None:
+    published = open_checkpoint(tiny_family("lfm2_moe"))
+    mlx = as_mlx(published)
+    for number, projection in (("w1", "gate_proj"), ("w2", "down_proj"), ("w3", "up_proj")):
+        names = [f"model.layers.0.feed_forward.{part}.weight" for part in (number, projection)]
+        for name in names:
+            assert Index(published.names()).find(name) == names[0]
+            assert Index(mlx.names()).find(name) == names[1]
+        np.testing.assert_array_equal(mlx.read(names[1]), published.read(names[0]))
+
+
+def test_what_chooses_experts_is_not_rounded(tiny_family: Family, tmp_path: Path) -> None:
+    source = open_checkpoint(tiny_family("lfm2_moe"))
+    name = "model.layers.1.feed_forward.expert_bias"
+    write_huggingface(source, tmp_path / "hf", dtype="bfloat16")
+    convert(source, tmp_path / "mlx", Request(quantize="8:32", dtype="bfloat16"))
+    for folder in ("hf", "mlx"):
+        written = open_checkpoint(tmp_path / folder)
+        np.testing.assert_array_equal(written.read(name), source.read(name))
+        assert written.stored_as(name) == "F32"
+        assert written.stored_as("model.embedding_norm.weight") == "BF16"
 
 
 def test_packed_stacks_keep_their_integers_expert_by_expert(tiny_family: Family, tmp_path: Path) -> None:

@@ -113,6 +113,20 @@ def test_a_mixture_gives_more_where_it_helps():
     assert 3.5 < spent / sum(math.prod(shape) for shape in SHAPES.values()) < 5.5
 
 
+def test_parts_are_one_whatever_a_family_calls_them():
+    layer = "model.layers.2"
+    numbered = [part_of(f"{layer}.feed_forward.w{i}.weight") for i in (1, 3, 2)]
+    assert numbered == [part_of(f"{layer}.mlp.{name}_proj.weight") for name in ("gate", "up", "down")]
+    assert numbered == ["gate_up", "gate_up", "down_proj"]
+    assert part_of(f"{layer}.self_attn.gate_proj.weight") == part_of(f"{layer}.self_attn.g_proj.weight")
+    assert part_of(f"{layer}.self_attn.gate_proj.weight") == "attention gate"
+    assert [part_of(f"{layer}.conv.{name}_proj.weight") for name in ("in", "out")] == ["in_proj", "out_proj"]
+    widths = {f"model.layers.{i}.feed_forward.{name}.weight": (64, 64) for i in range(16) for name in ("w1", "w2")}
+    chosen = formats(parse_recipe("mixed_3_6"), widths)
+    assert chosen["model.layers.1.feed_forward.w2.weight"].bits == 6  # the down projection of an outer layer
+    assert chosen["model.layers.1.feed_forward.w1.weight"].bits == 3
+
+
 def parts(divergence) -> list[Part]:
     grouped: dict[tuple[str, str], list[str]] = {}
     for name in SHAPES:

@@ -23,7 +23,7 @@ from partita.language_model import LanguageModel
 from .. import bounds, tiny_models
 
 TEXT = np.random.default_rng(5).integers(0, 290, 200).tolist()
-FAMILIES = ("qwen3_5", "lfm2")
+FAMILIES = ("qwen3_5", "lfm2", "lfm2_moe")
 IDENTITY = Identity("tiny", "print")
 
 
@@ -154,6 +154,7 @@ def test_bytes_are_what_was_promised(model: LanguageModel) -> None:
     promised = {  # 3 layers of 2 key heads of 16 and 4 value heads of 24, behind 4 taps; 2 of 128 channels, 3 taps
         "qwen3_5_text": 3 * 4 * (3 * (2 * 2 * 16 + 4 * 24) + 4 * 24 * 16),
         "lfm2": 2 * 4 * 2 * 128,
+        "lfm2_moe": 2 * 4 * 2 * 128,
     }
     assert spec.state_bytes == promised[model.config.model_type]
     for start in range(0, 3 * spec.checkpoints, 3):
@@ -207,7 +208,9 @@ def test_a_cache_of_other_layers_is_another(model: LanguageModel) -> None:
         cache.restore(replace(cache.snapshot(), spec=replace(cache.spec, layers=layers)))
 
 
-@pytest.mark.parametrize("name", ["qwen3_5-alike", "qwen3_next", "olmo_hybrid", "lfm2", "lfm2-biased"])
+@pytest.mark.parametrize(
+    "name", ["qwen3_5-alike", "qwen3_next", "olmo_hybrid", "lfm2", "lfm2-biased", "lfm2_moe-plain"]
+)
 def test_other_families_are_taken_back_too(tiny_family: Callable[[str], Path], name: str) -> None:
     family = partita.load(tiny_family(name), backend=partita_backends.load("torch", dtype="float32"))
     text, cache = tiny_models.tokens(tiny_family(name)), cache_of(family)

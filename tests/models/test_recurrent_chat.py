@@ -23,7 +23,7 @@ from partita.language_model import LanguageModel, Piece, Session
 from ..runtime.engine.driver import Driver, alone, engine
 
 RANDOM = np.random.default_rng(11)
-FAMILIES = ("qwen3_5", "lfm2")
+FAMILIES = ("qwen3_5", "lfm2", "lfm2_moe")
 CACHE = {"kv": "32", "chunk": 64}
 
 

@@ -20,6 +20,7 @@ from .. import bounds
 from ..runtime.training.runs import batch_of, documents, full_model, gradients, lora, mean_loss
 
 METHODS = ("lora", "dora", "full")
+BESIDE_EXPERTS = {"lfm2_moe": "q_proj,k_proj,v_proj,in_proj,out_proj"}
 Gradients = tuple[float, dict[str, np.ndarray]]
 
 
@@ -64,6 +65,7 @@ def assert_same(found: Gradients, expected: Gradients, folder: Path, batch: Batc
         "qwen3_5",
         "lfm2",
         "lfm2-biased",
+        "lfm2_moe",
     ],
 )
 def test_adapters_gradients_are_slopes(
@@ -74,8 +76,9 @@ def test_adapters_gradients_are_slopes(
     batch = batch_of([[found[0], found[1][:20]]], masked=3)
     folder, step = tiny_family(name), 1e-5
     exact = NumpyBackend(dtype="float64")
-    model, values = lora(exact, folder, spread=0.05)
-    loss, grads = gradients(backends["torch"], *lora(backends["torch"], folder, spread=0.05), batch)
+    config = LoraConfig(rank=4, alpha=8, targets=BESIDE_EXPERTS[name]) if name in BESIDE_EXPERTS else None
+    model, values = lora(exact, folder, config, spread=0.05)
+    loss, grads = gradients(backends["torch"], *lora(backends["torch"], folder, config, spread=0.05), batch)
     assert loss == pytest.approx(mean_loss(exact, model, values, batch), rel=bounds.loss(folder, batch.trained))
     assert grads.keys() == values.keys()
     random, error = np.random.default_rng(0), bounds.gradients(folder)
@@ -145,12 +148,13 @@ def test_mlx_and_torch_agree(
     assert_same(mine, theirs, tiny_family(name), batch)
 
 
-@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss", "gemma4-experts"])
+@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss", "gemma4-experts", "lfm2_moe"])
 def test_mlx_and_torch_agree_behind_experts(
     backends: dict[str, Backend], tiny_family: Callable[[str], Path], batch: Batch, name: str
 ) -> None:
     """Adapters on attention; gradients pass through frozen experts, routers and learned sink logits."""
-    config = LoraConfig(rank=4, alpha=8, targets="q_proj,k_proj,v_proj,o_proj")
+    targets = BESIDE_EXPERTS.get(name, "q_proj,k_proj,v_proj,o_proj")
+    config = LoraConfig(rank=4, alpha=8, targets=targets)
     theirs, mine = (
         gradients(ops, *lora(ops, tiny_family(name), config, spread=0.05), batch, checkpoint=True)
         for ops in (backends["torch"], backends["mlx"])

@@ -27,6 +27,12 @@ _CONVOLVED = {
     "conv_L_cache": 3,
     "block_auto_adjust_ff_dim": False,
 }
+_CONVOLVED_EXPERTS = {
+    **{key: value for key, value in _CONVOLVED.items() if key != "block_auto_adjust_ff_dim"},
+    "moe_intermediate_size": 32,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+}
 RECURRENT: dict[str, dict[str, Any]] = {
     "qwen3_5": {
         "model_type": "qwen3_5_text",
@@ -99,5 +105,25 @@ RECURRENT: dict[str, dict[str, Any]] = {
         "block_ffn_dim_multiplier": 1.5,
         "block_multiple_of": 16,
         "tie_word_embeddings": False,
+    },
+    "lfm2_moe": {
+        "model_type": "lfm2_moe",
+        **DIVIDED,
+        **_CONVOLVED_EXPERTS,
+        "num_dense_layers": 1,
+        "use_expert_bias": True,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 1.5,
+        "tie_word_embeddings": True,
+    },
+    "lfm2_moe-plain": {  # experts chosen by their scores and weighed by them, in all layers
+        "model_type": "lfm2_moe",
+        **DIVIDED,
+        **_CONVOLVED_EXPERTS,
+        "conv_bias": True,
+        "num_dense_layers": 0,
+        "use_expert_bias": False,
+        "norm_topk_prob": False,
+        "tie_word_embeddings": True,
     },
 }

@@ -30,7 +30,7 @@ ALL_LINEAR = "all-linear"
 A, B, MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
 """What a trainable's name ends with, as in PEFT's files."""
 _ROWS = 256  # of a base that are unpacked at a time
-_EXPERT_PROJECTIONS = ("gate_proj", "up_proj", "down_proj", "gate_up_proj")
+_EXPERT_PROJECTIONS = ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "w1", "w2", "w3")
 
 
 @dataclass(frozen=True)

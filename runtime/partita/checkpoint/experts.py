@@ -1,6 +1,7 @@
 """The experts of a layer, however a checkpoint keeps them, as stacks (experts, out, in) with one bias (experts, out).
 
     each         experts.3.gate_proj.weight                 one matrix an expert (published Qwen3-MoE)
+                 experts.3.w1.weight, w3, w2                the same for gate, up and down (published LFM2-MoE)
     stacked      switch_mlp.gate_proj.weight                (experts, out, in): mlx-lm, and GGUF as it is read here;
                  experts.gate_proj.weight                   mlx-lm's name in gpt-oss
                  experts.switch_glu.gate_proj.weight        mlx-lm's name in Gemma 4
@@ -15,7 +16,7 @@ tensors that do not go together are one CheckpointError that names the layer.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,9 +31,11 @@ Value = np.ndarray | Packed
 Form = Literal["each", "stacked", "fused", "mxfp4"]
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+NUMBERED = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
+"""What some families call them."""
 # the layer's MLP, what tells the form, and for `each` the expert
 _SIGNS: tuple[tuple[Form, re.Pattern[str]], ...] = (
-    ("each", re.compile(r"(?P<mlp>.*)\.(?P<module>experts)\.(?P<expert>\d{1,5})\.gate_proj\.weight")),
+    ("each", re.compile(r"(?P<mlp>.*)\.(?P<module>experts)\.(?P<expert>\d{1,5})\.(?P<gate>gate_proj|w1)\.weight")),
     ("stacked", re.compile(r"(?P<mlp>.*)\.(?P<module>switch_mlp|experts\.switch_glu|experts)\.gate_proj\.weight")),
     ("fused", re.compile(r"(?P<mlp>.*)\.(?P<module>experts)\.gate_up_proj")),
     ("mxfp4", re.compile(r"(?P<mlp>.*)\.(?P<module>experts)\.gate_up_proj_blocks")),
@@ -44,38 +47,48 @@ def is_interleaved(checkpoint: Checkpoint) -> bool:
     return checkpoint.config.get("model_type") == "gpt_oss"
 
 
+def calls_by_number(checkpoint: Checkpoint) -> bool:
+    """Whether the family's published files call gate, up and down of an MLP w1, w3 and w2."""
+    return checkpoint.config.get("model_type") == "lfm2_moe"
+
+
 def find(checkpoint: Checkpoint) -> dict[str, StoredExperts]:
     """The experts of every layer that has some, by the name of its MLP ("model.layers.3.mlp"), in the file's order.
 
     Raises CheckpointError for a layer that keeps them in two forms.
     """
-    found: dict[str, tuple[Form, str]] = {}
+    found: dict[str, tuple[Form, str, bool]] = {}
     counts: dict[str, int] = {}
     for name in checkpoint.names():
         for form, sign in _SIGNS:
             if (match := sign.fullmatch(name)) is None:
                 continue
             mlp = match["mlp"]
-            how: tuple[Form, str] = (form, f"{mlp}.{match['module']}")
+            numbered = match.groupdict().get("gate") == NUMBERED["gate_proj"]
+            how: tuple[Form, str, bool] = (form, f"{mlp}.{match['module']}", numbered)
             if found.setdefault(mlp, how) != how:
                 raise CheckpointError(f"{checkpoint.path.name}: {mlp} keeps its experts in two forms")
             if form == "each":
                 counts[mlp] = max(counts.get(mlp, 0), int(match["expert"]) + 1)
     return {
-        mlp: StoredExperts(checkpoint, form, module, is_interleaved(checkpoint), counts.get(mlp, 0))
-        for mlp, (form, module) in found.items()
+        mlp: StoredExperts(
+            checkpoint, form, module, is_interleaved(checkpoint), counts.get(mlp, 0), NUMBERED if numbered else {}
+        )
+        for mlp, (form, module, numbered) in found.items()
     }
 
 
 @dataclass(frozen=True)
 class StoredExperts:
-    """One layer's experts in a checkpoint. module: what their names begin with. expected: their number, for `each`."""
+    """One layer's experts in a checkpoint. module: what their names begin with. expected: their number, for `each`.
+    called: names of projections there, where they are others."""
 
     checkpoint: Checkpoint
     form: Form
     module: str
     interleaved: bool
     expected: int
+    called: Mapping[str, str]
 
     def shape(self, projection: str) -> tuple[int, ...]:
         """(experts, out, in) that `weight` will have, without reading. CheckpointError if tensors cannot give it."""
@@ -142,7 +155,8 @@ class StoredExperts:
     def sources(self, projection: str) -> list[str]:
         """Names of the tensors that hold a projection, in the checkpoint's own words."""
         if self.form == "each":
-            return [f"{self.module}.{expert}.{projection}.weight" for expert in range(self.expected)]
+            called = self.called.get(projection, projection)
+            return [f"{self.module}.{expert}.{called}.weight" for expert in range(self.expected)]
         if self.form == "stacked":
             return [f"{self.module}.{projection}.weight"]
         fused = f"{self.module}.{_fused(projection)}"
@@ -151,7 +165,8 @@ class StoredExperts:
     def bias_sources(self, projection: str) -> list[str]:
         """Names of the tensors that would hold a projection's biases."""
         if self.form == "each":
-            return [f"{self.module}.{expert}.{projection}.bias" for expert in range(self.expected)]
+            called = self.called.get(projection, projection)
+            return [f"{self.module}.{expert}.{called}.bias" for expert in range(self.expected)]
         if self.form == "stacked":
             return [f"{self.module}.{projection}.bias"]
         return [f"{self.module}.{_fused(projection)}_bias"]

@@ -32,6 +32,9 @@ _CONSTANT = re.compile(
     r"(?:.*\.)?(?:rotary_\w+\.(?:\w*inv_freq|cos_cached|sin_cached)|(?:self_)?(?:attn|attention)\.(?:masked_)?bias)"
 )
 
+_BY_NUMBER = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
+_NUMBERED = re.compile(r"(?<=\.feed_forward\.)(?:w[123]|(?:gate|up|down)_proj)(?=\.)")
+
 T = TypeVar("T")
 
 
@@ -46,6 +49,18 @@ def text_name(name: str) -> str | None:
     if not plain.startswith(_TEXT):
         return None
     return plain if plain.startswith("lm_head.") else f"model.{plain}"
+
+
+def by_projection(name: str) -> str:
+    """A name whose dense MLP's matrices are called by what they do, as mlx-lm calls LFM2-MoE's; published are w1, w3
+    and w2."""
+    return _NUMBERED.sub(lambda found: _BY_NUMBER.get(found[0], found[0]), name)
+
+
+def by_number(name: str) -> str:
+    """The same the other way about."""
+    numbers = {called: number for number, called in _BY_NUMBER.items()}
+    return _NUMBERED.sub(lambda found: numbers.get(found[0], found[0]), name)
 
 
 def part_beside_text(name: str) -> str | None:
@@ -81,6 +96,11 @@ def adds_one(name: str) -> bool:
     return name.endswith("norm.weight") and not name.endswith("linear_attn.norm.weight")
 
 
+def chooses(name: str) -> bool:
+    """Whether a tensor is added to scores by which experts are chosen: rounded, it chooses others."""
+    return name.endswith((".expert_bias", ".e_score_correction_bias"))
+
+
 class Index:
     """Names to be looked up, by themselves or wherever they stand in their model; of two alike the first."""
 
@@ -88,8 +108,13 @@ class Index:
         self._names = dict.fromkeys(names)
         self._anywhere: dict[str, str] = {}
         for name in self._names:
-            self._anywhere.setdefault(_PLACE.sub("", name), name)
+            self._anywhere.setdefault(_everywhere(name), name)
 
     def find(self, name: str) -> str | None:
         """The name here of what is called `name` elsewhere."""
-        return name if name in self._names else self._anywhere.get(_PLACE.sub("", name))
+        return name if name in self._names else self._anywhere.get(_everywhere(name))
+
+
+def _everywhere(name: str) -> str:
+    """What two names have in common that are one tensor's elsewhere."""
+    return by_projection(_PLACE.sub("", name))

@@ -65,6 +65,8 @@ class ExpertsConfig:
     intermediate_size: int
     normalize: bool = False
     """The chosen experts' weights are divided by their sum."""
+    normalize_eps: float = 1e-20
+    """Added to that sum; the default is far below what float32 rounds it to."""
     score: Literal["softmax", "sigmoid", "softmax_chosen"] = "softmax"
     """What a router's outputs become: weights over all experts, of which those of the chosen count; each for itself; or
     a softmax over the chosen alone."""

@@ -16,8 +16,6 @@ from ..brief import Brief
 from .config import ExpertsConfig
 from .weights import WeightSpec
 
-LEAST_SUM = 1e-20  # what weights are divided by, at least; far below what float32 rounds a sum of scores to
-
 
 @dataclass(frozen=True)
 class Linear(Brief):
@@ -158,7 +156,7 @@ class Router(Brief):
             _, index = ops.topk(self._of_best_groups(ops, wanted), c.active)
             weights = _picked(ops, scores, index)
         if c.normalize:
-            weights = weights / (ops.sum(weights, -1)[..., None] + LEAST_SUM)
+            weights = weights / (ops.sum(weights, -1)[..., None] + c.normalize_eps)
         weights = weights if c.scale == 1 else weights * c.scale
         return (weights if self.factors is None else weights * ops.take(self.factors.value, index, 0)), index
 

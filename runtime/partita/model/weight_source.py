@@ -108,6 +108,9 @@ def _names(checkpoint: Checkpoint) -> Names:
     head = index.find(f"{names.head}.weight") or names.head
     if any(name.endswith(SPLIT_INPUT) for name in checkpoint.names()):
         names = replace(names, delta=replace(names.delta, inputs=DeltaNames().inputs))
+    first = index.find(f"{names.prefix}{names.mlp.format(i=0)}.{names.gate}.weight")
+    if first is not None and first.endswith(".gate_proj.weight"):
+        names = replace(names, gate="gate_proj", up="up_proj", down="down_proj")
     return replace(names, prefix=found.removesuffix(embedding), head=head.removesuffix(".weight"))
 
 

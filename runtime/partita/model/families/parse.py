@@ -2,9 +2,9 @@
 
 A family is one small function and one table of names over the one decoder in `model/decoder.py`; no family has code of
 its own there. How a field is read and when it is refused is `model/config_fields.py`'s; families with experts are in
-`moe.py`, later dense ones in `dense.py`, those that remember by a state in `recurrent.py`, models that see as well in
-`wrappers.py`. Invariant: a field that changes a
-family's mathematics is read, or refused by name.
+`moe.py`, later dense ones in `dense.py`, those that remember by a state in `recurrent.py`, by the last few tokens in
+`short_conv.py`, models that see as well in `wrappers.py`. Invariant: a field that changes a family's mathematics is
+read, or refused by name.
 """
 
 from __future__ import annotations
@@ -238,4 +238,5 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3_next": Family(recurrent.qwen3_next, recurrent.NEXT_NAMES),
     "olmo_hybrid": Family(recurrent.olmo_hybrid, recurrent.OLMO_HYBRID_NAMES),
     "lfm2": Family(short_conv.lfm2, short_conv.LFM2_NAMES),
+    "lfm2_moe": Family(short_conv.lfm2_moe, short_conv.LFM2_NAMES),
 }

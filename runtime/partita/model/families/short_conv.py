@@ -1,12 +1,16 @@
-"""Families most of whose layers are short convolutions, from a Hugging Face config to `ModelConfig`: LFM2 and 2.5.
+"""Families most of whose layers are short convolutions, from a Hugging Face config to `ModelConfig`: LFM2, 2.5 and
+LFM2-MoE.
 
 Not here: the layers (`model/mixers/`). The invariant is that of `model/families/parse.py`.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from ...errors import CheckpointError
-from ..config import ConvConfig, LayerConfig, ModelConfig
+from ..config import ConvConfig, ExpertsConfig, LayerConfig, ModelConfig
 from ..config_fields import (
     FULL,
     Config,
@@ -20,6 +24,7 @@ from ..config_fields import (
     rope,
 )
 from ..weights import Names
+from . import moe
 
 CONV = "conv"
 LFM2_NAMES = Names(
@@ -33,24 +38,68 @@ LFM2_NAMES = Names(
     gate="w1",
     up="w3",
     down="w2",
+    choice_bias="expert_bias",
 )
+_CONV_READS = ("conv_L_cache", "conv_bias")
 
 
 def lfm2(config: Config) -> ModelConfig:
     """Lfm2ForCausalLM: LFM2 and LFM2.5."""
-    conv = ConvConfig(integer(config, "hidden_size"), integer(config, "conv_L_cache"), flag(config, "conv_bias"))
-    kinds = {FULL: LayerConfig(None, rope(config)), CONV: LayerConfig(None, None, mixer=conv)}
+    layers = tuple(_lfm2_layers(config))
+    return _lfm2(config, "lfm2", layers, reads=("block_ff_dim",), intermediate_size=_width(config))
+
+
+def lfm2_moe(config: Config) -> ModelConfig:
+    """Lfm2MoeForCausalLM: LFM2-8B-A1B and others. The first layers are dense; a router scores each expert by itself,
+    and a bias that is learned chooses, and does not weigh."""
+    count, dense = layer_count(config), config.get("num_dense_layers")
+    if type(dense) is not int or not 0 <= dense <= count:
+        raise CheckpointError(f"config.json: num_dense_layers must be an integer from 0 to {count}, got {dense!r}")
+    factor = optional_number(config, "routed_scaling_factor")
+    return _lfm2(
+        config,
+        "lfm2_moe",
+        tuple(replace(layer, experts=i >= dense) for i, layer in enumerate(_lfm2_layers(config))),
+        reads=("num_dense_layers", "num_experts", "routed_scaling_factor", "use_expert_bias"),
+        experts=ExpertsConfig(
+            moe.experts(config),
+            moe.active(config),
+            integer(config, "moe_intermediate_size"),
+            normalize=flag(config, "norm_topk_prob", True),
+            normalize_eps=1e-6,
+            score="sigmoid",
+            choice_bias=flag(config, "use_expert_bias", True),
+            scale=1.0 if factor is None else factor,
+        )
+        if dense < count
+        else None,
+    )
+
+
+def _lfm2(
+    config: Config, model_type: str, layers: tuple[LayerConfig, ...], *, reads: tuple[str, ...], **fields: Any
+) -> ModelConfig:
+    """What they share."""
     return decoder(
         config,
-        "lfm2",
-        tuple(kinds[name] for name in _types(config)),
-        reads=("block_ff_dim", "conv_L_cache", "conv_bias"),
+        model_type,
+        layers,
+        reads=(*_CONV_READS, *reads),
         eps_key="norm_eps",
         tie_embeddings=flag(config, "tie_embedding", flag(config, "tie_word_embeddings", True)),
-        intermediate_size=_width(config),
         activation="silu",
         qk_norm="head",
+        **fields,
     )
+
+
+def _lfm2_layers(config: Config) -> list[LayerConfig]:
+    kinds = {FULL: LayerConfig(None, rope(config)), CONV: LayerConfig(None, None, mixer=_conv(config))}
+    return [kinds[name] for name in _types(config)]
+
+
+def _conv(config: Config) -> ConvConfig:
+    return ConvConfig(integer(config, "hidden_size"), integer(config, "conv_L_cache"), flag(config, "conv_bias"))
 
 
 def _types(config: Config) -> list[str]:
