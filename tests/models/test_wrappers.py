@@ -116,6 +116,25 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "head_dim": _SIGHT["hidden_size"] // _SIGHT["num_attention_heads"],
         },
     ),
+    "gemma4_unified": (
+        {
+            "model_type": "gemma4_unified_text",
+            **_TEXT,
+            **_SLIDES,
+            "rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE},
+            "global_head_dim": 64,
+            "num_global_key_value_heads": 1,
+            "attention_k_eq_v": True,
+            "pad_token_id": 0,
+        },
+        {
+            "model_type": "gemma4_unified_vision",
+            "patch_size": 4,
+            "mm_embed_dim": 32,
+            "mm_posemb_size": 16,
+            "output_proj_dims": 32,
+        },
+    ),
     "idefics3": ({"model_type": "llama", **_TEXT}, {"model_type": "idefics3_vision", **_SIGHT}),
     "mistral3": (
         {"model_type": "ministral3", **_TEXT, "rope_parameters": {**_GROWING, "llama_4_scaling_beta": 0.4}},
@@ -184,7 +203,7 @@ def test_a_converted_model_is_the_same(judged: tuple[Path, np.ndarray], tmp_path
     write_mlx(source, tmp_path / "mlx")
     write_huggingface(source, tmp_path / "dense")
     names = ["mlx", "dense"]
-    if folder.name not in ("gemma4", "qwen3_5", "qwen3_5_moe"):
+    if folder.name not in ("gemma4", "gemma4_unified", "qwen3_5", "qwen3_5_moe"):
         write_gguf(source, tmp_path / "text.gguf", kind="F32")
         names.append("text.gguf")
     ops = partita_backends.load("numpy")
@@ -204,6 +223,7 @@ def test_what_sees_is_named(judged: tuple[Path, np.ndarray]) -> None:
         "qwen3_vl": "visual (",
         "qwen3_5": "visual (",
         "qwen3_5_moe": "visual (",
+        "gemma4_unified": "embed_vision (",
         "smolvlm": "vision_model (",
         "idefics3": "vision_model (",
     }

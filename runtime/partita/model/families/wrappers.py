@@ -44,6 +44,7 @@ WRAPPERS: Mapping[str, Wrapper] = {
     "cohere2_vision": Wrapper({"cohere2": "cohere2"}),
     "gemma3": Wrapper({"gemma3_text": "gemma3_text"}, _GEMMA3),
     "gemma4": Wrapper({"gemma4_text": "gemma4_text"}),
+    "gemma4_unified": Wrapper({"gemma4_unified_text": "gemma4_text"}, {"hidden_size_per_layer_input": 0}),
     "idefics3": Wrapper({"llama": "llama"}),
     "mistral3": Wrapper({"mistral": "mistral", "ministral3": "ministral3"}),
     "qwen3_5": Wrapper({"qwen3_5_text": "qwen3_5_text"}),
