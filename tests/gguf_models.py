@@ -27,6 +27,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"num_hidden_layers": 2, "mlp_only_layers": []},
     "gemma2": {"query_pre_attn_scalar": 32},
     "gemma3": {"query_pre_attn_scalar": 32},
+    "gemma4-told": {},
+    "gemma4-experts": {},
     "phi3": {},
     "phi3-longrope": {},
     "phi4-mini": {},

@@ -18,7 +18,7 @@ from partita.checkpoint.base import Checkpoint
 from partita.checkpoint.gguf.architectures import ARCHITECTURES, Architecture
 from partita.checkpoint.gguf.extensions import usual_attention_factor
 from partita.checkpoint.gguf.names import SAMPLING_KEYS, config_from, with_rope_tensors
-from partita.checkpoint.gguf.parts import LONG_FACTORS, ROPE_FACTORS, SHORT_FACTORS
+from partita.checkpoint.gguf.parts import LONG_FACTORS, NEVER, ROPE_FACTORS, SHORT_FACTORS
 from partita.errors import CheckpointError, UnsupportedModel
 from partita.inference.sampling import recommended_values
 from partita.model.config import DeltaConfig, LayerConfig, ModelConfig, RopeConfig
@@ -28,11 +28,12 @@ from partita.model.rope import inverse_frequencies
 
 from .file import Typed, inferred
 from .recurrent import recurrent_keys
+from .shaped import same_shape, shaped_keys
 
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
 QUANTIZATION_VERSION = 2
 _OURS = ("architecture", "type", "name", "file_type", "quantization_version", "alignment")
-Number = int | float | str | list[bool] | None
+Number = int | float | str | list[bool] | list[int] | None
 _TOLERANCE = 1e-6  # numbers are float32 in the file
 
 
@@ -100,12 +101,14 @@ def model_keys(config: ModelConfig, architecture: str) -> tuple[dict[str, Typed]
         raise _unsayable(architecture, "head_dim", config.head_dim, config.hidden_size / config.num_heads)
     rope, tensors = _rope_keys(config, row)
     numbers |= _window_keys(config, row) | rope | recurrent_keys(config, architecture, row)
+    if row.each_slides:
+        numbers |= shaped_keys(config, architecture)
     return {f"{architecture}.{key}": _typed(value) for key, value in numbers.items() if value is not None}, tensors
 
 
-def _typed(value: int | float | str | list[bool]) -> Typed:
+def _typed(value: int | float | str | list[bool] | list[int]) -> Typed:
     if isinstance(value, list):
-        return Typed("bool", value, many=True)
+        return Typed("bool" if isinstance(value[0], bool) else "u32", value, many=True)
     return Typed("str" if isinstance(value, str) else "u32" if isinstance(value, int) else "f32", value)
 
 
@@ -168,7 +171,7 @@ def _scaling(rope: RopeConfig) -> tuple[dict[str, Number], dict[str, np.ndarray]
         case "linear":
             return {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope.factor)}, {}
         case "factors":
-            return {}, {ROPE_FACTORS: np.asarray(rope.factors, np.float32)}
+            return {}, {ROPE_FACTORS: np.minimum(rope.factors, NEVER).astype(np.float32)}
         case "llama3":
             plain = dataclasses.replace(rope, scaling="default")
             return {}, {ROPE_FACTORS: (inverse_frequencies(plain) / inverse_frequencies(rope)).astype(np.float32)}
@@ -230,6 +233,8 @@ def _check_layers(architecture: str, config: ModelConfig, read: ModelConfig) -> 
             raise _unsayable(architecture, f"the rotation of layer {i}", *_differing(wanted.rope, said.rope))
         if not _same_delta(wanted.delta, said.delta):
             raise _unsayable(architecture, f"the recurrence of layer {i}", wanted.delta, said.delta)
+        if not same_shape(wanted, said, config, read, i):
+            raise _unsayable(architecture, f"the shape of layer {i}", wanted, said)
         if wanted.experts != said.experts:
             raise _unsayable(architecture, f"experts in layer {i}", wanted.experts, said.experts)
 

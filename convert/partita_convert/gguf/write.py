@@ -26,7 +26,7 @@ from partita.checkpoint import experts
 from partita.checkpoint.base import Checkpoint
 from partita.checkpoint.gguf.architectures import Architecture
 from partita.checkpoint.gguf.arrangement import arrangement, part_of, permuted_heads, rows_by_key_heads, with_columns
-from partita.checkpoint.gguf.parts import BARE_NAMES, OUTER_NAMES, ROPE_FACTORS
+from partita.checkpoint.gguf.parts import BARE_NAMES, EXPERTS, OUTER_NAMES, ROPE_FACTORS
 from partita.checkpoint.names import EMBEDDING, HEAD, adds_one, text_name
 from partita.errors import CheckpointError, DataError, UnsupportedModel
 from partita.files.atomic import refuse_existing, whole_file
@@ -177,7 +177,7 @@ def _plan(checkpoint: Checkpoint, config: ModelConfig, row: Architecture) -> Ite
         if name in mlps:
             if mlps[name] not in done:
                 done.add(mlps[name])
-                yield from _stacks(checkpoint, mlps[name], stacks[mlps[name]], biased, names)
+                yield from _stacks(checkpoint, mlps[name], stacks[mlps[name]], biased, row)
             continue
         if plain.endswith(f"{_FUSED}.weight"):
             yield from _split(checkpoint, config, name, plain, names)
@@ -209,6 +209,8 @@ def name_in_gguf(name: str, names: Mapping[str, str]) -> str:
     prefix, _, rest = name.partition("model.layers.")
     layer, _, rest = rest.partition(".")
     if not prefix and layer.isdecimal():
+        if "." in names.get(rest, ""):
+            return f"blk.{int(layer)}.{names[rest]}"
         part, _, kind = rest.rpartition(".")
         if kind in ("weight", "bias") and part in names:
             return f"blk.{int(layer)}.{names[part]}.{kind}"
@@ -274,11 +276,12 @@ def _some_rows(checkpoint: Checkpoint, name: str, rows: np.ndarray) -> Value:
 
 
 def _stacks(
-    checkpoint: Checkpoint, mlp: str, stored: experts.StoredExperts, bias: bool, names: Mapping[str, str]
+    checkpoint: Checkpoint, mlp: str, stored: experts.StoredExperts, bias: bool, row: Architecture
 ) -> Iterator[_Planned]:
     """A layer's experts: (experts, out, in), and (experts, out) for biases."""
-    for projection in experts.PROJECTIONS:
-        name = f"{mlp}.switch_mlp.{projection}"
+    layer, names = _layer(mlp), layer_names(row)
+    for part, projection in zip(EXPERTS, experts.PROJECTIONS, strict=True):
+        name = f"{layer}.{row.layer_names[part]}"
         shape = stored.shape(projection)
         for suffix, sources, size, read in (
             ("weight", stored.sources(projection), shape, stored.weight),
@@ -288,6 +291,12 @@ def _stacks(
                 source = checkpoint.stored_as(sources[0])
                 gguf_name = name_in_gguf(f"{name}.{suffix}", names)
                 yield _Planned(gguf_name, f"{name}.{suffix}", size, source, partial(read, projection))
+
+
+def _layer(mlp: str) -> str:
+    """ "model.layers.3" of the name of what holds a layer's experts, in a decoder by itself."""
+    plain = text_name(f"{mlp}.") or mlp
+    return ".".join(plain.split(".")[:3])
 
 
 def _factor(name: str, value: np.ndarray) -> _Planned:

@@ -9,6 +9,9 @@ GGUF leaves out has a value here only where the architecture's readers fix it; t
     glm4, ernie4_5, cohere2   the same rotation, and rows as in Hugging Face, where it is of neighbours too
     gemma2, gemma3            norms hold 1 + w; queries are scaled by head_dim ** -0.5, but in the models of 46 and of
                               62 layers, where it is (hidden_size / heads) ** -0.5
+    gemma4                    norms do not hold 1 + w; the file says how wide heads of global layers are, and apart from
+                              that of sliding ones; keys without values are both; rope_freqs divides a pair of global
+                              layers that does not turn by 1e30
     gemma2, gpt-oss           of each two layers the second is global; one in four is in olmo2, one in six in gemma3;
                               a pattern key says otherwise
     smollm3                   every fourth layer does not rotate
@@ -44,6 +47,7 @@ from .parts import (
     ATTENTION,
     EXPERTS,
     GEMMA2,
+    GEMMA4,
     GPT_OSS,
     LINEAR,
     LLAMA,
@@ -73,12 +77,14 @@ class Architecture:
     layer_names: part of a GGUF layer's tensor to part of a Hugging Face one's. biased: the parts that may have a bias.
     permuted: rows of q and k. recurrent: the order of value heads in layers that remember by the delta rule; None: no
     layer does. predicts: whether a file may have blocks behind the model's, which predict further tokens.
+    by_layer: fields of which a file may have one for each layer; they are lists until `extend`.
     fields: config field to (key after "<architecture>.", type, default); ... where the key must be there.
     constants: fields that every file of the architecture means. theta: the rope base where the key is missing; ... if
     it must be there. period: of the layers, the last of each is global; None: no layer slides. slides_at: the number
     of layers of the one model that slides; None: any may. square: whether heads together must be as wide as the model.
-    factors: tensors of rope factors that its readers take. own_output: whether they need `output.weight`. tied: whether
-    they know none. extend: fields that take more than a key.
+    each_slides: whether its readers want to be told of each layer. factors: tensors of rope factors that they take.
+    own_output: whether they need `output.weight`. tied: whether they know none. extend: fields that take more than a
+    key.
     """
 
     model_type: str
@@ -91,10 +97,12 @@ class Architecture:
     predicts: bool = False
     norms_include_one: bool = False
     fields: Mapping[str, tuple[str, type, Any]] = field(default_factory=dict[str, tuple[str, type, Any]])
+    by_layer: frozenset[str] = frozenset()
     constants: Mapping[str, Any] = field(default_factory=dict[str, Any])
     theta: Any = ...
     period: int | None = None
     slides_at: int | None = None
+    each_slides: bool = False
     square: bool = False
     factors: frozenset[str] = frozenset()
     own_output: bool = False
@@ -217,6 +225,31 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         constants=_GELU,
         period=6,
         extend=extensions.gemma(62),
+    ),
+    "gemma4": Architecture(
+        "gemma4_text",
+        "Gemma4ForCausalLM",
+        GEMMA4,
+        written=("gemma4_text", "gemma4"),
+        by_layer=frozenset({"intermediate_size", "num_key_value_heads"}),
+        fields={
+            "sliding_window": ("attention.sliding_window", int, ...),
+            "final_logit_softcapping": ("final_logit_softcapping", float, None),
+            "local_head_dim": ("attention.key_length_swa", int, ...),
+            "local_value_dim": ("attention.value_length_swa", int, ...),
+            "local_rotated": ("rope.dimension_count_swa", int, None),
+            "local_theta": ("rope.freq_base_swa", float, 10000.0),
+            "num_kv_shared_layers": ("attention.shared_kv_layers", int, 0),
+            "hidden_size_per_layer_input": ("embedding_length_per_layer_input", int, 0),
+            "num_experts": ("expert_count", int, None),
+            "top_k_experts": ("expert_used_count", int, None),
+            "moe_intermediate_size": ("expert_feed_forward_length", int, None),
+        },
+        constants=_GELU,
+        period=6,
+        each_slides=True,
+        factors=frozenset({ROPE_FACTORS}),
+        extend=extensions.gemma4,
     ),
     "phi3": Architecture(
         "phi3",

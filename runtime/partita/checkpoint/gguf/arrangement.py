@@ -20,7 +20,7 @@ import numpy as np
 from ...errors import CheckpointError
 from ...quantization import Packed, dequantize
 from .architectures import Architecture
-from .parts import BY_KEY_HEADS, IN_PARTS
+from .parts import BY_KEY_HEADS, GATE_AND_UP
 
 Value = np.ndarray | Packed
 _OF_ONE = {"ssm_conv1d": 1, "ffn_gate_inp_shexp": 0}
@@ -75,7 +75,7 @@ def arrangement(
 ) -> Arrangement:
     """Of one tensor. config: numbers of heads and their widths, by Hugging Face's names. shape: the file's, or Hugging
     Face's. what: begins a CheckpointError, for rows that heads do not divide. name: Hugging Face's, of what is read
-    from IN_PARTS."""
+    from a part that holds several."""
     if heads := permuted_heads(row, config, gguf_name):
         if shape[0] % (2 * heads):
             raise CheckpointError(f"{what} has {shape[0]} rows, which {heads} heads do not divide in pairs")
@@ -125,8 +125,9 @@ def grouped_heads(key_heads: int, value_heads: int) -> np.ndarray:
 
 
 def _share(gguf_name: str, name: str) -> int | None:
-    """Which of IN_PARTS a tensor is read as; None where it is one of its own."""
-    names = IN_PARTS.get(part_of(gguf_name), ())
+    """Which of the tensors that a part holds is read; None where it is one of its own."""
+    part = part_of(gguf_name)
+    names = ("gate_proj", "up_proj") if part == GATE_AND_UP else BY_KEY_HEADS.get(part, ())
     return next((i for i, called in enumerate(names) if name.endswith(f".{called}.weight")), None)
 
 

@@ -72,6 +72,59 @@ def gemma(divided_at: int) -> Callable[[Keys, Config], Config]:
     return extend
 
 
+def gemma4(keys: Keys, config: Config) -> Config:
+    """Shapes of global layers beside those of sliding ones. The config has each global layer's, as transformers writes
+    it: where keys are values, published fields would say their heads, and elsewhere they could not."""
+    size, width, rotated, theta = (config.pop(f"local_{key}") for key in ("head_dim", "value_dim", "rotated", "theta"))
+    if width != size or rotated not in (None, size) or "partial_rotary_factor" in config:
+        raise UnsupportedModel(f"{keys.prefix}: heads of two widths, or turned in part, are not implemented")
+    types, heads, shared = config["layer_types"], config["num_key_value_heads"], config["num_kv_shared_layers"]
+    if not 0 <= shared < len(types):
+        raise CheckpointError(f"{keys.prefix}.attention.shared_kv_layers says {shared} of {len(types)} layers")
+    local = [n for n, kind in zip(heads, types, strict=True) if kind == SLIDING] or heads[:1]
+    if any(n != local[0] for n in local):
+        raise UnsupportedModel(f"{keys.prefix}.attention.head_count_kv differs between sliding layers")
+    whole = [i for i, kind in enumerate(types) if kind == FULL]
+    alike = {f"blk.{i}.attn_v.weight" not in keys.tensors for i in whole if i < len(types) - shared}
+    if len(alike) > 1:
+        raise UnsupportedModel(f"{keys.prefix}: global layers with values beside some without are not implemented")
+    base, scaling = config.pop("rope_theta"), config.pop("rope_scaling")
+    config |= {
+        "per_layer_config": {str(i): {"head_dim": config["head_dim"], "num_key_value_heads": heads[i]} for i in whole},
+        "attention_k_eq_v": alike == {True},
+        "rope_parameters": {
+            FULL: _whole_rope(scaling, base, config["head_dim"]),
+            SLIDING: {"rope_type": "default", "rope_theta": theta},
+        },
+        "head_dim": size,
+        "num_key_value_heads": local[0],
+    }
+    if config["hidden_size_per_layer_input"]:
+        table = keys.tensors.get("per_layer_token_embd.weight")
+        if table is None:
+            raise CheckpointError("the file lacks the tensor per_layer_token_embd.weight")
+        config["vocab_size_per_layer_input"] = table[0]
+    return _widths(keys, config) | {"enable_moe_block": bool(config["num_experts"])}
+
+
+def _whole_rope(scaling: Config | None, theta: float, size: int) -> Config:
+    """Of global layers, whose heads are so wide; the tensor's divisors are not known yet."""
+    if scaling is None:
+        return {"rope_type": "default", "rope_theta": theta}
+    if "tensor" not in scaling:
+        raise UnsupportedModel(f"rope scaling {scaling['rope_type']!r} is not implemented for this architecture")
+    return {"rope_type": "proportional", "rope_theta": theta, "tensor": scaling["tensor"], "dims": size}
+
+
+def _widths(keys: Keys, config: Config) -> Config:
+    """Layers that share keys and values may be twice as wide as the others."""
+    widths, first = config["intermediate_size"], config["num_hidden_layers"] - config["num_kv_shared_layers"]
+    plain, wide = set(widths[:first]), set(widths[first:])
+    if len(plain) > 1 or wide not in (set(), plain, {2 * width for width in plain}):
+        raise UnsupportedModel(f"{keys.prefix}.feed_forward_length: these widths of layers are not implemented")
+    return config | {"intermediate_size": widths[0], "use_double_wide_mlp": wide not in (set(), plain)}
+
+
 def phi3(keys: Keys, config: Config) -> Config:
     """A window of 0 stands for none."""
     return config | {"sliding_window": config["sliding_window"] or None}

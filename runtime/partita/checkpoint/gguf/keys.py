@@ -38,6 +38,20 @@ class Keys:
             if default is ...:
                 raise CheckpointError(f"the GGUF metadata lacks {name}")
             return default
+        return self._of(kind, value, name)
+
+    def each(self, key: str, kind: type, default: Any = ...) -> Any:
+        """A number for each layer, a list; what is said once holds for all of them. Else as `get`."""
+        name, layers = f"{self.prefix}.{key}", self.get("block_count", int)
+        said = self.metadata.get(name)
+        if not is_list(said):
+            value = self.get(key, kind, default)
+            return value if value is None else [value] * min(layers, len(self.tensors))
+        if len(said) != layers:
+            raise CheckpointError(f"{name} has {len(said)} items for {layers} layers")
+        return [self._of(kind, value, name) for value in said]
+
+    def _of(self, kind: type, value: Any, name: str) -> Any:
         if kind is str and isinstance(value, str):
             return value
         if kind is int and type(value) is int and 0 <= value < 1 << 31:

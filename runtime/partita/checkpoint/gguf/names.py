@@ -20,7 +20,7 @@ from ...files.bounded import is_list
 from .architectures import ARCHITECTURES, Architecture
 from .extensions import FULL, SLIDING, usual_attention_factor
 from .keys import Keys, shortest
-from .parts import BARE_NAMES, CONSTANTS, IN_PARTS, LONG_FACTORS, OUTER_NAMES, ROPE_FACTORS, SHORT_FACTORS
+from .parts import BARE_NAMES, CONSTANTS, LONG_FACTORS, NEVER, OUTER_NAMES, ROPE_FACTORS, SHORT_FACTORS, read_as
 
 # config field: (key after "<architecture>.", type, default; ... means that the key must be there)
 _COMMON: dict[str, tuple[str, type, Any]] = {
@@ -75,7 +75,8 @@ def config_from(metadata: Mapping[str, Any], tensors: Mapping[str, tuple[int, ..
     row = architecture(metadata)
     keys = Keys(metadata, metadata["general.architecture"], tensors)
     config: dict[str, Any] = {"model_type": row.model_type, "architectures": [row.class_name]}
-    config |= {name: keys.get(*spec) for name, spec in {**_COMMON, **row.fields}.items()}
+    for name, spec in {**_COMMON, **row.fields}.items():
+        config[name] = keys.each(*spec) if name in row.by_layer else keys.get(*spec)
     config["num_hidden_layers"] -= _predicting(keys, row, config["num_hidden_layers"])
     _refuse(keys, row)
     _complete_heads(keys, config)
@@ -222,6 +223,11 @@ def with_rope_tensors(config: dict[str, Any], read: Callable[[str], np.ndarray])
     scaling: dict[str, Any] = config.get("rope_scaling") or {}
     if "tensor" in scaling:
         return config | {"rope_scaling": {**scaling, "factors": _factors(read, scaling["tensor"])}}
+    parameters: dict[str, Any] = config.get("rope_parameters") or {}
+    if "tensor" in (whole := parameters.get(FULL, {})):
+        said = {key: value for key, value in whole.items() if key not in ("tensor", "dims")}
+        said |= _proportional(_factors(read, whole["tensor"]), whole["tensor"], whole["dims"])
+        return config | {"rope_parameters": {**parameters, FULL: said}}
     if scaling.get("rope_type") != "longrope" or "short_factor" in scaling:
         return config
     names = {"short_factor": SHORT_FACTORS, "long_factor": LONG_FACTORS}
@@ -233,6 +239,18 @@ def _factors(read: Callable[[str], np.ndarray], name: str) -> list[float]:
     if factors.ndim != 1 or len(factors) > 4096 or not (factors > 0).all():
         raise CheckpointError(f"{name} is not a short list of positive divisors")
     return [shortest(factor) for factor in factors]
+
+
+def _proportional(factors: list[float], name: str, dims: int) -> dict[str, float]:
+    """Which part of a head of so many dims turns, in front, by divisors that are one number there and past all others
+    behind it."""
+    if 2 * len(factors) != dims:
+        raise CheckpointError(f"{name} has {len(factors)} divisors for heads of {dims} dims")
+    turned = sum(factor < NEVER for factor in factors)
+    if not turned or {*factors[:turned]} != {factors[0]} or any(factor < NEVER for factor in factors[turned:]):
+        raise UnsupportedModel(f"{name}: divisors other than of a first part of each head are not implemented")
+    part = {"partial_rotary_factor": turned / len(factors)}
+    return part if factors[0] == 1.0 else part | {"factor": factors[0]}
 
 
 def tensor_names(metadata: Mapping[str, Any], names: Collection[str]) -> dict[str, str]:
@@ -252,9 +270,11 @@ def tensor_names(metadata: Mapping[str, Any], names: Collection[str]) -> dict[st
             continue  # in the config
         elif prefix == "blk" and number.isdecimal() and layers is not None and layers <= int(number) < blocks:
             continue  # predicts further tokens
+        elif prefix == "blk" and number.isdecimal() and rest in row.layer_names and kind:
+            found[f"model.layers.{int(number)}.{row.layer_names[rest]}"] = name
         elif prefix == "blk" and number.isdecimal() and part in row.layer_names and _may_be(row, part, kind):
             suffix = "" if part in BARE_NAMES else f".{kind}"
-            for called in IN_PARTS.get(part, (row.layer_names[part],)):
+            for called in read_as(part, row.layer_names[part]):
                 found[f"model.layers.{int(number)}.{called}{suffix}"] = name
         else:
             architecture_name = metadata["general.architecture"]

@@ -8,12 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 ROPE_FACTORS = "rope_freqs.weight"
+NEVER = 1e30
+"""The divisor of a pair of dims that does not turn."""
 LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
 
 OUTER_NAMES: Mapping[str, str] = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
+    "per_layer_token_embd.weight": "model.embed_tokens_per_layer.weight",
+    "per_layer_model_proj.weight": "model.per_layer_model_projection.weight",
+    "per_layer_proj_norm.weight": "model.per_layer_projection_norm.weight",
     ROPE_FACTORS: ROPE_FACTORS,  # Hugging Face has no tensor for it: its numbers belong to the config
 }
 ATTENTION = {
@@ -39,6 +44,26 @@ GEMMA2 = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "pre_feedforward_layernorm",
 }
+_BESIDE = "experts.switch_glu"
+GEMMA4 = {
+    **GEMMA2,
+    **QK_NORMS,
+    "inp_gate": "per_layer_input_gate",
+    "proj": "per_layer_projection",
+    "post_norm": "post_per_layer_input_norm",
+    "layer_output_scale.weight": "layer_scalar",
+    "ffn_gate_inp": "router.proj",
+    "ffn_gate_inp.scale": "router.scale",
+    "ffn_down_exps.scale": "router.per_expert_scale",
+    "post_ffw_norm_1": "post_feedforward_layernorm_1",
+    "pre_ffw_norm_2": "pre_feedforward_layernorm_2",
+    "post_ffw_norm_2": "post_feedforward_layernorm_2",
+    "ffn_gate_up_exps": f"{_BESIDE}.gate_up_proj",
+    "ffn_gate_exps": f"{_BESIDE}.gate_proj",
+    "ffn_up_exps": f"{_BESIDE}.up_proj",
+    "ffn_down_exps": f"{_BESIDE}.down_proj",
+}
+"""A part that is named with what stands behind it has no ".weight" in Hugging Face."""
 PHI3 = {
     **PRE_NORMS,
     "attn_qkv": "self_attn.qkv_proj",
@@ -87,11 +112,18 @@ BY_KEY_HEADS: Mapping[str, tuple[str, ...]] = {
     "ssm_in": ("linear_attn.in_proj_qkv", "linear_attn.in_proj_z"),  # of old files, for attn_qkv and attn_gate
 }
 """Parts whose rows go by key heads, and what they are read as."""
-IN_PARTS = {**BY_KEY_HEADS, "ffn_gate_up_exps": (EXPERTS["ffn_gate_exps"], EXPERTS["ffn_up_exps"])}
-"""These, and the stacks of experts whose rows are those of gate, then those of up."""
+GATE_AND_UP = "ffn_gate_up_exps"
+"""Stacks of experts whose rows are those of gate, then those of up."""
 QKV = frozenset({"attn_q", "attn_k", "attn_v"})
 LINEAR = frozenset({*ATTENTION, *MLP})
 BARE_NAMES: Mapping[str, str] = {"attn_sinks": ".weight", "ssm_a": "", "ssm_dt": ".bias"}
 """Parts that Hugging Face names without ".weight", and what stands behind their names in GGUF."""
 CONSTANTS = frozenset({"attn_rot_embd"})
 """Parts of old files that repeat what the keys say, which nobody reads."""
+
+
+def read_as(part: str, called: str) -> tuple[str, ...]:
+    """What a part is read as, that is called so in Hugging Face: itself, or those whose rows it holds."""
+    if part == GATE_AND_UP:
+        return called.replace("gate_up_proj", "gate_proj"), called.replace("gate_up_proj", "up_proj")
+    return BY_KEY_HEADS.get(part, (called,))
