@@ -13,6 +13,7 @@ from partita.checkpoint.gguf.reader import open_gguf
 from partita_convert.gguf.file import GgufWriter, Typed, inferred
 
 from . import tiny_models
+from .conftest import SPECIALS
 
 RECURRENT = ("qwen3_5-alike", "qwen3_5-tiled", "qwen3_5-listed", "qwen3_5_moe-tiled", "qwen3_next-grouped")
 # GGUF's readers fix these numbers by the architecture; what it cannot say at all is not here
@@ -62,11 +63,16 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "qwen3_5_moe-tiled": {**tiny_models.FAMILIES["qwen3_5_moe"], **_HEADS},
     "qwen3_next-grouped": {**tiny_models.FAMILIES["qwen3_next"], **_HEADS, "mlp_only_layers": []},
+    "gemma4-told": {  # rows of what layers are told for each token that there is, and no more
+        **tiny_models.FAMILIES["gemma4"],
+        "vocab_size_per_layer_input": 300 + len(SPECIALS),
+    },
 }
 """Models that are not among those of `tiny_models`."""
 SLIDING_EXAONE4 = {"num_hidden_layers": 64, "layer_types": (["sliding_attention"] * 3 + ["full_attention"]) * 16}
 """Changes to exaone4: of this family, readers slide models of so many layers only."""
 UNSAYABLE = {
+    "gemma4": "vocab_size_per_layer_input 512",
     "mistral": "a window of layer 0 40",
     "smollm3": "the rotation of layer 1 'none'",
     "qwen2-sliding": "a window of layer 2 40",

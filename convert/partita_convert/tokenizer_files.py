@@ -34,6 +34,17 @@ _FILES = (
 _SLOW = ("vocab.json", "merges.txt")  # what others read where there is no tokenizer.json
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # sentencepiece's types, as GGUF keeps them
 _SPACE = "▁"  # sentencepiece's letter for a space
+_DECODERS: Mapping[str, Mapping[str, Any]] = {
+    "gpt2": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+    "gemma4": {
+        "type": "Sequence",
+        "decoders": [
+            {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
+            {"type": "ByteFallback"},
+            {"type": "Fuse"},
+        ],
+    },
+}
 
 
 def write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
@@ -42,8 +53,8 @@ def write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
         _copy(checkpoint.path, folder)
         return
     metadata, tokenizer = checkpoint.metadata, load_tokenizer(checkpoint)
-    is_sentencepiece = metadata.get("tokenizer.ggml.model") == "llama"
-    library = _sentencepiece(metadata, tokenizer) if is_sentencepiece else _byte_level(tokenizer)
+    kind = metadata.get("tokenizer.ggml.model")
+    library = _sentencepiece(metadata, tokenizer) if kind == "llama" else _merged(tokenizer, _DECODERS[str(kind)])
     if tokenizer.adds_bos:
         library["post_processor"] = _bos_first(tokenizer)
     _write_json(folder / "tokenizer.json", library)
@@ -104,13 +115,13 @@ def _bos_first(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def _byte_level(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The byte-level BPE that the runtime built from the file, with the decoder that the runtime does not need."""
+def _merged(tokenizer: Tokenizer, decoder: Mapping[str, Any]) -> dict[str, Any]:
+    """The BPE with merges that the runtime built from the file, with the decoder that the runtime does not need."""
     engine = tokenizer.engine
     if not isinstance(engine, TokenizersEngine):
         raise CheckpointError("the vocabulary has no form as tokenizer.json")
     library = json.loads(engine.as_json())
-    library["decoder"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+    library["decoder"] = decoder
     return library
 
 

@@ -94,6 +94,76 @@ CONFIG = {"bos_token": None, "eos_token": "<|im_end|>", "chat_template": TEMPLAT
 LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True}
 
 
+GEMMA4_CONFIG = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"}
+GEMMA4 = {"general.architecture": Typed("str", "gemma4")}
+
+
+def spaced(*, bytes_too: bool = True) -> dict[str, Any]:
+    """A tokenizer.json in the form of Gemma 4's, trained on LINES, with four control tokens behind its vocabulary."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    library = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=bytes_too))
+    library.normalizer = normalizers.Replace(" ", "▁")
+    library.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n+"), "isolated")  # as its merges never cross them
+    library.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    first = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{i:02X}>" for i in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=480, special_tokens=first, show_progress=False)
+    library.train_from_iterator([*LINES, "a\n\nb\n\n\nc\n\n"], trainer)
+    marks = ["<|turn>", "<turn|>", "<|channel>", "<channel|>"]
+    library.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in marks])
+    value = json.loads(library.to_str())
+    value["added_tokens"] = [token for token in value["added_tokens"] if not token["content"].startswith("<0x")]
+    split = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+    return value | {"pre_tokenizer": split}
+
+
+# --- with merges, of text whose spaces are letters
+
+
+def test_a_vocabulary_of_gemma_4_keeps_its_merges(folder: Folder, tmp_path: Path) -> None:
+    path = folder(tokenizer__json=spaced(), tokenizer_config__json=GEMMA4_CONFIG)
+    keys = {key: value.value for key, value in tokenizer_keys(open_checkpoint(path), ROWS, GEMMA4).items()}
+    assert keys["tokenizer.ggml.model"] == "gemma4"
+    assert keys["tokenizer.ggml.merges"] == [" ".join(pair) for pair in spaced()["model"]["merges"]]
+    types = dict(zip(keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.token_type"], strict=True))
+    assert [types[name] for name in ("<unk>", "<turn|>", "<|channel>", "<0x41>", "▁")] == [2, 3, 4, 6, 1]
+    source, back = tokenizer_from_folder(path), tokenizer_from_gguf(keys)
+    for text in (*SAMPLES, *LINES, "\n\n\n\n a\n", "<|turn>user\nhi<turn|>\n"):
+        for specials in (False, True):
+            ids = source.encode(text, specials=specials)
+            assert back.encode(text, specials=specials) == ids
+            assert back.decode(ids) == source.decode(ids)
+    assert not back.adds_bos
+    del keys["tokenizer.ggml.add_bos_token"]
+    assert tokenizer_from_gguf(keys).adds_bos
+
+
+def test_a_vocabulary_of_gemma_4_from_a_file_to_a_folder(folder: Folder, tmp_path: Path) -> None:
+    """What transformers reads of it gives the same ids and text."""
+    from transformers import PreTrainedTokenizerFast
+
+    path = folder(tokenizer__json=spaced(), tokenizer_config__json=GEMMA4_CONFIG)
+    source = tokenizer_from_folder(path)
+    keys = tokenizer_keys(open_checkpoint(path), ROWS, GEMMA4)
+    checkpoint = open_checkpoint(path)
+    object.__setattr__(checkpoint, "metadata", {key: value.value for key, value in keys.items()})
+    (tmp_path / "out").mkdir()
+    write_tokenizer(checkpoint, tmp_path / "out")
+    theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path / "out")
+    written = tokenizer_from_folder(tmp_path / "out")
+    for text in (*SAMPLES, *LINES):
+        ids = source.encode(text, bos=False)
+        assert written.encode(text, bos=False) == ids
+        assert theirs.encode(text, add_special_tokens=False, split_special_tokens=True) == ids
+        assert theirs.decode(ids) == source.decode(ids)
+
+
+def test_a_vocabulary_of_gemma_4_without_bytes(folder: Folder) -> None:
+    path = folder(tokenizer__json=spaced(bytes_too=False), tokenizer_config__json=GEMMA4_CONFIG)
+    with pytest.raises(UnsupportedModel, match="or has no bytes, for this model; write `to` mlx"):
+        tokenizer_keys(open_checkpoint(path), ROWS, GEMMA4)
+
+
 # --- byte-level
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from partita.checkpoint.open import open_checkpoint
 from partita.text.load import load_tokenizer
@@ -27,6 +28,7 @@ from partita_convert.gguf.write import write_gguf
 from partita_convert.write_folder import write_huggingface
 
 from .. import bounds, gguf_models, tiny_models
+from ..convert.test_write_gguf_tokenizer import GEMMA4_CONFIG, spaced
 
 pytestmark = pytest.mark.interop
 CHILD = Path(__file__).with_name("llama_cpp_child.py")
@@ -137,6 +139,25 @@ def test_ids_of_a_sentencepiece_vocabulary(prefix: bool, folder: Path, tmp_path:
     _, ids = peer(tmp_path / "m.gguf", [], tmp_path / "out.npy", TEXTS)
     tokenizer = load_tokenizer(open_checkpoint(source))
     assert ids == [tokenizer.encode(text, bos=False) for text in TEXTS]
+
+
+def test_ids_of_a_vocabulary_of_gemma_4(folder: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(gguf_models.write("gemma4-told", folder), tmp_path / "tiny")
+    library = spaced()
+    rows = len(library["model"]["vocab"]) + 4
+    sizes = {"vocab_size": rows, "vocab_size_per_layer_input": rows}
+    (source / "config.json").write_text(json.dumps(json.loads((source / "config.json").read_text()) | sizes))
+    tensors = load_file(source / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "model.embed_tokens_per_layer.weight"):
+        tensors[name] = np.resize(tensors[name], (rows, tensors[name].shape[1]))
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    (source / "tokenizer.json").write_text(json.dumps(library))
+    (source / "tokenizer_config.json").write_text(json.dumps(GEMMA4_CONFIG))
+    write_gguf(open_checkpoint(source), tmp_path / "m.gguf", kind="F32")
+    tokenizer = load_tokenizer(open_checkpoint(tmp_path / "m.gguf"))
+    texts = [*TEXTS, "\n\n\n\n a\n", "a\n\nb\n\n\nc"]
+    _, ids = peer(tmp_path / "m.gguf", [], tmp_path / "out.npy", texts)
+    assert ids == [tokenizer.encode(text, bos=False) for text in texts]
 
 
 def trained(prefix: bool) -> bytes:

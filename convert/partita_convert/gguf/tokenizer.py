@@ -49,7 +49,9 @@ def tokenizer_keys(
         return _copied(checkpoint.metadata, vocab_size)
     tokenizer = load_tokenizer(checkpoint)
     configs = Configs.read(checkpoint.path)
-    vocabulary = read_vocabulary(checkpoint.path)
+    architecture = general.get("general.architecture")
+    merged = architecture is not None and architecture.value == "gemma4"
+    vocabulary = read_vocabulary(checkpoint.path, merged=merged)
     if len(vocabulary.tokens) > vocab_size:
         raise CheckpointError(
             f"{checkpoint.path.name}: {len(vocabulary.tokens)} tokens, and an embedding of {vocab_size} rows"
@@ -70,12 +72,14 @@ def tokenizer_keys(
 def _vocabulary_keys(vocabulary: Vocabulary) -> dict[str, Typed]:
     keys = {
         "tokenizer.ggml.model": Typed("str", vocabulary.kind),
-        "tokenizer.ggml.pre": Typed("str", vocabulary.pre),
+        "tokenizer.ggml.pre": Typed("str", vocabulary.kind if vocabulary.kind == "gemma4" else vocabulary.pre),
         "tokenizer.ggml.tokens": Typed("str", vocabulary.tokens, many=True),
         "tokenizer.ggml.token_type": Typed("i32", vocabulary.types, many=True),
     }
+    if vocabulary.kind != "llama":
+        keys["tokenizer.ggml.merges"] = Typed("str", vocabulary.merges, many=True)
     if vocabulary.kind == "gpt2":
-        return keys | {"tokenizer.ggml.merges": Typed("str", vocabulary.merges, many=True)}
+        return keys
     return keys | {
         "tokenizer.ggml.scores": Typed("f32", vocabulary.scores, many=True),
         "tokenizer.ggml.add_space_prefix": Typed("bool", vocabulary.space_prefix),
@@ -90,7 +94,7 @@ def _id_keys(vocabulary: Vocabulary, tokenizer: Tokenizer, configs: Configs) -> 
     for role, key in (("unk_token", "unknown"), ("pad_token", "padding")):
         literal = configs.role(role)
         ids[key] = None if literal is None else index.get(literal)
-    if ids["unknown"] is None and vocabulary.kind == "llama":
+    if ids["unknown"] is None and vocabulary.kind != "gpt2":
         ids["unknown"] = next((i for i, kind in enumerate(vocabulary.types) if kind == UNKNOWN), None)
     ends = [i for i in dict.fromkeys(configs.ids("eos_token_id")) if i != tokenizer.eos_id and i < len(index)]
     ends.sort(key=lambda i: vocabulary.tokens[i] == "<|eom_id|>")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,17 @@ from partita.text.tokenizer_json import read_document
 
 _SPACE = "▁"
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+_VISIBLE = frozenset(
+    ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>')
+)
+"""Control tokens of Gemma 4 that its GGUF files call user-defined: readers look for them in a reply's text."""
 _BPE = 2  # sentencepiece's TrainerSpec.ModelType
 
 
 @dataclass
 class Vocabulary:
-    """tokens, types, scores: by id. kind: "gpt2" or "llama". pre, merges: of the first. space_prefix: of the second."""
+    """tokens, types, scores: by id. kind: "gpt2", "gemma4" or "llama". pre: of the first. merges: of the first two.
+    space_prefix: of the last two."""
 
     kind: str
     tokens: list[str]
@@ -47,8 +52,9 @@ class Vocabulary:
         self.scores += [-10000.0] * len(missing)
 
 
-def read_vocabulary(folder: Path) -> Vocabulary:
-    """From tokenizer.json, with the scores of a tokenizer.model beside it, or from tokenizer.model alone.
+def read_vocabulary(folder: Path, *, merged: bool = False) -> Vocabulary:
+    """From tokenizer.json, with the scores of a tokenizer.model beside it, or from tokenizer.model alone. merged:
+    whether a vocabulary with merges and spaces of its own becomes "gemma4", which keeps the merges.
 
     UnsupportedModel: something that GGUF cannot say. CheckpointError: damaged or missing files.
     """
@@ -58,7 +64,7 @@ def read_vocabulary(folder: Path) -> Vocabulary:
         pieces = proto.read(read_bytes(path, proto.FILE), str(path))
     try:
         if path := find(folder, "tokenizer.json"):
-            return _from_json(read_document(path), configs, pieces)
+            return _from_json(read_document(path), configs, pieces, merged)
         if pieces is not None:
             vocabulary = _from_pieces(pieces, *proto.space_rules(pieces.normalizer))
             _add(vocabulary, configs.added(), configs)
@@ -69,7 +75,7 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     raise CheckpointError(f"{folder}: no tokenizer.json and no tokenizer.model, one of them is needed")
 
 
-def _from_json(library: Mapping[str, Any], configs: Configs, pieces: proto.Model | None) -> Vocabulary:
+def _from_json(library: Mapping[str, Any], configs: Configs, pieces: proto.Model | None, merged: bool) -> Vocabulary:
     model = library["model"]
     if model.get("type", "BPE") != "BPE" or "merges" not in model:
         raise _unsayable(f"a model of type {model.get('type')!r}")
@@ -78,6 +84,8 @@ def _from_json(library: Mapping[str, Any], configs: Configs, pieces: proto.Model
     kinds = {step["type"] for key in ("pre_tokenizer", "decoder") for step in _steps(library.get(key))}
     if "ByteLevel" in kinds:
         vocabulary = _byte_level(library, model)
+    elif merged:
+        vocabulary = _spaced(library, model)
     elif pieces is not None and _same_pieces(pieces, model["vocab"]):
         vocabulary = _from_pieces(pieces, _writes_space(library))
     else:
@@ -122,12 +130,13 @@ def _add(vocabulary: Vocabulary, added: Mapping[int, Added], configs: Configs) -
         if vocabulary.types[i] == UNKNOWN:
             continue
         literal, control = token.literal, token.special or token.literal in special
-        vocabulary.types[i] = CONTROL if control else USER_DEFINED
+        visible = vocabulary.kind == "gemma4" and literal in _VISIBLE
+        vocabulary.types[i] = CONTROL if control and not visible else USER_DEFINED
         # GGUF's readers look for such a literal in the text itself
         vocabulary.tokens[i] = literal.replace(_SPACE, " ") if vocabulary.kind == "llama" and not control else literal
 
 
-# --- byte-level
+# --- with merges
 
 
 def _byte_level(library: Mapping[str, Any], model: Mapping[str, Any]) -> Vocabulary:
@@ -138,6 +147,14 @@ def _byte_level(library: Mapping[str, Any], model: Mapping[str, Any]) -> Vocabul
     types = [NORMAL if token in model["vocab"] else UNUSED for token in tokens]
     pre = _pre(library, model)
     return Vocabulary("gpt2", tokens, types, [0.0] * len(tokens), [" ".join(pair) for pair in pairs], pre, False)
+
+
+def _spaced(library: Mapping[str, Any], model: Mapping[str, Any]) -> Vocabulary:
+    """Without a space in front of a text; bytes have tokens of their own."""
+    if _writes_space(library) or not model.get("byte_fallback"):
+        raise _unsayable("a vocabulary that writes a space in front of a text, or has no bytes, for this model")
+    scored = _scored(model, False)
+    return replace(scored, kind="gemma4", merges=[" ".join(pair) for pair in _pairs(model)])
 
 
 def _pre(library: Mapping[str, Any], model: Mapping[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """A tokenizer from a GGUF file's metadata. Opens no file: the metadata is a mapping, keys as in the file.
 
-Two kinds exist for the models we run: "gpt2" (byte-level BPE with merges) and "llama" (sentencepiece with scores). Both
-are rebuilt in the library that defines them, so ids are those the model was trained with.
+Three kinds exist for the models we run: "gpt2" (byte-level BPE with merges), "gemma4" (BPE with merges over text whose
+spaces are U+2581, with tokens for bytes that no other has) and "llama" (sentencepiece with scores). Each is rebuilt in
+the library that defines it, so ids are those the model was trained with.
 Invariant: what does not fit together (counts, ids, types) is a CheckpointError, found before the library sees it.
 """
 
@@ -21,9 +22,10 @@ from .engines import (
     byte_level_bytes,
     is_marker,
     load_sentencepiece,
+    sentence_bytes,
 )
 from .guard import guarded, without_collector
-from .pretokenizers import Pretokenizer, find
+from .pretokenizers import GEMMA4, Pretokenizer, find
 from .sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Model, bpe_specs, write
 from .vocabulary import END_TOKENS, MAX_MERGES, MAX_TOKEN, MAX_TOKENS, Engine, Facts
 
@@ -40,15 +42,16 @@ def read_metadata(metadata: Mapping[str, Any]) -> tuple[Engine, Facts]:
     kind = metadata.get("tokenizer.ggml.model")
     if kind is None:
         raise CheckpointError("GGUF: no tokenizer.ggml.model: the file carries no vocabulary")
-    if kind not in ("gpt2", "llama"):
+    if kind not in ("gpt2", "gemma4", "llama"):
         raise UnsupportedModel(f"tokenizer.ggml.model: a vocabulary of kind {kind!r} is not supported")
     pre = find(str(metadata.get("tokenizer.ggml.pre") or "default")) if kind == "gpt2" else None
+    pre = GEMMA4 if kind == "gemma4" else pre
     try:
         with without_collector():
             tokens = _tokens(metadata)
             types = _types(metadata, tokens)
             facts = _facts(metadata, tokens, adds_bos=pre is None or pre.adds_bos)
-            engine = _byte_level(metadata, tokens, types, pre) if pre else _sentencepiece(metadata, tokens, types)
+            engine = _merged(metadata, tokens, types, pre) if pre else _sentencepiece(metadata, tokens, types)
     except (AttributeError, OverflowError, TypeError, ValueError) as error:  # a value of another type than its key's
         reason = " ".join(str(error).split())
         raise CheckpointError(f"tokenizer.ggml: a value has an unexpected form ({reason})") from error
@@ -146,9 +149,7 @@ def neighbours(metadata: Mapping[str, Any], controls: Mapping[str, int]) -> tupl
     return swallow, metadata.get("general.architecture") == "phi3"
 
 
-def _byte_level(
-    metadata: Mapping[str, Any], tokens: list[str], types: list[int], pre: Pretokenizer
-) -> TokenizersEngine:
+def _merged(metadata: Mapping[str, Any], tokens: list[str], types: list[int], pre: Pretokenizer) -> TokenizersEngine:
     controls, hidden = _controls(metadata, tokens, types)
     own = {i: tokens[i] for i, kind in enumerate(types) if kind == USER_DEFINED and tokens[i] not in controls}
     if len(own) + len(controls) > MAX_ADDED:
@@ -160,7 +161,9 @@ def _byte_level(
     if not pairs or set(map(len, pairs)) != {2}:
         raise CheckpointError("tokenizer.ggml.merges: missing, or an entry that is not two tokens")
     with guarded("tokenizer.ggml.merges"):  # a merge of tokens that are not there
-        library = _byte_level_library(tokens, pairs, pre)
+        library = (
+            _spaced_library(metadata, tokens, pairs, pre) if pre is GEMMA4 else _byte_level_library(tokens, pairs, pre)
+        )
         library.add_tokens([Added(token).for_library() for token in own.values()])
         library.add_special_tokens([Added(token, special=True).for_library() for token in controls])
     alphabet = byte_alphabet()
@@ -169,7 +172,7 @@ def _byte_level(
         controls=controls,
         literals={**own, **{i: token for token, i in controls.items()}},
         hidden=hidden,
-        to_bytes=lambda text: byte_level_bytes(alphabet, text),
+        to_bytes=sentence_bytes if pre is GEMMA4 else lambda text: byte_level_bytes(alphabet, text),
         space_prefix=False,
         size=len(tokens),
         where=_WHERE,
@@ -187,6 +190,28 @@ def _byte_level_library(tokens: list[str], merges: list[Any], pre: Pretokenizer)
     splits = [pre_tokenizers.Split(Regex(expression), "isolated") for expression in pre.expressions]
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     library.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
+    return library
+
+
+def _spaced_library(metadata: Mapping[str, Any], tokens: list[str], merges: list[Any], pre: Pretokenizer) -> Any:
+    """Of a vocabulary that writes spaces as U+2581, in which newlines never join other text."""
+    import tokenizers
+    from tokenizers import Regex, models, normalizers, pre_tokenizers
+
+    unknown = _id(metadata, "unknown", len(tokens))
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    library = tokenizers.Tokenizer(
+        models.BPE(
+            vocabulary,
+            merges,
+            unk_token=None if unknown is None else tokens[unknown],
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    library.normalizer = normalizers.Replace(" ", "▁")
+    splits = [pre_tokenizers.Split(Regex(expression), "isolated") for expression in pre.expressions]
+    library.pre_tokenizer = pre_tokenizers.Sequence(splits)
     return library
 
 

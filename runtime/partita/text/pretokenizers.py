@@ -113,6 +113,8 @@ _GROUPS: tuple[tuple[str, Pretokenizer], ...] = (
         ),
     ),
 )
+GEMMA4 = Pretokenizer((r"\n+",), adds_bos=True)
+"""Of vocabularies of the kind "gemma4", which have no name for it."""
 
 
 def names() -> tuple[str, ...]:
@@ -139,7 +141,8 @@ def gpt2() -> str:
 
 def published() -> frozenset[str]:
     """Every expression that a model was trained with, as its tokenizer.json has it."""
-    known = {expression for _, pretokenizer in _GROUPS for expression in pretokenizer.expressions}
+    all_known = (GEMMA4, *(pretokenizer for _, pretokenizer in _GROUPS))
+    known = {expression for pretokenizer in all_known for expression in pretokenizer.expressions}
     return frozenset(known | {expression + r"|\s+" for expression in known if expression.endswith(r"\s+(?!\S)")})
 
 
