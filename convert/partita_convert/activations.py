@@ -66,24 +66,34 @@ def importance(
         if on_progress is not None:
             on_progress(i + 1, config.num_layers)
 
-    x, per_layer = _embedded(ops, checkpoint, ids), load_per_layer_inputs(ops, checkpoint)
-    told = None if per_layer is None else per_layer(ops, ops.array(ids[None]), x)
+    rows, places = _rows(checkpoint, ids)
+    x, told = _embedded(ops, checkpoint, rows, places), None
+    if (per_layer := load_per_layer_inputs(ops, checkpoint, rows)) is not None:
+        recorder = _Recorder(ops, {id(per_layer.projection.weight): [per_layer.projection.specs[0].name]})
+        told = per_layer(recorder, ops.array(places), x)  # pyright: ignore[reportArgumentType]
+        found.update(recorder.squares)
     x = through(ops, repeat(layer, config.num_layers), x, cache, after=after, told=told)
     head = _named(checkpoint, "embed_tokens.weight" if config.tie_embeddings else "lm_head.weight")
     found[head] = _mean_squares(ops, load_last_norm(ops, checkpoint)(ops, x))
     return found
 
 
-def _embedded(ops: Backend, checkpoint: Checkpoint, ids: np.ndarray) -> Array:
-    """The stream (1, T, E) that enters the first block, from the rows that the text needs."""
+def _rows(checkpoint: Checkpoint, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of the embedding that a text needs, and the places of its tokens among them, int32 (1, T)."""
+    count = checkpoint.shape(_named(checkpoint, "embed_tokens.weight"))[0]
+    rows, places = np.unique(ids, return_inverse=True)
+    if rows[0] < 0 or rows[-1] >= count:
+        wrong = rows[0] if rows[0] < 0 else rows[-1]
+        raise DataError(f"the calibration text has token {wrong}, and the model's embedding {count} rows")
+    return rows, places.astype(np.int32).reshape(1, -1)
+
+
+def _embedded(ops: Backend, checkpoint: Checkpoint, rows: np.ndarray, places: np.ndarray) -> Array:
+    """The stream (1, T, E) that enters the first block, from those rows."""
     config = read_config(checkpoint)
     table = checkpoint.read(_named(checkpoint, "embed_tokens.weight"))
-    rows, places = np.unique(ids, return_inverse=True)
-    if rows[0] < 0 or rows[-1] >= table.shape[0]:
-        wrong = rows[0] if rows[0] < 0 else rows[-1]
-        raise DataError(f"the calibration text has token {wrong}, and the model's embedding {table.shape[0]} rows")
     chosen = table.map(lambda part: part[rows]) if isinstance(table, Packed) else table[rows]
-    x = ops.embed(ops.prepare(chosen), ops.array(places.astype(np.int32).reshape(1, -1)))
+    x = ops.embed(ops.prepare(chosen), ops.array(places))
     return x if config.embedding_scale is None else x * ops.full((1,), config.embedding_scale, ops.dtype)
 
 

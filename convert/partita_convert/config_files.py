@@ -29,7 +29,6 @@ def huggingface_config(checkpoint: Checkpoint) -> tuple[dict[str, Any], frozense
     scaling = config.get("rope_scaling")
     if is_table(scaling) and scaling.get("rope_type") == "factors":
         config["rope_scaling"] = _as_llama3(np.asarray(scaling["factors"]), config["rope_theta"], config["head_dim"])
-        dropped.add(scaling["tensor"])
     if config.get("tie_word_embeddings"):
         # a copy, which mlx-lm would take as a sign that the head is not tied
         dropped |= {name for name in checkpoint.names() if text_name(name) == HEAD}

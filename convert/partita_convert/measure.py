@@ -73,7 +73,7 @@ def measure(
     for (layer, _), names in parts.items():
         probed = {name: _quantized(name, checkpoint.read(name), PROBE_BITS, group_size, importance) for name in names}
         if layer is None:
-            changed, start = _with_embedding(ops, decoder, probed), 0
+            changed, start = _outside(ops, decoder, probed), 0
         else:
             block = load_block(ops, Changed.of(checkpoint, change=_in_place(probed)), layer)
             blocks = (*decoder.blocks[:layer], block, *decoder.blocks[layer + 1 :])
@@ -101,11 +101,20 @@ def _quantized(name: str, value: np.ndarray | Packed, bits: int, group_size: int
     return quantize(value, fitted.bits, fitted.group_size, importance=importance.get(name), name=name)
 
 
-def _with_embedding(ops: Backend, decoder: Decoder, probed: Mapping[str, Packed]) -> Decoder:
+def _outside(ops: Backend, decoder: Decoder, probed: Mapping[str, Packed]) -> Decoder:
+    """With other matrices outside its blocks."""
     prepared = {name.removesuffix(".weight"): ops.prepare(value) for name, value in probed.items()}
     embedding = prepared.get(decoder.embedding_name, decoder.embedding)
     head = replace(decoder.head, weight=prepared.get(decoder.head.name, decoder.head.weight))
-    return replace(decoder, embedding=embedding, head=head)
+    told = decoder.per_layer
+    if told is not None:
+        projection = prepared.get(told.projection.name, told.projection.weight)
+        told = replace(
+            told,
+            table=prepared.get(told.name, told.table),
+            projection=replace(told.projection, weight=projection),
+        )
+    return replace(decoder, embedding=embedding, head=head, per_layer=told)
 
 
 @dataclass(frozen=True)
@@ -139,6 +148,8 @@ class _Source:
     def divergence(self, decoder: Decoder, start: int) -> float:
         """KL of the next token, nats on average, of a decoder that differs from block `start` on."""
         ops = self.ops
+        while (first := _least_read(decoder, start)) < start:  # whose keys and values a later one reads
+            start = first
         changed = start == 0 and decoder.embedding is not None
         x = decoder.embedded(ops, self.tokens) if changed else self.streams[start]
         self.cache.reset()
@@ -149,6 +160,11 @@ class _Source:
         for log_p, y in zip(self.log_p, _logits(ops, decoder, x), strict=True):
             total += float(ops.to_numpy(ops.sum(ops.exp(log_p) * (log_p - _log_softmax(ops, y)), -1)).sum())
         return max(total / self.tokens.shape[1], 0.0)
+
+
+def _least_read(decoder: Decoder, start: int) -> int:
+    """The first block that one from `start` on is, or reads the keys and values of."""
+    return min((start, *(layer.shares for layer in decoder.config.layers[start:] if layer.shares is not None)))
 
 
 def _logits(ops: Backend, decoder: Decoder, x: Array) -> Iterator[Array]:

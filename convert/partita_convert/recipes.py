@@ -1,9 +1,10 @@
 """How many bits each weight gets: `BITS[:GROUP]`, a named mixture, or a budget that `measure.py` spends.
 
-Not here: rounding (`quantize.py`), running a model. Invariant: only matrices of a decoder's layers, its embedding and
-its head are quantized; norms, biases, routers and everything else stay as they are.
+Not here: rounding (`quantize.py`), running a model. Invariant: only matrices of a decoder's layers, of what these
+are told of tokens, its embedding and its head are quantized; norms, biases, routers and all else stay as they are.
 
-    4, 4:32, …        all layers at this width. Embedding and head, which suffer most from few bits: at least 6
+    4, 4:32, …        all layers at this width, and what layers are told of tokens. Embedding and head, which suffer
+                      most from few bits: at least 6
     mixed_LOW_HIGH    LOW bits for most, HIGH where bits help most: values, the first and last layer, the down
                       projections of the outer eighths and of every third layer between; embedding and head at least 6
     measured:BPW      bits where they lower the divergence from the source most, BPW bits a weight in all
@@ -24,7 +25,8 @@ LEAST_EMBEDDING_BITS = 6
 MIXTURES = {"mixed_2_6": (2, 6), "mixed_3_4": (3, 4), "mixed_3_6": (3, 6), "mixed_4_6": (4, 6)}
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 _EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight")
-_ROUTERS = ("gate.weight", "router.weight", "router.proj.weight", "shared_expert_gate.weight")
+_TOLD = ("embed_tokens_per_layer.weight", "per_layer_model_projection.weight")
+_ROUTERS = (".gate.weight", ".router.weight", ".router.proj.weight", ".shared_expert_gate.weight")
 _OTHER_PARTS = ("vision", "audio", "visual", "multi_modal")
 _TOGETHER = {
     **dict.fromkeys(("q_proj", "k_proj"), "qk"),
@@ -121,8 +123,8 @@ def quantizable(checkpoint: Checkpoint, names: tuple[str, ...] | None = None) ->
 
 
 def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:
-    known = layer_of(name) is not None or name.endswith(_EMBEDDINGS)
-    other = name.endswith(_ROUTERS) or "norm" in _module(name) or any(part in name for part in _OTHER_PARTS)
+    known = layer_of(name) is not None or name.endswith((*_EMBEDDINGS, *_TOLD))
+    other = f".{name}".endswith(_ROUTERS) or "norm" in _module(name) or any(part in name for part in _OTHER_PARTS)
     return known and not other and len(shape) >= 2 and name.endswith(".weight") and shape[-1] % min(GROUP_SIZES) == 0
 
 
@@ -165,7 +167,9 @@ def formats(recipe: Recipe, weights: Mapping[str, tuple[int, ...]]) -> dict[str,
 def _bits(recipe: Recipe, name: str, layers: int) -> int:
     if is_embedding(name):
         return max(recipe.high, LEAST_EMBEDDING_BITS)
-    layer, part = layer_of(name) or 0, part_of(name)
+    layer, part = layer_of(name), part_of(name)
+    if layer is None:
+        return recipe.low
     eighth = max(layers // 8, 1)
     outer = layer < eighth or layer >= layers - eighth
     often = part == "down_proj" and (outer or (layer - eighth) % 3 == 2)

@@ -29,7 +29,7 @@ from partita_convert.changed import Changed
 from partita_convert.check import check_loss
 from partita_convert.convert import convert
 from partita_convert.layouts import as_mlx
-from partita_convert.measure import measure
+from partita_convert.measure import _Source, measure
 from partita_convert.planning import Calibration, Request
 from partita_convert.recipes import quantizable
 from partita_convert.report import Report, kinds, worst
@@ -86,7 +86,9 @@ def test_importance_is_found_in_layers_that_differ(tiny_family, ops, name):
     """Layers that are told of each token, that share keys and values, and with experts beside a dense MLP."""
     source = as_mlx(open_checkpoint(tiny_family(name)))
     found = importance(ops, source, list(range(20, 60)))
-    assert set(found) >= set(quantizable(source))
+    rows = {key for key in quantizable(source) if key.endswith("embed_tokens_per_layer.weight")}
+    assert set(found) >= set(quantizable(source)) - rows
+    assert ("model.per_layer_model_projection.weight" in found) == bool(rows) == (name == "gemma4")
     assert all(columns.shape == (source.shape(key)[-1],) for key, columns in found.items())
 
 
@@ -108,6 +110,18 @@ def test_weighing_lowers_the_error_of_what_comes_out(tiny_model, ops, tokens, tm
 
 
 # --- a measured budget
+
+
+def test_a_part_is_measured_by_what_changes_in_it(tiny_family, ops):
+    """Layers that share keys and values with one that is not run again, and are told of each token."""
+    source = as_mlx(open_checkpoint(tiny_family("gemma4")))
+    tokens, decoder = list(range(20, 60)), load_decoder(ops, source)
+    whole = _Source.of(ops, decoder, tokens)
+    assert [whole.divergence(decoder, layer) for layer in range(8)] == pytest.approx([0] * 8, abs=1e-6)
+    found = measure(ops, source, decoder, quantizable(source), tokens, 32, {})
+    loss = {name: part.divergence for part in found for name in part.names}
+    assert set(loss) == set(quantizable(source))
+    assert min(loss.values()) > 1e-6
 
 
 def test_measuring_sees_what_matters(source, ops, tokens):

@@ -26,7 +26,7 @@ from partita.checkpoint import experts
 from partita.checkpoint.base import Checkpoint
 from partita.checkpoint.gguf.architectures import Architecture
 from partita.checkpoint.gguf.arrangement import arrangement, part_of, permuted_heads, rows_by_key_heads, with_columns
-from partita.checkpoint.gguf.parts import BARE_NAMES, EXPERTS, OUTER_NAMES, ROPE_FACTORS
+from partita.checkpoint.gguf.parts import BARE_NAMES, EXPERTS, OUTER_NAMES
 from partita.checkpoint.names import EMBEDDING, HEAD, adds_one, text_name
 from partita.errors import CheckpointError, DataError, UnsupportedModel
 from partita.files.atomic import refuse_existing, whole_file
@@ -172,8 +172,8 @@ def _plan(checkpoint: Checkpoint, config: ModelConfig, row: Architecture) -> Ite
     done: set[str] = set()
     own = _text_names(checkpoint)
     for name, plain in own.items():
-        if plain == ROPE_FACTORS or (plain == HEAD and config.tie_embeddings and not row.own_output):
-            continue  # factors come from the config; a head beside tied embeddings is a copy
+        if plain == HEAD and config.tie_embeddings and not row.own_output:
+            continue  # a copy of the embeddings
         if name in mlps:
             if mlps[name] not in done:
                 done.add(mlps[name])

@@ -169,10 +169,11 @@ def load_last_norm(ops: Backend, checkpoint: Checkpoint) -> RMSNorm:
     return reader.norm(reader.weights_of(None)["norm"])
 
 
-def load_per_layer_inputs(ops: Backend, checkpoint: Checkpoint) -> PerLayerInputs | None:
-    """What every layer is told of tokens, by itself; None where layers are told nothing. Errors as there."""
+def load_per_layer_inputs(ops: Backend, checkpoint: Checkpoint, rows: np.ndarray) -> PerLayerInputs | None:
+    """What every layer is told of tokens, by itself, for tokens that are numbers of these rows of the table; None where
+    layers are told nothing. Errors as there."""
     reader = _Reader(ops, checkpoint, read_config(checkpoint), stack=True)
-    return reader.per_layer_inputs(reader.weights_of(None))
+    return reader.per_layer_inputs(reader.weights_of(None), rows)
 
 
 class _Reader:
@@ -227,13 +228,14 @@ class _Reader:
         size = self.config.hidden_size
         return RMSNorm(self.ops.prepare_vector(np.full(size, size**-0.5, np.float32)), self.config.norm_eps)
 
-    def per_layer_inputs(self, own: Mapping[Kind, WeightSpec]) -> PerLayerInputs | None:
+    def per_layer_inputs(self, own: Mapping[Kind, WeightSpec], rows: np.ndarray | None = None) -> PerLayerInputs | None:
+        """rows: of the table, where not all of them are wanted."""
         told = self.config.per_layer
         if told is None:
             return None
         table = own["layer_table"]
         return PerLayerInputs(
-            self.prepare([self.source.read(table)]),
+            self.prepare([self.source.read(table) if rows is None else self.source.rows(table, rows)]),
             self.linear(own["layer_projection"]),
             self.norm(own["layer_projection_norm"]),
             told.size,

@@ -53,6 +53,12 @@ class WeightSource:
         value = self.checkpoint.read_stored(spec.name)
         return _narrowed(value) if isinstance(value, np.ndarray) else value
 
+    def rows(self, spec: WeightSpec, rows: np.ndarray) -> Value:
+        """Some rows of a matrix, by their numbers."""
+        self.check(spec)
+        value = self.checkpoint.read(spec.name)
+        return value.map(lambda part: part[rows]) if isinstance(value, Packed) else _narrowed(value[rows])
+
     def experts(self, spec: WeightSpec, smallest_group: int = GROUP) -> Value:
         self.check(spec)
         stored, projection = self._stored(spec)

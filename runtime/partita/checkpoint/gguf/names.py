@@ -266,7 +266,7 @@ def tensor_names(metadata: Mapping[str, Any], names: Collection[str]) -> dict[st
         part, _, kind = rest.partition(".")
         if name in OUTER_NAMES:
             found[OUTER_NAMES[name]] = name
-        elif name in (LONG_FACTORS, SHORT_FACTORS) or part in CONSTANTS:
+        elif name in (ROPE_FACTORS, LONG_FACTORS, SHORT_FACTORS) or part in CONSTANTS:
             continue  # in the config
         elif prefix == "blk" and number.isdecimal() and layers is not None and layers <= int(number) < blocks:
             continue  # predicts further tokens

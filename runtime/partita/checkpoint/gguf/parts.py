@@ -19,7 +19,6 @@ OUTER_NAMES: Mapping[str, str] = {
     "per_layer_token_embd.weight": "model.embed_tokens_per_layer.weight",
     "per_layer_model_proj.weight": "model.per_layer_model_projection.weight",
     "per_layer_proj_norm.weight": "model.per_layer_projection_norm.weight",
-    ROPE_FACTORS: ROPE_FACTORS,  # Hugging Face has no tensor for it: its numbers belong to the config
 }
 ATTENTION = {
     "attn_q": "self_attn.q_proj",
