@@ -188,7 +188,8 @@ def test_half_precision_stays_half_precision(
 
 
 @pytest.mark.parametrize(
-    "name", ["smollm3", "gemma2", "phi4-mini", "olmo3", "granite", "qwen3_moe", "gpt_oss", "hunyuan", "ministral3"]
+    "name",
+    ["smollm3", "gemma2", "phi4-mini", "olmo3", "granite", "qwen3_moe", "gpt_oss", "hunyuan", "ministral3", "gemma4"],
 )
 def test_a_compiled_step_equals_the_eager_one(load: Loader, judge: Judge, text: list[int], name: str) -> None:
     ops, model = load(name, "mlx")
