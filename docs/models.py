@@ -100,6 +100,8 @@ The list comes with the package, with the date that it prints; nothing is looked
 models' published shapes, by the code that loads them. "tried" says whether partita's own tests load those weights: of
 the list, they load one.
 """
+IN_PART = {"gemma4_text": "without experts"}
+"""Families of which some forms have experts, and what is trained of them."""
 HEAD = """\
 # Models
 
@@ -107,7 +109,8 @@ Written by `docs/models.py` from the tables that the code reads, and from what t
 families is in [the design](design.md#the-model); how replies are told apart is [there](design.md#replies) too.
 
 Every family is read from a folder of the Hub and from MLX's, and written to both. Every one chats, keeps sessions and
-takes LoRA adapters on MLX and on torch; "every weight" says that all of them can be trained. No
+takes LoRA adapters on MLX and on torch; "every weight" says that all of them can be trained (but the number that
+Gemma 4 multiplies each layer by, as elsewhere). No
 published checkpoint of these sizes but SmolLM2-135M and Gemma 3 270M was at hand: the others were judged on tiny random
 models with the family's own config, in float32, by transformers on every backend (at once, in chunks, token by token),
 and by the programs named here.
@@ -153,7 +156,7 @@ def _row(kind: str) -> str:
         known.models,
         known.sizes,
         _yes(any(kind in row.written for row in ARCHITECTURES.values())),
-        _yes(kind not in FROZEN),
+        IN_PART.get(kind, _yes(kind not in FROZEN)),
         _marker(known.thoughts),
         _marker(known.calls),
         ", ".join(judges) if made else f"as `{SAME_DECODER[kind]}`",

@@ -54,3 +54,5 @@ def test_what_is_trained_is_said(made: ModuleType, tiny_family: Callable[[str], 
         config = parse(open_checkpoint(tiny_family(name)).config)
         frozen = config.experts is not None or config.sink_logits
         assert (config.model_type in made.FROZEN) == frozen, name
+    forms = {parse(open_checkpoint(tiny_family(name)).config).experts is not None for name in tiny_models.SHAPED}
+    assert (forms == {True, False}) == ("gemma4_text" in made.IN_PART)
