@@ -77,6 +77,7 @@ KNOWN = {
     "olmo_hybrid": Known("Olmo Hybrid", "7B"),
     "lfm2": Known("LFM2, LFM2.5", "0.35B to 2.6B", "<think>", "<|tool_call_start|>"),
     "lfm2_moe": Known("LFM2-8B-A1B", "8B, 24B", "<think>", "<|tool_call_start|>"),
+    "lfm3": Known("LFM3", "1.7B", "<think>", "<|tool_call_start|>"),
 }
 SUGGEST = "partita models suggest --for code --memory 16GiB"
 SUGGESTED = """\

@@ -17,7 +17,7 @@ from partita.errors import CheckpointError, UnsupportedModel
 from partita.files.bounded import is_table
 
 _FORMAT_KEYS = ("quantization", "quantization_config", "torch_dtype", "dtype")
-_NEWER_ROPE = frozenset({"gemma4_text", "mellum", "ministral3"})
+_NEWER_ROPE = frozenset({"gemma4_text", "lfm3", "mellum", "ministral3"})
 """Families that never had `rope_scaling`: every reader takes rope_parameters alone."""
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 

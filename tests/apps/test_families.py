@@ -20,6 +20,7 @@ LATER = [
     "olmo_hybrid",
     "lfm2",
     "lfm2_moe",
+    "lfm3",
     "gemma4",
     "gemma4-experts",
 ]

@@ -3,7 +3,7 @@
 mlx-lm gives every layer of Mistral, Qwen2, Qwen3-MoE, Gemma 2 and Phi-3 full attention, whatever the config says of a
 sliding window, so these are compared within the window. It always takes LongRoPE's long factors, as transformers does
 beyond the original length: those are compared there. It rounds yarn's bounds to whole dims, also where the config says
-truncate: false (gpt-oss), so that one is compared with a config that says true. It does not know Granite SWA.
+truncate: false (gpt-oss), so that one is compared with a config that says true. It does not know Granite SWA and LFM3.
 LFM2's head is always its embedding there.
 """
 
@@ -26,6 +26,8 @@ NOT_READ = {
     "gpt_oss",  # truncate: false
     "granite_swa",
     "lfm2-biased",
+    "lfm3",
+    "lfm3-biased",
     # text decoders of Qwen3.5 by themselves are unknown to it, and Olmo Hybrid's norms have other names there
     *(name for name in tiny_models.RECURRENT if name.startswith(("qwen3_5", "olmo_hybrid"))),
 }

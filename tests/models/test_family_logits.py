@@ -126,7 +126,19 @@ def test_longrope_takes_its_factors_by_the_caches_context(
 
 @pytest.mark.parametrize(
     "name",
-    ["smollm3", "gemma2", "phi4-mini", "olmo3", "gpt_oss", "exaone4", "glm4", "hunyuan", "ministral3", "cohere2"],
+    [
+        "smollm3",
+        "gemma2",
+        "phi4-mini",
+        "olmo3",
+        "gpt_oss",
+        "exaone4",
+        "glm4",
+        "hunyuan",
+        "ministral3",
+        "cohere2",
+        "lfm3",
+    ],
 )
 def test_a_bounded_context_does_not_depend_on_the_feed(load: Loader, text: list[int], name: str) -> None:
     """A ring of 32 tokens that turns, with 4 sinks: anchored where a layer rotates, as they are where it does not."""
@@ -189,7 +201,20 @@ def test_half_precision_stays_half_precision(
 
 @pytest.mark.parametrize(
     "name",
-    ["smollm3", "gemma2", "phi4-mini", "olmo3", "granite", "qwen3_moe", "gpt_oss", "hunyuan", "ministral3", "gemma4"],
+    [
+        "smollm3",
+        "gemma2",
+        "phi4-mini",
+        "olmo3",
+        "granite",
+        "qwen3_moe",
+        "gpt_oss",
+        "hunyuan",
+        "ministral3",
+        "gemma4",
+        "lfm2_moe",
+        "lfm3",
+    ],
 )
 def test_a_compiled_step_equals_the_eager_one(load: Loader, judge: Judge, text: list[int], name: str) -> None:
     ops, model = load(name, "mlx")

@@ -23,7 +23,7 @@ from partita.language_model import LanguageModel
 from .. import bounds, tiny_models
 
 TEXT = np.random.default_rng(5).integers(0, 290, 200).tolist()
-FAMILIES = ("qwen3_5", "lfm2", "lfm2_moe")
+FAMILIES = ("qwen3_5", "lfm2", "lfm2_moe", "lfm3")
 IDENTITY = Identity("tiny", "print")
 
 
@@ -151,10 +151,12 @@ def test_bytes_are_what_was_promised(model: LanguageModel) -> None:
     cache = Cache(model.ops, spec, 2)
     fed(model, cache, TEXT[:10], TEXT[50:60])
     assert cache.nbytes == cache_bytes(spec, 10, 2)
-    promised = {  # 3 layers of 2 key heads of 16 and 4 value heads of 24, behind 4 taps; 2 of 128 channels, 3 taps
+    # 3 layers of 2 key heads of 16 and 4 value heads of 24, behind 4 taps; 2 of 128 channels, 3 taps, or of 64, 7 taps
+    promised = {
         "qwen3_5_text": 3 * 4 * (3 * (2 * 2 * 16 + 4 * 24) + 4 * 24 * 16),
         "lfm2": 2 * 4 * 2 * 128,
         "lfm2_moe": 2 * 4 * 2 * 128,
+        "lfm3": 2 * 4 * 6 * 64,
     }
     assert spec.state_bytes == promised[model.config.model_type]
     for start in range(0, 3 * spec.checkpoints, 3):
@@ -209,7 +211,7 @@ def test_a_cache_of_other_layers_is_another(model: LanguageModel) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["qwen3_5-alike", "qwen3_next", "olmo_hybrid", "lfm2", "lfm2-biased", "lfm2_moe-plain"]
+    "name", ["qwen3_5-alike", "qwen3_next", "olmo_hybrid", "lfm2", "lfm2-biased", "lfm2_moe-plain", "lfm3-biased"]
 )
 def test_other_families_are_taken_back_too(tiny_family: Callable[[str], Path], name: str) -> None:
     family = partita.load(tiny_family(name), backend=partita_backends.load("torch", dtype="float32"))

@@ -23,7 +23,7 @@ from partita.language_model import LanguageModel, Piece, Session
 from ..runtime.engine.driver import Driver, alone, engine
 
 RANDOM = np.random.default_rng(11)
-FAMILIES = ("qwen3_5", "lfm2", "lfm2_moe")
+FAMILIES = ("qwen3_5", "lfm2", "lfm2_moe", "lfm3")
 CACHE = {"kv": "32", "chunk": 64}
 
 
@@ -153,7 +153,8 @@ def test_a_long_prompt_has_checkpoints_on_its_way(model: LanguageModel, monkeypa
     other = [*prompt[:300], *words(30)]
     expected = said(model.session(prefixes=None, **CACHE), other, 5)
     assert said(session, other, 5) == expected
-    assert session.reused == 256
+    slides = any(layer.window is not None for layer in model.config.layers)  # and has let go of what is seen there
+    assert session.reused == (0 if slides else 256)
 
 
 def test_conversations_share_a_beginning(model: LanguageModel) -> None:

@@ -213,7 +213,7 @@ def test_a_text_is_learnt_and_recited(ops: Backend, tiny_model: Path, method: st
     "name",
     [
         *("llama-biased", "qwen3", "gemma3", "phi3", "olmo2", "smollm3", "glm4", "hunyuan", "cohere2"),
-        *("qwen3_5", "olmo_hybrid", "lfm2"),
+        *("qwen3_5", "olmo_hybrid", "lfm2", "lfm3"),
     ],
 )
 def test_every_family_begins_from_nothing(tiny_family: Callable[[str], Path], name: str) -> None:

@@ -66,6 +66,7 @@ def assert_same(found: Gradients, expected: Gradients, folder: Path, batch: Batc
         "lfm2",
         "lfm2-biased",
         "lfm2_moe",
+        "lfm3",
     ],
 )
 def test_adapters_gradients_are_slopes(
@@ -137,6 +138,7 @@ def test_every_weights_gradient_is_a_slope(
         "gemma4",
         "qwen3_5",
         "lfm2",
+        "lfm3",
     ],
 )
 def test_mlx_and_torch_agree(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .common import DEFAULT_ROPE, DIVIDED, SAID
+from .common import DEFAULT_ROPE, DIVIDED, SAID, WINDOW
 
 _DELTA = {
     "linear_conv_kernel_dim": 4,
@@ -26,6 +26,17 @@ _CONVOLVED = {
     "norm_eps": 1e-5,
     "conv_L_cache": 3,
     "block_auto_adjust_ff_dim": False,
+}
+_CONVOLVED_3 = {
+    "num_hidden_layers": 5,
+    "layer_types": ["conv", "sliding_attention", "full_attention", "conv", "sliding_attention"],
+    "sliding_window": WINDOW,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "proportional", "rope_theta": 1_000_000.0, "partial_rotary_factor": 0.5},
+        "sliding_attention": DEFAULT_ROPE,
+    },
+    "norm_eps": 1e-5,
+    "conv_L_cache": 7,
 }
 _CONVOLVED_EXPERTS = {
     **{key: value for key, value in _CONVOLVED.items() if key != "block_auto_adjust_ff_dim"},
@@ -115,6 +126,22 @@ RECURRENT: dict[str, dict[str, Any]] = {
         "norm_topk_prob": True,
         "routed_scaling_factor": 1.5,
         "tie_word_embeddings": True,
+    },
+    "lfm3": {
+        "model_type": "lfm3",
+        **SAID,
+        **_CONVOLVED_3,
+        "tie_word_embeddings": True,
+    },
+    "lfm3-biased": {  # without the gate, with biases and a head of its own
+        "model_type": "lfm3",
+        **SAID,
+        **_CONVOLVED_3,
+        "conv_L_cache": 4,
+        "conv_bias": True,
+        "attention_bias": True,
+        "use_attention_gate": False,
+        "tie_word_embeddings": False,
     },
     "lfm2_moe-plain": {  # experts chosen by their scores and weighed by them, in all layers
         "model_type": "lfm2_moe",

@@ -55,10 +55,12 @@ _MATHEMATICS = (
     "shared_expert_intermediate_size",
     "sliding_window",
     "use_bias",
+    "use_attention_gate",
     "use_bidirectional_attention",
     "use_expert_bias",
     "use_mrope",
     "use_qk_norm",
+    "use_sandwich_norm",
     "use_sliding_window",
 )
 
@@ -71,6 +73,7 @@ _ROPE_FIELDS: Mapping[str, frozenset[str]] = {
         {"factor", "attention_factor", "mscale", "mscale_all_dim", "beta_fast", "beta_slow", "truncate", "finetuned"}
     ),
     "longrope": frozenset({"factor", "attention_factor", "short_factor", "long_factor"}),
+    "proportional": frozenset({"factor"}),
 }
 _ROPE_COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"}
 
@@ -302,6 +305,10 @@ def _scaled(config: Config, parameters: Config, kind: str, base: float, dims: in
             return RopeConfig(base, dims, kind, factors=numbers(parameters, "factors", dims // 2))
         case "yarn":
             return _yarn(config, parameters, base, dims)
+        case "proportional":  # frequencies are those of whole heads, of which the first part turns
+            size, factor = head_dim(config), optional_number(parameters, "factor") or 1.0
+            still = (math.inf,) * (size // 2 - dims // 2)
+            return RopeConfig(base, size, "factors", factors=(factor,) * (dims // 2) + still)
         case _:
             return _longrope(config, parameters, base, dims)
 

@@ -1,14 +1,16 @@
-"""Configs of LFM2, 2.5 and LFM2-MoE: older and newer spellings, and the values that are refused by name."""
+"""Configs of LFM2, 2.5 and 3, dense and with experts: both spellings, and what is refused by name."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from partita.errors import CheckpointError, UnsupportedModel
-from partita.model.config import ConvConfig, ExpertsConfig
+from partita.model.config import ConvConfig, ExpertsConfig, GateConfig, RopeConfig
 from partita.model.families.parse import parse
+from partita.model.rope import inverse_frequencies
 
 LFM2: dict[str, Any] = {
     "model_type": "lfm2",
@@ -37,6 +39,22 @@ LFM2_MOE: dict[str, Any] = {
     "norm_topk_prob": True,
     "use_expert_bias": True,
     "routed_scaling_factor": 1.0,
+}
+PROPORTIONAL: dict[str, Any] = {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.5}
+LFM3: dict[str, Any] = {
+    **{key: value for key, value in LFM2.items() if not key.startswith(("block", "full_attn", "rope"))},
+    "model_type": "lfm3",
+    "num_hidden_layers": 6,
+    "intermediate_size": 96,
+    "head_dim": 32,
+    "sliding_window": 128,
+    "conv_L_cache": 7,
+    "rope_parameters": {
+        "full_attention": PROPORTIONAL,
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    },
+    "use_attention_gate": True,
+    "use_sandwich_norm": True,
 }
 TYPES = ["conv", "full_attention", "conv", "full_attention"]
 
@@ -80,6 +98,34 @@ def test_experts_stand_behind_dense_layers() -> None:
     assert parse({**LFM2_MOE, "num_dense_layers": 4}).experts is None
 
 
+def test_lfm3_slides_attends_and_convolves() -> None:
+    config = parse(LFM3)
+    kinds = ["conv", "conv", "full_attention", "conv", "sliding_attention", "conv"]
+    assert parse({**LFM3, "layer_types": kinds}) == config
+    assert [layer.mixer for layer in config.layers] == [ConvConfig(64, 7) if kind == "conv" else None for kind in kinds]
+    assert [layer.window for layer in config.layers] == [None] * 4 + [128, None]
+    assert config.layers[4].rope == RopeConfig(1e4, 32)
+    assert config.attention_gate == GateConfig("sigmoid", "head", own=True)
+    assert parse({**LFM3, "use_attention_gate": False}).attention_gate is None
+    assert (config.head_dim, config.qk_norm, config.tie_embeddings) == (32, "head", True)
+
+
+def test_proportional_rope_turns_a_part_by_the_frequencies_of_the_whole() -> None:
+    rope = parse(LFM3).layers[2].rope
+    assert rope is not None
+    assert rope.dims == 32
+    found = inverse_frequencies(rope)
+    np.testing.assert_allclose(found[:8], 1e6 ** (-np.arange(0, 16, 2) / 32))
+    assert not found[8:].any()
+    types = ["conv", "full_attention"] * 3
+    for part, turned in ((None, 16), (1.0, 16), (0.25, 4), (0.2, 3)):
+        parameters = {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": part, "factor": 2.0}
+        said = {"full_attention": {key: value for key, value in parameters.items() if value is not None}}
+        rope = parse({**LFM3, "layer_types": types, "rope_parameters": said}).layers[1].rope
+        assert rope is not None
+        assert rope.factors == (2.0,) * turned + (np.inf,) * (16 - turned)
+
+
 @pytest.mark.parametrize("name", ["tie_embedding", "tie_word_embeddings"])
 def test_the_head_is_the_embedding_unless_a_file_says_otherwise(name: str) -> None:
     assert parse(LFM2).tie_embeddings
@@ -113,6 +159,13 @@ def test_the_head_is_the_embedding_unless_a_file_says_otherwise(name: str) -> No
         (LFM2_MOE, {"moe_intermediate_size": None}, "moe_intermediate_size"),
         (LFM2_MOE, {"routed_scaling_factor": 0}, "routed_scaling_factor"),
         (LFM2_MOE, {"use_expert_bias": "yes"}, "use_expert_bias"),
+        (LFM3, {"conv_L_cache": None}, "conv_L_cache"),
+        (LFM3, {"head_dim": None}, "head_dim"),
+        (LFM3, {"sliding_window": None}, "sliding_window"),
+        (LFM3, {"rope_parameters": None}, "rope_theta"),
+        (LFM3, {"rope_parameters": {"full_attention": LFM3["rope_parameters"]["full_attention"]}}, "sliding_attention"),
+        (LFM3, {"layer_types": ["conv"] * 5}, "layer_types"),
+        (LFM3, {"use_attention_gate": "yes"}, "use_attention_gate"),
     ],
 )
 def test_what_is_missing_or_malformed_is_named(config: dict[str, Any], wrong: dict[str, Any], field: str) -> None:
@@ -128,6 +181,11 @@ def test_what_is_missing_or_malformed_is_named(config: dict[str, Any], wrong: di
         (LFM2, {"num_dense_layers": 2}, "num_dense_layers"),
         (LFM2, {"sliding_window": 128}, "sliding_window"),
         (LFM2_MOE, {"block_ff_dim": 96}, "block_ff_dim"),
+        (LFM2, {"use_attention_gate": True}, "use_attention_gate"),
+        (LFM3, {"use_sandwich_norm": False}, "use_sandwich_norm"),
+        (LFM3, {"num_experts": 8}, "num_experts"),
+        (LFM3, {"layer_types": ["conv", "linear_attention"] * 3}, "linear_attention"),
+        (LFM3, {"rope_parameters": {"full_attention": {**PROPORTIONAL, "alpha": 2.0}}}, "alpha"),
         (LFM2_MOE, {"shared_expert_intermediate_size": 32}, "shared_expert_intermediate_size"),
         ({**LFM2, "model_type": "llama", "intermediate_size": 96}, {}, "block_ff_dim"),
         ({**without(LFM2_MOE, "num_experts"), "model_type": "llama"}, {}, "conv_L_cache"),

@@ -21,7 +21,6 @@ from ..config_fields import (
     layer_count,
     layer_types,
     layers_by_type,
-    number,
     optional_integer,
     optional_number,
     rope,
@@ -122,7 +121,6 @@ def _global(config: Config, plain: dict[str, int]) -> dict[str, int]:
 
 
 def _rope(config: Config, kind: str, size: int) -> RopeConfig:
-    """ "proportional": frequencies are those of whole heads, of which the first part turns."""
     parameters = dict(table(table(config, "rope_parameters"), kind))
     if not parameters:
         parameters = (
@@ -130,12 +128,4 @@ def _rope(config: Config, kind: str, size: int) -> RopeConfig:
             if kind == FULL
             else {"rope_type": "default", "rope_theta": 1e4}
         )
-    if parameters.get("rope_type") != "proportional":
-        return rope({**config, "head_dim": size, "rope_parameters": {kind: parameters}}, layer_type=kind)
-    known = {"rope_type", "partial_rotary_factor", "rope_theta", "factor"}
-    if unknown := sorted(set(parameters) - known):
-        raise UnsupportedModel(f"config.json: {unknown[0]} is not supported for rope_type 'proportional'")
-    part, factor = optional_number(parameters, "partial_rotary_factor"), optional_number(parameters, "factor")
-    turned = int((1.0 if part is None else min(part, 1.0)) * size // 2)
-    factors = (factor or 1.0,) * turned + (math.inf,) * (size // 2 - turned)
-    return RopeConfig(number(parameters, "rope_theta"), size, "factors", factors=factors)
+    return rope({**config, "head_dim": size, "rope_parameters": {kind: parameters}}, layer_type=kind)

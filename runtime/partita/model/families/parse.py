@@ -239,4 +239,5 @@ FAMILIES: Mapping[str, Family] = {
     "olmo_hybrid": Family(recurrent.olmo_hybrid, recurrent.OLMO_HYBRID_NAMES),
     "lfm2": Family(short_conv.lfm2, short_conv.LFM2_NAMES),
     "lfm2_moe": Family(short_conv.lfm2_moe, short_conv.LFM2_NAMES),
+    "lfm3": Family(short_conv.lfm3, short_conv.LFM3_NAMES),
 }

@@ -1,5 +1,5 @@
-"""Families most of whose layers are short convolutions, from a Hugging Face config to `ModelConfig`: LFM2, 2.5 and
-LFM2-MoE.
+"""Families most of whose layers are short convolutions, from a Hugging Face config to `ModelConfig`: LFM2 and
+2.5, LFM2-MoE, and LFM3.
 
 Not here: the layers (`model/mixers/`). The invariant is that of `model/families/parse.py`.
 """
@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...errors import CheckpointError
-from ..config import ConvConfig, ExpertsConfig, LayerConfig, ModelConfig
+from ...errors import CheckpointError, UnsupportedModel
+from ..config import ConvConfig, ExpertsConfig, GateConfig, LayerConfig, ModelConfig
 from ..config_fields import (
     FULL,
+    SLIDING,
     Config,
     decoder,
     flag,
@@ -39,6 +40,14 @@ LFM2_NAMES = Names(
     up="w3",
     down="w2",
     choice_bias="expert_bias",
+)
+LFM3_NAMES = replace(
+    LFM2_NAMES,
+    attention_post_norm="layers.{i}.post_operator_norm",
+    mlp_post_norm="layers.{i}.post_ffn_norm",
+    q_norm="q_norm",
+    k_norm="k_norm",
+    out="o_proj",
 )
 _CONV_READS = ("conv_L_cache", "conv_bias")
 
@@ -74,6 +83,39 @@ def lfm2_moe(config: Config) -> ModelConfig:
         if dense < count
         else None,
     )
+
+
+def lfm3(config: Config) -> ModelConfig:
+    """Lfm3ForCausalLM: longer convolutions, layers that slide, each kind of attention with its own rope, one gate a
+    head, norms before and after."""
+    integer(config, "head_dim")  # not hidden_size / heads in this family
+    if not flag(config, "use_sandwich_norm", True):
+        raise UnsupportedModel("config.json: use_sandwich_norm false is not supported for lfm3")
+    gated, attention = flag(config, "use_attention_gate", True), flag(config, "attention_bias")
+    return decoder(
+        config,
+        "lfm3",
+        _lfm3_layers(config),
+        reads=(*_CONV_READS, "sliding_window", "use_attention_gate", "use_sandwich_norm"),
+        eps_key="norm_eps",
+        tied=True,
+        activation="silu",
+        qk_norm="head",
+        attention_gate=GateConfig(each="head", own=True) if gated else None,
+        attention_bias=attention,
+        attention_out_bias=attention,
+    )
+
+
+def _lfm3_layers(config: Config) -> tuple[LayerConfig, ...]:
+    """Of four layers two are convolutions, one attends to all and one slides, if nothing else is said."""
+    usual = [FULL if i % 4 == 2 else CONV if i % 4 or not i else SLIDING for i in range(layer_count(config))]
+    types = layer_types(config, usual, known=(FULL, SLIDING, CONV))
+    kinds = {CONV: LayerConfig(None, None, mixer=_conv(config))}
+    for kind, width in ((FULL, None), (SLIDING, integer(config, "sliding_window") if SLIDING in types else None)):
+        if kind in types:
+            kinds[kind] = LayerConfig(width, rope(config, layer_type=kind))
+    return tuple(kinds[name] for name in types)
 
 
 def _lfm2(
