@@ -16,6 +16,7 @@ from partita.checkpoint.gguf.reader import open_gguf
 from partita.checkpoint.names import adds_one
 from partita.checkpoint.open import open_checkpoint
 from partita.errors import CheckpointError, UnsupportedModel
+from partita.model.load import notes
 from partita.quantization import Packed, Stored, dequantize
 from partita_convert.gguf.encode import Encoder
 from partita_convert.gguf.write import write_gguf
@@ -125,6 +126,8 @@ def test_what_predicts_further_tokens_is_left_out(families: Path, tmp_path: Path
     path = write_gguf(open_checkpoint(folder), tmp_path / "m.gguf").path
     plain = write_gguf(open_checkpoint(source), tmp_path / "plain.gguf").path
     assert set(open_gguf(path).tensors) == set(open_gguf(plain).tensors)
+    said = "m: 2 tensors that guess further tokens than the next (mtp) are not used"
+    assert (notes(open_checkpoint(folder)), notes(open_checkpoint(path))) == ((said,), ())
 
 
 def test_a_model_of_attention_alone(families: Path, tmp_path: Path) -> None:

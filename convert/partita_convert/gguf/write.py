@@ -27,7 +27,7 @@ from partita.checkpoint.base import Checkpoint
 from partita.checkpoint.gguf.architectures import Architecture
 from partita.checkpoint.gguf.arrangement import arrangement, part_of, permuted_heads, rows_by_key_heads, with_columns
 from partita.checkpoint.gguf.parts import BARE_NAMES, EXPERTS, OUTER_NAMES
-from partita.checkpoint.names import EMBEDDING, HEAD, adds_one, text_name
+from partita.checkpoint.names import EMBEDDING, HEAD, adds_one, predicts_further, text_name
 from partita.errors import CheckpointError, DataError, UnsupportedModel
 from partita.files.atomic import refuse_existing, whole_file
 from partita.model.config import ModelConfig
@@ -181,7 +181,7 @@ def _plan(checkpoint: Checkpoint, config: ModelConfig, row: Architecture) -> Ite
             continue
         if plain.endswith(f"{_FUSED}.weight"):
             yield from _split(checkpoint, config, name, plain, names)
-        elif not (row.predicts and plain.startswith("mtp.")):  # what predicts further tokens, which nobody runs here
+        elif not (row.predicts and predicts_further(plain)):  # what predicts further tokens, which nobody runs here
             yield _tensor(checkpoint, config, row, name, name_in_gguf(plain, names))
     if row.own_output and config.tie_embeddings and HEAD not in own.values():
         embedding = next((name for name, plain in own.items() if plain == EMBEDDING), None)

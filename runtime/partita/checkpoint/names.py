@@ -69,6 +69,11 @@ def part_beside_text(name: str) -> str | None:
     return None if found is None else found[0]
 
 
+def predicts_further(name: str) -> bool:
+    """Whether a tensor belongs to what guesses further tokens than the next, which nobody runs here."""
+    return _PLACE.sub("", name).startswith("mtp.")
+
+
 def is_constant(name: str) -> bool:
     """Whether a tensor repeats what its config says, so that nobody reads it."""
     return _CONSTANT.fullmatch(name) is not None

@@ -17,7 +17,7 @@ from ..arrays import Array
 from ..backend import Backend
 from ..checkpoint.base import Checkpoint
 from ..checkpoint.gguf.blocks import AFFINE, GROUP, SMALL, SMALL_GROUP
-from ..checkpoint.names import EMBEDDING, HEAD, Index
+from ..checkpoint.names import EMBEDDING, HEAD, Index, predicts_further
 from ..quantization import Packed, Stored, below, dequantize
 from .config import ConvConfig, DeltaConfig, ModelConfig
 from .decoder import Block, Decoder
@@ -119,9 +119,9 @@ def check_whole(checkpoint: Checkpoint) -> None:
 
 
 def notes(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """What a person should know: that a model sees or hears and is played without, and where a checkpoint says two
-    things, of which the config decides, and the other is reported."""
-    return _beside(checkpoint) + _two_heads(checkpoint)
+    """What a person should know: that a model sees or hears, or guesses further tokens, and is played without, and
+    where a checkpoint says two things, of which the config decides, and the other is reported."""
+    return _beside(checkpoint) + _further(checkpoint) + _two_heads(checkpoint)
 
 
 def _beside(checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -130,6 +130,13 @@ def _beside(checkpoint: Checkpoint) -> tuple[str, ...]:
         return ()
     said = ", ".join(f"{part} ({count} tensors)" for part, count in parts.items())
     return (f"{checkpoint.path.name}: this model also sees or hears, by {said}; here it reads and writes text alone",)
+
+
+def _further(checkpoint: Checkpoint) -> tuple[str, ...]:
+    count = sum(map(predicts_further, checkpoint.names()))
+    if not count:
+        return ()
+    return (f"{checkpoint.path.name}: {count} tensors that guess further tokens than the next (mtp) are not used",)
 
 
 def _two_heads(checkpoint: Checkpoint) -> tuple[str, ...]:
