@@ -6,7 +6,7 @@ Not here: what the fields mean for partita. Invariant: nothing is guessed; what 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,18 @@ from partita.checkpoint.base import Checkpoint
 from partita.checkpoint.names import HEAD, text_name
 from partita.errors import CheckpointError, UnsupportedModel
 from partita.files.bounded import is_table
+from partita.model.families.wrappers import WRAPPERS
 
 _FORMAT_KEYS = ("quantization", "quantization_config", "torch_dtype", "dtype")
-_NEWER_ROPE = frozenset({"gemma4_text", "lfm3", "mellum", "ministral3"})
+_GEMMA4 = frozenset({"gemma4_text", "gemma4_unified_text"})
+_NEWER_ROPE = _GEMMA4 | {"lfm3", "mellum", "ministral3"}
 """Families that never had `rope_scaling`: every reader takes rope_parameters alone."""
+_WHOLES = {"qwen3_5_text": "qwen3_5", "qwen3_5_moe_text": "qwen3_5_moe"}
+_CLASSES = {
+    "qwen3_5_text": "Qwen3_5ForConditionalGeneration",
+    "qwen3_5_moe_text": "Qwen3_5MoeForConditionalGeneration",
+}
+_OF_BOTH = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
@@ -32,9 +40,40 @@ def huggingface_config(checkpoint: Checkpoint) -> tuple[dict[str, Any], frozense
     if config.get("tie_word_embeddings"):
         # a copy, which mlx-lm would take as a sign that the head is not tied
         dropped |= {name for name in checkpoint.names() if text_name(name) == HEAD}
-    return _with_shapes(
-        _with_experts(_with_letters(_with_period(_with_width(_with_rope_both_ways(config)))))
-    ), frozenset(dropped)
+    if not is_wrapper(config):
+        return _completed(config), frozenset(dropped)
+    text = _completed(dict(config["text_config"]))
+    if config.get("tie_word_embeddings") is not None:
+        text["tie_word_embeddings"] = config["tie_word_embeddings"]
+    if str(config["model_type"]).startswith("gemma") and "vocab_size" in text:
+        config["vocab_size"] = text["vocab_size"]  # mlx-lm reads the whole's
+    return config | {"text_config": text}, frozenset(dropped)
+
+
+def for_form(config: dict[str, Any], form: str, names: Iterable[str]) -> dict[str, Any]:
+    """The config of a folder in the form "mlx" or "huggingface". mlx-lm knows Qwen3.5's text decoders only as those of
+    models that see, and is told so; elsewhere such a whole without anything around its text is its text alone."""
+    kind = config.get("model_type")
+    if form == "mlx" and kind in _WHOLES:
+        top = {key: config[key] for key in _OF_BOTH if config.get(key) is not None}
+        return {"model_type": _WHOLES[kind], "architectures": [_CLASSES[kind]], **top, "text_config": config}
+    if form == "mlx" or kind not in _WHOLES.values() or not is_wrapper(config):
+        return config
+    if not all(name.startswith(("model.layers.", "model.embed_tokens.", "model.norm.", "lm_head.")) for name in names):
+        return config
+    return dict(config["text_config"])
+
+
+def is_wrapper(config: Mapping[str, Any]) -> bool:
+    """Whether this is the config of a model that sees or hears around a text decoder."""
+    return config.get("model_type") in WRAPPERS and is_table(config.get("text_config"))
+
+
+def _completed(config: dict[str, Any]) -> dict[str, Any]:
+    """A text decoder's config with the fields that readers elsewhere want said."""
+    for step in _COMPLETIONS:
+        config = step(config)
+    return config
 
 
 def _with_rope_both_ways(config: dict[str, Any]) -> dict[str, Any]:
@@ -114,7 +153,7 @@ def _with_experts(config: dict[str, Any]) -> dict[str, Any]:
 def _with_shapes(config: dict[str, Any]) -> dict[str, Any]:
     """Gemma 4's global layers by the fields of published configs, which mlx-lm reads, beside those of each layer."""
     own = config.get("per_layer_config")
-    if config.get("model_type") != "gemma4_text" or not is_table(own) or "global_head_dim" in config:
+    if config.get("model_type") not in _GEMMA4 or not is_table(own) or "global_head_dim" in config:
         return config
     said = [shape for shape in own.values() if is_table(shape)]
     if not said or any(shape != said[0] for shape in said):
@@ -124,6 +163,36 @@ def _with_shapes(config: dict[str, Any]) -> dict[str, Any]:
         "global_head_dim": shape["head_dim"],
         "num_global_key_value_heads": shape.get("num_key_value_heads"),
     }
+
+
+def _with_interval(config: dict[str, Any]) -> dict[str, Any]:
+    """Which layers of Qwen3.5 and Qwen3-Next attend, as a period too, which is what mlx-lm reads."""
+    types, kind = config.get("layer_types"), str(config.get("model_type"))
+    if not kind.startswith(("qwen3_5", "qwen3_next")) or "full_attention_interval" in config or not types:
+        return config
+    period = [*types, "full_attention"].index("full_attention") + 1
+    if types != ["linear_attention" if (i + 1) % period else "full_attention" for i in range(len(types))]:
+        return config
+    return config | {"full_attention_interval": period}
+
+
+def _with_no_table(config: dict[str, Any]) -> dict[str, Any]:
+    """Gemma 4's 12B form, whose layers are told nothing of tokens: mlx-lm takes it for the other form."""
+    if config.get("model_type") != "gemma4_unified_text":
+        return config
+    return {"hidden_size_per_layer_input": 0} | config
+
+
+_COMPLETIONS = (
+    _with_rope_both_ways,
+    _with_width,
+    _with_period,
+    _with_letters,
+    _with_experts,
+    _with_shapes,
+    _with_interval,
+    _with_no_table,
+)
 
 
 def _as_llama3(factors: np.ndarray, theta: float, head_dim: int) -> Mapping[str, Any]:

@@ -23,7 +23,7 @@ from partita.errors import DataError
 from partita.files.atomic import whole_folder
 from partita.quantization import Packed, dequantize, require_affine
 
-from .config_files import huggingface_config
+from .config_files import for_form, huggingface_config
 from .layouts import as_huggingface, as_mlx
 from .shards import SHARD_BYTES, Shards, header_room, write_json
 from .tokenizer_files import write_tokenizer
@@ -174,6 +174,7 @@ def _write(
 ) -> WrittenFolder:
     config, dropped = huggingface_config(checkpoint)
     names = [name for name in checkpoint.names() if name not in dropped]
+    config = for_form(config, form, names)
     with whole_folder(folder, replace=replace) as partial:
         write_tokenizer(checkpoint, partial)  # first: it may be refused, and weights take long
         room = header_room(part for name in names for part in part_names(name))

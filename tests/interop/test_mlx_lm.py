@@ -21,6 +21,7 @@ from partita.quantization import Packed, quantize_weight
 from partita_convert.write_folder import write_mlx
 
 from .. import bounds, tiny_models
+from ..models.test_wrappers import MODELS, TOKENS, written
 
 NOT_READ = {
     "gpt_oss",  # truncate: false
@@ -28,9 +29,10 @@ NOT_READ = {
     "lfm2-biased",
     "lfm3",
     "lfm3-biased",
-    # text decoders of Qwen3.5 by themselves are unknown to it, and Olmo Hybrid's norms have other names there
-    *(name for name in tiny_models.RECURRENT if name.startswith(("qwen3_5", "olmo_hybrid"))),
+    # Olmo Hybrid's norms have other names there
+    *(name for name in tiny_models.RECURRENT if name.startswith("olmo_hybrid")),
 }
+NOT_WHOLE = {"cohere2_vision", "idefics3", "smolvlm"}
 NAMES = [name for name in tiny_models.NAMES if name not in NOT_READ]
 WITHIN_THE_WINDOW = {"mistral", "qwen2-sliding", "qwen3_moe-period", "gemma2", "phi3"}
 
@@ -59,6 +61,14 @@ def test_dense_weights_give_the_logits_of_transformers(name: str, folder: Path, 
     write_mlx(open_checkpoint(source), tmp_path / "out")
     found = logits_of(loaded(tmp_path / "out"), tokens)
     bounds.assert_near(found, tiny_models.reference_logits(source, tokens), bounds.logits(source))
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in NOT_WHOLE])
+def test_a_model_that_sees_gives_the_logits_of_transformers(name: str, tmp_path: Path) -> None:
+    """Of text, with what it sees by beside it."""
+    source, expected = written(name, tmp_path)
+    write_mlx(open_checkpoint(source), tmp_path / "out")
+    bounds.assert_near(logits_of(loaded(tmp_path / "out"), TOKENS[0].tolist()), expected, bounds.logits(source))
 
 
 @pytest.mark.parametrize("name", NAMES)

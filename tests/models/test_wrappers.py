@@ -164,19 +164,23 @@ def test_each_wrapper_is_judged() -> None:
 
 @pytest.fixture(scope="module", params=MODELS)
 def judged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    return written(request.param, tmp_path_factory.mktemp("sees"))
+
+
+def written(name: str, parent: Path) -> tuple[Path, np.ndarray]:
     """A folder as transformers writes it, and its logits of TOKENS."""
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    folder = tmp_path_factory.mktemp("sees") / request.param
+    folder = parent / name
     folder.mkdir()
-    size, (text, sight) = write_tokenizer(folder), MODELS[request.param]
+    size, (text, sight) = write_tokenizer(folder), MODELS[name]
     own = {**text, "vocab_size": size}
     if "vocab_size_per_layer_input" in own:
         own["vocab_size_per_layer_input"] = size
-    config = AutoConfig.for_model(request.param, text_config=own, vision_config=sight, image_token_id=5)
+    config = AutoConfig.for_model(name, text_config=own, vision_config=sight, image_token_id=5)
     model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
-    random = np.random.default_rng(zlib.crc32(request.param.encode()))
+    random = np.random.default_rng(zlib.crc32(name.encode()))
     with torch.no_grad():
         for _, parameter in sorted(model.named_parameters()):
             shape = tuple(parameter.shape)
