@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from ..cache.budget import RESERVE
 from ..errors import MemoryBudgetError
-from ..model.config import ModelConfig
+from ..model.config import DeltaConfig, ModelConfig
 from ..model.weights import Names, weights
 from ..units import memory_size
 from .loss import chunk_rows
@@ -19,6 +19,7 @@ from .loss import chunk_rows
 FLOAT = 4  # bytes; trained values, gradients and moments are float32
 _BATCH = 5 * 4  # bytes of a slot in a batch
 _LOGITS = 4  # arrays of a chunk's logits alive at once, when much goes wrong
+CHUNK = 64  # tokens that the gated delta rule takes at once, on every backend that trains
 _PASSING = 3  # arrays of a block's widest activations that come and go beside what is kept
 
 
@@ -59,7 +60,10 @@ def estimate(config: ModelConfig, shape: TrainingShape) -> Estimate:
     # twice (by heads, and joined); gate, up and their product
     block = 4 * e + 4 * q + 3 * kv + 3 * f
     widest = max(2 * f, q + 2 * kv, e)
-    kept = config.num_layers * e + block if shape.grad_checkpoint else config.num_layers * block
+    delta = next((layer.delta for layer in config.layers if layer.delta is not None), None)
+    recurrent = block if delta is None else 4 * e + 3 * f + _kept_by_delta(delta) * FLOAT // shape.itemsize
+    blocks = [block if layer.delta is None else recurrent for layer in config.layers]
+    kept = config.num_layers * e + max(blocks) if shape.grad_checkpoint else sum(blocks)
     masks = (
         len({layer.window for layer in config.layers}) * shape.rows * shape.length**2 * FLOAT if shape.packing else 0
     )
@@ -68,6 +72,15 @@ def estimate(config: ModelConfig, shape: TrainingShape) -> Estimate:
     logits = _LOGITS * min(chunk_rows(config.vocab_size), tokens) * config.vocab_size * FLOAT
     batches = shape.accumulate * tokens * _BATCH
     return Estimate(3 * FLOAT * shape.trained, activations, logits + unpacked, batches)
+
+
+def _kept_by_delta(c: DeltaConfig) -> int:
+    """Values of a token, in float32, that the gated delta rule keeps in chunks: what goes through the convolution; keys
+    and queries before and after their lengths are made one; of each value head four rows of a chunk's triangle, keys
+    and queries with their decays and the solutions, changes and outputs before and behind the norm; a share of the
+    states between chunks."""
+    heads = 4 * (CHUNK + c.key_dim) + 9 * c.value_dim
+    return 4 * c.channels + 6 * c.key_size + c.value_heads * (heads + 2 * c.value_dim * c.key_dim // CHUNK)
 
 
 def admit(config: ModelConfig, shape: TrainingShape, free: int, *, full: bool = False) -> Estimate:

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
+import partita_backends
 from partita.cache.budget import RESERVE
 from partita.checkpoint.open import open_checkpoint
 from partita.errors import MemoryBudgetError
 from partita.model.config import ModelConfig
 from partita.model.load import read_config
 from partita.training.memory import TrainingShape, admit, estimate
+
+from .runs import batch_of, documents, gradients, lora
 
 SHAPE = TrainingShape(rows=4, length=256, trained=100_000)
 
@@ -33,6 +36,27 @@ def test_more_of_anything_takes_more(config: ModelConfig) -> None:
     assert estimate(config, replace(SHAPE, grad_checkpoint=True)).total < total
     assert estimate(config, replace(SHAPE, accumulate=2)).total > total
     assert estimate(config, SHAPE).optimizer == 12 * SHAPE.trained
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "qwen3_5", "qwen3_5-alike", "olmo_hybrid", "lfm2", "gemma4"])
+def test_what_is_kept_for_the_way_back_is_no_more(tiny_family: Callable[[str], Path], name: str) -> None:
+    """Every array that torch saves in the pass forward, the adapted weights too."""
+    import torch
+
+    ops, found = partita_backends.load("torch", dtype="float32"), documents(8, 60, 280)
+    batch = batch_of([found[:4], found[4:]], masked=3)
+    model, values = lora(ops, tiny_family(name), None, spread=0.05)
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        kept[x.untyped_storage().data_ptr()] = x
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        gradients(ops, model, values, batch)
+    rows, length = batch.tokens.shape
+    needs = estimate(model.decoder.config, TrainingShape(rows, length, trained=0))
+    assert sum(x.untyped_storage().nbytes() for x in kept.values()) <= needs.activations + needs.logits
 
 
 @pytest.mark.parametrize("grad_checkpoint", [False, True])
