@@ -28,17 +28,20 @@ from partita_apps.cli import cli  # noqa: E402
 
 PLACE = Path(__file__).parent / "models.md"
 HARMONY = "harmony"
-WORDS = {"": "", HARMONY: "its channels", NAMED: "a line with the tool's name"}
+UNKNOWN = "unknown"
+WORDS = {"": "", HARMONY: "its channels", NAMED: "a line with the tool's name", UNKNOWN: "not known here"}
 SAME_DECODER = {"ministral": "mistral"}
 """Families that are judged by the models of another, whose decoder they have."""
-FROZEN = frozenset({"qwen3_moe", "mellum", "gpt_oss", "granite_swa", "qwen3_5_moe_text", "qwen3_next", "lfm2_moe"})
+FROZEN = frozenset(
+    {"qwen3_moe", "mellum", "gpt_oss", "granite_swa", "qwen3_5_moe_text", "qwen3_next", "lfm2_moe", "laguna"}
+)
 """Families whose experts or sink logits are not trained: `training.initialize` refuses them."""
 
 
 @dataclass(frozen=True)
 class Known:
     """models: their names. sizes: those that people run. thoughts, calls: how replies begin them, as in
-    `partita.text.reply.formats`; "": not at all."""
+    `partita.text.reply.formats`; "": not at all; `UNKNOWN`: their templates were not at hand."""
 
     models: str
     sizes: str
@@ -71,6 +74,7 @@ KNOWN = {
     "cohere2": Known("Command R7B, Command A", "7B, 111B", "<|START_THINKING|>", "<|START_ACTION|>"),
     "mellum": Known("Mellum 2", "12B", "<think>", "<tool_call>"),
     "gpt_oss": Known("gpt-oss", "20B, 120B", HARMONY, HARMONY),
+    "laguna": Known("Laguna XS", "33B", UNKNOWN, "<tool_call>"),
     "qwen3_5_text": Known("Qwen3.5, 3.6, 3.8", "0.8B to 27B", "<think>", "<tool_call>"),
     "qwen3_5_moe_text": Known("Qwen3.5-35B-A3B, Qwen3.6-35B-A3B", "35B to 397B", "<think>", "<tool_call>"),
     "qwen3_next": Known("Qwen3-Next, Qwen3-Coder-Next", "80B", "<think>", "<tool_call>"),
@@ -129,7 +133,8 @@ def document() -> str:
     return (
         f"{HEAD}{rows}\n\n"
         "A model whose template has no tools is told of them in its prompt by the server, and its calls are enforced\n"
-        "in a form that is read.\n\n"
+        "in a form that is read. Where a form is not known here, the template of the model was not at hand: its\n"
+        "replies are read as any model's, by the markers of this table that its vocabulary or its template has.\n\n"
         "## Models that see or hear\n\n"
         "Their text decoder is played alone, and a line names what is left out. Each was judged by transformers'\n"
         "whole model, which was given text.\n\n"
@@ -178,7 +183,7 @@ def _marker(marker: str) -> str:
 def recognised(kind: str) -> set[str]:
     """The markers that replies may begin a part of this kind with."""
     blocks: tuple[Block, ...] = BLOCKS
-    return {block.begin for block in blocks if block.kind == kind} | {HARMONY, ""}
+    return {block.begin for block in blocks if block.kind == kind} | {HARMONY, UNKNOWN, ""}
 
 
 if __name__ == "__main__":

@@ -65,10 +65,13 @@ def attention(depth: int, keys: int, *, score: float, value: float) -> float:
 def decoder(source: Path | ModelConfig, tokens: int = 96) -> int:
     """Roundings on the way from a token to a logit: the lengths of the sums that follow each other."""
     config = read_config(open_checkpoint(source)) if isinstance(source, Path) else source
-    width, heads = config.hidden_size, config.num_heads * config.head_dim
-    attention = width + width + config.head_dim + 2 * tokens + heads  # norm, queries, scores, softmax, values, output
+    width, size = config.hidden_size, config.head_dim
     mlp = width + width + config.intermediate_size
-    mixers = [_mixer(layer.mixer, attention, width, tokens) for layer in config.layers]
+    mixers = [
+        # norm, queries, scores, softmax, values, output
+        _mixer(layer.mixer, width + width + size + 2 * tokens + config.heads_of(i) * size, width, tokens)
+        for i, layer in enumerate(config.layers)
+    ]
     return sum(mixers) + len(config.layers) * mlp + width + width
 
 

@@ -19,7 +19,7 @@ from partita.model.families.wrappers import WRAPPERS
 
 _FORMAT_KEYS = ("quantization", "quantization_config", "torch_dtype", "dtype")
 _GEMMA4 = frozenset({"gemma4_text", "gemma4_unified_text"})
-_NEWER_ROPE = _GEMMA4 | {"lfm3", "mellum", "ministral3"}
+_NEWER_ROPE = _GEMMA4 | {"laguna", "lfm3", "mellum", "ministral3"}
 """Families that never had `rope_scaling`: every reader takes rope_parameters alone."""
 _WHOLES = {"qwen3_5_text": "qwen3_5", "qwen3_5_moe_text": "qwen3_5_moe"}
 _CLASSES = {

@@ -1,6 +1,6 @@
 """A checkpoint in the names that a reader elsewhere looks for: only experts have more than one way to be kept, what
-goes into Qwen3-Next's recurrent layers, which GGUF splits and every folder has in two matrices, and LFM2-MoE's dense
-MLPs, which mlx-lm calls otherwise than they were published.
+goes into Qwen3-Next's recurrent layers, which GGUF splits and every folder has in two matrices, and what mlx-lm merely
+calls otherwise than it was published (`renames`).
 
     as_mlx          stacks (experts, out, in): `mlp.switch_mlp.gate_proj.weight`; in gpt-oss `mlp.experts.gate_proj...`,
                     in Gemma 4 `experts.switch_glu.gate_proj...`
@@ -22,13 +22,14 @@ from typing import Any
 import numpy as np
 
 from partita.checkpoint import experts
-from partita.checkpoint import names as checkpoint_names
 from partita.checkpoint.base import Checkpoint
 from partita.checkpoint.experts import NUMBERED, PROJECTIONS, StoredExperts, Value
 from partita.checkpoint.gguf.arrangement import rows_by_key_heads
 from partita.checkpoint.gguf.parts import BY_KEY_HEADS, QWEN3_NEXT
 from partita.checkpoint.overlay import Derived
 from partita.quantization import Packed, dequantize, joined
+
+from .renames import as_of_mlx, as_published
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def as_mlx(checkpoint: Checkpoint) -> Checkpoint:
             if stored.bias_sources(projection)[0] in present:
                 yield f"{mlp}.{module}.{projection}.bias", _whole_bias(stored, projection)
 
-    checkpoint = _renamed(by_key_heads(checkpoint), checkpoint_names.by_projection)
+    checkpoint = by_key_heads(as_of_mlx(checkpoint))
     return _relaid(
         checkpoint, lambda mlp, stored: stored.module == f"{mlp}.{module}" and stored.form == "stacked", layer
     )
@@ -94,22 +95,7 @@ def as_huggingface(checkpoint: Checkpoint) -> Checkpoint:
         return _relaid(checkpoint, lambda _, stored: stored.form == "fused", _fused)
     if _is_beside(checkpoint):
         return _relaid(checkpoint, lambda _, stored: stored.form == "fused", _above)
-    checkpoint = _renamed(by_key_heads(checkpoint), checkpoint_names.by_number)
-    return _relaid(checkpoint, lambda _, stored: stored.form == "each", _each)
-
-
-def _renamed(checkpoint: Checkpoint, called: Callable[[str], str]) -> Checkpoint:
-    """LFM2-MoE's dense MLPs by other names."""
-    if not experts.calls_by_number(checkpoint):
-        return checkpoint
-    tensors = {new: _same(checkpoint, name) for name in checkpoint.names() if (new := called(name)) != name}
-    if not tensors:
-        return checkpoint
-    return _Relaid.of(checkpoint, tensors=tensors, order=tuple(map(called, checkpoint.names())))
-
-
-def _same(checkpoint: Checkpoint, name: str) -> _Tensor:
-    return _Tensor(lambda: checkpoint.shape(name), lambda: checkpoint.read(name), lambda: checkpoint.stored_as(name))
+    return _relaid(by_key_heads(as_published(checkpoint)), lambda _, stored: stored.form == "each", _each)
 
 
 def by_key_heads(checkpoint: Checkpoint, parts: Sequence[str] = tuple(BY_KEY_HEADS)) -> Checkpoint:

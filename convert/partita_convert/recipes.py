@@ -26,7 +26,7 @@ MIXTURES = {"mixed_2_6": (2, 6), "mixed_3_4": (3, 4), "mixed_3_6": (3, 6), "mixe
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 _EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight")
 _TOLD = ("embed_tokens_per_layer.weight", "per_layer_model_projection.weight")
-_ROUTERS = (".gate.weight", ".router.weight", ".router.proj.weight", ".shared_expert_gate.weight")
+_ROUTERS = (".gate.weight", ".gate.proj.weight", ".router.weight", ".router.proj.weight", ".shared_expert_gate.weight")
 _OTHER_PARTS = ("vision", "audio", "visual", "multi_modal")
 _TOGETHER = {
     **dict.fromkeys(("q_proj", "k_proj"), "qk"),

@@ -12,20 +12,10 @@ from .. import tiny_models
 from .finetuning import partita, write_chats
 
 _ATTEND = ["granite_swa", "exaone4", "seed_oss", "glm4", "ernie4_5", "hunyuan", "ministral3", "cohere2", "mellum"]
-LATER = [
-    *_ATTEND,
-    "qwen3_5",
-    "qwen3_5_moe",
-    "qwen3_next",
-    "olmo_hybrid",
-    "lfm2",
-    "lfm2_moe",
-    "lfm3",
-    "gemma4",
-    "gemma4-experts",
-]
+_RECURRENT = ["qwen3_5", "qwen3_5_moe", "qwen3_next", "olmo_hybrid", "lfm2", "lfm2_moe", "lfm3"]
+LATER = [*_ATTEND, *_RECURRENT, "gemma4", "gemma4-experts", "laguna", "laguna-elements"]
 """Families without tests of their own elsewhere in tests/apps."""
-QUICK = (("hunyuan", "torch"), ("qwen3_5", "mlx"), ("gemma4", "mlx"))
+QUICK = (("hunyuan", "torch"), ("qwen3_5", "mlx"), ("gemma4", "mlx"), ("laguna", "torch"))
 CASES = [
     pytest.param(name, backend, marks=[pytest.mark.slow] * ((name, backend) not in QUICK))
     for name in LATER

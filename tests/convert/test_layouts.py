@@ -28,11 +28,12 @@ from partita_convert.write_folder import write_huggingface, write_mlx
 from .. import bounds, tiny_models
 
 Family = Callable[[str], Path]
-EXPERTS = ["qwen3_moe", "gpt_oss", "lfm2_moe"]
+EXPERTS = ["qwen3_moe", "gpt_oss", "lfm2_moe", "laguna"]
 OLD = {
     "qwen3_moe": "layers.0.mlp.experts.0.gate_proj.weight",
     "gpt_oss": "layers.0.mlp.experts.gate_up_proj",
     "lfm2_moe": "layers.1.feed_forward.experts.0.w1.weight",
+    "laguna": "layers.1.mlp.experts.0.gate_proj.weight",
 }
 
 
@@ -53,7 +54,7 @@ def values(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
 
 
 def eight_bits(name: str, value: np.ndarray | Packed) -> np.ndarray | Packed:
-    if isinstance(value, Packed) or value.ndim < 2 or not name.endswith(".weight"):
+    if isinstance(value, Packed) or value.ndim < 2 or not name.endswith(".weight") or value.shape[-1] % 32:
         return value
     return value if value.shape[-1] % 32 else quantize_weight(value, 8, 32)  # taps of convolutions
 
@@ -115,6 +116,10 @@ def test_names_are_what_mlx_lm_and_transformers_look_for(tiny_family: Family) ->
     assert {"model.layers.1.feed_forward.gate.weight", "model.layers.1.feed_forward.expert_bias"} <= names
     assert {f"model.layers.0.feed_forward.{part}_proj.weight" for part in ("gate", "up", "down")} <= names
     assert not any(".experts." in name or ".w1." in name for name in names)
+    names = set(as_mlx(open_checkpoint(tiny_family("laguna"))).names())
+    router = {f"model.layers.1.mlp.gate.{part}" for part in ("proj.weight", "e_score_correction_bias")}
+    assert {*router, "model.layers.1.mlp.shared_expert.up_proj.weight"} <= names
+    assert not any(".experts." in name for name in names)
 
 
 def test_new_names_stand_where_the_old_ones_stood(tiny_family: Family) -> None:

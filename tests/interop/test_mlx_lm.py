@@ -3,7 +3,8 @@
 mlx-lm gives every layer of Mistral, Qwen2, Qwen3-MoE, Gemma 2 and Phi-3 full attention, whatever the config says of a
 sliding window, so these are compared within the window. It always takes LongRoPE's long factors, as transformers does
 beyond the original length: those are compared there. It rounds yarn's bounds to whole dims, also where the config says
-truncate: false (gpt-oss), so that one is compared with a config that says true. It does not know Granite SWA and LFM3.
+truncate: false (gpt-oss), so that one is compared with a config that says true. It does not know Granite SWA and LFM3,
+nor gates of each number in Laguna.
 LFM2's head is always its embedding there.
 """
 
@@ -26,6 +27,7 @@ from ..models.test_wrappers import MODELS, TOKENS, written
 NOT_READ = {
     "gpt_oss",  # truncate: false
     "granite_swa",
+    "laguna-elements",
     "lfm2-biased",
     "lfm3",
     "lfm3-biased",

@@ -138,6 +138,8 @@ def test_longrope_takes_its_factors_by_the_caches_context(
         "ministral3",
         "cohere2",
         "lfm3",
+        "laguna",
+        "laguna-elements",
     ],
 )
 def test_a_bounded_context_does_not_depend_on_the_feed(load: Loader, text: list[int], name: str) -> None:
@@ -180,11 +182,11 @@ def test_half_precision_stays_half_precision(
     backend: str,
     dtype: str,
 ) -> None:
-    """Numbers of the config take the residual stream's dtype; logits stay near the exact ones, less so where two
-    experts were so near each other that rounding chose between them. A layer rounds twelve times one after another; in
-    the mean square that is half of what an entry may be off. What a recurrent layer makes of a small output, which its
-    norm makes large, is in no such number: there transformers in the same dtype says how far is near, and since what an
-    expert that was chosen otherwise has written is remembered, half of the tokens are looked at."""
+    """Numbers of the config take the residual stream's dtype; logits stay near the exact ones. A layer rounds twelve
+    times one after another; in the mean square that is half of what an entry may be off. Where two experts were so near
+    each other that rounding chose between them, a token is far off, and less so what reads it: half of the tokens are
+    looked at. What a recurrent layer makes of a small output, which its norm makes large, is in no such number: there
+    transformers in the same dtype says how far is near."""
     ops, model = load(name, backend, dtype)
     spec = spec_of(ops, model)
     part = ops.array(np.array([text], np.int32))
@@ -195,6 +197,8 @@ def test_half_precision_stays_half_precision(
     if name in tiny_models.RECURRENT:
         theirs = tiny_models.reference_logits(tiny_family(name), text, dtype)
         assert typical(ours - exact) <= max(error, 4 * typical(theirs - exact))
+    elif "experts" in name or name in tiny_models.EXPERTS:
+        assert typical(ours - exact) <= 4 * error
     else:
         assert rms(ours - exact) <= (error if name in tiny_models.DENSE else 4 * error)
 
@@ -214,6 +218,8 @@ def test_half_precision_stays_half_precision(
         "gemma4",
         "lfm2_moe",
         "lfm3",
+        "laguna",
+        "laguna-elements",
     ],
 )
 def test_a_compiled_step_equals_the_eager_one(load: Loader, judge: Judge, text: list[int], name: str) -> None:

@@ -20,7 +20,11 @@ from .. import bounds
 from ..runtime.training.runs import batch_of, documents, full_model, gradients, lora, mean_loss
 
 METHODS = ("lora", "dora", "full")
-BESIDE_EXPERTS = {"lfm2_moe": "q_proj,k_proj,v_proj,in_proj,out_proj"}
+BESIDE_EXPERTS = {
+    "lfm2_moe": "q_proj,k_proj,v_proj,in_proj,out_proj",
+    **dict.fromkeys(("laguna", "laguna-elements"), "q_proj,k_proj,v_proj,g_proj,o_proj"),
+}
+"""What adapters are put on in a family whose experts are not trained."""
 Gradients = tuple[float, dict[str, np.ndarray]]
 
 
@@ -67,6 +71,8 @@ def assert_same(found: Gradients, expected: Gradients, folder: Path, batch: Batc
         "lfm2-biased",
         "lfm2_moe",
         "lfm3",
+        "laguna",
+        "laguna-elements",
     ],
 )
 def test_adapters_gradients_are_slopes(
@@ -150,7 +156,7 @@ def test_mlx_and_torch_agree(
     assert_same(mine, theirs, tiny_family(name), batch)
 
 
-@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss", "gemma4-experts", "lfm2_moe"])
+@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss", "gemma4-experts", "lfm2_moe", "laguna", "laguna-elements"])
 def test_mlx_and_torch_agree_behind_experts(
     backends: dict[str, Backend], tiny_family: Callable[[str], Path], batch: Batch, name: str
 ) -> None:

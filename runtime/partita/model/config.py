@@ -77,6 +77,8 @@ class ExpertsConfig:
     """Experts stand in so many groups, and are chosen of the best groups alone: by the sum of their two best scores."""
     scale: float = 1.0
     """Multiplies the weights."""
+    softcap: float | None = None
+    """Of a router's outputs, before they become scores."""
     shared_size: int = 0
     """Width of an MLP that every token goes through besides; 0 for none."""
     shared_gate: bool = False
@@ -157,7 +159,7 @@ class LayerConfig:
 
     experts: whether the layer's MLP is `ModelConfig.experts`. mixer: what the layer has in place of attention. shares:
     the earlier layer whose keys and values it reads, having none of its own. keys_are_values: one projection gives
-    both, before any norm. kv_heads, head_dim, intermediate_size: None where they are the model's.
+    both, before any norm. heads, kv_heads, head_dim, intermediate_size: None where they are the model's.
     """
 
     window: int | None
@@ -166,6 +168,7 @@ class LayerConfig:
     mixer: DeltaConfig | ConvConfig | None = None
     shares: int | None = None
     keys_are_values: bool = False
+    heads: int | None = None
     kv_heads: int | None = None
     head_dim: int | None = None
     intermediate_size: int | None = None
@@ -233,6 +236,10 @@ class ModelConfig(Brief):
     per_layer: PerLayerConfig | None = None
     layer_scalar: bool = False
     """What leaves a layer is multiplied by a learned number."""
+
+    def heads_of(self, layer: int) -> int:
+        """Query heads of one layer."""
+        return self.layers[layer].heads or self.num_heads
 
     def kv_heads_of(self, layer: int) -> int:
         """Key-value heads of one layer."""

@@ -145,6 +145,7 @@ class Router(Brief):
         x = x if self.norm is None else self.norm(ops, x)
         x = x if self.scale is None else x * ops.cast(self.scale.value, ops.dtype)
         c, scores = self.config, ops.cast(self.scores(ops, x), "float32")
+        scores = scores if c.softcap is None else c.softcap * ops.tanh(scores / c.softcap)
         if c.score == "softmax_chosen":
             chosen, index = ops.topk(scores, c.active)
             return ops.softmax(chosen, -1), index

@@ -189,7 +189,7 @@ class _Reader:
     def __init__(self, ops: Backend, checkpoint: Checkpoint, config: ModelConfig, stack: bool):
         self.ops, self.config, self.stacks = ops, config, stack
         self.source = WeightSource(checkpoint, config)
-        self._orders: dict[int, Array] = {}  # by rotated dims
+        self._orders: dict[tuple[int, ...], Array] = {}  # by rotated dims, heads and their dims
         self._deltas: dict[DeltaConfig, Array] = {}  # orders of rows by key head
         self._biases = {spec.module: spec for spec in self.source.specs if spec.kind in ("bias", "experts_bias")}
 
@@ -339,14 +339,14 @@ class _Reader:
         c, rope = self.config, self.config.layers[i].rope
         if rope is None or not rope.neighbours:
             return None
-        if rope.dims not in self._orders:
-            dims = np.arange(c.head_dim_of(i))
+        key = kept, turned, size = c.kv_heads_of(i), c.heads_of(i) + c.kv_heads_of(i), c.head_dim_of(i)
+        if (rope.dims, *key) not in self._orders:
+            dims = np.arange(size)
             dims[: rope.dims] = dims[: rope.dims].reshape(-1, 2).T.ravel()
-            turned, size = c.num_heads + c.kv_heads_of(i), c.head_dim_of(i)
-            heads = np.arange(turned + c.kv_heads_of(i))[:, None] * size
+            heads = np.arange(turned + kept)[:, None] * size
             places = np.where(heads < turned * size, heads + dims, heads + np.arange(size))
-            self._orders[rope.dims] = self.ops.array(places.ravel().astype(np.int32))
-        return self._orders[rope.dims]
+            self._orders[rope.dims, *key] = self.ops.array(places.ravel().astype(np.int32))
+        return self._orders[rope.dims, *key]
 
     def mlp(self, gate_up: Sequence[WeightSpec], down: WeightSpec) -> MLP:
         return MLP(self.stack(gate_up), self.linear(down), self.config.activation)
@@ -415,9 +415,15 @@ class _Reader:
         return prepared
 
     def bias(self, specs: Sequence[WeightSpec]) -> Array | None:
-        """The biases of matrices of one input, which all have one or none."""
-        vectors = [self.source.vector(self._biases[spec.module]) for spec in specs if spec.module in self._biases]
-        return self.ops.prepare_vector(np.concatenate(vectors)) if vectors else None
+        """The biases of matrices of one input, 0 for one that has none beside others; None where none has."""
+        own = [self._biases.get(spec.module) for spec in specs]
+        if not any(own):
+            return None
+        vectors = [
+            np.zeros(spec.shape[0], np.float32) if bias is None else self.source.vector(bias)
+            for spec, bias in zip(specs, own, strict=True)
+        ]
+        return self.ops.prepare_vector(np.concatenate(vectors))
 
 
 def _of(own: Mapping[Kind, WeightSpec], *kinds: Kind) -> list[WeightSpec]:

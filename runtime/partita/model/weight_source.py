@@ -21,6 +21,10 @@ Value = np.ndarray | Packed
 Matrix = Value | Stored
 SPLIT_INPUT = ".linear_attn.in_proj_qkv.weight"
 """What Qwen3-Next's fused inputs have in GGUF in place of one of theirs."""
+ROUTER_OF_MLX = ".mlp.gate.proj.weight"
+"""What Laguna's router is called in MLX's folders. What is added where experts are chosen stands beside it there, as in
+the running model of transformers, and not with the experts."""
+CHOICE_BESIDE_ROUTER = ".mlp.gate.e_score_correction_bias"
 
 
 class WeightSource:
@@ -34,7 +38,7 @@ class WeightSource:
     def check(self, spec: WeightSpec) -> None:
         """Whether the checkpoint has this weight in this shape; nothing is read."""
         if spec.kind == "router":  # a layer without experts is reported as such, not by the first tensor it lacks
-            self._experts_of(spec.module.rpartition(".")[0].removesuffix(".router"))
+            self._experts_of(_mlp_of_router(spec))
         if not spec.kind.startswith("experts"):
             found = self.checkpoint.shape(spec.name)
             turned = spec.kind in CONVOLUTIONS and found == (spec.shape[0], *spec.shape[:0:-1])
@@ -117,7 +121,16 @@ def _names(checkpoint: Checkpoint) -> Names:
     first = index.find(f"{names.prefix}{names.mlp.format(i=0)}.{names.gate}.weight")
     if first is not None and first.endswith(".gate_proj.weight"):
         names = replace(names, gate="gate_proj", up="up_proj", down="down_proj")
+    if any(name.endswith(ROUTER_OF_MLX) for name in checkpoint.names()):
+        names = replace(names, router="gate.proj")
+    if any(name.endswith(CHOICE_BESIDE_ROUTER) for name in checkpoint.names()):
+        names = replace(names, choice_bias=Names().choice_bias)
     return replace(names, prefix=found.removesuffix(embedding), head=head.removesuffix(".weight"))
+
+
+def _mlp_of_router(spec: WeightSpec) -> str:
+    """The name of the module that a router and its experts are in, whatever the router is called."""
+    return spec.module.rpartition(".")[0].removesuffix(".router").removesuffix(".gate")
 
 
 def _narrowed(value: np.ndarray) -> np.ndarray:

@@ -211,18 +211,19 @@ def _norms(config: ModelConfig, names: Names, layer: int) -> Iterator[WeightSpec
 def _attention(config: ModelConfig, names: Names, module: str, layer: int) -> Iterator[WeightSpec]:
     e, bias, own = config.hidden_size, config.attention_bias, config.layers[layer]
     size, gate = config.head_dim_of(layer), config.attention_gate
-    q, kv = config.num_heads * size, config.kv_heads_of(layer) * size
+    heads, kv = config.heads_of(layer), config.kv_heads_of(layer) * size
+    q = heads * size
     if names.qkv:
         yield from _linear(f"{module}.{names.qkv}", (q + 2 * kv, e), "qkv", bias, (q, kv, kv))
     else:
-        more = 0 if gate is None else config.num_heads * gate.query_rows(size)
+        more = 0 if gate is None else heads * gate.query_rows(size)
         yield from _linear(f"{module}.q_proj", (q + more, e), "q", bias)
         if own.shares is None:
             yield from _linear(f"{module}.k_proj", (kv, e), "k", bias)
         if own.shares is None and not own.keys_are_values:
             yield from _linear(f"{module}.v_proj", (kv, e), "v", bias)
     if gate is not None and gate.own:
-        shape = config.num_heads * gate.size(size), e
+        shape = heads * gate.size(size), e
         yield from _linear(f"{module}.{names.attention_gate}", shape, "attention_gate", False)
     yield from _linear(f"{module}.{names.out}", (e, q), "o", config.attention_out_bias)
     if config.qk_norm != "none":
@@ -231,7 +232,7 @@ def _attention(config: ModelConfig, names: Names, module: str, layer: int) -> It
         if own.shares is None:
             yield WeightSpec(f"{module}.{names.k_norm}.weight", sizes[1:], "k_norm")
     if config.sink_logits:
-        yield WeightSpec(f"{module}.sinks", (config.num_heads,), "sinks")
+        yield WeightSpec(f"{module}.sinks", (heads,), "sinks")
 
 
 def _delta(config: ModelConfig, c: DeltaConfig, names: DeltaNames, module: str) -> Iterator[WeightSpec]:

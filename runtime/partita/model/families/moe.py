@@ -69,14 +69,11 @@ def mellum(config: Config) -> ModelConfig:
     types = layer_types(config, [FULL] * layer_count(config))
     slides = rope(config, layer_type=SLIDING) if SLIDING in types else None
     layers = layers_by_type(config, types, rope(config, layer_type=FULL), slides)
-    kinds: Any = config.get("mlp_layer_types") or ["sparse"] * len(layers)
-    if not is_list(kinds) or len(kinds) != len(layers) or any(kind not in ("dense", "sparse") for kind in kinds):
-        said = f'"dense" or "sparse" for each of {len(layers)} layers'
-        raise CheckpointError(f"config.json: mlp_layer_types must say {said}, got {str(kinds)[:60]}")
+    sparse = sparse_by_name(config, ["sparse"] * len(layers))
     return decoder(
         config,
         "mellum",
-        tuple(replace(layer, experts=kind == "sparse") for layer, kind in zip(layers, kinds, strict=True)),
+        tuple(replace(layer, experts=has) for layer, has in zip(layers, sparse, strict=True)),
         reads=(*_COUNTS, "sliding_window"),
         qk_norm="head",
         experts=ExpertsConfig(
@@ -87,6 +84,15 @@ def mellum(config: Config) -> ModelConfig:
         ),
         **biases(config),
     )
+
+
+def sparse_by_name(config: Config, default: list[str]) -> list[bool]:
+    """Which layers have experts, where mlp_layer_types says it. default: where it is left out."""
+    count, kinds = layer_count(config), config.get("mlp_layer_types") or default
+    if not is_list(kinds) or len(kinds) != count or any(kind not in ("dense", "sparse") for kind in kinds):
+        said = f'"dense" or "sparse" for each of {count} layers'
+        raise CheckpointError(f"config.json: mlp_layer_types must say {said}, got {str(kinds)[:60]}")
+    return [kind == "sparse" for kind in kinds]
 
 
 def gpt_oss(config: Config) -> ModelConfig:

@@ -35,7 +35,7 @@ from ..config_fields import (
     window,
 )
 from ..weights import Names
-from . import dense, gemma4, recurrent, short_conv
+from . import dense, gemma4, laguna, recurrent, short_conv
 from .moe import gpt_oss, mellum, qwen3_moe
 from .wrappers import WRAPPERS, text_config
 
@@ -62,11 +62,10 @@ def parse(config: Config) -> ModelConfig:
     Raises UnsupportedModel for mathematics that is not implemented, CheckpointError for a missing or malformed field.
     """
     parsed = family(config).parse(text_config(config))
-    for heads in (parsed.num_kv_heads, *map(parsed.kv_heads_of, range(parsed.num_layers))):
-        if parsed.num_heads % heads:
-            raise CheckpointError(
-                f"config.json: {parsed.num_heads} attention heads do not divide over {heads} key-value heads"
-            )
+    of_layers = ((parsed.heads_of(i), parsed.kv_heads_of(i)) for i in range(parsed.num_layers))
+    for heads, kv_heads in ((parsed.num_heads, parsed.num_kv_heads), *of_layers):
+        if heads % kv_heads:
+            raise CheckpointError(f"config.json: {heads} attention heads do not divide over {kv_heads} key-value heads")
     return parsed
 
 
@@ -233,6 +232,7 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3_moe": Family(qwen3_moe),
     "mellum": Family(mellum),
     "gpt_oss": Family(gpt_oss, Names(router="router")),
+    "laguna": Family(laguna.laguna, laguna.NAMES),
     "qwen3_5_text": Family(recurrent.qwen3_5),
     "qwen3_5_moe_text": Family(recurrent.qwen3_5_moe),
     "qwen3_next": Family(recurrent.qwen3_next, recurrent.NEXT_NAMES),

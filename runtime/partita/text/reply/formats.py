@@ -50,7 +50,7 @@ BLOCKS = (
     Block("thought", "<seed:think>", ("</seed:think>",)),  # Seed-OSS
     Block("thought", "<|START_THINKING|>", ("<|END_THINKING|>",)),  # Command R7B, Command A
     Block("tool_call", "<tool_call>", ("</tool_call>",), "xml", mentions="<function="),  # Qwen3-Coder, Qwen3.5
-    Block("tool_call", "<tool_call>", ("</tool_call>",), "arg_keys", mentions="<arg_key>"),  # GLM-4.5
+    Block("tool_call", "<tool_call>", ("</tool_call>",), "arg_keys", mentions="<arg_key>"),  # GLM-4.5, Laguna
     Block("tool_call", "<tool_call>", ("</tool_call>",), "fenced", mentions="<tool_responses>"),  # Hunyuan
     # Hermes, Qwen2.5 and 3, SmolLM3, Granite, EXAONE 4, ERNIE 4.5, Mellum 2
     Block("tool_call", "<tool_call>", ("</tool_call>",), "json"),
