@@ -16,7 +16,7 @@ import numpy as np
 
 from partita.backend import MASKED, Memory, Rule, Sinks
 from partita.errors import BackendUnavailable
-from partita.quantization import Packed, Stored, require_affine
+from partita.quantization import AFFINE, Packed, Stored, require_known
 
 from . import mlx_attention, mlx_recurrent, mlx_rings, mlx_training, process_memory
 from .mlx_attention import PACKED_ROWS
@@ -142,7 +142,8 @@ class MlxBackend:
             weight = weight.repacked(self.smallest_group)
         if not isinstance(weight, Packed):
             return self.array(weight).astype(self._float)
-        require_affine(weight, "the mlx backend")
+        if require_known(weight, "the mlx backend").mode != AFFINE:
+            return weight.map(mx.array)
         # a product whose scales differ from its input's dtype is promoted to float32 on every call: convert them once
         scales, biases = (self.array(part).astype(self._float) for part in weight.grid)
         return Packed(mx.array(weight.weight), scales, biases, weight.bits, weight.group_size)
@@ -155,7 +156,7 @@ class MlxBackend:
 
     def embed(self, weight: Any, tokens: Array) -> Array:
         if isinstance(weight, Packed):
-            return self.dequantize(weight.map(lambda part: part[tokens])).astype(self._float)
+            return mlx_rings.dequantize(weight.map(lambda part: part[tokens])).astype(self._float)
         return weight[tokens].astype(self._float)
 
     def linear(self, x: Array, weight: Any, bias: Array | None = None) -> Array:
@@ -164,9 +165,7 @@ class MlxBackend:
         elif self._made_dense(x.size // x.shape[-1]):
             y = mlx_training.packed_linear(x, weight)
         else:
-            y = mx.quantized_matmul(
-                x, weight.weight, weight.scales, weight.biases, True, weight.group_size, weight.bits
-            )
+            y = mlx_training.packed_product(x, weight)
         return y if bias is None else y + bias.astype(y.dtype)
 
     def adapted_linear(self, x: Array, weight: Any, a: Array, b: Array, scale: float) -> Array:
@@ -407,9 +406,7 @@ class MlxTraining(MlxBackend):
             return grad @ weight.astype(grad.dtype)
         if self._made_dense(grad.size // grad.shape[-1]):
             return mlx_training.packed_back(grad, weight)
-        return mx.quantized_matmul(
-            grad, weight.weight, weight.scales, weight.biases, False, weight.group_size, weight.bits
-        )
+        return mlx_training.packed_product(grad, weight, transpose=False)
 
     def gated_delta(
         self,
@@ -463,8 +460,8 @@ def _gathered(x: Array, weight: Any, index: Array, *, in_order: bool = False) ->
     """x (..., 1, in) times the matrices of the experts that index (...) names, transposed."""
     if not isinstance(weight, Packed):
         return mx.gather_mm(x, weight.swapaxes(-1, -2), rhs_indices=index, sorted_indices=in_order)
-    return mx.gather_qmm(
-        x,
+    y = mx.gather_qmm(
+        x if weight.factors is None else x.astype(mx.float32),
         weight.weight,
         weight.scales,
         weight.biases,
@@ -472,8 +469,10 @@ def _gathered(x: Array, weight: Any, index: Array, *, in_order: bool = False) ->
         transpose=True,
         group_size=weight.group_size,
         bits=weight.bits,
+        mode=weight.mode,
         sorted_indices=in_order,
     )
+    return y if weight.factors is None else (y * weight.factors[index].swapaxes(-1, -2)).astype(x.dtype)
 
 
 def _rows_of(x: Array, index: Array, order: Array) -> Array:

@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from partita.brief import Brief
-from partita.quantization import Packed
+from partita.quantization import AFFINE, Packed
 from partita.quantization import joined as joined_packed
 from partita.rings import PackedPair, Sides
 
@@ -141,6 +141,11 @@ def quantize(x: Array, bits: int, group_size: int) -> Packed[Array]:
 
 
 def dequantize(packed: Packed[Array]) -> Array:
-    """q * scale + bias in float32."""
-    scales, biases = (part.astype(mx.float32) for part in packed.grid)
-    return mx.dequantize(packed.weight, scales, biases, packed.group_size, packed.bits)
+    """What packed numbers stand for, in float32: `q * scale + bias`, or small floats."""
+    if packed.mode == AFFINE:
+        scales, biases = (part.astype(mx.float32) for part in packed.grid)
+        return mx.dequantize(packed.weight, scales, biases, packed.group_size, packed.bits)
+    values = mx.dequantize(
+        packed.weight, packed.scales, None, packed.group_size, packed.bits, packed.mode, dtype=mx.float32
+    )
+    return values if packed.factors is None else values * packed.factors

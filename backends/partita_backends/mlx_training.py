@@ -135,6 +135,17 @@ LOGSUMEXP_BLOCK = 512
 BLOCK = 2**22  # values of a weight that are dense at once
 
 
+def packed_product(x: Array, weight: Packed[Array], *, transpose: bool = True) -> Array:
+    """x (..., in) times a packed weight (out, in), transposed; or, not transposed, x (..., out) times it. Factors of
+    rows are multiplied with what has one number a row, in float32: without them a sum may pass float16's range."""
+    parts = weight.weight, weight.scales, weight.biases, transpose, weight.group_size, weight.bits, weight.mode
+    if weight.factors is None:
+        return mx.quantized_matmul(x, *parts)
+    factors, wide = weight.factors[:, 0], x.astype(mx.float32)
+    y = mx.quantized_matmul(wide, *parts) * factors if transpose else mx.quantized_matmul(wide * factors, *parts)
+    return y.astype(x.dtype)
+
+
 def packed_linear(x: Array, weight: Packed[Array]) -> Array:
     """x (..., in) times a frozen packed weight, transposed, on the CPU: made dense a part at a time for each pass, kept
     for none."""
@@ -199,8 +210,7 @@ def _parts(weight: Packed[Array]) -> list[tuple[slice, Packed[Array]]]:
 
 def _dense_after(before: Array, weight: Packed[Array], dtype: mx.Dtype) -> Array:
     """The weight, made when `before` is there: free to choose, MLX makes many weights dense long before."""
-    integers, scales, biases = mx.depends([weight.weight, *weight.grid], [before])
-    return dequantize(Packed(integers, scales, biases, weight.bits, weight.group_size)).astype(dtype)
+    return dequantize(weight.map(lambda part: mx.depends([part], [before])[0])).astype(dtype)
 
 
 # Attention

@@ -110,7 +110,7 @@ class NumpyBackend:
         if isinstance(weight, Stored):
             weight = weight.repacked(self.smallest_group)
         if isinstance(weight, Packed):
-            weight = quantization.dequantize(quantization.require_affine(weight, "the numpy backend"))
+            weight = quantization.dequantize(quantization.require_known(weight, "the numpy backend"))
         return np.asarray(weight, self._float)
 
     def prepare_experts(self, weight: np.ndarray | Packed) -> np.ndarray:

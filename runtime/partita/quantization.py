@@ -1,8 +1,10 @@
-"""The packed affine format, and the two rounding rules that fill it, in numpy.
+"""The packed formats, and the two rounding rules that fill the affine one, in numpy.
 
-A value is `q * scale + bias` with an unsigned integer q of `bits` bits and one (scale, bias) pair for every
+Affine: a value is `q * scale + bias` with an unsigned integer q of `bits` bits and one (scale, bias) pair for every
 `group_size` values along the last axis. The integers of a row form one little-endian bit stream in uint32 words,
 which is MLX's layout for every width (value i occupies bits [i * bits, (i + 1) * bits) of its row).
+
+Small floats: q is the code of a float of 4 or 8 bits, and a group shares a multiplier, which is a float of 8 bits.
 
 Two rules decide the integers. Keys and values use `quantize_minmax`. Weights use `quantize_weight`, MLX's own rule.
 This module knows no device: backends repeat `quantize_minmax` in their own operations and are tested against it.
@@ -23,6 +25,9 @@ from .errors import DataError, UnsupportedModel
 T = TypeVar("T", bound=Shaped)
 
 AFFINE = "affine"
+NVFP4, MXFP4, MXFP8 = "nvfp4", "mxfp4", "mxfp8"
+SMALL_FLOATS = {NVFP4: (4, 16), MXFP4: (4, 32), MXFP8: (8, 32)}
+"""Modes of small floats: the bits of one, and how many share a multiplier."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +35,11 @@ class Packed(Brief, Generic[H]):
     """An array of shape (*leading, n) stored as integers: in numpy's arrays, or `Packed[Array]` on a device.
 
     weight: uint32, (*leading, n * bits / 32). scales, biases: float, (*leading, n / group_size). mode: what an integer
-    stands for, by MLX's name: "affine" is `q * scale + bias`. Another mode may have other scales, and None for biases;
-    what computes with integers asks for the mode it knows (`require_affine`), what moves them need not.
-    ValueError: an affine one without biases.
+    stands for, by MLX's name: "affine" is `q * scale + bias`. A mode of SMALL_FLOATS has codes of multipliers for
+    scales, uint8, and None for biases. factors: of NVFP4, float32, (*leading, 1), what values of a row are multiplied
+    by in the end; None: nothing. A tensor's one factor is written for each of its rows, so that rows can be taken and
+    put together. What computes with integers asks for the mode it knows (`require_affine`), what moves them need not.
+    ValueError: an affine one without biases, or factors in another mode.
     """
 
     weight: H
@@ -41,15 +48,18 @@ class Packed(Brief, Generic[H]):
     bits: int
     group_size: int
     mode: str = AFFINE
+    factors: H | None = None
 
     def __post_init__(self) -> None:
         if self.mode == AFFINE and self.biases is None:
             raise ValueError("affine packed arrays need biases")
+        if self.mode != NVFP4 and self.factors is not None:
+            raise ValueError(f"packed arrays of mode {self.mode!r} have no factors")
 
     @property
-    def format(self) -> tuple[str, int, int]:
-        """(mode, bits, group_size): packed arrays of one format can be put together."""
-        return self.mode, self.bits, self.group_size
+    def format(self) -> tuple[str, int, int, bool]:
+        """(mode, bits, group_size, whether there are factors): packed arrays of one format can be put together."""
+        return self.mode, self.bits, self.group_size, self.factors is not None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -65,22 +75,25 @@ class Packed(Brief, Generic[H]):
 
     @property
     def nbytes(self) -> int:
-        return sum(int(part.nbytes) for part in (self.weight, self.scales, self.biases) if part is not None)
+        parts = self.weight, self.scales, self.biases, self.factors
+        return sum(int(part.nbytes) for part in parts if part is not None)
 
     def map(self, function: Callable[[H], T]) -> Packed[T]:
         """The same format with `function` applied to each of its arrays (a device transfer, a row selection): weight,
-        scales and biases, in this order."""
+        scales, biases and factors, in this order."""
         weight, scales = function(self.weight), function(self.scales)
         biases = None if self.biases is None else function(self.biases)
-        return Packed(weight, scales, biases, self.bits, self.group_size, self.mode)
+        factors = None if self.factors is None else function(self.factors)
+        return Packed(weight, scales, biases, self.bits, self.group_size, self.mode, factors)
 
 
 def joined(parts: Sequence[Packed[H]], function: Callable[[list[H]], H]) -> Packed[H]:
-    """Packed arrays of one format as one: `function` (a concatenation, a stack) of all weights, scales and biases."""
+    """Packed arrays of one format as one: `function` (a concatenation, a stack) of all weights, and of the rest."""
     first = parts[0]
     weight, scales = function([part.weight for part in parts]), function([part.scales for part in parts])
     biases = None if first.biases is None else function([part.grid[1] for part in parts])
-    return replace(first, weight=weight, scales=scales, biases=biases)
+    factors = None if first.factors is None else function([x for part in parts if (x := part.factors) is not None])
+    return replace(first, weight=weight, scales=scales, biases=biases, factors=factors)
 
 
 def below(parts: Sequence[np.ndarray | Packed]) -> np.ndarray | Packed:
@@ -151,6 +164,14 @@ def require_affine(packed: Packed[H], what: str) -> Packed[H]:
     return packed
 
 
+def require_known(packed: Packed[H], what: str) -> Packed[H]:
+    """The same for who knows small floats too."""
+    return packed if packed.format[:3] in _KNOWN else require_affine(packed, what)
+
+
+_KNOWN = frozenset((mode, *format) for mode, format in SMALL_FLOATS.items())
+
+
 def check_groups(size: int, bits: int, group_size: int, what: str) -> None:
     """Raise DataError unless a last axis of `size` splits into whole groups and whole 32-bit words."""
     if size % group_size or (size * bits) % 32:
@@ -214,15 +235,44 @@ def _lane_mask(lanes: int, pitch: int, width: int) -> int:
 
 
 def dequantize(packed: Packed, dtype: Any = np.float32) -> np.ndarray:
-    """`q * scale + bias` computed in float32, as `dtype`. UnsupportedModel: another mode than "affine"."""
-    require_affine(packed, "dequantize")
+    """The values, computed in float32, as `dtype`: `q * scale + bias`, or code * multiplier, which is exact, * factor.
+
+    UnsupportedModel: a mode that is not known."""
+    require_known(packed, "dequantize")
     *leading, n = packed.shape
     integers = unpack(packed.weight, packed.bits).reshape(*leading, n // packed.group_size, packed.group_size)
-    values = integers.astype(np.float32)
-    scales, biases = packed.grid
-    values *= scales[..., None].astype(np.float32)
-    values += biases[..., None].astype(np.float32)
+    if packed.mode == AFFINE:
+        values = integers.astype(np.float32)
+        scales, biases = packed.grid
+        values *= scales[..., None].astype(np.float32)
+        values += biases[..., None].astype(np.float32)
+    else:
+        values = small_floats(packed.bits)[integers]
+        values *= multipliers(packed)[..., None]
+        if packed.factors is not None:
+            values *= packed.factors[..., None]
     return values.reshape(*leading, n).astype(dtype, copy=False)
+
+
+def small_floats(bits: int) -> np.ndarray:
+    """What each code stands for, float32 (2**bits,). 4 bits: E2M1. 8 bits: E4M3, with one NaN of each sign and no
+    infinity. (OCP Microscaling Formats, version 1.0.)"""
+    import ml_dtypes
+
+    if bits == 4:
+        positive = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+        return np.concatenate([positive, -positive])
+    return np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+
+
+def multipliers(packed: Packed) -> np.ndarray:
+    """Of small floats' groups, float32 (*leading, n / group_size): NVFP4's scales are E4M3, others E8M0, which is
+    2**(e - 127)."""
+    import ml_dtypes
+
+    if packed.mode == NVFP4:
+        return packed.scales.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    return np.ldexp(np.float32(1), packed.scales.astype(np.int32) - 127)
 
 
 def quantize_minmax(x: np.ndarray, bits: int, group_size: int) -> Packed:
@@ -265,6 +315,7 @@ def quantize_weight(x: np.ndarray, bits: int, group_size: int) -> Packed:
     The edge of larger magnitude is a point of the grid exactly, so that zero is nearly one: from the plain step
     (max - min) / (2**bits - 1), at least 1e-7, take q0 = round(edge / step), then scale = edge / q0 and bias = edge.
     The scale is negative where the maximum is the edge. Where q0 is 0 the step stays and bias is 0. Ties to even.
+    At 1 bit the scale is the plain step, and the bias the minimum.
     DataError if n does not divide into groups and words.
     """
     *leading, n = x.shape
@@ -281,6 +332,8 @@ def quantize_weight(x: np.ndarray, bits: int, group_size: int) -> Packed:
     on_grid = q0 != 0
     scales = np.where(on_grid, edge / np.where(on_grid, q0, np.float32(1)), step)
     biases = np.where(on_grid, edge, np.float32(0))
+    if bits == 1:
+        scales, biases = np.maximum(high - low, np.float32(1e-7)), low
     integers = np.clip(np.rint((groups - biases[:, None]) / scales[:, None]), 0, bins).astype(np.uint8)
     shape = (*leading, n // group_size)
     return Packed(

@@ -16,7 +16,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 RUNTIME = ROOT / "runtime/partita"
 PACKAGES = (RUNTIME, *(ROOT / part / f"partita_{part}" for part in ("backends", "convert", "apps")))
-GROUND = frozenset({"arrays", "backend", "brief", "errors", "group", "printable", "quantization", "rings", "units"})
+GROUND = frozenset(
+    {
+        *("arrays", "backend", "brief", "errors", "group", "printable", "quantization", "rings", "small_floats"),
+        "units",
+    }
+)
 """Modules at the root that every room may import. `partita` itself holds the version."""
 
 MAY_IMPORT: Mapping[str, frozenset[str]] = {

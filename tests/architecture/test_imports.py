@@ -37,6 +37,7 @@ BACKENDS_NEED = {
     "errors",
     "group",
     "quantization",
+    "small_floats",
     "units",
 }  # ground, without `printable`
 

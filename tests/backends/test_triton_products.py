@@ -14,7 +14,7 @@ from partita_backends.torch.weights import from_numpy
 
 from .. import bounds
 
-BITS = [2, 3, 4, 5, 6, 7, 8]
+BITS = [1, 2, 3, 4, 5, 6, 7, 8]
 
 
 @pytest.fixture(scope="module")

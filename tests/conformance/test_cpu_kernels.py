@@ -22,7 +22,7 @@ from partita_backends.torch import cpu, weights
 
 from .. import bounds
 
-BITS = (2, 3, 4, 5, 6, 8)
+BITS = (1, 2, 3, 4, 5, 6, 8)
 
 
 def torch(dtype: str = "auto", threads: int = 1) -> Backend:
@@ -125,7 +125,7 @@ def test_blocks_hold_the_same_numbers(bits: int, centred: bool, dtype: Any) -> N
     integers = rng.integers(0, 2**bits, (50, 96), dtype=np.uint8)
     scales = (2.0 ** rng.integers(-20, 3, (50, 3)) * (1 + rng.integers(0, 2**7, (50, 3)) / 2**7)).astype(dtype)
     middle = -(2 ** (bits - 1))
-    biases = (scales.astype(np.float32) * middle).astype(dtype) if centred else (-scales).astype(dtype)
+    biases = (scales.astype(np.float32) * middle).astype(dtype) if centred else (scales * -3).astype(dtype)
     weight = Packed(pack(integers, bits), scales, biases, bits, 32)
     arranged = blocks.arrange(weight)
     assert (len(arranged.biases) == 0) == centred

@@ -15,7 +15,7 @@ from partita_backends.kernels.compiled import kernel
 
 from .. import bounds
 
-BITS = (2, 3, 4, 5, 6, 8)
+BITS = (1, 2, 3, 4, 5, 6, 8)
 SHAPES = {  # (out, in): whole blocks; neither whole; more than a panel is deep, both ways; rows a power of two apart
     "whole": (64, 96),
     "cut": (77, 112),

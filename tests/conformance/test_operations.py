@@ -19,6 +19,7 @@ from partita.quantization import Packed, quantize_minmax, quantize_weight
 from partita.rings import PackedPair, Sides, sides
 
 from .. import bounds, stacked
+from ..small_floats import KINDS, small_floats
 from .test_recurrent_operations import CASES as RECURRENT
 from .test_recurrent_operations import TAPS
 from .test_training import CASES as TRAINING
@@ -129,8 +130,9 @@ WEIGHT = normal(32, 64, scale=0.3)
 
 
 def weights() -> list[np.ndarray | Packed]:
-    packed = [quantize_weight(WEIGHT, bits, group) for bits in (2, 3, 4, 5, 6, 8) for group in (32, 64)]
-    return [WEIGHT, WEIGHT.astype(np.float16), WEIGHT.astype(ml_dtypes.bfloat16), *packed]
+    packed = [quantize_weight(WEIGHT, bits, group) for bits in (1, 2, 3, 4, 5, 6, 8) for group in (32, 64)]
+    floats = [small_floats(mode, 32, 64, factors=factors) for mode, factors in KINDS]
+    return [WEIGHT, WEIGHT.astype(np.float16), WEIGHT.astype(ml_dtypes.bfloat16), *packed, *floats]
 
 
 def linear(ops: Backend) -> list[np.ndarray]:
@@ -160,7 +162,9 @@ def moe_linear(ops: Backend) -> list[np.ndarray]:
     dense = normal(5, 32, 64, scale=0.3)
     bias = ops.prepare_vector(normal(5, 32, seed=2))
     found = []
-    for weight in (dense, dense.astype(ml_dtypes.bfloat16), *(quantize_weight(dense, bits, 32) for bits in (4, 5, 8))):
+    packed = [quantize_weight(dense, bits, 32) for bits in (1, 4, 5, 8)]
+    floats = [small_floats(mode, 5, 32, 64, factors=factors) for mode, factors in KINDS]
+    for weight in (dense, dense.astype(ml_dtypes.bfloat16), *packed, *floats):
         prepared = ops.prepare_experts(weight)
         for batch, tokens, shared in ((1, 1, True), (2, 1, False), (2, 40, True), (1, 40, False)):
             x = ops.array(normal(batch, tokens, 1 if shared else 3, 64, seed=tokens))
@@ -422,8 +426,8 @@ def test_a_packed_mode_that_is_not_computed_is_refused(ops: Backend) -> None:
     """Its integers stand for something else, so that every product with them would be wrong."""
     stacked = quantize_weight(normal(2, 32, 64), 4, 32)
     for prepare, packed in ((ops.prepare, stacked.map(lambda part: part[0])), (ops.prepare_experts, stacked)):
-        with pytest.raises(UnsupportedModel, match=f"the {ops.name} backend: packed weights of mode 'nvfp4'"):
-            prepare(replace(packed, mode="nvfp4", biases=None))
+        with pytest.raises(UnsupportedModel, match=f"the {ops.name} backend: packed weights of mode 'nvfp5'"):
+            prepare(replace(packed, mode="nvfp5", biases=None))
 
 
 def test_argmax_takes_the_first_of_equals(ops: Backend) -> None:

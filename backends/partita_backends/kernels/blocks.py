@@ -31,6 +31,7 @@ from .words import load_word, store_word, turn
 
 UNIT = 32
 PLANES = {
+    1: ((1, 0),),
     2: ((2, 0),),
     3: ((2, 0), (1, 2)),
     4: ((4, 0),),

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from partita.brief import Brief
-from partita.quantization import Packed, require_affine
+from partita.quantization import Packed
 
 from . import graphs, weights
 from .recorded import run
@@ -26,10 +26,12 @@ Tensor = torch.Tensor
 @dataclass(frozen=True)
 class Experts(Brief):
     """each: a matrix (out, in) of every expert, as `weights.product` takes them. stacked: all of them in one piece,
-    (experts, out, in), of which those are slices, or None where nothing is gathered."""
+    (experts, out, in), of which those are slices, or None where nothing is gathered. factors: float32 (experts, out),
+    what outputs of `stacked` are multiplied by; the matrices in `each` have them."""
 
     stacked: Tensor | Packed[Tensor] | None
     each: tuple[Any, ...]
+    factors: Tensor | None = None
 
 
 def prepare(weight: np.ndarray | Packed, device: torch.device, decode: torch.dtype) -> Experts:
@@ -42,18 +44,22 @@ def prepare(weight: np.ndarray | Packed, device: torch.device, decode: torch.dty
 
 def stack(weight: np.ndarray | Packed, device: torch.device, decode: torch.dtype) -> Experts:
     """The same in one piece, from which `gathered` takes some."""
-    if isinstance(weight, Packed):
-        kernels = weights.gpu_kernels() if device.type == "cuda" else None
-        if kernels is not None and kernels.fits(require_affine(weight, "the torch backend")):
-            words = weight.map(lambda part: weights.from_numpy(part).to(device))
-            return Experts(
-                words, tuple(kernels.Words(words.map(lambda part, e=e: part[e])) for e in range(len(words.weight)))
-            )
-        packed = weights.widened(weight).map(lambda part: weights.from_numpy(part).to(device))
+    plain = weights.without_codes(weight) if isinstance(weight, Packed) else weight
+    if not isinstance(plain, Packed):
+        stacked = weights.from_numpy(plain).to(device=device, dtype=decode)
+        return Experts(stacked, stacked.unbind(0))
+    kernels = weights.gpu_kernels() if device.type == "cuda" else None
+    if kernels is not None and kernels.fits(plain):
+        packed = plain.map(lambda part: weights.from_numpy(part).to(device))
+        each = [kernels.Words(packed.map(lambda part, e=e: part[e])) for e in range(len(packed.weight))]
+    else:
+        packed = weights.widened(plain).map(lambda part: weights.from_numpy(part).to(device))
         parts = [packed.map(lambda part, e=e: part[e]) for e in range(packed.shape[0])]
-        return Experts(packed, tuple(weights.Quantized(part, weight.bits, decode) for part in parts))
-    stacked = weights.from_numpy(weight).to(device=device, dtype=decode)
-    return Experts(stacked, stacked.unbind(0))
+        each = [weights.Quantized(part, plain.bits, decode) for part in parts]
+    if not isinstance(weight, Packed) or weight.factors is None:
+        return Experts(packed, tuple(each))
+    factors = weights.from_numpy(weight.factors[..., 0]).to(device)
+    return Experts(packed, tuple(weights.Factored(one, factors[e]) for e, one in enumerate(each)), factors)
 
 
 def product(x: Tensor, experts: Experts, index: Tensor, decode: torch.dtype) -> Tensor:
@@ -61,7 +67,7 @@ def product(x: Tensor, experts: Experts, index: Tensor, decode: torch.dtype) -> 
     if x.is_cuda and experts.stacked is not None:
         kernels = weights.gpu_kernels()
         if kernels is not None and kernels.chooses(experts.stacked):
-            return kernels.chosen(x, experts.stacked, index, decode)
+            return _times(kernels.chosen(x, experts.stacked, index, decode), experts, index)
         graphs.refuse("no kernel takes the groups of its experts' weights, of which a graph would hold dense copies")
         if index.numel() <= weights.KERNEL_ROWS:
             return gathered(x, experts, index, decode)
@@ -101,7 +107,12 @@ def gathered(x: Tensor, experts: Experts, index: Tensor, decode: torch.dtype) ->
         assert experts.stacked is not None  # only a CPU has none
         chosen = experts.stacked.index_select(0, flat)
     y = torch.bmm(chosen, rows[:, :, None])[:, :, 0]
-    return y.to(x.dtype).view(*index.shape, -1)
+    return _times(y.to(x.dtype).view(*index.shape, -1), experts, index)
+
+
+def _times(y: Tensor, experts: Experts, index: Tensor) -> Tensor:
+    """What `stacked` gave, times the factors of the experts that index names."""
+    return y if experts.factors is None else (y * experts.factors[index]).to(y.dtype)
 
 
 def _source(x: Tensor, index: Tensor, entries: Tensor) -> Tensor:

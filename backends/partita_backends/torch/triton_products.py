@@ -2,7 +2,7 @@
 second copy of a weight, and no dense one.
 
 One row is multiplied number by number in float32; more of them go through the GPU's matrix units in the rows' dtype, a
-tile of the weight made dense in registers. Integers of any width from 2 to 8 bits are taken out of the little-endian
+tile of the weight made dense in registers. Integers of any width from 1 to 8 bits are taken out of the little-endian
 stream of `partita.quantization`. Experts are one stack of such weights: programs look up which of them a row goes
 through, so that the host reads no index.
 """
@@ -296,8 +296,8 @@ def _unpack(
 
 
 def fits(weight: Packed[Any]) -> bool:
-    """Whether kernels take a weight: groups that are powers of two, of integers from 2 to 8 bits."""
-    return 2 <= weight.bits <= 8 and weight.group_size & (weight.group_size - 1) == 0
+    """Whether kernels take a weight: groups that are powers of two, of integers of 1 to 8 bits."""
+    return 1 <= weight.bits <= 8 and weight.group_size & (weight.group_size - 1) == 0
 
 
 def product(x: Tensor, weight: Packed[Tensor]) -> Tensor:

@@ -22,8 +22,9 @@ import ml_dtypes
 import numpy as np
 import torch
 
+from partita import small_floats
 from partita.brief import Brief
-from partita.quantization import Packed, require_affine
+from partita.quantization import Packed, require_affine, require_known
 from partita.quantization import unpack as unpack_words
 
 from .dense_parts import GPU_DENSE_AT_ONCE, InParts, slices
@@ -120,9 +121,53 @@ class Quantized(InParts):
         return self._kernels
 
 
-def prepare(weight: Packed[np.ndarray], device: torch.device, decode: torch.dtype) -> PackedWeight:
-    """A packed weight (out, in) on the device. UnsupportedModel: a mode other than affine."""
-    require_affine(weight, "the torch backend")
+class Factored:
+    """A packed weight whose rows are multiplied by factors, (out,) float32: see `PackedWeight`."""
+
+    def __init__(self, weight: PackedWeight, factors: Tensor):
+        self.weight, self.factors = weight, factors
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.weight.shape
+
+    def product(self, x: Tensor, decode: torch.dtype) -> Tensor | None:
+        y = self.weight.product(x, decode)
+        return None if y is None else y * self.factors
+
+    def rows(self, index: Tensor) -> Tensor:
+        return self.weight.rows(index) * self.factors[index, None]
+
+    def multiply(self, x: Tensor) -> Tensor:
+        return _scaled(self.weight.multiply(x), self.factors)
+
+    def multiply_packed(self, x: Tensor) -> Tensor:
+        return _scaled(self.weight.multiply_packed(x), self.factors)
+
+    def multiply_back(self, grad: Tensor) -> Tensor:
+        return self.weight.multiply_back(_scaled(grad, self.factors))
+
+
+def _scaled(x: Tensor, factors: Tensor) -> Tensor:
+    return (x * factors).to(x.dtype)
+
+
+def prepare(weight: Packed[np.ndarray], device: torch.device, decode: torch.dtype) -> PackedWeight | Tensor:
+    """A packed weight (out, in) on the device: of small floats as the integers, or the dense tensor, that say the same
+    (`small_floats.without_codes`). UnsupportedModel: another mode."""
+    plain = without_codes(weight)
+    if not isinstance(plain, Packed):
+        return from_numpy(plain).to(device=device, dtype=decode)
+    found = _prepare(plain, device, decode)
+    return found if weight.factors is None else Factored(found, from_numpy(weight.factors[:, 0]).to(device))
+
+
+def without_codes(weight: Packed[np.ndarray]) -> Packed[np.ndarray] | np.ndarray:
+    """What every kernel knows; without the factors. UnsupportedModel: an unknown mode."""
+    return small_floats.without_codes(replace(require_known(weight, "the torch backend"), factors=None))
+
+
+def _prepare(weight: Packed[np.ndarray], device: torch.device, decode: torch.dtype) -> PackedWeight:
     if device.type == "cpu" and (kernels := cpu_kernels()) is not None:
         blocked = kernels.blocked(weight)
         if blocked is not None:
