@@ -49,6 +49,7 @@ COMMANDS = {
     "eval": Entry("partita_apps.evaluate", "evaluate", "Measure the perplexity of a text."),
     "bench": Entry("partita_apps.bench", "bench", "Measure speed and memory on this machine."),
     "models": Entry("partita_apps.models", "models", "List, suggest, fetch and remove models."),
+    "inspect": Entry("partita_apps.inspection.command", "inspect", "Show what a file or folder holds."),
     "info": Entry("partita_apps.info", "info", "Show backends, devices, versions and memory."),
 }
 ALIASES = {

@@ -16,7 +16,7 @@ from .paths import OwnPath
 from .terminal import console, say
 
 if TYPE_CHECKING:
-    from partita_convert.report import Report
+    from partita_convert.report import Check, Report
 
 
 @click.command()
@@ -64,6 +64,12 @@ if TYPE_CHECKING:
     default=None,
     metavar="TEXTFILE",
     help="Perplexity of source and result, and KL between them in nats, on up to 2048 tokens.",
+)
+@click.option(
+    "--against",
+    default=None,
+    metavar="MODEL",
+    help="With --check: a GGUF file or a folder of the same model made by others, judged beside the result.",
 )
 @click.option("--allow-pickle", is_flag=True, help="Read PyTorch's .bin weights, in a separate process.")
 @click.option("--offline", is_flag=True, help="Fetch nothing.")
@@ -116,7 +122,13 @@ def show(report: Report) -> None:
     if (why := report.why_raised) is not None:
         say(why)
     if (check := report.check) is not None:
-        click.echo(
-            f"perplexity {check.source_perplexity:.2f} → {check.perplexity:.2f}, KL {check.kl:.4f} nats, "
-            f"{check.top1:.1%} the same most likely token, on {check.tokens} tokens"
-        )
+        click.echo(f"{_lost(check)}, on {check.tokens} tokens")
+    if (other := report.against) is not None:
+        say(f"{printable(str(other.path))}, {disk_size(other.nbytes)}: {_lost(other.check)}")
+
+
+def _lost(check: Check) -> str:
+    return (
+        f"perplexity {check.source_perplexity:.2f} → {check.perplexity:.2f}, KL {check.kl:.4f} nats, "
+        f"{check.top1:.1%} the same most likely token"
+    )

@@ -7,14 +7,13 @@ import os
 import platform
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
-from textwrap import wrap
 from typing import Any
 
 import click
 
 from partita.units import memory_size
 
-from .terminal import console
+from .terminal import console, facts
 
 LIBRARIES = (
     "numpy",
@@ -110,7 +109,7 @@ def show(found: dict[str, Any]) -> None:
     out.print(backends)
     memory = found["memory"]
     libraries = ", ".join(f"{name} {number}" for name, number in found["libraries"].items() if number)
-    facts = (
+    lines = (
         ("auto", f"{found['auto']} on {found['auto_device']}: {found['auto_reason']}"),
         ("memory", f"{memory_size(memory['free'])} free of {memory_size(memory['total'])}"),
         ("cores", str(found["cpu"])),
@@ -120,7 +119,4 @@ def show(found: dict[str, Any]) -> None:
         ("partita", found["partita"]),
         ("libraries", libraries),
     )
-    for name, value in facts:
-        words = wrap(value, max(out.width - 15, 20), break_long_words=False, break_on_hyphens=False)
-        for i, line in enumerate(words):
-            click.echo(click.style(f"{'' if i else name:<15}", dim=True) + line)
+    facts(lines)

@@ -12,11 +12,13 @@ import io
 import os
 import signal
 import sys
+from collections.abc import Iterable
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from partita.printable import visible
+from partita.printable import printable, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,6 +65,16 @@ def console(stream: TextIO | None = None, **options: Any) -> Console:
 def say(text: str) -> None:
     """A line on standard output: for a program as it is, for a person without what would act on the terminal."""
     click.echo(visible(text) if sys.stdout.isatty() else text)
+
+
+def facts(lines: Iterable[tuple[str, str]]) -> None:
+    """Names and what is to be said of each, in two columns; long ones on several lines in a terminal."""
+    out = console()
+    width = max((out.width if out.is_terminal else 2000) - 15, 20)
+    for name, value in lines:
+        words = wrap(printable(value), width, break_long_words=False, break_on_hyphens=False) or [""]
+        for i, line in enumerate(words):
+            click.echo(click.style(f"{'' if i else name:<15}", dim=True) + line)
 
 
 def end_on_signals() -> None:

@@ -16,7 +16,7 @@ from partita.checkpoint.base import Checkpoint
 from partita.checkpoint.open import open_checkpoint
 from partita.errors import DataError
 from partita.inference.perplexity import compare, perplexity
-from partita.model.load import load_decoder, read_config
+from partita.model.load import check_whole, load_decoder, read_config
 from partita.text.load import load_tokenizer
 
 from .report import Check
@@ -38,6 +38,19 @@ def check_tokens(source: Checkpoint, text: str) -> list[int]:
             field="check",
         )
     return tokens
+
+
+def check_other(source: Checkpoint, other: Checkpoint) -> None:
+    """Whether another file can be judged beside the result: DataError for one with another vocabulary, CheckpointError
+    for a damaged one, UnsupportedModel for one that cannot be run. No weight is read."""
+    check_whole(other)
+    sizes = [read_config(checkpoint).vocab_size for checkpoint in (source, other)]
+    if sizes[0] != sizes[1]:
+        raise DataError(
+            f"`against`: {other.path.name} has {sizes[1]} tokens and {source.path.name} {sizes[0]}: give a file of the "
+            "same model",
+            field="against",
+        )
 
 
 def check_loss(

@@ -16,6 +16,7 @@ from pathlib import Path
 from partita.adapters.read import fused, is_adapter, open_adapter
 from partita.backend import Backend
 from partita.checkpoint.base import Checkpoint
+from partita.checkpoint.open import open_checkpoint
 from partita.errors import DataError, PartitaError, UnsupportedModel
 from partita.files.paths import own
 from partita.files.texts import read_text
@@ -28,11 +29,11 @@ from partita.text.load import load_tokenizer
 from .adapters import Policy, write_mlx_lm, write_peft
 from .calibration import SAMPLE
 from .card import card
-from .check import check_loss, check_tokens
+from .check import check_loss, check_other, check_tokens
 from .convert import convert, laid_out
 from .pickle_reader import open_source
 from .planning import Calibration, Request, check, check_options, check_outside, folder_bytes
-from .report import Check, Report
+from .report import Check, Other, Report
 from .write_folder import WrittenTensor
 
 NO_TEXT = "none"
@@ -53,6 +54,7 @@ class Options:
     adapter_loss: Policy = "raise"
     calibration: str | Path | None = None
     check: str | Path | None = None
+    against: str | None = None
     allow_pickle: bool = False
     offline: bool = False
     backend: str = "auto"
@@ -88,6 +90,7 @@ def run(source: str, dest: Path, options: Options, listener: Listener | None = N
     )
     path = resolve(source, progress=listener.fetching(), offline=options.offline, allow_pickle=options.allow_pickle)
     with open_source(path, allow_pickle=options.allow_pickle, near=dest) as checkpoint:
+        other = _other(checkpoint, options, listener)
         if text is not None:
             check_tokens(checkpoint, text)
             ops()
@@ -99,7 +102,21 @@ def run(source: str, dest: Path, options: Options, listener: Listener | None = N
         report = _written(checkpoint, dest, request, _asked(request, options), listener)
         if text is not None:
             report = replace(report, check=_checked(checkpoint, dest, request, text, ops(), listener))
+        if text is not None and other is not None:
+            lost = _checked(checkpoint, other.path, request, text, ops(), listener)
+            report = replace(report, against=Other(other.path, other.nbytes(), lost))
     return report
+
+
+def _other(checkpoint: Checkpoint, options: Options, listener: Listener) -> Checkpoint | None:
+    """The file of others that is judged too. DataError: no text to judge by, or another model's."""
+    if options.against is None:
+        return None
+    if options.check is None:
+        raise DataError("`against` needs the text of `check`, on which both are judged", field="against")
+    other = open_checkpoint(resolve(options.against, progress=listener.fetching(), offline=options.offline))
+    check_other(checkpoint, other)
+    return other
 
 
 # Texts
@@ -208,12 +225,12 @@ class _Parts:
 
 
 def _checked(
-    checkpoint: Checkpoint, dest: Path, request: Request, text: str, ops: Backend, listener: Listener
+    checkpoint: Checkpoint, result: Path, request: Request, text: str, ops: Backend, listener: Listener
 ) -> Check:
-    """Source and result on a text, side by side."""
+    """Source and result, ours or others', on a text, side by side."""
     source = checkpoint if request.adapter is None else fused(laid_out(checkpoint, request.to), request.adapter)
     with listener.working("checking") as advance:
-        return check_loss(ops, source, dest, text, advance)
+        return check_loss(ops, source, result, text, advance)
 
 
 def _translate(source: Path, dest: Path, options: Options) -> Report:
@@ -221,7 +238,7 @@ def _translate(source: Path, dest: Path, options: Options) -> Report:
     form = options.form(dest)
     if form not in ("mlx", "huggingface"):
         raise DataError(f"{source} is an adapter: `to` huggingface writes PEFT's layout, `to` mlx mlx-lm's", field="to")
-    of_models = options.quantize, options.dtype, options.adapter, options.check, options.calibration
+    of_models = options.quantize, options.dtype, options.adapter, options.check, options.calibration, options.against
     if options.exact or any(option is not None for option in of_models):
         raise DataError(f"{source} is an adapter, which is copied as it is: only `to` can be said of it")
     check_outside(source, dest)

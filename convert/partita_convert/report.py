@@ -31,6 +31,18 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Other:
+    """A file of the same model that others made, judged on the same text. nbytes: of the files with its weights."""
+
+    path: Path
+    nbytes: int
+    check: Check
+
+    def as_json(self) -> dict[str, Any]:
+        return {"path": str(self.path), "bytes": self.nbytes, **_numbers(self.check)}
+
+
+@dataclass(frozen=True)
 class Raised:
     """A weight that got more bits, so that an adapter's change is not lost in rounding. wanted: the format that it
     would have had. share: of the change that would be left in that. nbytes: in that."""
@@ -46,8 +58,8 @@ class Report:
 
     form: "mlx", "huggingface" or "gguf". tensors: name, formats and error of each. retained: of each weight that an
     adapter changed, the share of the change that is in what was written. raised: those that got more bits for it.
-    check: what was lost on a text, if that was asked. rank: of an adapter, where one was written in another layout and
-    no model; its tensors are the changes.
+    check: what was lost on a text, if that was asked. against: what another file lost on it. rank: of an adapter, where
+    one was written in another layout and no model; its tensors are the changes.
     """
 
     path: Path
@@ -60,6 +72,7 @@ class Report:
     retained: Mapping[str, float] = field(default_factory=dict[str, float])
     raised: Mapping[str, Raised] = field(default_factory=dict[str, Raised])
     check: Check | None = None
+    against: Other | None = None
     rank: int | None = None
 
     @property
@@ -91,7 +104,8 @@ class Report:
             "tensors": tensors,
             "retained": _finite(self.least_retained),
             "raised": self.why_raised,
-            "check": None if check is None else {key: _finite(value) for key, value in vars(check).items()},
+            "check": None if check is None else _numbers(check),
+            "against": None if self.against is None else self.against.as_json(),
         }
 
     @property
@@ -119,6 +133,10 @@ def why_raised(raised: Mapping[str, Raised], tensors: Sequence[WrittenTensor], c
         f"{disk_size(extra)} more: rounding would have left {shares} of its change in them; to stay small, "
         "`adapter_loss` keep takes that loss, and an adapter that is loaded beside the weights has none"
     )
+
+
+def _numbers(check: Check) -> dict[str, Any]:
+    return {key: _finite(value) for key, value in vars(check).items()}
 
 
 def _finite(value: float | None) -> float | None:

@@ -301,6 +301,7 @@ def convert(
     adapter_loss: Literal["raise", "keep", "refuse"] = "raise",
     calibration: str | Path | None = None,
     check: str | Path | None = None,
+    against: str | Path | None = None,
     allow_pickle: bool = False,
     backend: str = "auto",
     device: str | None = None,
@@ -324,6 +325,7 @@ def convert(
     - calibration: a text file like the model's later work, to weigh errors by; None is a short text of ours, "none"
       does not run the model
     - check: a text file; `report.check` has the perplexity of source and result on it, and KL between them
+    - against: another file or folder of the same model, of which `report.against.check` says the same
     - allow_pickle: read PyTorch's .bin weights, in a separate process
     - backend, device, threads: of what runs the model for calibration and check
 
@@ -340,6 +342,7 @@ def convert(
         adapter_loss=adapter_loss,
         calibration=calibration,
         check=check,
+        against=None if against is None else str(against),
         allow_pickle=allow_pickle,
         backend=backend,
         device=device,

@@ -15,6 +15,7 @@ from partita.checkpoint.open import open_checkpoint
 from partita.quantization import Packed
 from partita_apps.cli import run
 
+from ..conftest import write_config, write_tokenizer, write_weights
 from ..convert.test_write_folder import gguf_file
 
 TEXT = "the quick brown fox jumps over the lazy dog and then the other fox thinks that this is the end " * 4
@@ -65,6 +66,40 @@ def test_four_bits(tiny_model: Path, tmp_path: Path, text: Path, convert: Conver
     assert "partita convert --to mlx --quantize 4" in card
     assert str(tmp_path) not in card
     assert convert.said == ""
+
+
+def test_a_file_of_others_is_judged_beside_the_result(
+    tiny_model: Path, tmp_path: Path, text: Path, convert: Convert, mistake: Convert
+) -> None:
+    """A file that is as the result loses as much; a rounder one more."""
+    theirs = tmp_path / "theirs.gguf"
+    convert(tiny_model, theirs, "--quantize", "Q4_0")
+    out = convert(tiny_model, tmp_path / "a", "--quantize", "8", "--check", text, "--against", theirs)
+    lines = [line for line in out.splitlines() if "perplexity" in line]
+    assert len(lines) == 2
+    assert lines[1].startswith(f"{theirs}, ")
+    arguments = ("--quantize", "Q4_0", "--check", text, "--against", theirs, "--json")
+    found = json.loads(convert(tiny_model, tmp_path / "b.gguf", *arguments))
+    against = dict(found["against"])
+    assert against.pop("path") == str(theirs)
+    assert against.pop("bytes") == found["bytes"] == theirs.stat().st_size
+    assert against == found["check"]
+    plain = tmp_path / "c"
+    assert "--against needs the text of --check" in mistake(tiny_model, plain, "--against", theirs)
+    assert "nowhere.gguf does not exist" in mistake(
+        tiny_model, plain, "--check", text, "--against", tmp_path / "nowhere.gguf"
+    )
+    assert not plain.exists()
+
+
+def test_a_file_of_another_model_is_not_judged(tiny_model: Path, tmp_path: Path, text: Path, mistake: Convert) -> None:
+    (other := tmp_path / "other").mkdir()
+    rows = write_tokenizer(other, size=280)
+    write_config(other, rows)
+    write_weights(other, rows)
+    said = mistake(tiny_model, tmp_path / "a", "--check", text, "--against", other)
+    assert f"--against: other has {rows} tokens and {tiny_model.name} {rows + 20}: give a file of the same" in said
+    assert not (tmp_path / "a").exists()
 
 
 def test_json_is_one_document(tiny_model: Path, tmp_path: Path, text: Path, convert: Convert) -> None:

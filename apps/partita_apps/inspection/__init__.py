@@ -1,0 +1,1 @@
+"""`partita inspect`: what a file or folder holds, without loading a weight."""
