@@ -100,6 +100,7 @@ def prepared(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         (place / name).write_text("the quick brown fox jumps over the lazy dog and then the other fox " * 30)
     done = run(place, [*finetuning.command("finetune", "MODEL", "DATA", "--out", "DIR", "--steps", "2")])
     assert done.returncode == 0, done.stderr
+    partita.convert(place / "MODEL", place / "theirs.gguf", quantize="Q4_0", calibration="none")
     for name in ("ADAPTER", "letters", "poems"):
         shutil.copytree(place / "DIR", place / name)
     return place
