@@ -125,7 +125,7 @@ def test_damaged_settings(mistake: Mistake, folder: Path) -> None:
         ({"rope_scaling": {"rope_type": "spiral"}}, ["rope_type 'spiral' is not supported"]),
         ({"hidden_act": "relu6"}, ["hidden_act 'relu6' is not supported"]),
         ({"auto_map": {"AutoModel": "x.X"}}, ["'auto_map'", "never done"]),
-        ({"quantization_config": {"quant_method": "gptq"}}, ["'gptq'", "not read"]),
+        ({"quantization_config": {"quant_method": "quanto"}}, ["'quanto'", "not read"]),
     ],
 )
 def test_a_config_that_is_not_supported(mistake: Mistake, folder: Path, change: dict, words: list[str]) -> None:

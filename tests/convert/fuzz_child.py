@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import fuzz_corpus
+import fuzz_schemes
 from fuzz_exercise import exercise
 
 ADDRESS_ROOM = 1 << 30  # bytes that opening a damaged file may map; the files have some 100 kB
@@ -188,7 +189,7 @@ class Cases:
 
     def __init__(self, root: Path, seed: int):
         self.root, self.seed = root, seed
-        self.valid = fuzz_corpus.write_all(root)
+        self.valid = fuzz_corpus.write_all(root, fuzz_schemes.FORMS)
         self.forms = fuzz_corpus.gguf_forms()
         files = [path for form in self.valid for path in ([form] if form.is_file() else sorted(form.iterdir()))]
         self.contents = {path: path.read_bytes() for path in files}

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save
 
 U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
 _LAYOUT = {U8: "B", I8: "b", U16: "H", I16: "h", U32: "I", I32: "i", F32: "f", BOOL: "?", U64: "Q", I64: "q", F64: "d"}
@@ -401,8 +402,8 @@ def _json(folder: Path, name: str, value: Any) -> None:
     (folder / name).write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
 
 
-def write_all(root: Path) -> list[Path]:
-    """Every form under `root`: .gguf files and folders."""
+def write_all(root: Path, schemes: Mapping[str, Callable[[], Any]] | None = None) -> list[Path]:
+    """Every form under `root`: .gguf files and folders. schemes: the forms of `fuzz_schemes`, where they are wanted."""
     made = []
     for name, form in gguf_forms().items():
         path = root / f"{name}.gguf"
@@ -411,5 +412,12 @@ def write_all(root: Path) -> list[Path]:
     for name, make in FOLDERS.items():
         (root / name).mkdir()
         make(root / name)
+        made.append(root / name)
+    for name, form in (schemes or {}).items():
+        tensors, block = form()
+        (root / name).mkdir()
+        (root / name / "model.safetensors").write_bytes(save(tensors))
+        _json(root / name, "config.json", CONFIG | {"quantization_config": block})
+        _json(root / name, "tokenizer.json", tokenizer_json())
         made.append(root / name)
     return made

@@ -13,7 +13,7 @@ from partita.errors import PartitaError
 from partita_convert.convert import convert
 from partita_convert.planning import Request
 
-from . import fuzz_corpus
+from . import fuzz_corpus, fuzz_schemes
 
 COUNT = 300
 REQUESTS = [("out", Request()), ("out", Request(quantize="4:32")), ("out", Request(to="huggingface"))]
@@ -33,7 +33,7 @@ def damage(path: Path, rng: random.Random) -> None:
 
 def test_a_damaged_model_becomes_a_whole_one_or_nothing(tmp_path):
     (tmp_path / "models").mkdir()
-    models = fuzz_corpus.write_all(tmp_path / "models")
+    models = fuzz_corpus.write_all(tmp_path / "models", fuzz_schemes.FORMS)
     outcomes: Counter[str] = Counter()
     for number in range(COUNT):
         rng = random.Random(number)
@@ -57,4 +57,5 @@ def test_a_damaged_model_becomes_a_whole_one_or_nothing(tmp_path):
             assert {path.name for path in place.iterdir()} == {source.name, name}, number
             outcomes["written"] += 1
         shutil.rmtree(place)
-    assert min(outcomes["refused"], outcomes["written"]) > COUNT / 10, outcomes
+    # folders of single matrices, half of all, are refused whatever is wrong with them
+    assert min(outcomes["refused"], outcomes["written"]) > COUNT / 20, outcomes

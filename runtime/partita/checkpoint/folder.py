@@ -49,7 +49,7 @@ class FolderCheckpoint(Checkpoint):
             tensors=names.canonical(store.tensors, folder.name, alone=alone),
             promised=names.canonical(store.promised, safetensors.INDEX_FILE, alone=alone),
         )
-        weights = registry.stored_weights(store.tensors, config, folder.name)
+        weights = registry.stored_weights(store.tensors, config, folder.name, store.read)
         # where MLX turns the taps of Qwen's convolutions, (C, K, 1), it adds the one to norms
         taps = [weight.shape for name, weight in weights.items() if name.endswith("linear_attn.conv1d.weight")]
         return cls(

@@ -152,12 +152,13 @@ def test_a_block_that_is_none(tmp_path, size):
 @pytest.mark.parametrize(
     ("quantization", "words"),
     [
-        ({"quant_method": "gptq", "bits": 4}, "'gptq'"),
+        ({"quant_method": "quanto", "bits": 4}, "'quanto'"),
         ({"quant_method": ["fp8"]}, "fp8"),
         (CHANNELS | {"transform_config": {"x": 1}}, "transform_config"),
         (
-            CHANNELS | {"config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "int"}}}},
-            "'int' in 4 bits are not read",
+            CHANNELS
+            | {"config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "float", "symmetric": False}}}},
+            "'float' in 4 bits are not read",
         ),
     ],
 )

@@ -29,7 +29,7 @@ def test_packed_tensors_keep_their_integers(tmp_path):
     assert checkpoint.stored_as("model.v.weight") == "6-bit:32"
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "quanto"])
+@pytest.mark.parametrize("method", ["hqq", "exl3", "quanto"])
 def test_other_quantizations_are_named(tmp_path, method):
     path = folder(tmp_path / "m", quantization_config={"quant_method": method})
     with pytest.raises(UnsupportedModel, match=method):
@@ -60,7 +60,7 @@ def test_a_scheme_is_a_row(tmp_path, monkeypatch):
         def read(self, tensor):
             return tensor("a.qweight") * tensor("a.zeros")
 
-    def find(tensors, config, where):
+    def find(tensors, config, where, read):
         return {"a.weight": Doubled(name="a.weight", shape=(3,), stored_as="TWO"), "a.qweight": None, "a.zeros": None}
 
     path = folder(

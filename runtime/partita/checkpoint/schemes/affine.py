@@ -32,7 +32,7 @@ class AffineWeight(StoredWeight):
         return Packed(weight, scales, biases, self.bits, self.group_size)
 
 
-def find(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any], where: str) -> Found:
+def find(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any], where: str, read: ReadTensor) -> Found:
     """See `stored.Finder`. A weight is packed if it is in words and has scales, and no other mode is given for it."""
     found: Found = {}
     for name, tensor in tensors.items():

@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import CheckpointError, UnsupportedModel
+from ...errors import CheckpointError
 from ...files.bounded import is_list, is_table
 from ...files.safetensors import StoredTensor
+from .config_groups import weight_groups
 from .stored import Found, ReadTensor, Scheme, StoredWeight
 
 METHODS = ("fp8", "fbgemm_fp8", "compressed-tensors")
@@ -49,34 +50,13 @@ class Fp8Weight(StoredWeight):
 
 
 def is_fp8(config: Mapping[str, Any]) -> bool:
-    """Whether config.json says that weights are 8-bit floats in a form read here.
-
-    UnsupportedModel for another form of one of these methods; False for any other method.
-    """
+    """Whether config.json says that weights are 8-bit floats in a form read here. Errors as for `weight_groups`."""
     block = config.get("quantization_config")
     if not is_table(block) or block.get("quant_method") not in METHODS:
         return False
     if block["quant_method"] == "compressed-tensors":
-        _check_groups(block)
+        return any((group.get("type"), group.get("num_bits")) == ("float", 8) for group in weight_groups(config))
     return True
-
-
-def _check_groups(block: Mapping[str, Any]) -> None:
-    groups = block.get("config_groups")
-    if not is_table(groups) or not groups:
-        raise CheckpointError("config.json: quantization_config of compressed-tensors has no config_groups")
-    for key in ("transform_config", "sparsity_config"):
-        if block.get(key):
-            raise UnsupportedModel(f"config.json: compressed-tensors with a {key} is not read")
-    for name, group in groups.items():
-        weights = group.get("weights") if is_table(group) else None
-        if not is_table(weights):
-            raise CheckpointError(f"config.json: {name} of compressed-tensors has no weights")
-        kind, bits = weights.get("type"), weights.get("num_bits")
-        if (kind, bits) != ("float", 8) or not weights.get("symmetric", True):
-            raise UnsupportedModel(
-                f"config.json: compressed-tensors weights of type {kind!r} in {bits!r} bits are not read"
-            )
 
 
 def block_of(config: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -86,7 +66,7 @@ def block_of(config: Mapping[str, Any]) -> tuple[int, int] | None:
     block = config["quantization_config"]
     size: Any = block.get("weight_block_size")
     if block["quant_method"] == "compressed-tensors":
-        sizes = [group["weights"].get("block_structure") for group in block["config_groups"].values()]
+        sizes = [group.get("block_structure") for group in weight_groups(config)]
         size = next((found for found in sizes if found is not None), None)
     if size is None:
         return None
@@ -95,7 +75,7 @@ def block_of(config: Mapping[str, Any]) -> tuple[int, int] | None:
     return size[0], size[1]
 
 
-def find(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any], where: str) -> Found:
+def find(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any], where: str, read: ReadTensor) -> Found:
     """See `stored.Finder`: the 8-bit floats. No weights of their own are the multipliers, and tensors that only scaled
     activations use.
 

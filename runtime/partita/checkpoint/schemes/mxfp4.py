@@ -47,7 +47,7 @@ class Mxfp4Weight(StoredWeight):
         return repack(blocks, scales, what=f"{self.where}: {self.name}")
 
 
-def find(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any], where: str) -> Found:
+def find(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any], where: str, read: ReadTensor) -> Found:
     """See `stored.Finder`: the weights that MLX's block gives this mode."""
     if _is_published(config) and not any(name.endswith("_blocks") for name in tensors):
         raise CheckpointError(f"{where}: config.json says mxfp4, and no tensor holds such blocks")

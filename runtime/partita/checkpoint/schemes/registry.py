@@ -11,11 +11,15 @@ from typing import Any
 from ...errors import CheckpointError, UnsupportedModel
 from ...files.bounded import is_table
 from ...files.safetensors import StoredTensor
-from . import affine, fp8, mlx_block, mxfp4
-from .stored import DenseWeight, Found, Scheme, StoredWeight
+from . import affine, bitsandbytes, compressed, fp8, mlx_block, mxfp4, qweight
+from .stored import DenseWeight, Found, ReadTensor, Scheme, StoredWeight
 
-SCHEMES: tuple[Scheme, ...] = (mxfp4.SCHEME, affine.SCHEME, fp8.SCHEME)
-"""Their weights are disjoint: a module of MLX's block has one mode, and 8-bit floats are no words."""
+SCHEMES: tuple[Scheme, ...] = (
+    *(mxfp4.SCHEME, affine.SCHEME, fp8.SCHEME),
+    *(compressed.SCHEME, qweight.SCHEME, bitsandbytes.SCHEME),
+)
+"""Their weights are disjoint: a module of MLX's block has one mode, 8-bit floats are no integers, and all else is
+announced by a method, of which a config has one."""
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -38,15 +42,16 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 
 def stored_weights(
-    tensors: Mapping[str, StoredTensor], config: Mapping[str, Any], where: str
+    tensors: Mapping[str, StoredTensor], config: Mapping[str, Any], where: str, read: ReadTensor
 ) -> dict[str, StoredWeight]:
-    """Every weight of a folder by name, in the order of `tensors`. where: the folder's name.
+    """Every weight of a folder by name, in the order of `tensors`. where: the folder's name. read: a tensor
+    of the files.
 
     Errors as for `stored.Finder`.
     """
     found: Found = {}
     for scheme in SCHEMES:
-        found |= scheme.find(tensors, config, where)
+        found |= scheme.find(tensors, config, where, read)
     dense = {
         name: DenseWeight(name=name, shape=tensor.shape, stored_as=tensor.dtype) for name, tensor in tensors.items()
     }

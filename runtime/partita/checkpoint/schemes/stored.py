@@ -44,8 +44,9 @@ class DenseWeight(StoredWeight):
 Found = dict[str, StoredWeight | None]
 """A scheme's weights by name, and None under the name of each tensor that is no weight of its own."""
 
-Finder = Callable[[Mapping[str, StoredTensor], Mapping[str, Any], str], Found]
-"""(tensors of the files, config.json, name of the folder) to a scheme's weights; nothing where the scheme is not used.
+Finder = Callable[[Mapping[str, StoredTensor], Mapping[str, Any], str, ReadTensor], Found]
+"""(tensors of the files, config.json, name of the folder, read) to a scheme's weights; nothing where the scheme is not
+used. read: for the few small tensors without which a shape is not known.
 
 CheckpointError: tensors that do not go together. UnsupportedModel: a form of the scheme that is not read.
 """
