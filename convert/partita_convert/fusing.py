@@ -21,13 +21,14 @@ from partita.quantization import Packed, dequantize
 
 from .adapters import RETAINED, Policy, fuse_quantized, retained_share
 from .gguf.encode import WIDTHS, as_written, exact_type
-from .gguf.file import size
-from .gguf.write import dense_type
+from .gguf.file import TYPES, size
+from .gguf.mixes import MIXES
+from .gguf.write import dense_type, kinds_of_mix
 from .recipes import Format
 from .report import Raised
 from .write_folder import Value, WrittenTensor, numpy_dtype
 
-_WIDER = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16", "F32")
+_WIDER = ("Q2_K", "Q3_K", "Q4_K", "Q4_0", "Q4_1", "Q5_K", "Q5_0", "Q5_1", "Q6_K", "Q8_0", "F16", "F32")
 
 
 class Fusion:
@@ -101,12 +102,14 @@ def gguf_kinds(fusion: Fusion, kind: str, kinds: Mapping[str, str], *, as_stored
     untied = any(name.endswith("lm_head.weight") for name in fusion.base.names())
     head = "lm_head.weight" if untied else "embed_tokens.weight"
     found: dict[str, str] = {}
+    mixed = {**kinds_of_mix(fusion.base, kind), **kinds} if kind in MIXES else kinds
     for name in sorted(fusion.names):
         base, delta = fusion.delta(name)
         own = exact_type(base) if as_stored and isinstance(base, Packed) else None
-        asked = own if own in _WIDER else kinds.get(name, kind)
-        wanted = dense_type(asked, delta.shape[-1], is_head=name.endswith(head))
+        asked = own if own in _WIDER else mixed.get(name, kind)
+        wanted = dense_type(asked, delta.shape[-1], is_head=name.endswith(head) and kind not in MIXES)
         wider = _WIDER[_WIDER.index(wanted) :] if wanted in WIDTHS else (wanted,)
+        wider = tuple(candidate for candidate in wider if delta.shape[-1] % TYPES[candidate][1] == 0)
         for candidate in wider:
             plain, whole = _float32(base), _float32(base) + delta
             share = retained_share(as_written(name, plain, candidate), delta, as_written(name, whole, candidate))

@@ -21,14 +21,17 @@ from partita.model.load import check_whole, packed_as
 from partita.units import disk_size
 
 from .adapters import Policy
-from .gguf.encode import SEARCHED
+from .gguf.encode import WEIGHED
+from .gguf.mixes import ALIASES, MIXES
 from .gguf.write import KINDS
 from .recipes import Format, Recipe, is_embedding, parse_recipe, quantizable
 from .write_folder import DTYPES, is_packed
 
 FORMS = ("mlx", "huggingface", "gguf")
 _BITS_OF_KIND = {"F32": 32, "F16": 16, "BF16": 16, "Q8_0": 8.5, "Q5_1": 6, "Q5_0": 5.5, "Q4_1": 5, "Q4_0": 4.5}
-_KIND_OF_BITS = {"8": "Q8_0", "5": "Q5_1", "4": "Q4_1"}
+_BITS_OF_MIX = {"Q2_K": 4.5, "Q3_K": 5.5, "Q4_K": 6.5625, "Q5_K": 6.5625, "Q6_K": 6.5625}
+"""Of the widest type that a mixture of most matrices in this one has for a layer. Rows of other sizes: 8.5 at most."""
+_KIND_OF_BITS = {"8": "Q8_0", "6": "Q6_K", "5": "Q5_1", "4": "Q4_1", "3": "Q3_K_M", "2": "Q2_K"}
 _KIND_OF_STORED = {"F32": "F32", "F16": "F16", "BF16": "BF16", "F64": "F32"}
 _BITS_OF_DTYPE = {"float32": 32, "float16": 16, "bfloat16": 16}
 _BITS_OF_STORED = {"F64": 64, "F16": 16, "BF16": 16, "F8_E4M3": 16, "F8_E5M2": 16}  # others: 32, once they are read
@@ -74,7 +77,7 @@ class Request:
     @property
     def searches(self) -> bool:
         """Whether scales are searched for, so that a calibration helps."""
-        return self.recipe is not None or (self.to == "gguf" and gguf_kind(self.quantize) in SEARCHED)
+        return self.recipe is not None or (self.to == "gguf" and gguf_kind(self.quantize) in (*WEIGHED, *MIXES))
 
 
 def check(source: Checkpoint, place: Path, request: Request) -> None:
@@ -115,7 +118,7 @@ def check_options(place: Path, request: Request) -> None:
         raise DataError(
             f"`adapter_loss` {request.policy}: there is no `adapter`; name one, or leave it out", field="adapter_loss"
         )
-    if request.to == "mlx" and (request.quantize or "").upper() in KINDS:
+    if request.to == "mlx" and (request.quantize or "").upper() in (*KINDS, *ALIASES):
         raise DataError(
             f"`quantize` {request.quantize} is a GGUF type: say `to` gguf, or give bits such as 4 or 4:32",
             field="quantize",
@@ -128,6 +131,7 @@ def gguf_kind(wanted: str | None) -> str | None:
     if wanted is None:
         return None
     kind = _KIND_OF_BITS.get(wanted, wanted.upper())
+    kind = ALIASES.get(kind, kind)
     if kind not in KINDS:
         raise DataError(
             f"unknown `quantize` {wanted!r} for a GGUF file; expected one of {', '.join(KINDS)}, or "
@@ -180,7 +184,8 @@ def predicted_bytes(
 def _gguf_bits(name: str, shape: tuple[int, ...], kind: str) -> float:
     if len(shape) < 2:
         return 32
-    return max(_BITS_OF_KIND[kind], 8.5) if is_embedding(name) else _BITS_OF_KIND[kind]
+    bits = _BITS_OF_KIND.get(kind) or (8.5 if shape[-1] % 256 else _BITS_OF_MIX[MIXES[kind][0]])
+    return max(bits, 8.5) if is_embedding(name) else bits
 
 
 def stored_format(stored: str) -> Format | None:

@@ -1,11 +1,11 @@
 """Tensors as GGUF's blocks: integers kept where a block type holds them exactly, anything else cast or quantized.
 
 Not here: which type a tensor gets for its role (`write_gguf`), files. Invariants: `decode` of what `exact_type` allows
-is what was read, bit for bit; memory beyond the tensor is that of a piece of its rows; the same input gives the same
-bytes.
+is what was read, bit for bit, and K-quants that stay what they are keep their bytes; memory beyond the tensor is that
+of a piece of its rows; the same input gives the same bytes.
 
-Q4_0, Q5_0 and Q8_0 are quantized as ggml's reference does; Q4_1 and Q5_1, which are our own packed layout with
-float16 scales, with the scales that `quantize` searches for.
+K-quants and blocks of one scale are rounded by `quants`; Q4_1 and Q5_1, which are our own packed layout with float16
+scales, with the scales that `quantize` searches for.
 """
 
 from __future__ import annotations
@@ -16,19 +16,22 @@ from typing import overload
 
 import numpy as np
 
-from partita.checkpoint.gguf.blocks import decode
+from partita.checkpoint.gguf import blocks
 from partita.checkpoint.schemes import mxfp4
 from partita.errors import DataError
-from partita.quantization import AFFINE, Packed, dequantize, unpack
+from partita.quantization import AFFINE, Packed, Stored, dequantize, unpack
 
 from ..quantize import quantize
-from .file import TYPES, size
+from .file import size
+from .quants import search
 
 Value = np.ndarray | Packed
 GROUP = 32
-WIDTHS = {"Q4_0": 4, "Q4_1": 4, "MXFP4": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8}
+K_WIDTHS = {"Q2_K": 2, "Q3_K": 3, "Q4_K": 4, "Q5_K": 5, "Q6_K": 6}
+WIDTHS = {"Q4_0": 4, "Q4_1": 4, "MXFP4": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8, **K_WIDTHS}
 """Bits of an integer."""
-SEARCHED = ("Q4_1", "Q5_1")
+WEIGHED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", *K_WIDTHS)
+"""Types of which it matters what their columns are multiplied by; of 8 bits, little."""
 _DENSE = ("F32", "F16", "BF16")
 _PIECE = 1 << 20  # values
 
@@ -106,14 +109,14 @@ def _flat(value: Value) -> Value:
 class Encoder:
     """One tensor on its way: iterate `blocks` and `error` is that of what was written (None before).
 
-    type_name: of `file.TYPES`. order: of the rows. shift: added to every value, in float32. importance: of the
-    columns, for the types whose scales are searched for.
+    value: blocks as a file has them are of `type_name`. type_name: of `file.TYPES`. order: of the rows. shift: added to
+    every value, in float32. importance: of the columns, for the types whose scales are searched for.
     """
 
     def __init__(
         self,
         name: str,
-        value: Value,
+        value: Value | Stored,
         type_name: str,
         order: np.ndarray | None = None,
         shift: float = 0.0,
@@ -126,6 +129,10 @@ class Encoder:
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Pieces of the tensor's bytes, uint8. DataError, naming the tensor: numbers that are NaN or infinite."""
+        if isinstance(self.value, Stored):
+            yield from _stored_blocks(self.value, self.order)
+            self.error = 0.0
+            return
         lost = total = 0.0
         for piece in pieces(self.value, self.order):
             if self.exact and isinstance(piece, Packed):
@@ -138,43 +145,59 @@ class Encoder:
                 raise DataError(
                     f"{self.name}: it holds numbers that are not finite; the model is damaged, fetch it again"
                 )
-            raw = dense_blocks(source.astype(np.float32, copy=False), self.type_name, self.name, self.importance)
+            raw, missed = self._rounded(source, piece.shape)
             yield raw
-            difference, wide = _read_back(raw, self.type_name, piece.shape) - source, source.astype(np.float64)
-            lost += float(np.square(difference, dtype=np.float64).sum())
-            total += float(np.square(wide).sum())
+            lost += missed
+            total += _squares(source)
         self.error = math.sqrt(lost / total) if total else 0.0
+
+    def _rounded(self, source: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, float]:
+        """Blocks of some rows, and their squared error."""
+        x = source.astype(np.float32, copy=False)
+        if self.type_name in search.KINDS:
+            found = search.quantized(x, self.type_name, self.importance, self.name)
+            return found.raw, found.lost
+        raw = dense_blocks(x, self.type_name, self.name, self.importance)
+        return raw, _squares(_read_back(raw, self.type_name, shape) - source)
+
+
+def _squares(x: np.ndarray) -> float:
+    return float(np.square(x, dtype=np.float64).sum())
+
+
+def _stored_blocks(value: Stored, order: np.ndarray | None) -> Iterator[np.ndarray]:
+    """Some rows at a time. CheckpointError: a scale is not finite."""
+    (part,) = value.parts
+    if part.order is not None:
+        order = part.order if order is None else part.order[order]
+    step = max(1, _PIECE // value.size)
+    for begin in range(0, len(part.raw), step):
+        chosen = slice(begin, begin + step) if order is None else order[begin : begin + step]
+        raw = part.raw[chosen]
+        part.decode(raw, blocks.SMALL_GROUP)  # refuses what is damaged
+        yield raw
+    part.release()
 
 
 def as_written(name: str, value: Value, type_name: str) -> np.ndarray:
     """The float32 numbers that a reader finds of `value` after it was written as `type_name`."""
-    raw = np.concatenate([blocks.reshape(-1) for blocks in Encoder(name, value, type_name).blocks()])
+    raw = np.concatenate([part.reshape(-1) for part in Encoder(name, value, type_name).blocks()])
     return _read_back(raw, type_name, tuple(value.shape))
 
 
 def _read_back(raw: np.ndarray, type_name: str, shape: tuple[int, ...]) -> np.ndarray:
-    value = decode(raw.reshape(-1), type_name, shape, "a tensor")
+    value = blocks.decode(raw.reshape(-1), type_name, shape, "a tensor")
     return dequantize(value) if isinstance(value, Packed) else value.astype(np.float32)
 
 
 def dense_blocks(x: np.ndarray, type_name: str, name: str, importance: np.ndarray | None = None) -> np.ndarray:
-    """float32 (rows, n) as blocks, uint8 (rows, bytes). importance: of the columns, for Q4_1 and Q5_1."""
+    """float32 (rows, n) as blocks, uint8 (rows, bytes). importance: of the columns."""
     if type_name in _DENSE:
         return _cast(x, type_name).view(np.uint8)
-    if type_name in SEARCHED:
-        packed = quantize(x, WIDTHS[type_name], GROUP, importance=importance, scales="float16", name=name)
-        return exact_blocks(packed, type_name)
-    import gguf  # 0.1 s
-
-    with np.errstate(all="ignore"):
-        raw = gguf.quantize(x, gguf.GGMLQuantizationType[type_name])
-    if not _finite_scales(raw.reshape(-1, TYPES[type_name][2])):
-        raise DataError(f"{name}: its numbers are too large for {type_name}'s float16 scales; write BF16 or F32")
-    return raw
-
-
-def _finite_scales(blocks: np.ndarray) -> bool:
-    return bool(np.isfinite(np.ascontiguousarray(blocks[:, :2]).view("<f2")).all())
+    if type_name in search.KINDS:
+        return search.quantized(x, type_name, importance, name).raw
+    packed = quantize(x, WIDTHS[type_name], GROUP, importance=importance, scales="float16", name=name)
+    return exact_blocks(packed, type_name)
 
 
 def _cast(x: np.ndarray, type_name: str) -> np.ndarray:

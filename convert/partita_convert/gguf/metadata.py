@@ -27,10 +27,12 @@ from partita.model.families.wrappers import text_config
 from partita.model.rope import inverse_frequencies
 
 from .file import Typed, inferred
+from .mixes import MIXES
 from .recurrent import recurrent_keys
 from .shaped import same_shape, shaped_keys
 
-FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
+_FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
+FILE_TYPES = _FILE_TYPES | {name: number for name, (_, number) in MIXES.items()}
 QUANTIZATION_VERSION = 2
 _OURS = ("architecture", "type", "name", "file_type", "quantization_version", "alignment")
 Number = int | float | str | list[bool] | list[int] | None

@@ -5,10 +5,11 @@ the file is there whole or not at all; the source is never touched; the same sou
 one tensor at a time; what GGUF cannot say is refused before anything is written.
 
 Types, by a tensor's role: norms, biases, routers, short convolutions and everything of one dimension are F32. Integers
-that a block type holds exactly are kept, in that type, unless it has more bits than were asked for. Otherwise a matrix
-becomes what was asked for, but: rows that 32 does not divide become F16, numbers too large for F16 F32, and in a model
-of four or five bits its head (the embedding, if it is the head too) Q8_0, and so the few rows that say what a recurrent
-layer forgets.
+that a block type holds exactly are kept, in that type, unless it has more bits than were asked for; K-quants of a GGUF
+source keep their bytes. Otherwise a matrix becomes what was asked for, or what the mixture that was asked for has for
+it (`mixes`), but: rows that a block does not divide become a type of smaller blocks or F16, numbers too large for F16
+F32, and in a model of four or five bits without a mixture its head (the embedding, if it is the head too) Q8_0. The few
+rows that say what a recurrent layer forgets are Q8_0 as well.
 """
 
 from __future__ import annotations
@@ -32,17 +33,21 @@ from partita.errors import CheckpointError, DataError, UnsupportedModel
 from partita.files.atomic import refuse_existing, whole_file
 from partita.model.config import ModelConfig
 from partita.model.families.parse import parse
-from partita.quantization import Packed, dequantize
+from partita.quantization import Packed, Stored, dequantize
 
 from ..layouts import by_key_heads
 from ..write_folder import OnTensor, WrittenTensor
-from .encode import WIDTHS, Encoder, Value, exact_type, too_large
-from .file import TYPES, GgufWriter, Typed
+from .encode import K_WIDTHS, WIDTHS, Encoder, Value, exact_type, too_large
+from .file import GgufWriter, Typed
 from .metadata import architecture_of, check_said, general_keys, model_keys
+from .mixes import MIXES, fitting, mixed_types
 from .recurrent import head_fields, sections
 from .tokenizer import tokenizer_keys
 
-KINDS = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
+PLAIN = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
+KINDS = (*PLAIN, *MIXES)
+TENSOR_KINDS = (*PLAIN, *K_WIDTHS)
+"""Of a single tensor."""
 _FLOATS = frozenset({"ffn_gate_inp", "ssm_conv1d"})
 _DELICATE = frozenset({"ssm_alpha", "ssm_beta", "ssm_ba"})
 _FUSED = "linear_attn.in_proj_qkvz"
@@ -58,7 +63,8 @@ class WrittenFile:
 @dataclass(frozen=True)
 class _Planned:
     """One tensor to be written. name: in the source's words. order: of its rows. shift: added to its values. heads:
-    the order of equal parts of its columns, in which `read` gives them."""
+    the order of equal parts of its columns, in which `read` gives them. stored: its blocks, where the source is a GGUF
+    file with K-quants whose rows are rows here."""
 
     gguf_name: str
     name: str
@@ -68,6 +74,7 @@ class _Planned:
     order: np.ndarray | None = None
     shift: float = 0.0
     heads: np.ndarray | None = None
+    stored: Callable[[], Value | Stored] | None = None
 
 
 def write_gguf(
@@ -77,17 +84,19 @@ def write_gguf(
     kind: str = "F16",
     kinds: Mapping[str, str] = MappingProxyType({}),
     columns: Mapping[str, np.ndarray] = MappingProxyType({}),
+    file_columns: Mapping[str, np.ndarray] = MappingProxyType({}),
     on_tensor: OnTensor | None = None,
 ) -> WrittenFile:
     """Write a GGUF file whose matrices are of `kind`, one of KINDS; of a model that sees as well, its text decoder.
 
-    kinds: a kind of its own for some tensors, by the checkpoint's names. columns: how much each column of a weight
-    matters, for types whose scales are searched for.
+    kinds: one of TENSOR_KINDS of its own for some tensors, by the checkpoint's names. columns: how much each column of
+    a weight matters, for types whose scales are searched for; file_columns: the same by GGUF's names, in the order of
+    columns there.
     DataError: an unknown kind, `path` exists or cannot be written, numbers that are not finite. UnsupportedModel: what
     GGUF cannot say of this model or its tokenizer. CheckpointError: a damaged source.
     """
     path = Path(path)
-    if unknown := {kind, *kinds.values()} - set(KINDS):
+    if unknown := ({kind} - set(KINDS)) | (set(kinds.values()) - set(TENSOR_KINDS)):
         raise DataError(f"GGUF type {unknown.pop()!r} is not written; these are: {', '.join(KINDS)}")
     refuse_existing(path)  # before the vocabulary is read
     architecture, row = architecture_of(checkpoint.config)
@@ -104,11 +113,11 @@ def write_gguf(
     written: list[WrittenTensor] = []
     with whole_file(path, replace=False) as temporary, open(temporary, "wb") as file:
         writer = GgufWriter(file, keys, [(tensor.gguf_name, tensor.shape) for tensor in planned])
-        head = _head_name(planned)
+        head, own = _head_name(planned), _kinds(kind, kinds, config, architecture, planned)
         for tensor in planned:
-            own = kinds.get(tensor.name, kind)
-            is_head = tensor.gguf_name == head
-            written.append(_write(writer, tensor, own, columns.get(tensor.name), is_head=is_head))
+            importance = _importance(tensor, columns, file_columns)
+            is_head = tensor.gguf_name == head and kind not in MIXES and own[tensor.gguf_name] == kind
+            written.append(_write(writer, tensor, own[tensor.gguf_name], importance, is_head=is_head))
             if on_tensor:
                 on_tensor(written[-1])
         nbytes = writer.finish()
@@ -120,18 +129,66 @@ def _head_name(planned: list[_Planned]) -> str:
     return "output.weight" if "output.weight" in names else "token_embd.weight"
 
 
+def _kinds(
+    kind: str, kinds: Mapping[str, str], config: ModelConfig, architecture: str, planned: list[_Planned]
+) -> dict[str, str]:
+    """GGUF's name to what is asked of each tensor, by itself, by the mixture or of all."""
+    own = {tensor.gguf_name: kinds[tensor.name] for tensor in planned if tensor.name in kinds}
+    names = [tensor.gguf_name for tensor in planned]
+    if kind not in MIXES:
+        return dict.fromkeys(names, kind) | own
+    return dict.fromkeys(names, MIXES[kind][0]) | mixed_types(kind, config, architecture, names) | own
+
+
+def kinds_of_mix(checkpoint: Checkpoint, mix: str) -> dict[str, str]:
+    """What a mixture has for each tensor, by the checkpoint's names, the first of those with the same one."""
+    architecture, row = architecture_of(checkpoint.config)
+    config = parse(checkpoint.config)
+    planned = list(_plan(by_key_heads(checkpoint, ("ssm_ba",)), config, row))
+    chosen = mixed_types(mix, config, architecture, (tensor.gguf_name for tensor in planned))
+    return {tensor.name: chosen[tensor.gguf_name] for tensor in reversed(planned) if tensor.gguf_name in chosen}
+
+
+def _importance(
+    tensor: _Planned, columns: Mapping[str, np.ndarray], file_columns: Mapping[str, np.ndarray]
+) -> np.ndarray | None:
+    """Of a tensor's columns, in the file's order."""
+    if (given := file_columns.get(tensor.gguf_name)) is not None:
+        if given.shape != tensor.shape[-1:]:
+            raise DataError(
+                f"{tensor.gguf_name}: the importance has {len(given)} columns, the tensor {tensor.shape[-1]}: it is "
+                "another model's",
+                field="imatrix",
+            )
+        return given
+    found = columns.get(tensor.name)
+    if found is not None and tensor.heads is not None:
+        return found.reshape(len(tensor.heads), -1)[tensor.heads].reshape(-1)
+    return found
+
+
 def _write(
     writer: GgufWriter, tensor: _Planned, kind: str, importance: np.ndarray | None, *, is_head: bool
 ) -> WrittenTensor:
-    value = tensor.read()
-    if tuple(value.shape) != tensor.shape:
-        raise CheckpointError(f"{tensor.name} has shape {tuple(value.shape)}, {tensor.shape} was announced")
-    type_name = _type(tensor, value, kind, is_head)
-    if importance is not None and tensor.heads is not None:
-        importance = importance.reshape(len(tensor.heads), -1)[tensor.heads].reshape(-1)
+    value = _kept(tensor, kind)
+    if value is None:
+        value = tensor.read()
+        if tuple(value.shape) != tensor.shape:
+            raise CheckpointError(f"{tensor.name} has shape {tuple(value.shape)}, {tensor.shape} was announced")
+    type_name = value.type if isinstance(value, Stored) else _type(tensor, value, kind, is_head)
     encoder = Encoder(tensor.name, value, type_name, tensor.order, tensor.shift, importance)
     nbytes = writer.write(encoder.type_name, encoder.blocks())
     return WrittenTensor(tensor.name, tensor.shape, tensor.source, encoder.type_name, nbytes, encoder.error)
+
+
+def _kept(tensor: _Planned, kind: str) -> Stored | None:
+    """A K-quant's blocks, where they have no more bits than were asked for."""
+    if tensor.stored is None or kind not in WIDTHS or WIDTHS[tensor.source] > WIDTHS[kind]:
+        return None
+    found = tensor.stored()
+    if not isinstance(found, Stored) or found.type != tensor.source or len(found.parts) != 1:
+        return None
+    return found if found.shape == (math.prod(tensor.shape[:-1]), tensor.shape[-1]) else None
 
 
 def _type(tensor: _Planned, value: Value, kind: str, is_head: bool) -> str:
@@ -153,7 +210,7 @@ def dense_type(kind: str, columns: int, *, is_head: bool) -> str:
     """What a matrix that was not packed becomes where `kind` is asked for, if its numbers are not too large."""
     if kind in WIDTHS and is_head and WIDTHS[kind] < 8:
         kind = "Q8_0"
-    return "F16" if columns % TYPES[kind][1] else kind
+    return fitting(kind, columns)
 
 
 # --- which tensors there are, and where they come from
@@ -235,7 +292,10 @@ def _tensor(checkpoint: Checkpoint, config: ModelConfig, row: Architecture, name
         read, rows = partial(_rearranged, checkpoint, name, shape, rows, heads, order.decay), None
     else:
         read = partial(_rearranged, checkpoint, name, shape, None, heads)
-    return _Planned(gguf_name, name, shape, checkpoint.stored_as(name), read, rows, float(adds), heads)
+    source, stored = checkpoint.stored_as(name), None
+    if source in K_WIDTHS and heads is None and not adds and not order.decay and order.axis is None:
+        stored = partial(checkpoint.read_stored, name)
+    return _Planned(gguf_name, name, shape, source, read, rows, float(adds), heads, stored)
 
 
 def _rearranged(
@@ -288,9 +348,12 @@ def _stacks(
             ("bias", stored.bias_sources(projection), shape[:2], stored.bias),
         ):
             if suffix == "weight" or bias:
-                source = checkpoint.stored_as(sources[0])
+                source, held = checkpoint.stored_as(sources[0]), None
+                if source in K_WIDTHS and suffix == "weight" and stored.form == "stacked":
+                    held = partial(checkpoint.read_stored, sources[0])
                 gguf_name = name_in_gguf(f"{name}.{suffix}", names)
-                yield _Planned(gguf_name, f"{name}.{suffix}", size, source, partial(read, projection))
+                read_one = partial(read, projection)
+                yield _Planned(gguf_name, f"{name}.{suffix}", size, source, read_one, stored=held)
 
 
 def _layer(mlp: str) -> str:
