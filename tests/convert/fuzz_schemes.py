@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 Form = tuple[dict[str, np.ndarray], dict[str, Any]]
@@ -70,4 +71,18 @@ def tables() -> Form:
     return tensors, {"quant_method": "bitsandbytes", "load_in_4bit": True}
 
 
-FORMS = {"gptq": gptq, "awq": awq, "compressed": compressed, "tables": tables}
+def small_floats() -> Form:
+    """modelopt: NVFP4 and 8-bit floats with exponents."""
+    codes = words(ROWS, SIZE // 8).view(np.uint8)
+    tensors = {
+        "model.a.weight": codes,
+        "model.a.weight_scale": np.ones((ROWS, SIZE // 16), ml_dtypes.float8_e4m3fn),
+        "model.a.weight_scale_2": np.ones((), np.float32),
+        "model.a.input_scale": np.ones((), np.float32),
+        "model.b.weight": np.ones((ROWS, SIZE), ml_dtypes.float8_e4m3fn),
+        "model.b.weight_scale": np.full((ROWS, SIZE // 32), 127, np.uint8),
+    }
+    return tensors, {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": {"a": 1}}
+
+
+FORMS = {"gptq": gptq, "awq": awq, "compressed": compressed, "tables": tables, "small_floats": small_floats}

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -59,6 +60,20 @@ def as_bytes(module: str, weight: np.ndarray) -> tuple[dict[str, np.ndarray], np
     return {f"{module}.weight": q, f"{module}.SCB": largest}, q * (largest / 127)[:, None]
 
 
+def as_small_floats(module: str, weight: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """modelopt's NVFP4."""
+    table = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+    whole = np.float32(np.abs(weight).max() / (6 * 448))
+    groups = weight.reshape(len(weight), -1, 16)
+    scale = (np.abs(groups).max(-1) / 6 / whole).astype(ml_dtypes.float8_e4m3fn)
+    step = (scale.astype(np.float32) * whole)[..., None]
+    code = np.abs(np.abs(groups / np.maximum(step, 1e-30))[..., None] - table).argmin(-1).astype(np.uint8)
+    values = np.copysign(table[code], groups) * step
+    flat = (code | (np.signbit(groups).astype(np.uint8) << 3)).reshape(weight.shape)
+    parts = {"weight": flat[:, 0::2] | flat[:, 1::2] << 4, "weight_scale": scale, "weight_scale_2": whole}
+    return {f"{module}.{name}": np.asarray(value) for name, value in parts.items()}, values.reshape(weight.shape)
+
+
 FORMS: dict[str, tuple[dict[str, Any], Stored]] = {
     "gptq": (GPTQ, as_gptq(4, 32)),
     "gptq-3-bits": (GPTQ | {"bits": 3}, as_gptq(3, 32)),
@@ -67,6 +82,7 @@ FORMS: dict[str, tuple[dict[str, Any], Stored]] = {
     "gptq-ordered": (GPTQ | {"desc_act": True}, as_gptq(4, 32, seed=3)),
     "awq": ({"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"}, as_awq),
     "auto-round": ({"quant_method": "auto-round", "packing_format": "auto_round:auto_awq"}, as_awq),
+    "nvfp4": ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, as_small_floats),
     "nf4": ({"quant_method": "bitsandbytes", "load_in_4bit": True}, as_four_bits("nf4", True)),
     "fp4": ({"quant_method": "bitsandbytes", "load_in_4bit": True}, as_four_bits("fp4", False)),
     "int8": ({"quant_method": "bitsandbytes", "load_in_8bit": True}, as_bytes),

@@ -213,7 +213,8 @@ def _weights(checkpoint: Checkpoint, store: safetensors.SafetensorsSet) -> tuple
     alone = "text_config" not in checkpoint.config
     for name, tensor in canonical(store.tensors, checkpoint.path.name, alone=alone).items():
         module = name.rpartition(".")[0]
-        own = name if name in sizes else owner.get(module) or owner.get(name.rpartition("_")[0])
+        own = next((each for each in (name, module) if each in sizes), None)
+        own = own or owner.get(module) or owner.get(name.rpartition("_")[0])
         if own is not None:
             sizes[own] += tensor.nbytes
     return tuple(Tensor(name, checkpoint.stored_as(name), checkpoint.shape(name), sizes[name]) for name in names)

@@ -19,7 +19,7 @@ from ..files.bounded import find, read_object
 from ..quantization import Packed
 from . import names
 from .base import Checkpoint
-from .schemes import registry
+from .schemes import fp4, registry
 from .schemes.stored import StoredWeight
 
 _CODE_KEYS = ("model_file", "auto_map", "custom_pipelines", "trust_remote_code")
@@ -41,6 +41,8 @@ class FolderCheckpoint(Checkpoint):
             raise CheckpointError(f"{folder}: there is no config.json; a model folder has one beside its safetensors")
         config = read_object(settings)
         _refuse_code(config)
+        if (beside := find(folder, fp4.SETTINGS)) is not None:
+            config = fp4.announced(config, read_object(beside))
         registry.check_config(config)
         extra = {} if generation is None else read_object(generation)
         store, alone = safetensors.open_folder(folder), "text_config" not in config

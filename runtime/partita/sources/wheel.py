@@ -24,7 +24,10 @@ BASE_NAME = re.compile(r"[A-Za-z0-9][\w.+ -]*", re.ASCII)
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<kind>safetensors|gguf|bin)")
 RECORD = re.compile(r"[^/]+\.dist-info/RECORD")
 MOST_RECORDED = 16 << 20  # bytes
-TEXT_FILES = ("config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json")
+TEXT_FILES = (
+    *("config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json"),
+    "hf_quant_config.json",
+)
 
 
 def wanted(base: str) -> bool:

@@ -116,6 +116,31 @@ def test_exponents_as_scales(tmp_path):
     torch.testing.assert_close(read(path), expected.to(torch.bfloat16), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.float8_e8m0fnu, torch.uint8])
+@pytest.mark.parametrize("size", [[128, 128], [1, 32]])
+def test_scales_that_are_powers_of_two(tmp_path, size, kind):
+    """scale_fmt ue8m0, in each dtype that such scales come in."""
+    high, wide = 256 // size[0], 128 // size[1]
+    exponents = torch.randint(-9, 3, (high, wide), generator=torch.Generator().manual_seed(1))
+    s = (exponents + 127).to(torch.uint8) if kind == torch.uint8 else (2.0**exponents).to(kind)
+    block = BLOCKS | {"scale_fmt": "ue8m0", "weight_block_size": size}
+    path = folder(tmp_path / "m", {"a.weight": weight(256, 128), "a.weight_scale_inv": s}, block)
+    whole = (2.0**exponents).repeat_interleave(size[0], 0).repeat_interleave(size[1], 1)
+    torch.testing.assert_close(read(path), (weight(256, 128).float() * whole).to(torch.bfloat16), rtol=0, atol=0)
+
+
+def test_microscaled_floats(tmp_path):
+    """Modules that compressed-tensors writes in its mxfp8-quantized, and modelopt in the same way."""
+    groups = {"group_0": {"weights": {"num_bits": 8, "type": "float", "strategy": "group", "group_size": 32}}}
+    exponents = torch.randint(110, 130, (16, 2), dtype=torch.uint8)
+    tensors = {"a.weight": weight(16, 64), "a.weight_scale": exponents}
+    whole = 2.0 ** (exponents.float() - 127).repeat_interleave(32, 1)
+    said = {"quant_method": "compressed-tensors", "format": "mxfp8-quantized", "config_groups": groups}
+    for block in (said, {"quant_method": "modelopt", "quant_algo": "MXFP8"}):
+        path = folder(tmp_path / "m", tensors, block)
+        torch.testing.assert_close(read(path), (weight(16, 64).float() * whole).to(torch.bfloat16), rtol=0, atol=0)
+
+
 def test_a_large_tensor_is_read_in_parts(tmp_path, monkeypatch):
     from partita.checkpoint.schemes import fp8
 

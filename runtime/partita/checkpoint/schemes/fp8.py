@@ -9,6 +9,9 @@ Published forms, by `quantization_config`:
                         or column cut off), or a row, or a tensor
     fbgemm_fp8          X_scale beside X: one multiplier a row
     compressed-tensors  X_scale beside X: a tensor, a row or a block, by the strategy of each config group
+    modelopt            X_scale beside X: a tensor, a row or a block
+Multipliers may be exponents, E8M0: 2**(e - 127). They are uint8 where config.json says so: by `scale_fmt` ue8m0, the
+format mxfp8-quantized, or modelopt, which have them for blocks of 32 columns.
 The block form is DeepSeek-V3's (arXiv 2412.19437, section 3.3.2).
 """
 
@@ -24,13 +27,16 @@ from ...errors import CheckpointError
 from ...files.bounded import is_list, is_table
 from ...files.safetensors import StoredTensor
 from .config_groups import weight_groups
+from .fp4 import MODELOPT, is_modelopt
 from .stored import Found, ReadTensor, Scheme, StoredWeight
 
-METHODS = ("fp8", "fbgemm_fp8", "compressed-tensors")
+METHODS = ("fp8", "fbgemm_fp8", "compressed-tensors", *MODELOPT)
 STORED = ("F8_E4M3", "F8_E5M2")
 _SCALES = ("F32", "BF16", "F16", "F8_E8M0")
 _SUFFIXES = ("_scale_inv", "_scale")
 _OF_ACTIVATIONS = ("input_scale", "activation_scale", "k_scale", "v_scale", "output_scale", "q_scale")
+_EXPONENTS = "U8"
+_MX = (1, 32)  # blocks of microscaled floats
 _ROWS = 1 << 22  # values made float32 at a time
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -46,7 +52,15 @@ class Fp8Weight(StoredWeight):
 
     def read(self, tensor: ReadTensor) -> np.ndarray:
         multipliers = None if self.scale is None else tensor(self.scale)
+        if multipliers is not None and multipliers.dtype == np.uint8:
+            multipliers = multipliers.view(_exponents())
         return dequantize(tensor(self.name), multipliers, self.block, self.dtype)
+
+
+def _exponents() -> np.dtype:
+    import ml_dtypes
+
+    return np.dtype(ml_dtypes.float8_e8m0fnu)
 
 
 def is_fp8(config: Mapping[str, Any]) -> bool:
@@ -56,7 +70,20 @@ def is_fp8(config: Mapping[str, Any]) -> bool:
         return False
     if block["quant_method"] == "compressed-tensors":
         return any((group.get("type"), group.get("num_bits")) == ("float", 8) for group in weight_groups(config))
-    return True
+    return block["quant_method"] not in MODELOPT or is_modelopt(config)
+
+
+def has_exponents(config: Mapping[str, Any]) -> bool:
+    """Whether multipliers in uint8 are exponents."""
+    block = config.get("quantization_config")
+    if not is_table(block) or not is_fp8(config):
+        return False
+    groups = block.get("config_groups")
+    formats = [
+        block.get("format"),
+        *(group.get("format") for group in (groups.values() if is_table(groups) else ()) if is_table(group)),
+    ]
+    return block.get("scale_fmt") == "ue8m0" or "mxfp8-quantized" in formats or block["quant_method"] in MODELOPT
 
 
 def block_of(config: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -69,7 +96,7 @@ def block_of(config: Mapping[str, Any]) -> tuple[int, int] | None:
         sizes = [group.get("block_structure") for group in weight_groups(config)]
         size = next((found for found in sizes if found is not None), None)
     if size is None:
-        return None
+        return _MX if has_exponents(config) else None
     if not is_list(size) or len(size) != 2 or not all(type(n) is int and 0 < n < 1 << 31 for n in size):
         raise CheckpointError(f"config.json: weight_block_size is {size!r}, not two sizes")
     return size[0], size[1]
@@ -81,7 +108,7 @@ def find(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any], where: 
 
     CheckpointError: a scale that is missing in a quantized model, or does not go with its weight.
     """
-    quantized, block = is_fp8(config), block_of(config)
+    quantized, block, exponents = is_fp8(config), block_of(config), has_exponents(config)
     found: Found = {}
     for name, tensor in tensors.items():
         if tensor.dtype not in STORED or name.endswith(_SUFFIXES):
@@ -94,7 +121,7 @@ def find(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any], where: 
             shape=tensor.shape,
             stored_as=tensor.dtype,
             scale=scale,
-            block=_block(name, tensor.shape, tensors[scale], block, where) if scale else (1, 1),
+            block=_block(name, tensor.shape, tensors[scale], block, where, exponents) if scale else (1, 1),
             dtype=target_dtype(config),
         )
         if scale is not None:
@@ -105,11 +132,11 @@ def find(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any], where: 
 
 
 def _block(
-    name: str, shape: tuple[int, ...], scale: StoredTensor, block: tuple[int, int] | None, where: str
+    name: str, shape: tuple[int, ...], scale: StoredTensor, block: tuple[int, int] | None, where: str, exponents: bool
 ) -> tuple[int, int]:
     """Rows and columns that share a multiplier. A grid of multipliers has one place a block, cut-off ones included."""
     rows, columns = shape[-2:] if len(shape) > 1 else (1, *shape, 1)[:2]
-    if scale.dtype not in _SCALES:
+    if scale.dtype not in _SCALES and not (exponents and scale.dtype == _EXPONENTS):
         raise CheckpointError(f"{where}: the scales of {name} are in {scale.dtype}, not floats")
     if all(size == 1 for size in scale.shape):
         return max(rows, 1), max(columns, 1)
