@@ -7,6 +7,7 @@ are judged before the source is fetched, and what would end a check before anyth
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -178,13 +179,13 @@ def _calibrated(
 
 
 def _written(checkpoint: Checkpoint, dest: Path, request: Request, asked: str, listener: Listener) -> Report:
-    """Convert, heard of part by part."""
-    total, count = len(checkpoint.names()), 0
+    """Convert, heard of part by part; writing by how much of all values is written."""
+    total, count = sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names()), 0
     with _Parts(listener) as parts:
 
         def on_tensor(tensor: WrittenTensor) -> None:
             nonlocal count
-            count += 1
+            count += math.prod(tensor.shape)
             parts("writing", count, max(total, count))
 
         return convert(checkpoint, dest, request, on_tensor=on_tensor, on_progress=parts, card=card(checkpoint, asked))

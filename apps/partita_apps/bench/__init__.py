@@ -240,6 +240,20 @@ def train(**options: Any) -> Rows:
 
 
 @bench.command()
+@click.option("--to", type=click.Choice(("mlx", "gguf")), default="mlx", show_default=True, help="What is written.")
+@click.option("--quantize", default="4", show_default=True, metavar="RECIPE", help="As for partita convert.")
+@click.option("--calibration", default=None, metavar="TEXTFILE|none", help="As for partita convert.")
+@click.option("--against", is_flag=True, help="Measure the peer of that form too: mlx-lm, or llama.cpp's quantizer.")
+@click.option("--peer-python", default=None, help="Python that has the peer installed; this one if left out.")
+@measured
+def convert(**options: Any) -> Rows:
+    """Seconds and memory of a conversion, of weights in bfloat16; each in a process of its own."""
+    from .convert import run
+
+    return run(**options)
+
+
+@bench.command()
 @against(SERVERS)
 @click.option("--clients", type=Sizes(), default="1,4,16", show_default=True, help="How many at once, by commas.")
 @click.option("--prompt", type=click.IntRange(8), default=64, show_default=True, help="Tokens of each one's prompt.")
