@@ -11,8 +11,11 @@ more. Groups are brought to the magnitude of one by powers of two first, so that
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -26,6 +29,7 @@ CLIPS = (-0.3, 0.1, 0.5, 0.9)
 NEIGHBOURS = range(-4, 5)
 _FITS = 2
 _VALUES = 1 << 16  # a chunk of rows and its temporaries stay in a core's second cache
+Search = Callable[..., None]
 
 
 def quantize(
@@ -71,21 +75,29 @@ def _quantize(
     words = np.empty((rows, n * bits // 32), np.uint32)
     scales, biases = (np.empty((rows, n // group_size), dtype) for _ in range(2))
     weights = None if importance is None else _weights(importance, n, group_size, name)
-    error = plain = 0.0
-    for start, chunk in _chunks(x, n):
-        count = chunk.shape[0]
+    search = compiled_search()
+
+    def some(start: int) -> tuple[float, float]:
+        """Quantize the rows from `start` on, as many as a chunk has; their errors."""
+        chunk = _rows(x, n, start)
         if not np.isfinite(chunk).all():
             raise DataError(f"{name} holds NaN or infinity and cannot be quantized; the checkpoint is damaged")
-        tiled = None if weights is None else np.tile(weights, (count, 1))
-        groups = _Groups.of(chunk.reshape(-1, group_size), tiled, bits, dtype)
+        count, groups = len(chunk), chunk.reshape(-1, group_size)
+        tiled = None if weights is None or search is not None else np.tile(weights, (count, 1))
         with np.errstate(
             over="ignore", invalid="ignore", divide="ignore"
         ):  # a scale that cannot be stored: its error is not finite
-            found = groups.search()
+            if search is None:
+                found = _Groups.of(groups, tiled, bits, dtype).search()
+            else:
+                found = _compiled(search, groups, weights, bits, dtype)
         place = slice(start, start + count)
         words[place] = pack(found.integers.reshape(count, n), bits)
         scales[place], biases[place] = found.scales.reshape(count, -1), found.biases.reshape(count, -1)
-        error, plain = error + found.error, plain + found.plain
+        return found.error, found.plain
+
+    errors = list(_threaded(some, range(0, rows, _step(n))))
+    error, plain = (sum(each[i] for each in errors) for i in range(2))
     shape = (*leading, n // group_size)
     packed = Packed(
         words.reshape(*leading, n * bits // 32), scales.reshape(shape), biases.reshape(shape), bits, group_size
@@ -101,18 +113,57 @@ def _weights(importance: np.ndarray, n: int, group_size: int, name: str) -> np.n
     return np.maximum(importance / mean, 1e-3).astype(np.float32).reshape(-1, group_size)
 
 
-def _chunks(x: np.ndarray | Packed, n: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(first row, float32 (rows, n)) of a few rows at a time."""
-    step = max(_VALUES // n, 1)
+def _step(n: int) -> int:
+    """Rows of a chunk."""
+    return max(_VALUES // n, 1)
+
+
+def _rows(x: np.ndarray | Packed, n: int, start: int) -> np.ndarray:
+    """A chunk's rows, float32 (rows, n)."""
+    place = slice(start, start + _step(n))
     if isinstance(x, Packed):
-        flat = x.map(lambda part: part.reshape(-1, part.shape[-1]))
-        for start in range(0, flat.scales.shape[0], step):
-            yield start, dequantize(flat.map(lambda part, a=start: part[a : a + step]))
-        return
-    rows = x.reshape(-1, n)
-    for start in range(0, rows.shape[0], step):
-        with np.errstate(over="ignore"):  # float64 out of range becomes infinity, which is refused
-            yield start, rows[start : start + step].astype(np.float32)
+        return dequantize(x.map(lambda part: part.reshape(-1, part.shape[-1])[place]))
+    with np.errstate(over="ignore"):  # float64 out of range becomes infinity, which is refused
+        return x.reshape(-1, n)[place].astype(np.float32)
+
+
+def _threaded(work: Callable[[int], tuple[float, float]], starts: range) -> Iterable[tuple[float, float]]:
+    """In order, on as many cores as this process may use."""
+    threads = min(cores(), len(starts))
+    if threads < 2:
+        return map(work, starts)
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, starts))
+
+
+def cores() -> int:
+    """Cores that this process may use, which a container can make fewer than the machine has."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+
+
+@cache
+def compiled_search() -> Search | None:
+    """The compiled loop; None where there is no numba."""
+    try:
+        from .affine_search import search  # half a second
+    except ImportError:
+        return None
+    return search
+
+
+def _compiled(search: Search, x: np.ndarray, weights: np.ndarray | None, bits: int, dtype: Any) -> _Found:
+    """x: float32 (G, n). weights: of a row's groups, or None."""
+    count, size = x.shape
+    one = np.ones((1, size), np.float32)
+    integers, errors = np.empty((count, size), np.uint8), np.empty((count, 2))
+    scales, biases = np.empty(count), np.empty(count)
+    search(
+        *(x, one if weights is None else weights, np.float32(2**bits - 1), dtype == np.float32),
+        *(np.array(CLIPS, np.float32), _FITS, max(NEIGHBOURS), integers, scales, biases, errors),
+    )
+    error, plain = map(float, errors.sum(0))
+    return _Found(integers, scales.astype(dtype), biases.astype(dtype), error, plain)
 
 
 @dataclass(frozen=True)

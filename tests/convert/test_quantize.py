@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -12,7 +14,21 @@ from hypothesis.extra import numpy as arrays
 from partita.checkpoint.schemes.affine import BITS
 from partita.errors import DataError
 from partita.quantization import Packed, dequantize, quantize_minmax, quantize_weight, unpack
+from partita_convert import quantize as search
 from partita_convert.quantize import quantize
+
+
+@pytest.fixture(autouse=True, scope="module", params=["compiled", "numpy"])
+def way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test by the compiled loop, and by what takes its place where there is no numba."""
+    if request.param == "compiled":
+        assert search.compiled_search() is not None
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "compiled_search", lambda: None)
+        yield
+
 
 FORMATS = [(bits, group) for bits in BITS for group in (32, 64, 128)]
 
