@@ -12,39 +12,15 @@ neighbouring scales and minima. Values come at the magnitude of one, so that squ
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
-from numba.core import config
 
-from partita.sources.resolve import cache_dir
-
-_OPTIONS: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz"}}
-_config: Any = config
-_njit: Any = numba.njit
+from ...compiled import kept, part
 
 
-def _kept(function: Callable[..., Any]) -> Any:
-    """Compiled, and kept beside what else partita keeps for a user."""
-    made, place = _njit(**_OPTIONS)(function), cache_dir() / "quantizers"
-    before, _config.CACHE_DIR = _config.CACHE_DIR, str(place)  # read when caching is switched on, and only then
-    try:
-        with contextlib.suppress(OSError, RuntimeError):  # nothing can be written there: each process compiles
-            place.mkdir(parents=True, exist_ok=True)
-            made.enable_caching()
-    finally:
-        _config.CACHE_DIR = before
-    return made
-
-
-_part: Any = _njit(**_OPTIONS)
-
-
-@_part
+@part
 def _half(value: float, exponent: int) -> Any:
     """`value` as a float16 holds it when it is multiplied by 2**exponent."""
     if value == 0.0:
@@ -56,7 +32,7 @@ def _half(value: float, exponent: int) -> Any:
     return found if abs(math.ldexp(found, exponent)) <= 65504.0 else math.inf
 
 
-@_part
+@part
 def _fit(x: Any, w: Any, inverse: Any, offset: Any, low: Any, high: Any) -> Any:
     """Sums over the integers at x * inverse + offset: of w q, w q q, w q x."""
     q1 = q2 = qx = np.float32(0)
@@ -69,7 +45,7 @@ def _fit(x: Any, w: Any, inverse: Any, offset: Any, low: Any, high: Any) -> Any:
     return q1, q2, qx
 
 
-@_part
+@part
 def _error(x: Any, w: Any, scale: Any, bias: Any, low: Any, high: Any) -> Any:
     """Of q * scale + bias with the nearest integers."""
     inverse = np.float32(1) / scale if scale != 0 else np.float32(0)
@@ -82,7 +58,7 @@ def _error(x: Any, w: Any, scale: Any, bias: Any, low: Any, high: Any) -> Any:
     return total
 
 
-@_part
+@part
 def _best_affine(x: Any, w: Any, top: Any, clips: Any) -> Any:
     """(scale, minimum) that fit best, of a sub-block. A minimum is no less than 0: what it takes off."""
     low = high = x[0]
@@ -118,7 +94,7 @@ def _best_affine(x: Any, w: Any, top: Any, clips: Any) -> Any:
     return scale, minimum
 
 
-@_part
+@part
 def _best_symmetric(x: Any, w: Any, low: Any, high: Any, ends: Any) -> Any:
     """The scale that fits best. ends: integers that the largest magnitude becomes, of either sign."""
     most = np.float32(0)
@@ -140,7 +116,7 @@ def _best_symmetric(x: Any, w: Any, low: Any, high: Any, ends: Any) -> Any:
     return scale
 
 
-@_part
+@part
 def _total(x: Any, w: Any, size: Any, s: Any, m: Any, d: Any, e: Any, low: Any, high: Any) -> Any:
     total = 0.0
     for j in range(len(s)):
@@ -149,13 +125,13 @@ def _total(x: Any, w: Any, size: Any, s: Any, m: Any, d: Any, e: Any, low: Any, 
     return total
 
 
-@_part
+@part
 def _in_units(values: Any, unit: float, least: int, most: int, out: Any) -> None:
     for j in range(len(values)):
         out[j] = 0 if unit == 0 else int(min(max(np.rint(values[j] / unit), least), most))
 
 
-@_part
+@part
 def _solve(x: Any, w: Any, size: Any, s: Any, m: Any, d: float, e: float, low: Any, high: Any) -> Any:
     """d and e of least squares for the integers that the present ones give."""
     aa = ab = bb = ax = bx = 0.0
@@ -180,7 +156,7 @@ def _solve(x: Any, w: Any, size: Any, s: Any, m: Any, d: float, e: float, low: A
     return (ax / aa if aa > 0 else d), e
 
 
-@_part
+@part
 def _neighbours(
     x: Any, w: Any, size: Any, s: Any, m: Any, d: float, e: float, low: Any, high: Any, s_range: Any, m_most: int
 ) -> Any:
@@ -202,7 +178,7 @@ def _neighbours(
     return total
 
 
-@_part
+@part
 def _refined(
     x: Any, w: Any, size: Any, s: Any, m: Any, d: float, e: float, low: Any, high: Any, s_range: Any, m_most: int,
     exponent: int, rounds: int,
@@ -223,7 +199,7 @@ def _refined(
     return error, d, e
 
 
-@_part
+@part
 def _largest(values: Any) -> Any:
     """The value of the largest magnitude."""
     found = 0.0
@@ -233,7 +209,7 @@ def _largest(values: Any) -> Any:
     return found
 
 
-@_kept
+@kept
 def search(
     x: Any,  # float32 (blocks, values), of magnitude one or less
     weights: Any,  # float32 (blocks of a row, values): of the columns
@@ -288,7 +264,7 @@ def search(
         lost[block, 0] = _write(row, size, s[block], m[block], d, e, low, high, q[block])
 
 
-@_part
+@part
 def _plain(x: Any, low: Any, high: Any, m_most: int) -> Any:
     """Scale and minimum by the ends of a sub-block."""
     least = most = x[0]
@@ -301,7 +277,7 @@ def _plain(x: Any, low: Any, high: Any, m_most: int) -> Any:
     return end / low, np.float32(0)
 
 
-@_part
+@part
 def _write(x: Any, size: Any, s: Any, m: Any, d: float, e: float, low: Any, high: Any, q: Any) -> Any:
     total = 0.0
     for j in range(len(s)):
