@@ -75,6 +75,7 @@ KNOWN = {
     "mellum": Known("Mellum 2", "12B", "<think>", "<tool_call>"),
     "gpt_oss": Known("gpt-oss", "20B, 120B", HARMONY, HARMONY),
     "laguna": Known("Laguna XS", "33B", UNKNOWN, "<tool_call>"),
+    "muse_glimmer_text": Known("Muse Glimmer", "30B", UNKNOWN, UNKNOWN),
     "qwen3_5_text": Known("Qwen3.5, 3.6, 3.8", "0.8B to 27B", "<think>", "<tool_call>"),
     "qwen3_5_moe_text": Known("Qwen3.5-35B-A3B, Qwen3.6-35B-A3B", "35B to 397B", "<think>", "<tool_call>"),
     "qwen3_next": Known("Qwen3-Next, Qwen3-Coder-Next", "80B", "<think>", "<tool_call>"),

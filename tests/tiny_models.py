@@ -30,7 +30,28 @@ __all__ = [
 ]
 
 TOKENS = 96
-_ADD_ONE = ("gemma2", "gemma3", "qwen3_5", "qwen3_next")
+_ADD_ONE = ("gemma2", "gemma3", "qwen3_5", "qwen3_next", "muse_glimmer")
+_PLAIN = ("linear_attn.norm.weight", ".language_model.norm.weight")
+"""Norms of those families that do not add one: behind a gated delta rule; Muse Glimmer's last."""
+WHOLES: dict[str, dict[str, Any]] = {
+    "muse_glimmer_text": {
+        "model_type": "muse_glimmer",
+        "vision_config": {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "patch_size": 14,
+            "pos_emb_height": 4,
+            "pos_emb_width": 4,
+        },
+        "out_hidden_size": 128,
+        "projector_hidden_size": 32,
+        "image_token_id": 5,
+    }
+}
+"""What transformers makes a text decoder within alone: the config around it."""
+_OF_TEXT = {"model.language_model.": "model.", "lm_head.": "lm_head."}
 
 
 def write(name: str, folder: Path, made: dict[str, Any] | None = None) -> Path:
@@ -43,7 +64,7 @@ def write(name: str, folder: Path, made: dict[str, Any] | None = None) -> Path:
     if (path / "tokenizer.json").exists():
         return path
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     path.mkdir(parents=True)
     vocab_size = write_tokenizer(path)
@@ -55,11 +76,11 @@ def write(name: str, folder: Path, made: dict[str, Any] | None = None) -> Path:
     }
     values = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
     config = AutoConfig.for_model(values.pop("model_type"), **values)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = _made(config)
     random = np.random.default_rng(zlib.crc32(name.encode()))
     with torch.no_grad():
         for key, parameter in sorted(model.named_parameters()):
-            adds_one = config.model_type.startswith(_ADD_ONE) and not key.endswith("linear_attn.norm.weight")
+            adds_one = config.model_type.startswith(_ADD_ONE) and not key.endswith(_PLAIN)
             value = _random(key, tuple(parameter.shape), random, adds_one)
             if config.model_type == "gemma4_text" and key.endswith("q_norm.weight"):
                 value *= value.size**-0.5  # scores are not scaled: norms learn to
@@ -70,9 +91,64 @@ def write(name: str, folder: Path, made: dict[str, Any] | None = None) -> Path:
             elif key.endswith("expert_bias"):
                 buffer.copy_(torch.from_numpy(_random(key, tuple(buffer.shape), random, False)))
     model.save_pretrained(path)
+    if config.model_type in WHOLES:
+        _text_alone(path)
     if config.model_type == "olmo_hybrid":
         _publish_olmo(path, config.linear_num_key_heads * config.linear_key_head_dim)
     return path
+
+
+def _made(config: Any) -> Any:
+    """The model of a config, or the whole around it, whose text decoder is tied where the config says so."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    whole = dict(WHOLES.get(config.model_type, {}))
+    if not whole:
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    own = {"text_config": config.to_dict(), "tie_word_embeddings": config.tie_word_embeddings}
+    around = AutoConfig.for_model(whole.pop("model_type"), **whole, **own)
+    return AutoModelForImageTextToText.from_config(around, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def _text_alone(path: Path) -> None:
+    """A folder of a whole as one of its text decoder."""
+    import json
+
+    from safetensors.numpy import load_file, save_file
+
+    file, settings = path / "model.safetensors", path / "config.json"
+    tensors = {
+        new + name.removeprefix(old): value
+        for name, value in load_file(file).items()
+        for old, new in _OF_TEXT.items()
+        if name.startswith(old)
+    }
+    save_file(tensors, file, {"format": "pt"})
+    settings.write_text(json.dumps(json.loads(settings.read_text())["text_config"], indent=2))
+
+
+def _read(folder: Path, dtype: str) -> Any:
+    """transformers' model of a folder, of a text decoder that it knows within a whole alone the whole."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder)
+    if config.model_type not in WHOLES:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation="eager")
+    model = _made(config)
+    tensors = {
+        old + name.removeprefix(new): value.float()
+        for name, value in load_file(folder / "model.safetensors").items()
+        for old, new in _OF_TEXT.items()
+        if name.startswith(new)
+    }
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    assert not unexpected
+    assert all(name.startswith("model.vision_") or name == "lm_head.weight" for name in missing)
+    assert ("lm_head.weight" in missing) == config.tie_word_embeddings
+    return model.to(getattr(torch, dtype))
 
 
 def _publish_olmo(path: Path, keys: int) -> None:
@@ -96,9 +172,8 @@ def _publish_olmo(path: Path, keys: int) -> None:
 def reference_logits(folder: Path, tokens: Sequence[int], dtype: str = "float32") -> np.ndarray:
     """transformers' logits of one call over all tokens with eager attention: float32 (T, V)."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation="eager")
+    model = _read(folder, dtype)
     with torch.no_grad():
         return model(torch.tensor([list(tokens)]), use_cache=False).logits[0].float().numpy()
 

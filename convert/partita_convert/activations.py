@@ -23,7 +23,7 @@ from partita.checkpoint.base import Checkpoint
 from partita.errors import DataError
 from partita.model.decoder import Block, through
 from partita.model.layers import Linear, MLPBesideExperts, MoE
-from partita.model.load import load_block, load_last_norm, load_per_layer_inputs, read_config
+from partita.model.load import embedding_norm, load_block, load_last_norm, load_per_layer_inputs, read_config
 from partita.model.mixer import SequenceState
 from partita.model.tree import walk
 from partita.quantization import Packed
@@ -93,7 +93,8 @@ def _embedded(ops: Backend, checkpoint: Checkpoint, rows: np.ndarray, places: np
     config = read_config(checkpoint)
     table = checkpoint.read(_named(checkpoint, "embed_tokens.weight"))
     chosen = table.map(lambda part: part[rows]) if isinstance(table, Packed) else table[rows]
-    x = ops.embed(ops.prepare(chosen), ops.array(places))
+    x, norm = ops.embed(ops.prepare(chosen), ops.array(places)), embedding_norm(ops, config)
+    x = x if norm is None else norm(ops, x)
     return x if config.embedding_scale is None else x * ops.full((1,), config.embedding_scale, ops.dtype)
 
 

@@ -19,12 +19,13 @@ from partita.model.families.wrappers import WRAPPERS
 
 _FORMAT_KEYS = ("quantization", "quantization_config", "torch_dtype", "dtype")
 _GEMMA4 = frozenset({"gemma4_text", "gemma4_unified_text"})
-_NEWER_ROPE = _GEMMA4 | {"laguna", "lfm3", "mellum", "ministral3"}
+_NEWER_ROPE = _GEMMA4 | {"laguna", "lfm3", "mellum", "ministral3", "muse_glimmer_text"}
 """Families that never had `rope_scaling`: every reader takes rope_parameters alone."""
-_WHOLES = {"qwen3_5_text": "qwen3_5", "qwen3_5_moe_text": "qwen3_5_moe"}
+_WHOLES = {"qwen3_5_text": "qwen3_5", "qwen3_5_moe_text": "qwen3_5_moe", "muse_glimmer_text": "muse_glimmer"}
 _CLASSES = {
     "qwen3_5_text": "Qwen3_5ForConditionalGeneration",
     "qwen3_5_moe_text": "Qwen3_5MoeForConditionalGeneration",
+    "muse_glimmer_text": "MuseGlimmerForConditionalGeneration",
 }
 _OF_BOTH = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -51,12 +52,15 @@ def huggingface_config(checkpoint: Checkpoint) -> tuple[dict[str, Any], frozense
 
 
 def for_form(config: dict[str, Any], form: str, names: Iterable[str]) -> dict[str, Any]:
-    """The config of a folder in the form "mlx" or "huggingface". mlx-lm knows Qwen3.5's text decoders only as those of
-    models that see, and is told so; elsewhere such a whole without anything around its text is its text alone."""
+    """The config of a folder in the form "mlx" or "huggingface". mlx-lm knows text decoders of Qwen3.5 and Muse Glimmer
+    only as those of models that see, and is told so; elsewhere such a whole without anything around its text is its
+    text alone, and so is a Muse Glimmer whose text has no table of its own."""
     kind = config.get("model_type")
     if form == "mlx" and kind in _WHOLES:
         top = {key: config[key] for key in _OF_BOTH if config.get(key) is not None}
         return {"model_type": _WHOLES[kind], "architectures": [_CLASSES[kind]], **top, "text_config": config}
+    if form != "mlx" and kind == "muse_glimmer" and not is_wrapper(config):
+        return config | {"model_type": "muse_glimmer_text"}
     if form == "mlx" or kind not in _WHOLES.values() or not is_wrapper(config):
         return config
     if not all(name.startswith(("model.layers.", "model.embed_tokens.", "model.norm.", "lm_head.")) for name in names):

@@ -35,9 +35,30 @@ def _ended(name: str, endings: Sequence[tuple[str, str]]) -> str:
     return next((name.removesuffix(old) + new for old, new in endings if name.endswith(old)), name)
 
 
+_GLIMMER = (
+    ("model.vision_", "vision_"),
+    ("model.language_model.", "language_model.model."),
+)
+"""How names begin, of a whole Muse Glimmer: mlx-lm knows what it leaves out by its name."""
+
+
+def _glimmer_of_mlx(name: str) -> str:
+    return _begun(name, _GLIMMER)
+
+
+def _glimmer_as_published(name: str) -> str:
+    back = [(mlx, published) for published, mlx in _GLIMMER]
+    return _begun(name, [*back, ("language_model.lm_head.", "lm_head.")])
+
+
+def _begun(name: str, beginnings: Sequence[tuple[str, str]]) -> str:
+    return next((new + name.removeprefix(old) for old, new in beginnings if name.startswith(old)), name)
+
+
 _CALLED: Mapping[str, tuple[Callable[[str], str], Callable[[str], str]]] = {
     "laguna": (_laguna_as_published, _laguna_of_mlx),
     "lfm2_moe": (names.by_number, names.by_projection),
+    "muse_glimmer": (_glimmer_as_published, _glimmer_of_mlx),
 }
 """By a config's model_type: what a tensor is called as published, and by mlx-lm."""
 

@@ -96,7 +96,7 @@ def test_a_ragged_step_gives_logits_after_every_token(ops: Backend, tiny_model: 
         bounds.assert_near(ours, theirs, bounds.logits(tiny_model))
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2"])  # one that scales what it embeds
+@pytest.mark.parametrize("family", ["llama", "gemma2", "muse_glimmer"])  # those that scale or norm what they embed
 def test_embeddings_in_place_of_tokens(ops: Backend, tiny_family: Callable[[str], Path], family: str) -> None:
     """Those of the tokens give the tokens' logits, fed or computed, alone and in a ragged step; others give others."""
     model = partita.load(tiny_family(family), backend=ops)

@@ -81,7 +81,7 @@ def test_importance_is_the_mean_square_of_what_comes_in(source, ops, tokens):
         assert (columns > 0).all()
 
 
-@pytest.mark.parametrize("name", ["gemma4", "gemma4-experts", "laguna", "laguna-elements"])
+@pytest.mark.parametrize("name", ["gemma4", "gemma4-experts", "laguna", "laguna-elements", "muse_glimmer"])
 def test_importance_is_found_in_layers_that_differ(tiny_family, ops, name):
     """Layers that are told of each token, that share keys and values, with experts beside a dense MLP, gates and heads
     of their own. An embedding that is not the head is looked up, not multiplied."""

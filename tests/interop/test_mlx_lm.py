@@ -4,7 +4,7 @@ mlx-lm gives every layer of Mistral, Qwen2, Qwen3-MoE, Gemma 2 and Phi-3 full at
 sliding window, so these are compared within the window. It always takes LongRoPE's long factors, as transformers does
 beyond the original length: those are compared there. It rounds yarn's bounds to whole dims, also where the config says
 truncate: false (gpt-oss), so that one is compared with a config that says true. It does not know Granite SWA and LFM3,
-nor gates of each number in Laguna.
+nor gates of each number in Laguna, nor biases and scaled rope in Muse Glimmer.
 LFM2's head is always its embedding there.
 """
 
@@ -31,6 +31,7 @@ NOT_READ = {
     "lfm2-biased",
     "lfm3",
     "lfm3-biased",
+    "muse_glimmer-odd",
     # Olmo Hybrid's norms have other names there
     *(name for name in tiny_models.RECURRENT if name.startswith("olmo_hybrid")),
 }

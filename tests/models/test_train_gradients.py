@@ -65,6 +65,7 @@ def assert_same(found: Gradients, expected: Gradients, folder: Path, batch: Batc
         "hunyuan",
         "ministral3",
         "cohere2",
+        "muse_glimmer",
         "gemma4",
         "qwen3_5",
         "lfm2",
@@ -99,7 +100,7 @@ def test_adapters_gradients_are_slopes(
             bounds.assert_near((above - below) / (2 * step), (grad * direction).sum(), error, size)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "gemma4"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gemma4", "muse_glimmer"])
 def test_every_weights_gradient_is_a_slope(
     backends: dict[str, Backend], tiny_family: Callable[[str], Path], name: str
 ) -> None:
@@ -141,6 +142,7 @@ def test_every_weights_gradient_is_a_slope(
         "hunyuan",
         "ministral3",
         "cohere2",
+        "muse_glimmer",
         "gemma4",
         "qwen3_5",
         "lfm2",

@@ -22,7 +22,7 @@ from partita.model.load import load_decoder
 from partita_convert.gguf.write import write_gguf
 from partita_convert.write_folder import write_huggingface, write_mlx
 
-from .. import bounds
+from .. import bounds, tiny_models
 from ..conftest import write_tokenizer
 
 _ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
@@ -153,8 +153,21 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"model_type": "qwen3_5_moe_text", **_TEXT, **_DELTA, **_SHARED, "linear_value_head_dim": 16},
         {"model_type": "qwen3_5_moe", **_QWEN_SIGHT},
     ),
+    "muse_glimmer": (
+        {
+            "model_type": "muse_glimmer_text",
+            **_TEXT,
+            **_SLIDES,
+            "qk_scale_factor": 3.0,
+            "output_multiplier": 0.6,
+            "final_logit_softcapping": 5.0,
+        },
+        tiny_models.WHOLES["muse_glimmer_text"]["vision_config"],
+    ),
     "smolvlm": ({"model_type": "llama", **_TEXT}, {"model_type": "smolvlm_vision", **_SIGHT}),
 }
+AROUND = {"muse_glimmer": {"out_hidden_size": 128, "projector_hidden_size": 32}}
+"""What a whole says beside its parts."""
 TOKENS = np.random.default_rng(3).integers(10, 290, (1, 40)).astype(np.int32)
 
 
@@ -178,7 +191,8 @@ def written(name: str, parent: Path) -> tuple[Path, np.ndarray]:
     own = {**text, "vocab_size": size}
     if "vocab_size_per_layer_input" in own:
         own["vocab_size_per_layer_input"] = size
-    config = AutoConfig.for_model(name, text_config=own, vision_config=sight, image_token_id=5)
+    around = AROUND.get(name, {})
+    config = AutoConfig.for_model(name, text_config=own, vision_config=sight, image_token_id=5, **around)
     model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
     random = np.random.default_rng(zlib.crc32(name.encode()))
     with torch.no_grad():
@@ -209,7 +223,7 @@ def test_a_converted_model_is_the_same(judged: tuple[Path, np.ndarray], tmp_path
     write_mlx(source, tmp_path / "mlx")
     write_huggingface(source, tmp_path / "dense")
     names = ["mlx", "dense"]
-    if folder.name != "qwen3_5":  # whose keys and values have heads of two widths
+    if folder.name not in ("qwen3_5", "muse_glimmer"):  # heads of two widths; no architecture
         write_gguf(source, tmp_path / "text.gguf", kind="F32")
         names.append("text.gguf")
     ops = partita_backends.load("numpy")

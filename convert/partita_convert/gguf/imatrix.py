@@ -4,7 +4,7 @@ Not here: measuring it (`activations`). Invariants: a number in a file is compar
 is allocated; a damaged or another kind of file is a DataError in one line, which names it.
 
 Two forms (llama.cpp, tools/imatrix): GGUF, `general.type` imatrix, for each matrix the sums of squares of its inputs,
-`NAME.in_sum2` (matrices, n), over the rows that each matrix saw, `NAME.counts` (matrices, 1); and before, little-endian:
+`NAME.in_sum2` (matrices, n), over the rows that each saw, `NAME.counts` (matrices, 1); and before, little-endian:
 entries, int32, then for each the name (int32 length, bytes), calls, int32, n, int32, and n float32, the mean squares
 times the calls. Of a stack of experts, matrices is their number; one row for all of them is made of it.
 """

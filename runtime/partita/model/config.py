@@ -209,7 +209,13 @@ class ModelConfig(Brief):
     tie_embeddings: bool
     norm_adds_one: bool = False
     """Norms multiply by 1 + w."""
+    last_norm_plain: bool = False
+    """The norm before the head multiplies by w all the same."""
+    post_norm_eps: float | None = None
+    """Of the norms behind attention and the MLP, where it is not that of the others."""
     embedding_scale: float | None = None
+    embedding_norm: bool = False
+    """What is embedded is normed, without a weight."""
     residual_scale: float | None = None
     """Multiplies what attention and the MLP add to the residual stream."""
     logit_scale: float | None = None
@@ -218,9 +224,9 @@ class ModelConfig(Brief):
     """Norms subtract the mean first: layer norms without bias."""
     parallel: bool = False
     """The MLP reads what attention reads, and both are added to the stream at once."""
-    qk_norm: Literal["none", "head", "full", "rotated"] = "none"
+    qk_norm: Literal["none", "head", "full", "rotated", "unit"] = "none"
     """Norms of queries and keys before rotation: over each head, or over all heads at once; "rotated": over each head,
-    after rotation."""
+    after rotation; "unit": over each head, without a weight."""
     attention_bias: bool = False
     """Of the query, key and value projections."""
     attention_out_bias: bool = False

@@ -95,7 +95,7 @@ def through(
 class Decoder(Brief):
     """embedding: prepared (V, E). head: prepared (V, E), the embedding itself where they are tied.
 
-    embedding_name: the module's in the checkpoint.
+    embedding_name: the module's in the checkpoint. embedding_norm: of what is embedded.
     """
 
     config: ModelConfig
@@ -105,6 +105,7 @@ class Decoder(Brief):
     head: Linear
     embedding_name: str = ""
     per_layer: PerLayerInputs | None = None
+    embedding_norm: RMSNorm | None = None
 
     def __call__(
         self,
@@ -175,7 +176,7 @@ class Decoder(Brief):
 
     def embedded(self, ops: Backend, tokens: Array) -> Array:
         """The stream (B, T, E) that enters the first block."""
-        x = ops.embed(self.embedding, tokens)
+        x = _normed(ops, self.embedding_norm, ops.embed(self.embedding, tokens))
         if self.config.embedding_scale is None:
             return x
         return x * ops.full((1,), self.config.embedding_scale, ops.dtype)  # rounded to the residual dtype, as trained

@@ -105,7 +105,18 @@ def load_decoder(
         if on_layer is not None:
             on_layer(i + 1, config.num_layers)
     head = reader.linear(own["head"]) if "head" in own else Linear(embedding, None, (own["embedding"],))
-    return Decoder(config, embedding, tuple(blocks), reader.norm(own["norm"]), head, own["embedding"].module, per_layer)
+    norm, named = reader.norm(own["norm"]), own["embedding"].module
+    return Decoder(config, embedding, tuple(blocks), norm, head, named, per_layer, embedding_norm(ops, config))
+
+
+def embedding_norm(ops: Backend, config: ModelConfig) -> RMSNorm | None:
+    """Of what is embedded, where the family has one."""
+    return _unit_norm(ops, config.hidden_size, config.norm_eps) if config.embedding_norm else None
+
+
+def _unit_norm(ops: Backend, size: int, eps: float) -> RMSNorm:
+    """Without a weight that is learned."""
+    return RMSNorm(ops.prepare_vector(np.ones(size, np.float32)), eps)
 
 
 def check_whole(checkpoint: Checkpoint) -> None:
@@ -275,25 +286,20 @@ class _Reader:
 
     def attention(self, i: int, own: Mapping[Kind, WeightSpec]) -> Mixer:
         c = self.config
+        unit = _unit_norm(self.ops, c.head_dim_of(i), c.norm_eps)
         return Attention(
             self.stack(_of(own, "qkv", "q", "k", "v", "attention_gate")),
             self.linear(own["o"]),
-            self.norm(own.get("q_norm")),
-            self.norm(own.get("k_norm")),
+            unit if c.qk_norm == "unit" else self.norm(own.get("q_norm")),
+            unit if c.qk_norm == "unit" else self.norm(own.get("k_norm")),
             c.head_dim_of(i),
             c.qk_norm == "full",
             self.ops.array(self.source.vector(own["sinks"]), "float32") if "sinks" in own else None,
             self.order(i),
-            self.ops.prepare_vector(np.ones(c.head_dim_of(i), np.float32)) if c.qk_norm == "rotated" else None,
+            unit.weight if c.qk_norm == "rotated" else None,
             c.attention_gate,
-            self.value_norm(i),
+            unit if c.value_norm and c.layers[i].shares is None else None,
         )
-
-    def value_norm(self, i: int) -> RMSNorm | None:
-        c = self.config
-        if not c.value_norm or c.layers[i].shares is not None:
-            return None
-        return RMSNorm(self.ops.prepare_vector(np.ones(c.head_dim_of(i), np.float32)), c.norm_eps)
 
     def gated_delta(self, c: DeltaConfig, own: Mapping[Kind, WeightSpec]) -> Mixer:
         ops, size = self.ops, c.key_dim
@@ -380,10 +386,12 @@ class _Reader:
         if spec is None:
             return None
         weight = self.source.vector(spec).astype(np.float32)
-        plus_one = self.config.norm_adds_one
+        c, behind = self.config, spec.kind in ("attention_post_norm", "mlp_post_norm")
+        plus_one = c.norm_adds_one and not (spec.kind == "norm" and c.last_norm_plain)
         weight = self.ops.prepare_vector(weight + 1 if plus_one else weight)
-        kind = LayerNorm if self.config.norm_centred else RMSNorm
-        return kind(weight, self.config.norm_eps, spec.module, plus_one)
+        eps = c.post_norm_eps if behind and c.post_norm_eps is not None else c.norm_eps
+        kind = LayerNorm if c.norm_centred else RMSNorm
+        return kind(weight, eps, spec.module, plus_one)
 
     def linear(self, spec: WeightSpec) -> Linear:
         return self.joined([(spec, self.source.read(spec))])

@@ -226,7 +226,7 @@ def _attention(config: ModelConfig, names: Names, module: str, layer: int) -> It
         shape = heads * gate.size(size), e
         yield from _linear(f"{module}.{names.attention_gate}", shape, "attention_gate", False)
     yield from _linear(f"{module}.{names.out}", (e, q), "o", config.attention_out_bias)
-    if config.qk_norm != "none":
+    if config.qk_norm not in ("none", "unit"):
         sizes = (q, kv) if config.qk_norm == "full" else (size, size)
         yield WeightSpec(f"{module}.{names.q_norm}.weight", sizes[:1], "q_norm")
         if own.shares is None:

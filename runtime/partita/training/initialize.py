@@ -38,6 +38,8 @@ class RandomWeights(Checkpoint):
     layers: int
     one: float
     """What a norm that changes nothing holds."""
+    plain: frozenset[str] = frozenset({"o_norm", "dt"})
+    """Kinds of vectors that begin with 1 all the same: a norm of what a head gives never adds one."""
 
     def names(self) -> tuple[str, ...]:
         return tuple(self.specs)
@@ -53,7 +55,7 @@ class RandomWeights(Checkpoint):
         if kind == "a_log":  # from hardly forgetting to forgetting at once, as transformers draws them
             return np.log(random.uniform(0.01, 16, shape)).astype(np.float32)
         if len(shape) == 1:
-            plain = 1.0 if kind in ("o_norm", "dt") else self.one  # a norm of what a head gives never adds one
+            plain = 1.0 if kind in self.plain else self.one
             return np.full(shape, 0.0 if kind == "bias" else plain, np.float32)
         into_stream = kind in ("o", "down")
         deviation = STANDARD_DEVIATION / (math.sqrt(2 * self.layers) if into_stream else 1.0)
@@ -87,6 +89,7 @@ def initialise(config: Mapping[str, Any], seed: int = 0, path: Path | str = "a n
         seed=seed,
         layers=parsed.num_layers,
         one=0.0 if parsed.norm_adds_one else 1.0,
+        plain=frozenset({"o_norm", "dt", *(["norm"] if parsed.last_norm_plain else [])}),
     )
 
 

@@ -55,10 +55,11 @@ class Estimate:
 def estimate(config: ModelConfig, shape: TrainingShape) -> Estimate:
     """What is allocated beyond weights and trained values."""
     tokens = shape.rows * shape.length
-    e, (q, kv, f) = config.hidden_size, _widths(config)
+    e, (q, kv, f), gate = config.hidden_size, _widths(config), _gate_width(config)
     # inputs of two norms and of the projections; queries, keys and values before and after rotation, attention's output
-    # twice (by heads, and joined); gate, up and their product
-    block = 4 * e + 4 * q + 3 * kv + 3 * f
+    # twice (by heads, and joined); gate, up and their product; attention's gate, before and after its activation, and
+    # what it has multiplied
+    block = 4 * e + 4 * q + 3 * kv + 3 * f + 2 * gate + (q if gate else 0)
     widest = max(2 * f, q + 2 * kv, e)
     delta = next((layer.delta for layer in config.layers if layer.delta is not None), None)
     recurrent = block if delta is None else 4 * e + 3 * f + _kept_by_delta(delta) * FLOAT // shape.itemsize
@@ -119,6 +120,15 @@ def _smaller(shape: TrainingShape) -> Iterator[tuple[str, TrainingShape]]:
     while count:
         yield f"`accumulate` {count}", replace(shape, accumulate=count)
         count //= 2
+
+
+def _gate_width(config: ModelConfig) -> int:
+    """Values of a token in what gates attention, made by a projection of its own."""
+    gate = config.attention_gate
+    if gate is None or not gate.own:
+        return 0
+    heads = ((config.heads_of(i), config.head_dim_of(i)) for i in range(config.num_layers))
+    return max(count * gate.size(size) for count, size in heads)
 
 
 def _widths(config: ModelConfig) -> tuple[int, int, int]:

@@ -30,6 +30,17 @@ from ..weights import Names
 from . import moe
 
 NAMES = Names(attention_gate="g_proj", choice_bias="experts.e_score_correction_bias")
+_READS = (
+    "gating",
+    "moe_apply_router_weight_on_input",
+    "moe_routed_scaling_factor",
+    "moe_router_logit_softcapping",
+    "num_attention_heads_per_layer",
+    "num_experts",
+    "num_local_experts",
+    "shared_expert_intermediate_size",
+    "sliding_window",
+)
 _GATES = {True: "head", "per-head": "head", "per-element": "element"}
 
 
@@ -43,7 +54,7 @@ def laguna(config: Config) -> ModelConfig:
         config,
         "laguna",
         tuple(replace(layer, experts=has) for layer, has in zip(_layers(config), sparse, strict=True)),
-        reads=("num_experts", "num_local_experts", "shared_expert_intermediate_size", "sliding_window"),
+        reads=_READS,
         qk_norm="head",
         attention_gate=_gate(config),
         attention_bias=attention,

@@ -35,7 +35,7 @@ from ..config_fields import (
     window,
 )
 from ..weights import Names
-from . import dense, gemma4, laguna, recurrent, short_conv
+from . import dense, gemma4, laguna, muse_glimmer, recurrent, short_conv
 from .moe import gpt_oss, mellum, qwen3_moe
 from .wrappers import WRAPPERS, text_config
 
@@ -233,6 +233,7 @@ FAMILIES: Mapping[str, Family] = {
     "mellum": Family(mellum),
     "gpt_oss": Family(gpt_oss, Names(router="router")),
     "laguna": Family(laguna.laguna, laguna.NAMES),
+    "muse_glimmer_text": Family(muse_glimmer.muse_glimmer, muse_glimmer.NAMES),
     "qwen3_5_text": Family(recurrent.qwen3_5),
     "qwen3_5_moe_text": Family(recurrent.qwen3_5_moe),
     "qwen3_next": Family(recurrent.qwen3_next, recurrent.NEXT_NAMES),

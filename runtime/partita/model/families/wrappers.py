@@ -19,11 +19,13 @@ from .recurrent import OF_PICTURES
 @dataclass(frozen=True)
 class Wrapper:
     """texts: the family of each `model_type` that its text_config may have; the first is meant where it has none.
-    defaults: what published text_configs leave out. of_pictures: rope parameters that concern pictures alone."""
+    defaults: what published text_configs leave out. of_pictures: rope parameters that concern pictures alone. flat:
+    there are files without a text_config, whose fields stand in its place."""
 
     texts: Mapping[str, str]
     defaults: Config = field(default_factory=dict[str, Any])
     of_pictures: frozenset[str] = frozenset()
+    flat: bool = False
 
 
 # Gemma 3's published multimodal configs leave out what equals transformers' Gemma3TextConfig defaults.
@@ -47,6 +49,7 @@ WRAPPERS: Mapping[str, Wrapper] = {
     "gemma4_unified": Wrapper({"gemma4_unified_text": "gemma4_text"}, {"hidden_size_per_layer_input": 0}),
     "idefics3": Wrapper({"llama": "llama"}),
     "mistral3": Wrapper({"mistral": "mistral", "ministral3": "ministral3"}),
+    "muse_glimmer": Wrapper({"muse_glimmer_text": "muse_glimmer_text"}, flat=True),
     "qwen3_5": Wrapper({"qwen3_5_text": "qwen3_5_text"}),
     "qwen3_5_moe": Wrapper({"qwen3_5_moe_text": "qwen3_5_moe_text"}),
     "qwen3_vl": Wrapper({"qwen3_vl_text": "qwen3"}, of_pictures=OF_PICTURES),
@@ -65,6 +68,8 @@ def text_config(config: Config) -> Config:
     if not isinstance(whole, str) or whole not in WRAPPERS:
         return config
     wrapper, text = WRAPPERS[whole], table(config, "text_config")
+    if not text and wrapper.flat:
+        text = {key: value for key, value in config.items() if key != "model_type"}
     if not text:
         raise CheckpointError(f"config.json: model_type {whole} has no text_config")
     kind = text.get("model_type", next(iter(wrapper.texts)))
