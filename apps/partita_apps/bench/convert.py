@@ -60,6 +60,8 @@ def run(
     python = peer_python or sys.executable
     with tempfile.TemporaryDirectory(prefix="partita-bench-") as made:
         place = Path(made)
+        if against and to == "mlx":
+            _sizes(quantize)
         source = _dense(model, place, ours)
         out = place / ("out.gguf" if to == "gguf" else "out")
         command = [*ours, str(source), str(out), "--to", to, "--quantize", quantize, *weighed, *options]
@@ -95,13 +97,18 @@ def _dense(model: Path, place: Path, ours: Sequence[str]) -> Path:
 
 
 def _mlx_lm(python: str, source: Path, out: Path, quantize: str) -> list[str]:
+    paths = ["--hf-path", str(source), "--mlx-path", str(out)]
+    return [python, "-m", "mlx_lm", "convert", *paths, "-q", *_sizes(quantize)]
+
+
+def _sizes(quantize: str) -> list[str]:
+    """Bits and groups as mlx-lm is told them."""
     from partita.errors import DataError
 
     bits, _, group = quantize.partition(":")
     if not bits.isdecimal():
         raise DataError(f"`quantize` {quantize!r}: mlx-lm is measured at BITS[:GROUP]", field="quantize")
-    sizes = ["--q-bits", bits, "--q-group-size", group or "64"]
-    return [python, "-m", "mlx_lm", "convert", "--hf-path", str(source), "--mlx-path", str(out), "-q", *sizes]
+    return ["--q-bits", bits, "--q-group-size", group or "64"]
 
 
 def _kind(quantize: str) -> str:
