@@ -16,7 +16,7 @@ import numpy as np
 
 from partita.backend import MASKED, Memory, Rule, Sinks
 from partita.errors import BackendUnavailable
-from partita.quantization import AFFINE, Packed, Stored, require_known
+from partita.quantization import AFFINE, SMALL_FLOATS, Packed, Stored, require_known
 
 from . import mlx_attention, mlx_recurrent, mlx_rings, mlx_training, process_memory
 from .mlx_attention import PACKED_ROWS
@@ -36,6 +36,7 @@ class MlxBackend:
 
     name = "mlx"
     smallest_group = 32
+    modes = tuple(SMALL_FLOATS)
     asynchronous = True
     captures = False
     _keeps_scores = True  # where no gradient is wanted, `attention` computes nothing again

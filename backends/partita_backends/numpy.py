@@ -27,6 +27,7 @@ class NumpyBackend:
 
     name = "numpy"
     smallest_group = 1
+    modes: tuple[str, ...] = ()
     asynchronous = False
     compiles = False
     captures = False

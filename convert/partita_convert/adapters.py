@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -22,10 +23,10 @@ import numpy as np
 from partita.adapters.peft import PREFIX
 from partita.adapters.read import EMBEDDINGS, Adapter, LowRank
 from partita.adapters.write import PeftConfig, write_files
-from partita.checkpoint.schemes.affine import BITS
+from partita.checkpoint.schemes.affine import BITS, GROUP_SIZES
 from partita.errors import DataError, UnsupportedModel
 from partita.files.atomic import whole_folder
-from partita.quantization import Packed, dequantize
+from partita.quantization import AFFINE, Packed, dequantize
 
 RETAINED = 0.9
 """The least that counts as kept. Losing a tenth is like an adapter scaled by 0.9, within what people vary by hand;
@@ -35,7 +36,7 @@ and 0.06 left at 4 bits, 1.00, 0.99 and 0.57 at 5, all of it at 6. Off the grid:
 down to 0.001."""
 
 Value = np.ndarray | Packed
-Quantize = Callable[[np.ndarray, int, int], Packed]
+Quantize = Callable[..., Packed]
 Policy = Literal["raise", "keep", "refuse"]
 
 
@@ -178,25 +179,31 @@ def fuse_quantized(
     group_size: int,
     quantize: Quantize,
     *,
+    mode: str = AFFINE,
     policy: Policy = "raise",
     minimum: float = RETAINED,
     name: str = "a weight",
-    on_share: Callable[[int, float], None] = lambda bits, share: None,
+    on_share: Callable[[int, float], object] = lambda bits, share: None,
 ) -> tuple[Value, float]:
     """base + delta in `bits` bits, and the share of delta that is in it.
 
     Where that share is below `minimum`, or as far above 1 (rounding then moves weights more than the change does):
     "raise" takes the next width that keeps enough, at last the dense float32 sum; "keep" takes it as it is; "refuse"
-    raises DataError with the figure. quantize(x, bits, group_size) -> Packed. on_share(bits, share): of each width that
-    was tried.
+    raises DataError with the figure. quantize(x, bits, group_size, mode=mode) -> Packed. on_share(bits, share): of each
+    width that was tried. mode: of small floats, whose next widths are integers.
     """
     dense = _dense(base)
     total = dense + delta
     share = 0.0
-    for width in [width for width in BITS if width >= bits]:
-        written = quantize(total, width, group_size)
+    ways = [(width, partial(quantize, bits=width, group_size=group_size)) for width in BITS if width >= bits]
+    if mode != AFFINE:
+        group = max(group_size, min(GROUP_SIZES))
+        ways = [(width, partial(quantize, bits=width, group_size=group)) for width in BITS if width > bits]
+        ways = [(bits, partial(quantize, bits=bits, group_size=group_size, mode=mode)), *ways]
+    for width, rounded in ways:
+        written = rounded(total)
         # a packed base too: rules that do not give a grid back unchanged move both alike
-        share = retained_share(quantize(dense, width, group_size), delta, written)
+        share = retained_share(rounded(dense), delta, written)
         on_share(width, share)
         if abs(1 - share) <= 1 - minimum or policy == "keep":
             return written, share

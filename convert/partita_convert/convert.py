@@ -144,7 +144,7 @@ def _plain_formats(source: Checkpoint, request: Request) -> dict[str, Format]:
 def _is_kept(recipe: Recipe, stored: str, wanted: Format) -> bool:
     """Whether integers stay as they are: as many bits as wanted, in groups of that size if a size was named."""
     own = stored_format(stored)
-    return own is not None and own.bits == wanted.bits and (not recipe.names_group or own == wanted)
+    return own is not None and own.bits == wanted.bits and (own == wanted or not recipe.names_group)
 
 
 def _columns(source: Checkpoint, request: Request, on_progress: Progress) -> Importance:
@@ -200,7 +200,7 @@ class _Transform:
             if wanted is not None:
                 return self._dense(name, self.fusion.quantized(name, wanted, self._quantize(name)))
         elif wanted is not None and not _is_already(value, wanted):
-            return self._quantize(name)(value, wanted.bits, wanted.group_size)
+            return self._quantize(name)(value, wanted.bits, wanted.group_size, mode=wanted.mode)
         kept = self._kept(name, value)
         if self.fusion.changes(name):
             self.fusion.note(name, kept)
@@ -224,11 +224,13 @@ class _Transform:
 
 
 def _is_already(value: Value, wanted: Format) -> bool:
-    return isinstance(value, Packed) and value.format == (AFFINE, wanted.bits, wanted.group_size)
+    return isinstance(value, Packed) and value.format[:3] == (wanted.mode, wanted.bits, wanted.group_size)
 
 
 def _with_half_scales(value: Packed) -> Packed:
     """A K-quant's scales and biases in float16, unless one is too large or too small for it."""
+    if value.mode != AFFINE:
+        return value
     with np.errstate(over="ignore"):
         scales, biases = (part.astype(np.float16) for part in value.grid)
     lost = any(

@@ -59,7 +59,7 @@ class Fusion:
     def packed_as(self, name: str) -> Format | None:
         """The format that the base keeps this weight in; None for a dense one."""
         value = self.base.read(name)
-        return Format(value.bits, value.group_size) if isinstance(value, Packed) else None
+        return Format(value.bits, value.group_size, value.mode) if isinstance(value, Packed) else None
 
     def delta(self, name: str) -> tuple[Value, np.ndarray]:
         """The weight as the base has it, and what the adapter adds to it, float32."""
@@ -72,11 +72,12 @@ class Fusion:
         shares: dict[int, float] = {}
         value, self.retained[name] = fuse_quantized(
             *(base, delta, wanted.bits, wanted.group_size, quantize),
+            mode=wanted.mode,
             policy=self.policy,
             name=name,
-            on_share=shares.__setitem__,
+            on_share=lambda bits, share: shares.setdefault(bits, share),
         )
-        if not isinstance(value, Packed) or value.bits != wanted.bits:
+        if not isinstance(value, Packed) or (value.bits, value.mode) != (wanted.bits, wanted.mode):
             nbytes = math.ceil(wanted.bits_per_weight * delta.size / 8)
             self.raised[name] = Raised(str(wanted), shares[wanted.bits], nbytes)
         return value

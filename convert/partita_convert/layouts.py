@@ -28,6 +28,7 @@ from partita.checkpoint.gguf.arrangement import rows_by_key_heads
 from partita.checkpoint.gguf.parts import BY_KEY_HEADS, QWEN3_NEXT
 from partita.checkpoint.overlay import Derived
 from partita.quantization import Packed, dequantize, joined
+from partita.small_floats import exact_dtype
 
 from .renames import as_of_mlx, as_published
 
@@ -89,7 +90,8 @@ def as_mlx(checkpoint: Checkpoint) -> Checkpoint:
 def as_huggingface(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint in the names that transformers loads, as published models have them. Errors as for `as_mlx`.
 
-    gpt-oss's experts are dequantized, to float32; those in MXFP4 to bfloat16, which holds them exactly.
+    gpt-oss's experts are dequantized, to float32; those of small floats to what holds
+    them (`small_floats.exact_dtype`).
     """
     if _is_gpt_oss(checkpoint):
         return _relaid(checkpoint, lambda _, stored: stored.form == "fused", _fused)
@@ -280,11 +282,7 @@ def _exact_dtype(stored: StoredExperts, part: str, value: Value) -> Any:
     """A dense tensor's own; of a packed one, a dtype that holds its values exactly."""
     if not isinstance(value, Packed):
         return value.dtype
-    if stored.stored_as(part) != "MXFP4":
-        return np.dtype(np.float32)
-    import ml_dtypes
-
-    return np.dtype(ml_dtypes.bfloat16)
+    return exact_dtype(value)
 
 
 def _turns(vectors: list[np.ndarray]) -> np.ndarray:

@@ -23,7 +23,6 @@ from partita.cache.kv_format import KVFormat
 from partita.cache.spec import plan
 from partita.cache.state import Cache
 from partita.checkpoint.base import Checkpoint
-from partita.checkpoint.schemes.affine import BITS
 from partita.errors import DataError
 from partita.model.decoder import Decoder, through
 from partita.model.load import load_block
@@ -32,7 +31,7 @@ from partita.quantization import Packed, dequantize
 from .activations import Importance
 from .changed import Changed, Value
 from .quantize import quantize
-from .recipes import Format, Recipe, layer_of, part_of
+from .recipes import MEASURED_BITS, Format, Recipe, layer_of, part_of
 
 PROBE_BITS = 3
 TOKENS = 256
@@ -179,11 +178,11 @@ def _log_softmax(ops: Backend, y: Array) -> Array:
 
 def _errors(checkpoint: Checkpoint, names: Sequence[str], group_size: int, importance: Importance) -> dict[int, float]:
     """Squared error at every width over that at PROBE_BITS, of a sample of rows, the weights of a part together."""
-    totals = dict.fromkeys(BITS, 0.0)
+    totals = dict.fromkeys(MEASURED_BITS, 0.0)
     for name in names:
         value = checkpoint.read(name)
         sample, share = _sample(value)
-        for bits in BITS:
+        for bits in MEASURED_BITS:
             packed = _quantized(name, sample, bits, group_size, importance)
             totals[bits] += share * _squares(sample, packed, importance.get(name))
     probe = totals[PROBE_BITS]
@@ -246,7 +245,7 @@ def check_budget(weights: Mapping[str, tuple[int, ...]], recipe: Recipe, other_b
     """Bits that are left when every weight has the fewest. DataError if that is too many already."""
     assert recipe.budget is not None
     count = sum(math.prod(shape) for shape in weights.values())
-    least = _cost(weights, weights, min(BITS), recipe.group_size) + other_bits
+    least = _cost(weights, weights, min(MEASURED_BITS), recipe.group_size) + other_bits
     if least > recipe.budget * count:
         needed = math.ceil(100 * least / count) / 100
         raise DataError(
@@ -268,7 +267,7 @@ def _cost(names: Iterable[str], weights: Mapping[str, tuple[int, ...]], bits: in
 def _hull(part: Part, weights: Mapping[str, tuple[int, ...]], group_size: int) -> list[tuple[int, int, float]]:
     """(bits, stored bits, divergence) of the widths that are worth their bits: each step gains less than the last."""
     points: list[tuple[int, int, float]] = []
-    for bits in BITS:
+    for bits in MEASURED_BITS:
         cost = _cost(part.names, weights, bits, group_size)
         loss = max(part.divergence, _LEAST_KL) * part.errors[bits]
         while len(points) >= 2 and _slope(points[-2], points[-1]) < _slope(points[-1], (bits, cost, loss)):

@@ -18,6 +18,7 @@ from partita.checkpoint.base import Checkpoint
 from partita.errors import DataError, UnsupportedModel
 from partita.files.atomic import refuse_existing
 from partita.model.load import check_whole, packed_as
+from partita.quantization import AFFINE, SMALL_FLOATS
 from partita.units import disk_size
 
 from .adapters import Policy
@@ -34,7 +35,14 @@ _BITS_OF_MIX = {"Q2_K": 4.5, "Q3_K": 5.5, "Q4_K": 6.5625, "Q5_K": 6.5625, "Q6_K"
 _KIND_OF_BITS = {"8": "Q8_0", "6": "Q6_K", "5": "Q5_1", "4": "Q4_1", "3": "Q3_K_M", "2": "Q2_K"}
 _KIND_OF_STORED = {"F32": "F32", "F16": "F16", "BF16": "BF16", "F64": "F32"}
 _BITS_OF_DTYPE = {"float32": 32, "float16": 16, "bfloat16": 16}
-_BITS_OF_STORED = {"F64": 64, "F16": 16, "BF16": 16, "F8_E4M3": 16, "F8_E5M2": 16}  # others: 32, once they are read
+_BITS_OF_STORED = {
+    "F64": 64,
+    "F16": 16,
+    "BF16": 16,
+    "F8_E4M3": 16,
+    "F8_E5M2": 16,
+    **{mode.upper(): 16 for mode in SMALL_FLOATS},
+}  # others: 32, once they are read
 _BESIDE = 64 << 20  # tokenizer and headers, for the space that a conversion asks for
 Progress = Callable[[str, int, int], None]
 
@@ -191,13 +199,18 @@ def _gguf_bits(name: str, shape: tuple[int, ...], kind: str) -> float:
 def stored_format(stored: str) -> Format | None:
     """The packed format that `Checkpoint.stored_as` names; None for a dense tensor."""
     packed = packed_as(stored)
-    return None if packed is None else Format(*packed)
+    if packed is None:
+        return None
+    mode, bits, group_size = packed
+    return Format(bits, group_size, mode)
 
 
 def kept_bits(stored: str, dense: str | None, request: Request) -> float:
     """Bits a weight, scales included, of a tensor that is written as it is stored or, if it is dense, as `dense`."""
     own = stored_format(stored) if request.to == "mlx" else None
     if own is not None:
+        if own.mode != AFFINE:
+            return own.bits_per_weight
         wide = request.exact or "-bit:" in stored
         return own.bits + (64 if wide else 32) / own.group_size
     return _BITS_OF_DTYPE[dense] if dense is not None else _BITS_OF_STORED.get(stored, 32)

@@ -22,7 +22,9 @@ import numpy as np
 
 from partita.checkpoint.schemes.affine import BITS, GROUP_SIZES
 from partita.errors import DataError
-from partita.quantization import Packed, check_groups, dequantize, pack
+from partita.quantization import AFFINE, SMALL_FLOATS, Packed, check_groups, dequantize, pack
+
+from .floats import encode
 
 CLIPS = (-0.3, 0.1, 0.5, 0.9)
 """How far the ends of the grid are moved inwards, in steps. Measured: more of them gain less than 1 % of the error."""
@@ -37,16 +39,20 @@ def quantize(
     bits: int,
     group_size: int,
     *,
+    mode: str = AFFINE,
     importance: np.ndarray | None = None,
     scales: str | None = None,
     name: str = "a weight",
 ) -> Packed:
-    """x (*leading, n), floating or packed otherwise, as integers of `bits` bits in groups along the last axis.
+    """x (*leading, n), floating or packed otherwise, as integers of `bits` bits in groups along the last axis; or as
+    small floats, whose mode has its bits and groups (`floats.py`).
 
     importance (n,): what a squared error in each column costs, relative to the others; none: all the same. scales:
     "float16" or "float32"; by default float16 unless it costs accuracy: numbers out of its range, or too small for it.
     DataError: bits or group that the format has not, a size that does not divide, NaN or infinity; names the tensor.
     """
+    if mode != AFFINE:
+        return _quantize_floats(x, mode, importance, name)
     check_format(bits, group_size)
     check_groups(x.shape[-1], bits, group_size, name)
     if scales is not None:
@@ -79,9 +85,7 @@ def _quantize(
 
     def some(start: int) -> tuple[float, float]:
         """Quantize the rows from `start` on, as many as a chunk has; their errors."""
-        chunk = _rows(x, n, start)
-        if not np.isfinite(chunk).all():
-            raise DataError(f"{name} holds NaN or infinity and cannot be quantized; the checkpoint is damaged")
+        chunk = _finite(_rows(x, n, start), name)
         count, groups = len(chunk), chunk.reshape(-1, group_size)
         tiled = None if weights is None or search is not None else np.tile(weights, (count, 1))
         with np.errstate(
@@ -103,6 +107,30 @@ def _quantize(
         words.reshape(*leading, n * bits // 32), scales.reshape(shape), biases.reshape(shape), bits, group_size
     )
     return packed, error, plain
+
+
+def _quantize_floats(x: np.ndarray | Packed, mode: str, importance: np.ndarray | None, name: str) -> Packed:
+    (bits, group), (*leading, n) = SMALL_FLOATS[mode], x.shape
+    check_groups(n, bits, group, name)
+    rows = int(np.prod(leading, dtype=np.int64))
+    codes, scales = np.empty((rows, n * bits // 8), np.uint8), np.empty((rows, n // group), np.uint8)
+    weights = None if importance is None else _weights(importance, n, group, name)
+
+    def some(start: int) -> tuple[float, float]:
+        chunk = _finite(_rows(x, n, start), name)
+        place = slice(start, start + len(chunk))
+        codes[place], scales[place] = encode(chunk, mode, weights)
+        return 0.0, 0.0
+
+    list(_threaded(some, range(0, rows, _step(n))))
+    words = codes.view("<u4").reshape(*leading, n * bits // 32)
+    return Packed(words, scales.reshape(*leading, n // group), None, bits, group, mode)
+
+
+def _finite(chunk: np.ndarray, name: str) -> np.ndarray:
+    if not np.isfinite(chunk).all():
+        raise DataError(f"{name} holds NaN or infinity and cannot be quantized; the checkpoint is damaged")
+    return chunk
 
 
 def _weights(importance: np.ndarray, n: int, group_size: int, name: str) -> np.ndarray:

@@ -1,10 +1,11 @@
-"""How many bits each weight gets: `BITS[:GROUP]`, a named mixture, or a budget that `measure.py` spends.
+"""How many bits each weight gets: `BITS[:GROUP]`, small floats, a named mixture, or a budget that `measure.py` spends.
 
 Not here: rounding (`quantize.py`), running a model. Invariant: only matrices of a decoder's layers, of what these
 are told of tokens, its embedding and its head are quantized; norms, biases, routers and all else stay as they are.
 
     4, 4:32, …        all layers at this width, and what layers are told of tokens. Embedding and head, which suffer
                       most from few bits: at least 6
+    nvfp4, mxfp4, …   all layers in this mode of small floats; embedding and head at least 6 bits, as integers
     mixed_LOW_HIGH    LOW bits for most, HIGH where bits help most: values, the first and last layer, the down
                       projections of the outer eighths and of every third layer between; embedding and head at least 6
     measured:BPW      bits where they lower the divergence from the source most, BPW bits a weight in all
@@ -19,9 +20,12 @@ from dataclasses import dataclass
 from partita.checkpoint.base import Checkpoint
 from partita.checkpoint.schemes.affine import BITS, GROUP_SIZES
 from partita.errors import DataError
+from partita.quantization import AFFINE, SMALL_FLOATS
 
 DEFAULT_GROUP = 64
 LEAST_EMBEDDING_BITS = 6
+MEASURED_BITS = tuple(bits for bits in BITS if bits > 1)
+"""Of a budget: a sign alone is for models that were trained with one."""
 MIXTURES = {"mixed_2_6": (2, 6), "mixed_3_4": (3, 4), "mixed_3_6": (3, 6), "mixed_4_6": (4, 6)}
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 _EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight")
@@ -38,19 +42,24 @@ _ATTENTION_GATES = (".self_attn.gate_proj.weight", ".self_attn.g_proj.weight")
 
 @dataclass(frozen=True)
 class Format:
+    """mode: of `quantization.Packed`."""
+
     bits: int
     group_size: int
+    mode: str = AFFINE
 
     def __str__(self) -> str:
-        return f"{self.bits}-bit:{self.group_size}"
+        return f"{self.bits}-bit:{self.group_size}" if self.mode == AFFINE else self.mode.upper()
 
     @property
     def bits_per_weight(self) -> float:
-        """With a scale and a bias of 16 bits for every group."""
-        return self.bits + 32 / self.group_size
+        """With a scale and a bias of 16 bits for every group, or small floats' 8 bits."""
+        return self.bits + (32 if self.mode == AFFINE else 8) / self.group_size
 
     def fitted(self, size: int) -> Format | None:
         """This format with the largest group up to its own that divides a row of `size`; None where none does."""
+        if self.mode != AFFINE:
+            return self if size % self.group_size == 0 else None
         for group in sorted(GROUP_SIZES, reverse=True):
             if group <= self.group_size and size % group == 0:
                 return Format(self.bits, group)
@@ -61,7 +70,8 @@ class Format:
 class Recipe:
     """What was asked for. low, high: bits; the same for a plain one. budget: bits a weight, for a measured one.
 
-    names_group: whether the size of groups was said, and is not merely the usual one.
+    names_group: whether the size of groups was said, and is not merely the usual one. mode: of small floats, with low
+    bits; what suffers most from few of them gets integers of high ones.
     """
 
     text: str
@@ -70,6 +80,7 @@ class Recipe:
     group_size: int
     names_group: bool
     budget: float | None = None
+    mode: str = AFFINE
 
 
 Formats = Mapping[str, Format]
@@ -81,14 +92,18 @@ def parse_recipe(text: str) -> Recipe:
     name, _, group = text.partition(":")
     if name == "measured":
         value, _, group = group.partition(":")
-        return Recipe(text, min(BITS), max(BITS), _group(text, group), True, _budget(text, value))
+        return Recipe(text, min(MEASURED_BITS), max(MEASURED_BITS), _group(text, group), True, _budget(text, value))
+    if text in SMALL_FLOATS:
+        bits, _ = SMALL_FLOATS[text]
+        return Recipe(text, bits, bits, DEFAULT_GROUP, True, mode=text)
     low, high = MIXTURES.get(name, (0, 0))
     if name in map(str, BITS):  # numbers of thousands of digits are texts that cannot become numbers
         low = high = int(name)
     if not low:
         raise DataError(
             f"unknown `quantize` {text!r}; expected BITS[:GROUP] ({', '.join(map(str, BITS))} bits in groups of "
-            f"{', '.join(map(str, GROUP_SIZES))}), {', '.join(MIXTURES)}, or measured:BPW such as measured:4.5",
+            f"{', '.join(map(str, GROUP_SIZES))}), {', '.join((*SMALL_FLOATS, *MIXTURES))}, or measured:BPW such as "
+            "measured:4.5",
             field="quantize",
         )
     return Recipe(text, low, high, _group(text, group), bool(group))
@@ -153,15 +168,20 @@ def _module(name: str) -> str:
 
 
 def formats(recipe: Recipe, weights: Mapping[str, tuple[int, ...]]) -> dict[str, Format]:
-    """The format of every weight by a plain or mixed recipe."""
+    """The format of every weight by a recipe that measures nothing."""
     layers = 1 + max((layer_of(name) or 0 for name in weights), default=0)
     chosen: dict[str, Format] = {}
     for name, shape in weights.items():
-        bits = _bits(recipe, name, layers)
-        fitted = Format(bits, recipe.group_size).fitted(shape[-1])
+        fitted = _format(recipe, name, layers).fitted(shape[-1])
         if fitted is not None:
             chosen[name] = fitted
     return chosen
+
+
+def _format(recipe: Recipe, name: str, layers: int) -> Format:
+    if recipe.mode == AFFINE or (is_embedding(name) and recipe.low < LEAST_EMBEDDING_BITS):
+        return Format(_bits(recipe, name, layers), recipe.group_size)
+    return Format(*SMALL_FLOATS[recipe.mode], recipe.mode)
 
 
 def _bits(recipe: Recipe, name: str, layers: int) -> int:

@@ -1,4 +1,4 @@
-"""Checkpoints out, in the layout of the Hub: packed weights in MLX's affine layout, or dense for transformers.
+"""Checkpoints out, in the layout of the Hub: packed weights in MLX's layouts, or dense for transformers.
 
 Not here: deciding how a weight is quantized (a `transform` passed in does that) and writing GGUF. Invariants: a folder
 is there whole or not at all; the source is never touched; the same source gives the same bytes; memory holds one tensor
@@ -19,12 +19,15 @@ import numpy as np
 
 from partita.checkpoint.base import Checkpoint
 from partita.checkpoint.names import adds_one, chooses
+from partita.checkpoint.schemes.mlx_floats import global_scales
 from partita.errors import DataError
 from partita.files.atomic import whole_folder
-from partita.quantization import Packed, dequantize, require_affine
+from partita.quantization import AFFINE, Packed, dequantize, require_known
+from partita.small_floats import exact_dtype
 
 from .config_files import for_form, huggingface_config
 from .layouts import as_huggingface, as_mlx
+from .recipes import Format
 from .shards import SHARD_BYTES, Shards, header_room, write_json
 from .tokenizer_files import write_tokenizer
 
@@ -95,8 +98,8 @@ def write_huggingface(
     """Write a folder that transformers loads: every floating tensor dense in `dtype`. Errors as for `write_mlx`.
 
     What chooses experts is not rounded. dtype None: dense tensors as they are stored, bit for bit; where any is packed
-    all become float32, which holds every packed value exactly. MXFP4 counts as dense: bfloat16 holds it exactly, and
-    that is what becomes of it. replace: a folder that is there.
+    all become float32, which holds every packed value exactly. Small floats count as dense: they become what holds them
+    exactly, bfloat16 as a rule (`small_floats.exact_dtype`). replace: a folder that is there.
     """
     checkpoint = as_huggingface(checkpoint)
     transform = _dense(checkpoint, dtype)
@@ -146,8 +149,8 @@ def _same(name: str, value: Value) -> Value:
 
 
 def _unpacked(name: str, value: Value) -> Value:
-    """What is not packed, as it is; 4-bit floats in bfloat16."""
-    return dequantize(value, numpy_dtype("bfloat16")) if isinstance(value, Packed) else value
+    """What is not packed, as it is; small floats in what holds them."""
+    return dequantize(value, exact_dtype(value)) if isinstance(value, Packed) else value
 
 
 def numpy_dtype(name: str) -> Any:
@@ -179,7 +182,7 @@ def _write(
         write_tokenizer(checkpoint, partial)  # first: it may be refused, and weights take long
         room = header_room(part for name in names for part in part_names(name))
         shards = Shards(partial, form, room, shard_bytes)
-        formats: dict[str, tuple[int, int]] = {}
+        formats: dict[str, Format] = {}
         written: list[WrittenTensor] = []
         try:
             for name in names:
@@ -187,8 +190,9 @@ def _write(
                 source = _for_mlx(config, name, source) if form == "mlx" else source
                 value = transform(name, source)
                 if isinstance(value, Packed):
-                    value = _wide_enough(config, name, require_affine(value, name))
-                    formats[name.removesuffix(".weight")] = (value.bits, value.group_size)
+                    value = _as_mlx_has_it(_wide_enough(config, name, require_known(value, name)))
+                if isinstance(value, Packed):
+                    formats[name.removesuffix(".weight")] = Format(value.bits, value.group_size, value.mode)
                 shards.add(_arrays(name, value))
                 written.append(_describe(name, checkpoint.stored_as(name), source, value))
                 if on_tensor is not None:
@@ -227,17 +231,24 @@ def _for_mlx(config: dict[str, Any], name: str, value: Value) -> Value:
     return (value.astype(np.float32) + np.float32(1)).astype(value.dtype) if adds_one(name) else value
 
 
+def _as_mlx_has_it(value: Packed) -> Value:
+    """mlx-lm knows global scales of stacks alone, one for each expert: other matrices with factors become dense."""
+    return value if value.factors is None or len(value.shape) == 3 else dequantize(value)
+
+
 def _wide_enough(config: dict[str, Any], name: str, value: Packed) -> Packed:
     """mlx-lm computes in the dtype of the embedding's scales, and Gemma's activations need more than float16 holds:
     measured on Gemma 3 270M, logits up to 40 away from the float32 ones, and 0.1 with these scales widened."""
-    if not str(config.get("model_type")).startswith("gemma") or not name.endswith("embed_tokens.weight"):
+    gemma = str(config.get("model_type")).startswith("gemma") and name.endswith("embed_tokens.weight")
+    if not gemma or value.mode != AFFINE:
         return value
     scales, biases = (part.astype(np.float32) for part in value.grid)
     return replace(value, scales=scales, biases=biases)
 
 
 def _describe(name: str, stored: str, source: Value, value: Value) -> WrittenTensor:
-    target = f"{value.bits}-bit:{value.group_size}" if isinstance(value, Packed) else value.dtype.name
+    packed = isinstance(value, Packed)
+    target = str(Format(value.bits, value.group_size, value.mode)) if packed else value.dtype.name
     return WrittenTensor(name, tuple(value.shape), stored, target, int(value.nbytes), relative_error(source, value))
 
 
@@ -275,34 +286,38 @@ def _pieces(value: Value) -> Iterator[np.ndarray]:
         yield rows[start : start + step].reshape(-1).astype(np.float64)
 
 
-def _with_formats(
-    config: dict[str, Any], formats: dict[str, tuple[int, int]], written: list[WrittenTensor]
-) -> dict[str, Any]:
+def _with_formats(config: dict[str, Any], formats: dict[str, Format], written: list[WrittenTensor]) -> dict[str, Any]:
     """config.json with MLX's `quantization` block: the commonest format for all, an entry for each that differs."""
     if not formats:
         dtypes = Counter(tensor.target for tensor in written if tensor.target in DTYPES)
         return config | ({"dtype": dtypes.most_common(1)[0][0]} if dtypes else {})
-    ((bits, group_size), _), *_ = Counter(formats.values()).most_common()
-    block: dict[str, Any] = {"group_size": group_size, "bits": bits, "mode": "affine"}
-    for module, (own_bits, own_group) in formats.items():
-        if (own_bits, own_group) != (bits, group_size):
-            block[module] = {"group_size": own_group, "bits": own_bits, "mode": "affine"}
+    (usual, _), *_ = Counter(formats.values()).most_common()
+    block = _said(usual) | {module: _said(own) for module, own in formats.items() if own != usual}
     return config | {"quantization": block, "quantization_config": block}
 
 
+def _said(format: Format) -> dict[str, Any]:
+    return {"group_size": format.group_size, "bits": format.bits, "mode": format.mode}
+
+
 def part_names(name: str) -> tuple[str, ...]:
-    """The tensors that `name` may become: itself, and its scales and biases if it is packed."""
+    """The tensors that `name` may become: itself, and what stands beside it if it is packed."""
     module = name.removesuffix(".weight")
-    return (name,) if module == name else (name, f"{module}.scales", f"{module}.biases")
+    return (name,) if module == name else (name, *(f"{module}.{part}" for part in ("scales", "biases", "global_scale")))
 
 
 def _arrays(name: str, value: Value) -> dict[str, np.ndarray]:
     """A tensor as safetensors keeps it. mlx-lm wants scales and biases in one dtype: the wider holds both exactly."""
     if not isinstance(value, Packed):
         return {name: np.ascontiguousarray(value).reshape(value.shape)}
-    scales, biases = value.grid
-    if scales.dtype != biases.dtype:
-        scales, biases = scales.astype(np.float32), biases.astype(np.float32)
     module = name.removesuffix(".weight")
-    parts = {"weight": value.weight, "scales": scales, "biases": biases}
+    if value.mode == AFFINE:
+        scales, biases = value.grid
+        if scales.dtype != biases.dtype:
+            scales, biases = scales.astype(np.float32), biases.astype(np.float32)
+        parts = {"weight": value.weight, "scales": scales, "biases": biases}
+    else:
+        parts = {"weight": value.weight, "scales": value.scales}
+        if value.factors is not None:
+            parts["global_scale"] = global_scales(value.factors)
     return {f"{module}.{part}": np.ascontiguousarray(array) for part, array in parts.items()}

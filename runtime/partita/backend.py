@@ -92,6 +92,9 @@ class Backend(Protocol[A]):
     """dtype of products with a few rows; differs from `dtype` on CPUs, where 16-bit kernels read weights faster."""
     smallest_group: int
     """Of integers that share a scale: what products with packed weights take. Smaller groups are made dense."""
+    modes: tuple[str, ...]
+    """Of small floats (`quantization.SMALL_FLOATS`): what products take as it is stored. Others become integers, or
+    dense, of the same values."""
     asynchronous: bool
     """Whether an operation returns before it has been computed, so that work can be launched ahead of a read."""
 

@@ -32,7 +32,7 @@ from .inference.sampling import Sampler, Sampling, recommended
 from .inference.speculative import Drafter
 from .model.config import ModelConfig
 from .model.decoder import Decoder
-from .model.load import load_decoder, notes, weight_bytes
+from .model.load import held_dense, load_decoder, notes, weight_bytes
 from .sources.resolve import DEFAULT_MODEL, Progress, full_name, resolve
 from .text.chat_template import ChatTemplate, encode_chat
 from .text.load import load_tokenizer
@@ -388,6 +388,6 @@ def load(
     full = full_name(None if name is None else str(name))
     called = path.stem if full == DEFAULT_MODEL else full
     usual = recommended(checkpoint.generation_config)
-    mark, remarks = checkpoint.fingerprint(), notes(checkpoint)
+    mark, remarks = checkpoint.fingerprint(), notes(checkpoint) + held_dense(backend, checkpoint)
     model = LanguageModel(called, path, backend, decoder, tokenizer, mark, recommended=usual, notes=remarks)
     return model if found is None else model.with_adapter(found)

@@ -27,7 +27,7 @@ needs no storage where a format knows integers around a middle."""
 _LARGEST = {4: 251, 8: 246}
 """Of E8M0 codes, by the bits of values: beyond it products with integers, or values, pass float32's range."""
 _LEAST_EXACT = 3
-"""Of E8M0 codes: from here on bfloat16 holds every E4M3 value times the multiplier."""
+"""Of E8M0 codes, for 8-bit floats: from here on bfloat16 holds every E4M3 value times the multiplier."""
 _VALUES = 1 << 20  # made at a time
 
 
@@ -83,6 +83,14 @@ def _both_of_a_byte(table: np.ndarray) -> np.ndarray:
     """For each byte, the bytes of a table at its low and its high half, as one uint16: (256,)."""
     byte = np.arange(256)
     return np.stack([table[byte & 15], table[byte >> 4]], -1).view("<u2")[:, 0]
+
+
+def exact_dtype(packed: Packed) -> np.dtype:
+    """Of a dense array that holds the values exactly: bfloat16 for small floats without factors, unless the least
+    multipliers are there; float32 for all others, which has what `dequantize` computes."""
+    exact = packed.mode != AFFINE and packed.factors is None
+    least = packed.bits == 8 and packed.scales.min(initial=255) < _LEAST_EXACT
+    return np.dtype(ml_dtypes.bfloat16) if exact and not least else np.dtype(np.float32)
 
 
 def _dense(packed: Packed) -> np.ndarray:

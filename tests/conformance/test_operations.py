@@ -15,7 +15,7 @@ import pytest
 
 from partita.backend import MASKED, Backend
 from partita.errors import UnsupportedModel
-from partita.quantization import Packed, quantize_minmax, quantize_weight
+from partita.quantization import SMALL_FLOATS, Packed, quantize_minmax, quantize_weight
 from partita.rings import PackedPair, Sides, sides
 
 from .. import bounds, stacked
@@ -419,6 +419,7 @@ def test_attributes(ops: Backend) -> None:
     assert ops.dtype == ops.decode_dtype == "float32"
     assert ops.asynchronous in (True, False)
     assert ops.compiles in (True, False)
+    assert set(ops.modes) <= set(SMALL_FLOATS)
     assert not ops.captures  # on a CPU
 
 

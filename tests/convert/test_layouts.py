@@ -195,7 +195,7 @@ def test_packed_stacks_keep_their_integers_expert_by_expert(tiny_family: Family,
 
 
 def test_4_bit_floats_stay_exact(tiny_family: Family, tmp_path: Path) -> None:
-    """Published gpt-oss: 5-bit integers for mlx-lm; bfloat16, its own dequantization, for transformers."""
+    """Published gpt-oss: as they are for mlx-lm; bfloat16, its own dequantization, for transformers."""
     import torch
     from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
@@ -203,10 +203,10 @@ def test_4_bit_floats_stay_exact(tiny_family: Family, tmp_path: Path) -> None:
     tokens = tiny_models.tokens(source)
     written = write_mlx(open_checkpoint(source), tmp_path / "mlx")
     formats = {tensor.name: (tensor.source, tensor.target, tensor.error) for tensor in written.tensors}
-    assert formats["model.layers.0.mlp.experts.up_proj.weight"] == ("MXFP4", "5-bit:32", 0.0)
+    assert formats["model.layers.0.mlp.experts.up_proj.weight"] == ("MXFP4", "MXFP4", 0.0)
     assert formats["model.layers.0.mlp.experts.up_proj.bias"] == ("BF16", "bfloat16", 0.0)
     config = json.loads((tmp_path / "mlx" / "config.json").read_text())
-    assert config["quantization"] == {"group_size": 32, "bits": 5, "mode": "affine"}
+    assert config["quantization"] == {"group_size": 32, "bits": 4, "mode": "mxfp4"}
     np.testing.assert_array_equal(logits(tmp_path / "mlx", tokens), logits(source, tokens))
 
     write_huggingface(open_checkpoint(source), tmp_path / "hf", dtype=None)

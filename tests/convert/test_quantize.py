@@ -137,7 +137,7 @@ def test_what_is_not_finite_is_refused_by_name(bad):
 def test_what_does_not_fit_is_refused():
     with pytest.raises(DataError, match=r"96 does not divide .*64"):
         quantize(np.zeros((2, 96), np.float32), 4, 64)
-    with pytest.raises(DataError, match="7 bits are not one of 2, 3, 4, 5, 6, 8"):
+    with pytest.raises(DataError, match="7 bits are not one of 1, 2, 3, 4, 5, 6, 8"):
         quantize(np.zeros((2, 64), np.float32), 7, 64)
     with pytest.raises(DataError, match="groups of 16 are not one of"):
         quantize(np.zeros((2, 64), np.float32), 4, 16)

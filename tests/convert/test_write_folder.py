@@ -144,9 +144,9 @@ def test_scales_and_biases_are_stored_in_one_dtype(llama, tmp_path):
 
 def test_a_mode_that_a_folder_is_not_written_in_is_refused(llama, tmp_path):
     def other(name, value):
-        return replace(value, mode="nvfp4", biases=None) if isinstance(value, Packed) else value
+        return replace(value, mode="nvfp5", biases=None) if isinstance(value, Packed) else value
 
-    with pytest.raises(UnsupportedModel, match=r"embed_tokens\.weight: packed weights of mode 'nvfp4'"):
+    with pytest.raises(UnsupportedModel, match=r"embed_tokens\.weight: packed weights of mode 'nvfp5'"):
         write_mlx(llama, tmp_path / "out", transform=other)
     assert not (tmp_path / "out").exists()
 

@@ -10,6 +10,7 @@ LFM2's head is always its embedding there.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import pytest
 
 import partita
 from partita.checkpoint.open import open_checkpoint
-from partita.quantization import Packed, quantize_weight
+from partita.quantization import SMALL_FLOATS, Packed, quantize_weight
+from partita_convert.quantize import quantize
 from partita_convert.write_folder import write_mlx
 
 from .. import bounds, tiny_models
@@ -76,18 +78,41 @@ def test_a_model_that_sees_gives_the_logits_of_transformers(name: str, tmp_path:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_packed_weights_give_our_greedy_tokens(name: str, folder: Path, tmp_path: Path) -> None:
-    from mlx_lm.generate import generate_step
-
     source = tiny_models.write(name, folder)
     write_mlx(open_checkpoint(source), tmp_path / "out", transform=four_bits)
-    prompt = tiny_models.tokens(source, 12)
-    ours = partita.load(str(tmp_path / "out"), backend="mlx", dtype="float32")
+    assert_our_tokens(tmp_path / "out", tiny_models.tokens(source, 12))
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe", "lfm2_moe"])
+@pytest.mark.parametrize("mode", [*SMALL_FLOATS, "mixed"])
+def test_small_floats_give_our_greedy_tokens(mode: str, name: str, folder: Path, tmp_path: Path) -> None:
+    """Matrices of layers in one mode, or each in another, beside integers of other widths."""
+    source = tiny_models.write(name, folder)
+
+    def floats(name: str, value: Any) -> Any:
+        if ".layers." not in name or "router" in name or "gate.weight" in name:
+            return four_bits(name, value)
+        if isinstance(value, Packed) or value.ndim < 2 or not name.endswith(".weight") or value.shape[-1] % 32:
+            return value
+        if mode != "mixed":
+            return quantize(value, *SMALL_FLOATS[mode], mode=mode)
+        ways = [quantize_weight, *(partial(quantize, mode=own) for own in SMALL_FLOATS)]
+        chosen = sum(name.encode()) % len(ways)
+        bits, group = (1 + sum(name.encode()) % 6, 32) if chosen == 0 else list(SMALL_FLOATS.values())[chosen - 1]
+        return ways[chosen](value, bits, group)
+
+    write_mlx(open_checkpoint(source), tmp_path / "out", transform=floats)
+    assert_our_tokens(tmp_path / "out", tiny_models.tokens(source, 12))
+
+
+def assert_our_tokens(path: Path, prompt: list[int]) -> None:
+    import mlx.core as mx
+    from mlx_lm.generate import generate_step
+
+    ours = partita.load(str(path), backend="mlx", dtype="float32")
     session = ours.session(kv="32")
     wanted = [piece.token.id for piece in session.generate(prompt, max_tokens=16) if piece.token is not None]
-    import mlx.core as mx
-
-    model = loaded(tmp_path / "out")
-    found = [int(token) for token, _ in generate_step(mx.array(prompt), model, max_tokens=len(wanted))]
+    found = [int(token) for token, _ in generate_step(mx.array(prompt), loaded(path), max_tokens=len(wanted))]
     assert len(wanted) == 16
     assert found == wanted
 

@@ -196,6 +196,8 @@ def write_for(peer: str, path: Path, folder: Path) -> None:
     from partita_convert.write_folder import write_huggingface, write_mlx
 
     def float32(_: str, value: Any) -> Any:
+        if isinstance(value, Packed) and value.biases is None:
+            return value
         if isinstance(value, Packed):
             scales, biases = (part.astype("float32") for part in value.grid)
             return replace(value, scales=scales, biases=biases)

@@ -44,6 +44,7 @@ class TorchBackend:
 
     name = "torch"
     smallest_group = 16
+    modes: tuple[str, ...] = ()
 
     def __init__(self, device: str | None = None, dtype: str = "auto", threads: int | None = None):
         if device is None:

@@ -17,9 +17,8 @@ from typing import overload
 import numpy as np
 
 from partita.checkpoint.gguf import blocks
-from partita.checkpoint.schemes import mxfp4
 from partita.errors import DataError
-from partita.quantization import AFFINE, Packed, Stored, dequantize, unpack
+from partita.quantization import AFFINE, MXFP4, Packed, Stored, dequantize, unpack
 
 from ..quantize import quantize
 from .file import size
@@ -41,10 +40,10 @@ def exact_type(packed: Packed) -> str | None:
 
     A group of 64 or 128 is two or four blocks with one scale; fewer than four bits are four.
     """
+    if packed.mode == MXFP4:
+        return "MXFP4"
     if packed.mode != AFFINE or packed.group_size % GROUP or packed.bits > 8 or packed.bits in (6, 7):
         return None
-    if packed.bits == 5 and _is_mxfp4(packed):
-        return "MXFP4"
     scales, biases = (_wide(part) for part in packed.grid)
     if not _is_half(scales):
         return None
@@ -62,27 +61,6 @@ def _is_half(numbers: np.ndarray) -> bool:
 
 def _wide(numbers: np.ndarray) -> np.ndarray:
     return np.asarray(numbers).astype(np.float32, copy=False)
-
-
-def _is_mxfp4(packed: Packed) -> bool:
-    """Whether these are `mxfp4.repack`'s: scales powers of two, biases -12 of them, integers among the sixteen."""
-    scales, biases = (_wide(part) for part in packed.grid)
-    fraction, exponent = np.frexp(scales)
-    if not (fraction == 0.5).all() or not np.array_equal(biases, scales * np.float32(-12)):
-        return False
-    if exponent.min(initial=0) < -127 or packed.group_size != mxfp4.GROUP:
-        return False
-    allowed = _mxfp4_codes() >= 0
-    return all(allowed[unpack(piece.weight, 5)].all() for piece in pieces(packed))
-
-
-def _mxfp4_codes() -> np.ndarray:
-    """The 4-bit code of each integer, int8 (32,); -1 for those that stand for none."""
-    codes = np.full(32, -1, np.int8)
-    for code, twice in enumerate((0, 1, 2, 3, 4, 6, 8, 12)):
-        codes[12 - twice] = code + 8
-        codes[12 + twice] = code
-    return codes
 
 
 @overload
@@ -222,14 +200,14 @@ def exact_blocks(packed: Packed, type_name: str) -> np.ndarray:
     """Packed (rows, n) as blocks of its `exact_type`, uint8 (rows, bytes)."""
     rows, columns = packed.shape
     integers = unpack(packed.weight, packed.bits).reshape(-1, GROUP)
+    if packed.mode == MXFP4:
+        codes = integers[:, :16] | (integers[:, 16:] << np.uint8(4))
+        return np.concatenate([packed.scales.reshape(-1, 1), codes], -1).reshape(rows, size(type_name, (columns,)))
     repeats = packed.group_size // GROUP
     scales, biases = (np.repeat(_wide(part), repeats, axis=-1).reshape(-1) for part in packed.grid)
-    parts = [] if type_name == "MXFP4" else [_half_bytes(scales)]
+    parts = [_half_bytes(scales)]
     if type_name.endswith("_1"):
         parts.append(_half_bytes(biases))
-    if type_name == "MXFP4":
-        integers = (_mxfp4_codes() & 15).astype(np.uint8)[integers]
-        parts.append((np.frexp(scales)[1] + 127).astype(np.uint8)[:, None])
     if type_name == "Q8_0":
         parts.append(integers ^ np.uint8(0x80))
     else:

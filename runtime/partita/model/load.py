@@ -16,9 +16,12 @@ import numpy as np
 from ..arrays import Array
 from ..backend import Backend
 from ..checkpoint.base import Checkpoint
-from ..checkpoint.gguf.blocks import AFFINE, GROUP, SMALL, SMALL_GROUP
+from ..checkpoint.gguf.blocks import AFFINE as AFFINE_BLOCKS
+from ..checkpoint.gguf.blocks import GROUP, SMALL, SMALL_GROUP
 from ..checkpoint.names import EMBEDDING, HEAD, Index, predicts_further
-from ..quantization import Packed, Stored, below, dequantize
+from ..quantization import AFFINE, SMALL_FLOATS, Packed, Stored, below, dequantize
+from ..small_floats import CENTRED_BITS
+from ..units import memory_size
 from .config import ConvConfig, DeltaConfig, ModelConfig
 from .decoder import Block, Decoder
 from .families.parse import parse
@@ -45,6 +48,7 @@ from .mixers.short_conv import ShortConv
 from .weight_source import Matrix, Value, WeightSource
 from .weights import CONVOLUTIONS, Kind, WeightSpec
 
+_FLOATS = ("F64", "F32", "F16", "BF16")
 _COMPARED = 64  # rows of two matrices that should be one
 
 
@@ -59,27 +63,40 @@ def weight_bytes(ops: Backend, checkpoint: Checkpoint) -> int:
 
     Reads no tensor. Raises CheckpointError where there is no decoder, UnsupportedModel for another kind of model.
     """
-    source, dense = WeightSource(checkpoint, read_config(checkpoint)), 32 if ops.decode_dtype == "float32" else 16
+    source, dense = WeightSource(checkpoint, read_config(checkpoint)), _dense_bits(ops)
     stored = ((math.prod(spec.shape), source.stored_as(spec)) for spec in source.specs)
-    return int(sum(size * _bits(packed_as(kind, ops.smallest_group), dense) for size, kind in stored) / 8)
+    return int(sum(size * _bits(packed_as(kind, ops.smallest_group), dense, ops.modes) for size, kind in stored) / 8)
 
 
-def packed_as(stored: str, smallest_group: int = GROUP) -> tuple[int, int] | None:
-    """Bits and group size that a tensor has in memory, from what `Checkpoint.stored_as` says; None for a dense one.
+def packed_as(stored: str, smallest_group: int = GROUP) -> tuple[str, int, int] | None:
+    """(mode, bits, group size) that a tensor is read in, from what `Checkpoint.stored_as` says; None for a dense one.
     smallest_group: what has smaller groups is made dense."""
     if "-bit:" in stored:
         bits, group = stored.split("-bit:")
-        return int(bits), int(group)
-    if stored in AFFINE:
-        return int(stored[1]), 32
+        return AFFINE, int(bits), int(group)
+    if stored in AFFINE_BLOCKS:
+        return AFFINE, int(stored[1]), 32
     if stored in SMALL and smallest_group <= SMALL_GROUP:
-        return int(stored[1]), SMALL_GROUP
-    return (5, 32) if stored == "MXFP4" else None
+        return AFFINE, int(stored[1]), SMALL_GROUP
+    mode = stored.lower()
+    return (mode, *SMALL_FLOATS[mode]) if mode in SMALL_FLOATS else None
 
 
-def _bits(packed: tuple[int, int] | None, dense: int) -> float:
-    """Bits of a weight on a device; scales and biases, of 16 bits each, are counted in."""
-    return dense if packed is None else packed[0] + 32 / packed[1]
+def _dense_bits(ops: Backend) -> int:
+    return 32 if ops.decode_dtype == "float32" else 16
+
+
+def _bits(packed: tuple[str, int, int] | None, dense: int, modes: Sequence[str]) -> float:
+    """Bits of a weight on a device that takes those modes. Scales and biases, of 16 bits each, are counted in; small
+    floats have scales of 8, and as integers (`small_floats.without_codes`) often no biases."""
+    if packed is None:
+        return dense
+    mode, bits, group = packed
+    if mode == AFFINE:
+        return bits + 32 / group
+    if mode in modes:
+        return bits + 8 / group
+    return CENTRED_BITS + 16 / group if bits == 4 else dense
 
 
 def load_decoder(
@@ -133,6 +150,23 @@ def notes(checkpoint: Checkpoint) -> tuple[str, ...]:
     """What a person should know: that a model sees or hears, or guesses further tokens, and is played without, and
     where a checkpoint says two things, of which the config decides, and the other is reported."""
     return _beside(checkpoint) + _further(checkpoint) + _two_heads(checkpoint)
+
+
+def held_dense(ops: Backend, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """That some weights take more memory than their files do, since products of this backend do not take them as they
+    are stored; nothing where there are none."""
+    source, dense = WeightSource(checkpoint, read_config(checkpoint)), _dense_bits(ops)
+    kinds: dict[str, int] = {}
+    for spec in source.specs:
+        kind = source.stored_as(spec)
+        packed = packed_as(kind, ops.smallest_group)
+        if _bits(packed, dense, ops.modes) == dense and kind not in _FLOATS:
+            kinds[kind] = kinds.get(kind, 0) + math.prod(spec.shape)
+    if not kinds:
+        return ()
+    size = memory_size(sum(kinds.values()) * dense // 8)
+    said = f"weights in {' and '.join(kinds)} are held in {ops.decode_dtype} by the {ops.name} backend: {size}"
+    return (f"{checkpoint.path.name}: {said}",)
 
 
 def _beside(checkpoint: Checkpoint) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""MXFP4 as affine 5-bit integers, against transformers' and gguf's own dequantization: equal bit for bit."""
+"""MXFP4 in MLX's layout, against transformers' and gguf's own dequantization: equal bit for bit."""
 
 from __future__ import annotations
 
@@ -58,13 +58,14 @@ def test_every_code_at_every_exponent() -> None:
     np.testing.assert_array_equal(found, np.tile(expected, (1, 2)))
 
 
-def test_the_result_is_an_ordinary_packed_tensor() -> None:
-    packed = repack(*random_blocks(0, 3, 8, 2))
+def test_codes_and_exponents_stay_as_they_are() -> None:
+    blocks, scales = random_blocks(0, 3, 8, 2)
+    packed = repack(blocks, scales)
     assert packed.shape == (3, 8, 64)
-    assert (packed.bits, packed.group_size) == (5, 32)
-    assert packed.weight.shape == (3, 8, 10)
-    assert packed.scales.dtype == packed.biases.dtype == "bfloat16"
-    assert packed.nbytes * 8 / (3 * 8 * 64) == 6  # bits a value
+    assert packed.format == ("mxfp4", 4, 32, False)
+    np.testing.assert_array_equal(packed.weight.view(np.uint8).reshape(blocks.shape), blocks)
+    np.testing.assert_array_equal(packed.scales, scales)
+    assert packed.nbytes * 8 / (3 * 8 * 64) == 4.25  # bits a value
 
 
 @pytest.mark.parametrize("exponent", [252, 255])

@@ -1,8 +1,5 @@
 """Folders whose weights are stored in a scheme: MLX's packed layout, MXFP4, and those that are refused by name."""
 
-from pathlib import Path
-
-import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -10,9 +7,9 @@ from partita.checkpoint.open import open_checkpoint
 from partita.checkpoint.schemes import registry
 from partita.checkpoint.schemes.stored import Scheme, StoredWeight
 from partita.errors import CheckpointError, UnsupportedModel
-from partita.quantization import Packed, dequantize, quantize_weight
+from partita.quantization import Packed, dequantize
 
-from .folders import RNG, folder, packed_folder, parts
+from .folders import folder, packed_folder
 
 
 def test_packed_tensors_keep_their_integers(tmp_path):
@@ -36,20 +33,20 @@ def test_other_quantizations_are_named(tmp_path, method):
         open_checkpoint(path)
 
 
-def test_mlx_modes_other_than_affine_are_named(tmp_path):
+def test_unknown_modes_of_mlx_are_named(tmp_path):
     for block in (
-        {"group_size": 16, "bits": 4, "mode": "nvfp4"},
-        {"group_size": 64, "bits": 4, "model.v": {"group_size": 16, "bits": 4, "mode": "nvfp4"}},
+        {"group_size": 16, "bits": 4, "mode": "nvfp5"},
+        {"group_size": 64, "bits": 4, "model.v": {"group_size": 16, "bits": 4, "mode": "nvfp5"}},
     ):
         path, _ = packed_folder(tmp_path / "m", block)
-        with pytest.raises(UnsupportedModel, match="nvfp4"):
+        with pytest.raises(UnsupportedModel, match="nvfp5"):
             open_checkpoint(path)
 
 
 def test_an_unknown_mode_is_named_beside_another_method(tmp_path):
-    block = {"group_size": 16, "bits": 4, "mode": "nvfp4"}
+    block = {"group_size": 16, "bits": 4, "mode": "nvfp5"}
     path, _ = packed_folder(tmp_path / "m", block, quantization_config={"quant_method": "fp8"})
-    with pytest.raises(UnsupportedModel, match="nvfp4"):
+    with pytest.raises(UnsupportedModel, match="nvfp5"):
         open_checkpoint(path)
 
 
@@ -84,35 +81,6 @@ def test_mxfp4_needs_its_blocks(tmp_path):
     blocks = {"m.w_blocks": np.ones((2, 4, 3, 16), np.uint8), "m.w_scales": np.ones((2, 4, 3), np.uint8)}
     checkpoint = open_checkpoint(folder(tmp_path / "m", blocks, quantization_config={"quant_method": "mxfp4"}))
     np.testing.assert_array_equal(checkpoint.read("m.w_blocks"), blocks["m.w_blocks"])
-
-
-def mxfp4_folder(path: Path, scales: np.ndarray) -> tuple[Path, np.ndarray]:
-    """One packed module in 4-bit floats beside an affine one, as mlx-lm writes gpt-oss, and the floats' words."""
-    q = quantize_weight(RNG.standard_normal((4, 64)).astype(np.float32), 4, 64)
-    words = RNG.integers(0, 2**32, (3, 4, 8), np.uint32)
-    tensors = parts("model.q", q) | {"model.e.weight": words, "model.e.scales": scales}
-    own = {"group_size": 64, "bits": 4, "mode": "affine"}
-    return folder(path, tensors, quantization={"group_size": 32, "bits": 4, "mode": "mxfp4", "model.q": own}), words
-
-
-def test_mlx_mode_mxfp4_is_read_as_5_bits(tmp_path):
-    scales = RNG.integers(110, 130, (3, 4, 2), np.uint8)
-    path, words = mxfp4_folder(tmp_path / "m", scales)
-    checkpoint = open_checkpoint(path)
-    assert set(checkpoint.names()) == {"model.q.weight", "model.e.weight"}
-    assert checkpoint.shape("model.e.weight") == (3, 4, 64)
-    assert (checkpoint.stored_as("model.e.weight"), checkpoint.stored_as("model.q.weight")) == ("MXFP4", "4-bit:64")
-    value = checkpoint.read("model.e.weight")
-    assert isinstance(value, Packed)
-    expected = mx.dequantize(mx.array(words), mx.array(scales), None, 32, 4, mode="mxfp4")
-    np.testing.assert_array_equal(dequantize(value), np.array(expected.astype(mx.float32)))
-
-
-@pytest.mark.parametrize("scales", [np.ones((3, 4, 3), np.uint8), np.ones((3, 4, 2), np.float16)])
-def test_mxfp4_scales_that_do_not_fit_are_refused(tmp_path, scales):
-    path, _ = mxfp4_folder(tmp_path / "m", scales)
-    with pytest.raises(CheckpointError, match=r"model\.e: MXFP4 weight .* scales"):
-        open_checkpoint(path)
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,7 @@ def with_columns(value: Value, heads: np.ndarray) -> Value:
     if isinstance(value, Packed):
         width = value.shape[-1] // len(heads)
         if not width % value.group_size and not width * value.bits % 32:
-            return value.map(lambda part: reordered(part, heads))
+            return value.map(lambda part: part if part is value.factors else reordered(part, heads))
         value = dequantize(value)
     return reordered(value, heads)
 

@@ -16,7 +16,7 @@ from ...quantization import AFFINE, Packed
 from . import mlx_block
 from .stored import Found, ReadTensor, Scheme, StoredWeight
 
-BITS = (2, 3, 4, 5, 6, 8)
+BITS = (1, 2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
 _FLOATS = ("F16", "BF16", "F32")
 
@@ -39,7 +39,7 @@ def find(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any], where: 
         module = name.removesuffix(".weight")
         if module == name or tensor.dtype != "U32" or f"{module}.scales" not in tensors:
             continue
-        if mlx_block.mode(config, module) != AFFINE:
+        if mlx_block.mode_of(tensors, config, module) != AFFINE:
             continue
         found[name] = _weight(name, module, tensors, mlx_block.block(config))
         found |= {f"{module}.scales": None, f"{module}.biases": None}
