@@ -8,7 +8,7 @@ others are told all the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -208,16 +208,22 @@ def _stored(store: safetensors.SafetensorsSet) -> tuple[Tensor, ...]:
 def _weights(checkpoint: Checkpoint, store: safetensors.SafetensorsSet) -> tuple[Tensor, ...]:
     """Weights as they are read; what a scheme keeps beside one is counted with it."""
     names = checkpoint.names()
-    owner = {name.removesuffix(".weight"): name for name in names}
+    owner = {name.removesuffix(".weight"): name for name in names} | {name: name for name in names}
     sizes = dict.fromkeys(names, 0)
     alone = "text_config" not in checkpoint.config
     for name, tensor in canonical(store.tensors, checkpoint.path.name, alone=alone).items():
-        module = name.rpartition(".")[0]
-        own = next((each for each in (name, module) if each in sizes), None)
-        own = own or owner.get(module) or owner.get(name.rpartition("_")[0])
+        beside = (name, name.rpartition("_")[0], *_above(name))
+        own = next((owner[each] for each in beside if each in owner), None)
         if own is not None:
             sizes[own] += tensor.nbytes
     return tuple(Tensor(name, checkpoint.stored_as(name), checkpoint.shape(name), sizes[name]) for name in names)
+
+
+def _above(name: str) -> Iterator[str]:
+    """What a name stands under: "a.b", then "a" of "a.b.c"."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
 
 
 def _with_parts(found: Contents, checkpoint: Checkpoint | None, trial: _Trial) -> Contents:
