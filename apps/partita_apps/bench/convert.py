@@ -79,9 +79,10 @@ def run(
                 theirs.append(Took(first.seconds + second.seconds, max(first.peak, second.peak)))
     peer = f" / {PEERS[to]}{', its F16 file written by ours' if to == 'gguf' else ''}" if against else ""
     about = f"{to}, --quantize {quantize}{', --calibration ' + calibration if calibration else ''}{peer}"
+    peak, other = _medians(found, theirs, "peak")
     return [
         row(about, *_medians(found, theirs, "seconds"), "s"),
-        row(f"its peak resident, {about}", *(_mib(n) for n in _medians(found, theirs, "peak")), "MiB"),
+        row(f"its peak resident, {about}", peak / MIB, other / MIB if other else None, "MiB"),
     ]
 
 
@@ -144,7 +145,3 @@ def _medians(ours: Sequence[Took], theirs: Sequence[Took], what: str) -> tuple[f
     found = [statistics.median(getattr(each, what) for each in side) if side else None for side in (ours, theirs)]
     assert found[0] is not None
     return found[0], found[1]
-
-
-def _mib(nbytes: float | None) -> Any:
-    return None if nbytes is None else nbytes / MIB
