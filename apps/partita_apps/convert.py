@@ -60,6 +60,20 @@ if TYPE_CHECKING:
     help="A text like the model's later work, to weigh errors by; none: do not run the model.  [default: a short text]",
 )
 @click.option(
+    "--imatrix",
+    type=OwnPath(),
+    default=None,
+    metavar="FILE",
+    help="gguf: weigh errors by this file of llama.cpp's llama-imatrix, instead of running the model.",
+)
+@click.option(
+    "--save-imatrix",
+    type=OwnPath(),
+    default=None,
+    metavar="FILE",
+    help="gguf: keep there what errors are weighed by, for --imatrix and for llama-quantize.",
+)
+@click.option(
     "--check",
     type=OwnPath(),
     default=None,

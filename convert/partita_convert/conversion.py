@@ -54,6 +54,8 @@ class Options:
     adapter: str | Path | None = None
     adapter_loss: Policy = "raise"
     calibration: str | Path | None = None
+    imatrix: str | Path | None = None
+    save_imatrix: str | Path | None = None
     check: str | Path | None = None
     against: str | None = None
     allow_pickle: bool = False
@@ -75,7 +77,9 @@ def run(source: str, dest: Path, options: Options, listener: Listener | None = N
     text = None if options.check is None else _text(options.check)
     adapter = None if options.adapter is None else open_adapter(options.adapter)
     request = Request(
-        options.form(dest), options.quantize, options.dtype, options.exact, adapter, policy=options.adapter_loss
+        *(options.form(dest), options.quantize, options.dtype, options.exact, adapter, options.adapter_loss),
+        imatrix=None if options.imatrix is None else own(options.imatrix),
+        save_imatrix=None if options.save_imatrix is None else own(options.save_imatrix),
     )
     check_options(dest, request)
     weighed_by = _weighing(request, options.calibration)
@@ -98,7 +102,7 @@ def run(source: str, dest: Path, options: Options, listener: Listener | None = N
         check(checkpoint, dest, request)
         with suppress(UnsupportedModel):
             listener.note(*notes(checkpoint))
-        if request.searches and options.calibration != NO_TEXT:
+        if request.searches and options.calibration != NO_TEXT and (request.imatrix is None or request.runs_the_model):
             request = replace(request, calibration=_calibrated(checkpoint, request, ops, weighed_by, listener))
         report = _written(checkpoint, dest, request, _asked(request, options), listener)
         if text is not None:
@@ -146,6 +150,8 @@ def _weighing(request: Request, calibration: str | Path | None) -> _Text | None:
         return None
     if calibration is None:
         return None
+    if request.imatrix is not None and not request.runs_the_model:
+        raise DataError("`imatrix` says what a `calibration` text would: leave one out", field="calibration")
     if not request.searches:
         raise DataError(
             "`calibration`: nothing is quantized here that a text would help; leave it out", field="calibration"
@@ -200,6 +206,7 @@ def _asked(request: Request, options: Options) -> str:
         "exact": request.exact,
         "adapter": request.adapter and request.adapter.path.name,
         "calibration": options.calibration and Path(options.calibration).name,
+        "imatrix": request.imatrix and request.imatrix.name,
     }
     words = [f"--{name}" if value is True else f"--{name} {value}" for name, value in said.items() if value]
     return " ".join(["partita convert", *words])
@@ -240,6 +247,7 @@ def _translate(source: Path, dest: Path, options: Options) -> Report:
     if form not in ("mlx", "huggingface"):
         raise DataError(f"{source} is an adapter: `to` huggingface writes PEFT's layout, `to` mlx mlx-lm's", field="to")
     of_models = options.quantize, options.dtype, options.adapter, options.check, options.calibration, options.against
+    of_models += options.imatrix, options.save_imatrix
     if options.exact or any(option is not None for option in of_models):
         raise DataError(f"{source} is an adapter, which is copied as it is: only `to` can be said of it")
     check_outside(source, dest)

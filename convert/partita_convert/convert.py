@@ -19,16 +19,19 @@ import numpy as np
 from partita.checkpoint.base import Checkpoint
 from partita.checkpoint.names import chooses
 from partita.errors import DataError
+from partita.model.decoder import Decoder
 from partita.model.load import load_decoder
 from partita.quantization import AFFINE, Packed
 from partita.text.load import load_tokenizer
 
-from .activations import Importance, importance
+from .activations import TOKENS, Importance, importance
 from .calibration import SAMPLE, written_tokens
 from .fusing import Fusion, gguf_kinds
-from .gguf.write import WrittenFile, write_gguf
+from .gguf.imatrix import read_imatrix, write_imatrix
+from .gguf.spent import Types
+from .gguf.write import WrittenFile, plan_of, write_gguf
 from .layouts import as_huggingface, as_mlx
-from .measure import allocate, check_budget, measure
+from .measure import Groups, Part, W, Widths, allocate, check_budget, measure
 from .planning import (
     Progress,
     Request,
@@ -125,11 +128,32 @@ def _write_gguf(
 ) -> WrittenFile:
     kind, kinds = gguf_types(fusion.base, request.quantize)
     require_space(place, predicted_bytes(request, fusion.base, {}, kinds, kind))
-    columns: Importance = _columns(as_mlx(fusion.changed), request, on_progress) if request.searches else {}
-    # an mlx folder of gpt-oss calls its stacks otherwise than `write_gguf` calls all
-    columns = {name.replace(".mlp.experts.", ".mlp.switch_mlp."): value for name, value in columns.items()}
+    if (recipe := request.measured) is not None:
+        own, columns = _spent(fusion.changed, request, recipe, on_progress)
+        kinds = {**kinds, **own}
+    else:
+        columns: Importance = _gguf_columns(fusion.changed, request, on_progress) if request.searches else {}
     kinds = {**kinds, **gguf_kinds(fusion, kind, kinds, as_stored=request.quantize is None)}
     return write_gguf(fusion.changed, place, kind=kind, kinds=kinds, columns=columns, on_tensor=on_tensor)
+
+
+def _gguf_columns(source: Checkpoint, request: Request, on_progress: Progress) -> Importance:
+    """From the file that was given, or measured and, where that was asked for, kept."""
+    if request.imatrix is not None:
+        return read_imatrix(request.imatrix, plan_of(source))
+    # an mlx folder of gpt-oss calls its stacks otherwise than `write_gguf` calls all
+    columns = {_in_plan(name): value for name, value in _columns(as_mlx(source), request, on_progress).items()}
+    if request.save_imatrix is not None:
+        if not columns:
+            raise DataError(
+                "`save_imatrix`: nothing is measured without a `calibration`: leave it out", field="save_imatrix"
+            )
+        write_imatrix(request.save_imatrix, plan_of(source), columns, TOKENS)
+    return columns
+
+
+def _in_plan(name: str) -> str:
+    return name.replace(".mlp.experts.", ".mlp.switch_mlp.")
 
 
 def _plain_formats(source: Checkpoint, request: Request) -> dict[str, Format]:
@@ -170,20 +194,58 @@ def _formats(
     recipe, calibration = request.recipe, request.calibration
     if plain is not None or recipe is None or calibration is None:
         return plain or {}, _columns(source, request, on_progress) if plain else {}
-    weights, tokens, ops = quantizable(source), calibration.tokens, calibration.ops
+    weights = quantizable(source)
     others = {name: source.shape(name) for name in source.names() if name not in weights}
     other_bits = round(
         sum(kept_bits(source.stored_as(name), request.dtype, request) * math.prod(others[name]) for name in others)
     )
-    check_budget(weights, recipe, other_bits)
+    widths = Groups(recipe.group_size)
+    check_budget(weights, recipe, other_bits, widths)
+    decoder, request = _ready(source, request, on_progress)
+    columns = _columns(source, request, on_progress)
+    parts = _parts(source, decoder, request, weights, widths, columns, on_progress)
+    return allocate(parts, weights, recipe, other_bits, widths), columns
+
+
+def _ready(source: Checkpoint, request: Request, on_progress: Progress) -> tuple[Decoder, Request]:
+    """The model, and the request with the tokens to measure on."""
+    assert request.calibration is not None
+    ops, tokens = request.calibration.ops, request.calibration.tokens
     decoder = load_decoder(ops, source, on_layer=_steps(on_progress, "loading the model"))
     if tokens is None:
         steps = _steps(on_progress, "writing a calibration text")
         tokens = written_tokens(ops, decoder, load_tokenizer(source), steps)
-    columns = _columns(source, replace(request, calibration=replace(calibration, tokens=tokens)), on_progress)
-    steps = _steps(on_progress, "measuring")
-    parts = measure(ops, source, decoder, weights, tokens, recipe.group_size, columns, steps)
-    return allocate(parts, weights, recipe, other_bits), columns
+    return decoder, replace(request, calibration=replace(request.calibration, tokens=tokens))
+
+
+def _parts(
+    source: Checkpoint,
+    decoder: Decoder,
+    request: Request,
+    weights: Mapping[str, tuple[int, ...]],
+    widths: Widths[W, object],
+    columns: Importance,
+    on_progress: Progress,
+) -> list[Part[W]]:
+    assert request.calibration is not None
+    ops, tokens = request.calibration.ops, request.calibration.tokens or ()
+    return measure(ops, source, decoder, weights, tokens, widths, columns, _steps(on_progress, "measuring"))
+
+
+def _spent(
+    source: Checkpoint, request: Request, recipe: Recipe, on_progress: Progress
+) -> tuple[dict[str, str], Importance]:
+    """Type of every weight of a GGUF file with a budget, and the importance of columns, by the names of its plan."""
+    base, widths = as_mlx(source), Types()
+    weights = quantizable(base)
+    other_bits = 32 * sum(math.prod(base.shape(name)) for name in base.names() if name not in weights)
+    check_budget(weights, recipe, other_bits, widths)
+    decoder, request = _ready(base, request, on_progress)
+    columns = _gguf_columns(source, request, on_progress)
+    own = {name: columns[_in_plan(name)] for name in weights if _in_plan(name) in columns}
+    parts = _parts(base, decoder, request, weights, widths, own, on_progress)
+    chosen = allocate(parts, weights, recipe, other_bits, widths)
+    return {_in_plan(name): kind for name, kind in chosen.items()}, columns
 
 
 class _Transform:

@@ -4,8 +4,9 @@ A part is what `recipes.part_of` puts together in one layer, or the embedding wi
 Each is quantized by itself, everything else left as it was, and the divergence (KL, nats a token) of the predictions
 from the source's is taken on a calibration text. Invariant: the same text and source give the same formats.
 
-One width is measured. For small errors the divergence grows with the square of the error, and the squared error at
-every other width is known from the weights alone, so the other widths follow from it.
+One width is measured: of `Groups` here, or of GGUF's types (`gguf/spent.py`). For small errors the divergence grows
+with the square of the error, and the squared error at every other width is known from the weights alone, so the other
+widths follow from it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -41,15 +43,56 @@ _SAMPLE = 1 << 15  # weights of each tensor whose error is taken at every width
 _LEAST_KL = 1e-9
 
 Progress = Callable[[int, int], None]
+W = TypeVar("W", int, str)
+F = TypeVar("F", covariant=True)
+
+
+class Widths(Protocol[W, F]):
+    """What a budget may be spent on. every: from the fewest bits on. probe: the one that is measured."""
+
+    @property
+    def every(self) -> Sequence[W]: ...
+    @property
+    def probe(self) -> W: ...
+    def fitted(self, width: W, columns: int) -> F | None:
+        """What a weight with rows of that length becomes; None for one that stays dense."""
+        ...
+
+    def rounded(self, name: str, value: Value, width: W, importance: np.ndarray | None) -> Value: ...
+    def cost(self, shape: tuple[int, ...], width: W) -> int:
+        """Stored bits of a weight that can be fitted."""
+        ...
 
 
 @dataclass(frozen=True)
-class Part:
-    """names: of the weights. divergence: KL at PROBE_BITS. errors: squared error at each width, relative to that."""
+class Groups:
+    """Integers of so many bits in groups of one size, as folders have them."""
+
+    group_size: int
+    every: Sequence[int] = MEASURED_BITS
+    probe: int = PROBE_BITS
+
+    def fitted(self, width: int, columns: int) -> Format | None:
+        return Format(width, self.group_size).fitted(columns)
+
+    def rounded(self, name: str, value: Value, width: int, importance: np.ndarray | None) -> Packed:
+        own = self.fitted(width, value.shape[-1])
+        assert own is not None
+        return quantize(value, own.bits, own.group_size, importance=importance, name=name)
+
+    def cost(self, shape: tuple[int, ...], width: int) -> int:
+        own = self.fitted(width, shape[-1])
+        return 0 if own is None else round(math.prod(shape) * own.bits_per_weight)
+
+
+@dataclass(frozen=True)
+class Part(Generic[W]):
+    """names: of the weights. divergence: KL at the width that is measured. errors: squared error at each width,
+    relative to that."""
 
     names: tuple[str, ...]
     divergence: float
-    errors: Mapping[int, float]
+    errors: Mapping[W, float]
 
 
 def measure(
@@ -58,26 +101,28 @@ def measure(
     decoder: Decoder,
     weights: Mapping[str, tuple[int, ...]],
     tokens: Sequence[int],
-    group_size: int,
+    widths: Widths[W, object],
     importance: Importance,
     on_progress: Progress | None = None,
-) -> list[Part]:
+) -> list[Part[W]]:
     """Every part of `weights`, which `decoder` was loaded from, on some hundred calibration tokens."""
     parts: dict[tuple[int | None, str], list[str]] = {}
     for name, shape in weights.items():
-        if Format(PROBE_BITS, group_size).fitted(shape[-1]) is not None:
+        if widths.fitted(widths.probe, shape[-1]) is not None:
             parts.setdefault((layer_of(name), part_of(name)), []).append(name)
     source = _Source.of(ops, decoder, tokens[: most_tokens(decoder)])
-    found: list[Part] = []
+    found: list[Part[W]] = []
     for (layer, _), names in parts.items():
-        probed = {name: _quantized(name, checkpoint.read(name), PROBE_BITS, group_size, importance) for name in names}
+        probed = {
+            name: widths.rounded(name, checkpoint.read(name), widths.probe, importance.get(name)) for name in names
+        }
         if layer is None:
             changed, start = _outside(ops, decoder, probed), 0
         else:
             block = load_block(ops, Changed.of(checkpoint, change=_in_place(probed)), layer)
             blocks = (*decoder.blocks[:layer], block, *decoder.blocks[layer + 1 :])
             changed, start = replace(decoder, blocks=blocks), layer
-        errors = _errors(checkpoint, names, group_size, importance)
+        errors = _errors(checkpoint, names, widths, importance)
         found.append(Part(tuple(names), source.divergence(changed, start), errors))
         if on_progress is not None:
             on_progress(len(found), len(parts))
@@ -94,13 +139,7 @@ def most_tokens(decoder: Decoder) -> int:
     return min(TOKENS, _LOGITS // decoder.config.vocab_size, decoder.config.max_positions)
 
 
-def _quantized(name: str, value: np.ndarray | Packed, bits: int, group_size: int, importance: Importance) -> Packed:
-    fitted = Format(bits, group_size).fitted(value.shape[-1])
-    assert fitted is not None
-    return quantize(value, fitted.bits, fitted.group_size, importance=importance.get(name), name=name)
-
-
-def _outside(ops: Backend, decoder: Decoder, probed: Mapping[str, Packed]) -> Decoder:
+def _outside(ops: Backend, decoder: Decoder, probed: Mapping[str, Value]) -> Decoder:
     """With other matrices outside its blocks."""
     prepared = {name.removesuffix(".weight"): ops.prepare(value) for name, value in probed.items()}
     embedding = prepared.get(decoder.embedding_name, decoder.embedding)
@@ -176,17 +215,19 @@ def _log_softmax(ops: Backend, y: Array) -> Array:
     return y - ops.logsumexp(y, -1)[:, None]
 
 
-def _errors(checkpoint: Checkpoint, names: Sequence[str], group_size: int, importance: Importance) -> dict[int, float]:
-    """Squared error at every width over that at PROBE_BITS, of a sample of rows, the weights of a part together."""
-    totals = dict.fromkeys(MEASURED_BITS, 0.0)
+def _errors(
+    checkpoint: Checkpoint, names: Sequence[str], widths: Widths[W, object], importance: Importance
+) -> dict[W, float]:
+    """Squared error at every width over that at the one measured, of a sample of rows, a part's weights together."""
+    totals = dict.fromkeys(widths.every, 0.0)
     for name in names:
         value = checkpoint.read(name)
         sample, share = _sample(value)
-        for bits in MEASURED_BITS:
-            packed = _quantized(name, sample, bits, group_size, importance)
-            totals[bits] += share * _squares(sample, packed, importance.get(name))
-    probe = totals[PROBE_BITS]
-    return {bits: total / probe if probe else 0.0 for bits, total in totals.items()}
+        for width in widths.every:
+            rounded = widths.rounded(name, sample, width, importance.get(name))
+            totals[width] += share * _squares(sample, rounded, importance.get(name))
+    probe = totals[widths.probe]
+    return {width: total / probe if probe else 0.0 for width, total in totals.items()}
 
 
 def _sample(value: np.ndarray | Packed) -> tuple[np.ndarray, float]:
@@ -204,48 +245,55 @@ def _sample(value: np.ndarray | Packed) -> tuple[np.ndarray, float]:
     return chosen, rows / chosen.shape[0]
 
 
-def _squares(x: np.ndarray, packed: Packed, importance: np.ndarray | None) -> float:
-    columns = np.square((dequantize(packed) - x).astype(np.float64)).sum(0)
+def _squares(x: np.ndarray, rounded: Value, importance: np.ndarray | None) -> float:
+    dense = dequantize(rounded) if isinstance(rounded, Packed) else rounded
+    columns = np.square((dense - x).astype(np.float64)).sum(0)
     return float(columns.sum() if importance is None else columns @ importance)
 
 
 def allocate(
-    parts: Sequence[Part], weights: Mapping[str, tuple[int, ...]], recipe: Recipe, other_bits: int
-) -> dict[str, Format]:
+    parts: Sequence[Part[W]],
+    weights: Mapping[str, tuple[int, ...]],
+    recipe: Recipe,
+    other_bits: int,
+    widths: Widths[W, F],
+) -> dict[str, F]:
     """Spend recipe.budget bits a weight, over `weights` and what else is stored (other_bits): to each part in turn the
     step that lowers the divergence most for its bits, from the fewest bits on, until none fits.
 
     DataError if the fewest bits are too many.
     """
-    left = check_budget(weights, recipe, other_bits)
-    steps: list[tuple[float, int, int, int]] = []
-    chosen: dict[int, int] = {}
+    left = check_budget(weights, recipe, other_bits, widths)
+    steps: list[tuple[float, int, int, W, int]] = []
+    chosen: dict[int, W] = {}
     for i, part in enumerate(parts):
-        curve = _hull(part, weights, recipe.group_size)
+        curve = _hull(part, weights, widths)
         chosen[i] = curve[0][0]
-        for (_, cost, loss), (bits, more, less) in itertools.pairwise(curve):
-            steps.append((-(loss - less) / (more - cost), i, bits, more - cost))
+        for place, ((_, cost, loss), (width, more, less)) in enumerate(itertools.pairwise(curve)):
+            steps.append((-(loss - less) / (more - cost), i, place, width, more - cost))
     blocked: set[int] = set()
-    for _, i, bits, cost in sorted(steps):  # a part's own steps are in order: each gains less than the one before
+    for _, i, _, width, cost in sorted(steps):  # a part's own steps are in order: each gains less than the one before
         if i not in blocked and cost <= left:
             left -= cost
-            chosen[i] = bits
+            chosen[i] = width
         else:
             blocked.add(i)
-    found: dict[str, Format] = {}
+    found: dict[str, F] = {}
     for i, part in enumerate(parts):
         for name in part.names:
-            fitted = Format(chosen[i], recipe.group_size).fitted(weights[name][-1])
+            fitted = widths.fitted(chosen[i], weights[name][-1])
             assert fitted is not None
             found[name] = fitted
     return {name: found[name] for name in weights if name in found}
 
 
-def check_budget(weights: Mapping[str, tuple[int, ...]], recipe: Recipe, other_bits: int) -> float:
+def check_budget(
+    weights: Mapping[str, tuple[int, ...]], recipe: Recipe, other_bits: int, widths: Widths[W, object]
+) -> float:
     """Bits that are left when every weight has the fewest. DataError if that is too many already."""
     assert recipe.budget is not None
     count = sum(math.prod(shape) for shape in weights.values())
-    least = _cost(weights, weights, min(MEASURED_BITS), recipe.group_size) + other_bits
+    least = _cost(weights, weights, widths.every[0], widths) + other_bits
     if least > recipe.budget * count:
         needed = math.ceil(100 * least / count) / 100
         raise DataError(
@@ -255,26 +303,26 @@ def check_budget(weights: Mapping[str, tuple[int, ...]], recipe: Recipe, other_b
     return recipe.budget * count - least
 
 
-def _cost(names: Iterable[str], weights: Mapping[str, tuple[int, ...]], bits: int, group_size: int) -> int:
-    """Stored bits of some weights at a width; none for a weight that no group divides."""
-    total = 0
-    for name in names:
-        fitted = Format(bits, group_size).fitted(weights[name][-1])
-        total += 0 if fitted is None else round(math.prod(weights[name]) * fitted.bits_per_weight)
-    return total
+def _cost(names: Iterable[str], weights: Mapping[str, tuple[int, ...]], width: W, widths: Widths[W, object]) -> int:
+    """Stored bits of some weights at a width."""
+    return sum(widths.cost(weights[name], width) for name in names)
 
 
-def _hull(part: Part, weights: Mapping[str, tuple[int, ...]], group_size: int) -> list[tuple[int, int, float]]:
-    """(bits, stored bits, divergence) of the widths that are worth their bits: each step gains less than the last."""
-    points: list[tuple[int, int, float]] = []
-    for bits in MEASURED_BITS:
-        cost = _cost(part.names, weights, bits, group_size)
-        loss = max(part.divergence, _LEAST_KL) * part.errors[bits]
-        while len(points) >= 2 and _slope(points[-2], points[-1]) < _slope(points[-1], (bits, cost, loss)):
+def _hull(
+    part: Part[W], weights: Mapping[str, tuple[int, ...]], widths: Widths[W, object]
+) -> list[tuple[W, int, float]]:
+    """(width, stored bits, divergence) of the widths that are worth their bits: each step gains less than the last."""
+    points: list[tuple[W, int, float]] = []
+    for width in widths.every:
+        cost = _cost(part.names, weights, width, widths)
+        if points and cost <= points[-1][1]:  # the same type, for rows of this length
+            continue
+        loss = max(part.divergence, _LEAST_KL) * part.errors[width]
+        while len(points) >= 2 and _slope(points[-2], points[-1]) < _slope(points[-1], (width, cost, loss)):
             points.pop()
-        points.append((bits, cost, loss))
+        points.append((width, cost, loss))
     return points
 
 
-def _slope(a: tuple[int, int, float], b: tuple[int, int, float]) -> float:
+def _slope(a: tuple[W, int, float], b: tuple[W, int, float]) -> float:
     return (a[2] - b[2]) / (b[1] - a[1])

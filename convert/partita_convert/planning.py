@@ -24,6 +24,7 @@ from partita.units import disk_size
 from .adapters import Policy
 from .gguf.encode import WEIGHED
 from .gguf.mixes import ALIASES, MIXES
+from .gguf.spent import mix_of
 from .gguf.write import KINDS
 from .recipes import Format, Recipe, is_embedding, parse_recipe, quantizable
 from .write_folder import DTYPES, is_packed
@@ -62,7 +63,8 @@ class Calibration:
 @dataclass(frozen=True)
 class Request:
     """to: of FORMS. quantize: a recipe, or one of GGUF's types; None: as stored. dtype: of what stays dense; None: as
-    stored. exact: keep float32 scales. policy: what becomes of an adapter's change that few bits would lose."""
+    stored. exact: keep float32 scales. policy: what becomes of an adapter's change that few bits would lose. imatrix: a
+    file that says what columns are multiplied by, in place of a calibration; save_imatrix: where to keep that."""
 
     to: str = "mlx"
     quantize: str | None = None
@@ -71,6 +73,8 @@ class Request:
     adapter: Adapter | None = None
     policy: Policy = "raise"
     calibration: Calibration | None = None
+    imatrix: Path | None = None
+    save_imatrix: Path | None = None
 
     @property
     def recipe(self) -> Recipe | None:
@@ -78,9 +82,15 @@ class Request:
         return None if self.quantize is None or self.to != "mlx" else parse_recipe(self.quantize)
 
     @property
+    def measured(self) -> Recipe | None:
+        """The recipe with a budget to be spent, for a folder or a GGUF file. DataError for what is none."""
+        recipe = gguf_recipe(self.quantize) if self.to == "gguf" else self.recipe
+        return recipe if recipe is not None and recipe.budget is not None else None
+
+    @property
     def runs_the_model(self) -> bool:
         """Whether there is no doing it without a calibration."""
-        return self.recipe is not None and self.recipe.budget is not None
+        return self.measured is not None
 
     @property
     def searches(self) -> bool:
@@ -132,21 +142,50 @@ def check_options(place: Path, request: Request) -> None:
             field="quantize",
         )
     gguf_kind(request.quantize) if request.to == "gguf" else request.recipe  # each refuses what it does not know
+    _check_imatrix(request)
+
+
+def _check_imatrix(request: Request) -> None:
+    for field, path in (("imatrix", request.imatrix), ("save_imatrix", request.save_imatrix)):
+        if path is not None and (request.to != "gguf" or not request.searches):
+            raise DataError(
+                f"`{field}`: it says what columns of K-quants and other GGUF types are multiplied by: give `to` gguf "
+                "and `quantize` such as Q4_K_M, or leave it out",
+                field=field,
+            )
+    if request.imatrix is not None and request.save_imatrix is not None:
+        raise DataError("`save_imatrix` keeps what is measured, and `imatrix` measures nothing: leave one out")
+    if request.save_imatrix is not None:
+        refuse_existing(request.save_imatrix)
 
 
 def gguf_kind(wanted: str | None) -> str | None:
-    """The type that `quantize` names; None where it is left out. DataError for an unknown one."""
+    """The type that `quantize` names, of a budget the mixture of about that size; None where it is left out. DataError
+    for an unknown one."""
     if wanted is None:
         return None
+    if (recipe := gguf_recipe(wanted)) is not None:
+        return mix_of(recipe.budget or 0)
     kind = _KIND_OF_BITS.get(wanted, wanted.upper())
     kind = ALIASES.get(kind, kind)
     if kind not in KINDS:
         raise DataError(
-            f"unknown `quantize` {wanted!r} for a GGUF file; expected one of {', '.join(KINDS)}, or "
-            f"{', '.join(_KIND_OF_BITS)} for a type of so many bits",
+            f"unknown `quantize` {wanted!r} for a GGUF file; expected one of {', '.join(KINDS)}, "
+            f"{', '.join(_KIND_OF_BITS)} for a type of so many bits, or measured:BPW such as measured:4.5",
             field="quantize",
         )
     return kind
+
+
+def gguf_recipe(wanted: str | None) -> Recipe | None:
+    """Of a budget for a GGUF file; None for anything else. DataError for a budget that is none."""
+    if wanted is None or not wanted.startswith("measured"):
+        return None
+    if wanted.count(":") > 1:
+        raise DataError(
+            f"`quantize` {wanted!r}: GGUF's types have groups of their own: leave the size out", field="quantize"
+        )
+    return parse_recipe(wanted)
 
 
 def gguf_types(source: Checkpoint, wanted: str | None) -> tuple[str, dict[str, str]]:
@@ -171,13 +210,15 @@ def predicted_bytes(
 ) -> int:
     """What the tensors will take, rather too much than too little. chosen: formats; None: measured later, within the
     recipe's budget. kinds, kind: types of a GGUF file."""
-    budget = request.recipe.budget if request.recipe is not None else None
+    budget = request.measured.budget if request.measured is not None else None
     measured = quantizable(source) if chosen is None else {}
     dense = dense_dtype(source, request.dtype) if request.to == "huggingface" else request.dtype
     total = 0.0
     for name in source.names():
         shape = source.shape(name)
-        if request.to == "gguf":
+        if request.to == "gguf" and budget is not None and len(shape) > 1:
+            bits = budget
+        elif request.to == "gguf":
             bits = _gguf_bits(name, shape, kinds.get(name, kind))
         elif name in measured and budget is not None:
             bits = budget

@@ -29,7 +29,7 @@ from partita_convert.changed import Changed
 from partita_convert.check import check_loss
 from partita_convert.convert import convert
 from partita_convert.layouts import as_mlx
-from partita_convert.measure import _Source, measure
+from partita_convert.measure import Groups, _Source, measure
 from partita_convert.planning import Calibration, Request
 from partita_convert.recipes import quantizable
 from partita_convert.report import Report, kinds, worst
@@ -119,7 +119,7 @@ def test_a_part_is_measured_by_what_changes_in_it(tiny_family, ops):
     tokens, decoder = list(range(20, 60)), load_decoder(ops, source)
     whole = _Source.of(ops, decoder, tokens)
     assert [whole.divergence(decoder, layer) for layer in range(8)] == pytest.approx([0] * 8, abs=1e-6)
-    found = measure(ops, source, decoder, quantizable(source), tokens, 32, {})
+    found = measure(ops, source, decoder, quantizable(source), tokens, Groups(32), {})
     loss = {name: part.divergence for part in found for name in part.names}
     assert set(loss) == set(quantizable(source))
     assert min(loss.values()) > 1e-6
@@ -133,7 +133,9 @@ def test_measuring_sees_what_matters(source, ops, tokens):
     weights = quantizable(quiet)
     steps = []
     decoder = load_decoder(ops, quiet)
-    found = measure(ops, quiet, decoder, weights, tokens, 32, {}, lambda done, total: steps.append((done, total)))
+    found = measure(
+        ops, quiet, decoder, weights, tokens, Groups(32), {}, lambda done, total: steps.append((done, total))
+    )
     assert sorted(name for part in found for name in part.names) == sorted(weights)
     assert steps == [(i + 1, len(found)) for i in range(len(found))]
     loss = {name: part.divergence for part in found for name in part.names}

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from partita.errors import DataError
-from partita_convert.measure import Part, allocate
+from partita_convert.measure import Groups, Part, allocate
 from partita_convert.recipes import Format, formats, parse_recipe, part_of, quantizable
 
 LAYERS = 16
@@ -53,6 +53,9 @@ class Names:
 
 def test_only_matrices_of_the_decoder_are_quantized():
     assert quantizable(Names()) == SHAPES  # pyright: ignore[reportArgumentType]
+
+
+WIDTHS = Groups(64)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +148,7 @@ def stored_bits(chosen) -> float:
 @pytest.mark.parametrize("budget", [2.6, 3.0, 4.5, 6.0, 8.4])
 def test_a_budget_is_spent_and_never_overdrawn(budget):
     recipe = parse_recipe(f"measured:{budget}")
-    chosen = allocate(parts(lambda name: 1.0 if "v_proj" in name else 0.1), SHAPES, recipe, other_bits=0)
+    chosen = allocate(parts(lambda name: 1.0 if "v_proj" in name else 0.1), SHAPES, recipe, other_bits=0, widths=WIDTHS)
     count = sum(math.prod(shape) for shape in SHAPES.values())
     assert set(chosen) == set(SHAPES)
     assert 0.9 * budget < stored_bits(chosen) / count <= budget
@@ -153,7 +156,7 @@ def test_a_budget_is_spent_and_never_overdrawn(budget):
 
 def test_the_sensitive_get_more():
     recipe = parse_recipe("measured:4")
-    chosen = allocate(parts(lambda name: 1.0 if ".3." in name else 1e-4), SHAPES, recipe, other_bits=0)
+    chosen = allocate(parts(lambda name: 1.0 if ".3." in name else 1e-4), SHAPES, recipe, other_bits=0, widths=WIDTHS)
     assert chosen["model.layers.3.mlp.up_proj.weight"].bits > chosen["model.layers.4.mlp.up_proj.weight"].bits
     pairs = [(f"model.layers.{i}.self_attn.{a}.weight" for a in ("q_proj", "k_proj")) for i in range(LAYERS)]
     assert all(chosen[q] == chosen[k] for q, k in pairs)  # what is measured together stays together
@@ -162,7 +165,7 @@ def test_the_sensitive_get_more():
 def test_what_else_is_stored_is_counted():
     count = sum(math.prod(shape) for shape in SHAPES.values())
     recipe = parse_recipe("measured:4")
-    chosen = allocate(parts(lambda name: 0.1), SHAPES, recipe, other_bits=count)
+    chosen = allocate(parts(lambda name: 0.1), SHAPES, recipe, other_bits=count, widths=WIDTHS)
     assert stored_bits(chosen) <= 3 * count
     with pytest.raises(DataError, match=r"'measured:4': .* 6\.50 bits"):
-        allocate(parts(lambda name: 0.1), SHAPES, recipe, other_bits=4 * count)
+        allocate(parts(lambda name: 0.1), SHAPES, recipe, other_bits=4 * count, widths=WIDTHS)

@@ -16,15 +16,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from partita.checkpoint.gguf.reader import open_gguf
 from partita.checkpoint.open import open_checkpoint
 from partita.text.load import load_tokenizer
+from partita_convert.gguf.mixes import MIXES
 from partita_convert.gguf.shapes import Shape, write_shape
 from partita_convert.gguf.tokenizer import SAMPLES
-from partita_convert.gguf.write import write_gguf
+from partita_convert.gguf.write import KINDS, write_gguf
 from partita_convert.write_folder import write_huggingface
 
 from .. import bounds, gguf_models, tiny_models
@@ -181,15 +184,54 @@ def trained(prefix: bool) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"])
+WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "num_key_value_heads": 2}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_read_as_we_read_it(kind: str, folder: Path, tmp_path: Path) -> None:
-    source = gguf_models.write("qwen3", folder)
+    made = {"model_type": "llama", **WIDE, "head_dim": 32, "tie_word_embeddings": False}
+    source = tiny_models.write("wide-llama", folder, made) if "K" in kind else gguf_models.write("qwen3", folder)
     write_gguf(open_checkpoint(source), tmp_path / "m.gguf", kind=kind)
     tokens = tiny_models.tokens(source)
     found, _ = peer(tmp_path / "m.gguf", tokens, tmp_path / "out.npy")
     write_huggingface(open_checkpoint(tmp_path / "m.gguf"), tmp_path / "dense")
     expected = tiny_models.reference_logits(tmp_path / "dense", tokens)
     assert away(found, expected) < {"F16": 5e-3}.get(kind, 3e-2)
+
+
+QUANTIZER = Path(__file__).with_name("llama_cpp_quantizer.py")
+
+
+def their_types(source: Path, mix: str) -> dict[str, str]:
+    """What llama.cpp's quantizer makes of a file, each tensor's type by its name."""
+    target = source.with_name(f"{mix}.gguf")
+    number = str(int(gguf.LlamaFileType[f"MOSTLY_{mix}"]))
+    command = [os.environ["PARTITA_PEER_PYTHON"], str(QUANTIZER), str(source), str(target), number]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return {name: tensor.type for name, tensor in open_gguf(target).tensors.items()}
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("layers", [8, 17])
+@pytest.mark.parametrize("family", ["llama", "tied", "4-experts", "8-experts", "narrow"])
+def test_types_are_those_of_their_quantizer(family: str, layers: int, mix: str, folder: Path, tmp_path: Path) -> None:
+    experts = {"model_type": "qwen3_moe", **WIDE, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
+    experts |= {"decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True}
+    own: dict[str, dict[str, Any]] = {
+        "llama": {"model_type": "llama", **WIDE, "tie_word_embeddings": False},
+        "tied": {"model_type": "llama", **WIDE, "num_key_value_heads": 4, "tie_word_embeddings": True},
+        "4-experts": {**experts, "num_experts": 4},
+        "8-experts": {**experts, "num_experts": 8},
+        "narrow": {"model_type": "llama", **WIDE, "intermediate_size": 288, "tie_word_embeddings": False},
+    }
+    made = {**own[family], "head_dim": 32, "num_hidden_layers": layers}
+    source = tiny_models.write(f"{family}-{layers}", folder, made)
+    plain = write_gguf(open_checkpoint(source), tmp_path / "m.gguf", kind="F32").path
+    write_gguf(open_checkpoint(source), tmp_path / "ours.gguf", kind=mix)
+    ours = {name: tensor.type for name, tensor in open_gguf(tmp_path / "ours.gguf").tensors.items()}
+    theirs = {name: "Q4_0" if kind == "IQ4_NL" else kind for name, kind in their_types(plain, mix).items()}
+    assert ours == theirs
 
 
 @pytest.mark.parametrize("width", [64, 256])

@@ -157,9 +157,10 @@ def _stored_blocks(value: Stored, order: np.ndarray | None) -> Iterator[np.ndarr
     part.release()
 
 
-def as_written(name: str, value: Value, type_name: str) -> np.ndarray:
+def as_written(name: str, value: Value, type_name: str, importance: np.ndarray | None = None) -> np.ndarray:
     """The float32 numbers that a reader finds of `value` after it was written as `type_name`."""
-    raw = np.concatenate([part.reshape(-1) for part in Encoder(name, value, type_name).blocks()])
+    encoder = Encoder(name, value, type_name, importance=importance)
+    raw = np.concatenate([part.reshape(-1) for part in encoder.blocks()])
     return _read_back(raw, type_name, tuple(value.shape))
 
 

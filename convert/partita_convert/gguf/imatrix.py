@@ -11,8 +11,9 @@ times the calls. Of a stack of experts, matrices is their number; one row for al
 
 from __future__ import annotations
 
+import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +23,15 @@ from partita.errors import CheckpointError, DataError
 from partita.files.atomic import whole_file
 
 from .file import GgufWriter, Typed
+from .write import Planned, importance_in_file
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 _MOST_NAME = 1 << 10
 _ENTRIES = 1 << 20
 
 
-def read_imatrix(path: Path, columns: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """GGUF's name of a matrix to a number for each of its columns, float64. columns: of the matrices there are.
+def read_imatrix(path: Path, planned: Sequence[Planned]) -> dict[str, np.ndarray]:
+    """A tensor's name to a number for each of its columns, float64. planned: the tensors of a file of the model.
 
     DataError: the file cannot be read, is another one, damaged, or of another model.
     """
@@ -40,19 +42,28 @@ def read_imatrix(path: Path, columns: Mapping[str, int]) -> dict[str, np.ndarray
         raise DataError(f"{path}: cannot be read ({error.strerror})", field="imatrix") from None
     stacks = _of_gguf(path) if magic == b"GGUF" else _of_dat(path)
     found: dict[str, np.ndarray] = {}
-    for name, (sums, counts) in stacks.items():
-        if (n := columns.get(name)) is None:
+    for tensor in planned:
+        if tensor.gguf_name not in stacks or len(tensor.shape) < 2:
             continue
-        if sums.size % n or sums.size // n not in (1, counts.size):
+        sums, counts = stacks[tensor.gguf_name]
+        n, name = tensor.shape[-1], tensor.gguf_name
+        if sums.size not in (n, n * tensor.shape[0]):
             raise _wrong(path, f"{name} has {sums.size} numbers, the model's matrix {n} columns: it is another model's")
         mean = sums.reshape(-1, n).sum(0) / max(counts.sum(), 1)
         if not np.isfinite(mean).all() or (mean < 0).any():
             raise _wrong(path, f"{name} has a number that is negative or not finite")
         if mean.any():  # experts that saw no token say nothing
-            found[name] = mean
+            found[tensor.name] = mean if tensor.heads is None else _as_read(mean, tensor.heads)
     if not found:
         raise _wrong(path, "it names no matrix of this model")
     return found
+
+
+def _as_read(mean: np.ndarray, heads: np.ndarray) -> np.ndarray:
+    """From the file's order of heads to the source's."""
+    found = np.empty_like(mean).reshape(len(heads), -1)
+    found[heads] = mean.reshape(len(heads), -1)
+    return found.reshape(-1)
 
 
 def _wrong(path: Path, what: str) -> DataError:
@@ -116,9 +127,9 @@ def _of_dat(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return found
 
 
-def write_imatrix(path: Path, columns: Mapping[str, np.ndarray], experts: Mapping[str, int], tokens: int) -> None:
-    """As GGUF. columns: GGUF's name of a matrix to the mean squares of its inputs. experts: matrices of a stack.
-    tokens: how many were read. DataError: the file exists or cannot be written."""
+def write_imatrix(path: Path, planned: Sequence[Planned], columns: Mapping[str, np.ndarray], tokens: int) -> None:
+    """As GGUF. columns: a tensor's name to the mean squares of its inputs. tokens: how many were read. DataError: the
+    file exists or cannot be written."""
     keys = {
         "general.type": Typed("str", "imatrix"),
         "imatrix.datasets": Typed("str", ["calibration"], many=True),
@@ -126,10 +137,12 @@ def write_imatrix(path: Path, columns: Mapping[str, np.ndarray], experts: Mappin
         "imatrix.chunk_size": Typed("u32", tokens),
     }
     tensors: dict[str, np.ndarray] = {}
-    for name, mean in columns.items():
-        count = experts.get(name, 1)
-        tensors[name + SUMS] = np.tile(mean.astype("<f4") * np.float32(tokens), (count, 1))
-        tensors[name + COUNTS] = np.full((count, 1), tokens, "<f4")
+    for tensor in planned:
+        if len(tensor.shape) < 2 or (mean := importance_in_file(tensor, columns)) is None:
+            continue
+        count = math.prod(tensor.shape[:-2])  # of a stack of experts
+        tensors[tensor.gguf_name + SUMS] = np.tile(mean.astype("<f4") * np.float32(tokens), (count, 1))
+        tensors[tensor.gguf_name + COUNTS] = np.full((count, 1), tokens, "<f4")
     with whole_file(path, replace=False) as temporary, open(temporary, "wb") as file:
         writer = GgufWriter(file, keys, [(name, value.shape) for name, value in tensors.items()])
         for value in tensors.values():

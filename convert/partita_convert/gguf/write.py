@@ -61,7 +61,7 @@ class WrittenFile:
 
 
 @dataclass(frozen=True)
-class _Planned:
+class Planned:
     """One tensor to be written. name: in the source's words. order: of its rows. shift: added to its values. heads:
     the order of equal parts of its columns, in which `read` gives them. stored: its blocks, where the source is a GGUF
     file with K-quants whose rows are rows here."""
@@ -84,14 +84,12 @@ def write_gguf(
     kind: str = "F16",
     kinds: Mapping[str, str] = MappingProxyType({}),
     columns: Mapping[str, np.ndarray] = MappingProxyType({}),
-    file_columns: Mapping[str, np.ndarray] = MappingProxyType({}),
     on_tensor: OnTensor | None = None,
 ) -> WrittenFile:
     """Write a GGUF file whose matrices are of `kind`, one of KINDS; of a model that sees as well, its text decoder.
 
     kinds: one of TENSOR_KINDS of its own for some tensors, by the checkpoint's names. columns: how much each column of
-    a weight matters, for types whose scales are searched for; file_columns: the same by GGUF's names, in the order of
-    columns there.
+    a weight matters, for types whose scales are searched for.
     DataError: an unknown kind, `path` exists or cannot be written, numbers that are not finite. UnsupportedModel: what
     GGUF cannot say of this model or its tokenizer. CheckpointError: a damaged source.
     """
@@ -115,7 +113,7 @@ def write_gguf(
         writer = GgufWriter(file, keys, [(tensor.gguf_name, tensor.shape) for tensor in planned])
         head, own = _head_name(planned), _kinds(kind, kinds, config, architecture, planned)
         for tensor in planned:
-            importance = _importance(tensor, columns, file_columns)
+            importance = importance_in_file(tensor, columns)
             is_head = tensor.gguf_name == head and kind not in MIXES and own[tensor.gguf_name] == kind
             written.append(_write(writer, tensor, own[tensor.gguf_name], importance, is_head=is_head))
             if on_tensor:
@@ -124,13 +122,13 @@ def write_gguf(
     return WrittenFile(path, nbytes, tuple(written))
 
 
-def _head_name(planned: list[_Planned]) -> str:
+def _head_name(planned: list[Planned]) -> str:
     names = {tensor.gguf_name for tensor in planned}
     return "output.weight" if "output.weight" in names else "token_embd.weight"
 
 
 def _kinds(
-    kind: str, kinds: Mapping[str, str], config: ModelConfig, architecture: str, planned: list[_Planned]
+    kind: str, kinds: Mapping[str, str], config: ModelConfig, architecture: str, planned: list[Planned]
 ) -> dict[str, str]:
     """GGUF's name to what is asked of each tensor, by itself, by the mixture or of all."""
     own = {tensor.gguf_name: kinds[tensor.name] for tensor in planned if tensor.name in kinds}
@@ -140,27 +138,22 @@ def _kinds(
     return dict.fromkeys(names, MIXES[kind][0]) | mixed_types(kind, config, architecture, names) | own
 
 
+def plan_of(checkpoint: Checkpoint) -> tuple[Planned, ...]:
+    """What a file of this checkpoint would hold."""
+    _, row = architecture_of(checkpoint.config)
+    return tuple(_plan(by_key_heads(checkpoint, ("ssm_ba",)), parse(checkpoint.config), row))
+
+
 def kinds_of_mix(checkpoint: Checkpoint, mix: str) -> dict[str, str]:
     """What a mixture has for each tensor, by the checkpoint's names, the first of those with the same one."""
-    architecture, row = architecture_of(checkpoint.config)
-    config = parse(checkpoint.config)
-    planned = list(_plan(by_key_heads(checkpoint, ("ssm_ba",)), config, row))
-    chosen = mixed_types(mix, config, architecture, (tensor.gguf_name for tensor in planned))
+    architecture, _ = architecture_of(checkpoint.config)
+    planned = plan_of(checkpoint)
+    chosen = mixed_types(mix, parse(checkpoint.config), architecture, (tensor.gguf_name for tensor in planned))
     return {tensor.name: chosen[tensor.gguf_name] for tensor in reversed(planned) if tensor.gguf_name in chosen}
 
 
-def _importance(
-    tensor: _Planned, columns: Mapping[str, np.ndarray], file_columns: Mapping[str, np.ndarray]
-) -> np.ndarray | None:
+def importance_in_file(tensor: Planned, columns: Mapping[str, np.ndarray]) -> np.ndarray | None:
     """Of a tensor's columns, in the file's order."""
-    if (given := file_columns.get(tensor.gguf_name)) is not None:
-        if given.shape != tensor.shape[-1:]:
-            raise DataError(
-                f"{tensor.gguf_name}: the importance has {len(given)} columns, the tensor {tensor.shape[-1]}: it is "
-                "another model's",
-                field="imatrix",
-            )
-        return given
     found = columns.get(tensor.name)
     if found is not None and tensor.heads is not None:
         return found.reshape(len(tensor.heads), -1)[tensor.heads].reshape(-1)
@@ -168,7 +161,7 @@ def _importance(
 
 
 def _write(
-    writer: GgufWriter, tensor: _Planned, kind: str, importance: np.ndarray | None, *, is_head: bool
+    writer: GgufWriter, tensor: Planned, kind: str, importance: np.ndarray | None, *, is_head: bool
 ) -> WrittenTensor:
     value = _kept(tensor, kind)
     if value is None:
@@ -181,7 +174,7 @@ def _write(
     return WrittenTensor(tensor.name, tensor.shape, tensor.source, encoder.type_name, nbytes, encoder.error)
 
 
-def _kept(tensor: _Planned, kind: str) -> Stored | None:
+def _kept(tensor: Planned, kind: str) -> Stored | None:
     """A K-quant's blocks, where they have no more bits than were asked for."""
     if tensor.stored is None or kind not in WIDTHS or WIDTHS[tensor.source] > WIDTHS[kind]:
         return None
@@ -191,7 +184,7 @@ def _kept(tensor: _Planned, kind: str) -> Stored | None:
     return found if found.shape == (math.prod(tensor.shape[:-1]), tensor.shape[-1]) else None
 
 
-def _type(tensor: _Planned, value: Value, kind: str, is_head: bool) -> str:
+def _type(tensor: Planned, value: Value, kind: str, is_head: bool) -> str:
     """The type of one tensor: see the module's first lines."""
     part = part_of(tensor.gguf_name)
     if len(tensor.shape) == 1 or tensor.gguf_name.endswith(".bias") or part in _FLOATS:
@@ -216,7 +209,7 @@ def dense_type(kind: str, columns: int, *, is_head: bool) -> str:
 # --- which tensors there are, and where they come from
 
 
-def _plan(checkpoint: Checkpoint, config: ModelConfig, row: Architecture) -> Iterator[_Planned]:
+def _plan(checkpoint: Checkpoint, config: ModelConfig, row: Architecture) -> Iterator[Planned]:
     """Every tensor, in the source's order. UnsupportedModel: a name that the architecture has no place for."""
     names = layer_names(row)
     stacks = experts.find(checkpoint) if config.experts else {}
@@ -278,7 +271,7 @@ def name_in_gguf(name: str, names: Mapping[str, str]) -> str:
     )
 
 
-def _tensor(checkpoint: Checkpoint, config: ModelConfig, row: Architecture, name: str, gguf_name: str) -> _Planned:
+def _tensor(checkpoint: Checkpoint, config: ModelConfig, row: Architecture, name: str, gguf_name: str) -> Planned:
     shape, fields = checkpoint.shape(name), head_fields(config)
     if (heads := permuted_heads(row, fields, gguf_name)) and shape[0] != heads * config.head_dim:
         raise CheckpointError(f"{name} has {shape[0]} rows, {heads} heads of {config.head_dim} are expected")
@@ -295,7 +288,7 @@ def _tensor(checkpoint: Checkpoint, config: ModelConfig, row: Architecture, name
     source, stored = checkpoint.stored_as(name), None
     if source in K_WIDTHS and heads is None and not adds and not order.decay and order.axis is None:
         stored = partial(checkpoint.read_stored, name)
-    return _Planned(gguf_name, name, shape, source, read, rows, float(adds), heads, stored)
+    return Planned(gguf_name, name, shape, source, read, rows, float(adds), heads, stored)
 
 
 def _rearranged(
@@ -320,14 +313,14 @@ def _rearranged(
 
 def _split(
     checkpoint: Checkpoint, config: ModelConfig, name: str, plain: str, names: Mapping[str, str]
-) -> Iterator[_Planned]:
+) -> Iterator[Planned]:
     """One matrix whose rows go by key heads as two, of queries, keys and values, and of gates."""
     shape = checkpoint.shape(name)
     parts = rows_by_key_heads("ssm_in", head_fields(config), shape[0], name)
     for part, rows in zip(("in_proj_qkv", "in_proj_z"), parts, strict=True):
         gguf_name = name_in_gguf(plain.replace("in_proj_qkvz", part), names)
         read = partial(_some_rows, checkpoint, name, rows)
-        yield _Planned(gguf_name, name, (len(rows), *shape[1:]), checkpoint.stored_as(name), read)
+        yield Planned(gguf_name, name, (len(rows), *shape[1:]), checkpoint.stored_as(name), read)
 
 
 def _some_rows(checkpoint: Checkpoint, name: str, rows: np.ndarray) -> Value:
@@ -337,7 +330,7 @@ def _some_rows(checkpoint: Checkpoint, name: str, rows: np.ndarray) -> Value:
 
 def _stacks(
     checkpoint: Checkpoint, mlp: str, stored: experts.StoredExperts, bias: bool, row: Architecture
-) -> Iterator[_Planned]:
+) -> Iterator[Planned]:
     """A layer's experts: (experts, out, in), and (experts, out) for biases."""
     layer, names = _layer(mlp), layer_names(row)
     for part, projection in zip(EXPERTS, experts.PROJECTIONS, strict=True):
@@ -353,7 +346,7 @@ def _stacks(
                     held = partial(checkpoint.read_stored, sources[0])
                 gguf_name = name_in_gguf(f"{name}.{suffix}", names)
                 read_one = partial(read, projection)
-                yield _Planned(gguf_name, f"{name}.{suffix}", size, source, read_one, stored=held)
+                yield Planned(gguf_name, f"{name}.{suffix}", size, source, read_one, stored=held)
 
 
 def _layer(mlp: str) -> str:
@@ -362,5 +355,5 @@ def _layer(mlp: str) -> str:
     return ".".join(plain.split(".")[:3])
 
 
-def _factor(name: str, value: np.ndarray) -> _Planned:
-    return _Planned(name, name, value.shape, "F32", lambda: value)
+def _factor(name: str, value: np.ndarray) -> Planned:
+    return Planned(name, name, value.shape, "F32", lambda: value)
