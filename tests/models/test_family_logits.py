@@ -218,6 +218,7 @@ def test_half_precision_stays_half_precision(
         "hunyuan",
         "ministral3",
         "muse_glimmer",
+        "muse_glimmer-odd",
         "gemma4",
         "lfm2_moe",
         "lfm3",

@@ -67,6 +67,7 @@ def assert_same(found: Gradients, expected: Gradients, folder: Path, batch: Batc
         "ministral3",
         "cohere2",
         "muse_glimmer",
+        "muse_glimmer-odd",
         "gemma4",
         "qwen3_5",
         "olmo_hybrid",
