@@ -318,8 +318,8 @@ def convert(
 
     - to: "mlx" (for partita and mlx-lm), "huggingface" (dense, for transformers) or "gguf" (for llama.cpp); None is
       gguf where dest ends so, else mlx. Of an adapter: "mlx" is mlx-lm's layout, "huggingface" PEFT's
-    - quantize: bits, as 4 or "4:32" (in groups of 32), a mixture as "mixed_4_6", "measured:4.5" (bits a weight, spent
-      where they help most), or a type of GGUF; None keeps what is stored
+    - quantize: bits, as 4 or "4:32" (in groups of 32), small floats as "nvfp4", a mixture as "mixed_4_6",
+      "measured:4.5" (bits a weight, spent where they help most), or a type of GGUF; None keeps what is stored
     - dtype: of weights that stay dense: "float32", "float16" or "bfloat16"
     - exact: keep float32 scales of a GGUF file's K-quants
     - adapter: a folder, PEFT's or mlx-lm's, to fuse into the weights; adapter_loss: where few bits would lose its

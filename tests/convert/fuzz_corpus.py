@@ -387,11 +387,27 @@ def _floats(folder: Path) -> None:
     _json(folder, "tokenizer.json", tokenizer_json())
 
 
+def _mlx_floats(folder: Path) -> None:
+    """Every mode of small floats, by the block, by its own table and by its tensors, one with a global scale."""
+    forms = {"a": ("nvfp4", 4, 16), "b": ("mxfp4", 4, 32), "c": ("mxfp8", 8, 32)}
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {"model.a.global_scale": ("F32", ())}
+    block: dict[str, Any] = {"group_size": 16, "bits": 4, "mode": "nvfp4"}
+    for module, (mode, bits, group) in forms.items():
+        tensors[f"model.{module}.weight"] = ("U32", (4, 64 * bits // 32))
+        tensors[f"model.{module}.scales"] = ("U8", (4, 64 // group))
+        if mode == "mxfp4":
+            block[f"model.{module}"] = {"group_size": group, "bits": bits, "mode": mode}
+    (folder / "model.safetensors").write_bytes(stored(tensors))
+    _json(folder, "config.json", CONFIG | {"quantization": block, "quantization_config": block})
+    _json(folder, "tokenizer.json", tokenizer_json())
+
+
 FOLDERS: dict[str, Callable[[Path], None]] = {
     "single": _single,
     "sharded": _sharded,
     "quantized": _quantized,
     "floats": _floats,
+    "mlx_floats": _mlx_floats,
 }
 
 

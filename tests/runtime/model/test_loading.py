@@ -31,7 +31,7 @@ def taken(ops: Backend, path: Path) -> int:
     """Bytes of a loaded decoder's arrays; what two places share is counted once."""
     found = {}
     for _, node in walk(load_decoder(ops, open_checkpoint(path))):
-        parts = (node.weight, node.scales, node.biases) if isinstance(node, Packed) else (node,)
+        parts = (node.weight, node.scales, node.biases, node.factors) if isinstance(node, Packed) else (node,)
         found |= {id(part): part.nbytes for part in parts if hasattr(part, "nbytes")}
     return sum(found.values())
 
@@ -51,7 +51,7 @@ def test_dense_weights(ops: Backend, tiny_family: Callable[[str], Path], name: s
     assert_said(ops, tiny_family(name))
 
 
-@pytest.mark.parametrize("quantize", ["4:32", "8:64"])
+@pytest.mark.parametrize("quantize", ["4:32", "8:64", "1:32", "nvfp4", "mxfp4", "mxfp8"])
 def test_packed_weights(tiny_family: Callable[[str], Path], tmp_path: Path, quantize: str) -> None:
     ops = partita_backends.load("mlx", device="cpu", dtype="bfloat16")
     convert(open_checkpoint(tiny_family("llama")), tmp_path / "m", Request(quantize=quantize))
@@ -88,6 +88,19 @@ def test_a_folder_without_a_decoder(tiny_model: Path, tmp_path: Path) -> None:
     save_file({"else": np.ones(1, np.float32)}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="embed_tokens"):
         weight_bytes(partita_backends.load("numpy"), open_checkpoint(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["mlx", "torch"])
+def test_what_is_held_dense_is_said(tiny_family: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+    for quantize in ("nvfp4", "mxfp4", "mxfp8"):
+        convert(open_checkpoint(tiny_family("llama")), tmp_path / quantize, Request(quantize=quantize))
+        model = load(tmp_path / quantize, backend=name, device="cpu")
+        if name == "mlx" or quantize != "mxfp8":
+            assert model.notes == ()
+        else:
+            (line,) = model.notes
+            assert line.startswith(f"{quantize}: weights in MXFP8 are held in {model.ops.decode_dtype} by the torch ")
+            assert line.endswith(" KiB")
 
 
 def test_a_head_beside_tied_embeddings(tiny_family: Callable[[str], Path], tmp_path: Path) -> None:
