@@ -22,8 +22,9 @@ from partita.checkpoint import experts
 from partita.checkpoint.base import Checkpoint
 from partita.errors import DataError
 from partita.model.decoder import Block, through
+from partita.model.layer_reader import embedding_norm
 from partita.model.layers import Linear, MLPBesideExperts, MoE
-from partita.model.load import embedding_norm, load_block, load_last_norm, load_per_layer_inputs, read_config
+from partita.model.load import load_block, load_last_norm, load_per_layer_inputs, read_config
 from partita.model.mixer import SequenceState
 from partita.model.tree import walk
 from partita.quantization import Packed

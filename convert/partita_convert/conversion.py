@@ -22,7 +22,8 @@ from partita.errors import DataError, PartitaError, UnsupportedModel
 from partita.files.paths import own
 from partita.files.texts import read_text
 from partita.language_model import open_backend
-from partita.model.load import notes, read_config
+from partita.model.load import read_config
+from partita.model.notes import notes
 from partita.sources.listener import Listener
 from partita.sources.resolve import resolve
 from partita.text.load import load_tokenizer

@@ -32,7 +32,8 @@ from .inference.sampling import Sampler, Sampling, recommended
 from .inference.speculative import Drafter
 from .model.config import ModelConfig
 from .model.decoder import Decoder
-from .model.load import held_dense, load_decoder, notes, weight_bytes
+from .model.load import load_decoder, weight_bytes
+from .model.notes import held_dense, notes
 from .sources.resolve import DEFAULT_MODEL, Progress, full_name, resolve
 from .text.chat_template import ChatTemplate, encode_chat
 from .text.load import load_tokenizer

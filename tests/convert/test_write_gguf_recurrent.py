@@ -16,7 +16,7 @@ from partita.checkpoint.gguf.reader import open_gguf
 from partita.checkpoint.names import adds_one
 from partita.checkpoint.open import open_checkpoint
 from partita.errors import CheckpointError, UnsupportedModel
-from partita.model.load import notes
+from partita.model.notes import notes
 from partita.quantization import Packed, Stored, dequantize
 from partita_convert.gguf.encode import Encoder
 from partita_convert.gguf.write import write_gguf

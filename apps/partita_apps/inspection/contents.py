@@ -24,7 +24,8 @@ from partita.errors import CheckpointError, PartitaError
 from partita.files import safetensors
 from partita.files.bounded import begins_with, find, is_list, read_object
 from partita.model.config import ConvConfig, DeltaConfig, ModelConfig
-from partita.model.load import check_whole, notes, read_config
+from partita.model.load import check_whole, read_config
+from partita.model.notes import notes
 from partita.text.chat_template import ChatTemplate
 from partita.text.load import load_tokenizer
 from partita.text.reply.formats import ReplyFormat

@@ -17,7 +17,8 @@ from partita.backend import Backend
 from partita.checkpoint.open import open_checkpoint
 from partita.errors import CheckpointError
 from partita.language_model import load
-from partita.model.load import load_decoder, notes, weight_bytes
+from partita.model.load import load_decoder, weight_bytes
+from partita.model.notes import notes
 from partita.model.tree import walk
 from partita.quantization import Packed, quantize_weight
 from partita_convert.convert import convert
