@@ -326,8 +326,8 @@ def convert(
       change, "raise" the bits, "keep" the loss, or "refuse"
     - calibration: a text file like the model's later work, to weigh errors by; None is a short text of ours, "none"
       does not run the model
-    - imatrix: of a GGUF file, a file of llama.cpp's llama-imatrix to weigh errors by instead; save_imatrix: where to keep
-      what they are weighed by, in that form
+    - imatrix: of a GGUF file, a file of llama.cpp's llama-imatrix to weigh errors by instead; save_imatrix: where to
+      keep what they are weighed by, in that form
     - check: a text file; `report.check` has the perplexity of source and result on it, and KL between them
     - against: another file or folder of the same model, of which `report.against.check` says the same
     - allow_pickle: read PyTorch's .bin weights, in a separate process

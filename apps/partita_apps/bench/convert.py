@@ -7,18 +7,14 @@ the F16 file that it reads, which is said in the row. Threads are those that a p
 
 from __future__ import annotations
 
-import os
-import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .processes import Took, timed
 from .report import row
 
 PEERS = {"mlx": "mlx-lm", "gguf": "llama.cpp"}
@@ -31,14 +27,6 @@ options = llama_cpp.llama_model_quantize_default_params()
 options.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
 sys.exit(llama_cpp.llama_model_quantize(source.encode(), target.encode(), options))
 """
-
-
-@dataclass(frozen=True)
-class Took:
-    """seconds: from a process's start to its end. peak: bytes resident."""
-
-    seconds: float
-    peak: int
 
 
 def run(
@@ -73,7 +61,7 @@ def run(
                 theirs.append(timed(_mlx_lm(python, source, out, quantize), out))
             elif against:
                 between = place / "f16.gguf"
-                first = timed([*ours, str(source), str(between), "--quantize", "F16"], None)
+                first = timed([*ours, str(source), str(between), "--quantize", "F16"])
                 second = timed([python, "-c", _QUANTIZER, str(between), str(out), _kind(quantize)], out)
                 between.unlink()
                 theirs.append(Took(first.seconds + second.seconds, max(first.peak, second.peak)))
@@ -93,7 +81,7 @@ def _dense(model: Path, place: Path, ours: Sequence[str]) -> Path:
     checkpoint = open_checkpoint(model)
     if model.is_dir() and {checkpoint.stored_as(name) for name in checkpoint.names()} <= {"BF16", "F32"}:
         return model
-    timed([*ours, str(model), str(place / "dense"), "--to", "huggingface", "--dtype", "bfloat16"], None)
+    timed([*ours, str(model), str(place / "dense"), "--to", "huggingface", "--dtype", "bfloat16"])
     return place / "dense"
 
 
@@ -115,30 +103,6 @@ def _sizes(quantize: str) -> list[str]:
 def _kind(quantize: str) -> str:
     """A type of GGUF by the name that llama.cpp's constants have."""
     return {"4": "Q4_1", "5": "Q5_1", "8": "Q8_0"}.get(quantize, quantize)
-
-
-def timed(command: Sequence[str], out: Path | None) -> Took:
-    """Run a command that must succeed. out: what it writes, removed afterwards."""
-    from partita.errors import BackendUnavailable
-
-    begun = time.perf_counter()
-    with tempfile.TemporaryFile() as said:
-        try:
-            child = subprocess.Popen(
-                command, stdout=said, stderr=subprocess.STDOUT, env={**os.environ, "HF_HUB_OFFLINE": "1"}
-            )
-        except OSError as error:
-            raise BackendUnavailable(f"{command[0]} does not start: {error.strerror or error}") from error
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        seconds = time.perf_counter() - begun
-        if child.returncode:
-            said.seek(0)
-            lines = said.read().decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
-            raise BackendUnavailable(f"{' '.join(command[:4])} failed: {lines[-1][:300]} (see --peer-python)")
-    if out is not None:
-        shutil.rmtree(out) if out.is_dir() else out.unlink()
-    return Took(seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
 
 
 def _medians(ours: Sequence[Took], theirs: Sequence[Took], what: str) -> tuple[float, float | None]:

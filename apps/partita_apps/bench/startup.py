@@ -7,15 +7,13 @@ that does not count comes first, so that files are in the system's cache and ker
 
 from __future__ import annotations
 
-import os
 import statistics
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from .children import measured, prompts, threads_of
+from .processes import timed
 from .report import row
 
 MIB = 2**20
@@ -29,7 +27,7 @@ def run(
     options = [f"--{name}={value}" for name, value in backend.items() if value not in (None, "auto")]
     chat = [*ours, "chat", str(model), "-p", "Hi", "-n", "1", *options, f"--threads={threads or 1}"]
     rows = [
-        row(name, statistics.median(seconds(command) for _ in range(runs + 1)), None, "s")
+        row(name, statistics.median(timed(command).seconds for _ in range(runs + 1)), None, "s")
         for name, command in (("--help", [*ours, "--help"]), ("command to first token", chat))
     ]
     sides = {"against": against, "peer_python": peer_python, "threads": threads, **backend}
@@ -43,14 +41,3 @@ def run(
         row(f"its processor time, {name}", *found.medians("cpu"), "s"),
         row(f"its peak resident, {name}", peak[0] / MIB, peak[1] / MIB if peak[1] else None, "MiB"),
     ]
-
-
-def seconds(command: list[str]) -> float:
-    """Wall time of a command that must succeed."""
-    from partita.errors import BackendUnavailable
-
-    begun = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    if done.returncode:
-        raise BackendUnavailable(f"{' '.join(command[:4])} failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
-    return time.perf_counter() - begun
