@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     default=None,
     metavar="RECIPE",
     help="BITS[:GROUP] such as 4 or 4:32, nvfp4, mxfp4, mxfp8, mixed_3_6, mixed_4_6 …, or measured:BPW such as "
-    "measured:4.5, which spends so many bits a weight where they help most. gguf: llama.cpp's mixtures Q6_K, Q5_K_M, Q5_K_S, Q4_K_M, Q4_K_S, "
+    "measured:4.5, which spends so many bits a weight where they help most. gguf: llama.cpp's mixtures Q6_K, Q5_K_M, "
+    "Q5_K_S, Q4_K_M, Q4_K_S, "
     "Q3_K_L, Q3_K_M, Q3_K_S or Q2_K, or Q8_0, Q5_1, Q5_0, Q4_1, Q4_0, F16, BF16, F32.  "
     "[default: as stored]",
 )
