@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     "--to",
     default=None,
     metavar="FORM",
-    help="One of mlx (for partita and mlx-lm), huggingface (dense, for transformers), gguf (for llama.cpp).  "
+    help="One of mlx (for partita and mlx-lm), huggingface (dense, for transformers), gguf (for llama.cpp), "
+    "compressed-tensors (4 bits, for vLLM and SGLang).  "
     "[default: gguf where DEST ends so, else mlx]",
 )
 @click.option(

@@ -24,6 +24,7 @@ from partita.model.load import load_decoder
 from partita.quantization import AFFINE, Packed
 from partita.text.load import load_tokenizer
 
+from . import servers
 from .activations import TOKENS, Importance, importance
 from .calibration import SAMPLE, written_tokens
 from .fusing import Fusion, gguf_kinds
@@ -46,6 +47,7 @@ from .planning import (
 from .quantize import quantize
 from .recipes import Format, Recipe, formats, quantizable
 from .report import Report, why_raised
+from .servers import FORM as SERVERS
 from .write_folder import (
     Card,
     OnTensor,
@@ -55,6 +57,7 @@ from .write_folder import (
     is_floating,
     numpy_dtype,
     write_huggingface,
+    write_laid_out,
     write_mlx,
 )
 
@@ -85,6 +88,8 @@ def convert(
         require_space(place, predicted_bytes(request, base, {}, {}, ""))
         written = write_huggingface(changed, place, dtype=request.dtype, on_tensor=on_tensor, card=own_card)
         fusion.note_dense(written.tensors)
+    elif request.to == SERVERS:
+        written = _write_for_servers(fusion, place, request, own_card, on_tensor, on_progress)
     else:
         plain = None if request.runs_the_model else _plain_formats(changed, request)
         require_space(place, predicted_bytes(request, base, plain, {}, ""))
@@ -119,7 +124,7 @@ def _described(card: Card | None, fusion: Fusion) -> Card | None:
 
 def laid_out(source: Checkpoint, to: str) -> Checkpoint:
     """The source in the names of a form, which an adapter's are looked up among."""
-    forms = {"mlx": as_mlx, "huggingface": as_huggingface}
+    forms = {"mlx": as_mlx, "huggingface": as_huggingface, SERVERS: as_huggingface}
     return source if to == "gguf" else forms[to](source)
 
 
@@ -154,6 +159,25 @@ def _gguf_columns(source: Checkpoint, request: Request, on_progress: Progress) -
 
 def _in_plan(name: str) -> str:
     return name.replace(".mlp.experts.", ".mlp.switch_mlp.")
+
+
+def _write_for_servers(
+    fusion: Fusion,
+    place: Path,
+    request: Request,
+    card: Card | None,
+    on_tensor: OnTensor | None,
+    on_progress: Progress,
+) -> WrittenFolder:
+    dtype = servers.dense_dtype(fusion.base, request.dtype)
+    chosen = servers.formats(fusion.base, servers.parse(request.quantize or ""))
+    columns = _columns(fusion.changed, request, on_progress)
+    wide = servers.kept_wide(fusion, chosen, servers.ServerTransform(fusion, chosen, columns, dtype).integers)
+    chosen = {name: wanted for name, wanted in chosen.items() if name not in wide}
+    require_space(place, predicted_bytes(replace(request, dtype=dtype), fusion.base, chosen, {}, ""))
+    transform = servers.ServerTransform(fusion, chosen, columns, dtype)
+    layout = servers.layout(chosen)
+    return write_laid_out(fusion.changed, place, layout, transform=transform, on_tensor=on_tensor, card=card)
 
 
 def _plain_formats(source: Checkpoint, request: Request) -> dict[str, Format]:

@@ -27,9 +27,11 @@ from .gguf.mixes import ALIASES, MIXES
 from .gguf.spent import mix_of
 from .gguf.write import KINDS
 from .recipes import Format, Recipe, is_embedding, parse_recipe, quantizable
+from .servers import FORM as SERVERS
+from .servers import parse as parse_for_servers
 from .write_folder import DTYPES, is_packed
 
-FORMS = ("mlx", "huggingface", "gguf")
+FORMS = ("mlx", "huggingface", "gguf", SERVERS)
 _BITS_OF_KIND = {"F32": 32, "F16": 16, "BF16": 16, "Q8_0": 8.5, "Q5_1": 6, "Q5_0": 5.5, "Q4_1": 5, "Q4_0": 4.5}
 _BITS_OF_MIX = {"Q2_K": 4.5, "Q3_K": 5.5, "Q4_K": 6.5625, "Q5_K": 6.5625, "Q6_K": 6.5625}
 """Of the widest type that a mixture of most matrices in this one has for a layer. Rows of other sizes: 8.5 at most."""
@@ -95,7 +97,9 @@ class Request:
     @property
     def searches(self) -> bool:
         """Whether scales are searched for, so that a calibration helps."""
-        return self.recipe is not None or (self.to == "gguf" and gguf_kind(self.quantize) in (*WEIGHED, *MIXES))
+        if self.to == "gguf":
+            return gguf_kind(self.quantize) in (*WEIGHED, *MIXES)
+        return self.recipe is not None or self.to == SERVERS
 
 
 def check(source: Checkpoint, place: Path, request: Request) -> None:
@@ -126,6 +130,10 @@ def check_options(place: Path, request: Request) -> None:
         raise DataError(
             "`quantize`: transformers reads dense weights only; leave it out, or say `to` mlx or gguf", field="quantize"
         )
+    if request.to == SERVERS:
+        if request.quantize is None:
+            raise DataError(f"`to` {SERVERS} writes integers: say `quantize` 4, 8 or 4:GROUP", field="quantize")
+        parse_for_servers(request.quantize)
     if request.to == "gguf" and request.dtype is not None:
         raise DataError(f"`dtype`: a GGUF file's type is `quantize`, one of {', '.join(KINDS)}", field="dtype")
     if request.dtype is not None and request.dtype not in DTYPES:

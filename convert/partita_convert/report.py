@@ -56,7 +56,7 @@ class Raised:
 class Report:
     """What was written, sizes in bytes.
 
-    form: "mlx", "huggingface" or "gguf". tensors: name, formats and error of each. retained: of each weight that an
+    form: as `to` has it. tensors: name, formats and error of each. retained: of each weight that an
     adapter changed, the share of the change that is in what was written. raised: those that got more bits for it.
     check: what was lost on a text, if that was asked. against: what another file lost on it. rank: of an adapter, where
     one was written in another layout and no model; its tensors are the changes.

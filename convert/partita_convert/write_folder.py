@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,18 @@ class WrittenTensor:
 
 
 OnTensor = Callable[[WrittenTensor], None]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a folder keeps packed weights, where that is not MLX's way. form: what readers look for in files, "mlx" or
+    "pt". part_names: the tensors that one weight may become. arrays: those that it becomes. settings: config.json, of
+    what was written."""
+
+    form: str
+    part_names: Callable[[str], tuple[str, ...]]
+    arrays: Callable[[str, Value], dict[str, np.ndarray]]
+    settings: Callable[[dict[str, Any], Sequence[WrittenTensor]], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -104,6 +116,21 @@ def write_huggingface(
     checkpoint = as_huggingface(checkpoint)
     transform = _dense(checkpoint, dtype)
     return _write(checkpoint, Path(folder), transform, "pt", shard_bytes, on_tensor, card, replace=replace)
+
+
+def write_laid_out(
+    checkpoint: Checkpoint,
+    folder: Path,
+    layout: Layout,
+    *,
+    transform: Transform,
+    on_tensor: OnTensor | None = None,
+    card: Card | None = None,
+) -> WrittenFolder:
+    """Write a folder with packed weights of another layout, in the names that transformers has. Errors as for
+    `write_mlx`."""
+    checkpoint = as_huggingface(checkpoint)
+    return _write(checkpoint, Path(folder), transform, layout.form, SHARD_BYTES, on_tensor, card, layout=layout)
 
 
 def _dense(checkpoint: Checkpoint, dtype: str | None) -> Transform:
@@ -174,13 +201,15 @@ def _write(
     card: Card | None,
     *,
     replace: bool = False,
+    layout: Layout | None = None,
 ) -> WrittenFolder:
     config, dropped = huggingface_config(checkpoint)
     names = [name for name in checkpoint.names() if name not in dropped]
     config = for_form(config, form, names)
     with whole_folder(folder, replace=replace) as partial:
         write_tokenizer(checkpoint, partial)  # first: it may be refused, and weights take long
-        room = header_room(part for name in names for part in part_names(name))
+        parts = part_names if layout is None else layout.part_names
+        room = header_room(part for name in names for part in parts(name))
         shards = Shards(partial, form, room, shard_bytes)
         formats: dict[str, Format] = {}
         written: list[WrittenTensor] = []
@@ -193,14 +222,15 @@ def _write(
                     value = _as_mlx_has_it(_wide_enough(config, name, require_known(value, name)))
                 if isinstance(value, Packed):
                     formats[name.removesuffix(".weight")] = Format(value.bits, value.group_size, value.mode)
-                shards.add(_arrays(name, value))
+                shards.add((_arrays if layout is None else layout.arrays)(name, value))
                 written.append(_describe(name, checkpoint.stored_as(name), source, value))
                 if on_tensor is not None:
                     on_tensor(written[-1])
             nbytes = shards.finish()
         finally:
             shards.close()
-        write_json(partial / "config.json", _with_formats(config, formats, written))
+        said = _with_formats(config, formats, written) if layout is None else layout.settings(config, written)
+        write_json(partial / "config.json", said)
         if checkpoint.generation_config:
             write_json(partial / "generation_config.json", checkpoint.generation_config)
         result = WrittenFolder(folder, nbytes, tuple(written))

@@ -293,7 +293,7 @@ def convert(
     source: str | Path,
     dest: str | Path,
     *,
-    to: Literal["mlx", "huggingface", "gguf"] | None = None,
+    to: Literal["mlx", "huggingface", "gguf", "compressed-tensors"] | None = None,
     quantize: str | int | None = None,
     dtype: str | None = None,
     exact: bool = False,
@@ -316,8 +316,9 @@ def convert(
 
     source: a model as in `load`, or the folder of an adapter. dest: a new folder, or a new file that ends in .gguf.
 
-    - to: "mlx" (for partita and mlx-lm), "huggingface" (dense, for transformers) or "gguf" (for llama.cpp); None is
-      gguf where dest ends so, else mlx. Of an adapter: "mlx" is mlx-lm's layout, "huggingface" PEFT's
+    - to: "mlx" (for partita and mlx-lm), "huggingface" (dense, for transformers), "gguf" (for llama.cpp) or
+      "compressed-tensors" (4 bits, for vLLM and SGLang); None is gguf where dest ends so, else mlx. Of an adapter:
+      "mlx" is mlx-lm's layout, "huggingface" PEFT's
     - quantize: bits, as 4 or "4:32" (in groups of 32), small floats as "nvfp4", a mixture as "mixed_4_6",
       "measured:4.5" (bits a weight, spent where they help most), or a type of GGUF; None keeps what is stored
     - dtype: of weights that stay dense: "float32", "float16" or "bfloat16"
