@@ -44,6 +44,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "hunyuan": {},
     "ministral3": {},
     "cohere2": {},
+    "lfm2": {},
+    "lfm2-headed": {},
+    "lfm2_moe": {"routed_scaling_factor": 1.0},
+    "lfm2_moe-headed": {},
     **{name: {} for name in RECURRENT},
 }
 NAMES = tuple(CHANGES)
@@ -63,6 +67,11 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "qwen3_5_moe-tiled": {**tiny_models.FAMILIES["qwen3_5_moe"], **_HEADS},
     "qwen3_next-grouped": {**tiny_models.FAMILIES["qwen3_next"], **_HEADS, "mlp_only_layers": []},
+    "lfm2-headed": {  # a longer kernel, a width that follows from another, and a head of its own
+        **tiny_models.FAMILIES["lfm2-biased"],
+        "conv_bias": False,
+    },
+    "lfm2_moe-headed": {**tiny_models.FAMILIES["lfm2_moe"], "routed_scaling_factor": 1.0, "tie_word_embeddings": False},
     "gemma4-told": {  # rows of what layers are told for each token that there is, and no more
         **tiny_models.FAMILIES["gemma4"],
         "vocab_size_per_layer_input": 300 + len(SPECIALS),
@@ -83,6 +92,9 @@ UNSAYABLE = {
     "ernie4_5-biased": "attention_bias",
     "qwen3_5": "linear_value_head_dim 24 beside linear_key_head_dim 16",
     "qwen3_5_moe": "linear_value_head_dim 24",
+    "lfm2-biased": r"no place for 'model\.layers\.0\.conv\.conv\.bias",
+    "lfm2_moe": "experts .*scale=1.5",
+    "lfm2_moe-plain": r"no place for 'model\.layers\.0\.conv\.conv\.bias",
     "gpt_oss-truncated": "the rotation of layer 0 {'truncate': True}",
 }
 

@@ -92,6 +92,12 @@ def as_published(checkpoint: Checkpoint) -> Checkpoint:
     return _renamed(checkpoint, 0)
 
 
+def published_name(checkpoint: Checkpoint, name: str) -> str:
+    """What a tensor is called there."""
+    called = _CALLED.get(str(checkpoint.config.get("model_type")))
+    return name if called is None else called[0](name)
+
+
 def as_of_mlx(checkpoint: Checkpoint) -> Checkpoint:
     """Under mlx-lm's."""
     return _renamed(checkpoint, 1)

@@ -187,7 +187,9 @@ def test_architectures_are_those_of_the_gguf_package() -> None:
     tensors = {name.removeprefix("blk.{bid}.") for name in gguf.TENSOR_NAMES.values()}
     for name, row in ARCHITECTURES.items():
         assert name in known
-        assert tensors.issuperset(part.partition(".")[0] for part in row.layer_names)
+        for part in row.layer_names:
+            assert {part.partition(".")[0], part.removesuffix(".weight")} & tensors, part
+        assert tensors.issuperset(outer.removesuffix(".weight") for outer in row.outer_names)
 
 
 def test_scaled_rope_that_an_architecture_does_not_read(families: Path, tmp_path: Path) -> None:

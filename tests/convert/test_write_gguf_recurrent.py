@@ -1,4 +1,4 @@
-"""GGUF out: layers with the gated delta rule, from every kind of folder, and what becomes of their integers."""
+"""GGUF out: the gated delta rule and short convolutions, from every kind of folder; what becomes of integers."""
 
 from __future__ import annotations
 
@@ -56,6 +56,40 @@ def test_the_types_of_small_parts(name: str, written: Callable[..., Path]) -> No
     shapes = {key: tensor.shape for key, tensor in file.tensors.items()}
     assert {len(shape) for key, shape in shapes.items() if "ssm_conv1d" in key} == {2}
     assert not [key for key, shape in shapes.items() if "ffn_gate_inp_shexp" in key and len(shape) > 1]
+
+
+@pytest.mark.parametrize("name", ["lfm2", "lfm2_moe"])
+def test_the_types_of_small_parts_beside_convolutions(name: str, written: Callable[..., Path]) -> None:
+    file = open_gguf(written(name, "Q4_0"))
+    types = {key.partition(".")[2].partition(".")[2]: tensor.type for key, tensor in file.tensors.items()}
+    floats = {"shortconv.conv.weight", "attn_norm.weight", "attn_q_norm.weight"}
+    floats |= {"ffn_gate_inp.weight", "exp_probs_b.bias"} & set(types)
+    assert len(floats) == (3 if name == "lfm2" else 5)
+    assert {types[key] for key in floats} == {"F32"}
+    packed = {"shortconv.in_proj.weight", "shortconv.out_proj.weight", "attn_output.weight", "ffn_down.weight"}
+    packed |= {"ffn_gate_exps.weight", "ffn_down_exps.weight"} & set(types)
+    assert {types[key] for key in packed} == {"Q4_0"}
+    assert file.tensors["blk.0.shortconv.conv.weight"].shape == (128, 3)
+    assert file.metadata[f"{file.metadata['general.architecture']}.attention.head_count_kv"] == [0, 2, 0, 2]
+
+
+def test_a_folder_of_mlx_lm_gives_the_same_file(families: Path, tmp_path: Path) -> None:
+    """LFM2-MoE's dense MLP has other names there, and taps are the second axis; what is said of a matrix, by either
+    name, is said of it."""
+    source = open_checkpoint(gguf_models.write("lfm2_moe", families))
+    write_mlx(source, tmp_path / "mlx")
+    mlx = open_checkpoint(tmp_path / "mlx")
+    plain, other = "model.layers.0.feed_forward.w2.weight", "model.layers.0.feed_forward.down_proj.weight"
+    columns = np.random.default_rng(3).uniform(0.01, 100, source.shape(plain)[1]).astype(np.float32)
+    files = []
+    for checkpoint, name in ((source, plain), (mlx, other)):
+        more = {"kind": "Q4_1", "columns": {name: columns}, "kinds": {name: "Q5_1"}}
+        files.append(open_gguf(write_gguf(checkpoint, tmp_path / f"{len(files)}.gguf", **more).path))
+    assert files[1].tensors["blk.0.ffn_down.weight"].type == "Q5_1"
+    assert set(files[0].tensors) == set(files[1].tensors)
+    for key, tensor in files[0].tensors.items():
+        assert (files[1].tensors[key].shape, files[1].tensors[key].type) == (tensor.shape, tensor.type)
+        np.testing.assert_array_equal(files[1].raw(key), files[0].raw(key), err_msg=key)
 
 
 @pytest.mark.parametrize(("bits", "kind", "target"), [(4, "Q8_0", "Q4_1"), (5, "Q5_1", "Q5_1")])

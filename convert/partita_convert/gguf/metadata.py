@@ -16,12 +16,12 @@ import numpy as np
 
 from partita.checkpoint.base import Checkpoint
 from partita.checkpoint.gguf.architectures import ARCHITECTURES, Architecture
-from partita.checkpoint.gguf.extensions import usual_attention_factor
+from partita.checkpoint.gguf.extensions import GATING, usual_attention_factor
 from partita.checkpoint.gguf.names import SAMPLING_KEYS, config_from, with_rope_tensors
 from partita.checkpoint.gguf.parts import LONG_FACTORS, NEVER, ROPE_FACTORS, SHORT_FACTORS
 from partita.errors import CheckpointError, UnsupportedModel
 from partita.inference.sampling import recommended_values
-from partita.model.config import DeltaConfig, LayerConfig, ModelConfig, RopeConfig
+from partita.model.config import ConvConfig, DeltaConfig, LayerConfig, ModelConfig, RopeConfig
 from partita.model.families.parse import parse
 from partita.model.families.wrappers import text_config
 from partita.model.rope import inverse_frequencies
@@ -90,6 +90,9 @@ def model_keys(config: ModelConfig, architecture: str) -> tuple[dict[str, Typed]
         numbers["expert_used_count"] = config.experts.active
         numbers["expert_feed_forward_length"] = config.experts.intermediate_size
         numbers["expert_shared_feed_forward_length"] = config.experts.shared_size or None
+        if "num_dense_layers" in row.fields:
+            numbers["leading_dense_block_count"] = [*(layer.experts for layer in config.layers), True].index(True)
+            numbers["expert_gating_func"] = GATING[config.experts.score]
     if "logits_scaling" in row.fields:
         numbers["attention.scale"] = config.attention_scale
         numbers["embedding_scale"] = config.embedding_scale
@@ -233,17 +236,17 @@ def _check_layers(architecture: str, config: ModelConfig, read: ModelConfig) -> 
             raise _unsayable(architecture, f"a window of layer {i}", *windows)
         if not _same_rope(wanted, said):
             raise _unsayable(architecture, f"the rotation of layer {i}", *_differing(wanted.rope, said.rope))
-        if not _same_delta(wanted.delta, said.delta):
-            raise _unsayable(architecture, f"the recurrence of layer {i}", wanted.delta, said.delta)
+        if not _same_mixer(wanted.mixer, said.mixer):
+            raise _unsayable(architecture, f"the recurrence of layer {i}", wanted.mixer, said.mixer)
         if not same_shape(wanted, said, config, read, i):
             raise _unsayable(architecture, f"the shape of layer {i}", wanted, said)
         if wanted.experts != said.experts:
             raise _unsayable(architecture, f"experts in layer {i}", wanted.experts, said.experts)
 
 
-def _same_delta(wanted: DeltaConfig | None, said: DeltaConfig | None) -> bool:
-    if wanted is None or said is None:
-        return wanted is said
+def _same_mixer(wanted: DeltaConfig | ConvConfig | None, said: DeltaConfig | ConvConfig | None) -> bool:
+    if not isinstance(wanted, DeltaConfig) or not isinstance(said, DeltaConfig):
+        return wanted == said
     names = [field.name for field in dataclasses.fields(DeltaConfig)]
     return all(_same(getattr(wanted, name), getattr(said, name)) for name in names)
 

@@ -1,4 +1,4 @@
-"""Layers that remember by the gated delta rule, as GGUF keeps them: their keys, and tensors that it keeps as others.
+"""Layers that remember by a state, as GGUF keeps them: their keys, and tensors that it keeps as others.
 
 Not here: in which order heads stand (`partita.checkpoint.gguf.arrangement`). Invariant: what llama.cpp's readers cannot
 take is refused by the name of the field.
@@ -13,7 +13,7 @@ from partita.checkpoint.gguf.architectures import Architecture
 from partita.checkpoint.gguf.extensions import MROPE_SECTION
 from partita.errors import CheckpointError, UnsupportedModel
 from partita.files.bounded import is_list, is_table
-from partita.model.config import DeltaConfig, ModelConfig
+from partita.model.config import ConvConfig, DeltaConfig, ModelConfig
 
 
 def delta_of(config: ModelConfig) -> DeltaConfig | None:
@@ -35,7 +35,9 @@ def head_fields(config: ModelConfig) -> dict[str, int]:
 
 
 def recurrent_keys(config: ModelConfig, architecture: str, row: Architecture) -> dict[str, Any]:
-    """ssm.* and which layers are recurrent. UnsupportedModel: heads that llama.cpp does not read."""
+    """ssm.* or shortconv.*, and which layers are recurrent. UnsupportedModel: heads that llama.cpp does not read."""
+    if row.convolves:
+        return _conv_keys(config, architecture)
     if row.recurrent is None:
         return {}
     if (delta := delta_of(config)) is None:
@@ -57,6 +59,15 @@ def recurrent_keys(config: ModelConfig, architecture: str, row: Architecture) ->
         "ssm.inner_size": delta.value_size,
         **pattern,
     }
+
+
+def _conv_keys(config: ModelConfig, architecture: str) -> dict[str, Any]:
+    """A layer without key-value heads is a convolution."""
+    found = next((layer.mixer for layer in config.layers if isinstance(layer.mixer, ConvConfig)), None)
+    if found is None:
+        raise UnsupportedModel(f"GGUF's {architecture} architecture has convolutions, this model none", field="to")
+    heads = [0 if layer.mixer else config.kv_heads_of(i) for i, layer in enumerate(config.layers)]
+    return {"shortconv.l_cache": found.kernel, "attention.head_count_kv": heads}
 
 
 def _every(period: int, layers: int) -> list[bool]:

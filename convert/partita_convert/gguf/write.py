@@ -27,7 +27,7 @@ from partita.checkpoint import experts
 from partita.checkpoint.base import Checkpoint
 from partita.checkpoint.gguf.architectures import Architecture
 from partita.checkpoint.gguf.arrangement import arrangement, part_of, permuted_heads, rows_by_key_heads, with_columns
-from partita.checkpoint.gguf.parts import BARE_NAMES, EXPERTS, OUTER_NAMES
+from partita.checkpoint.gguf.parts import BARE_NAMES, EXPERTS
 from partita.checkpoint.names import EMBEDDING, HEAD, adds_one, predicts_further, text_name
 from partita.errors import CheckpointError, DataError, UnsupportedModel
 from partita.files.atomic import refuse_existing, whole_file
@@ -36,6 +36,7 @@ from partita.model.families.parse import parse
 from partita.quantization import Packed, Stored, dequantize
 
 from ..layouts import by_key_heads
+from ..renames import as_published, published_name
 from ..write_folder import OnTensor, WrittenTensor
 from .encode import K_WIDTHS, WIDTHS, Encoder, Value, exact_type, too_large
 from .file import GgufWriter, Typed
@@ -48,7 +49,7 @@ PLAIN = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
 KINDS = (*PLAIN, *MIXES)
 TENSOR_KINDS = (*PLAIN, *K_WIDTHS)
 """Of a single tensor."""
-_FLOATS = frozenset({"ffn_gate_inp", "ssm_conv1d"})
+_FLOATS = frozenset({"ffn_gate_inp", "ssm_conv1d", "shortconv.conv"})
 _DELICATE = frozenset({"ssm_alpha", "ssm_beta", "ssm_ba"})
 _FUSED = "linear_attn.in_proj_qkvz"
 
@@ -99,7 +100,9 @@ def write_gguf(
     refuse_existing(path)  # before the vocabulary is read
     architecture, row = architecture_of(checkpoint.config)
     config = parse(checkpoint.config)
-    checkpoint = by_key_heads(checkpoint, ("ssm_ba",))  # where it was read from GGUF, two
+    kinds = {published_name(checkpoint, name): wanted for name, wanted in kinds.items()}
+    columns = {published_name(checkpoint, name): matter for name, matter in columns.items()}
+    checkpoint = by_key_heads(as_published(checkpoint), ("ssm_ba",))  # where it was read from GGUF, two
     keys = general_keys(checkpoint, architecture, kind)
     model, factors = model_keys(config, architecture)
     keys |= model
@@ -248,14 +251,14 @@ def _text_names(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def layer_names(row: Architecture) -> dict[str, str]:
-    """Part of a Hugging Face tensor's name to GGUF's: the table of the reader, backwards."""
-    return {theirs: ours for ours, theirs in row.layer_names.items()}
+    """Part of a Hugging Face tensor's name to GGUF's, and whole ones outside the layers: the tables of the reader,
+    backwards."""
+    return {theirs: ours for ours, theirs in (*row.layer_names.items(), *row.outer_names.items())}
 
 
 def name_in_gguf(name: str, names: Mapping[str, str]) -> str:
-    outer = {theirs: ours for ours, theirs in OUTER_NAMES.items()}
-    if name in outer:
-        return outer[name]
+    if name in names:
+        return names[name]
     prefix, _, rest = name.partition("model.layers.")
     layer, _, rest = rest.partition(".")
     if not prefix and layer.isdecimal():

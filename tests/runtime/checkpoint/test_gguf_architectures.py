@@ -21,10 +21,10 @@ from partita.checkpoint.gguf.names import (
     with_rope_tensors,
 )
 from partita.errors import CheckpointError, PartitaError, UnsupportedModel
-from partita.model.config import RopeConfig
+from partita.model.config import ConvConfig, ExpertsConfig, RopeConfig
 from partita.model.families.parse import parse
 
-FULL, SLIDING, RECURRENT = "full_attention", "sliding_attention", "linear_attention"
+FULL, SLIDING, RECURRENT, CONV = "full_attention", "sliding_attention", "linear_attention", "conv"
 LAYERS, WIDTH, HEADS = 6, 64, 4
 OUTER = {
     "token_embd.weight": (32, WIDTH),
@@ -49,6 +49,7 @@ SPARSE = {
     "expert_feed_forward_length": 48,
     "expert_shared_feed_forward_length": 32,
 }
+CONVOLVED = {"attention.head_count_kv": [0, 0, 2, 0, 2, 0], "shortconv.l_cache": 3}
 SECTIONS = {"rope.dimension_sections": [11, 11, 10, 0]}
 # keys that llama.cpp's converter writes for every model of the architecture, beyond the common ones
 OWN: dict[str, dict[str, Any]] = {
@@ -100,6 +101,15 @@ OWN: dict[str, dict[str, Any]] = {
     "qwen35": {**DELTA, **SECTIONS},
     "qwen35moe": {**DELTA, **SECTIONS, **SPARSE, "feed_forward_length": None},
     "qwen3next": {**DELTA, **SPARSE},
+    "lfm2": CONVOLVED,
+    "lfm2moe": {
+        **CONVOLVED,
+        "expert_count": 8,
+        "expert_used_count": 2,
+        "expert_feed_forward_length": 48,
+        "leading_dense_block_count": 2,
+        "expert_gating_func": 2,
+    },
     "gpt-oss": {
         "expert_count": 8,
         "expert_used_count": 2,
@@ -155,6 +165,45 @@ def test_layers_are_recurrent_but_for_the_last_of_a_period() -> None:
     said = [False, True, True, False, True, True]
     listed = read("qwen35moe", attention__recurrent_layers=said)["layer_types"]
     assert listed == [RECURRENT if each else FULL for each in said]
+
+
+def test_a_layer_without_key_value_heads_is_a_convolution() -> None:
+    types = [CONV, CONV, FULL, CONV, FULL, CONV]
+    for architecture in ("lfm2", "lfm2moe"):
+        config = read(architecture)
+        assert (config["layer_types"], config["num_key_value_heads"]) == (types, 2)
+        parsed = parse(config)
+        assert [layer.mixer for layer in parsed.layers] == [ConvConfig(WIDTH, 3) if t == CONV else None for t in types]
+        assert (parsed.intermediate_size, parsed.norm_eps) == (96, 1e-6)
+        for same in (0, 64):  # as long as the context: never slides
+            assert read(architecture, attention__sliding_window=same) == config
+        for keys, said in (
+            ({"attention__sliding_window": 16}, "sliding_window"),
+            ({"attention__head_count_kv": [0, 0, 2, 0, 4, 0]}, r"\[2, 4\] heads"),
+            ({"attention__head_count_kv": [0] * 6}, "head_count_kv"),
+        ):
+            with pytest.raises(UnsupportedModel, match=said):
+                read(architecture, **keys)
+        for keys, said in (
+            ({"shortconv__l_cache": None}, r"shortconv\.l_cache"),
+            ({"shortconv__l_cache": -3}, r"shortconv\.l_cache"),
+            ({"attention__head_count_kv": [0, 2]}, "2 items for 6 layers"),
+        ):
+            with pytest.raises(CheckpointError, match=said):
+                read(architecture, **keys)
+
+
+def test_a_router_of_lfm2_scores_each_expert_by_itself() -> None:
+    config = parse(read("lfm2moe"))
+    assert [layer.experts for layer in config.layers] == [False] * 2 + [True] * 4
+    assert config.experts == ExpertsConfig(
+        8, 2, 48, normalize=True, normalize_eps=1e-6, score="sigmoid", choice_bias=True
+    )
+    with pytest.raises(UnsupportedModel, match="expert_gating_func 1"):
+        read("lfm2moe", expert_gating_func=1)
+    for key in ("expert_gating_func", "leading_dense_block_count"):
+        with pytest.raises(CheckpointError, match=key):
+            read("lfm2moe", **{key: None})
 
 
 def test_layers_behind_the_model_are_not_its_own() -> None:
@@ -326,6 +375,14 @@ def test_yarns_attention_factor() -> None:
         ("qwen3moe", "blk.3.ffn_down_exps.weight", "model.layers.3.mlp.switch_mlp.down_proj.weight"),
         ("phi3", "blk.3.attn_qkv.weight", "model.layers.3.self_attn.qkv_proj.weight"),
         ("phi3", "blk.3.ffn_up.weight", "model.layers.3.mlp.gate_up_proj.weight"),
+        ("lfm2", "token_embd_norm.weight", "model.embedding_norm.weight"),
+        ("lfm2", "blk.3.shortconv.conv.weight", "model.layers.3.conv.conv.weight"),
+        ("lfm2", "blk.3.shortconv.in_proj.weight", "model.layers.3.conv.in_proj.weight"),
+        ("lfm2", "blk.3.attn_output.weight", "model.layers.3.self_attn.out_proj.weight"),
+        ("lfm2", "blk.3.ffn_up.weight", "model.layers.3.feed_forward.w3.weight"),
+        ("lfm2moe", "blk.3.exp_probs_b.bias", "model.layers.3.feed_forward.expert_bias"),
+        ("lfm2moe", "blk.3.ffn_gate_inp.weight", "model.layers.3.feed_forward.gate.weight"),
+        ("lfm2moe", "blk.3.ffn_up_exps.weight", "model.layers.3.feed_forward.switch_mlp.up_proj.weight"),
         ("olmo2", "blk.3.post_ffw_norm.weight", "model.layers.3.post_feedforward_layernorm.weight"),
         ("qwen2", "blk.3.attn_q.bias", "model.layers.3.self_attn.q_proj.bias"),
         ("exaone4", "blk.3.post_ffw_norm.weight", "model.layers.3.post_feedforward_layernorm.weight"),

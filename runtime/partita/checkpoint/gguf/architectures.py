@@ -33,6 +33,8 @@ GGUF leaves out has a value here only where the architecture's readers fix it; t
     qwen35moe, qwen3next      the weights of the experts chosen are divided by their sum
     mistral3                  yarn's log multiplier is Hugging Face's mscale_all_dim beside an mscale of 1; queries grow
                               by attention.temperature_scale, each original context anew; without yarn, Mistral
+    lfm2, lfm2moe             a layer without key-value heads is a short convolution, without biases; token_embd_norm is
+                              the last norm; lfm2moe divides the chosen weights by their sum, and a bias chooses
 """
 
 from __future__ import annotations
@@ -49,10 +51,14 @@ from .parts import (
     GEMMA2,
     GEMMA4,
     GPT_OSS,
+    LFM2,
+    LFM2_MOE,
     LINEAR,
     LLAMA,
     LONG_FACTORS,
     MLP,
+    OUTER_LFM2,
+    OUTER_NAMES,
     PHI3,
     POST_NORMS,
     PRE_NORMS,
@@ -74,9 +80,11 @@ class Architecture:
     """One row.
 
     model_type, class_name: how config.json calls it. written: the model types that are written under it.
-    layer_names: part of a GGUF layer's tensor to part of a Hugging Face one's. biased: the parts that may have a bias.
+    layer_names: part of a GGUF layer's tensor to part of a Hugging Face one's. outer_names: the whole names of the
+    others. biased: the parts that may have a bias.
     permuted: rows of q and k. recurrent: the order of value heads in layers that remember by the delta rule; None: no
-    layer does. predicts: whether a file may have blocks behind the model's, which predict further tokens.
+    layer does. convolves: whether layers without key-value heads are short convolutions. predicts: whether a file may
+    have blocks behind the model's, which predict further tokens.
     by_layer: fields of which a file may have one for each layer; they are lists until `extend`.
     fields: config field to (key after "<architecture>.", type, default); ... where the key must be there.
     constants: fields that every file of the architecture means. theta: the rope base where the key is missing; ... if
@@ -93,7 +101,9 @@ class Architecture:
     written: tuple[str, ...]
     biased: frozenset[str] = frozenset()
     permuted: bool = False
+    outer_names: Mapping[str, str] = field(default_factory=lambda: OUTER_NAMES)
     recurrent: Literal["grouped", "tiled"] | None = None
+    convolves: bool = False
     predicts: bool = False
     norms_include_one: bool = False
     fields: Mapping[str, tuple[str, type, Any]] = field(default_factory=dict[str, tuple[str, type, Any]])
@@ -119,6 +129,10 @@ _DELTA = {
     "linear_num_key_heads": ("ssm.group_count", int, ...),
     "linear_num_value_heads": ("ssm.time_step_rank", int, ...),
     "linear_value_size": ("ssm.inner_size", int, ...),
+}
+_CONV = {
+    "conv_L_cache": ("shortconv.l_cache", int, ...),
+    "sliding_window": ("attention.sliding_window", int, 0),
 }
 _SPARSE = {
     "num_experts": ("expert_count", int, ...),
@@ -413,5 +427,41 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             "mlp_only_layers": [],
         },
         extend=extensions.gated_delta,
+    ),
+    "lfm2": Architecture(
+        "lfm2",
+        "Lfm2ForCausalLM",
+        LFM2,
+        written=("lfm2",),
+        outer_names=OUTER_LFM2,
+        convolves=True,
+        fields=_CONV,
+        by_layer=frozenset({"num_key_value_heads"}),
+        constants={"conv_bias": False, "block_auto_adjust_ff_dim": False},
+        extend=extensions.short_conv,
+    ),
+    "lfm2moe": Architecture(
+        "lfm2_moe",
+        "Lfm2MoeForCausalLM",
+        LFM2_MOE,
+        written=("lfm2_moe",),
+        outer_names=OUTER_LFM2,
+        convolves=True,
+        fields={
+            **_CONV,
+            "num_experts": ("expert_count", int, ...),
+            "num_experts_per_tok": ("expert_used_count", int, ...),
+            "moe_intermediate_size": ("expert_feed_forward_length", int, ...),
+            "num_dense_layers": ("leading_dense_block_count", int, ...),
+            "gating": ("expert_gating_func", int, ...),
+        },
+        by_layer=frozenset({"num_key_value_heads"}),
+        constants={
+            "conv_bias": False,
+            "use_expert_bias": True,
+            "norm_topk_prob": True,
+            "routed_scaling_factor": 1.0,
+        },
+        extend=extensions.short_conv_moe,
     ),
 }

@@ -23,7 +23,7 @@ from .architectures import Architecture
 from .parts import BY_KEY_HEADS, GATE_AND_UP
 
 Value = np.ndarray | Packed
-_OF_ONE = {"ssm_conv1d": 1, "ffn_gate_inp_shexp": 0}
+_OF_ONE = {"ssm_conv1d": 1, "shortconv.conv": 1, "ffn_gate_inp_shexp": 0}
 """Parts of which Hugging Face has an axis more, of length 1, and where."""
 
 
@@ -41,9 +41,12 @@ class Arrangement:
 
 
 def part_of(gguf_name: str) -> str:
-    """ "ssm_a" of "blk.3.ssm_a", "attn_q" of "blk.3.attn_q.weight"; "" of what belongs to no layer."""
-    prefix, _, rest = gguf_name.partition(".")
-    return rest.split(".")[1] if prefix == "blk" and "." in rest else ""
+    """ "ssm_a" of "blk.3.ssm_a", "attn_q" of "blk.3.attn_q.weight", "shortconv.conv" of "blk.3.shortconv.conv.weight";
+    "" of what belongs to no layer."""
+    prefix, *rest = gguf_name.split(".")
+    if prefix != "blk" or len(rest) < 2:
+        return ""
+    return rest[1] if len(rest) == 2 else ".".join(rest[1:-1])
 
 
 def permuted_heads(row: Architecture, config: Mapping[str, Any], gguf_name: str) -> int:
@@ -52,17 +55,15 @@ def permuted_heads(row: Architecture, config: Mapping[str, Any], gguf_name: str)
     return config[fields[part]] if row.permuted and (part := part_of(gguf_name)) in fields else 0
 
 
-def new_axis(row: Architecture, gguf_name: str, stored: tuple[int, ...]) -> int | None:
+def new_axis(gguf_name: str, stored: tuple[int, ...]) -> int | None:
     """Where a tensor of this shape in the file gets an axis; None if it has it, or needs none."""
-    axis = _OF_ONE.get(part_of(gguf_name)) if row.recurrent else None
+    axis = _OF_ONE.get(part_of(gguf_name))
     return axis if axis is not None and len(stored) == axis + 1 else None
 
 
-def published_shape(
-    row: Architecture, config: Mapping[str, Any], gguf_name: str, stored: tuple[int, ...], name: str
-) -> tuple[int, ...]:
+def published_shape(config: Mapping[str, Any], gguf_name: str, stored: tuple[int, ...], name: str) -> tuple[int, ...]:
     """Hugging Face's shape of `name`, which the file has in this one."""
-    axis = new_axis(row, gguf_name, stored)
+    axis = new_axis(gguf_name, stored)
     if (share := _share(gguf_name, name)) is not None and part_of(gguf_name) in BY_KEY_HEADS:
         stored = (config["linear_num_key_heads"] * sum(_widths(part_of(gguf_name), config)[share]), *stored[1:])
     elif share is not None and len(stored) == 3:
@@ -88,7 +89,7 @@ def arrangement(
             raise CheckpointError(f"{what} has shape {shape}, which gate and up cannot share")
         return Arrangement(np.arange(shape[0] * shape[1]).reshape(shape[0], 2, -1)[:, share].reshape(-1))
     if row.recurrent is None:
-        return Arrangement()
+        return Arrangement(axis=_OF_ONE.get(part))
     rows, columns = _tiled(config, part, shape, what) if row.recurrent == "tiled" else (None, None)
     return Arrangement(rows, columns, _OF_ONE.get(part), decay=part == "ssm_a")
 

@@ -75,7 +75,7 @@ class GgufCheckpoint(Checkpoint):
 
     def shape(self, name: str) -> tuple[int, ...]:
         tensor = self._tensor(name)
-        return published_shape(self._row, self.config, tensor.name, tensor.shape, name)
+        return published_shape(self.config, tensor.name, tensor.shape, name)
 
     def read(self, name: str) -> np.ndarray | Packed:
         tensor, order = self._tensor(name), self._arrangement(name)
@@ -85,7 +85,7 @@ class GgufCheckpoint(Checkpoint):
             value = value.map(taken) if isinstance(value, Packed) else taken(value)
         if order.columns is not None:
             value = with_columns(value, order.columns)
-        if (axis := new_axis(self._row, tensor.name, tensor.shape)) is not None:
+        if (axis := new_axis(tensor.name, tensor.shape)) is not None:
             new = partial(np.expand_dims, axis=axis)
             value = value.map(new) if isinstance(value, Packed) else new(value)
         if order.decay and isinstance(value, np.ndarray):

@@ -15,7 +15,9 @@ from ...files.bounded import is_list
 from .keys import Keys
 
 Config = dict[str, Any]
-SLIDING, FULL, RECURRENT = "sliding_attention", "full_attention", "linear_attention"
+SLIDING, FULL, RECURRENT, CONV = "sliding_attention", "full_attention", "linear_attention", "conv"
+GATING = {"softmax": 1, "sigmoid": 2, "softmax_chosen": 3}
+"""What becomes of a router's outputs, by GGUF's numbers."""
 MROPE_SECTION = [11, 11, 10]
 """Frequencies of time, height and width where a Qwen3.5 does not say them."""
 _KINDS = ("value", "key")
@@ -234,3 +236,22 @@ def qwen35(keys: Keys, config: Config) -> Config:
 def qwen35moe(keys: Keys, config: Config) -> Config:
     """No MLP is dense, though a file may say how wide it would be."""
     return {key: value for key, value in qwen35(keys, config).items() if key != "intermediate_size"}
+
+
+def short_conv(keys: Keys, config: Config) -> Config:
+    """Layers without key-value heads are short convolutions."""
+    if 0 < config.pop("sliding_window") < config["max_position_embeddings"]:
+        raise UnsupportedModel(f"{keys.prefix}.attention.sliding_window is not implemented in this architecture")
+    heads = config["num_key_value_heads"]
+    if len(attend := set(heads) - {0}) != 1:
+        raise UnsupportedModel(
+            f"{keys.prefix}.attention.head_count_kv: layers that attend with {sorted(attend)} heads are not implemented"
+        )
+    config["norm_eps"] = config.pop("rms_norm_eps")
+    return config | {"num_key_value_heads": max(attend), "layer_types": [FULL if count else CONV for count in heads]}
+
+
+def short_conv_moe(keys: Keys, config: Config) -> Config:
+    if (said := config.pop("gating")) != GATING["sigmoid"]:
+        raise UnsupportedModel(f"{keys.prefix}.expert_gating_func {said} is not implemented in this architecture")
+    return short_conv(keys, config)

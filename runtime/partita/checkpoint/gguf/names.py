@@ -20,7 +20,7 @@ from ...files.bounded import is_list
 from .architectures import ARCHITECTURES, Architecture
 from .extensions import FULL, SLIDING, usual_attention_factor
 from .keys import Keys, shortest
-from .parts import BARE_NAMES, CONSTANTS, LONG_FACTORS, NEVER, OUTER_NAMES, ROPE_FACTORS, SHORT_FACTORS, read_as
+from .parts import BARE_NAMES, CONSTANTS, LONG_FACTORS, NEVER, ROPE_FACTORS, SHORT_FACTORS, read_as
 
 # config field: (key after "<architecture>.", type, default; ... means that the key must be there)
 _COMMON: dict[str, tuple[str, type, Any]] = {
@@ -264,8 +264,8 @@ def tensor_names(metadata: Mapping[str, Any], names: Collection[str]) -> dict[st
         prefix, _, rest = name.partition(".")
         number, _, rest = rest.partition(".")
         part, _, kind = rest.partition(".")
-        if name in OUTER_NAMES:
-            found[OUTER_NAMES[name]] = name
+        if name in row.outer_names:
+            found[row.outer_names[name]] = name
         elif name in (ROPE_FACTORS, LONG_FACTORS, SHORT_FACTORS) or part in CONSTANTS:
             continue  # in the config
         elif prefix == "blk" and number.isdecimal() and layers is not None and layers <= int(number) < blocks:

@@ -101,6 +101,30 @@ _GATED = {
     "post_attention_norm": "post_attention_layernorm",
 }
 SPARSE = {**EXPERTS, "ffn_gate_inp": "mlp.gate"}
+OUTER_LFM2: Mapping[str, str] = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "token_embd_norm.weight": "model.embedding_norm.weight",
+    "output.weight": "lm_head.weight",
+}
+LFM2 = {
+    **ATTENTION,
+    "attn_output": "self_attn.out_proj",
+    "attn_q_norm": "self_attn.q_layernorm",
+    "attn_k_norm": "self_attn.k_layernorm",
+    "attn_norm": "operator_norm",
+    "ffn_norm": "ffn_norm",
+    "ffn_gate": "feed_forward.w1",
+    "ffn_up": "feed_forward.w3",
+    "ffn_down": "feed_forward.w2",
+    "shortconv.in_proj.weight": "conv.in_proj.weight",
+    "shortconv.conv.weight": "conv.conv.weight",
+    "shortconv.out_proj.weight": "conv.out_proj.weight",
+}
+LFM2_MOE = {
+    **LFM2,
+    **{part: f"feed_forward.{called.removeprefix('mlp.')}" for part, called in SPARSE.items()},
+    "exp_probs_b.bias": "feed_forward.expert_bias",
+}
 _SPARSE = {**SPARSE, **SHARED_EXPERT, "ffn_gate_up_exps": "mlp.switch_mlp.gate_up_proj"}
 _BETA_AND_ALPHA = {"ssm_beta": "linear_attn.in_proj_b", "ssm_alpha": "linear_attn.in_proj_a"}
 QWEN35 = {**_GATED, **_BETA_AND_ALPHA, **MLP}
