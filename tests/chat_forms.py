@@ -33,6 +33,30 @@ _GEMMA = (
     "{% if not enable_thinking %}<|channel>thought\n<channel|>{% endif %}{% endif %}"
 )
 _CHATML = f"{{% for m in messages %}}{_TURN}{{% endfor %}}{_ASKS}{{% endif %}}"
+# tools, and results of calls, between control tokens; calls as Python, of whose values objects alone are JSON; thoughts
+# are taken out of what was said before the last reply
+_LFM = (
+    "{% set keep_past_thinking = keep_past_thinking | default(false) %}"
+    '{% macro value(x) %}{% if x is string %}"{{ x }}"{% elif x is mapping %}{{ x | tojson }}'
+    "{% else %}{{ x | string }}{% endif %}{% endmacro %}"
+    "{% set ns = namespace(system='', last=-1) %}"
+    "{% if messages and messages[0].role == 'system' %}{% set ns.system = messages[0].content %}{% endif %}"
+    "{% if tools %}{% set ns.system = ns.system ~ ('\n' if ns.system else '') ~ 'List of tools: <|tool_list_start|>'"
+    " ~ (tools | tojson) ~ '<|tool_list_end|>' %}{% endif %}"
+    "{% if ns.system %}<|im_start|>system\n{{ ns.system }}<|im_end|>\n{% endif %}"
+    "{% for m in messages if m.role == 'assistant' %}{% set ns.last = messages.index(m) %}{% endfor %}"
+    "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.role }}\n"
+    "{% set said = m.content or '' %}"
+    "{% if m.role == 'tool' %}<|tool_response_start|>{{ said }}<|tool_response_end|>"
+    "{% elif m.role == 'assistant' %}"
+    "{% if '</think>' in said and not keep_past_thinking and messages.index(m) != ns.last %}"
+    "{% set said = said.split('</think>')[-1] | trim %}{% endif %}"
+    "{% if m.tool_calls %}<|tool_call_start|>[{% for c in m.tool_calls %}{{ c.function.name }}("
+    "{% for k, x in c.function.arguments.items() %}{{ k }}={{ value(x) }}{% if not loop.last %}, {% endif %}"
+    "{% endfor %}){% if not loop.last %}, {% endif %}{% endfor %}]<|tool_call_end|>{% endif %}{{ said }}"
+    "{% else %}{{ said }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 _MISTRAL = (
     "{% for m in messages %}{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]{% else %}{{ m.content }}</s>"
     "{% endif %}{% endfor %}"
@@ -91,7 +115,13 @@ FORMS = {
     "gemma4": Form(("<|turn>", "<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>', "<turn|>"), _GEMMA),
     "coder": Form(_CHATML_CONTROLS, f"{{# <think></think> <tool_call> <function= #}}{_CHATML}"),
     "glm": Form(_CHATML_CONTROLS, f"{{# <think></think> <tool_call> <arg_key> #}}{_CHATML}"),
-    "lfm": Form(("<|tool_call_start|>", "<|tool_call_end|>", *_CHATML_CONTROLS), _CHATML),
+    "lfm": Form(
+        (
+            *(f"<|tool_{part}_{end}|>" for part in ("list", "call", "response") for end in ("start", "end")),
+            *_CHATML_CONTROLS,
+        ),
+        _LFM,
+    ),
     "phi": Form(("<|tool_call|>", "<|/tool_call|>", *_CHATML_CONTROLS), _CHATML),
     "olmo": Form(_CHATML_CONTROLS, f"{{# <think></think> <function_calls> #}}{_CHATML}"),
     "mistral": Form(

@@ -19,7 +19,7 @@ from partita.errors import CheckpointError, UnsupportedModel
 from partita.model.notes import notes
 from partita.quantization import Packed, Stored, dequantize
 from partita_convert.gguf.encode import Encoder
-from partita_convert.gguf.write import write_gguf
+from partita_convert.gguf.write import kinds_of_mix, write_gguf
 from partita_convert.layouts import as_huggingface, as_mlx, by_key_heads
 from partita_convert.write_folder import write_huggingface, write_mlx
 
@@ -86,6 +86,9 @@ def test_a_folder_of_mlx_lm_gives_the_same_file(families: Path, tmp_path: Path) 
         more = {"kind": "Q4_1", "columns": {name: columns}, "kinds": {name: "Q5_1"}}
         files.append(open_gguf(write_gguf(checkpoint, tmp_path / f"{len(files)}.gguf", **more).path))
     assert files[1].tensors["blk.0.ffn_down.weight"].type == "Q5_1"
+    mixes = [kinds_of_mix(checkpoint, "Q4_K_M") for checkpoint in (source, mlx)]
+    assert mixes[0][plain] == mixes[1][other]
+    assert len(mixes[0]) == len(mixes[1])
     assert set(files[0].tensors) == set(files[1].tensors)
     for key, tensor in files[0].tensors.items():
         assert (files[1].tensors[key].shape, files[1].tensors[key].type) == (tensor.shape, tensor.type)

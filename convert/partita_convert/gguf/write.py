@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -142,9 +142,11 @@ def _kinds(
 
 
 def plan_of(checkpoint: Checkpoint) -> tuple[Planned, ...]:
-    """What a file of this checkpoint would hold."""
+    """What a file of this checkpoint would hold, by the names that it has here."""
     _, row = architecture_of(checkpoint.config)
-    return tuple(_plan(by_key_heads(checkpoint, ("ssm_ba",)), parse(checkpoint.config), row))
+    planned = _plan(by_key_heads(as_published(checkpoint), ("ssm_ba",)), parse(checkpoint.config), row)
+    own = {published_name(checkpoint, name): name for name in checkpoint.names()}
+    return tuple(replace(tensor, name=own.get(tensor.name, tensor.name)) for tensor in planned)
 
 
 def kinds_of_mix(checkpoint: Checkpoint, mix: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.chat_forms import FORMS, write_tokenizer
 
-from partita.text.chat_template import ChatTemplate
+from partita.text.chat_template import ChatTemplate, chat_parts
 from partita.text.load import tokenizer_from_folder
 from partita.text.reply.calls import NOTATIONS, Malformed, read
 from partita.text.reply.formats import BLOCKS, NOISE
@@ -136,6 +136,14 @@ REPLIES = [
     ("glm", "<tool_call>now</tool_call>", "", "", [("now", {})]),
     ("lfm", "<|tool_call_start|>[weather(city=\"Oslo\", days=2), now()]<|tool_call_end|>It is.", "It is.", "",
      [DAYS, ("now", {})]),
+    ("lfm", "<think>\nHm.\n</think>\n\nParis.", "Paris.", "Hm.", []),
+    ("lfm", "<think>Look.</think>I look.<|tool_call_start|>[write(path=\"a's\", text='say \"]\"', mode=None), "
+     "write(mode=true, text={\"a\": [1, false, null], \"b\": \"(\"}, path=[-1.5e3, True])]<|tool_call_end|>",
+     "I look.", "Look.",
+     [("write", {"path": "a's", "text": 'say "]"', "mode": None}),
+      ("write", {"mode": True, "text": {"a": [1, False, None], "b": "("}, "path": [-1500.0, True]})]),
+    ("lfm", "<|tool_call_start|>[now()]<|tool_call_end|><|tool_call_start|>[weather(city='Oslo')]<|tool_call_end|>",
+     "", "", [("now", {}), CITY]),
     ("olmo", "<function_calls>weather(city='Oslo')\nwrite(text='a\\'\\n</function_calls>', m={\"x\": (1, None)})\n"
      "</function_calls>", "", "", [CITY, ("write", {"text": "a'\n</function_calls>", "m": {"x": [1, None]}})]),
     ("phi", '<|tool_call|>[{"name": "weather", "arguments": {"city": "Oslo"}}]<|/tool_call|>', "", "", [CITY]),
@@ -260,6 +268,9 @@ BROKEN = [
     ("gemma4", "<|tool_call>call:a{b:" + "[" * 99 + "<tool_call|>", "too deeply"),
     ("lfm", "<|tool_call_start|>[a(b=open('x'))]<|tool_call_end|>", "no value"),
     ("lfm", "<|tool_call_start|>a(1)<|tool_call_end|>", "no ="),
+    ("lfm", '<|tool_call_start|>[weather(city="Os', "does not end"),
+    ("lfm", '<|tool_call_start|>[weather(city="Oslo")<|tool_call_end|>', "no ]"),
+    ("lfm", "<|tool_call_start|>Weather in Oslo<|tool_call_end|>", "no ("),
     ("mistral", "[TOOL_CALLS]a[ARGS]{", "not valid JSON"),
     ("mistral", '[TOOL_CALLS]a[ARGS]{"b": 1} c', "after the arguments"),
     ("llama", "<|python_tag|>print(1)", "not valid JSON"),
@@ -315,6 +326,38 @@ def test_half_of_a_surrogate_pair_can_be_printed(forms):
     (part,) = by_token(ReplyParser(form, tokenizer), tokenizer.encode(text))
     assert part.call is not None
     assert part.call.arguments.isascii()
+
+
+def test_what_was_called_is_given_back_as_it_was_written(forms):
+    """LFM2.5: calls, their results and the tools between control tokens; a thought before the last reply is gone."""
+    tokenizer, form = forms["lfm"]
+    written = '<|tool_call_start|>[weather(city="Oslo", days=2), now()]<|tool_call_end|>'
+    ids = tokenizer.encode(f"<think>Look.</think>{written}", bos=False, specials=True)
+    speech, thought, calls = separated(by_token(ReplyParser(form, tokenizer, tools=TOOLS), ids))
+    assert (speech, thought, calls) == ("", "Look.", [DAYS, ("now", {})])
+    template = ChatTemplate.of(tokenizer)
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Weather?"},
+        {
+            "role": "assistant",
+            "content": "<think>Look.</think>",
+            "tool_calls": [{"function": {"name": name, "arguments": values}} for name, values in calls],
+        },
+        {"role": "tool", "content": "<|tool_call_end|> 5 C"},
+    ]
+    parts = chat_parts(tokenizer, template, turns, tools=TOOLS[:1])
+    text = "".join(part for part, _ in parts)
+    assert text.startswith("<|im_start|>system\nBe brief.\nList of tools: <|tool_list_start|>[{")
+    assert f"<|im_start|>assistant\n{written}<think>Look.</think><|im_end|>\n<|im_start|>tool\n" in text
+    assert text.endswith("<|tool_response_start|><|tool_call_end|> 5 C<|tool_response_end|><|im_end|>\n"
+                         "<|im_start|>assistant\n")  # fmt: skip
+    assert ("<|tool_call_end|>", False) in parts  # what a tool said is text
+    found = tokenizer.encode_parts(parts)
+    assert [found.count(tokenizer.controls[f"<|tool_call_{end}|>"]) for end in ("start", "end")] == [1, 1]
+    later = [*turns, {"role": "assistant", "content": "5 C."}, {"role": "user", "content": "And now?"}]
+    assert "Look." not in template.render(later)
+    assert "<think>Look.</think>" in template.render(later, keep_past_thinking=True)
 
 
 # ---------------------------------------------------------------- what is a marker

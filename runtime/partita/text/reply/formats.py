@@ -43,7 +43,8 @@ class Block:
 
 
 BLOCKS = (
-    # Qwen3, SmolLM3, DeepSeek and its distillates, OLMo 3, Phi-4, Granite, EXAONE 4, ERNIE 4.5, Hunyuan, Mellum 2
+    # Qwen3, SmolLM3, DeepSeek and its distillates, OLMo 3, Phi-4, Granite, EXAONE 4, ERNIE 4.5, Hunyuan, Mellum 2,
+    # LFM2.5
     Block("thought", "<think>", ("</think>",)),
     Block("thought", "[THINK]", ("[/THINK]",)),  # Magistral, Ministral 3
     Block("thought", "<|channel>", ("<channel|>",), label="thought\n"),  # Gemma 4
@@ -144,7 +145,9 @@ def _applies(block: Block, known: Mapping[str, int], source: str) -> bool:
         return "<|python_tag|>" in known and block.mentions in source
     if block.begin == NAMED:
         return NAMED in known and block.mentions in source
-    return (block.begin in known or block.begin in source) and block.mentions in source
+    # a template that only takes thoughts out of what was said, as LFM2.5's, has no more than their end
+    marks = (block.begin, *block.ends) if block.kind == "thought" else (block.begin,)
+    return (block.begin in known or any(mark in source for mark in marks)) and block.mentions in source
 
 
 def _opening(tokenizer: Tokenizer, template: ChatTemplate) -> tuple[int | None, str]:
