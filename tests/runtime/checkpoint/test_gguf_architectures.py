@@ -193,6 +193,12 @@ def test_a_layer_without_key_value_heads_is_a_convolution() -> None:
                 read(architecture, **keys)
 
 
+@pytest.mark.parametrize("architecture", ["gemma4", "lfm2", "lfm2moe"])
+def test_heads_of_layers_that_are_not_said_are_those_of_queries(architecture: str) -> None:
+    config = parse(read(architecture, attention__head_count_kv=None))
+    assert [config.kv_heads_of(i) for i in range(LAYERS)] == [HEADS] * LAYERS
+
+
 def test_a_router_of_lfm2_scores_each_expert_by_itself() -> None:
     config = parse(read("lfm2moe"))
     assert [layer.experts for layer in config.layers] == [False] * 2 + [True] * 4

@@ -79,7 +79,7 @@ def config_from(metadata: Mapping[str, Any], tensors: Mapping[str, tuple[int, ..
         config[name] = keys.each(*spec) if name in row.by_layer else keys.get(*spec)
     config["num_hidden_layers"] -= _predicting(keys, row, config["num_hidden_layers"])
     _refuse(keys, row)
-    _complete_heads(keys, config)
+    _complete_heads(keys, row, config)
     if "token_embd.weight" not in tensors:
         raise CheckpointError("the file lacks the tensor token_embd.weight")
     config["vocab_size"] = tensors["token_embd.weight"][0]
@@ -121,13 +121,15 @@ def _refuse(keys: Keys, row: Architecture) -> None:
             raise UnsupportedModel(f"{keys.prefix}: {what} not implemented in GGUF form; use the model's folder")
 
 
-def _complete_heads(keys: Keys, config: dict[str, Any]) -> None:
+def _complete_heads(keys: Keys, row: Architecture, config: dict[str, Any]) -> None:
     heads, width, layers = config["num_attention_heads"], config["hidden_size"], config["num_hidden_layers"]
     if not 0 < heads <= width or not 0 < layers <= len(keys.tensors):
         raise CheckpointError(
             f"{layers} layers of {heads} heads and width {width} do not go with {len(keys.tensors)} tensors"
         )
-    config["num_key_value_heads"] = config["num_key_value_heads"] or heads
+    config["num_key_value_heads"] = config["num_key_value_heads"] or (
+        [heads] * layers if "num_key_value_heads" in row.by_layer else heads
+    )
     config["head_dim"] = config["head_dim"] or width // heads
     if (value_length := keys.get("attention.value_length", int, config["head_dim"])) != config["head_dim"]:
         raise UnsupportedModel(
