@@ -143,9 +143,10 @@ class LayerReader:
 
     def attention(self, i: int, own: Mapping[Kind, WeightSpec]) -> Mixer:
         c = self.config
+        inputs = self.stack(_of(own, "qkv", "q", "k", "v", "attention_gate"))  # first: it checks the dims of heads
         unit = _unit_norm(self.ops, c.head_dim_of(i), c.norm_eps)
         return Attention(
-            self.stack(_of(own, "qkv", "q", "k", "v", "attention_gate")),
+            inputs,
             self.linear(own["o"]),
             unit if c.qk_norm == "unit" else self.norm(own.get("q_norm")),
             unit if c.qk_norm == "unit" else self.norm(own.get("k_norm")),
