@@ -23,11 +23,12 @@ from safetensors.numpy import load_file, save_file
 
 from partita.checkpoint.gguf.reader import open_gguf
 from partita.checkpoint.open import open_checkpoint
+from partita.quantization import Packed, dequantize
 from partita.text.load import load_tokenizer
 from partita_convert.gguf.mixes import MIXES
 from partita_convert.gguf.shapes import Shape, write_shape
 from partita_convert.gguf.tokenizer import SAMPLES
-from partita_convert.gguf.write import KINDS, write_gguf
+from partita_convert.gguf.write import KINDS, plan_of, write_gguf
 from partita_convert.write_folder import write_huggingface
 
 from .. import bounds, gguf_models, tiny_models
@@ -196,20 +197,27 @@ def test_every_kind_is_read_as_we_read_it(kind: str, folder: Path, tmp_path: Pat
     found, _ = peer(tmp_path / "m.gguf", tokens, tmp_path / "out.npy")
     write_huggingface(open_checkpoint(tmp_path / "m.gguf"), tmp_path / "dense")
     expected = tiny_models.reference_logits(tmp_path / "dense", tokens)
-    assert away(found, expected) < {"F16": 5e-3}.get(kind, 3e-2)
+    # beside K-quants activations have one scale for 256 numbers in 8 bits, and not for 32
+    assert away(found, expected) < {"F16": 5e-3}.get(kind, 6e-2 if kind in MIXES else 3e-2)
 
 
 QUANTIZER = Path(__file__).with_name("llama_cpp_quantizer.py")
 
 
-def their_types(source: Path, mix: str) -> dict[str, str]:
-    """What llama.cpp's quantizer makes of a file, each tensor's type by its name."""
+def theirs(source: Path, mix: str, importance: Path | None = None) -> Path:
+    """What llama.cpp's quantizer makes of a file. importance: an .npz, by tensors' names."""
     target = source.with_name(f"{mix}.gguf")
     number = str(int(gguf.LlamaFileType[f"MOSTLY_{mix}"]))
     command = [os.environ["PARTITA_PEER_PYTHON"], str(QUANTIZER), str(source), str(target), number]
+    command += [] if importance is None else [str(importance)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    return {name: tensor.type for name, tensor in open_gguf(target).tensors.items()}
+    return target
+
+
+def types(path: Path) -> dict[str, str]:
+    """Of each tensor, by its name."""
+    return {name: tensor.type for name, tensor in open_gguf(path).tensors.items()}
 
 
 @pytest.mark.parametrize("mix", MIXES)
@@ -229,9 +237,33 @@ def test_types_are_those_of_their_quantizer(family: str, layers: int, mix: str, 
     source = tiny_models.write(f"{family}-{layers}", folder, made)
     plain = write_gguf(open_checkpoint(source), tmp_path / "m.gguf", kind="F32").path
     write_gguf(open_checkpoint(source), tmp_path / "ours.gguf", kind=mix)
-    ours = {name: tensor.type for name, tensor in open_gguf(tmp_path / "ours.gguf").tensors.items()}
-    theirs = {name: "Q4_0" if kind == "IQ4_NL" else kind for name, kind in their_types(plain, mix).items()}
-    assert ours == theirs
+    found = {name: "Q4_0" if kind == "IQ4_NL" else kind for name, kind in types(theirs(plain, mix)).items()}
+    assert types(tmp_path / "ours.gguf") == found
+
+
+@pytest.mark.parametrize("weighed", [False, True])
+@pytest.mark.parametrize("mix", ["Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K"])
+def test_no_tensor_has_a_larger_error_than_theirs(mix: str, weighed: bool, folder: Path, tmp_path: Path) -> None:
+    """Squared errors, weighed by what both were given."""
+    made = {"model_type": "llama", **WIDE, "head_dim": 32, "tie_word_embeddings": False}
+    source = open_checkpoint(tiny_models.write("wide-llama", folder, made))
+    plain = write_gguf(source, tmp_path / "m.gguf", kind="F32").path
+    random = np.random.default_rng(3)
+    planned = [tensor for tensor in plan_of(source) if len(tensor.shape) == 2]
+    given = {tensor.gguf_name: np.exp(random.standard_normal(tensor.shape[-1])) for tensor in planned}
+    np.savez(tmp_path / "i.npz", **given)  # pyright: ignore[reportArgumentType]
+    columns = {tensor.name: given[tensor.gguf_name] for tensor in planned} if weighed else {}
+    write_gguf(source, tmp_path / "ours.gguf", kind=mix, columns=columns)
+    other = open_checkpoint(theirs(plain, mix, tmp_path / "i.npz" if weighed else None))
+    ours = open_checkpoint(tmp_path / "ours.gguf")
+    for tensor in planned:
+        weights = given[tensor.gguf_name] if weighed else np.ones(tensor.shape[-1])
+        costs: list[float] = []
+        for checkpoint in (ours, other):
+            value = checkpoint.read(tensor.name)
+            dense = dequantize(value) if isinstance(value, Packed) else value
+            costs.append(float((np.square((dense - source.read(tensor.name)).astype(np.float64)) @ weights).sum()))
+        assert costs[0] < costs[1], tensor.name
 
 
 @pytest.mark.parametrize("width", [64, 256])
