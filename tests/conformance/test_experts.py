@@ -15,6 +15,7 @@ from partita.backend import MASKED, Backend, Sinks
 from partita.quantization import Packed, dequantize, quantize_weight
 
 from .. import bounds
+from ..small_floats import KINDS, small_floats
 
 NAMES = [name for name in partita_backends.names() if name != "numpy"]
 DTYPES = ["float16", "bfloat16"]
@@ -142,12 +143,15 @@ def test_a_row_that_sees_nothing_but_a_sink_logit_is_zero(ops: Backend) -> None:
     np.testing.assert_array_equal(ops.to_numpy(out), 0)
 
 
-@pytest.mark.parametrize("bits", [None, 4, 5])
-def test_gathered_experts_equal_grouped_ones(bits: int | None) -> None:
+@pytest.mark.parametrize("form", [None, 4, 5, *KINDS])
+def test_gathered_experts_equal_grouped_ones(form: int | tuple[str, bool] | None) -> None:
     """What torch does on CUDA for few rows and MLX on Metal for many, on the CPU."""
     rng = np.random.default_rng(0)
     weight: Any = normal(rng, 5, 16, 64)
-    weight = weight if bits is None else quantize_weight(weight, bits, 32)
+    if isinstance(form, tuple):
+        weight = small_floats(form[0], 5, 16, 64, factors=form[1])
+    elif form is not None:
+        weight = quantize_weight(weight, form, 32)
     for name, sorted_name in (("torch", None), ("mlx", "_sorted_experts")):
         if name not in NAMES:
             continue
