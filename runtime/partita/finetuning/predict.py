@@ -7,7 +7,7 @@ Not here: the run (`prepare` judges again, with what was really allocated). Writ
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..adapters.lora import ALL_LINEAR, LoraConfig
@@ -15,8 +15,8 @@ from ..errors import MemoryBudgetError
 from ..group import Alone
 from ..model.config import ModelConfig
 from ..model.load import read_config, weight_bytes
-from ..model.weights import PROJECTIONS, Names
-from ..model.weights import weights as weights_of
+from ..model.weight_source import WeightSource
+from ..model.weights import PROJECTIONS, WeightSpec
 from ..sources.listener import Listener
 from ..sources.resolve import resolve
 from ..training.memory import FLOAT, Estimate, TrainingShape, admit, estimate
@@ -89,7 +89,7 @@ def predict(settings: Settings, listener: Listener | None = None, *, reads_data:
     shape = TrainingShape(
         rows=settings.batch_size,
         length=settings.max_length or 0,
-        trained=_trained(config, lora),
+        trained=_trained(config, WeightSource(checkpoint, config).specs, lora),
         itemsize=ITEMSIZE[ops.dtype],
         grad_checkpoint=bool(settings.grad_checkpoint),
         packing=settings.packing,
@@ -99,14 +99,14 @@ def predict(settings: Settings, listener: Listener | None = None, *, reads_data:
     return Prediction(settings, ops.name, ops.device, config, shape, weights, free, data, notes)
 
 
-def _trained(config: ModelConfig, lora: LoraConfig | None) -> int:
-    """Number of trained values; rather too many where a family keeps several projections in one matrix."""
+def _trained(config: ModelConfig, specs: Sequence[WeightSpec], lora: LoraConfig | None) -> int:
+    """Number of trained values. specs: the model's weights, by the names that it has in its files."""
     if lora is None:
-        return sum(math.prod(spec.shape) for spec in weights_of(config, Names()))
+        return sum(math.prod(spec.shape) for spec in specs)
     first = config.num_layers - (lora.layers or config.num_layers)
     chosen = [
         spec.shape
-        for spec in weights_of(config, Names())
+        for spec in specs
         if spec.kind in PROJECTIONS
         and (spec.layer or 0) >= first
         and (ALL_LINEAR in lora.names or spec.module.rpartition(".")[2] in lora.names)
