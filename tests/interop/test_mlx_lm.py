@@ -37,7 +37,7 @@ NOT_READ = {
     # Olmo Hybrid's norms have other names there
     *(name for name in tiny_models.RECURRENT if name.startswith("olmo_hybrid")),
 }
-NOT_WHOLE = {"cohere2_vision", "idefics3", "smolvlm"}
+NOT_WHOLE = {"cohere2_vision", "idefics3", "lfm2_vl", "lfm3_vl", "smolvlm"}
 NAMES = [name for name in tiny_models.NAMES if name not in NOT_READ]
 WITHIN_THE_WINDOW = {"mistral", "qwen2-sliding", "qwen3_moe-period", "gemma2", "phi3"}
 

@@ -136,6 +136,28 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
     ),
     "idefics3": ({"model_type": "llama", **_TEXT}, {"model_type": "idefics3_vision", **_SIGHT}),
+    "lfm2_vl": (
+        {
+            "model_type": "lfm2",
+            **{key: value for key, value in _TEXT.items() if key not in ("head_dim", "rms_norm_eps")},
+            "layer_types": ["conv", "full_attention"],
+            "norm_eps": 1e-5,
+            "conv_L_cache": 3,
+            "block_auto_adjust_ff_dim": False,
+        },
+        {"model_type": "siglip2_vision_model", **_SIGHT, "num_patches": 16},
+    ),
+    "lfm3_vl": (
+        {
+            "model_type": "lfm3",
+            **_TEXT,
+            "num_hidden_layers": 3,
+            "sliding_window": 12,
+            "layer_types": ["conv", "sliding_attention", "full_attention"],
+            "rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE},
+        },
+        {"model_type": "siglip2_vision_model", **_SIGHT, "num_patches": 16},
+    ),
     "mistral3": (
         {"model_type": "ministral3", **_TEXT, "rope_parameters": {**_GROWING, "llama_4_scaling_beta": 0.4}},
         {"model_type": "pixtral", **_SIGHT},
@@ -223,7 +245,7 @@ def test_a_converted_model_is_the_same(judged: tuple[Path, np.ndarray], tmp_path
     write_mlx(source, tmp_path / "mlx")
     write_huggingface(source, tmp_path / "dense")
     names = ["mlx", "dense"]
-    if folder.name not in ("qwen3_5", "muse_glimmer"):  # heads of two widths; no architecture
+    if folder.name not in ("qwen3_5", "muse_glimmer", "lfm3_vl"):  # heads of two widths; no architecture
         write_gguf(source, tmp_path / "text.gguf", kind="F32")
         names.append("text.gguf")
     ops = partita_backends.load("numpy")

@@ -28,7 +28,7 @@ from partita.checkpoint.base import Checkpoint
 from partita.checkpoint.gguf.architectures import Architecture
 from partita.checkpoint.gguf.arrangement import arrangement, part_of, permuted_heads, rows_by_key_heads, with_columns
 from partita.checkpoint.gguf.parts import BARE_NAMES, EXPERTS
-from partita.checkpoint.names import EMBEDDING, HEAD, adds_one, predicts_further, text_name
+from partita.checkpoint.names import EMBEDDING, HEAD, adds_one, part_beside_text, predicts_further, text_name
 from partita.errors import CheckpointError, DataError, UnsupportedModel
 from partita.files.atomic import refuse_existing, whole_file
 from partita.model.config import ModelConfig
@@ -249,7 +249,7 @@ def _text_names(checkpoint: Checkpoint) -> dict[str, str]:
     the tensors of its other parts are not among them."""
     own = {name: text_name(name) for name in checkpoint.names()}
     sees = "text_config" in checkpoint.config
-    return {name: plain or name for name, plain in own.items() if plain or not sees}
+    return {name: plain or name for name, plain in own.items() if plain or not (sees and part_beside_text(name))}
 
 
 def layer_names(row: Architecture) -> dict[str, str]:

@@ -23,7 +23,7 @@ _TOOLS = re.compile(
 )
 _PLACE = re.compile(r"^(?:(?:model|language_model|text_model)\.)+")
 _TEXT = (
-    *("layers.", "embed_tokens.", "norm.", "lm_head."),
+    *("layers.", "embed_tokens.", "norm.", "embedding_norm.", "lm_head."),
     *("embed_tokens_per_layer.", "per_layer_model_projection.", "per_layer_projection_norm."),
 )
 _OTHERS = re.compile(r"(?:vision_\w+|embed_vision|embed_audio|visual|audio_\w+|multi_modal_projector|connector)(?=\.)")

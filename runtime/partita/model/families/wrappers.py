@@ -48,6 +48,8 @@ WRAPPERS: Mapping[str, Wrapper] = {
     "gemma4": Wrapper({"gemma4_text": "gemma4_text"}),
     "gemma4_unified": Wrapper({"gemma4_unified_text": "gemma4_text"}, {"hidden_size_per_layer_input": 0}),
     "idefics3": Wrapper({"llama": "llama"}),
+    "lfm2_vl": Wrapper({"lfm2": "lfm2"}),
+    "lfm3_vl": Wrapper({"lfm3": "lfm3"}),
     "mistral3": Wrapper({"mistral": "mistral", "ministral3": "ministral3"}),
     "muse_glimmer": Wrapper({"muse_glimmer_text": "muse_glimmer_text"}, flat=True),
     "qwen3_5": Wrapper({"qwen3_5_text": "qwen3_5_text"}),
