@@ -1,5 +1,7 @@
-"""The search of `quantize.py` as one compiled loop over groups: the same candidates, each of a few passes over a group
-that stays in the first cache. Sums are in another order than numpy's, so that another candidate may win by a rounding.
+"""The search of `quantize.py` as one compiled loop over groups, each of which stays in the first cache.
+
+Of the ranges, one pass each finds how well the integers can be fitted; only the best is then stored, and fitted again
+as there. On random weights the squared error is 0.1 to 0.5 % above that of storing each, for two thirds of the time.
 """
 
 from __future__ import annotations
@@ -73,6 +75,27 @@ def _fit(x: Any, w: Any, scale: Any, bias: Any, top: Any, sw: Any, sx: Any, size
 
 
 @part
+def _fitted(x: Any, w: Any, scale: Any, bias: Any, top: Any, sw: Any, sx: Any) -> Any:
+    """Of the integers nearest by these: what the scale and bias of least squared error take off the sum of squares,
+    and these."""
+    inverse = _F(1) / scale
+    offset = _F(0.5) - bias * inverse
+    q1 = q2 = qx = _F(0)
+    for i in range(len(x)):
+        q = min(max(np.floor(x[i] * inverse + offset), _F(0)), top)
+        wq = w[i] * q
+        q1 += wq
+        q2 += wq * q
+        qx += wq * x[i]
+    d = sw * q2 - q1 * q1
+    if d <= 0:
+        return -_INF, scale, bias
+    found = (sw * qx - q1 * sx) / d
+    other = (sx - found * q1) / sw
+    return found * qx + other * sx, found, other
+
+
+@part
 def _least(x: Any, w: Any, top: Any, low: Any, high: Any, size: Any) -> Any:
     """(scale, bias) of MLX's rule, and the smaller error of it and of the minimum and maximum as ends of the grid."""
     below = abs(low) > abs(high)
@@ -88,6 +111,8 @@ def _least(x: Any, w: Any, top: Any, low: Any, high: Any, size: Any) -> Any:
 @kept
 def search(
     x: Any,
+    lows: Any,
+    highs: Any,
     weights: Any,
     top: Any,
     wide: Any,
@@ -99,40 +124,40 @@ def search(
     biases: Any,
     errors: Any,
 ) -> None:
-    """x: float32 (groups, n), finite. weights: float32 (k, n), of the groups in turn. wide: whether scales are stored
-    as float32. Written: q uint8 (groups, n), scales and biases float64 (groups,), errors float64 (groups, 2), the best
-    and that of the plain rules."""
+    """x: float32 (groups, n), finite. lows, highs: (groups,), the smallest and largest of each. weights: float32
+    (k, n), of the groups in turn. wide: whether scales are stored as float32. Written: q uint8 (groups, n), scales and
+    biases float64 (groups,), errors float64 (groups, 2), the best and that of the plain rules."""
     v = np.empty(x.shape[1], np.float32)
     for g in range(len(x)):
-        row, w, most = x[g], weights[g % len(weights)], _F(0)
-        for i in range(len(row)):
-            most = max(most, abs(row[i]))
-        size = math.ldexp(1.0, math.frexp(np.float64(most))[1])
+        row, w = x[g], weights[g % len(weights)]
+        size = math.ldexp(1.0, math.frexp(np.float64(max(-lows[g], highs[g])))[1])
         smaller = 1.0 / size
-        for i in range(len(row)):
-            v[i] = row[i] * smaller
-        low = high = v[0]
+        low, high = _F(lows[g] * smaller), _F(highs[g] * smaller)
         sw = sx = _F(0)
         for i in range(len(v)):
-            low, high = min(low, v[i]), max(high, v[i])
+            v[i] = row[i] * smaller
             sw += w[i]
             sx += w[i] * v[i]
         scale, bias, plain = _least(v, w, top, low, high, size)
         step = low - _stored(low, size, wide) if high == low else (high - low) / top
+        # Of ranges, the one whose integers fit best by a scale and bias that need not be stored
+        most, s, b = -_INF, step, low
+        for one in clips:
+            for two in clips:
+                wide_step, first = step * (_F(1) - (one + two) / top), low + one * step
+                if wide_step != 0:
+                    gain, found, other = _fitted(v, w, wide_step, first, top, sw, sx)
+                    if gain > most:
+                        most, s, b = gain, found, other
         best, own, base = _INF, _F(0), _F(0)
-        count = len(clips) * len(clips)
-        for turn in range(-2, count + fits):
-            if turn == -2:  # what fits the integers of MLX's rule, and that rule
+        for turn in range(3 + fits):
+            if turn == 1:  # what fits the integers of MLX's rule, and that rule
                 s, b = _fit(v, w, scale, bias, top, sw, sx, size, wide)
-            elif turn == -1:
+            elif turn == 2:
                 s, b = scale, bias
-            elif turn < count:
-                one, two = clips[turn // len(clips)], clips[turn % len(clips)]
-                s, b = step * (_F(1) - (one + two) / top), low + one * step
-            else:
+            elif turn > 2:
                 s, b = _fit(v, w, own, base, top, sw, sx, size, wide)
-            again = 2 if turn == -2 or 0 <= turn < count else 1
-            for more in range(again):
+            for more in range(2 if turn < 2 else 1):
                 if more:
                     s, b = _fit(v, w, s, b, top, sw, sx, size, wide)
                 s, b = _stored(s, size, wide), _stored(b, size, wide)
@@ -159,3 +184,19 @@ def search(
             q[g, i] = np.uint8(min(max(np.floor((v[i] - base) * inverse + _F(0.5)), _F(0)), top))
         scales[g], biases[g] = own * size, base * size
         errors[g, 0], errors[g, 1] = best * size * size, plain * size * size
+
+
+@kept
+def lost(x: Any, q: Any, scales: Any, biases: Any) -> Any:
+    """(squares of q * scale + bias - x, squares of x), both summed in float64. x: float32 (groups, n), of which what is
+    not finite is left out. q: uint8 (groups, n). scales, biases: float32 (groups,)."""
+    away = total = 0.0
+    for g in range(len(x)):
+        scale, bias = np.float64(scales[g]), np.float64(biases[g])
+        for i in range(x.shape[1]):
+            value = np.float64(x[g, i])
+            if math.isfinite(value):
+                off = q[g, i] * scale + bias - value
+                away += off * off
+                total += value * value
+    return away, total

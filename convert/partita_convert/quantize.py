@@ -22,7 +22,7 @@ import numpy as np
 
 from partita.checkpoint.schemes.affine import BITS, GROUP_SIZES
 from partita.errors import DataError
-from partita.quantization import AFFINE, SMALL_FLOATS, Packed, check_groups, dequantize, pack
+from partita.quantization import AFFINE, SMALL_FLOATS, Packed, check_groups, dequantize, pack, unpack
 
 from .floats import encode
 
@@ -170,6 +170,26 @@ def cores() -> int:
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
+def affine_lost(source: np.ndarray | Packed, value: Packed) -> tuple[float, float] | None:
+    """Squares of value - source and of source, summed, of affine integers; None where that is not compiled. What is not
+    finite in the source is left out."""
+    if value.mode != AFFINE or compiled_search() is None:
+        return None
+    from .affine_search import lost
+
+    n = value.shape[-1]
+    flat = value.map(lambda part: part.reshape(-1, part.shape[-1]))
+
+    def some(start: int) -> tuple[float, float]:
+        rows, part = _rows(source, n, start), flat.map(lambda each: each[start : start + _step(n)])
+        q = unpack(part.weight, value.bits).reshape(-1, value.group_size)
+        scales, biases = (np.ascontiguousarray(each, np.float32).reshape(-1) for each in part.grid)
+        return lost(rows.reshape(-1, value.group_size), q, scales, biases)
+
+    sums = list(_threaded(some, range(0, flat.scales.shape[0], _step(n))))
+    return sum(each[0] for each in sums), sum(each[1] for each in sums)
+
+
 @cache
 def compiled_search() -> Search | None:
     """The compiled loop; None where there is no numba."""
@@ -187,7 +207,7 @@ def _compiled(search: Search, x: np.ndarray, weights: np.ndarray | None, bits: i
     integers, errors = np.empty((count, size), np.uint8), np.empty((count, 2))
     scales, biases = np.empty(count), np.empty(count)
     search(
-        *(x, one if weights is None else weights, np.float32(2**bits - 1), dtype == np.float32),
+        *(x, x.min(-1), x.max(-1), one if weights is None else weights, np.float32(2**bits - 1), dtype == np.float32),
         *(np.array(CLIPS, np.float32), _FITS, max(NEIGHBOURS), integers, scales, biases, errors),
     )
     error, plain = map(float, errors.sum(0))

@@ -27,6 +27,7 @@ from partita.small_floats import exact_dtype
 
 from .config_files import for_form, huggingface_config
 from .layouts import as_huggingface, as_mlx
+from .quantize import affine_lost
 from .recipes import Format
 from .shards import SHARD_BYTES, Shards, header_room, write_json
 from .tokenizer_files import write_tokenizer
@@ -289,6 +290,8 @@ def relative_error(source: Value, value: Value) -> float:
     """
     if source is value or (isinstance(value, np.ndarray) and not is_floating(value)):
         return 0.0
+    if isinstance(value, Packed) and (sums := affine_lost(source, value)) is not None:
+        return math.sqrt(sums[0] / sums[1]) if sums[1] else math.inf if sums[0] else 0.0
     squares = difference = 0.0
     for before, after in zip(_pieces(source), _pieces(value), strict=True):
         finite = np.isfinite(before)
