@@ -17,7 +17,7 @@ from typing import Any, get_type_hints, is_typeddict
 import partita
 from partita.finetuning.outcome import Sample, TrainingReport
 from partita.finetuning.settings import MoreSettings
-from partita.text.reply.calls import ToolCall
+from partita.text.reply.called import ToolCall
 from partita_convert.report import Report
 
 PLACE = Path(__file__).parent / "api.md"

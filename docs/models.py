@@ -23,13 +23,11 @@ from tests.interop.test_mlx_lm import NAMES as READ_BY_MLX_LM  # noqa: E402
 from partita.checkpoint.gguf.architectures import ARCHITECTURES  # noqa: E402
 from partita.model.families.parse import FAMILIES  # noqa: E402
 from partita.model.families.wrappers import WRAPPERS  # noqa: E402
-from partita.text.reply.formats import BLOCKS, NAMED, Block  # noqa: E402
+from partita.text.reply.formats import BLOCKS, DIALECTS, HARMONY, NAMED, RECIPIENTS  # noqa: E402
 from partita_apps.cli import cli  # noqa: E402
 
 PLACE = Path(__file__).parent / "models.md"
-HARMONY = "harmony"
-UNKNOWN = "unknown"
-WORDS = {"": "", HARMONY: "its channels", NAMED: "a line with the tool's name", UNKNOWN: "not known here"}
+WORDS = {"": "", NAMED: "a line with the tool's name"}
 SAME_DECODER = {"ministral": "mistral"}
 """Families that are judged by the models of another, whose decoder they have."""
 FROZEN = frozenset(
@@ -41,7 +39,7 @@ FROZEN = frozenset(
 @dataclass(frozen=True)
 class Known:
     """models: their names. sizes: those that people run. thoughts, calls: how replies begin them, as in
-    `partita.text.reply.formats`; "": not at all; `UNKNOWN`: their templates were not at hand."""
+    `partita.text.reply.formats`; "": not at all."""
 
     models: str
     sizes: str
@@ -73,9 +71,9 @@ KNOWN = {
     "hunyuan_v1_dense": Known("Hunyuan", "0.5B to 7B", "<think>", "<tool_call>"),
     "cohere2": Known("Command R7B, Command A", "7B, 111B", "<|START_THINKING|>", "<|START_ACTION|>"),
     "mellum": Known("Mellum 2", "12B", "<think>", "<tool_call>"),
-    "gpt_oss": Known("gpt-oss", "20B, 120B", HARMONY, HARMONY),
-    "laguna": Known("Laguna XS", "33B", UNKNOWN, "<tool_call>"),
-    "muse_glimmer_text": Known("Muse Glimmer", "30B", UNKNOWN, UNKNOWN),
+    "gpt_oss": Known("gpt-oss", "20B, 120B", HARMONY.thought.begin, HARMONY.call.begin),
+    "laguna": Known("Laguna XS", "33B", "<think>", "<tool_call>"),
+    "muse_glimmer_text": Known("Muse Glimmer", "30B", RECIPIENTS.thought.begin, RECIPIENTS.call.begin),
     "qwen3_5_text": Known("Qwen3.5, 3.6, 3.8", "0.8B to 27B", "<think>", "<tool_call>"),
     "qwen3_5_moe_text": Known("Qwen3.5-35B-A3B, Qwen3.6-35B-A3B", "35B to 397B", "<think>", "<tool_call>"),
     "qwen3_next": Known("Qwen3-Next, Qwen3-Coder-Next", "80B", "<think>", "<tool_call>"),
@@ -135,8 +133,8 @@ def document() -> str:
     return (
         f"{HEAD}{rows}\n\n"
         "A model whose template has no tools is told of them in its prompt by the server, and its calls are enforced\n"
-        "in a form that is read. Where a form is not known here, the template of the model was not at hand: its\n"
-        "replies are read as any model's, by the markers of this table that its vocabulary or its template has.\n\n"
+        "in a form that is read. The templates of Laguna and Muse Glimmer were not at hand: their forms are those of\n"
+        "other programs.\n\n"
         "## Models that see or hear\n\n"
         "Their text decoder is played alone, and a line names what is left out. Each was judged by transformers'\n"
         "whole model, which was given text.\n\n"
@@ -179,13 +177,13 @@ def _yes(said: bool) -> str:
 def _marker(marker: str) -> str:
     if marker in WORDS:
         return WORDS[marker]
-    return f"`{marker.replace('|', chr(92) + '|')}`"
+    return f"`{marker.strip().replace('|', chr(92) + '|')}`"
 
 
 def recognised(kind: str) -> set[str]:
     """The markers that replies may begin a part of this kind with."""
-    blocks: tuple[Block, ...] = BLOCKS
-    return {block.begin for block in blocks if block.kind == kind} | {HARMONY, UNKNOWN, ""}
+    blocks = [*BLOCKS, *(block for dialect in DIALECTS for block in (dialect.thought, dialect.call))]
+    return {block.begin for block in blocks if block.kind == kind} | {""}
 
 
 if __name__ == "__main__":

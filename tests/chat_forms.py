@@ -27,6 +27,20 @@ _HARMONY = (
     "{% for m in messages %}<|start|>{{ m.role }}{% if m.role == 'assistant' %}<|channel|>final{% endif %}"
     "<|message|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|start|>assistant{% endif %}"
 )
+# every message of the model says whom it is to: itself, the user, or the tool that it calls
+_GLIMMER = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}"
+    "{% if m.reasoning_content %}<|start|>assistant to=self<|message|>{{ m.reasoning_content }}<|eom|>{% endif %}"
+    "{% for c in m.tool_calls %}<|start|>assistant to={{ c.function.name }}<|message|><atem:function_calls>\n"
+    '<atem:invoke name="{{ c.function.name }}">\n{% for k, x in c.function.arguments.items() %}'
+    '<atem:parameter name="{{ k }}">{{ x if x is string else x | tojson }}</atem:parameter>\n{% endfor %}'
+    "</atem:invoke>\n</atem:function_calls>{{ '<|eot|>' if loop.last else '<|eom|>' }}{% endfor %}"
+    "{% if m.content %}<|start|>assistant to=user<|message|>{{ m.content }}<|eot|>{% endif %}"
+    "{% elif m.role == 'tool' %}<|start|>tool {{ m.name }}<|message|>"
+    '<tool_output name="{{ m.name }}">\n{{ m.content }}\n</tool_output><|eot|>'
+    "{% else %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|eot|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
 _GEMMA = (
     "{% for m in messages %}<|turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content }}<turn|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|turn>model\n"
@@ -112,6 +126,7 @@ FORMS = {
     "harmony": Form(
         ("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>", "<|call|>", "<|return|>"), _HARMONY
     ),
+    "glimmer": Form(("<|start|>", "<|message|>", "<|eom|>", "<|eot|>"), _GLIMMER),
     "gemma4": Form(("<|turn>", "<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>', "<turn|>"), _GEMMA),
     "coder": Form(_CHATML_CONTROLS, f"{{# <think></think> <tool_call> <function= #}}{_CHATML}"),
     "glm": Form(_CHATML_CONTROLS, f"{{# <think></think> <tool_call> <arg_key> #}}{_CHATML}"),

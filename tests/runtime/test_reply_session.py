@@ -20,7 +20,7 @@ CALL = '<tool_call>\n{"name": "jump", "arguments": {"over": "the dog"}}\n</tool_
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LanguageModel]:
     folder = tmp_path_factory.mktemp("chat_forms")
-    names = ("thinking", "opened", "harmony", "none")
+    names = ("thinking", "opened", "harmony", "glimmer", "none")
     return {name: partita.load(write_model(folder / name, name), backend="numpy") for name in names}
 
 
@@ -108,6 +108,7 @@ QUESTION = "the quick brown fox jumps over the lazy dog " * 6
             "<|channel|>analysis<|message|>The fox.<|end|><|start|>assistant<|channel|>final<|message|>It jumps.",
             1,
         ),
+        ("glimmer", " to=self<|message|>The fox.<|eom|><|start|>assistant to=user<|message|>It jumps.", None),
         ("thinking", "It jumps.", None),
         ("none", "It jumps.", None),
     ],

@@ -299,7 +299,7 @@ def _template_facts(tokenizer: Tokenizer, template: ChatTemplate) -> dict[str, A
     return {
         "characters": len(template.source),
         "tools": template.taking([]).mentions("tools"),
-        "channels": form.channels,
+        "channels": form.dialect is not None,
         "thoughts": None if thought is None else thought.begin,
         "calls": None if calls is None else calls.begin,
     }

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from partita.engine.request import Held
 from partita.inference.sampling import Sampling
 from partita.printable import printable
-from partita.text.reply.calls import ToolCall
+from partita.text.reply.called import ToolCall
 
 Message = Mapping[str, Any]
 Kind = Literal[

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from partita.errors import DataError
-from partita.text.reply.formats import Block
+from partita.text.reply.formats import Block, Dialect, ReplyFormat
 from partita.text.tokenizer import Tokenizer
 
 from .asked import Tool
@@ -51,6 +51,7 @@ class Offer:
 class _Style:
     writer: Writer
     block: Block
+    dialect: Dialect | None
     offers: Sequence[Offer]
     source: str  # of the chat template
     many: bool
@@ -86,16 +87,16 @@ def schema_of(tool: Tool) -> Json:
 
 
 def written(
-    tokenizer: Tokenizer, writer: Writer, block: Block | None, offers: Sequence[Offer], *, many: bool = True
+    tokenizer: Tokenizer, writer: Writer, form: ReplyFormat, offers: Sequence[Offer], *, many: bool = True
 ) -> Calls:
-    """The calls of these tools in a block's notation; without a block, in harmony's.
+    """The calls of these tools in the notation of a model that has one.
 
     many: whether there may be several in one reply. Raises DataError for schemas that the notation cannot be held to.
     """
     source = (tokenizer.chat_template or "") + (tokenizer.tool_template or "")
-    if block is None:
-        return _harmony(_Style(writer, Block("tool_call", ""), offers, source, many))
-    return _NOTATIONS[block.notation](_Style(writer, block, offers, source, many))
+    block = form.calls
+    assert block is not None  # `tools.form_of` sees to it
+    return _NOTATIONS[block.notation](_Style(writer, block, form.dialect, offers, source, many))
 
 
 # ---------------------------------------------------------------- JSON
@@ -202,9 +203,9 @@ def _named(style: _Style) -> Calls:
     return Calls("", f"{speech} ({style.literal(style.block.begin)} {whole})? | {whole}", whole)
 
 
-def _harmony(style: _Style) -> Calls:
+def _message(style: _Style) -> Calls:
     """A message to a function, which ends the turn."""
-    begin = "<|channel|>commentary to=functions."
+    begin = style.block.begin
 
     def call(offer: Offer) -> str:
         return f"{style.literal(f'{offer.name} <|constrain|>json<|message|>')} {style.writer.json(offer.schema)}"
@@ -235,6 +236,7 @@ def _line(text: str) -> str:
 
 _LINES_END = r"(?s:.*)\n(<parameter=|<\/function>)(?s:.*)"
 _INLINE_END = r"\n(?s:.*)|(?s:.*)(<parameter=|<\/parameter>|<\/function>)(?s:.*)"
+_INVOKED_END = r"(?s:.*)<\/atem:parameter>(?s:.*)"
 _SCALARS = frozenset({"string", "integer", "number", "boolean", "null"})
 
 
@@ -283,6 +285,32 @@ def _arg_keys(style: _Style) -> Calls:
     return style.marked(style.each(call))
 
 
+def _invoked(style: _Style) -> Calls:
+    """A message to each function that is called, whose name stands in its header, and again where it is certain that
+    the message calls one."""
+    begin, end = "<atem:function_calls>", quoted("</atem:invoke>\n</atem:function_calls>")
+
+    def call(offer: Offer) -> str:
+        if any('"' in name for name in offer.schema.get("properties") or ()):
+            raise DataError("the name of an argument holds a quotation mark")
+        values = TextValues(style.writer, offer.schema, "</atem:parameter>\n", _INVOKED_END)
+
+        def pair(name: str, schema: Any) -> str:
+            tag = f'<atem:parameter name="{name}">'
+            return f"{quoted(tag)} {values.value(schema)}"
+
+        front = quoted(f'\n<atem:invoke name="{offer.name}">\n')
+        return f"{front} {_pairs(style, offer, pair)} {end}"
+
+    def message(offer: Offer) -> str:
+        return f"{style.literal(f'{style.block.begin}{offer.name}<|message|>{begin}')} {call(offer)}"
+
+    assert style.dialect is not None
+    between = style.literal(f"{style.block.ends[0]}{style.dialect.front}")
+    whole = style.several(style.each(message), between)
+    return Calls(f"<|message|>{begin}", style.each(call), whole, once=not style.many)
+
+
 # ---------------------------------------------------------------- Python's and Gemma's calls
 
 
@@ -308,6 +336,7 @@ def _gemma(style: _Style) -> Calls:
 
 
 _NOTATIONS: dict[str, Callable[[_Style], Calls]] = {
+    "": _message,
     "json": _json,
     "cohere": _cohere,
     "mistral": _mistral,
@@ -316,6 +345,7 @@ _NOTATIONS: dict[str, Callable[[_Style], Calls]] = {
     "named": _named,
     "xml": _xml,
     "arg_keys": _arg_keys,
+    "invoked": _invoked,
     "python": _python,
     "gemma": _gemma,
 }

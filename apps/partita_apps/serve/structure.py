@@ -28,10 +28,7 @@ from .schemas import prepared
 from .tools import form_of, offered
 
 Json = dict[str, Any]
-_HARMONY_THOUGHT = ("<|channel|>analysis<|message|>", "<|end|>")
-_HARMONY_FRONT = "<|start|>assistant"
 _LINES = r"(/\n{1,2}/)?"  # between a thought and what follows it
-_HARMONY_SPEECH = "<|channel|>final<|message|>"
 _ANY_OBJECT = {"type": "object"}
 _TAIL = 64  # tokens of a prompt in which a thought that it holds ends
 
@@ -52,20 +49,20 @@ def constraint_for(ask: Ask, text: ModelText, prompt: Sequence[int] = ()) -> Con
         return None
     found = _Reply(ask, text, form, tools).constraint()
     thought, thinking = _thought(text, form, prompt)
-    between = Writer(text.tokenizer).literal(_HARMONY_FRONT) if form.channels else _LINES
+    between = Writer(text.tokenizer).literal(form.dialect.front) if form.dialect else _LINES
     return msgspec.structs.replace(found, thought=thought, thinking=thinking, between=between if thought else "")
 
 
 def _thought(text: ModelText, form: ReplyFormat, prompt: Sequence[int]) -> tuple[tuple[str, str] | None, bool]:
     """The markers of a thought that may stand in front, and whether the prompt has begun it."""
     block = form.thought
-    markers = _HARMONY_THOUGHT if form.channels else None if block is None else (block.begin, block.ends[0])
-    if markers is None:
+    if block is None:
         return None, False
+    markers = block.begin, block.ends[0]
     if ReplyParser(form, text.tokenizer, prompt).thinking:
         return markers, True
     before = text.tokenizer.decode(prompt[-_TAIL:], specials=True).rstrip()
-    return None if before.endswith(markers[1]) and not form.channels else markers, False
+    return None if before.endswith(markers[1]) and not form.dialect else markers, False
 
 
 @dataclass(frozen=True)
@@ -121,8 +118,7 @@ class _Reply:
         """The reply's calls, or perhaps its calls, of tools with these arguments."""
         writer, ask = Writer(self.text.tokenizer), self.ask
         offers = [Offer(tool.name, schema) for tool, schema in schemas]
-        block = None if self.form.channels else self.form.calls
-        calls = written(self.text.tokenizer, writer, block, offers, many=ask.parallel_tool_calls)
+        calls = written(self.text.tokenizer, writer, self.form, offers, many=ask.parallel_tool_calls)
         if ask.format is None and not self._must_call:
             triggers = (calls.trigger,) if calls.trigger else ()
             return Constraint("lark", writer.grammar(calls.behind), triggers, calls.first, once=calls.once)
@@ -135,7 +131,7 @@ class _Reply:
         """Speech alone. Raises Refused."""
         try:
             schema = _schema(form)
-            if not self.form.channels:
+            if not self.form.dialect:
                 return _checked(Constraint("json_schema", json.dumps(schema)))
             writer = Writer(self.text.tokenizer)
             return _checked(Constraint("lark", writer.grammar(self._said(writer, schema))))
@@ -144,7 +140,7 @@ class _Reply:
 
     def _said(self, writer: Writer, schema: Json) -> str:
         """Speech that is JSON of a schema."""
-        front = f"{writer.literal(_HARMONY_SPEECH)} " if self.form.channels else ""
+        front = f"{writer.literal(self.form.dialect.speech)} " if self.form.dialect else ""
         return f"{front}{writer.json(schema)}"
 
 

@@ -48,7 +48,7 @@ def offered(ask: Ask) -> Sequence[Tool]:
 def has_tools(text: ModelText) -> bool:
     """Whether a model's template takes tools, and its replies call them in a notation that is read here."""
     form = text.reply_format
-    return text.template is not None and text.template.mentions("tools") and (form.channels or form.calls is not None)
+    return text.template is not None and text.template.mentions("tools") and form.calls is not None
 
 
 def form_of(ask: Ask, text: ModelText) -> ReplyFormat:

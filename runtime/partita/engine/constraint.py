@@ -195,11 +195,12 @@ class Matcher:
         if self._front is None:
             return False
         self._front += data
-        text, thought = self._front.lstrip(), self._thought
-        if thought is not None and text.startswith(thought.spelled):
-            self._think(text[len(thought.spelled) :])
+        text = self._front.lstrip()
+        thought = None if self._thought is None else self._thought.spelled.lstrip()
+        if thought is not None and text.startswith(thought):
+            self._think(text[len(thought) :])
             return True
-        begins = [each.spelled for each in (*self._first, *([] if thought is None else [thought]))]
+        begins = [*(each.spelled for each in self._first), *([] if thought is None else [thought])]
         if not any(begin.startswith(text) or text.startswith(begin) for begin in begins):
             self._front = None
             if self._first and self._watch is not None:

@@ -161,8 +161,11 @@ def _printable(character: str) -> str:
 
 def _stop_ids(engine: Engine, facts: Facts) -> frozenset[int]:
     known = {name for name in END_TOKENS if engine.controls.get(name) in engine.hidden}
+    # where a turn has several messages, these end one of them, and the turn goes on
     if "<|return|>" in known or "<|channel|>" in engine.controls:
-        known.discard("<|end|>")  # in these vocabularies it ends one message of a turn, and the turn goes on
+        known.discard("<|end|>")
+    if "<|message|>" in engine.controls:
+        known.discard("<|eom|>")
     stops = facts.stop_ids | {engine.controls[name] for name in known}
     if facts.eos_id is not None:
         stops |= {facts.eos_id}

@@ -30,7 +30,7 @@ def test_tags(served: Serve) -> None:
 
 
 @pytest.mark.parametrize("key", ["model", "name"])
-@pytest.mark.parametrize(("form", "thinks"), [("thinking", True), ("harmony", True), (None, False)])
+@pytest.mark.parametrize(("form", "thinks"), [("thinking", True), ("harmony", True), ("glimmer", True), (None, False)])
 def test_show(served: Serve, key: str, form: str | None, thinks: bool) -> None:
     shown = served(form=form, text={"context": 4096}).ask("POST", "/api/show", {key: "tiny"}).json
     assert shown["capabilities"] == ["completion", "tools", *["thinking"] * thinks]

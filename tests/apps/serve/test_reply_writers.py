@@ -15,7 +15,7 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from partita.inference.sampling import Sampling
-from partita.text.reply.calls import ToolCall
+from partita.text.reply.called import ToolCall
 from partita_apps.serve.api.messages_reply import MessageWriter
 from partita_apps.serve.api.responses_reply import ResponseWriter
 from partita_apps.serve.api.thoughts import sealed, unsealed

@@ -151,7 +151,7 @@ def test_the_generic_notation_takes_the_place_of_one_that_is_not_asked_for(text:
     form = form_of(ask(), text("opened"))
     assert form.calls == GENERIC
     assert form.thought is not None
-    assert not form.channels
+    assert form.dialect is None
 
 
 @pytest.mark.parametrize("name", ["", "a b", "é", "x" * 129, "a\n", '"'])

@@ -13,9 +13,10 @@ from tests.chat_forms import FORMS, write_tokenizer
 
 from partita.text.chat_template import ChatTemplate, chat_parts
 from partita.text.load import tokenizer_from_folder
-from partita.text.reply.calls import NOTATIONS, Malformed, read
-from partita.text.reply.formats import BLOCKS, NOISE
+from partita.text.reply.calls import NOTATIONS, read
+from partita.text.reply.formats import BLOCKS, DIALECTS, NOISE
 from partita.text.reply.parser import Part, ReplyFormat, ReplyParser
+from partita.text.reply.values import Malformed
 from partita.text.tokenizer import Tokenizer
 
 TOOLS = [
@@ -27,6 +28,12 @@ TOOLS = [
 ]
 CITY = ("weather", {"city": "Oslo"})
 DAYS = ("weather", {"city": "Oslo", "days": 2})
+INVOKED = """<atem:function_calls>
+<atem:invoke name="weather">
+<atem:parameter name="city">Oslo</atem:parameter>
+<atem:parameter name="days">2</atem:parameter>
+</atem:invoke>
+</atem:function_calls>"""
 Forms = dict[str, tuple[Tokenizer, ReplyFormat]]
 
 
@@ -116,6 +123,19 @@ REPLIES = [
     ("harmony", "Hello there", "Hello there", "", []),
     ("harmony", "word " * 99, "word " * 99, "", []),
     ("harmony", "<|channel|>???<|end|><|start|>assistant<|channel|>final<|message|>Paris.", "???\nParis.", "", []),
+    ("glimmer", " to=self<|message|>Hm.<|eom|><|start|>assistant to=user<|message|>Paris.<|eot|>", "Paris.", "Hm.", []),
+    ("glimmer", " to=self<|message|>a<|eom|><|start|>assistant to=self<|message|>b<|start|>assistant to=user<|message|>"
+     "c", "c", "a\nb", []),
+    ("glimmer", f" to=self<|message|>Look.<|eom|><|start|>assistant to=weather<|message|>{INVOKED}<|eot|>", "", "Look.",
+     [DAYS]),
+    ("glimmer", f" to=weather<|message|>{INVOKED}<|eom|><|start|>assistant to=write<|message|><atem:function_calls>\n"
+     '<atem:invoke name="write">\n<atem:parameter name="text"> <b>\n</atem:invoke> & 2\n</atem:parameter>\n'
+     '<atem:parameter name="mode">null</atem:parameter>\n</atem:invoke>\n</atem:function_calls><|eot|>', "", "",
+     [DAYS, ("write", {"text": " <b>\n</atem:invoke> & 2\n", "mode": None})]),
+    ("glimmer", f"<|message|>So:\n{INVOKED}", f"So:\n{INVOKED}", "", []),  # no message to a tool: shown, not called
+    ("glimmer", " to=self<|message|>Hm, and", "", "Hm, and", []),
+    ("glimmer", " to=us", "", "", []),
+    ("glimmer", "Hello there, you.", "Hello there, you.", "", []),
     ("gemma4", "Paris.", "Paris.", "", []),
     ("gemma4", '<|tool_call>call:weather{city:<|"|>Oslo<|"|>,days:2}<tool_call|><|tool_call>call:write{text:<|"|>'
      '<tool_call|>{"a": 1}<|"|>, some key:[true,null,-1.5e3,{b:<|"|><|"|>}]}<tool_call|>done', "done", "",
@@ -286,6 +306,8 @@ BROKEN = [
     ("glm4", 'weather\n{"city": "Os', "not valid JSON"),
     ("glm4", 'weather\n{"city": "Oslo"} and so on', "after the arguments"),
     ("harmony", '<|channel|>commentary to=functions.a<|message|>{"b": ', "not valid JSON"),
+    ("glimmer", f" to=weather<|message|>{INVOKED.partition('2<')[0]}", "no </atem:invoke>"),
+    ("glimmer", " to=weather<|message|>Weather in Oslo", "no <atem:invoke …>"),
 ]
 
 
@@ -299,7 +321,8 @@ def test_a_broken_call_stays_visible(forms, name, text, words):
     assert (call.name, call.arguments, call.id) == ("", "", "")
     assert words in str(call.error)
     marked = text.removeprefix("</think>")
-    assert call.written == (marked if name != "harmony" else 'commentary to=functions.a {"b":')
+    said = {"harmony": 'commentary to=functions.a {"b":', "glimmer": marked.replace("<|message|>", " ").strip()}
+    assert call.written == said.get(name, marked)
 
 
 def test_a_string_that_never_ends_costs_its_call_alone(forms):
@@ -360,10 +383,36 @@ def test_what_was_called_is_given_back_as_it_was_written(forms):
     assert "<think>Look.</think>" in template.render(later, keep_past_thinking=True)
 
 
+def test_messages_go_back_to_whom_they_were(forms):
+    """Muse Glimmer: what a model thought, called and said, and what the tool answered."""
+    tokenizer, form = forms["glimmer"]
+    written = f" to=self<|message|>Look.<|eom|><|start|>assistant to=weather<|message|>{INVOKED}"
+    ids = tokenizer.encode(f"{written}<|eot|>", bos=False, specials=True)
+    speech, thought, ((name, values),) = separated(by_token(ReplyParser(form, tokenizer, tools=TOOLS), ids))
+    assert not speech
+    turns = [
+        {"role": "user", "content": "Weather?"},
+        {
+            "role": "assistant",
+            "content": "",
+            "reasoning_content": thought,
+            "tool_calls": [{"function": {"name": name, "arguments": values}}],
+        },
+        {"role": "tool", "name": name, "content": "<|eot|> 5 C"},
+    ]
+    parts = chat_parts(tokenizer, ChatTemplate.of(tokenizer), turns)
+    text = "".join(part for part, _ in parts)
+    assert text == (
+        f"<|start|>user<|message|>Weather?<|eot|><|start|>assistant{written}<|eot|><|start|>tool weather<|message|>"
+        '<tool_output name="weather">\n<|eot|> 5 C\n</tool_output><|eot|><|start|>assistant'
+    )
+    assert ("<|eot|>", False) in parts  # what a tool said is text
+
+
 # ---------------------------------------------------------------- what is a marker
 
 
-@pytest.mark.parametrize("name", ["harmony", "gemma4", "mistral", "lfm", "deepseek"])
+@pytest.mark.parametrize("name", ["harmony", "glimmer", "gemma4", "mistral", "lfm", "deepseek"])
 def test_literals_of_control_tokens_are_text_unless_they_are_the_tokens(forms, name):
     tokenizer, form = forms[name]
     text = "".join(FORMS[name].controls) + " and <tool_call> {name}, so."
@@ -416,7 +465,8 @@ def test_a_base_model_and_a_template_that_fails_speak(forms):
 def test_the_table_can_be_read_in_one_way():
     markers = {literal for block in BLOCKS for literal in (block.begin, *block.ends)} | NOISE
     assert not [(a, b) for a in markers for b in markers if a != b and a.startswith(b) and b != "{"]
-    assert {block.notation for block in BLOCKS if block.kind == "tool_call"} == NOTATIONS.keys()
+    calls = [*(block for block in BLOCKS if block.kind == "tool_call"), *(dialect.call for dialect in DIALECTS)]
+    assert {block.notation for block in calls} == {*NOTATIONS, ""}
 
 
 def test_tools_of_any_form_are_taken(forms):
@@ -541,6 +591,7 @@ def test_long_arguments_are_read(notation):
         "deepseek": f"a<｜tool▁sep｜>{json.dumps({'b': value})}",
         "xml": f"<function=a>\n<parameter=b>\n{value}\n</parameter>\n</function>",
         "arg_keys": f"a<arg_key>b</arg_key><arg_value>{value}</arg_value>",
+        "invoked": f'<atem:invoke name="a"><atem:parameter name="b">{value}</atem:parameter></atem:invoke>',
         "gemma": f'call:a{{b:<|"|>{value}<|"|>}}',
         "python": f"[a(b='{value}')]",
     }[notation]

@@ -283,12 +283,13 @@ def test_stop_ids_are_the_union_of_what_the_sources_name(every, library, tmp_pat
 
 
 def test_a_message_end_inside_a_turn_does_not_stop(library):
-    metadata = byte_level_metadata(library)
-    metadata["tokenizer.ggml.tokens"] += ["<|end|>", "<|return|>"]
-    metadata["tokenizer.ggml.token_type"] += [3, 3]
-    tokenizer = tokenizer_from_gguf(metadata)
-    assert tokenizer.controls["<|return|>"] in tokenizer.stop_ids
-    assert tokenizer.controls["<|end|>"] not in tokenizer.stop_ids
+    for within, last in ((["<|end|>"], "<|return|>"), (["<|message|>", "<|eom|>"], "<|eot|>")):
+        metadata = byte_level_metadata(library)
+        metadata["tokenizer.ggml.tokens"] += [*within, last]
+        metadata["tokenizer.ggml.token_type"] += [3] * (len(within) + 1)
+        tokenizer = tokenizer_from_gguf(metadata)
+        assert tokenizer.controls[last] in tokenizer.stop_ids
+        assert not {tokenizer.controls[literal] for literal in within} & tokenizer.stop_ids
 
 
 def test_token_text_is_printable(tokenizer):

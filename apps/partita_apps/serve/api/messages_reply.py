@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from partita.text.reply.calls import ToolCall
+from partita.text.reply.called import ToolCall
 
 from ..asked import Delta, Ended, Event, Refused, Started, Waiting
 from .errors import document

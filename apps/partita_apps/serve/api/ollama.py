@@ -73,7 +73,7 @@ def capabilities(text: ModelText) -> list[str]:
     if text.template is None:
         return ["completion"]
     form = text.reply_format
-    thinks = form.channels or any(block.kind == "thought" for block in form.blocks)
+    thinks = form.thought is not None
     return ["completion", "tools", *(["thinking"] if thinks else [])]
 
 

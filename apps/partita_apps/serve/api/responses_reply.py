@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from partita.text.reply.calls import ToolCall
+from partita.text.reply.called import ToolCall
 
 from ..asked import Delta, Ended, Event, Logprob, Refused, Started, Waiting
 from .errors import message

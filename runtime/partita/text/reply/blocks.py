@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..stop_strings import overlap
-from .calls import NOTATIONS, Malformed, Offered, ToolCall, read
+from .called import Offered, ToolCall
+from .calls import NOTATIONS, read
 from .formats import ENVELOPES, NAMED, WHOLE, Block, ReplyFormat
 from .parts import Machine
+from .values import Malformed
 
 _WHITE = 64  # characters of white space that say nothing, at most, where nothing has been said
 # up to what decides whether it is one: the first key (group 1), or something else

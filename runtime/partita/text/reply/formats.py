@@ -19,8 +19,6 @@ WHOLE = "{"
 NAMED = "<|assistant|>"
 """The control token behind which a message is a call if its first line is the name of a tool. The first message of a
 reply has it in the prompt."""
-CHANNELS = frozenset({"<|start|>", "<|channel|>", "<|message|>"})
-"""Control tokens of harmony (gpt-oss), whose replies are messages with headers instead of text with marked parts."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +26,9 @@ class Block:
     """A part of a reply between two markers.
 
     ends: any of them; without one a call goes on to the next, or to the end of the reply. notation: of a call, by its
-    name in `reply_calls`. label: what the text inside begins with and is no part of it. mentions: what the template
-    must have besides. bare: recognised only where tools were offered, since its beginning is ordinary text, and a part
-    of the call; `NAMED` is none, but what follows it may be.
+    name in `calls`; "" where a header has the tool's name, and the arguments follow. label: what the text inside begins
+    with and is no part of it. mentions: what the template must have besides. bare: recognised only where tools were
+    offered, since its beginning is ordinary text, and a part of the call; `NAMED` is none, but what follows it may be.
     """
 
     kind: Kind
@@ -69,6 +67,40 @@ BLOCKS = (
     Block("tool_call", NAMED, (), "named", mentions="metadata", bare=True),  # GLM-4-0414
 )
 """Of several with the same beginning, the first that the template has counts."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """Replies that are messages, each behind a header, instead of text with marked parts.
+
+    needs: control tokens that only its models have. marks: those that begin and end headers and messages. front: what
+    each message but the first begins with, whose own is in the prompt. thought, call, speech: what follows there for
+    one of this kind; that of a call is followed by the tool's name.
+    """
+
+    needs: frozenset[str]
+    marks: frozenset[str]
+    thought: Block
+    call: Block
+    speech: str
+    front: str = "<|start|>assistant"
+
+
+HARMONY = Dialect(  # gpt-oss
+    frozenset({"<|start|>", "<|channel|>", "<|message|>"}),
+    frozenset({"<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>", "<|call|>", "<|return|>"}),
+    Block("thought", "<|channel|>analysis<|message|>", ("<|end|>",)),
+    Block("tool_call", "<|channel|>commentary to=functions.", ("<|call|>",)),
+    "<|channel|>final<|message|>",
+)
+RECIPIENTS = Dialect(  # Muse Glimmer: whom a message is to says what it is
+    frozenset({"<|start|>", "<|message|>", "<|eom|>", "<|eot|>"}),
+    frozenset({"<|start|>", "<|message|>", "<|eom|>", "<|eot|>"}),
+    Block("thought", " to=self<|message|>", ("<|eom|>",)),
+    Block("tool_call", " to=", ("<|eom|>", "<|eot|>"), "invoked"),
+    " to=user<|message|>",
+)
+DIALECTS = (HARMONY, RECIPIENTS)
 GENERIC = Block("tool_call", "<tool_call>", ("</tool_call>",), "json")
 """Calls of a model whose template has no tools, and which was told in its prompt to write them so."""
 ENVELOPES = {
@@ -93,7 +125,7 @@ NOISE = frozenset(
 
 @dataclass(frozen=True)
 class ReplyFormat:
-    """How the replies of one model are read. Without blocks and channels a reply is all speech.
+    """How the replies of one model are read. Without blocks and a dialect a reply is all speech.
 
     controls: literals of control tokens by id. header: the control token that the beginning of a reply begins with in
     the prompt; opening: that beginning as text, where it begins with none.
@@ -101,7 +133,7 @@ class ReplyFormat:
 
     blocks: tuple[Block, ...] = ()
     noise: frozenset[str] = frozenset()
-    channels: bool = False
+    dialect: Dialect | None = None
     controls: Mapping[int, str] = field(default_factory=dict[int, str])
     header: int | None = None
     opening: str = ""
@@ -111,33 +143,37 @@ class ReplyFormat:
         """The format of the models that have this vocabulary and this template."""
         known = tokenizer.controls
         source = (tokenizer.chat_template or "") + (tokenizer.tool_template or "")
-        channels = known.keys() >= CHANNELS
+        dialect = next((each for each in DIALECTS if known.keys() >= each.needs), None)
         blocks: dict[str, Block] = {}
         for block in BLOCKS:
             if _applies(block, known, source):
                 blocks.setdefault(block.begin, block)
         noise = frozenset(literal for literal in NOISE if literal in known or literal in source)
-        if template is None or not (blocks or channels):
+        if template is None or not (blocks or dialect):
             return cls()
         header, opening = _opening(tokenizer, template)
         controls = {token: literal for literal, token in known.items()}
-        return cls(() if channels else tuple(blocks.values()), noise, channels, controls, header, opening)
+        return cls(() if dialect else tuple(blocks.values()), noise, dialect, controls, header, opening)
 
     @property
     def calls(self) -> Block | None:
-        """The block of tool calls that a model is meant to write; None where it has none, or has channels."""
+        """The block of tool calls that a model is meant to write, None where it has none."""
+        if self.dialect is not None:
+            return self.dialect.call
         found = [block for block in self.blocks if block.kind == "tool_call"]
         return next((block for block in found if not block.bare), found[0] if found else None)
 
     @property
     def thought(self) -> Block | None:
-        """The block of thoughts, None where it has none, or has channels."""
+        """The block of thoughts, None where it has none."""
+        if self.dialect is not None:
+            return self.dialect.thought
         return next((block for block in self.blocks if block.kind == "thought"), None)
 
     def with_generic_calls(self) -> ReplyFormat:
         """The same for a model that was told to write `GENERIC` calls, which take the place of its own."""
         thoughts = tuple(block for block in self.blocks if block.kind != "tool_call")
-        return replace(self, blocks=(*thoughts, GENERIC), channels=False)
+        return replace(self, blocks=(*thoughts, GENERIC), dialect=None)
 
 
 def _applies(block: Block, known: Mapping[str, int], source: str) -> bool:

@@ -1,6 +1,6 @@
 """A reply is speech, thoughts and tool calls: told apart while its tokens come. Text things only: no model, no backend.
 
-Not here: which markers a model has (`reply_formats`), and what is written inside a call (`reply_calls`). Invariants:
+Not here: which markers a model has (`formats`), and what is written inside a call (`calls`). Invariants:
 the parts of a reply are the same however it is split, and nothing is given out that would have to be taken back; the
 work is linear in the reply; nothing in a reply raises, and what cannot be understood stays visible.
 """
@@ -12,9 +12,9 @@ from typing import Any
 
 from ..tokenizer import Tokenizer
 from .blocks import Blocks
-from .calls import ToolCall
-from .channels import Channels
+from .called import ToolCall
 from .formats import ReplyFormat
+from .messages import Messages
 from .parts import Kind, Part
 
 __all__ = ["Kind", "Part", "ReplyFormat", "ReplyParser", "ToolCall"]
@@ -39,7 +39,7 @@ class ReplyParser:
         continues: bool = False,
     ) -> None:
         self._controls, self._tokenizer = form.controls, tokenizer
-        self._machine = Channels(tools, calls) if form.channels else Blocks(form, tools, calls)
+        self._machine = Blocks(form, tools, calls) if form.dialect is None else Messages(form.dialect, tools, calls)
         self._stream = tokenizer.stream(continues=True)
         if form.header is not None:
             for token in _from_last(prompt, form.header):

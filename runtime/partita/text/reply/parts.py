@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Literal
 
-from .calls import ToolCall, offered
+from .called import ToolCall, offered
 
 Kind = Literal["speech", "thought", "tool_call"]
 

@@ -1,10 +1,11 @@
-"""A reader of values as Python and Gemma write them: lists, objects, strings, numbers, and words for the rest.
+"""Readers of values: JSON, and lists, objects, strings, numbers and words as Python and Gemma write them.
 
 Invariants: a value is read in time and memory linear in its text, or Malformed is raised; nothing is evaluated.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -113,6 +114,18 @@ class Values:
             raise Malformed("a string does not end")
         self.place = found.end()
         return re.sub(r"\\(u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|.)", _unescaped, found[0][:-1], flags=re.DOTALL)
+
+
+def json_value(text: str, place: int) -> tuple[Any, int]:
+    """The JSON value at a place, and the place behind it. A line end inside a string is taken: models write them."""
+    try:
+        return json.JSONDecoder(strict=False, parse_constant=_constant).raw_decode(text, place)
+    except (ValueError, RecursionError):
+        raise Malformed("not valid JSON") from None
+
+
+def _constant(name: str) -> Any:
+    raise Malformed("NaN and Infinity are no JSON")
 
 
 def blank(text: str, place: int, also: str = "") -> int:

@@ -1,6 +1,6 @@
-"""Replies in harmony (gpt-oss): messages, each behind a header that names its channel and, for a call, whom it is to.
+"""Replies that are messages (gpt-oss, Muse Glimmer), each behind a header that says whom it is to, or which channel's.
 
-Invariants: as in `reply`. A header that turns out to be none is shown.
+Invariants: as in `parser`. A header that turns out to be none is shown.
 """
 
 from __future__ import annotations
@@ -10,23 +10,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from .calls import Malformed, ToolCall, read_arguments
+from .called import ToolCall
+from .calls import read, read_arguments
+from .formats import Dialect
 from .parts import Kind, Machine
+from .values import Malformed
 
 MAX_HEADER = 256  # characters; what is longer is none
-_MARKS = frozenset({"<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>", "<|call|>", "<|return|>"})
 _HEADER_TEXT = re.compile(r"[\w .=:/-]*")
 _ROLE = re.compile(r" *(assistant)?( *to=\S+)? *")
 _CHANNEL = re.compile(r" *\w*( +to=\S+)?( +\w+)? *")
+_ITSELF = "self"  # the recipient of what a model thinks
 _RECIPIENT = re.compile(r"to=(\S+)")
 _UNMARKED = re.compile(r"assistant(analysis|commentary|final)?")
 
 
-class Channels(Machine):
-    """Harmony: messages, each behind a header that names its channel and, for a call, whom it is to."""
+class Messages(Machine):
+    """Messages, each behind a header: its role, whom it is to, its channel, the type of what follows."""
 
-    def __init__(self, tools: Sequence[Any] | None, calls: int) -> None:
+    def __init__(self, dialect: Dialect, tools: Sequence[Any] | None, calls: int) -> None:
         super().__init__(tools, calls)
+        self._dialect = dialect
         self._kind: Kind | None = None  # of the message; None: inside a header
         self._header = _Header()
         self._body: list[str] = []  # of a call
@@ -41,10 +45,10 @@ class Channels(Machine):
         return self._kind == "thought"
 
     def takes(self, literal: str) -> bool:
-        return literal in _MARKS or self._kind == "tool_call"
+        return literal in self._dialect.marks or self._kind == "tool_call"
 
     def control(self, literal: str) -> None:
-        if literal not in _MARKS:
+        if literal not in self._dialect.marks:
             self._body.append(literal)
         elif literal == "<|message|>":
             if self._kind is None:
@@ -81,7 +85,7 @@ class Channels(Machine):
         if kind == "tool_call":
             written = f"{header.text()} {body}".strip()
             try:
-                self._call([read_arguments(header.recipient().removeprefix("functions."), body, written)])
+                self._call(self._read(header.recipient().removeprefix("functions."), body, written))
             except Malformed as error:
                 self._call([ToolCall("", "", "", written, str(error))])
         elif kind is not None:
@@ -90,6 +94,13 @@ class Channels(Machine):
             kind, shown = header.shown()
             self._say(kind, shown)
             self._part_from(kind)
+
+    def _read(self, recipient: str, body: str, written: str) -> list[ToolCall]:
+        """The calls of a message to a tool. Raises Malformed."""
+        notation = self._dialect.call.notation
+        if not notation:
+            return [read_arguments(recipient, body, written)]
+        return read(notation, body, self._tools, written)
 
 
 @dataclass(frozen=True)
@@ -128,6 +139,6 @@ class _Header:
         return "" if found is None or found[1] in ("assistant", "user") else found[1]
 
     def kind(self) -> Kind:
-        if self.recipient():
-            return "tool_call"
-        return "thought" if self.channel.split()[:1] == ["analysis"] else "speech"
+        if self.recipient() == _ITSELF or (not self.recipient() and self.channel.split()[:1] == ["analysis"]):
+            return "thought"
+        return "tool_call" if self.recipient() else "speech"
