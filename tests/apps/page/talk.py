@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 LOOKS = pytest.mark.parametrize(
     ("width", "theme"),
@@ -60,3 +62,16 @@ def press(place: Locator, name: str) -> None:
     """A button of a message; it shows its buttons to a mouse that is over it."""
     place.hover()
     place.get_by_role("button", name=name, exact=True).click()
+
+
+def hold(page: Page, requests: str) -> Callable[[], None]:
+    """Keep requests back, by a pattern of their addresses, until what this returns is called."""
+    held: list[Route] = []
+
+    def release() -> None:
+        for each in held:
+            each.continue_()
+        page.unroute(requests)
+
+    page.route(requests, lambda route: held.append(route))
+    return release

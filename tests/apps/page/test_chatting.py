@@ -14,7 +14,7 @@ from partita_apps.history import History
 
 from ..serve.scripted import Script
 from ..serve.served import Served
-from .talk import PROSE, ask, ended, field, press, questions, replies
+from .talk import PROSE, ask, ended, field, hold, press, questions, replies
 
 Serve = Callable[..., Served]
 PageAt = Callable[..., Page]
@@ -122,6 +122,21 @@ def test_a_branch_is_a_chat_of_its_own(served: Serve, page_at: PageAt, data: Pat
     assert page.url != before
     assert len(history.chats()) == 2
     assert sorted(len(history.path(chat.id)) for chat in history.chats()) == [2, 4]
+
+
+def test_a_chat_opens_though_a_look_at_the_one_before_is_answered_first(open_page: PageAt, history: History) -> None:
+    before, after = (history.create(model="tiny", title=title) for title in ("before", "after"))
+    for chat in (before, after):
+        history.add(chat.id, parent=None, role="user", content=chat.title)
+    page = open_page(f"#/chat/{before.id}")
+    expect(questions(page).locator(".bubble")).to_have_text("before")
+    release = hold(page, f"**/app/chats/{after.id}")
+    with page.expect_request(f"**/app/chats/{after.id}"):
+        page.evaluate("(hash) => { location.hash = hash }", f"#/chat/{after.id}")
+    with page.expect_response(f"**/app/chats/{before.id}"):
+        page.evaluate("import('/page/js/store.js').then((store) => store.refreshChat())")
+    release()
+    expect(questions(page).locator(".bubble")).to_have_text("after")
 
 
 def test_thoughts_are_folded(served: Serve, page_at: PageAt, data: Path) -> None:

@@ -12,7 +12,7 @@ from partita_apps.history import History
 from ..serve.scripted import Script
 from ..serve.served import Served
 from .conftest import Complaints
-from .talk import ask, ended, field, questions, replies
+from .talk import ask, ended, field, hold, questions, replies
 
 Serve = Callable[..., Served]
 PageAt = Callable[..., Page]
@@ -41,6 +41,35 @@ def test_who_opens_the_page_may_type_at_once(open_page: PageAt) -> None:
     expect(field(page)).to_be_focused()
     page.keyboard.type("what is a chessboard?")  # letters that are shortcuts, too
     expect(field(page)).to_have_value("what is a chessboard?")
+
+
+def test_what_is_sent_before_the_server_answers_goes_to_the_chat_of_the_address(
+    open_page: PageAt, history: History
+) -> None:
+    chat = history.create(model="tiny", title="other")
+    page = open_page()
+    release = hold(page, "**/app/state")
+    page.goto(page.url.split("#")[0] + f"?again#/chat/{chat.id}")
+    ask(page, "early")
+    expect(page.get_by_text("This is sent as soon as the server answers.")).to_be_visible()
+    expect(field(page)).to_have_value("early")
+    release()
+    expect(questions(page).locator(".bubble")).to_have_text("early")
+    ended(page)
+    assert [each.content for each in history.path(chat.id)] == ["early", "hello"]
+    assert len(history.chats()) == 1
+
+
+def test_a_message_that_is_changed_before_the_server_answers_is_not_sent(open_page: PageAt) -> None:
+    page = open_page()
+    release = hold(page, "**/app/state")
+    page.reload()
+    ask(page, "early")
+    field(page).press_sequentially(", but")
+    release()
+    expect(page.get_by_role("button", name="Send", exact=True)).to_be_enabled()
+    expect(field(page)).to_have_value("early, but")
+    expect(questions(page)).to_have_count(0)
 
 
 def test_enter_of_an_input_method_does_not_send(open_page: PageAt) -> None:

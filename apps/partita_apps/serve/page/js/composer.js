@@ -2,7 +2,8 @@
  * The field that messages are written in, with Send and Stop.
  *
  * Not here: attachments (attachments.js mounts beside the field). Holds always: what was written is not lost, neither by a
- * reload (a draft a chat, on this machine) nor by a message that the server refused; Escape stops a reply and keeps it.
+ * reload (a draft a chat, on this machine) nor by a message that the server refused; what is sent before the server has
+ * said what there is waits for that, and goes to the chat that the address names; Escape stops a reply and keeps it.
  */
 
 import { h, iconButton } from "./dom.js";
@@ -21,13 +22,17 @@ export function mountComposer(root, app) {
   const form = h("form", { class: "composer", onSubmit: (event) => (event.preventDefault(), submit()) }, attach, field, h("div", { class: "composer-buttons" }, send, stop));
   root.append(form, hint);
 
-  const key = () => DRAFT + (store.chat?.id ?? "new");
+  let chat = undefined; // that the field is for: an id, null for a new one; undefined until one was opened
+  let waiting = null; // key of the draft that is sent once its chat is open
+  const open = () => store.state !== null && (store.chat?.id ?? null) === store.route.chat;
+  const key = () => DRAFT + ((chat === undefined ? store.route.chat : store.chat?.id) ?? "new");
   const grow = () => {
     if (CSS.supports("field-sizing", "content")) return;
     field.style.setProperty("height", "auto");
     field.style.setProperty("height", `${field.scrollHeight}px`);
   };
   const changed = () => {
+    waiting = null;
     grow();
     refresh();
     keepDraft(key(), field.value);
@@ -42,12 +47,16 @@ export function mountComposer(root, app) {
     stop.hidden = !run;
     send.hidden = run;
     send.disabled = (!field.value.trim() && !files) || store.attaching > 0 || !store.models.length;
-    hint.textContent = run ? "Esc stops the reply and keeps what is there." : "Enter sends, Shift+Enter begins a line. Replies are made by a model and can be wrong.";
+    hint.textContent = hintOf(run, waiting !== null);
   };
 
   const submit = async () => {
     const text = field.value;
     const attachments = store.attachments;
+    if (!open() && text.trim()) {
+      waiting = key();
+      return refresh();
+    }
     if (send.disabled) return;
     if (store.run) return app.say("A reply is being written. Stop it first.");
     const draft = key();
@@ -105,13 +114,21 @@ export function mountComposer(root, app) {
     field.setSelectionRange(text.length, text.length);
   };
 
-  let chat = undefined;
+  /** Send what waited for its chat. */
+  const opened = () => {
+    if (waiting === null || !open()) return;
+    const wanted = waiting === key();
+    waiting = null;
+    if (wanted) queueMicrotask(submit); // behind what else a chat that opens sets: its run
+  };
+
   store.on("path", () => {
     const now = store.chat?.id ?? null;
     if (chat === now) return;
-    field.value = localStorage.getItem(DRAFT + (now ?? "new")) ?? "";
     chat = now;
+    field.value = localStorage.getItem(key()) ?? "";
     grow();
+    opened();
     refresh();
     app.focusComposer({ quietly: true });
   });
@@ -122,11 +139,20 @@ export function mountComposer(root, app) {
     ran = run !== null;
   });
   store.on("attachments", refresh);
-  store.on("models", refresh);
+  store.on("models", () => {
+    opened();
+    refresh();
+  });
   field.value = localStorage.getItem(key()) ?? "";
   refresh();
   app.focusComposer({ quietly: true }); // who opens the page may type at once
   return { attach };
+}
+
+function hintOf(run, waiting) {
+  if (waiting) return "This is sent as soon as the server answers.";
+  if (run) return "Esc stops the reply and keeps what is there.";
+  return "Enter sends, Shift+Enter begins a line. Replies are made by a model and can be wrong.";
 }
 
 function keepDraft(key, text) {

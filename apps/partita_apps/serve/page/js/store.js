@@ -132,14 +132,14 @@ export async function openChat(id) {
 }
 
 let asked = 0;
-let answered = 0;
+const answered = new Map(); // chat: the latest look that was answered
 
-/** The tree of a chat; nothing where a later look was answered before. */
+/** The tree of a chat; nothing where a later look at the same chat was answered before. */
 async function newest(id) {
   const mine = ++asked;
   const found = await api.get(chatPath(id));
-  if (mine < answered) return {};
-  answered = mine;
+  if (mine < (answered.get(id) ?? 0)) return {};
+  answered.set(id, mine);
   return found;
 }
 
