@@ -196,10 +196,12 @@ def unpack(words: np.ndarray, bits: int) -> np.ndarray:
     """The inverse of `pack`: uint32 (*leading, w) to uint8 (*leading, w * 32 / bits)."""
     *leading, w = words.shape
     stream = np.ascontiguousarray(words).view(np.uint8)
-    if 8 % bits == 0:
-        per_byte = 8 // bits
-        shifts = np.arange(per_byte, dtype=np.uint8) * np.uint8(bits)
-        return ((stream[..., None] >> shifts) & np.uint8(2**bits - 1)).reshape(*leading, w * 4 * per_byte)
+    if bits == 8:
+        return stream.reshape(*leading, w * 4).copy()
+    if bits == 4:  # both halves of a byte at once
+        wide = stream.astype("<u2")
+        wide |= wide << np.uint16(4)
+        return (wide & np.uint16(0x0F0F)).view(np.uint8).reshape(*leading, w * 8)
     return _spread_eights(stream.reshape(-1, bits)).reshape(*leading, w * 32 // bits)
 
 
