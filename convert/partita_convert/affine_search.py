@@ -1,189 +1,299 @@
-"""The search of `quantize.py` as one compiled loop over groups, each of which stays in the first cache.
+"""The search of `quantize.py` as one compiled loop: sixteen groups at a time, one in each lane of a vector.
 
-Of the ranges, one pass each finds how well the integers can be fitted; only the best is then stored, and fitted again
-as there. On random weights the squared error is 0.1 to 0.5 % above that of storing each, for two thirds of the time.
+The groups are those of as many rows in the same columns, so that what a column counts is one number for all. Of the
+ranges, one pass each finds how well the integers can be fitted; only the best is then stored, and fitted again as
+there: on random weights the squared error is 0.1 to 0.5 % above that of storing each. Whatever is tried as stored also
+says what fits its integers, so that no second pass asks for it.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .compiled import kept, part
+from .compiled import inlined, kept, part
+from .lanes import (
+    WIDTH,
+    any_of,
+    ints,
+    load,
+    magnitude,
+    maximum,
+    minimum,
+    nearest,
+    power_of_two,
+    shift_left,
+    shift_right,
+    splat,
+    store,
+    transpose,
+    where,
+)
 
 _F = np.float32
 _INF, _FAR = np.float32(np.inf), np.float32(16)
-_SMALLEST, _LARGEST = 2.0**-14, 65504.0  # of float16: where its numbers become multiples of one, and end
-_HALF, _KEPT = np.int64((1 << 41) - 1), np.int64(-1 << 42)  # of a float64's bits, where ten are left behind the first
 
 
-@part
-def _stored(value: Any, size: Any, wide: Any) -> Any:
-    """A scale or bias at the magnitude of one, times `size`, a power of two, as its dtype holds it, over `size` again;
-    infinite where that has no such number. wide: float32, else float16."""
-    full = np.float64(value) * size
-    if wide:
-        rounded = np.float64(_F(full))
-    elif abs(full) < _SMALLEST:  # float16 has multiples of 2**-24 here
-        rounded = np.rint(full * 2.0**24) * 2.0**-24
-    else:  # the nearest with ten bits behind the first, even ones of two
-        bits = np.float64(full).view(np.int64)
-        rounded = np.int64((bits + _HALF + ((bits >> 42) & 1)) & _KEPT).view(np.float64)
-        if not abs(rounded) <= _LARGEST:
-            return _INF
-    return _F(rounded / size) if math.isfinite(rounded) else _INF
+class _Block(NamedTuple):
+    """A group in each lane, at the magnitude of one."""
+
+    x: Any  # float32 (n * WIDTH,), the first value of each group, the second ...
+    w: Any  # float32 (n,), what an error costs
+    low: Any
+    high: Any
+    top: Any  # float32, the largest integer
+    sw: Any  # float32, the sum of w
+    sx: Any  # of w times x
+    digits: Any  # float32, of the dtype of scales: how far neighbours are apart, over the power of two below them
+    least: Any  # how far at least
+    limit: Any  # its largest number
+    tiny: Any  # the smallest step of MLX's rule
 
 
-@part
-def _spacing(value: Any, size: Any, wide: Any) -> Any:
+class _Best(NamedTuple):
+    error: Any
+    scale: Any
+    bias: Any
+    next_scale: Any  # what fits the integers of these best
+    next_bias: Any
+
+
+@inlined
+def _spacing(block: Any, value: Any) -> Any:
     """How far the next number of the dtype is."""
-    least, digits = (-149, 24) if wide else (-24, 11)
-    own = math.frexp(np.float64(value) * size)[1] if value != 0 else least
-    return _F(math.ldexp(1.0, max(own - digits, least)) / size)
+    return maximum(power_of_two(value) * block.digits, block.least)
 
 
-@part
-def _error(x: Any, w: Any, scale: Any, bias: Any, top: Any) -> Any:
-    """Squared, weighed, with the nearest integers; infinite of numbers beside which a value of one is lost."""
-    if not (abs(scale) < _FAR and abs(bias) < _FAR):
-        return _INF
-    inverse = _F(1) / (scale if scale != 0 else _F(1))
-    total = _F(0)
-    for i in range(len(x)):
-        q = min(max(np.floor((x[i] - bias) * inverse + _F(0.5)), _F(0)), top)
-        off = q * scale + bias - x[i]
-        total += w[i] * off * off
-    return total
+@inlined
+def _stored(block: Any, value: Any) -> Any:
+    """A scale or bias as its dtype holds it; infinite where that has no such number."""
+    unit = _spacing(block, value)
+    rounded = nearest(value / unit) * unit
+    return where(magnitude(rounded) <= block.limit, rounded, _INF)
 
 
-@part
-def _fit(x: Any, w: Any, scale: Any, bias: Any, top: Any, sw: Any, sx: Any, size: Any, wide: Any) -> Any:
-    """Scale, as stored, and bias of least squared error for the integers nearest by these."""
-    inverse = _F(1) / (scale if scale != 0 else _F(1))
-    q1 = q2 = qx = _F(0)
-    for i in range(len(x)):
-        q = min(max(np.floor((x[i] - bias) * inverse + _F(0.5)), _F(0)), top)
-        wq = w[i] * q
+@inlined
+def _inverse(scale: Any) -> Any:
+    return 1 / where(scale == 0, 1, scale)
+
+
+@inlined
+def _tried(block: Any, scale: Any, bias: Any) -> Any:
+    """The squared error, weighed, with the nearest integers, infinite of numbers beside which a value of one is lost;
+    and the scale, as stored, and bias of least squared error for these integers, found as what is to be added."""
+    inverse, sw = _inverse(scale), block.sw
+    total = off1 = offq = q1 = q2 = splat(0)
+    for i in range(len(block.w)):
+        away, w = load(block.x, i * WIDTH) - bias, block.w[i]
+        q = nearest(minimum(maximum(away * inverse, 0), block.top))
+        off = away - q * scale
+        woff, wq = off * w, q * w
+        total += woff * off
+        off1 += woff
+        offq += woff * q
         q1 += wq
         q2 += wq * q
-        qx += wq * x[i]
+    near = (magnitude(scale) < _FAR) & (magnitude(bias) < _FAR)
     d = sw * q2 - q1 * q1
-    found = _stored((sw * qx - q1 * sx) / (d if d != 0 else _F(1)), size, wide)
-    return found, (sx - found * q1) / sw
+    fitted = _stored(block, scale + (sw * offq - q1 * off1) / where(d == 0, 1, d))
+    return where(near, total, _INF), fitted, bias + (off1 - (fitted - scale) * q1) / sw
+
+
+@inlined
+def _ranged(block: Any, step: Any, clips: Any) -> Any:
+    """Of the ranges, the scale and bias, not stored, that fit the integers of the best one. A fit takes `up` squared
+    over `d` off the sum of squares, so much more than the mean alone takes off."""
+    low, sw, sx = block.low, block.sw, block.sx
+    whole, middle = _inverse(step), (block.top + 1) / 2
+    most, least, best, sum_ = splat(-1), splat(1), splat(0), splat(0)
+    for one in clips:
+        for two in clips:
+            share = 1 - (one + two) / block.top
+            if share == 0:
+                continue
+            inverse = whole * (1 / share)
+            offset = (low + step * one) * inverse + middle
+            q1 = q2 = qx = splat(0)
+            for i in range(len(block.w)):
+                x = load(block.x, i * WIDTH)
+                q = nearest(minimum(maximum(x * inverse - offset, -middle), block.top - middle))
+                wq = q * block.w[i]
+                q1 += wq
+                q2 += wq * q
+                qx += wq * x
+            d, up = sw * q2 - q1 * q1, sw * qx - q1 * sx
+            better = (d > 0) & (up * up * least > most * d)
+            most, least = where(better, up * up, most), where(better, d, least)
+            best, sum_ = where(better, up, best), where(better, q1, sum_)
+    scale = best / least
+    return where(most >= 0, scale, step), where(most >= 0, (sx - scale * sum_) / sw - scale * middle, low)
+
+
+@inlined
+def _plain(block: Any) -> Any:
+    """(scale, bias) of MLX's rule, what fits its integers, and the smaller error of it and of the minimum and maximum
+    as ends of the grid."""
+    low, high = block.low, block.high
+    below, span = magnitude(low) > magnitude(high), (high - low) / block.top
+    step = maximum(span, block.tiny)
+    step = where(below, step, step * -1)
+    edge = where(below, low, high)
+    q = nearest(edge / step)
+    scale, bias = where(q == 0, step, edge * _inverse(q)), where(q == 0, 0, edge)
+    ours, next_scale, next_bias = _tried(block, scale, bias)
+    ends, _, _ = _tried(block, span, low)
+    return scale, bias, next_scale, next_bias, where(ours <= ends, ours, ends)
+
+
+@inlined
+def _offered(block: Any, best: Any, scale: Any, bias: Any) -> Any:
+    """The best so far or these, and what fits the integers of these."""
+    scale, bias = _stored(block, scale), _stored(block, bias)
+    error, next_scale, next_bias = _tried(block, scale, bias)
+    better = error < best.error
+    found = _Best(
+        where(better, error, best.error),
+        where(better, scale, best.scale),
+        where(better, bias, best.bias),
+        where(better, next_scale, best.next_scale),
+        where(better, next_bias, best.next_bias),
+    )
+    return found, next_scale, next_bias
+
+
+@inlined
+def _closer(block: Any, best: Any, plain: Any, reach: Any) -> Any:
+    """Neighbours of the best, for the few groups where a plain rule with wider scales is luckier."""
+    error, scale, bias = best.error, best.scale, best.bias
+    worse = error > plain
+    if any_of(worse):
+        by, along = _spacing(block, scale), _spacing(block, bias)
+        for i in range(-reach, reach + 1):
+            for j in range(-reach, reach + 1):
+                one, two = _stored(block, best.scale + by * i), _stored(block, best.bias + along * j)
+                other, _, _ = _tried(block, one, two)
+                better = worse & (other < error)
+                error, scale, bias = where(better, other, error), where(better, one, scale), where(better, two, bias)
+    return error, scale, bias
+
+
+@inlined
+def _found(block: Any, clips: Any, fits: Any, reach: Any) -> Any:
+    """Scale and bias, as stored, their error and that of the plain rules."""
+    constant, span = block.high == block.low, (block.high - block.low) / block.top
+    step = where(constant, block.low - _stored(block, block.low), span)  # what the bias cannot hold, the scale adds
+    scale, bias, next_scale, next_bias, plain = _plain(block)
+    best = _Best(splat(_INF), splat(0), splat(0), splat(0), splat(0))
+    s, b = _ranged(block, step, clips)
+    for turn in range(6 + fits):  # each of three, and what fits its integers; MLX's rule; the ends; the best, fitted
+        if turn == 2:
+            s, b = next_scale, next_bias
+        elif turn == 4:
+            s, b = scale, bias
+        elif turn == 5:
+            s, b = step, block.low
+        elif turn > 5:
+            s, b = best.next_scale, best.next_bias
+        best, s, b = _offered(block, best, s, b)
+    error, scale, bias = _closer(block, best, plain, reach)
+    return scale, bias, error, plain
 
 
 @part
-def _fitted(x: Any, w: Any, scale: Any, bias: Any, top: Any, sw: Any, sx: Any) -> Any:
-    """Of the integers nearest by these: what the scale and bias of least squared error take off the sum of squares,
-    and these."""
-    inverse = _F(1) / scale
-    offset = _F(0.5) - bias * inverse
-    q1 = q2 = qx = _F(0)
-    for i in range(len(x)):
-        q = min(max(np.floor(x[i] * inverse + offset), _F(0)), top)
-        wq = w[i] * q
-        q1 += wq
-        q2 += wq * q
-        qx += wq * x[i]
-    d = sw * q2 - q1 * q1
-    if d <= 0:
-        return -_INF, scale, bias
-    found = (sw * qx - q1 * sx) / d
-    other = (sx - found * q1) / sw
-    return found * qx + other * sx, found, other
+def _size(value: float) -> float:
+    """The power of two above, of a magnitude that float32 has."""
+    bits = np.float64(value).view(np.int64)
+    return np.int64(((bits >> 52) + 1) << 52).view(np.float64) if value > 0 else 1.0
 
 
-@part
-def _least(x: Any, w: Any, top: Any, low: Any, high: Any, size: Any) -> Any:
-    """(scale, bias) of MLX's rule, and the smaller error of it and of the minimum and maximum as ends of the grid."""
-    below = abs(low) > abs(high)
-    step = max((high - low) / top, _F(np.float64(_F(1e-7)) / size))
-    step = step if below else -step
-    edge = low if below else high
-    q = np.rint(edge / step)
-    scale, bias = (edge / q, edge) if q != 0 else (step, _F(0))
-    ours, ends = _error(x, w, scale, bias, top), _error(x, w, (high - low) / top, low, top)
-    return scale, bias, (ends if not ours <= ends else ours)
+@inlined
+def _gather(x: Any, row: Any, column: Any, v: Any) -> None:
+    """The groups of WIDTH rows, the last row again beyond it, into v (n * WIDTH,)."""
+    n, width = len(v) // WIDTH, x.shape[1]
+    for i in range(0, n, WIDTH):
+        transpose(x, row * width + column + i, width, len(x) - row, v, i * WIDTH)
+
+
+@inlined
+def _packed(block: Any, scale: Any, bias: Any, bits: Any, words: Any) -> None:
+    """The nearest integers into words, uint32 (n * bits / 32 * WIDTH,), the first word of each group, the second ..."""
+    inverse, held, room, place = _inverse(scale), ints(splat(0)), 32, 0
+    for i in range(len(block.w)):
+        q = ints(nearest(minimum(maximum((load(block.x, i * WIDTH) - bias) * inverse, 0), block.top)))
+        held = held | shift_left(q, 32 - room)
+        room -= bits
+        if room <= 0:
+            store(words, place, held)
+            place += WIDTH
+            held = shift_right(q, bits + room) if room < 0 else ints(splat(0))
+            room += 32
+
+
+@inlined
+def _block(v: Any, w: Any, top: Any, wide: Any, sizes: Any, spare: Any) -> Any:
+    """The block of values as they are, which are brought to the magnitude of one in place. Written: sizes float64."""
+    low = high = load(v, 0)
+    for i in range(1, len(w)):
+        x = load(v, i * WIDTH)
+        low, high = minimum(low, x), maximum(high, x)
+    store(spare, 0, maximum(low * -1, high))
+    for lane in range(WIDTH):
+        size = sizes[lane] = _size(spare[lane])
+        by = min(max(1 / size, 2.0**-100), 2.0**100)
+        spare[lane], spare[WIDTH + lane] = by, 1 / size / by
+        spare[2 * WIDTH + lane] = min(max((2.0**-149 if wide else 2.0**-24) / size, 2.0**-126), 2.0**127)
+        spare[3 * WIDTH + lane] = (3.4028234663852886e38 if wide else 65504.0) / size
+        spare[4 * WIDTH + lane] = np.float64(_F(1e-7)) / size
+    once, twice = load(spare, 0), load(spare, WIDTH)
+    sw, sx = _F(0), splat(0)
+    for i in range(len(w)):
+        x = load(v, i * WIDTH) * once * twice
+        store(v, i * WIDTH, x)
+        sw += w[i]
+        sx += x * w[i]
+    digits = _F(2.0**-23 if wide else 2.0**-10)
+    grid = load(spare, 2 * WIDTH), load(spare, 3 * WIDTH), load(spare, 4 * WIDTH)
+    return _Block(v, w, low * once * twice, high * once * twice, top, sw, sx, digits, *grid)
 
 
 @kept
 def search(
     x: Any,
-    lows: Any,
-    highs: Any,
     weights: Any,
-    top: Any,
+    bits: Any,
     wide: Any,
     clips: Any,
     fits: Any,
     reach: Any,
-    q: Any,
+    words: Any,
     scales: Any,
     biases: Any,
-    errors: Any,
-) -> None:
-    """x: float32 (groups, n), finite. lows, highs: (groups,), the smallest and largest of each. weights: float32
-    (k, n), of the groups in turn. wide: whether scales are stored as float32. Written: q uint8 (groups, n), scales and
-    biases float64 (groups,), errors float64 (groups, 2), the best and that of the plain rules."""
-    v = np.empty(x.shape[1], np.float32)
-    for g in range(len(x)):
-        row, w = x[g], weights[g % len(weights)]
-        size = math.ldexp(1.0, math.frexp(np.float64(max(-lows[g], highs[g])))[1])
-        smaller = 1.0 / size
-        low, high = _F(lows[g] * smaller), _F(highs[g] * smaller)
-        sw = sx = _F(0)
-        for i in range(len(v)):
-            v[i] = row[i] * smaller
-            sw += w[i]
-            sx += w[i] * v[i]
-        scale, bias, plain = _least(v, w, top, low, high, size)
-        step = low - _stored(low, size, wide) if high == low else (high - low) / top
-        # Of ranges, the one whose integers fit best by a scale and bias that need not be stored
-        most, s, b = -_INF, step, low
-        for one in clips:
-            for two in clips:
-                wide_step, first = step * (_F(1) - (one + two) / top), low + one * step
-                if wide_step != 0:
-                    gain, found, other = _fitted(v, w, wide_step, first, top, sw, sx)
-                    if gain > most:
-                        most, s, b = gain, found, other
-        best, own, base = _INF, _F(0), _F(0)
-        for turn in range(3 + fits):
-            if turn == 1:  # what fits the integers of MLX's rule, and that rule
-                s, b = _fit(v, w, scale, bias, top, sw, sx, size, wide)
-            elif turn == 2:
-                s, b = scale, bias
-            elif turn > 2:
-                s, b = _fit(v, w, own, base, top, sw, sx, size, wide)
-            for more in range(2 if turn < 2 else 1):
-                if more:
-                    s, b = _fit(v, w, s, b, top, sw, sx, size, wide)
-                s, b = _stored(s, size, wide), _stored(b, size, wide)
-                error = _error(v, w, s, b, top)
-                if error < best:
-                    best, own, base = error, s, b
-        # as they are, the ends of the grid
-        s, b = _stored(step, size, wide), _stored(low, size, wide)
-        error = _error(v, w, s, b, top)
-        if error < best:
-            best, own, base = error, s, b
-        if best > plain:  # neighbours, where a plain rule with wider scales is luckier
-            by, along = _spacing(own, size, wide), _spacing(base, size, wide)
-            first, second = own, base
-            for i in range(-reach, reach + 1):
-                for j in range(-reach, reach + 1):
-                    s = _stored(first + _F(i) * by, size, wide)
-                    b = _stored(second + _F(j) * along, size, wide)
-                    error = _error(v, w, s, b, top)
-                    if error < best:
-                        best, own, base = error, s, b
-        inverse = _F(1) / (own if own != 0 else _F(1))
-        for i in range(len(v)):
-            q[g, i] = np.uint8(min(max(np.floor((v[i] - base) * inverse + _F(0.5)), _F(0)), top))
-        scales[g], biases[g] = own * size, base * size
-        errors[g, 0], errors[g, 1] = best * size * size, plain * size * size
+) -> Any:
+    """x: float32 (rows, groups * n), finite. weights: float32 (groups, n), of every row. wide: whether scales are
+    stored as float32, else float16. Written: words uint32 (rows, groups * n * bits / 32); scales and biases float32
+    (rows, groups), as stored. Returns the total squared error and that of the plain rules."""
+    n, top = weights.shape[1], _F(2**bits - 1)
+    v, out = np.empty(n * WIDTH, _F), np.empty(n * bits // 32 * WIDTH, np.uint32)
+    sizes, spare = np.empty(WIDTH), np.empty(5 * WIDTH, _F)
+    error = plain = 0.0
+    for row in range(0, len(x), WIDTH):
+        for g in range(len(weights)):
+            _gather(x, row, g * n, v)
+            block = _block(v, weights[g], top, wide, sizes, spare)
+            scale, bias, best, rule = _found(block, clips, fits, reach)
+            _packed(block, scale, bias, bits, out)
+            for i, each in enumerate((scale, bias, best, rule)):
+                store(spare, i * WIDTH, each)
+            for lane in range(min(WIDTH, len(x) - row)):
+                size = sizes[lane]
+                scales[row + lane, g], biases[row + lane, g] = spare[lane] * size, spare[WIDTH + lane] * size
+                error += spare[2 * WIDTH + lane] * size * size
+                plain += spare[3 * WIDTH + lane] * size * size
+                for i in range(len(out) // WIDTH):
+                    words[row + lane, g * (len(out) // WIDTH) + i] = out[i * WIDTH + lane]
+    return error, plain
 
 
 @kept

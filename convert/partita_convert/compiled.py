@@ -21,6 +21,8 @@ _njit: Any = numba.njit
 
 part: Any = _njit(**_OPTIONS)
 """Of a loop: what only other compiled functions call."""
+inlined: Any = _njit(**_OPTIONS, forceinline=True)
+"""The same, compiled into each of them, which keeps vectors in registers."""
 
 
 def kept(function: Callable[..., Any]) -> Any:

@@ -31,7 +31,7 @@ CLIPS = (-0.3, 0.1, 0.5, 0.9)
 NEIGHBOURS = range(-4, 5)
 _FITS = 2
 _VALUES = 1 << 16  # a chunk of rows and its temporaries stay in a core's second cache
-Search = Callable[..., None]
+Search = Callable[..., tuple[float, float]]
 
 
 def quantize(
@@ -81,23 +81,17 @@ def _quantize(
     words = np.empty((rows, n * bits // 32), np.uint32)
     scales, biases = (np.empty((rows, n // group_size), dtype) for _ in range(2))
     weights = None if importance is None else _weights(importance, n, group_size, name)
-    search = compiled_search()
+    search = searched()
 
     def some(start: int) -> tuple[float, float]:
         """Quantize the rows from `start` on, as many as a chunk has; their errors."""
         chunk = _finite(_rows(x, n, start), name)
-        count, groups = len(chunk), chunk.reshape(-1, group_size)
-        tiled = None if weights is None or search is not None else np.tile(weights, (count, 1))
         with np.errstate(
             over="ignore", invalid="ignore", divide="ignore"
         ):  # a scale that cannot be stored: its error is not finite
-            if search is None:
-                found = _Groups.of(groups, tiled, bits, dtype).search()
-            else:
-                found = _compiled(search, groups, weights, bits, dtype)
-        place = slice(start, start + count)
-        words[place] = pack(found.integers.reshape(count, n), bits)
-        scales[place], biases[place] = found.scales.reshape(count, -1), found.biases.reshape(count, -1)
+            found = search(chunk, weights, bits, group_size, dtype)
+            place = slice(start, start + len(chunk))
+            words[place], scales[place], biases[place] = found.words, found.scales, found.biases
         return found.error, found.plain
 
     errors = list(_threaded(some, range(0, rows, _step(n))))
@@ -142,8 +136,8 @@ def _weights(importance: np.ndarray, n: int, group_size: int, name: str) -> np.n
 
 
 def _step(n: int) -> int:
-    """Rows of a chunk."""
-    return max(_VALUES // n, 1)
+    """Rows of a chunk, by sixteens, which the compiled search takes at once."""
+    return max(_VALUES // n // 16, 1) * 16
 
 
 def _rows(x: np.ndarray | Packed, n: int, start: int) -> np.ndarray:
@@ -200,25 +194,38 @@ def compiled_search() -> Search | None:
     return search
 
 
-def _compiled(search: Search, x: np.ndarray, weights: np.ndarray | None, bits: int, dtype: Any) -> _Found:
-    """x: float32 (G, n). weights: of a row's groups, or None."""
-    count, size = x.shape
-    one = np.ones((1, size), np.float32)
-    integers, errors = np.empty((count, size), np.uint8), np.empty((count, 2))
-    scales, biases = np.empty(count), np.empty(count)
-    search(
-        *(x, x.min(-1), x.max(-1), one if weights is None else weights, np.float32(2**bits - 1), dtype == np.float32),
-        *(np.array(CLIPS, np.float32), _FITS, max(NEIGHBOURS), integers, scales, biases, errors),
-    )
-    error, plain = map(float, errors.sum(0))
-    return _Found(integers, scales.astype(dtype), biases.astype(dtype), error, plain)
+def searched() -> Callable[..., _Found]:
+    """What finds scales and integers of rows: the compiled loop, else numpy."""
+    return _by_numpy if compiled_search() is None else _compiled
+
+
+def _compiled(x: np.ndarray, weights: np.ndarray | None, bits: int, group_size: int, dtype: Any) -> _Found:
+    """x: float32 (rows, n). weights: (n / group_size, group_size), or None: all the same."""
+    search, count, groups = compiled_search(), len(x), x.shape[1] // group_size
+    assert search is not None
+    weights = np.ones((groups, group_size), np.float32) if weights is None else weights
+    words = np.empty((count, x.shape[1] * bits // 32), np.uint32)
+    scales, biases = (np.empty((count, groups), np.float32) for _ in range(2))
+    tries = np.array(CLIPS, np.float32), _FITS, max(NEIGHBOURS)
+    error, plain = search(x, weights, bits, dtype == np.float32, *tries, words, scales, biases)
+    return _Found(words, scales, biases, error, plain)
+
+
+def _by_numpy(x: np.ndarray, weights: np.ndarray | None, bits: int, group_size: int, dtype: Any) -> _Found:
+    """The same by numpy."""
+    count, groups = len(x), x.reshape(-1, group_size)
+    tiled = None if weights is None else np.tile(weights, (count, 1))
+    best, integers, error, plain = _Groups.of(groups, tiled, bits, dtype).search()
+    scales, biases = (part.reshape(count, -1) for part in best)
+    return _Found(pack(integers.reshape(count, -1), bits), scales, biases, error, plain)
 
 
 @dataclass(frozen=True)
 class _Found:
-    """integers uint8 (G, n). scales, biases (G,) as stored. error: total, squared. plain: that of the plain rules."""
+    """words uint32 (rows, n * bits / 32). scales, biases: (rows, groups), as stored, in any floating dtype. error:
+    total, squared. plain: that of the plain rules."""
 
-    integers: np.ndarray
+    words: np.ndarray
     scales: np.ndarray
     biases: np.ndarray
     error: float
@@ -243,7 +250,8 @@ class _Groups:
         spare = np.empty_like(scaled), np.empty_like(scaled)
         return cls(scaled, weights, exponent, np.float32(2**bits - 1), dtype, spare)
 
-    def search(self) -> _Found:
+    def search(self) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, float, float]:
+        """Scales and biases (G,) as stored, integers uint8 (G, n), their squared error, that of the plain rules."""
         low: np.ndarray = self.x.min(-1)
         high: np.ndarray = self.x.max(-1)
         best = _Best(len(low))
@@ -265,7 +273,7 @@ class _Groups:
         integers = self.integers(best.scale, best.bias).astype(np.uint8)
         magnitude = np.ldexp(1.0, 2 * self.exponent)  # of a square
         error, plain_error = (float((e.astype(np.float64) * magnitude).sum()) for e in (best.error, plain))
-        return _Found(integers, self.out(best.scale), self.out(best.bias), error, plain_error)
+        return (self.out(best.scale), self.out(best.bias)), integers, error, plain_error
 
     def look_closer(self, best: _Best, plain: np.ndarray) -> None:
         """Neighbours of the best so far, for the few groups where a plain rule with float32 scales is luckier."""

@@ -161,6 +161,20 @@ def test_any_shape_and_any_source(shape):
     np.testing.assert_array_equal(quantize(eight, 4, 32).weight, quantize(dequantize(eight), 4, 32).weight)
 
 
+@pytest.mark.parametrize("size", [1e-6, 1e-4, 1.0, 1e4])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_scales_are_compared_as_they_are_stored(size, dtype):
+    """They are rounded at the magnitude of one, among float16's multiples of 2**-24 too."""
+    x, searched = random("heavy", (37, 128)) * np.float32(size), search.searched()
+    for bits in BITS:
+        found = searched(x, None, bits, 64, np.dtype(dtype))
+        for part in (found.scales, found.biases):
+            np.testing.assert_array_equal(part.astype(dtype).astype(part.dtype), part)
+        error = squares(x, Packed(found.words, found.scales, found.biases, bits, 64)).sum()
+        # a sum of 64 terms; each of numbers of up to 2**bits steps, rounded thrice, that leave a third of a step
+        assert found.error == pytest.approx(error, rel=64 * 2.0**-24 + 2 * 3 * 2.0 ** (bits - 24) * 3)
+
+
 def test_the_same_bytes_every_time():
     x = random("heavy", (300, 256))
     first, second = quantize(x, 3, 64), quantize(x.copy(), 3, 64)
