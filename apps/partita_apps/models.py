@@ -42,6 +42,7 @@ models.add_command(suggest_command)
 
 @models.command(
     "list",
+    short_help="Show the models on this machine.",
     help="Show the models on this machine, partita's own and those in the Hub's cache. MODEL may be the short name "
     "everywhere, or the beginning of any word of a name that no other model has.",
 )
@@ -99,7 +100,11 @@ def shorter(path: Path) -> str:
     return str(Path("~") / path.relative_to(home)) if path.is_relative_to(home) else str(path)
 
 
-@models.command("pull", help=f"Fetch a model, or check that the one here is whole and current. {NAME_HELP}")
+@models.command(
+    "pull",
+    short_help="Fetch a model, or bring it up to date.",
+    help=f"Fetch a model, or check that the one here is whole and current. {NAME_HELP}",
+)
 @click.argument("name", required=False)
 @as_json()
 def pull_command(name: str | None, json: bool) -> None:
@@ -115,6 +120,7 @@ def pull_command(name: str | None, json: bool) -> None:
 
 @models.command(
     "rm",
+    short_help="Remove a fetched model.",
     help="Remove a fetched model, by its name or its short name, from the cache it is in. A path of your own is never "
     "touched.",
 )
@@ -131,7 +137,11 @@ def rm_command(name: str, json: bool) -> None:
         say(f"removed {full}, {disk_size(freed)}")
 
 
-@models.command("path", help=f"Print where a model is; nothing is fetched. {NAME_HELP}")
+@models.command(
+    "path",
+    short_help="Print where a model is.",
+    help=f"Print where a model is; nothing is fetched. {NAME_HELP}",
+)
 @click.argument("name", required=False)
 @as_json()
 def path_command(name: str | None, json: bool) -> None:

@@ -60,6 +60,12 @@ def test_every_entry_leads_to_a_command(name):
     assert command.help
 
 
+@pytest.mark.parametrize("name", ["models", "bench"])
+def test_help_of_a_group_cuts_no_line_off(name):
+    _, _, commands = run(name, "--help").stdout.partition("Commands:")
+    assert "..." not in commands
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

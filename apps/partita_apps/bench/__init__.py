@@ -90,14 +90,14 @@ def against(names: tuple[str, ...] = NAMES) -> Callable[[Callable[..., Any]], Ca
 plotted = click.option("--plot", default=None, metavar="FILE", help="Also draw the figures, as PNG.")
 
 
-@bench.command()
+@bench.command(short_help="Measure decoding, one token at a time.")
 @against()
 @click.option("--prompt", type=Sizes(), default="128", show_default=True, help="Tokens before the first, by commas.")
 @click.option("--tokens", type=click.IntRange(2), default=64, show_default=True, help="Tokens to decode.")
 @plotted
 @measured
 def decode(prompt: tuple[int, ...], **options: Any) -> Rows:
-    """Tokens per second one at a time, after a prompt."""
+    """Measure tokens per second of decoding, one token at a time, after a prompt."""
     from .speed import run
 
     return run("decode", lengths=prompt, **options)
@@ -109,13 +109,13 @@ def decode(prompt: tuple[int, ...], **options: Any) -> Rows:
 @plotted
 @measured
 def prefill(prompt: tuple[int, ...], **options: Any) -> Rows:
-    """Tokens per second of a prompt."""
+    """Measure tokens per second of reading a prompt."""
     from .speed import run
 
     return run("prefill", lengths=prompt, tokens=2, **options)
 
 
-@bench.command()
+@bench.command(short_help="Measure decoding of several sequences at once.")
 @against()
 @click.option("--rows", type=Sizes(), default="1,2,4,8,16", show_default=True, help="How many at once, by commas.")
 @click.option("--prompt", type=click.IntRange(1), default=64, show_default=True, help="Tokens before the first.")
@@ -123,13 +123,13 @@ def prefill(prompt: tuple[int, ...], **options: Any) -> Rows:
 @plotted
 @measured
 def batch(**options: Any) -> Rows:
-    """Tokens per second of all rows, several decoded at once, beside one row alone."""
+    """Measure tokens per second of several sequences decoded together, beside one alone."""
     from .batch import run
 
     return run(**options)
 
 
-@bench.command()
+@bench.command(short_help="Measure the time of a token with the cache.")
 @click.option("--tokens", type=click.IntRange(8), default=200, show_default=True, help="Tokens with and without cache.")
 @click.option("--context", type=click.IntRange(64), default=1024, show_default=True, help="Size of the ring.")
 @click.option("--far/--no-far", default=True, show_default=True, help="Also measure at positions 1,100 and 5,000.")
@@ -156,8 +156,8 @@ def cache(
     snapshots: bool,
     **options: Any,
 ) -> Rows:
-    """Time of each token with the cache and by recomputing the sequence; time far beyond the ring; or, with --contexts,
-    of a token by how many are held."""
+    """Measure the time of a token with the cache and by recomputing the sequence, and far beyond the ring; or, with
+    --contexts, by the number of cached tokens."""
     from . import growth
     from .cache import run
 
@@ -166,17 +166,17 @@ def cache(
     return run(tokens=tokens, far=far, context=context, **options)
 
 
-@bench.command()
+@bench.command(short_help="Measure seconds until a process answers.")
 @against()
 @measured
 def startup(**options: Any) -> Rows:
-    """Seconds to the help text, to the first word of a chat, and of a process that decodes 8 tokens and ends."""
+    """Measure seconds to the help text, to the first word of a chat, and of a process that decodes 8 tokens."""
     from .startup import run
 
     return run(**options)
 
 
-@bench.command()
+@bench.command(short_help="Measure peak memory of a long prompt.")
 @against()
 @click.option(
     "--tokens", type=Sizes(), default=None, help="Length of the prompt, by commas.  [default: 8k; 128 beside a peer]"
@@ -193,8 +193,8 @@ def memory(
     kv: str | None,
     **options: Any,
 ) -> Rows:
-    """MiB above the weights at the peak of a long prompt, beside a 16-bit cache; with --against, all that a process
-    holds at most for weights, a prompt and 16 tokens. Each in a process of its own."""
+    """Measure peak memory of a long prompt above the weights, beside a 16-bit cache; with --against, the peak of a
+    process for weights, a prompt and 16 tokens. Each in a separate process."""
     from .memory import beside, run
 
     if against is None:
@@ -204,42 +204,42 @@ def memory(
     return beside(tokens=tokens or (128,), against=against, peer_python=peer_python, **options)
 
 
-@bench.command()
+@bench.command(short_help="Measure decoding with drafts looked up.")
 @click.option("--tokens", type=click.IntRange(2), default=128, show_default=True, help="Tokens of the reply.")
 @click.option("--count", type=click.IntRange(1), default=None, help="Most tokens drafted at once.")
 @measured
 def speculative(**options: Any) -> Rows:
-    """Tokens per second of a repeating text, with drafts looked up in it and without."""
+    """Measure tokens per second of a repeating text, with drafts looked up in it and without."""
     from .speculative import run
 
     return run(**options)
 
 
-@bench.command()
+@bench.command(short_help="Measure seconds to a second turn's first token.")
 @click.option("--prompt", type=click.IntRange(1), default=4000, show_default=True, help="Tokens of the first turn.")
 @click.option("--tokens", type=click.IntRange(1), default=64, show_default=True, help="Tokens of the reply to it.")
 @measured
 def reuse(**options: Any) -> Rows:
-    """Seconds to the first token of a second turn, which feeds only what is new, beside the first turn's."""
+    """Measure seconds to the first token of a second turn, which reads only new tokens, beside the first turn's."""
     from .reuse import run
 
     return run(**options)
 
 
-@bench.command()
+@bench.command(short_help="Measure speed and memory of fine-tuning.")
 @against(TRAINERS)
 @click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Rows of a step.")
 @click.option("--length", type=click.IntRange(8), default=256, show_default=True, help="Tokens of a row.")
 @click.option("--rank", type=click.IntRange(1), default=16, show_default=True, help="Size of the adapters.")
 @measured
 def train(**options: Any) -> Rows:
-    """Tokens per second and memory of fine-tuning with adapters on all projections; each in a process of its own."""
+    """Measure tokens per second and memory of fine-tuning with adapters on all projections, in separate processes."""
     from .train import run
 
     return run(**options)
 
 
-@bench.command()
+@bench.command(short_help="Measure seconds and memory of a conversion.")
 @click.option("--to", type=click.Choice(("mlx", "gguf")), default="mlx", show_default=True, help="What is written.")
 @click.option("--quantize", default="4", show_default=True, metavar="RECIPE", help="As for partita convert.")
 @click.option("--calibration", default=None, metavar="TEXTFILE|none", help="As for partita convert.")
@@ -247,13 +247,13 @@ def train(**options: Any) -> Rows:
 @click.option("--peer-python", default=None, help="Python that has the peer installed; this one if left out.")
 @measured
 def convert(**options: Any) -> Rows:
-    """Seconds and memory of a conversion, of weights in bfloat16; each in a process of its own."""
+    """Measure seconds and memory of a conversion of bfloat16 weights; each in a separate process."""
     from .convert import run
 
     return run(**options)
 
 
-@bench.command()
+@bench.command(short_help="Measure the server with several clients.")
 @against(SERVERS)
 @click.option("--clients", type=Sizes(), default="1,4,16", show_default=True, help="How many at once, by commas.")
 @click.option("--prompt", type=click.IntRange(8), default=64, show_default=True, help="Tokens of each one's prompt.")
@@ -261,14 +261,14 @@ def convert(**options: Any) -> Rows:
 @click.option("--arriving", type=click.IntRange(0), default=4000, show_default=True, help="Tokens of a long prompt.")
 @measured
 def serve(**options: Any) -> Rows:
-    """What `partita serve` gives its clients: tokens per second of several at once, the wait for the first token, the
-    steadiness of a reply while a long prompt arrives, memory; beside a peer's server."""
+    """Measure what `partita serve` gives its clients: tokens per second of several at once, the wait for the first
+    token, the steadiness of a reply while a long prompt arrives, memory; beside a peer's server."""
     from .serve import run
 
     return run(**options)
 
 
-@bench.command()
+@bench.command(short_help="Count the kernels that a step launches.")
 @click.option(
     "--step", type=click.Choice(("decode", "train")), default="decode", show_default=True, help="What to count."
 )
@@ -305,8 +305,8 @@ def launches(
     context: int | None,
     **options: Any,
 ) -> None:
-    """Kernels that a step launches on MLX, or its operations on a GPU of torch: counted, without a device to time it.
-    Of decoding, with a cache that keeps everything and beyond a ring's context; of training, with adapters on all
+    """Count the kernels that a step launches on MLX, or its operations on a GPU of torch, without a device to time it:
+    of decoding, with a cache that keeps everything and beyond a ring's context; of training, with adapters on all
     projections."""
     from .launches import run as of_decoding
     from .models import model_path
@@ -324,21 +324,21 @@ def launches(
     finish(of_training(model=model_path(model), **sizes, **options), as_json)
 
 
-@bench.command()
+@bench.command(short_help="Measure decode steps of a device.")
 @click.option("--contexts", type=Sizes(), default="128,2k,8k", show_default=True, help="Tokens held, by commas.")
 @click.option("--kv", default="16,k8v4", show_default=True, help="Formats of the cache, by commas.")
 @click.option("--ring", type=click.IntRange(64), default=1024, show_default=True, help="A ring that has begun to turn.")
 @click.option("--tokens", type=click.IntRange(2), default=32, show_default=True, help="Tokens to decode a run.")
 @measured
 def device(**options: Any) -> Rows:
-    """Decode steps of a device by context and format, compiled and not, and how much of its memory's speed they reach;
+    """Measure decode steps of a device by context and format, compiled and not, and the share of its memory bandwidth;
     nothing is timed where its predictions are not those of a CPU."""
     from .device import run
 
     return run(**options)
 
 
-@bench.command()
+@bench.command(short_help="Measure the page in a real browser.")
 @click.option("--turns", type=click.IntRange(1), default=500, show_default=True, help="Of the long chat.")
 @click.option("--tokens", type=click.IntRange(100, 30_000), default=20_000, show_default=True, help="Of the reply.")
 @click.option("--rate", type=click.IntRange(10), default=1000, show_default=True, help="Tokens a second of the reply.")
@@ -347,8 +347,8 @@ def device(**options: Any) -> Rows:
 @click.option("--model", default=None, help="Model whose tokenizer is used; the default model if left out.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 def page(model: str | None, as_json: bool, **options: Any) -> None:
-    """The page in a real browser over a scripted model: first paint, a long chat, a long reply, and how long it is deaf
-    meanwhile."""
+    """Measure the page in a real browser over a scripted model: first paint, a long chat, a long reply, and how long it
+    does not react meanwhile."""
     from .models import model_path
     from .page import run
 

@@ -70,6 +70,7 @@ def measured() -> Room:
 
 @click.command(
     "suggest",
+    short_help="Name public models that fit this machine.",
     help="Name public models that fit this machine's memory, the largest that fits comfortably first. They come from a "
     "list in the package: nothing is fetched or looked up.",
 )
