@@ -114,9 +114,10 @@ def run(arguments: Sequence[str]) -> int:
     except click.exceptions.Exit as request:
         return request.exit_code
     except click.UsageError as error:
-        return usage(error)
+        return usage(error, arguments)
     except PartitaError as error:
-        return complain(rendered(str(error), options_of(invoked(cli, arguments))))
+        _, command = invoked(cli, arguments)
+        return complain(rendered(str(error), options_of(command)))
     except click.ClickException as error:
         return complain(error.format_message())
     except (KeyboardInterrupt, click.Abort):
@@ -152,16 +153,16 @@ def complain(message: str) -> int:
     return 2
 
 
-def usage(error: click.UsageError) -> int:
-    """A mistake in the arguments, said in one line with where help is."""
-    path = "partita" if error.ctx is None else error.ctx.command_path
+def usage(error: click.UsageError, arguments: Sequence[str]) -> int:
+    """A mistake in the arguments, in one line that names the command's help."""
+    where, _ = invoked(cli, arguments)
+    path = f"partita {where}".rstrip()
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         return complain(f"{path} needs a subcommand (see {path} --help)")
     message = error.format_message()
     if isinstance(error, click.NoSuchOption):
         message = f"{error.message}{similar(error.option_name, error.possibilities or ())}"
     message = " ".join(message.split()).rstrip(".")
-    where = path.removeprefix("partita").strip()
     return complain(f"{where}{': ' if where else ''}{message[:1].lower()}{message[1:]} (see {path} --help)")
 
 

@@ -65,12 +65,15 @@ def keys_of(names: Collection[str]) -> Spelling:
     return lambda name: name.replace("_", "-") if name in names else None
 
 
-def invoked(group: click.Group, arguments: Sequence[str]) -> click.Command:
-    """The command that arguments name; the innermost group where they name none. Groups' own options take no value."""
+def invoked(group: click.Group, arguments: Sequence[str]) -> tuple[str, click.Command]:
+    """The command that arguments name, with its path below the group, as "models pull"; the innermost group where they
+    name none. Groups' own options take no value."""
     command: click.Command = group
+    path: list[str] = []
     for word in arguments:
         if not isinstance(command, click.Group):
             break
         found = None if word.startswith("-") else command.get_command(click.Context(command), word)
-        command = found or command
-    return command
+        if found is not None:
+            command, path = found, [*path, word]
+    return " ".join(path), command

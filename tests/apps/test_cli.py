@@ -73,6 +73,7 @@ def test_help_of_a_group_cuts_no_line_off(name):
         (["--sing"], ["--sing", "(see partita --help)"]),
         (["chat", "--foo"], ["chat: no such option '--foo'", "(see partita chat --help)"]),
         (["chat", "--threads", "many"], ["--threads", "many"]),
+        (["models", "suggest", "--for"], ["models suggest: option '--for'", "(see partita models suggest --help)"]),
         (["chat", "a", "b"], ["unexpected extra argument"]),
         (["eval"], ["eval: missing argument 'MODEL'", "(see partita eval --help)"]),
         (["models"], ["partita models needs a subcommand", "--help"]),

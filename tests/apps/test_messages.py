@@ -26,7 +26,7 @@ OPTION = re.compile(r"(?<![\w-])--?[a-z][a-z-]*")
 
 
 def command(*words: str) -> click.Command:
-    return invoked(cli.cli, words)
+    return invoked(cli.cli, words)[1]
 
 
 def test_a_setting_is_an_option_on_the_command_line() -> None:
@@ -59,19 +59,20 @@ def test_in_a_chat_what_can_be_changed_now_is_set() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "name"),
+    ("arguments", "path", "name"),
     [
-        (["chat", "MODEL", "--kv", "k8"], "chat"),
-        (["bench", "memory", "--model", "x"], "memory"),
-        (["run", "x"], "run"),
-        (["models"], "models"),
-        (["nowhere"], "cli"),
-        (["--version"], "cli"),
-        ([], "cli"),
+        (["chat", "MODEL", "--kv", "k8"], "chat", "chat"),
+        (["bench", "memory", "--model", "x"], "bench memory", "memory"),
+        (["run", "x"], "run", "run"),
+        (["models"], "models", "models"),
+        (["nowhere"], "", "cli"),
+        (["--version"], "", "cli"),
+        ([], "", "cli"),
     ],
 )
-def test_the_command_that_is_meant(arguments: list[str], name: str) -> None:
-    assert invoked(cli.cli, arguments).name == name
+def test_the_command_that_is_meant(arguments: list[str], path: str, name: str) -> None:
+    where, command = invoked(cli.cli, arguments)
+    assert (where, command.name) == (path, name)
 
 
 def test_an_error_carries_its_setting() -> None:
