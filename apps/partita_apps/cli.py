@@ -18,7 +18,7 @@ import click
 from click.shell_completion import shell_complete
 
 from partita import __version__
-from partita.errors import PartitaError
+from partita.errors import NO_SPACE, PartitaError
 from partita.printable import printable
 
 from .aliases import similar
@@ -26,7 +26,6 @@ from .messages import invoked, options_of, rendered
 from .terminal import end_on_signals, is_gone, is_plain, open_streams, silence
 
 COMPLETE = "_PARTITA_COMPLETE"  # how a shell asks, in the name that click gives it
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @dataclass(frozen=True)
@@ -133,9 +132,9 @@ def fault(error: OSError) -> int:
     if error.errno == errno.EPIPE or (error.errno == errno.EIO and is_gone()):
         silence(sys.stdout)  # the reader of a pipe has left: nothing to say, and nobody to say it to
         return 128 + 13
-    if error.errno in (*FULL, errno.EBADF) and error.filename is None:
+    if error.errno in (*NO_SPACE, errno.EBADF) and error.filename is None:
         silence(sys.stdout)
-        todo = "free some space" if error.errno in FULL else "standard output is not open for writing"
+        todo = "free some space" if error.errno in NO_SPACE else "standard output is not open for writing"
         return complain(f"cannot write ({error.strerror}): {todo}")
     try:
         os.getcwd()

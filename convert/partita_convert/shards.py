@@ -114,7 +114,8 @@ class Shards:
         self._entries[name] = {"dtype": _NAMES[array.dtype.name], "shape": list(array.shape), "data_offsets": place}
         self._end_of_data = place[1]
         if array.nbytes:
-            np.ascontiguousarray(array).reshape(-1).view(np.uint8).tofile(self._file)
+            # not tofile(), whose error on a full disk has no number and no reason
+            self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
     def _end(self) -> None:
         for name, array in sorted(self._waiting.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):

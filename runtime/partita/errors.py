@@ -18,7 +18,12 @@ control characters and texts without end out of them.
 backticks ("`context` must be >= 1, got 0: try `kv` k8v4"): only an app knows what a person types for them.
 """
 
+import errno
+
 from .printable import printable
+
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Numbers of an OSError where a full disk, a quota or a limit on file sizes ended a write."""
 
 
 class PartitaError(Exception):

@@ -219,7 +219,8 @@ def test_places_that_cannot_be(tiny_model: Path, tmp_path: Path, mistake: Conver
     assert "lies inside" in mistake(folder, folder / "out")
     (tmp_path / "file").write_text("mine")
     assert "file exists already" in mistake(folder, tmp_path / "file")
-    assert "cannot be written" in mistake(folder, tmp_path / "file" / "out")
+    for place in (tmp_path / "file" / "out", tmp_path / "file" / "below" / "out"):
+        assert f"out cannot be written: {tmp_path / 'file'} is not a folder" in mistake(folder, place)
     assert (tmp_path / "file").read_text() == "mine"
     assert "nowhere" in mistake(tmp_path / "nowhere", tmp_path / "out")
 

@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import DataError
+from ..errors import NO_SPACE, DataError
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -100,16 +100,26 @@ def _beside(target: Path, *, replace: bool, make: bool = True) -> Generator[tupl
     place, claimed = _resolved(target) if replace else target.absolute(), None
     try:
         if make:
-            place.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(place.parent, target)
         remove_leftovers(place.parent, place.name)
         claimed = _claim(place)
         yield place, claimed[0] / f"new{place.suffix}"
         flush(place.parent)
     except OSError as error:
-        raise DataError(f"{target} cannot be written: {error.strerror or error}") from error
+        todo = ": free some space, or choose another place" if error.errno in NO_SPACE else ""
+        raise DataError(f"{target} cannot be written: {error.strerror or error}{todo}") from error
     finally:
         if claimed is not None:
             _give_up(*claimed)
+
+
+def _make_folder(folder: Path, target: Path) -> None:
+    """The folder of `target` and those above it. DataError where one of them is a file."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        file = next(path for path in (folder, *folder.parents) if os.path.lexists(path) and not path.is_dir())
+        raise DataError(f"{target} cannot be written: {file} is not a folder") from None
 
 
 def _claim(place: Path) -> tuple[Path, BaseFileLock | None]:

@@ -6,7 +6,6 @@ written under another name first and renamed under a lock.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
@@ -16,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ..errors import SourceError
+from ..errors import NO_SPACE, SourceError
 from ..files.paths import own
 from ..units import disk_size
 
 CACHE_VARIABLE = "PARTITA_CACHE"
-NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class Progress(Protocol):
@@ -107,7 +105,7 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 def is_no_room(error: BaseException) -> bool:
     """Whether the disk (or a quota, or a limit on file sizes) ended a write, however deep the reason is wrapped."""
-    return any(isinstance(e, OSError) and e.errno in NO_ROOM for e in chain(error))
+    return any(isinstance(e, OSError) and e.errno in NO_SPACE for e in chain(error))
 
 
 def no_room(what: str, folder: Path) -> SourceError:
