@@ -89,13 +89,15 @@ Formats = Mapping[str, Format]
 
 def parse_recipe(text: str) -> Recipe:
     """DataError, in one line, for what is no recipe."""
-    name, _, group = text.partition(":")
+    wanted = text.lower()
+    name, _, group = wanted.partition(":")
     if name == "measured":
         value, _, group = group.partition(":")
-        return Recipe(text, min(MEASURED_BITS), max(MEASURED_BITS), _group(text, group), True, _budget(text, value))
-    if text in SMALL_FLOATS:
-        bits, _ = SMALL_FLOATS[text]
-        return Recipe(text, bits, bits, DEFAULT_GROUP, True, mode=text)
+        budget = _budget(text, value)
+        return Recipe(text, min(MEASURED_BITS), max(MEASURED_BITS), _group(text, group), True, budget)
+    if wanted in SMALL_FLOATS:
+        bits, _ = SMALL_FLOATS[wanted]
+        return Recipe(text, bits, bits, DEFAULT_GROUP, True, mode=wanted)
     low, high = MIXTURES.get(name, (0, 0))
     if name in map(str, BITS):  # numbers of thousands of digits are texts that cannot become numbers
         low = high = int(name)

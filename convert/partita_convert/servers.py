@@ -9,7 +9,6 @@ Invariant: what the form cannot say is refused before anything is written.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -117,7 +116,8 @@ def kept_wide(fusion: Fusion, chosen: Mapping[str, Format], integers: Callable[[
     wide = set[str]()
     for name in sorted(fusion.names & chosen.keys()):
         base, delta = fusion.delta(name)
-        share = retained_share(integers(name, base), delta, integers(name, fusion.changed.read(name)))
+        packed = integers(name, base)
+        share = retained_share(packed, delta, integers(name, fusion.changed.read(name)))
         fusion.retained[name] = share
         if abs(1 - share) <= 1 - RETAINED or fusion.policy == "keep":
             continue
@@ -128,7 +128,8 @@ def kept_wide(fusion: Fusion, chosen: Mapping[str, Format], integers: Callable[[
                 field="adapter_loss",
             )
         wide.update(together[_fused_by_servers(name)])
-        fusion.raised[name] = Raised(str(chosen[name]), share, math.ceil(chosen[name].bits_per_weight * delta.size / 8))
+        nbytes = sum(array.nbytes for array in arrays(name, packed).values())
+        fusion.raised[name] = Raised(str(chosen[name]), share, nbytes)
     return wide
 
 

@@ -223,18 +223,20 @@ def _write(
                     value = _as_mlx_has_it(_wide_enough(config, name, require_known(value, name)))
                 if isinstance(value, Packed):
                     formats[name.removesuffix(".weight")] = Format(value.bits, value.group_size, value.mode)
-                shards.add((_arrays if layout is None else layout.arrays)(name, value))
-                written.append(_describe(name, checkpoint.stored_as(name), source, value))
+                arrays = (_arrays if layout is None else layout.arrays)(name, value)
+                shards.add(arrays)
+                nbytes = sum(array.nbytes for array in arrays.values())
+                written.append(_describe(name, checkpoint.stored_as(name), source, value, nbytes))
                 if on_tensor is not None:
                     on_tensor(written[-1])
-            nbytes = shards.finish()
+            total = shards.finish()
         finally:
             shards.close()
         said = _with_formats(config, formats, written) if layout is None else layout.settings(config, written)
         write_json(partial / "config.json", said)
         if checkpoint.generation_config:
             write_json(partial / "generation_config.json", checkpoint.generation_config)
-        result = WrittenFolder(folder, nbytes, tuple(written))
+        result = WrittenFolder(folder, total, tuple(written))
         if card is not None:
             (partial / "README.md").write_text(card(result), encoding="utf-8")
     return result
@@ -277,10 +279,10 @@ def _wide_enough(config: dict[str, Any], name: str, value: Packed) -> Packed:
     return replace(value, scales=scales, biases=biases)
 
 
-def _describe(name: str, stored: str, source: Value, value: Value) -> WrittenTensor:
+def _describe(name: str, stored: str, source: Value, value: Value, nbytes: int) -> WrittenTensor:
     packed = isinstance(value, Packed)
     target = str(Format(value.bits, value.group_size, value.mode)) if packed else value.dtype.name
-    return WrittenTensor(name, tuple(value.shape), stored, target, int(value.nbytes), relative_error(source, value))
+    return WrittenTensor(name, tuple(value.shape), stored, target, nbytes, relative_error(source, value))
 
 
 def relative_error(source: Value, value: Value) -> float:

@@ -155,6 +155,28 @@ def test_a_gguf_file_is_known_by_its_name(tiny_model: Path, tmp_path: Path, conv
     assert open_checkpoint(tmp_path / "m.gguf").stored_as("lm_head.weight") == "Q8_0"
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--quantize", "4"],
+        ["--quantize", "NVFP4"],
+        ["--to", "huggingface"],
+        ["--to", "compressed-tensors", "--quantize", "4:32"],
+    ],
+)
+def test_sizes_are_those_of_the_file(
+    tiny_model: Path, tmp_path: Path, convert: Convert, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    """What the command reports of each tensor, and what `inspect` finds in the file."""
+    document = json.loads(convert(tiny_model, tmp_path / "out", *options, "--calibration", "none", "--json"))
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    sizes = {row["name"]: row["bytes"] for row in document["tensors"]}
+    assert sum(sizes.values()) == sum(value.nbytes for value in stored.values())
+    assert run(["inspect", str(tmp_path / "out"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {row["name"]: row["bytes"] for row in found["tensors"]} == sizes
+
+
 def test_without_a_run_of_the_model(tiny_model: Path, tmp_path: Path, convert: Convert) -> None:
     document = json.loads(convert(tiny_model, tmp_path / "a", "--quantize", "4", "--calibration", "none", "--json"))
     assert document["calibration"] is None

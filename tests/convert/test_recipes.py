@@ -67,6 +67,7 @@ WIDTHS = Groups(64)
         ("mixed_4_6:128", 4, 6, 128, True, None),
         ("1:128", 1, 1, 128, True, None),
         ("nvfp4", 4, 4, 64, True, None),
+        ("NVFP4", 4, 4, 64, True, None),
         ("mxfp8", 8, 8, 64, True, None),
         ("measured:4.5", 2, 8, 64, True, 4.5),
         ("measured:3.75:32", 2, 8, 32, True, 3.75),
