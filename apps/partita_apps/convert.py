@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     default=None,
     metavar="FORM",
     help="One of mlx (for partita and mlx-lm), huggingface (dense, for transformers), gguf (for llama.cpp), "
-    "compressed-tensors (4 bits, for vLLM and SGLang).  "
+    "compressed-tensors (4 or 8 bits, for vLLM and SGLang).  "
     "[default: gguf where DEST ends so, else mlx]",
 )
 @click.option(

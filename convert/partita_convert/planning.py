@@ -157,8 +157,8 @@ def _check_imatrix(request: Request) -> None:
     for field, path in (("imatrix", request.imatrix), ("save_imatrix", request.save_imatrix)):
         if path is not None and (request.to != "gguf" or not request.searches):
             raise DataError(
-                f"`{field}`: it says what columns of K-quants and other GGUF types are multiplied by: give `to` gguf "
-                "and `quantize` such as Q4_K_M, or leave it out",
+                f"`{field}` is only for a GGUF file that is quantized: give `to` gguf and `quantize` such as Q4_K_M, "
+                "or leave it out",
                 field=field,
             )
     if request.imatrix is not None and request.save_imatrix is not None:

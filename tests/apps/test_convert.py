@@ -210,6 +210,8 @@ def test_a_gguf_files_integers_are_kept(tmp_path: Path, convert: Convert) -> Non
         (["--quantize", "four"], ["--quantize 'four'", "BITS[:GROUP]", "measured:BPW"]),
         (["--quantize", "4:48"], ["--quantize '4:48'", "one of 32, 64, 128"]),
         (["--quantize", "measured:1"], ["measured:4.5"]),
+        (["--quantize", "measured:"], ["bits a weight must be from 2 to 10", "got ''"]),
+        (["--quantize", "4", "--imatrix", "m.gguf"], ["--imatrix is only for a GGUF file", "--to gguf"]),
         (["--quantize", "Q4_1"], ["is a GGUF type", "--to gguf"]),
         (["--to", "huggingface", "--quantize", "4"], ["--quantize", "dense weights only"]),
         (["--to", ""], ["--to ''", "mlx, huggingface, gguf"]),

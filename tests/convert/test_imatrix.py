@@ -138,9 +138,9 @@ def test_what_was_measured_is_kept_and_read_again(source: Checkpoint, calibratio
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
-        (Request("mlx", "4", imatrix=Path("i.dat")), "`imatrix`: .* `to` gguf"),
-        (Request("gguf", "F16", imatrix=Path("i.dat")), "`imatrix`: .* `quantize` such as Q4_K_M"),
-        (Request("gguf", None, save_imatrix=Path("i.dat")), "`save_imatrix`: .* `quantize` such as"),
+        (Request("mlx", "4", imatrix=Path("i.dat")), "`imatrix` is only for a GGUF file .* `to` gguf"),
+        (Request("gguf", "F16", imatrix=Path("i.dat")), "`imatrix` is only .* `quantize` such as Q4_K_M"),
+        (Request("gguf", None, save_imatrix=Path("i.dat")), "`save_imatrix` is only .* `quantize` such as"),
         (Request("gguf", "Q4_K_M", imatrix=Path("i"), save_imatrix=Path("j")), "leave one out"),
         (Request("gguf", "Q4_K_M", save_imatrix=Path("j.gguf")), "nothing is measured without a `calibration`"),
         (Request("gguf", "measured:4.5:32"), "groups of their own"),
