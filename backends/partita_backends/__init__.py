@@ -140,9 +140,7 @@ def choose(
     needs: Needs = None,
 ) -> Choice:
     """What `load` gives, with what was passed over on the way."""
-    if dtype not in DTYPES:
-        raise DataError(f"unknown `dtype` {dtype!r}; expected one of {', '.join(DTYPES)}", field="dtype")
-    _judge_threads(threads)
+    check_options(name, device=device, dtype=dtype, threads=threads)
     candidates, options = _candidates(name, device), {"dtype": dtype, "threads": threads}
     if (together := launched()) is not None:
         return Choice(_together(together[0], name, device, options))
@@ -153,6 +151,17 @@ def choose(
         if not named:
             raise
         raise BackendUnavailable(f"{error}: leave {' and '.join(named)} out to use what works here") from error
+
+
+def check_options(
+    name: str = "auto", *, device: str | None = None, dtype: str = "auto", threads: int | None = None
+) -> None:
+    """Check the options of `load` without loading a backend. DataError, BackendUnavailable: a value that no machine
+    accepts, or a number of threads out of this machine's range."""
+    if dtype not in DTYPES:
+        raise DataError(f"unknown `dtype` {dtype!r}; expected one of {', '.join(DTYPES)}", field="dtype")
+    _check_threads(threads)
+    _candidates(name, device)
 
 
 def group(ops: Backend) -> Group[Any]:
@@ -184,7 +193,7 @@ def first(attempts: Iterable[Attempt]) -> Choice:
 
 def survey() -> tuple[Attempt, ...]:
     """Every candidate, tried."""
-    _judge_threads(None)
+    _check_threads(None)
     return tuple(_attempts(CANDIDATES, None, {}))
 
 
@@ -206,7 +215,7 @@ def status(attempts: Sequence[Attempt]) -> list[Status]:
     return found
 
 
-def _judge_threads(threads: int | None) -> None:
+def _check_threads(threads: int | None) -> None:
     """DataError for a number that a library would end the process over. Threads beyond the cores only wait for each
     other, and some are tried now and then; no machine has several for each core and dozens of them."""
     most = max(4 * (os.cpu_count() or 1), 64)

@@ -21,7 +21,7 @@ from partita.checkpoint.open import open_checkpoint
 from partita.errors import DataError, PartitaError, UnsupportedModel
 from partita.files.paths import own
 from partita.files.texts import read_text
-from partita.language_model import open_backend
+from partita.language_model import check_backend, open_backend
 from partita.model.load import read_config
 from partita.model.notes import notes
 from partita.sources.listener import Listener
@@ -83,6 +83,7 @@ def run(source: str, dest: Path, options: Options, listener: Listener | None = N
         save_imatrix=None if options.save_imatrix is None else own(options.save_imatrix),
     )
     check_options(dest, request)
+    check_backend(options.backend, device=options.device, threads=options.threads)
     weighed_by = _weighing(request, options.calibration)
     # float32: what is judged is the weights, not the kernels of a device's default
     ops = cache(

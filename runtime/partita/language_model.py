@@ -339,11 +339,18 @@ def open_backend(
     on_fallback: Callable[[str], None] | None = None,
 ) -> Backend:
     """A backend by name; keywords as in `partita_backends.load`. Raises BackendUnavailable, DataError."""
-    import partita_backends  # here and below alone the runtime reaches for one
+    import partita_backends  # only this function and the two below import it
 
     return partita_backends.load(
         name, device=device, dtype=dtype, threads=threads, needs=needs, on_fallback=on_fallback
     )
+
+
+def check_backend(name: str = "auto", *, device: str | None = None, threads: int | None = None) -> None:
+    """Check the options of `open_backend` without opening one. Raises BackendUnavailable, DataError."""
+    import partita_backends
+
+    partita_backends.check_options(name, device=device, threads=threads)
 
 
 def open_group(ops: Backend) -> Group:

@@ -253,6 +253,22 @@ def test_options_are_judged_before_the_source_is_looked_for(tmp_path: Path, mist
     assert "--quantize 'x'" in mistake("hf:nobody/nothing", tmp_path / "out", "--quantize", "x")
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--backend", "abacus"], "unknown --backend 'abacus'"),
+        (["--device", "abacus"], "no device 'abacus'"),
+        (["--threads", "0"], "--threads must be >= 1"),
+    ],
+)
+def test_a_backend_that_does_not_exist_is_refused_where_none_is_needed(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str
+) -> None:
+    assert run(["convert", str(tiny_model), str(tmp_path / "out"), *options]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_budget_that_is_too_small(tiny_model: Path, tmp_path: Path, text: Path, mistake: Convert) -> None:
     line = mistake(tiny_model, tmp_path / "out", "--quantize", "measured:2", "--calibration", text)
     assert "this model needs 2.64 bits a weight at least: allow more" in line
