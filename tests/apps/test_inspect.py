@@ -49,9 +49,9 @@ def test_a_folder(tiny_model: Path, inspect: Inspect) -> None:
     nbytes = (tiny_model / "model.safetensors").stat().st_size / 1e3
     assert out.splitlines()[0] == f"{tiny_model}: folder, 1 file, {nbytes:.0f} kB"
     for words in (
-        "nothing here is refused",
+        "partita can load it",
         "llama",
-        "303 tokens, 3 of control; ends: <|endoftext|>, <|im_end|>",
+        "303 tokens, 3 special; stops at <|endoftext|>, <|im_end|>",
         "takes no tools",
     ):
         assert words in out
@@ -165,6 +165,40 @@ def test_everything_that_would_be_refused(
     assert "config.json" in found["refused"][0]
 
 
+def test_a_folder_whose_weights_were_cut_off(
+    tiny_model: Path, tmp_path: Path, document: Callable[[Path], dict[str, Any]]
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "m")
+    (file := folder / "model.safetensors").write_bytes(file.read_bytes()[:-100])
+    found = document(folder)
+    assert (found["files"], found["bytes"], found["tensors"]) == (1, file.stat().st_size, [])
+    assert "it was cut off" in found["refused"][0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("imatrix", "an importance matrix, not a model; partita convert SOURCE DEST --imatrix FILE reads it"),
+        ("adapter", "a LoRA adapter in GGUF, which is not read"),
+        ("mmproj", "the projector of a vision or audio model"),
+    ],
+)
+def test_a_file_that_holds_no_language_model(
+    kind: str, words: str, tmp_path: Path, inspect: Inspect, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its contents are shown, and every command says what it is."""
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_type(kind)
+    writer.add_tensor("one", np.ones((8, 256), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert f"refused        m.gguf: {words}" in inspect(tmp_path / "m.gguf").replace("`", "")
+    assert run(["chat", str(tmp_path / "m.gguf"), "-p", "hi"]) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_a_quantization_that_is_not_read(
     tiny_model: Path, tmp_path: Path, document: Callable[[Path], dict[str, Any]]
 ) -> None:
@@ -225,4 +259,4 @@ def test_nothing_is_read_of_a_weight(tiny_model: Path, inspect: Inspect, monkeyp
         raise AssertionError(name)
 
     monkeypatch.setattr(SafetensorsSet, "read", read)
-    assert "nothing here is refused" in inspect(tiny_model)
+    assert "partita can load it" in inspect(tiny_model)

@@ -12,6 +12,7 @@ from partita.printable import printable
 from partita.units import disk_size
 
 from ..completion import models
+from ..messages import shown
 from ..terminal import console, facts
 
 if TYPE_CHECKING:
@@ -56,9 +57,9 @@ def show(found: Contents, *, each: bool) -> None:
 def _facts(found: Contents) -> Iterator[tuple[str, str]]:
     if found.refused:
         for i, line in enumerate(found.refused):
-            yield "" if i else "refused", line
+            yield "" if i else "refused", shown(line)
     elif found.form in ("gguf", "folder"):
-        yield "runs", "yes: nothing here is refused"
+        yield "runs", "yes: partita can load it"
     if found.architecture is not None:
         yield "architecture", found.architecture
     if found.model is not None:
@@ -67,11 +68,11 @@ def _facts(found: Contents) -> Iterator[tuple[str, str]]:
         yield "adapter", _adapter(found.adapter)
     if (tokenizer := found.tokenizer) is not None:
         stops = ", ".join(tokenizer["stops"]) or "none"
-        begins = f"begins with {tokenizer['bos']}, " if tokenizer["adds_bos"] else ""
-        yield "tokenizer", f"{tokenizer['tokens']} tokens, {tokenizer['controls']} of control; {begins}ends: {stops}"
+        bos = f"begins with {tokenizer['bos']}, " if tokenizer["adds_bos"] else ""
+        yield "tokenizer", f"{tokenizer['tokens']} tokens, {tokenizer['controls']} special; {bos}stops at {stops}"
         yield "template", "none: a base model" if found.template is None else _template(found.template)
     for i, note in enumerate(found.notes):
-        yield "" if i else "note", note
+        yield "" if i else "note", shown(note)
     for i, (key, value) in enumerate(found.metadata.items()):
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         text = " ".join(text.split())
@@ -82,18 +83,18 @@ def _model(model: Mapping[str, Any]) -> str:
     kinds = ("attention", "recurrent", "convolution", "sharing")
     parts = [f"{model[f'{kind}_layers']} {kind}" for kind in kinds if model[f"{kind}_layers"]]
     layers = f"{model['layers']} layers" + (f" ({', '.join(parts)})" if len(parts) > 1 else "")
-    said = [layers, f"width {model['hidden_size']}"]
+    said = [layers, f"hidden size {model['hidden_size']}"]
     if model["heads"] is not None:
         said.append(f"{_range(model['heads'])} heads of {_range(model['head_dim'])}")
-        said.append(f"{_range(model['kv_heads'])} of keys and values")
+        said.append(f"{_range(model['kv_heads'])} KV heads")
     if model["window"] is not None:
         said.append(f"window {_range(model['window'])}")
     if (experts := model["experts"]) is not None:
         said.append(f"{experts['active']} of {experts['count']} experts")
     if model["intermediate_size"]:
         said.append(f"MLP {_range(model['intermediate_size'])}")
-    said.append(f"{model['vocab_size']} rows of embedding{', which is the head too' if model['tied'] else ''}")
-    said.append(f"trained on {model['context']} tokens")
+    said.append(f"vocabulary {model['vocab_size']}{' (tied)' if model['tied'] else ''}")
+    said.append(f"context {model['context']}")
     return ", ".join(said)
 
 

@@ -103,7 +103,10 @@ class Contents:
             "bytes": self.nbytes,
             "architecture": self.architecture,
             "model": self.model,
-            "types": [{**vars(row), "bytes": row.nbytes, "bits": row.bits} for row in self.types],
+            "types": [
+                {"type": row.type, "tensors": row.tensors, "values": row.values, "bytes": row.nbytes, "bits": row.bits}
+                for row in self.types
+            ],
             "tensors": [
                 {"name": each.name, "type": each.type, "shape": list(each.shape), "bytes": each.nbytes}
                 for each in self.tensors
@@ -185,13 +188,14 @@ def _folder(path: Path) -> Contents:
     if store is None and config is None:
         raise CheckpointError(trial.refused[0])
     said = None if config is None else config.get("model_type")
+    sizes = _file_sizes(path) if store is None else [len(data) for data in store.files.values()]
     tensors = () if store is None else _stored(store) if checkpoint is None else _weights(checkpoint, store)
     return _with_parts(
         Contents(
             path,
             "folder",
-            0 if store is None else len(store.files),
-            0 if store is None else sum(map(len, store.files.values())),
+            len(sizes),
+            sum(sizes),
             said if isinstance(said, str) else None,
             tensors,
             {key: _short(value) for key, value in (config or {}).items()},
@@ -199,6 +203,11 @@ def _folder(path: Path) -> Contents:
         checkpoint,
         trial,
     )
+
+
+def _file_sizes(folder: Path) -> list[int]:
+    """Bytes of each file of weights, where their headers cannot be read."""
+    return [file.stat().st_size for file in folder.glob("*.safetensors") if file.is_file()]
 
 
 def _stored(store: safetensors.SafetensorsSet) -> tuple[Tensor, ...]:

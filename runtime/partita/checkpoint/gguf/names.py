@@ -59,8 +59,18 @@ _MATHEMATICS = (
 )
 
 
+# `general.type` of files that hold no language model: what each is, and what to give instead
+_OTHER_TYPES = {
+    "adapter": "a LoRA adapter in GGUF, which is not read; give the adapter's PEFT or mlx-lm folder",
+    "imatrix": "an importance matrix, not a model; `convert(SOURCE, DEST, imatrix=FILE)` reads it",
+    "mmproj": "the projector of a vision or audio model; give the file of the language model",
+}
+
+
 def architecture(metadata: Mapping[str, Any]) -> Architecture:
     """The row for this file's `general.architecture`; UnsupportedModel names one that has none."""
+    if (other := _OTHER_TYPES.get(str(metadata.get("general.type")))) is not None:
+        raise UnsupportedModel(other)
     name = metadata.get("general.architecture")
     if not isinstance(name, str):
         raise CheckpointError("the GGUF metadata lacks general.architecture")
