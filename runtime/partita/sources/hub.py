@@ -289,7 +289,8 @@ def explain(model: HubModel, error: Exception) -> SourceError:
 
 def missing_offline(model: HubModel) -> SourceError:
     return SourceError(
-        f"{model.name} is not whole in {hub_cache()}, and nothing is fetched offline: `partita models pull` when online"
+        f"{model.name} is not complete in {hub_cache()}, and nothing is fetched offline: "
+        f"run `partita models pull {model.name}` when online"
     )
 
 

@@ -417,7 +417,7 @@ def test_pickles_are_fetched_only_when_asked_for(monkeypatch):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {name: PICKLED[name] for name in wanted}
     assert elsewhere("hf:owner/name", allow_pickle=True, offline=True) == got
     (folder / "pytorch_model-00002-of-00002.bin").unlink()
-    assert "not whole" in elsewhere("hf:owner/name", allow_pickle=True, offline=True)["error"]
+    assert "not complete" in elsewhere("hf:owner/name", allow_pickle=True, offline=True)["error"]
 
 
 def test_pickles_are_left_where_there_are_safetensors(monkeypatch):
