@@ -1,7 +1,7 @@
-"""A child process of `test_llama_cpp.py`, run by a Python that has llama-cpp-python: logits of a GGUF file.
+"""A child process of `llama_cpp_peer.py`, run by a Python that has llama-cpp-python: logits of a GGUF file.
 
-Arguments: the file, the context in tokens, an .npy of logits to write. Standard input: JSON, {"tokens", "texts"}.
-Standard output: JSON, the ids of each text.
+Arguments: the file, the context in tokens, an .npy of logits to write. Standard input: JSON, {"tokens", "count" of
+those of the largest logits that are to follow, "texts"}. Standard output: JSON, {"tokens": all, "texts": ids of each}.
 """
 
 import json
@@ -24,12 +24,16 @@ def main() -> None:
         type_k=llama_cpp.GGML_TYPE_F32,
         type_v=llama_cpp.GGML_TYPE_F32,
     )
-    logits = []
-    if asked["tokens"]:
-        model.eval(asked["tokens"])
-        logits = model.scores[: len(asked["tokens"])]
+    tokens, logits = asked["tokens"], []
+    if tokens:
+        model.eval(tokens)
+        for _ in range(asked.get("count", 0)):
+            tokens.append(int(model.scores[len(tokens) - 1].argmax()))
+            model.eval(tokens[-1:])
+        logits = model.scores[: len(tokens)]
     np.save(out, np.array(logits, np.float32))
-    print(json.dumps([model.tokenize(text.encode(), add_bos=False, special=False) for text in asked["texts"]]))
+    ids = [model.tokenize(text.encode(), add_bos=False, special=False) for text in asked.get("texts", ())]
+    print(json.dumps({"tokens": tokens, "texts": ids}))
 
 
 main()
