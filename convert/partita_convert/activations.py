@@ -8,7 +8,9 @@ in memory at a time, so a model of any size can be read.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import repeat
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -32,8 +34,12 @@ from partita.quantization import Packed
 TOKENS = 256
 """Enough: of 128, 256 and 512 tokens of speeches none was better than the others (SmolLM2-135M)."""
 
+SHARED = 8
+"""What an expert saw is taken together with so many rows that are as those of all experts on average: of few rows, mean
+squares are mostly chance, and an expert that saw none has those of all."""
+
 Importance = Mapping[str, np.ndarray]
-"""Weight's name to one number for each of its columns, float64."""
+"""Weight's name to one number for each of its columns, float64; of a stack of experts float32 (experts, n)."""
 
 
 def importance(
@@ -58,7 +64,7 @@ def importance(
 
     def layer(ops: Backend, x: Array, state: SequenceState, i: int, *told: Array) -> Array:
         block = load_block(ops, checkpoint, i)
-        recorder = _Recorder(ops, _names(block, stored, i))
+        recorder = _Recorder(ops, _names(block), _stacks(block, stored, i))
         y = block(recorder, x, state, i, *told)  # pyright: ignore[reportArgumentType]
         found.update(recorder.squares)
         return y
@@ -112,38 +118,66 @@ def _mean_squares(ops: Backend, x: Array) -> np.ndarray:
     return ops.to_numpy(ops.sum(rows * rows, 0)).astype(np.float64) / rows.shape[0]
 
 
-def _names(block: Block, stored: Mapping[str, experts.StoredExperts], layer: int) -> dict[int, list[str]]:
+def _mean_squares_of_each(ops: Backend, x: Array, index: Array, experts: int) -> np.ndarray:
+    """float32 (experts, n) of x (B, T, K or 1, n), over what index (B, T, K) sends to each. See SHARED."""
+    squares = np.square(ops.to_numpy(ops.cast(x, "float32")), dtype=np.float64)
+    chosen = ops.to_numpy(index).reshape(-1)
+    rows = np.broadcast_to(squares, (*index.shape, squares.shape[-1])).reshape(len(chosen), -1)
+    sums, counts = np.zeros((experts, rows.shape[-1])), np.bincount(chosen, minlength=experts)
+    order = np.argsort(chosen, kind="stable")
+    present, starts = np.unique(chosen[order], return_index=True)
+    sums[present] = np.add.reduceat(rows[order], starts)
+    return ((sums + SHARED * rows.mean(0)) / (counts + SHARED)[:, None]).astype(np.float32)
+
+
+def _names(block: Block) -> dict[int, list[str]]:
     """Prepared weight's identity to the names of the tensors that it was made of."""
-    mlp = block.mlp.experts if isinstance(block.mlp, MLPBesideExperts) else block.mlp
-    names: dict[int, list[str]] = {}
-    if isinstance(mlp, MoE):
-        own = next(found for module, found in stored.items() if f".{layer}." in f"{module}.")
-        for projection, linear in (("gate_proj", mlp.gate), ("up_proj", mlp.up), ("down_proj", mlp.down)):
-            names[id(linear.weight)] = own.sources(projection)
     linears = (node for _, node in walk(block) if isinstance(node, Linear) and node.specs[0].kind != "router")
-    return names | {id(linear.weight): [spec.name for spec in linear.specs] for linear in linears}
+    return {id(linear.weight): [spec.name for spec in linear.specs] for linear in linears}
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """Of a projection's experts: their number, and the tensors that hold them, which may be one for each."""
+
+    count: int
+    names: list[str]
+    apart: bool
+
+
+def _stacks(block: Block, stored: Mapping[str, experts.StoredExperts], layer: int) -> dict[int, _Stack]:
+    """By the prepared weight's identity."""
+    mlp = block.mlp.experts if isinstance(block.mlp, MLPBesideExperts) else block.mlp
+    if not isinstance(mlp, MoE):
+        return {}
+    own = next(found for module, found in stored.items() if f".{layer}." in f"{module}.")
+    weights = {"gate_proj": mlp.gate, "up_proj": mlp.up, "down_proj": mlp.down}
+    return {
+        id(linear.weight): _Stack(own.shape(projection)[0], own.sources(projection), own.form == "each")
+        for projection, linear in weights.items()
+    }
 
 
 class _Recorder:
     """A backend that notes the mean squares of what the named weights are multiplied by."""
 
-    def __init__(self, ops: Backend, names: Mapping[int, list[str]]):
-        self.ops, self.named = ops, names
+    def __init__(
+        self, ops: Backend, names: Mapping[int, list[str]], stacks: Mapping[int, _Stack] = MappingProxyType({})
+    ):
+        self.ops, self.names, self.stacks = ops, names, stacks
         self.squares: dict[str, np.ndarray] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.ops, name)
 
     def linear(self, x: Array, weight: Any, bias: Array | None = None) -> Array:
-        self._note(x, weight)
+        if id(weight) in self.names:
+            self.squares |= dict.fromkeys(self.names[id(weight)], _mean_squares(self.ops, x))
         return self.ops.linear(x, weight, bias)
 
     def moe_linear(self, x: Array, weight: Any, index: Array, bias: Array | None = None) -> Array:
-        self._note(x, weight)
+        if (stack := self.stacks.get(id(weight))) is not None:
+            squares = _mean_squares_of_each(self.ops, x, index, stack.count)
+            each = squares if stack.apart else [squares] * len(stack.names)
+            self.squares |= dict(zip(stack.names, each, strict=True))
         return self.ops.moe_linear(x, weight, index, bias)
-
-    def _note(self, x: Array, weight: Any) -> None:
-        if id(weight) in self.named:
-            squares = _mean_squares(self.ops, x)
-            for name in self.named[id(weight)]:
-                self.squares[name] = squares

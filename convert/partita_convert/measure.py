@@ -223,9 +223,12 @@ def _errors(
     for name in names:
         value = checkpoint.read(name)
         sample, share = _sample(value)
+        columns = importance.get(name)
+        if columns is not None and columns.ndim == 2:  # the sample has rows of all experts
+            columns = columns.mean(0)
         for width in widths.every:
-            rounded = widths.rounded(name, sample, width, importance.get(name))
-            totals[width] += share * _squares(sample, rounded, importance.get(name))
+            rounded = widths.rounded(name, sample, width, columns)
+            totals[width] += share * _squares(sample, rounded, columns)
     probe = totals[widths.probe]
     return {width: total / probe if probe else 0.0 for width, total in totals.items()}
 

@@ -12,7 +12,7 @@ more. Groups are brought to the magnitude of one by powers of two first, so that
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
@@ -47,7 +47,8 @@ def quantize(
     """x (*leading, n), floating or packed otherwise, as integers of `bits` bits in groups along the last axis; or as
     small floats, whose mode has its bits and groups (`floats.py`).
 
-    importance (n,): what a squared error in each column costs, relative to the others; none: all the same. scales:
+    importance (n,), or for x (experts, out, n) (experts, n): what a squared error in each column costs, relative to the
+    others; none: all the same. scales:
     "float16" or "float32"; by default float16 unless it costs accuracy: numbers out of its range, or too small for it.
     DataError: bits or group that the format has not, a size that does not divide, NaN or infinity; names the tensor.
     """
@@ -80,21 +81,21 @@ def _quantize(
     rows = int(np.prod(leading, dtype=np.int64))
     words = np.empty((rows, n * bits // 32), np.uint32)
     scales, biases = (np.empty((rows, n // group_size), dtype) for _ in range(2))
-    weights = None if importance is None else _weights(importance, n, group_size, name)
+    weights = None if importance is None else _weights(importance, x.shape, group_size, name)
+    places = _places(rows, n, 1 if weights is None else len(weights))
     search = searched()
 
-    def some(start: int) -> tuple[float, float]:
-        """Quantize the rows from `start` on, as many as a chunk has; their errors."""
-        chunk = _finite(_rows(x, n, start), name)
+    def some(place: slice) -> tuple[float, float]:
+        """Quantize a chunk's rows; their errors."""
+        chunk = _finite(_rows(x, n, place), name)
         with np.errstate(
             over="ignore", invalid="ignore", divide="ignore"
         ):  # a scale that cannot be stored: its error is not finite
-            found = search(chunk, weights, bits, group_size, dtype)
-            place = slice(start, start + len(chunk))
+            found = search(chunk, _of_rows(weights, place, rows), bits, group_size, dtype)
             words[place], scales[place], biases[place] = found.words, found.scales, found.biases
         return found.error, found.plain
 
-    errors = list(_threaded(some, range(0, rows, _step(n))))
+    errors = list(_threaded(some, places))
     error, plain = (sum(each[i] for each in errors) for i in range(2))
     shape = (*leading, n // group_size)
     packed = Packed(
@@ -108,15 +109,14 @@ def _quantize_floats(x: np.ndarray | Packed, mode: str, importance: np.ndarray |
     check_groups(n, bits, group, name)
     rows = int(np.prod(leading, dtype=np.int64))
     codes, scales = np.empty((rows, n * bits // 8), np.uint8), np.empty((rows, n // group), np.uint8)
-    weights = None if importance is None else _weights(importance, n, group, name)
+    weights = None if importance is None else _weights(importance, x.shape, group, name)
 
-    def some(start: int) -> tuple[float, float]:
-        chunk = _finite(_rows(x, n, start), name)
-        place = slice(start, start + len(chunk))
-        codes[place], scales[place] = encode(chunk, mode, weights)
+    def some(place: slice) -> tuple[float, float]:
+        chunk = _finite(_rows(x, n, place), name)
+        codes[place], scales[place] = encode(chunk, mode, _of_rows(weights, place, rows))
         return 0.0, 0.0
 
-    list(_threaded(some, range(0, rows, _step(n))))
+    list(_threaded(some, _places(rows, n, 1 if weights is None else len(weights))))
     words = codes.view("<u4").reshape(*leading, n * bits // 32)
     return Packed(words, scales.reshape(*leading, n // group), None, bits, group, mode)
 
@@ -127,35 +127,54 @@ def _finite(chunk: np.ndarray, name: str) -> np.ndarray:
     return chunk
 
 
-def _weights(importance: np.ndarray, n: int, group_size: int, name: str) -> np.ndarray:
-    """float32 (n / group_size, group_size), one on average. A column that never matters still counts a little."""
-    if importance.shape != (n,) or not np.isfinite(importance).all() or (importance < 0).any():
+def column_weights(importance: np.ndarray, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """float32 (1, n), or (experts, n) for an importance of each, one on average. A column that never matters still
+    counts a little. shape: of what is to be weighed."""
+    n = shape[-1]
+    fits = importance.shape in ((n,), (shape[0], n) if len(shape) == 3 else (n,))
+    if not fits or not np.isfinite(importance).all() or (importance < 0).any():
         raise DataError(f"{name}: importance must be {n} numbers, none of them negative")
-    mean = float(importance.mean(dtype=np.float64)) or 1.0
-    return np.maximum(importance / mean, 1e-3).astype(np.float32).reshape(-1, group_size)
+    rows = importance.reshape(-1, n).astype(np.float64)
+    means = rows.mean(-1, keepdims=True)
+    return np.maximum(rows / np.where(means, means, 1), 1e-3).astype(np.float32)
 
 
-def _step(n: int) -> int:
-    """Rows of a chunk, by sixteens, which the compiled search takes at once."""
-    return max(_VALUES // n // 16, 1) * 16
+def _weights(importance: np.ndarray, shape: tuple[int, ...], group_size: int, name: str) -> np.ndarray:
+    """float32 (experts or 1, n / group_size, group_size)."""
+    found = column_weights(importance, shape, name)
+    return found.reshape(len(found), -1, group_size)
 
 
-def _rows(x: np.ndarray | Packed, n: int, start: int) -> np.ndarray:
+def _of_rows(weights: np.ndarray | None, place: slice, rows: int) -> np.ndarray | None:
+    """Of the expert that some of all rows belong to."""
+    return None if weights is None else weights[place.start * len(weights) // rows]
+
+
+def _places(rows: int, n: int, experts: int = 1) -> list[slice]:
+    """Chunks of rows, by sixteens, which the compiled search takes at once; none has rows of two experts."""
+    step, own = max(_VALUES // n // 16, 1) * 16, rows // experts
+    return [
+        slice(start, min(start + step, first + own))
+        for first in range(0, own * experts, own or 1)
+        for start in range(first, first + own, step)
+    ]
+
+
+def _rows(x: np.ndarray | Packed, n: int, place: slice) -> np.ndarray:
     """A chunk's rows, float32 (rows, n)."""
-    place = slice(start, start + _step(n))
     if isinstance(x, Packed):
         return dequantize(x.map(lambda part: part.reshape(-1, part.shape[-1])[place]))
     with np.errstate(over="ignore"):  # float64 out of range becomes infinity, which is refused
         return x.reshape(-1, n)[place].astype(np.float32)
 
 
-def _threaded(work: Callable[[int], tuple[float, float]], starts: range) -> Iterable[tuple[float, float]]:
+def _threaded(work: Callable[[slice], tuple[float, float]], places: Sequence[slice]) -> Iterable[tuple[float, float]]:
     """In order, on as many cores as this process may use."""
-    threads = min(cores(), len(starts))
+    threads = min(cores(), len(places))
     if threads < 2:
-        return map(work, starts)
+        return map(work, places)
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(work, starts))
+        return list(pool.map(work, places))
 
 
 def cores() -> int:
@@ -174,13 +193,13 @@ def affine_lost(source: np.ndarray | Packed, value: Packed) -> tuple[float, floa
     n = value.shape[-1]
     flat = value.map(lambda part: part.reshape(-1, part.shape[-1]))
 
-    def some(start: int) -> tuple[float, float]:
-        rows, part = _rows(source, n, start), flat.map(lambda each: each[start : start + _step(n)])
+    def some(place: slice) -> tuple[float, float]:
+        rows, part = _rows(source, n, place), flat.map(lambda each: each[place])
         q = unpack(part.weight, value.bits).reshape(-1, value.group_size)
         scales, biases = (np.ascontiguousarray(each, np.float32).reshape(-1) for each in part.grid)
         return lost(rows.reshape(-1, value.group_size), q, scales, biases)
 
-    sums = list(_threaded(some, range(0, flat.scales.shape[0], _step(n))))
+    sums = list(_threaded(some, _places(flat.scales.shape[0], n)))
     return sum(each[0] for each in sums), sum(each[1] for each in sums)
 
 

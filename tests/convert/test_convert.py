@@ -23,7 +23,7 @@ from partita.model.load import load_decoder
 from partita.quantization import Packed, dequantize
 from partita.text.load import load_tokenizer
 from partita.units import disk_size
-from partita_convert.activations import importance
+from partita_convert.activations import SHARED, _mean_squares_of_each, importance
 from partita_convert.calibration import SAMPLE, written_tokens
 from partita_convert.changed import Changed
 from partita_convert.check import check_loss
@@ -90,7 +90,32 @@ def test_importance_is_found_in_layers_that_differ(tiny_family, ops, name):
     rows = {key for key in quantizable(source) if key.endswith("embed_tokens_per_layer.weight")}
     assert set(found) >= set(quantizable(source)) - {"model.embed_tokens.weight", *rows}
     assert ("model.per_layer_model_projection.weight" in found) == bool(rows) == (name == "gemma4")
-    assert all(columns.shape == (source.shape(key)[-1],) for key, columns in found.items())
+    assert all(columns.shape == (*source.shape(key)[:-2], source.shape(key)[-1]) for key, columns in found.items())
+
+
+def test_importance_of_experts_is_of_what_each_saw(tiny_family, ops):
+    """However they are kept. Few rows count together with those of all."""
+    apart, stacked = (open_checkpoint(tiny_family("qwen3_moe")) for _ in range(2))
+    ids = list(range(20, 60))
+    found, own = importance(ops, as_mlx(stacked), ids), importance(ops, apart, ids)
+    names = [name for name in found if found[name].ndim == 2]
+    assert names
+    for name in names:
+        module, _, projection = name.partition(".switch_mlp.")
+        each = [own[f"{module}.experts.{expert}.{projection}"] for expert in range(len(found[name]))]
+        np.testing.assert_array_equal(found[name], each)
+        assert len(np.unique(found[name], axis=0)) > 1
+    x = np.arange(12, dtype=np.float32).reshape(1, 3, 2, 2)
+    index = np.array([[[0, 2], [2, 0], [0, 3]]], np.int32)
+    squares, mean = np.square(x).reshape(-1, 2), np.square(x).reshape(-1, 2).mean(0)
+    rows = {0: [0, 3, 4], 1: [], 2: [1, 2], 3: [5]}
+    expected = [(squares[rows[e]].sum(0) + SHARED * mean) / (len(rows[e]) + SHARED) for e in range(4)]
+    given = _mean_squares_of_each(ops, ops.array(x), ops.array(index), 4)
+    np.testing.assert_allclose(given, expected, rtol=1e-6)
+    same = _mean_squares_of_each(
+        ops, ops.array(x[:, :, :1]), ops.array(index), 4
+    )  # the experts of a token read the same
+    np.testing.assert_allclose(same[3] * (1 + SHARED), squares[4] + SHARED * squares[::2].mean(0), rtol=1e-6)
 
 
 def test_weighing_lowers_the_error_of_what_comes_out(tiny_model, ops, tokens, tmp_path):

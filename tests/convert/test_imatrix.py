@@ -15,9 +15,11 @@ from partita.checkpoint.gguf.reader import open_gguf
 from partita.checkpoint.open import open_checkpoint
 from partita.errors import DataError
 from partita.quantization import Packed, dequantize
+from partita_convert.activations import importance
 from partita_convert.convert import convert
 from partita_convert.gguf.imatrix import read_imatrix
 from partita_convert.gguf.write import plan_of
+from partita_convert.layouts import as_mlx
 from partita_convert.planning import Calibration, Request
 
 from .. import gguf_models, tiny_models
@@ -64,7 +66,7 @@ def test_both_forms_say_the_same(source: Checkpoint, tmp_path: Path) -> None:
         np.testing.assert_allclose(found[OURS], mean, rtol=1e-6)
 
 
-def test_experts_are_weighed_by_the_rows_that_they_saw(tmp_path: Path) -> None:
+def test_experts_are_weighed_each_by_the_rows_that_it_saw(tmp_path: Path) -> None:
     planned = plan_of(open_checkpoint(gguf_models.write("qwen3_moe", tmp_path)))
     (stack,) = (tensor for tensor in planned if tensor.gguf_name == "blk.0.ffn_up_exps.weight")
     experts, _, n = stack.shape
@@ -73,7 +75,36 @@ def test_experts_are_weighed_by_the_rows_that_they_saw(tmp_path: Path) -> None:
     sums[2], counts[2] = 2, 2
     name = stack.gguf_name
     path = theirs(tmp_path / "i.gguf", {f"{name}.in_sum2": sums, f"{name}.counts": counts})
-    np.testing.assert_allclose(read_imatrix(path, planned)[stack.name], np.full(n, 2.0))
+    found = read_imatrix(path, planned)[stack.name]
+    assert found.shape == (experts, n)
+    expected = np.full((experts, n), 2.0)  # of all, for those that saw none
+    expected[1], expected[2] = 3, 1
+    np.testing.assert_allclose(found, expected)
+    old = tmp_path / "i.dat"  # counts are those of calls: an expert's sums were made means before
+    old.write_bytes(dat({name: expected.reshape(-1)}))
+    np.testing.assert_allclose(read_imatrix(old, planned)[stack.name], expected, rtol=1e-6)
+    tensors = {f"{name}.in_sum2": sums, f"{name}.counts": np.ones((experts - 1, 1))}
+    with pytest.raises(DataError, match=f"{experts - 1} counts for {experts} matrices"):
+        read_imatrix(theirs(tmp_path / "damaged.gguf", tensors), planned)
+
+
+def test_what_experts_saw_is_kept_and_read_again(tmp_path: Path) -> None:
+    source = open_checkpoint(gguf_models.write("qwen3_moe", tmp_path))
+    calibration = Calibration(partita_backends.load("numpy", dtype="float32"), tiny_models.tokens(source.path), "text")
+    request = Request("gguf", "Q4_0", calibration=calibration, save_imatrix=tmp_path / "kept.gguf")
+    convert(source, tmp_path / "m.gguf", request)
+    planned = plan_of(source)
+    read, measured = read_imatrix(tmp_path / "kept.gguf", planned), measure(calibration, source)
+    assert any(tensor.shape[:-2] for tensor in planned)
+    for tensor in planned:
+        if tensor.name in read:
+            assert read[tensor.name].shape == (*tensor.shape[:-2], tensor.shape[-1])
+            np.testing.assert_allclose(read[tensor.name], measured[tensor.name], rtol=1e-6)
+
+
+def measure(calibration: Calibration, source: Checkpoint) -> dict[str, np.ndarray]:
+    assert calibration.tokens is not None
+    return importance(calibration.ops, as_mlx(source), calibration.tokens)
 
 
 @pytest.mark.parametrize(

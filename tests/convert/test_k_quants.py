@@ -20,11 +20,13 @@ from partita.errors import CheckpointError, DataError
 from partita.model.families.parse import parse
 from partita.quantization import Packed, dequantize
 from partita_convert.convert import convert
+from partita_convert.gguf.encode import as_written
 from partita_convert.gguf.mixes import MIXES, fitting, mixed_types
 from partita_convert.gguf.quants import search
 from partita_convert.gguf.quants.search import KINDS, quantized
 from partita_convert.gguf.write import TENSOR_KINDS, write_gguf
 from partita_convert.planning import Request, gguf_kind
+from partita_convert.quantize import quantize
 
 from .. import tiny_models
 
@@ -108,6 +110,19 @@ def test_columns_that_matter_are_held_better(kind: str) -> None:
     assert costs[1] < 0.9 * costs[0]
 
 
+@pytest.mark.parametrize("kind", ["Q4_K", "Q4_1"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_experts_of_a_stack_are_weighed_each_by_its_own(kind: str, packed: bool) -> None:
+    random = np.random.default_rng(9)
+    x, importance = random.standard_normal((3, 40, 256)), np.exp(2 * random.standard_normal((3, 256)))
+    stack = quantize(x.astype(np.float32), 8, 32) if packed else x.astype(np.float32)
+    found = as_written("w", stack, kind, importance)
+    for expert in range(3):
+        one = stack.map(lambda part: part[expert]) if isinstance(stack, Packed) else stack[expert]  # noqa: B023
+        np.testing.assert_array_equal(found[expert], as_written("w", one, kind, importance[expert]))
+    assert (found != as_written("w", stack, kind, importance[0])).any()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_every_type_holds(kind: str) -> None:
     zeros = np.zeros((3, 256), np.float32)
@@ -143,7 +158,7 @@ def test_threads_change_no_byte(kind: str, monkeypatch: pytest.MonkeyPatch) -> N
     importance = np.arange(1.0, 1025)
     found: list[np.ndarray] = []
     for threads in (1, 3):
-        monkeypatch.setattr(search, "_threads", lambda count=threads: count)
+        monkeypatch.setattr(search, "cores", lambda count=threads: count)
         found.append(quantized(x, kind, importance).raw)
     np.testing.assert_array_equal(*found)
 
@@ -256,8 +271,8 @@ def test_a_source_of_the_same_type_keeps_its_bytes(kind: str, wide: Path, tmp_pa
     write_gguf(source, tmp_path / "a.gguf", kind="Q8_0", kinds=kinds)
     before = open_gguf(tmp_path / "a.gguf")
     assert kind in {tensor.type for tensor in before.tensors.values()}
-    for name, quantize in (("b.gguf", None), ("c.gguf", "Q6_K"), ("d.gguf", "Q8_0")):
-        report = convert(open_checkpoint(tmp_path / "a.gguf"), tmp_path / name, Request("gguf", quantize))
+    for name, wanted in (("b.gguf", None), ("c.gguf", "Q6_K"), ("d.gguf", "Q8_0")):
+        report = convert(open_checkpoint(tmp_path / "a.gguf"), tmp_path / name, Request("gguf", wanted))
         after = open_gguf(tmp_path / name)
         for key, tensor in before.tensors.items():
             assert after.tensors[key].type == tensor.type

@@ -143,6 +143,8 @@ def test_what_does_not_fit_is_refused():
         quantize(np.zeros((2, 64), np.float32), 4, 16)
     with pytest.raises(DataError, match="importance must be 64 numbers"):
         quantize(np.zeros((2, 64), np.float32), 4, 64, importance=np.ones(32))
+    with pytest.raises(DataError, match="importance must be 64 numbers"):
+        quantize(np.zeros((2, 5, 64), np.float32), 4, 64, importance=np.ones((5, 64)))
 
 
 @pytest.mark.parametrize("shape", [(64,), (3, 5, 64), (700, 128), (0, 64)])
@@ -190,6 +192,15 @@ def test_importance_moves_the_error_where_it_matters_less():
     error = [np.square(dequantize(p) - x) * importance for p in (plain, weighted)]
     assert error[1].sum() < 0.9 * error[0].sum()
     np.testing.assert_array_equal(quantize(x, 3, 64, importance=np.ones(256)).weight, plain.weight)
+
+
+@pytest.mark.parametrize("mode", ["affine", "mxfp4"])
+def test_experts_of_a_stack_are_weighed_each_by_its_own(mode):
+    x, importance = random("normal", (3, 300, 256)), np.exp(random("normal", (3, 256)))
+    stack = quantize(x, 4, 32, mode=mode, importance=importance)
+    for expert in range(3):
+        one = quantize(x[expert], 4, 32, mode=mode, importance=importance[expert])
+        np.testing.assert_array_equal(dequantize(stack)[expert], dequantize(one))
 
 
 def test_mlx_reads_the_same_numbers():

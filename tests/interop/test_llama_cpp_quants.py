@@ -36,6 +36,8 @@ from .llama_cpp_peer import continued, peer, peer_python
 pytestmark = pytest.mark.interop
 TEXTS = [text for text in SAMPLES if "\x00" not in text]  # llama.cpp takes C strings
 WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "num_key_value_heads": 2}
+OF_EXPERTS = {"model_type": "qwen3_moe", **WIDE, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
+OF_EXPERTS |= {"decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True}
 QUANTIZER = Path(__file__).with_name("llama_cpp_quantizer.py")
 
 
@@ -124,13 +126,11 @@ def types(path: Path) -> dict[str, str]:
 @pytest.mark.parametrize("layers", [8, 17])
 @pytest.mark.parametrize("family", ["llama", "tied", "4-experts", "8-experts", "narrow"])
 def test_types_are_those_of_their_quantizer(family: str, layers: int, mix: str, folder: Path, tmp_path: Path) -> None:
-    experts = {"model_type": "qwen3_moe", **WIDE, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
-    experts |= {"decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True}
     own: dict[str, dict[str, Any]] = {
         "llama": {"model_type": "llama", **WIDE, "tie_word_embeddings": False},
         "tied": {"model_type": "llama", **WIDE, "num_key_value_heads": 4, "tie_word_embeddings": True},
-        "4-experts": {**experts, "num_experts": 4},
-        "8-experts": {**experts, "num_experts": 8},
+        "4-experts": {**OF_EXPERTS, "num_experts": 4},
+        "8-experts": {**OF_EXPERTS, "num_experts": 8},
         "narrow": {"model_type": "llama", **WIDE, "intermediate_size": 288, "tie_word_embeddings": False},
     }
     made = {**own[family], "head_dim": 32, "num_hidden_layers": layers}
@@ -142,26 +142,31 @@ def test_types_are_those_of_their_quantizer(family: str, layers: int, mix: str, 
 
 
 @pytest.mark.parametrize("weighed", [False, True])
+@pytest.mark.parametrize("experts", [0, 4])
 @pytest.mark.parametrize("mix", ["Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K"])
-def test_no_tensor_has_a_larger_error_than_theirs(mix: str, weighed: bool, folder: Path, tmp_path: Path) -> None:
-    """Squared errors, weighed by what both were given."""
-    source = open_checkpoint(llama(folder))
+def test_no_tensor_has_a_larger_error_than_theirs(
+    mix: str, experts: int, weighed: bool, folder: Path, tmp_path: Path
+) -> None:
+    """Squared errors, weighed by what both were given, experts each by its own."""
+    made = {**OF_EXPERTS, "head_dim": 32, "num_experts": experts}
+    source = open_checkpoint(tiny_models.write("wide-experts", folder, made) if experts else llama(folder))
     plain = write_gguf(source, tmp_path / "m.gguf", kind="F32").path
     random = np.random.default_rng(3)
-    planned = [tensor for tensor in plan_of(source) if len(tensor.shape) == 2]
-    given = {tensor.gguf_name: np.exp(random.standard_normal(tensor.shape[-1])) for tensor in planned}
+    planned = [tensor for tensor in plan_of(source) if len(tensor.shape) > 1 and "gate_inp" not in tensor.gguf_name]
+    rows = {tensor.gguf_name: (*tensor.shape[:-2], tensor.shape[-1]) for tensor in planned}
+    given = {name: np.exp(random.standard_normal(shape)) for name, shape in rows.items()}
     np.savez(tmp_path / "i.npz", **given)  # pyright: ignore[reportArgumentType]
     columns = {tensor.name: given[tensor.gguf_name] for tensor in planned} if weighed else {}
     write_gguf(source, tmp_path / "ours.gguf", kind=mix, columns=columns)
     other = open_checkpoint(theirs(plain, mix, tmp_path / "i.npz" if weighed else None))
     ours = open_checkpoint(tmp_path / "ours.gguf")
     for tensor in planned:
-        weights = given[tensor.gguf_name] if weighed else np.ones(tensor.shape[-1])
-        costs: list[float] = []
-        for checkpoint in (ours, other):
-            value = checkpoint.read(tensor.name)
-            dense = dequantize(value) if isinstance(value, Packed) else value
-            costs.append(float((np.square((dense - source.read(tensor.name)).astype(np.float64)) @ weights).sum()))
+        weights = given[tensor.gguf_name][..., None, :] if weighed else 1.0
+        exact, *written = (
+            dequantize(value) if isinstance(value, Packed) else value
+            for value in (tensor.read(), ours.read(tensor.name), other.read(tensor.name))
+        )
+        costs = [float((np.square((dense - exact).astype(np.float64)) * weights).sum()) for dense in written]
         assert costs[0] < costs[1], tensor.name
 
 

@@ -88,7 +88,8 @@ class Encoder:
     """One tensor on its way: iterate `blocks` and `error` is that of what was written (None before).
 
     value: blocks as a file has them are of `type_name`. type_name: of `file.TYPES`. order: of the rows. shift: added to
-    every value, in float32. importance: of the columns, for the types whose scales are searched for.
+    every value, in float32. importance: of the columns, (n,), or of a stack's (experts, n), for the types whose scales
+    are searched for.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class Encoder:
             self.error = 0.0
             return
         lost = total = 0.0
-        for piece in pieces(self.value, self.order):
+        for piece, importance in self._weighed(self.value):
             if self.exact and isinstance(piece, Packed):
                 yield exact_blocks(piece, self.type_name)
                 continue
@@ -123,19 +124,30 @@ class Encoder:
                 raise DataError(
                     f"{self.name}: it holds numbers that are not finite; the model is damaged, fetch it again"
                 )
-            raw, missed = self._rounded(source, piece.shape)
+            raw, missed = self._rounded(source, piece.shape, importance)
             yield raw
             lost += missed
             total += _squares(source)
         self.error = math.sqrt(lost / total) if total else 0.0
 
-    def _rounded(self, source: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, float]:
+    def _weighed(self, value: Value) -> Iterator[tuple[Value, np.ndarray | None]]:
+        """Pieces, and the importance of their columns."""
+        if self.importance is None or self.importance.ndim == 1:
+            yield from ((piece, self.importance) for piece in pieces(value, self.order))
+            return
+        for expert, importance in enumerate(self.importance):
+            own = value.map(lambda part: part[expert]) if isinstance(value, Packed) else value[expert]  # noqa: B023
+            yield from ((piece, importance) for piece in pieces(own))
+
+    def _rounded(
+        self, source: np.ndarray, shape: tuple[int, ...], importance: np.ndarray | None
+    ) -> tuple[np.ndarray, float]:
         """Blocks of some rows, and their squared error."""
         x = source.astype(np.float32, copy=False)
         if self.type_name in search.KINDS:
-            found = search.quantized(x, self.type_name, self.importance, self.name)
+            found = search.quantized(x, self.type_name, importance, self.name)
             return found.raw, found.lost
-        raw = dense_blocks(x, self.type_name, self.name, self.importance)
+        raw = dense_blocks(x, self.type_name, self.name, importance)
         return raw, _squares(_read_back(raw, self.type_name, shape) - source)
 
 

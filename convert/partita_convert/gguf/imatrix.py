@@ -6,7 +6,7 @@ is allocated; a damaged or another kind of file is a DataError in one line, whic
 Two forms (llama.cpp, tools/imatrix): GGUF, `general.type` imatrix, for each matrix the sums of squares of its inputs,
 `NAME.in_sum2` (matrices, n), over the rows that each saw, `NAME.counts` (matrices, 1); and before, little-endian:
 entries, int32, then for each the name (int32 length, bytes), calls, int32, n, int32, and n float32, the mean squares
-times the calls. Of a stack of experts, matrices is their number; one row for all of them is made of it.
+times the calls. Of a stack of experts, matrices is their number.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ _ENTRIES = 1 << 20
 
 
 def read_imatrix(path: Path, planned: Sequence[Planned]) -> dict[str, np.ndarray]:
-    """A tensor's name to a number for each of its columns, float64. planned: the tensors of a file of the model.
+    """A tensor's name to a number for each of its columns, float64, of a stack of experts (experts, n); an expert that
+    saw nothing has those of all. planned: the tensors of a file of the model.
 
     DataError: the file cannot be read, is another one, damaged, or of another model.
     """
@@ -47,9 +48,13 @@ def read_imatrix(path: Path, planned: Sequence[Planned]) -> dict[str, np.ndarray
             continue
         sums, counts = stacks[tensor.gguf_name]
         n, name = tensor.shape[-1], tensor.gguf_name
-        if sums.size not in (n, n * tensor.shape[0]):
+        experts = math.prod(tensor.shape[:-2])
+        if sums.size not in (n, n * experts):
             raise _wrong(path, f"{name} has {sums.size} numbers, the model's matrix {n} columns: it is another model's")
-        mean = sums.reshape(-1, n).sum(0) / max(counts.sum(), 1)
+        sums = sums.reshape(-1, n)
+        if counts.size not in (1, len(sums)):
+            raise _wrong(path, f"damaged, {name} has {counts.size} counts for {len(sums)} matrices")
+        mean = _means(sums, counts)
         if not np.isfinite(mean).all() or (mean < 0).any():
             raise _wrong(path, f"{name} has a number that is negative or not finite")
         if mean.any():  # experts that saw no token say nothing
@@ -57,6 +62,16 @@ def read_imatrix(path: Path, planned: Sequence[Planned]) -> dict[str, np.ndarray
     if not found:
         raise _wrong(path, "it names no matrix of this model")
     return found
+
+
+def _means(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """sums (matrices, n) over counts (matrices or 1,): (n,) of one matrix, else of each, where it has any."""
+    counts = np.broadcast_to(counts, len(sums))
+    total = sums.sum(0) / max(counts.sum(), 1)
+    if len(sums) == 1:
+        return total
+    seen = (counts > 0) & sums.any(-1)
+    return np.where(seen[:, None], sums / np.maximum(counts, 1)[:, None], total)
 
 
 def _as_read(mean: np.ndarray, heads: np.ndarray) -> np.ndarray:
@@ -128,8 +143,9 @@ def _of_dat(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def write_imatrix(path: Path, planned: Sequence[Planned], columns: Mapping[str, np.ndarray], tokens: int) -> None:
-    """As GGUF. columns: a tensor's name to the mean squares of its inputs. tokens: how many were read. DataError: the
-    file exists or cannot be written."""
+    """As GGUF. columns: a tensor's name to the mean squares of its inputs, also (experts, n). tokens: how many were
+    read, which counts say, of experts too, so that sums over counts are these means. DataError: the file exists or
+    cannot be written."""
     keys = {
         "general.type": Typed("str", "imatrix"),
         "imatrix.datasets": Typed("str", ["calibration"], many=True),
@@ -141,7 +157,8 @@ def write_imatrix(path: Path, planned: Sequence[Planned], columns: Mapping[str, 
         if len(tensor.shape) < 2 or (mean := importance_in_file(tensor, columns)) is None:
             continue
         count = math.prod(tensor.shape[:-2])  # of a stack of experts
-        tensors[tensor.gguf_name + SUMS] = np.tile(mean.astype("<f4") * np.float32(tokens), (count, 1))
+        sums = np.broadcast_to(mean.astype("<f4") * np.float32(tokens), (count, tensor.shape[-1]))
+        tensors[tensor.gguf_name + SUMS] = np.ascontiguousarray(sums)
         tensors[tensor.gguf_name + COUNTS] = np.full((count, 1), tokens, "<f4")
     with whole_file(path, replace=False) as temporary, open(temporary, "wb") as file:
         writer = GgufWriter(file, keys, [(name, value.shape) for name, value in tensors.items()])

@@ -6,7 +6,6 @@ rows give the same bytes, on however many threads.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 
 from partita.errors import DataError
 
+from ...quantize import column_weights, cores
 from . import layouts
 
 ROUNDS = 2
@@ -66,8 +66,9 @@ def quantized(x: np.ndarray, type_name: str, importance: np.ndarray | None = Non
     DataError: numbers beyond what the type's float16 scales reach, an importance that is none.
     """
     kind, (rows, columns) = KINDS[type_name], x.shape
-    weights = _weights(importance, columns, name).reshape(-1, kind.values)
-    threads = min(_threads(), max(x.size // _FEWEST, 1), rows)
+    weights = np.ones((1, columns)) if importance is None else column_weights(importance, x.shape, name)
+    weights = weights.astype(np.float32).reshape(-1, kind.values)
+    threads = min(cores(), max(x.size // _FEWEST, 1), rows)
     parts = [x[rows * i // threads : rows * (i + 1) // threads] for i in range(threads)]
     if threads == 1:
         found = [_part(x, kind, weights)]
@@ -77,11 +78,6 @@ def quantized(x: np.ndarray, type_name: str, importance: np.ndarray | None = Non
     if not all(np.isfinite(part.lost) for part in found):
         raise DataError(f"{name}: its numbers are too large for {type_name}'s float16 scales; write BF16 or F32")
     return Blocks(np.concatenate([part.raw for part in found]), sum(part.lost for part in found))
-
-
-def _threads() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def _part(x: np.ndarray, kind: Kind, weights: np.ndarray) -> Blocks:
@@ -113,13 +109,3 @@ def _search() -> Callable[..., None]:
             f"these block types are computed by numba, which cannot be used here ({error}): pip install numba"
         ) from None
     return search
-
-
-def _weights(importance: np.ndarray | None, columns: int, name: str) -> np.ndarray:
-    """float32 (columns,), one on average. A column that never matters still counts a little."""
-    if importance is None:
-        return np.ones(columns, np.float32)
-    if importance.shape != (columns,) or not np.isfinite(importance).all() or (importance < 0).any():
-        raise DataError(f"{name}: importance must be {columns} numbers, none of them negative")
-    mean = float(importance.mean(dtype=np.float64)) or 1.0
-    return np.maximum(importance / mean, 1e-3).astype(np.float32)
