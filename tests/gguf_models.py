@@ -83,7 +83,7 @@ SLIDING_EXAONE4 = {"num_hidden_layers": 64, "layer_types": (["sliding_attention"
 UNSAYABLE = {
     "gemma4": "vocab_size_per_layer_input 512",
     "mistral": "a window of layer 0 40",
-    "smollm3": "the rotation of layer 1 'none'",
+    "smollm3": "the rotation of layer 1 none: its readers take some;",
     "qwen2-sliding": "a window of layer 2 40",
     "qwen3_moe": r"no place for 'model\.layers\.2\.mlp",
     "gemma2": "attention_scale",
@@ -93,9 +93,9 @@ UNSAYABLE = {
     "qwen3_5": "linear_value_head_dim 24 beside linear_key_head_dim 16",
     "qwen3_5_moe": "linear_value_head_dim 24",
     "lfm2-biased": r"no place for 'model\.layers\.0\.conv\.conv\.bias",
-    "lfm2_moe": "experts .*scale=1.5",
+    "lfm2_moe": "experts with scale 1.5: its readers take scale 1.0;",
     "lfm2_moe-plain": r"no place for 'model\.layers\.0\.conv\.conv\.bias",
-    "gpt_oss-truncated": "the rotation of layer 0 {'truncate': True}",
+    "gpt_oss-truncated": "the rotation of layer 0 with truncate True: its readers take truncate False;",
 }
 
 

@@ -125,13 +125,17 @@ def test_what_gguf_cannot_say_is_refused(name: str, what: str, families: Path, t
     [
         ("qwen3", {"attention_bias": True}, "attention_bias True"),
         ("qwen2", {"hidden_act": "gelu_pytorch_tanh"}, "activation 'gelu_tanh'"),
-        ("qwen3_moe", {"num_hidden_layers": 2, "mlp_only_layers": [], "norm_topk_prob": False}, "experts"),
+        (
+            "qwen3_moe",
+            {"num_hidden_layers": 2, "mlp_only_layers": [], "norm_topk_prob": False},
+            "experts with normalize False: its readers take normalize True;",
+        ),
         ("olmo3", {"layer_types": ["full_attention"] + ["sliding_attention"] * 3}, "a window of layer 0 None"),
         ("gemma2", {"query_pre_attn_scalar": 32, "attn_logit_softcapping": None}, "attention_softcap None"),
         (
             "exaone4-full",
             {"num_hidden_layers": 64, "layer_types": ["full_attention"] * 64},
-            "the rotation of layer 3 'some'",
+            "the rotation of layer 3 some: its readers take none",
         ),
         ("exaone4-full", {"head_dim": 16}, "head_dim 16"),
         ("seed_oss", {"attention_out_bias": True}, "attention_out_bias True"),
@@ -141,7 +145,7 @@ def test_what_gguf_cannot_say_is_refused(name: str, what: str, families: Path, t
         ("cohere2", {"attention_bias": True}, "attention_bias True"),
         ("cohere2", {"layer_types": ["full_attention"] + ["sliding_attention"] * 3}, "a window of layer 0 None"),
         ("qwen3_5-alike", {"attention_bias": True}, "attention_bias True"),
-        ("qwen3_next-grouped", {"norm_topk_prob": False}, "experts"),
+        ("qwen3_next-grouped", {"norm_topk_prob": False}, "experts with normalize False"),
     ],
 )
 def test_fields_that_gguf_cannot_say(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -235,7 +235,7 @@ def _check_layers(architecture: str, config: ModelConfig, read: ModelConfig) -> 
         if windows[0] != windows[1]:
             raise _unsayable(architecture, f"a window of layer {i}", *windows)
         if not _same_rope(wanted, said):
-            raise _unsayable(architecture, f"the rotation of layer {i}", *_differing(wanted.rope, said.rope))
+            raise _unsayable(architecture, f"the rotation of layer {i}", wanted.rope, said.rope)
         if not _same_mixer(wanted.mixer, said.mixer):
             raise _unsayable(architecture, f"the recurrence of layer {i}", wanted.mixer, said.mixer)
         if not same_shape(wanted, said, config, read, i):
@@ -270,15 +270,6 @@ def _same_rope(wanted: LayerConfig, said: LayerConfig) -> bool:
     )
 
 
-def _differing(wanted: RopeConfig | None, said: RopeConfig | None) -> tuple[Any, Any]:
-    """The fields that differ, of each; "none" and "some" where a layer does not rotate."""
-    if wanted is None or said is None:
-        return tuple("none" if rope is None else "some" for rope in (wanted, said))  # pyright: ignore[reportReturnType]
-    pairs = {field.name: (getattr(wanted, field.name), getattr(said, field.name)) for field in dataclasses.fields(said)}
-    pairs = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-    return {name: pair[0] for name, pair in pairs.items()}, {name: pair[1] for name, pair in pairs.items()}
-
-
 def _same(wanted: Any, said: Any, absent: float = math.inf) -> bool:
     if isinstance(wanted, float) or isinstance(said, float):
         numbers = (absent if value is None else value for value in (wanted, said))
@@ -287,8 +278,21 @@ def _same(wanted: Any, said: Any, absent: float = math.inf) -> bool:
 
 
 def _unsayable(architecture: str, what: str, wanted: Any, said: Any) -> UnsupportedModel:
+    """wanted, said: two values, or two configs, of which only the fields that differ are shown."""
+    ours, theirs = _differing(wanted, said) if dataclasses.is_dataclass(wanted or said) else map(repr, (wanted, said))
     return UnsupportedModel(
-        f"GGUF's {architecture} architecture cannot express {what} {wanted!r}: its readers take {said!r}; "
+        f"GGUF's {architecture} architecture cannot express {what} {ours}: its readers take {theirs}; "
         "write `to` mlx or huggingface",
         field="to",
     )
+
+
+def _differing(wanted: Any, said: Any) -> Iterator[str]:
+    """The fields of each that differ; "none" and "some" where only one of them is there."""
+    if wanted is None or said is None:
+        yield from ("none" if part is None else "some" for part in (wanted, said))
+        return
+    pairs = {field.name: (getattr(wanted, field.name), getattr(said, field.name)) for field in dataclasses.fields(said)}
+    pairs = {name: pair for name, pair in pairs.items() if not _same(*pair)}
+    yield "with " + ", ".join(f"{name} {pair[0]!r}" for name, pair in pairs.items())
+    yield ", ".join(f"{name} {pair[1]!r}" for name, pair in pairs.items())
