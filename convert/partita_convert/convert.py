@@ -30,7 +30,7 @@ from .calibration import SAMPLE, written_tokens
 from .fusing import Fusion, gguf_kinds
 from .gguf.imatrix import read_imatrix, write_imatrix
 from .gguf.spent import Types
-from .gguf.write import WrittenFile, plan_of, write_gguf
+from .gguf.write import WrittenFile, contents, plan_of, write_gguf
 from .layouts import as_huggingface, as_mlx
 from .measure import Groups, Part, W, Widths, allocate, check_budget, measure
 from .planning import (
@@ -132,6 +132,7 @@ def _write_gguf(
     fusion: Fusion, place: Path, request: Request, on_tensor: OnTensor | None, on_progress: Progress
 ) -> WrittenFile:
     kind, kinds = gguf_types(fusion.base, request.quantize)
+    contents(fusion.changed, kind)  # refuses what GGUF cannot say, before the model is run
     require_space(place, predicted_bytes(request, fusion.base, {}, kinds, kind))
     if (recipe := request.measured) is not None:
         own, columns = _spent(fusion.changed, request, recipe, on_progress)

@@ -13,7 +13,7 @@ import partita_backends
 from partita.checkpoint.base import Checkpoint
 from partita.checkpoint.gguf.reader import open_gguf
 from partita.checkpoint.open import open_checkpoint
-from partita.errors import DataError
+from partita.errors import DataError, UnsupportedModel
 from partita.quantization import Packed, dequantize
 from partita_convert.activations import importance
 from partita_convert.convert import convert
@@ -184,6 +184,21 @@ def test_what_makes_no_sense(request_: Request, words: str, source: Checkpoint, 
     with pytest.raises(DataError, match=words):
         convert(source, place, request_)
     assert not place.exists()
+
+
+@pytest.mark.parametrize("quantize", ["Q4_K_M", "measured:6"])
+def test_a_model_that_gguf_cannot_express_is_refused_before_it_is_run(
+    quantize: str, calibration: Calibration, tmp_path: Path
+) -> None:
+    source, done = open_checkpoint(tiny_models.write("lfm2_moe", tmp_path)), []
+    with pytest.raises(UnsupportedModel, match=r"experts with scale 1\.5"):
+        convert(
+            source,
+            tmp_path / "m.gguf",
+            Request("gguf", quantize, calibration=calibration),
+            on_progress=lambda *step: done.append(step),
+        )
+    assert not done
 
 
 @pytest.mark.parametrize("budget", [3.5, 5.0])

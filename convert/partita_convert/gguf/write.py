@@ -15,7 +15,7 @@ rows that say what a recurrent layer forgets are Q8_0 as well.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -78,6 +78,35 @@ class Planned:
     stored: Callable[[], Value | Stored] | None = None
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What a file is to hold. planned: its tensors, in their order."""
+
+    architecture: str
+    config: ModelConfig
+    keys: Mapping[str, Typed]
+    planned: Sequence[Planned]
+
+
+def contents(checkpoint: Checkpoint, kind: str) -> Contents:
+    """Of a file whose matrices are of `kind`; reads no weight.
+
+    UnsupportedModel: what GGUF cannot say of this model or its tokenizer. CheckpointError: a damaged source.
+    """
+    architecture, row = architecture_of(checkpoint.config)
+    config = parse(checkpoint.config)
+    checkpoint = by_key_heads(as_published(checkpoint), ("ssm_ba",))  # where it was read from GGUF, two
+    keys = general_keys(checkpoint, architecture, kind)
+    model, factors = model_keys(config, architecture)
+    keys |= model
+    if (mrope := sections(checkpoint.config, row)) is not None:
+        keys[f"{architecture}.rope.dimension_sections"] = Typed("i32", mrope, many=True)
+    planned = [*_plan(checkpoint, config, row), *(_factor(name, value) for name, value in factors.items())]
+    check_said(config, keys, {tensor.gguf_name: tensor.shape for tensor in planned}, factors)
+    keys |= tokenizer_keys(checkpoint, config.vocab_size, keys)
+    return Contents(architecture, config, keys, planned)
+
+
 def write_gguf(
     checkpoint: Checkpoint,
     path: Path,
@@ -91,31 +120,21 @@ def write_gguf(
 
     kinds: one of TENSOR_KINDS of its own for some tensors, by the checkpoint's names. columns: how much each column of
     a weight matters, for types whose scales are searched for.
-    DataError: an unknown kind, `path` exists or cannot be written, numbers that are not finite. UnsupportedModel: what
-    GGUF cannot say of this model or its tokenizer. CheckpointError: a damaged source.
+    DataError: an unknown kind, `path` exists or cannot be written, numbers that are not finite; and the errors of
+    `contents`.
     """
     path = Path(path)
     if unknown := ({kind} - set(KINDS)) | (set(kinds.values()) - set(TENSOR_KINDS)):
         raise DataError(f"GGUF type {unknown.pop()!r} is not written; these are: {', '.join(KINDS)}")
     refuse_existing(path)  # before the vocabulary is read
-    architecture, row = architecture_of(checkpoint.config)
-    config = parse(checkpoint.config)
+    file = contents(checkpoint, kind)
     kinds = {published_name(checkpoint, name): wanted for name, wanted in kinds.items()}
     columns = {published_name(checkpoint, name): matter for name, matter in columns.items()}
-    checkpoint = by_key_heads(as_published(checkpoint), ("ssm_ba",))  # where it was read from GGUF, two
-    keys = general_keys(checkpoint, architecture, kind)
-    model, factors = model_keys(config, architecture)
-    keys |= model
-    if (mrope := sections(checkpoint.config, row)) is not None:
-        keys[f"{architecture}.rope.dimension_sections"] = Typed("i32", mrope, many=True)
-    planned = [*_plan(checkpoint, config, row), *(_factor(name, value) for name, value in factors.items())]
-    check_said(config, keys, {tensor.gguf_name: tensor.shape for tensor in planned}, factors)
-    keys |= tokenizer_keys(checkpoint, config.vocab_size, keys)
     written: list[WrittenTensor] = []
-    with whole_file(path, replace=False) as temporary, open(temporary, "wb") as file:
-        writer = GgufWriter(file, keys, [(tensor.gguf_name, tensor.shape) for tensor in planned])
-        head, own = _head_name(planned), _kinds(kind, kinds, config, architecture, planned)
-        for tensor in planned:
+    with whole_file(path, replace=False) as temporary, open(temporary, "wb") as out:
+        writer = GgufWriter(out, file.keys, [(tensor.gguf_name, tensor.shape) for tensor in file.planned])
+        head, own = _head_name(file.planned), _kinds(kind, kinds, file)
+        for tensor in file.planned:
             importance = importance_in_file(tensor, columns)
             is_head = tensor.gguf_name == head and kind not in MIXES and own[tensor.gguf_name] == kind
             written.append(_write(writer, tensor, own[tensor.gguf_name], importance, is_head=is_head))
@@ -125,20 +144,18 @@ def write_gguf(
     return WrittenFile(path, nbytes, tuple(written))
 
 
-def _head_name(planned: list[Planned]) -> str:
+def _head_name(planned: Sequence[Planned]) -> str:
     names = {tensor.gguf_name for tensor in planned}
     return "output.weight" if "output.weight" in names else "token_embd.weight"
 
 
-def _kinds(
-    kind: str, kinds: Mapping[str, str], config: ModelConfig, architecture: str, planned: list[Planned]
-) -> dict[str, str]:
+def _kinds(kind: str, kinds: Mapping[str, str], file: Contents) -> dict[str, str]:
     """GGUF's name to what is asked of each tensor, by itself, by the mixture or of all."""
-    own = {tensor.gguf_name: kinds[tensor.name] for tensor in planned if tensor.name in kinds}
-    names = [tensor.gguf_name for tensor in planned]
+    own = {tensor.gguf_name: kinds[tensor.name] for tensor in file.planned if tensor.name in kinds}
+    names = [tensor.gguf_name for tensor in file.planned]
     if kind not in MIXES:
         return dict.fromkeys(names, kind) | own
-    return dict.fromkeys(names, MIXES[kind][0]) | mixed_types(kind, config, architecture, names) | own
+    return dict.fromkeys(names, MIXES[kind][0]) | mixed_types(kind, file.config, file.architecture, names) | own
 
 
 def plan_of(checkpoint: Checkpoint) -> tuple[Planned, ...]:
