@@ -108,6 +108,13 @@ def test_a_folder_that_lacks_a_file(mistake: Mistake, folder: Path, name: str, w
     mistake(*ask(folder), words=[str(folder), *words])
 
 
+def test_a_run_that_trained_all_weights_is_no_model_but_has_one(mistake: Mistake, folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    folder.rename(run / "model")
+    mistake(*ask(run), words=["there is no config.json", f"give the model of this run, {run / 'model'}"])
+
+
 def test_damaged_settings(mistake: Mistake, folder: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
         (folder / name).write_text('{"half": ')

@@ -38,7 +38,7 @@ class FolderCheckpoint(Checkpoint):
         and not in the middle of loading."""
         settings, generation = find(folder, "config.json"), find(folder, "generation_config.json")
         if settings is None:
-            raise CheckpointError(f"{folder}: there is no config.json; a model folder has one beside its safetensors")
+            raise CheckpointError(f"{folder}: there is no config.json; {_where_one_is(folder)}")
         config = read_object(settings)
         _refuse_code(config)
         if (beside := find(folder, fp4.SETTINGS)) is not None:
@@ -92,6 +92,13 @@ class FolderCheckpoint(Checkpoint):
     def fingerprint(self) -> str:
         places = [(tensor.file, tensor.start, tensor.nbytes) for tensor in self.store.tensors.values()]
         return safetensors.fingerprint(self.store.files, self.store.header_ends, places)
+
+
+def _where_one_is(folder: Path) -> str:
+    """What to say of a folder without config.json. A run that trained all weights keeps its model in `model`."""
+    if find(folder / "model", "config.json") is not None:
+        return f"give the model of this run, {folder / 'model'}"
+    return "a model folder has one beside its safetensors"
 
 
 def _refuse_code(config: Mapping[str, Any]) -> None:
