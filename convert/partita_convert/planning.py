@@ -106,7 +106,9 @@ def check(source: Checkpoint, place: Path, request: Request) -> None:
     """Refuse what can be refused before a tensor is read: DataError, or CheckpointError where the source lacks a tensor
     or has one of another shape than its config says. In one line."""
     check_options(place, request)
-    check_outside(source.path, place)
+    for written in (place, request.save_imatrix):
+        if written is not None:
+            check_outside(source.path, written)
     with suppress(UnsupportedModel):  # what cannot be run here can be copied, and not be judged
         check_whole(source)
 
@@ -150,10 +152,10 @@ def check_options(place: Path, request: Request) -> None:
             field="quantize",
         )
     gguf_kind(request.quantize) if request.to == "gguf" else request.recipe  # each refuses what it does not know
-    _check_imatrix(request)
+    _check_imatrix(place, request)
 
 
-def _check_imatrix(request: Request) -> None:
+def _check_imatrix(place: Path, request: Request) -> None:
     for field, path in (("imatrix", request.imatrix), ("save_imatrix", request.save_imatrix)):
         if path is not None and (request.to != "gguf" or not request.searches):
             raise DataError(
@@ -164,6 +166,8 @@ def _check_imatrix(request: Request) -> None:
     if request.imatrix is not None and request.save_imatrix is not None:
         raise DataError("`save_imatrix` keeps what is measured, and `imatrix` measures nothing: leave one out")
     if request.save_imatrix is not None:
+        if request.save_imatrix.absolute() == place.absolute():
+            raise DataError("`save_imatrix` names the place of the model: give it another name", field="save_imatrix")
         refuse_existing(request.save_imatrix)
 
 
@@ -187,7 +191,7 @@ def gguf_kind(wanted: str | None) -> str | None:
 
 def gguf_recipe(wanted: str | None) -> Recipe | None:
     """Of a budget for a GGUF file; None for anything else. DataError for a budget that is none."""
-    if wanted is None or not wanted.startswith("measured"):
+    if wanted is None or not wanted.lower().startswith("measured"):
         return None
     if wanted.count(":") > 1:
         raise DataError(

@@ -176,7 +176,7 @@ def test_what_was_measured_is_kept_and_read_again(source: Checkpoint, calibratio
         (Request("gguf", "Q4_K_M", save_imatrix=Path("j.gguf")), "nothing is measured without a `calibration`"),
         (Request("gguf", "measured:4.5:32"), "groups of their own"),
         (Request("gguf", "measured:many"), "bits a weight must be from 2 to 10"),
-        (Request("gguf", "measured:4.5"), "measuring needs a `calibration` text"),
+        (Request("gguf", "MEASURED:4.5"), "measuring needs a `calibration` text"),
     ],
 )
 def test_what_makes_no_sense(request_: Request, words: str, source: Checkpoint, tmp_path: Path) -> None:
@@ -184,6 +184,15 @@ def test_what_makes_no_sense(request_: Request, words: str, source: Checkpoint, 
     with pytest.raises(DataError, match=words):
         convert(source, place, request_)
     assert not place.exists()
+
+
+def test_what_is_measured_is_kept_beside_source_and_result(source: Checkpoint, tmp_path: Path) -> None:
+    place, inside = tmp_path / "m.gguf", source.path / "i.gguf"
+    for kept, words in ((place, "`save_imatrix` names the place of the model"), (inside, "lies inside")):
+        with pytest.raises(DataError, match=words):
+            convert(source, place, Request("gguf", "Q4_K_M", save_imatrix=kept))
+    assert not place.exists()
+    assert not inside.exists()
 
 
 @pytest.mark.parametrize("quantize", ["Q4_K_M", "measured:6"])
