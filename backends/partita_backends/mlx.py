@@ -57,6 +57,10 @@ class MlxBackend(MlxArrays):
     def exact(self) -> MlxBackend:
         return self
 
+    @property
+    def rough(self) -> MlxBackend:
+        return self
+
     def write(self, buffer: Array, x: Array, index: Array, head: int = 0) -> Array:
         if x.shape[1] < buffer.shape[1]:
             own = slice(head, head + x.shape[1])

@@ -45,6 +45,10 @@ class NumpyBackend:
     def exact(self) -> NumpyBackend:
         return self
 
+    @property
+    def rough(self) -> NumpyBackend:
+        return self
+
     # Host boundary
     def array(self, x: np.ndarray, dtype: str | None = None) -> np.ndarray:
         return np.asarray(x, dtype=self._dtype(dtype or np.asarray(x).dtype.name))

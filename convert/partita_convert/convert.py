@@ -203,7 +203,7 @@ def _columns(source: Checkpoint, request: Request, on_progress: Progress) -> Imp
     ops, tokens = request.calibration.ops, request.calibration.tokens
     if tokens is None:
         tokens = load_tokenizer(source).encode(SAMPLE)
-    found = importance(ops, source, tokens, _steps(on_progress, "reading the calibration text"))
+    found = importance(ops.rough, source, tokens, _steps(on_progress, "reading the calibration text"))
     whole = all(np.isfinite(columns).all() for columns in found.values())
     return found if whole else {}  # numbers that are not finite are in the weights too, and are reported by name
 

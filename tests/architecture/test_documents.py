@@ -359,6 +359,7 @@ NO_VARIABLES = {
     "MB",
     "GB",
     "CUDA",
+    "AVX512",
     "SIGTERM",
     "SIGHUP",
 }

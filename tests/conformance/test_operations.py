@@ -423,6 +423,16 @@ def test_attributes(ops: Backend) -> None:
     assert not ops.captures  # on a CPU
 
 
+def test_rough_products_are_off_by_no_more_than_bfloat16_is(ops: Backend) -> None:
+    rough, x, weight = ops.rough, np.abs(normal(40, 96)), np.abs(normal(24, 96))
+    assert (rough.name, rough.device) == (ops.name, ops.device)
+    y = rough.linear(rough.array(x, rough.dtype), rough.prepare(weight))
+    found = ops.to_numpy(rough.cast(y, "float32"))
+    error = bounds.gamma(3, "bfloat16") + bounds.gamma(96)  # x, weight and result are rounded; sums are float32
+    bounds.assert_near(found, x @ weight.T, error)
+    assert ops.dtype == "float32"
+
+
 def test_a_packed_mode_that_is_not_computed_is_refused(ops: Backend) -> None:
     """Its integers stand for something else, so that every product with them would be wrong."""
     stacked = quantize_weight(normal(2, 32, 64), 4, 32)

@@ -67,6 +67,10 @@ class TorchBackend(TorchArrays):
         return _Exact(self)
 
     @property
+    def rough(self) -> TorchBackend:
+        return _Rough(self) if self.device == "cpu" and _has_bfloat16_products() else self
+
+    @property
     def compiles(self) -> bool:
         return self._kernels is not None or self.captures  # without them products choose their form by calls
 
@@ -285,6 +289,20 @@ class _Exact(TorchBackend):
         if isinstance(weight, Tensor):
             return super().linear(x, weight, bias)
         return _plus(weights.multiply(x, weight), bias)
+
+
+class _Rough(TorchBackend):
+    """What computes in bfloat16 throughout."""
+
+    def __init__(self, ops: TorchBackend):
+        vars(self).update(vars(ops))
+        self.dtype = self.decode_dtype = "bfloat16"
+        self._float = self._decode = torch.bfloat16
+
+
+def _has_bfloat16_products() -> bool:
+    """Whether this CPU has instructions for them that torch may use; without, they are slower than float32."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_avx512_bf16_supported()
 
 
 class TorchTraining(TorchBackend):
