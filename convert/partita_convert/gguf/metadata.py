@@ -45,8 +45,9 @@ def architecture_of(config: Mapping[str, Any]) -> tuple[str, Architecture]:
     for name, row in ARCHITECTURES.items():
         if model_type in row.written:
             return name, row
-    known = ", ".join(sorted(kind for row in ARCHITECTURES.values() for kind in row.written))
-    raise UnsupportedModel(f"model_type {model_type!r} has no GGUF architecture here; these have: {known}")
+    raise UnsupportedModel(
+        f"model_type {model_type!r} has no GGUF architecture here: write `to` mlx or huggingface", field="to"
+    )
 
 
 def general_keys(checkpoint: Checkpoint, architecture: str, kind: str) -> dict[str, Typed]:
