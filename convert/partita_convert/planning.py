@@ -16,7 +16,7 @@ from partita.adapters.read import Adapter
 from partita.backend import Backend
 from partita.checkpoint.base import Checkpoint
 from partita.errors import DataError, UnsupportedModel
-from partita.files.atomic import refuse_existing
+from partita.files.atomic import refuse_unwritable
 from partita.model.load import check_whole, packed_as
 from partita.quantization import AFFINE, SMALL_FLOATS
 from partita.units import disk_size
@@ -124,7 +124,7 @@ def check_options(place: Path, request: Request) -> None:
     """The same without a source, so before one is fetched."""
     if request.to not in FORMS:
         raise DataError(f"unknown `to` {request.to!r}; expected one of {', '.join(FORMS)}", field="to")
-    refuse_existing(place)
+    refuse_unwritable(place)
     if (request.to == "gguf") != (place.suffix == ".gguf"):
         wanted = "a file that ends in .gguf" if request.to == "gguf" else "a folder, or say `to` gguf"
         raise DataError(f"{place}: `to` {request.to} writes {wanted}", field="to")
@@ -168,7 +168,7 @@ def _check_imatrix(place: Path, request: Request) -> None:
     if request.save_imatrix is not None:
         if request.save_imatrix.absolute() == place.absolute():
             raise DataError("`save_imatrix` names the place of the model: give it another name", field="save_imatrix")
-        refuse_existing(request.save_imatrix)
+        refuse_unwritable(request.save_imatrix)
 
 
 def gguf_kind(wanted: str | None) -> str | None:

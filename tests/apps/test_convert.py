@@ -251,6 +251,8 @@ def test_places_that_cannot_be(tiny_model: Path, tmp_path: Path, mistake: Conver
 
 def test_options_are_judged_before_the_source_is_looked_for(tmp_path: Path, mistake: Convert) -> None:
     assert "--quantize 'x'" in mistake("hf:nobody/nothing", tmp_path / "out", "--quantize", "x")
+    (tmp_path / "file").touch()
+    assert "is not a folder" in mistake("hf:nobody/nothing", tmp_path / "file" / "out")
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,13 @@ def refuse_existing(place: Path) -> None:
         raise DataError(f"{place} exists already; choose another name or remove it")
 
 
+def refuse_unwritable(place: Path) -> None:
+    """DataError if something is there, or if nothing can be made there: asked before work that takes long."""
+    refuse_existing(place)
+    if not os.access(above := _folder_above(place.absolute().parent, place), os.W_OK | os.X_OK):
+        raise DataError(f"{place} cannot be written: no permission to write in {above}")
+
+
 def _refuse_unless(replace: bool, target: Path) -> None:
     """Looked for again before the rename: somebody else may have made it meanwhile."""
     if not replace:
@@ -100,7 +107,8 @@ def _beside(target: Path, *, replace: bool, make: bool = True) -> Generator[tupl
     place, claimed = _resolved(target) if replace else target.absolute(), None
     try:
         if make:
-            _make_folder(place.parent, target)
+            _folder_above(place.parent, target)
+            place.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(place.parent, place.name)
         claimed = _claim(place)
         yield place, claimed[0] / f"new{place.suffix}"
@@ -113,13 +121,12 @@ def _beside(target: Path, *, replace: bool, make: bool = True) -> Generator[tupl
             _give_up(*claimed)
 
 
-def _make_folder(folder: Path, target: Path) -> None:
-    """The folder of `target` and those above it. DataError where one of them is a file."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        file = next(path for path in (folder, *folder.parents) if os.path.lexists(path) and not path.is_dir())
-        raise DataError(f"{target} cannot be written: {file} is not a folder") from None
+def _folder_above(folder: Path, target: Path) -> Path:
+    """The first of `folder` and those above it that exists. DataError where that is a file."""
+    above = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), folder)
+    if not above.is_dir():
+        raise DataError(f"{target} cannot be written: {above} is not a folder")
+    return above
 
 
 def _claim(place: Path) -> tuple[Path, BaseFileLock | None]:

@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 
 from partita.errors import DataError
-from partita.files.atomic import remove_leftovers, remove_whole, scratch_folder, whole_file, whole_folder
+from partita.files.atomic import (
+    refuse_unwritable,
+    remove_leftovers,
+    remove_whole,
+    scratch_folder,
+    whole_file,
+    whole_folder,
+)
 from partita.files.safetensors import open_file
 from partita.files.safetensors_writer import write_tensors
 
@@ -48,6 +55,22 @@ def test_a_new_file_has_the_usual_permissions_and_a_replaced_one_keeps_its_own(t
     assert mode(path) == 0o600
     with pytest.raises(DataError, match="cannot be written"), whole_file(tmp_path / "no" / "x", private=True):
         pass
+
+
+def test_a_place_is_judged_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "new" / "deep" / "x"
+    refuse_unwritable(place)
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="exists already"):
+        refuse_unwritable(tmp_path / "file")
+    with pytest.raises(DataError, match=r"x cannot be written: .*file is not a folder"):
+        refuse_unwritable(tmp_path / "file" / "deep" / "x")
+    asked: list[Path] = []
+    monkeypatch.setattr(os, "access", lambda path, how: asked.append(path))  # root may write everywhere
+    with pytest.raises(DataError, match=f"x cannot be written: no permission to write in {tmp_path}"):
+        refuse_unwritable(place)
+    assert asked == [tmp_path]
+    assert names(tmp_path) == ["file"]
 
 
 def test_tensors_have_them_too(tmp_path: Path) -> None:
