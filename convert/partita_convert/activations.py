@@ -1,8 +1,8 @@
 """What the columns of each weight are multiplied by, on a text: the mean square of every input of every projection.
 
 A squared error in a column costs in proportion to that, and the columns of a language model differ by factors of
-hundreds, so weights quantized with it in mind lose far less. Invariant: one block's weights are
-in memory at a time, so a model of any size can be read.
+hundreds, so weights quantized with it in mind lose far less. Invariant: one block's weights are in memory at a time,
+so a model of any size can be read.
 """
 
 from __future__ import annotations

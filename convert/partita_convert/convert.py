@@ -1,7 +1,7 @@
 """One checkpoint in another layout: judge the request, choose formats, write.
 
 Not here: sources by name and texts (`conversion.py`), rounding (`quantize.py`), which weight gets how many bits
-(`recipes.py`, `measure.py`), files (`write_*.py`).
+(`recipes.py`, `measure.py`), files (`write_folder.py`, `gguf/write.py`).
 Invariants: everything that can be refused is refused before the first byte is written; what is packed already keeps its
 integers unless other bits are asked for; the source is only read; the same conversion writes the same bytes.
 """

@@ -1,7 +1,7 @@
 """Tensors in, safetensors files out, each written as it comes: memory holds one tensor, whatever a file's size.
 
-Invariants: the same tensors in the same order give the same bytes; a
-tensor begins at a multiple of its item's size, which readers that map files rely on.
+Invariants: the same tensors in the same order give the same bytes; a tensor begins at a multiple of its item's size,
+which readers that map files rely on.
 
 The format wants its table of contents first. Room for it is left at the beginning and filled when the file is complete;
 what remains of the room is spaces, which the format allows there. Tensors may not have gaps between them, so one whose

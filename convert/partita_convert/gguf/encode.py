@@ -1,6 +1,6 @@
 """Tensors as GGUF's blocks: integers kept where a block type holds them exactly, anything else cast or quantized.
 
-Not here: which type a tensor gets for its role (`write_gguf`), files. Invariants: `decode` of what `exact_type` allows
+Not here: which type a tensor gets for its role (`write`), files. Invariants: `decode` of what `exact_type` allows
 is what was read, bit for bit, and K-quants that stay what they are keep their bytes; memory beyond the tensor is that
 of a piece of its rows; the same input gives the same bytes.
 

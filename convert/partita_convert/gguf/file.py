@@ -1,7 +1,7 @@
 """The container of a GGUF file, written in one pass: keys, places of tensors, then their bytes, a piece at a time.
 
-Invariants: the same input gives the same bytes; a tensor's type may be decided when
-its turn comes, since the places in the header are filled in afterwards; memory holds one piece.
+Invariants: the same input gives the same bytes; a tensor's type may be decided when its turn comes, since the places
+in the header are filled in afterwards; memory holds one piece.
 
 Format: the GGUF specification of the ggml project, version 3, little-endian.
 """

@@ -1,8 +1,8 @@
 """Checkpoints out as one GGUF file, which llama.cpp and its kin load.
 
-Not here: how a value becomes blocks (`encode`), what the keys say (`metadata`, `tokenizer`). Invariants:
-the file is there whole or not at all; the source is never touched; the same source gives the same bytes; memory holds
-one tensor at a time; what GGUF cannot say is refused before anything is written.
+Not here: how a value becomes blocks (`encode`), what the keys say (`metadata`, `tokenizer`). Invariants: the file is
+there whole or not at all; the source is never touched; the same source gives the same bytes; memory holds one tensor at
+a time; what GGUF cannot say is refused before anything is written.
 
 Types, by a tensor's role: norms, biases, routers, short convolutions and everything of one dimension are F32. Integers
 that a block type holds exactly are kept, in that type, unless it has more bits than were asked for; K-quants of a GGUF

@@ -1,6 +1,6 @@
 """The header of a GGUF file: counts, keys and values, and what is said of each tensor; read with every step checked.
 
-Not here: where tensors lie, split models (`gguf`). Invariants: nothing is allocated from a number in the file before
+Not here: where tensors lie, split models (`reader`). Invariants: nothing is allocated from a number in the file before
 that number was compared with the file's size; a value stays in place until its key is asked for, so opening a file
 takes memory for its keys' names alone; the items of all arrays together are bounded, and so is the time.
 
