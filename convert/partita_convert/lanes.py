@@ -19,7 +19,8 @@ import numba.core.typing.templates as _templates
 import numba.extending as _extending
 
 WIDTH = 16
-"""A vector of AVX-512, two of AVX2, four of NEON. Measured: with 32, AVX2 has too few registers for a search."""
+"""A vector of AVX-512, two of AVX2, four of NEON. Measured: with 32 the search of 4 bits takes a
+third longer with AVX2, a tenth less with AVX-512."""
 
 ir: Any = llvm  # this and what follows: libraries without types
 types: Any = _types
