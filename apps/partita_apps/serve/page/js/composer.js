@@ -22,17 +22,17 @@ export function mountComposer(root, app) {
   const form = h("form", { class: "composer", onSubmit: (event) => (event.preventDefault(), submit()) }, attach, field, h("div", { class: "composer-buttons" }, send, stop));
   root.append(form, hint);
 
-  let chat = undefined; // that the field is for: an id, null for a new one; undefined until one was opened
-  let waiting = null; // key of the draft that is sent once its chat is open
-  const open = () => store.state !== null && (store.chat?.id ?? null) === store.route.chat;
-  const key = () => DRAFT + ((chat === undefined ? store.route.chat : store.chat?.id) ?? "new");
+  let chat = store.route.chat; // that the field is for: the one of the address
+  let waiting = false; // for the chat to be open, to be sent then
+  const open = () => store.state !== null && (store.chat?.id ?? null) === chat;
+  const key = () => DRAFT + (chat ?? "new");
   const grow = () => {
     if (CSS.supports("field-sizing", "content")) return;
     field.style.setProperty("height", "auto");
     field.style.setProperty("height", `${field.scrollHeight}px`);
   };
   const changed = () => {
-    waiting = null;
+    waiting = false;
     grow();
     refresh();
     keepDraft(key(), field.value);
@@ -47,14 +47,14 @@ export function mountComposer(root, app) {
     stop.hidden = !run;
     send.hidden = run;
     send.disabled = (!field.value.trim() && !files) || store.attaching > 0 || !store.models.length;
-    hint.textContent = hintOf(run, waiting !== null);
+    hint.textContent = hintOf(run, waiting);
   };
 
   const submit = async () => {
     const text = field.value;
     const attachments = store.attachments;
     if (!open() && text.trim()) {
-      waiting = key();
+      waiting = true;
       return refresh();
     }
     if (send.disabled) return;
@@ -116,19 +116,19 @@ export function mountComposer(root, app) {
 
   /** Send what waited for its chat. */
   const opened = () => {
-    if (waiting === null || !open()) return;
-    const wanted = waiting === key();
-    waiting = null;
-    if (wanted) queueMicrotask(submit); // behind what else a chat that opens sets: its run
+    if (waiting && open()) {
+      waiting = false;
+      queueMicrotask(submit); // behind what else a chat that opens sets: its run
+    }
+    refresh();
   };
 
-  store.on("path", () => {
-    const now = store.chat?.id ?? null;
-    if (chat === now) return;
-    chat = now;
+  store.on("route", (route) => {
+    if (route.view !== "chat" || route.chat === chat) return;
+    chat = route.chat;
+    waiting = false;
     field.value = localStorage.getItem(key()) ?? "";
     grow();
-    opened();
     refresh();
     app.focusComposer({ quietly: true });
   });
@@ -139,10 +139,8 @@ export function mountComposer(root, app) {
     ran = run !== null;
   });
   store.on("attachments", refresh);
-  store.on("models", () => {
-    opened();
-    refresh();
-  });
+  store.on("path", opened);
+  store.on("models", opened);
   field.value = localStorage.getItem(key()) ?? "";
   refresh();
   app.focusComposer({ quietly: true }); // who opens the page may type at once
