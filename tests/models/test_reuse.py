@@ -55,7 +55,7 @@ def test_a_second_turn_feeds_only_what_is_new(name: str, count: int, load: Load,
 )
 def test_warm_logits_equal_cold_ones(name: str, context: int | None, count: int, load: Load, speeches: str) -> None:
     """A prompt held to its last token, to the one before, and to 22 before: all kept, a ring, sliding layers."""
-    model = load(name, "torch", layers=6)
+    model = load(name, "torch", layers=range(6))
     tokens = model.tokenizer.encode(speeches[:5_000])[:count]
     prefixes = PrefixCache(BUDGET)
     reply(model.session(prefixes=prefixes, context=context), tokens, 2)
@@ -70,7 +70,7 @@ def test_warm_logits_equal_cold_ones(name: str, context: int | None, count: int,
 
 def test_a_turn_that_leaves_the_reply_out_goes_back_before_it(load: Load, speeches: str) -> None:
     """Sliding layers cannot be taken back over a long reply: the snapshot of the prompt is the way back."""
-    model = load("gemma3", "torch", layers=6)
+    model = load("gemma3", "torch", layers=range(6))
     tokens = model.tokenizer.encode(speeches[:5_000])
     first, said = tokens[:600], tokens[600:700]  # given as a prompt: the model itself would take long to say it
     session = model.session(prefixes=PrefixCache(BUDGET), chunk=64)
@@ -89,7 +89,7 @@ def test_a_turn_that_leaves_the_reply_out_goes_back_before_it(load: Load, speech
 
 def test_a_shared_beginning_is_kept_once_it_is_seen_to_be_shared(load: Load, speeches: str) -> None:
     """The first conversation has slid past its instructions; the second keeps them; the third begins there."""
-    model = load("gemma3", "torch", "auto", layers=6)
+    model = load("gemma3", "torch", "auto", layers=range(6))
     tokens = model.tokenizer.encode(speeches[:20_000])
     system, users = tokens[:100], [tokens[n * 1000 : n * 1000 + 550] for n in (1, 2, 3)]
     prefixes, reused = PrefixCache(BUDGET), []

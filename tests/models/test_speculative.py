@@ -46,7 +46,7 @@ def test_lookup_in_a_text_that_repeats(load: Load) -> None:
 
 
 def test_a_model_drafts_for_itself(load: Load) -> None:
-    model = load("smollm2", "torch", layers=6)
+    model = load("smollm2", "torch", layers=range(6))
     ids, assistant = model.encode("Write a short story about a dragon."), ModelDraft(model, model)
     assert tokens(model, ids, assistant, 25) == tokens(model, ids, None, 25)
     assert assistant.acceptance.rate == 1
