@@ -139,8 +139,11 @@ def _write_gguf(
         kinds = {**kinds, **own}
     else:
         columns: Importance = _gguf_columns(fusion.changed, request, on_progress) if request.searches else {}
-    kinds = {**kinds, **gguf_kinds(fusion, kind, kinds, as_stored=request.quantize is None)}
-    return write_gguf(fusion.changed, place, kind=kind, kinds=kinds, columns=columns, on_tensor=on_tensor)
+    as_stored = request.quantize is None
+    kinds = {**kinds, **gguf_kinds(fusion, kind, kinds, as_stored=as_stored)}
+    return write_gguf(
+        fusion.changed, place, kind=kind, kinds=kinds, columns=columns, as_stored=as_stored, on_tensor=on_tensor
+    )
 
 
 def _gguf_columns(source: Checkpoint, request: Request, on_progress: Progress) -> Importance:

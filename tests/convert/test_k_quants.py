@@ -245,6 +245,16 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_models.write("wide-llama", tmp_path_factory.mktemp("wide"), made)
 
 
+def test_a_file_as_stored_says_what_its_source_does_or_what_most_of_it_is(wide: Path, tmp_path: Path) -> None:
+    mixed, copy, folder, back = (tmp_path / name for name in ("mixed.gguf", "copy.gguf", "folder", "back.gguf"))
+    convert(open_checkpoint(wide), mixed, Request("gguf", "Q4_K_S"))
+    convert(open_checkpoint(mixed), copy, Request("gguf"))
+    convert(open_checkpoint(wide), folder, Request("mlx", "4:32"))
+    convert(open_checkpoint(folder), back, Request("gguf"))
+    says = [open_gguf(path).metadata["general.file_type"] for path in (mixed, copy, back)]
+    assert says == [getattr(gguf.LlamaFileType, f"MOSTLY_{kind}") for kind in ("Q4_K_S", "Q4_K_S", "Q4_1")]
+
+
 @pytest.mark.parametrize("mix", MIXES)
 def test_files_say_and_hold_their_types(mix: str, wide: Path, tmp_path: Path) -> None:
     result = write_gguf(open_checkpoint(wide), tmp_path / "m.gguf", kind=mix)

@@ -92,6 +92,10 @@ def inferred(value: Any) -> Typed:
     return Typed(("i" if value < 0 else "u") + ("32" if small else "64"), value)
 
 
+FILE_TYPE = "general.file_type"
+"""The key of the number that says which type most matrices have."""
+
+
 class GgufWriter:
     """Header first, then `write` for each tensor in the order given, then `finish`.
 
@@ -104,6 +108,8 @@ class GgufWriter:
         file.write(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys)))
         for key, value in keys.items():
             file.write(_text(key) + value.encoded())
+            if key == FILE_TYPE:
+                self.file_type_at = file.tell() - 4
         for name, shape in tensors:
             file.write(_text(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape)))
             self.waiting.append((file.tell(), shape))
@@ -124,11 +130,13 @@ class GgufWriter:
         self._pad()
         return nbytes
 
-    def finish(self) -> int:
-        """Fill in the header. Returns the file's size."""
+    def finish(self, file_type: int | None = None) -> int:
+        """Fill in the header, and another number as FILE_TYPE if one is given. Returns the file's size."""
         if self.waiting:
             raise ValueError(f"{len(self.waiting)} tensors were not written")
         end = self.file.tell()
+        if file_type is not None:
+            self.places.append((self.file_type_at, struct.pack("<I", file_type)))
         for place, packed in self.places:
             self.file.seek(place)
             self.file.write(packed)

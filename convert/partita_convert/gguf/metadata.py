@@ -26,7 +26,7 @@ from partita.model.families.parse import parse
 from partita.model.families.wrappers import text_config
 from partita.model.rope import inverse_frequencies
 
-from .file import Typed, inferred
+from .file import FILE_TYPE, Typed, inferred
 from .mixes import MIXES
 from .recurrent import recurrent_keys
 from .shaped import same_shape, shaped_keys
@@ -57,7 +57,7 @@ def general_keys(checkpoint: Checkpoint, architecture: str, kind: str) -> dict[s
         "general.architecture": Typed("str", architecture),
         "general.type": Typed("str", "model"),
         "general.name": Typed("str", str(source.get("general.name") or checkpoint.path.name.removesuffix(".gguf"))),
-        "general.file_type": Typed("u32", FILE_TYPES[kind]),
+        FILE_TYPE: Typed("u32", FILE_TYPES[kind]),
         "general.quantization_version": Typed("u32", QUANTIZATION_VERSION),
     }
     for name, value in recommended_values(checkpoint.generation_config).items():

@@ -15,6 +15,7 @@ rows that say what a recurrent layer forgets are Q8_0 as well.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,9 +40,9 @@ from ..layouts import by_key_heads
 from ..renames import as_published, published_name
 from ..write_folder import OnTensor, WrittenTensor
 from .encode import K_WIDTHS, WIDTHS, Encoder, Value, exact_type, too_large
-from .file import GgufWriter, Typed
-from .metadata import architecture_of, check_said, general_keys, model_keys
-from .mixes import MIXES, fitting, mixed_types
+from .file import FILE_TYPE, GgufWriter, Typed
+from .metadata import FILE_TYPES, architecture_of, check_said, general_keys, model_keys
+from .mixes import ALIASES, MIXES, fitting, mixed_types
 from .recurrent import head_fields, sections
 from .tokenizer import tokenizer_keys
 
@@ -114,12 +115,14 @@ def write_gguf(
     kind: str = "F16",
     kinds: Mapping[str, str] = MappingProxyType({}),
     columns: Mapping[str, np.ndarray] = MappingProxyType({}),
+    as_stored: bool = False,
     on_tensor: OnTensor | None = None,
 ) -> WrittenFile:
     """Write a GGUF file whose matrices are of `kind`, one of KINDS; of a model that sees as well, its text decoder.
 
     kinds: one of TENSOR_KINDS of its own for some tensors, by the checkpoint's names. columns: how much each column of
-    a weight matters, for types whose scales are searched for.
+    a weight matters, for types whose scales are searched for. as_stored: `kind` was not asked for, so the file says of
+    itself what a GGUF source does, or else what most of its matrices are.
     DataError: an unknown kind, `path` exists or cannot be written, numbers that are not finite; and the errors of
     `contents`.
     """
@@ -140,8 +143,19 @@ def write_gguf(
             written.append(_write(writer, tensor, own[tensor.gguf_name], importance, is_head=is_head))
             if on_tensor:
                 on_tensor(written[-1])
-        nbytes = writer.finish()
+        nbytes = writer.finish(_file_type(checkpoint, written) if as_stored else None)
     return WrittenFile(path, nbytes, tuple(written))
+
+
+def _file_type(checkpoint: Checkpoint, written: Sequence[WrittenTensor]) -> int | None:
+    """`general.file_type` of a file as stored: the source's where every matrix has kept its type, or else that of most
+    matrices. None for a type without a number."""
+    matrices = [tensor for tensor in written if len(tensor.shape) > 1]
+    said = (checkpoint.metadata or {}).get(FILE_TYPE)
+    if isinstance(said, int) and all(tensor.source == tensor.target for tensor in matrices):
+        return said
+    most = Counter(tensor.target for tensor in matrices).most_common(1)[0][0]
+    return FILE_TYPES.get(ALIASES.get(most, most))
 
 
 def _head_name(planned: Sequence[Planned]) -> str:
