@@ -28,6 +28,8 @@ from partita.quantization import Packed
 
 from ..conftest import write_tokenizer
 
+PARTITA = Path(sys.executable).with_name("partita")
+"""As people start it. `python -m` ends itself by SIGINT, in place of 130, where Ctrl-C met a source text in `exec`."""
 COMMANDS = {
     "mlx": ["--to", "mlx", "--quantize", "4", "--calibration", "none"],
     "huggingface": ["--to", "huggingface", "--dtype", "float16"],
@@ -80,7 +82,7 @@ def hashes(path: Path) -> dict[str, str]:
 
 
 def start(source: Path, target: Path, form: str, **options) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "partita_apps.cli", "convert", str(source), str(target), "--json", *COMMANDS[form]]
+    command = [str(PARTITA), "convert", str(source), str(target), "--json", *COMMANDS[form]]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
