@@ -100,6 +100,28 @@ GPT_OSS = config(
     num_experts_per_tok=4,
     sliding_window=128,
 )
+LFM2 = {
+    "tied": True,
+    "norm_eps": 1e-5,
+    "rope_theta": 1e6,
+    "conv_L_cache": 3,
+    "conv_bias": False,
+    "block_auto_adjust_ff_dim": True,
+    "block_ffn_dim_multiplier": 1.0,
+    "block_multiple_of": 256,
+    "layer_types": [FULL if i in (2, 5, 8, 10, 12, 14) else "conv" for i in range(16)],
+}
+QWEN35 = {
+    "tied": True,
+    "hidden_act": "silu",
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_conv_kernel_dim": 4,
+    "layer_types": [FULL if i % 4 == 3 else "linear_attention" for i in range(32)],
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25},
+}
 COHERE = {"tied": True, "layer_norm_eps": 1e-5, "logit_scale": 0.25, "sliding_window": 4096}
 QWEN, CODER = 151_936, 152_064  # vocabularies
 LLAMA = 128_256
@@ -146,6 +168,13 @@ SHAPES = {
     "GLM-4-9B-0414-4bit": config("glm4", 4096, 40, (32, 2, 128), 13_696, 151_552, 32_768),
     "GLM-4-32B-0414-4bit": config("glm4", 6144, 61, (48, 2, 128), 23_040, 151_552, 32_768),
     "c4ai-command-r7b-12-2024-4bit": config("cohere2", 4096, 32, (32, 8, 128), 14_336, 256_000, 132_096, **COHERE),
+    "LFM2-700M-4bit": config("lfm2", 1536, 16, (24, 8, 64), 10_240, 65_536, 128_000, **LFM2),
+    "LFM2-1.2B-4bit": config("lfm2", 2048, 16, (32, 8, 64), 12_288, 65_536, 128_000, **LFM2),
+    "LFM2.5-1.2B-Instruct-MLX-4bit": config("lfm2", 2048, 16, (32, 8, 64), 12_288, 65_536, 128_000, **LFM2),
+    "Qwen3.5-4B-MLX-4bit": {
+        "model_type": "qwen3_5",
+        "text_config": config("qwen3_5_text", 2560, 32, (16, 4, 256), 9216, 248_320, 262_144, **QWEN35),
+    },
     "Mellum2-12B-A2.5B-Instruct-4bit": MELLUM,
     "gpt-oss-20b-MXFP4-Q8": GPT_OSS,
 }

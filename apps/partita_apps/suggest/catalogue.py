@@ -19,13 +19,15 @@ USES: tuple[Use, ...] = ("chat", "code", "tools")
 
 @dataclass(frozen=True)
 class CacheShape:
-    """full: layers that see everything (None: all); the others see the last `window` tokens."""
+    """Of the layers that attend. full: those that see everything (None: all); the others see the last `window` tokens.
+    state: bytes that the other, recurrent layers keep, with their checkpoints, however long a chat is."""
 
     layers: int
     kv_heads: int
     head_dim: int
     full: int | None = None
     window: int | None = None
+    state: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,8 @@ class Model:
 
     @property
     def config(self) -> ModelConfig:
-        """As much of the model's config as the size of a cache depends on; every layer rotates here, which costs a
-        few kilobytes more than one that does not."""
+        """As much of the model's config as the size of keys and values depends on; every layer rotates here, which
+        costs a few kilobytes more than one that does not."""
         shape = self.cache
         full = shape.layers if shape.full is None else shape.full
         rope = RopeConfig(10_000.0, shape.head_dim)
