@@ -59,14 +59,12 @@ export function mountComposer(root, app) {
     }
     if (send.disabled) return;
     if (store.run) return app.say("A reply is being written. Stop it first.");
-    const draft = key();
     put("");
     store.set("attachments", []);
     send.disabled = true;
     try {
       app.toEnd();
       await actions.send(text, { attachments });
-      localStorage.removeItem(draft);
     } catch (error) {
       if (!field.value) put(text);
       if (!store.attachments.length) store.set("attachments", attachments);
