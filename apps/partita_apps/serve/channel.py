@@ -99,7 +99,7 @@ class Channel:
         return Closed(f"it sent {what}")
 
     async def close(self, patience: float = 1.0) -> int:
-        """Close this end. The process has some seconds to end by itself, and is made to then.
+        """Close this end. The process has some seconds to end by itself, and is made to then, or where this is cancelled.
 
         Its status, negative for a signal.
         """
@@ -107,6 +107,10 @@ class Channel:
             if not await self._ends(patience):
                 self.kill()
             await self._ends(START_SECONDS)
+        except asyncio.CancelledError:
+            self.kill()
+            self._process.wait()  # nobody else does, and it has no choice now
+            raise
         finally:
             self._writer.close()
         return self._process.returncode or 0

@@ -164,6 +164,23 @@ def test_nonsense_ends_a_process_and_nothing_else(after: str, said: bytes) -> No
     asyncio.run(test())
 
 
+@pytest.mark.parametrize("patience", [0.0, 30.0])
+def test_a_close_that_is_cancelled_leaves_no_process(patience: float) -> None:
+    """As where a task is cancelled twice: the second time while it closes."""
+
+    async def test() -> None:
+        channel = await Channel.open((sys.executable, "-c", "import time; time.sleep(60)"))
+        closing = asyncio.create_task(channel.close(patience))
+        await asyncio.sleep(0)  # it waits for the process
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        with pytest.raises(ChildProcessError):  # it was waited for
+            os.waitpid(channel.pid, os.WNOHANG)
+
+    asyncio.run(test())
+
+
 def test_another_version_is_refused() -> None:
     code = (
         "import sys, time; from partita_apps.serve.channel import Line; from partita_apps.serve.frames import Hello\n"
