@@ -99,7 +99,7 @@ class Channel:
         return Closed(f"it sent {what}")
 
     async def close(self, patience: float = 1.0) -> int:
-        """Close this end. The process has some seconds to end by itself, and is made to then, or where this is cancelled.
+        """Close this end. The process has some seconds to end by itself, and is made to then; at once if cancelled.
 
         Its status, negative for a signal.
         """
