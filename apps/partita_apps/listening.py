@@ -26,3 +26,6 @@ class OnTerminal(Listener):
 
     def working(self, what: str) -> AbstractContextManager[Callable[[int, int], None]]:
         return bar(what)
+
+    def moving(self, what: str) -> AbstractContextManager[Callable[[int, int], None]]:
+        return bar(what, of_bytes=True)

@@ -74,8 +74,12 @@ def columns(total: int | None) -> list[Any]:
 
 
 @contextmanager
-def bar(what: str, *, stream: TextIO | None = None, delay: float = 0.5) -> Iterator[Callable[[int, int], None]]:
+def bar(
+    what: str, *, of_bytes: bool = False, stream: TextIO | None = None, delay: float = 0.5
+) -> Iterator[Callable[[int, int], None]]:
     """A bar for work that counts steps: call what it gives with (done, total). Gone when the work is.
+
+    of_bytes: the steps are bytes, so that how many there are, and how many a second, stands in the line as well.
 
     Only on a terminal, and only for work that takes longer than `delay` seconds: short work shows nothing.
     """
@@ -83,7 +87,7 @@ def bar(what: str, *, stream: TextIO | None = None, delay: float = 0.5) -> Itera
     if not draws(out):
         yield lambda done, total: None
         return
-    steps = _Steps(what, out)
+    steps = _Steps(what, out, of_bytes)
     timer = threading.Timer(delay, steps.show)
     timer.daemon = True
     timer.start()
@@ -97,8 +101,8 @@ def bar(what: str, *, stream: TextIO | None = None, delay: float = 0.5) -> Itera
 class _Steps:
     """The bar behind `bar`. Shown from a timer's thread while the work goes on in its own: hence the lock."""
 
-    def __init__(self, what: str, stream: TextIO):
-        self.what, self.stream = what, stream
+    def __init__(self, what: str, stream: TextIO, of_bytes: bool):
+        self.what, self.stream, self.of_bytes = what, stream, of_bytes
         self.lock = threading.Lock()
         self.done, self.total = 0, 0
         self.over = False
@@ -107,12 +111,14 @@ class _Steps:
     def show(self) -> None:
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+        words = TextColumn("{task.description}", markup=False)
+        counted = words, BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
         with self.lock:
             if self.over:
                 return
-            words = TextColumn("{task.description}", markup=False)
-            columns = words, BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-            self.shown = Progress(*columns, console=console(self.stream), transient=True)
+            self.shown = Progress(
+                *(columns(self.total) if self.of_bytes else counted), console=console(self.stream), transient=True
+            )
             self.shown.add_task(self.what, total=self.total or None, completed=self.done)
             self.shown.start()
 

@@ -7,7 +7,6 @@ are judged before the source is fetched, and what would end a check before anyth
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -34,7 +33,7 @@ from .card import card
 from .check import check_loss, check_other, check_tokens
 from .convert import convert, laid_out
 from .pickle_reader import open_source
-from .planning import Calibration, Request, check, check_options, check_outside, folder_bytes
+from .planning import WRITING, Calibration, Request, check, check_options, check_outside, folder_bytes
 from .report import Check, Other, Report
 from .write_folder import WrittenTensor
 
@@ -187,16 +186,9 @@ def _calibrated(
 
 
 def _written(checkpoint: Checkpoint, dest: Path, request: Request, asked: str, listener: Listener) -> Report:
-    """Convert, heard of part by part; writing by how much of all values is written."""
-    total, count = sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names()), 0
+    """Convert, heard of part by part."""
     with _Parts(listener) as parts:
-
-        def on_tensor(tensor: WrittenTensor) -> None:
-            nonlocal count
-            count += math.prod(tensor.shape)
-            parts("writing", count, max(total, count))
-
-        return convert(checkpoint, dest, request, on_tensor=on_tensor, on_progress=parts, card=card(checkpoint, asked))
+        return convert(checkpoint, dest, request, on_progress=parts, card=card(checkpoint, asked))
 
 
 def _asked(request: Request, options: Options) -> str:
@@ -230,7 +222,8 @@ class _Parts:
     def __call__(self, what: str, done: int, total: int) -> None:
         if what != self._what:
             self._open.close()
-            self._what, self._advance = what, self._open.enter_context(self._listener.working(what))
+            around = self._listener.moving if what == WRITING else self._listener.working
+            self._what, self._advance = what, self._open.enter_context(around(what))
         self._advance(done, total)
 
 

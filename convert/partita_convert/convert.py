@@ -34,6 +34,7 @@ from .gguf.write import WrittenFile, contents, plan_of, write_gguf
 from .layouts import as_huggingface, as_mlx
 from .measure import Groups, Part, W, Widths, allocate, check_budget, measure
 from .planning import (
+    WRITING,
     Progress,
     Request,
     check,
@@ -50,7 +51,6 @@ from .report import Report, why_raised
 from .servers import FORM as SERVERS
 from .write_folder import (
     Card,
-    OnTensor,
     Value,
     WrittenFolder,
     cast,
@@ -67,11 +67,10 @@ def convert(
     place: Path,
     request: Request,
     *,
-    on_tensor: OnTensor | None = None,
     on_progress: Progress = lambda what, done, total: None,
     card: Card | None = None,
 ) -> Report:
-    """Write `source` at `place`, a folder or a `.gguf` file. on_progress(what, done, total): of what comes before.
+    """Write `source` at `place`, a folder or a `.gguf` file. on_progress: of one kind of work after another.
 
     DataError: a request that makes no sense, too little space, a place that exists or cannot be written.
     UnsupportedModel: what the form cannot say. CheckpointError: a damaged source.
@@ -79,23 +78,23 @@ def convert(
     check(source, place, request)
     if request.runs_the_model and request.calibration is None:
         raise DataError(f"`quantize` {request.quantize}: measuring needs a `calibration` text", field="calibration")
-    base = laid_out(source, request.to)
+    base, on_bytes = laid_out(source, request.to), _steps(on_progress, WRITING)
     fusion = Fusion(base, request.adapter, request.policy)
     changed, own_card = fusion.changed, _described(card, fusion)
     if request.to == "gguf":
-        written = _write_gguf(fusion, place, request, on_tensor, on_progress)
+        written = _write_gguf(fusion, place, request, on_progress)
     elif request.to == "huggingface":
         require_space(place, predicted_bytes(request, base, {}, {}, ""))
-        written = write_huggingface(changed, place, dtype=request.dtype, on_tensor=on_tensor, card=own_card)
+        written = write_huggingface(changed, place, dtype=request.dtype, on_bytes=on_bytes, card=own_card)
         fusion.note_dense(written.tensors)
     elif request.to == SERVERS:
-        written = _write_for_servers(fusion, place, request, own_card, on_tensor, on_progress)
+        written = _write_for_servers(fusion, place, request, own_card, on_progress)
     else:
         plain = None if request.runs_the_model else _plain_formats(changed, request)
         require_space(place, predicted_bytes(request, base, plain, {}, ""))
         chosen, columns = _formats(changed, request, plain, on_progress)
         transform = _Transform(request, fusion, chosen, columns)
-        written = write_mlx(changed, place, transform=transform, on_tensor=on_tensor, card=own_card)
+        written = write_mlx(changed, place, transform=transform, on_bytes=on_bytes, card=own_card)
     nbytes = written.nbytes if not isinstance(written, WrittenFolder) else folder_bytes(place)
     return Report(
         place,
@@ -128,9 +127,7 @@ def laid_out(source: Checkpoint, to: str) -> Checkpoint:
     return source if to == "gguf" else forms[to](source)
 
 
-def _write_gguf(
-    fusion: Fusion, place: Path, request: Request, on_tensor: OnTensor | None, on_progress: Progress
-) -> WrittenFile:
+def _write_gguf(fusion: Fusion, place: Path, request: Request, on_progress: Progress) -> WrittenFile:
     kind, kinds = gguf_types(fusion.base, request.quantize)
     contents(fusion.changed, kind)  # refuses what GGUF cannot say, before the model is run
     require_space(place, predicted_bytes(request, fusion.base, {}, kinds, kind))
@@ -142,7 +139,12 @@ def _write_gguf(
     as_stored = request.quantize is None
     kinds = {**kinds, **gguf_kinds(fusion, kind, kinds, as_stored=as_stored)}
     return write_gguf(
-        fusion.changed, place, kind=kind, kinds=kinds, columns=columns, as_stored=as_stored, on_tensor=on_tensor
+        *(fusion.changed, place),
+        kind=kind,
+        kinds=kinds,
+        columns=columns,
+        as_stored=as_stored,
+        on_bytes=_steps(on_progress, WRITING),
     )
 
 
@@ -170,7 +172,6 @@ def _write_for_servers(
     place: Path,
     request: Request,
     card: Card | None,
-    on_tensor: OnTensor | None,
     on_progress: Progress,
 ) -> WrittenFolder:
     dtype = servers.dense_dtype(fusion.base, request.dtype)
@@ -181,7 +182,8 @@ def _write_for_servers(
     require_space(place, predicted_bytes(replace(request, dtype=dtype), fusion.base, chosen, {}, ""))
     transform = servers.ServerTransform(fusion, chosen, columns, dtype)
     layout = servers.layout(chosen)
-    return write_laid_out(fusion.changed, place, layout, transform=transform, on_tensor=on_tensor, card=card)
+    on_bytes = _steps(on_progress, WRITING)
+    return write_laid_out(fusion.changed, place, layout, transform=transform, on_bytes=on_bytes, card=card)
 
 
 def _plain_formats(source: Checkpoint, request: Request) -> dict[str, Format]:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from partita.checkpoint import experts
-from partita.checkpoint.base import Checkpoint
+from partita.checkpoint.base import Checkpoint, shares
 from partita.checkpoint.experts import NUMBERED, PROJECTIONS, StoredExperts, Value
 from partita.checkpoint.gguf.arrangement import rows_by_key_heads
 from partita.checkpoint.gguf.parts import BY_KEY_HEADS, QWEN3_NEXT
@@ -35,11 +35,12 @@ from .renames import as_of_mlx, as_published
 
 @dataclass(frozen=True)
 class _Tensor:
-    """One tensor under its new name, named and read on demand."""
+    """One tensor under its new name, named and read on demand. sources: the base's tensors that it is made of."""
 
     shape: Callable[[], tuple[int, ...]]
     read: Callable[[], Value]
     stored_as: Callable[[], str]
+    sources: Sequence[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,10 @@ class _Relaid(Derived):
 
     def stored_as(self, name: str) -> str:
         return self.tensors[name].stored_as() if name in self.tensors else self._inner(name).stored_as(name)
+
+    def weight_bytes(self) -> Mapping[str, int]:
+        made_of = {name: self.tensors[name].sources if name in self.tensors else (name,) for name in self.order}
+        return shares(made_of, self.base.weight_bytes())
 
     def _inner(self, name: str) -> Checkpoint:
         if name not in self.order:
@@ -136,7 +141,7 @@ def _by_key_heads(checkpoint: Checkpoint, pieces: Sequence[str], part: str) -> _
     def shape() -> tuple[int, ...]:
         return (count, *checkpoint.shape(pieces[0])[1:])
 
-    return _Tensor(shape, read, lambda: " and ".join(types))
+    return _Tensor(shape, read, lambda: " and ".join(types), pieces)
 
 
 def _is_gpt_oss(checkpoint: Checkpoint) -> bool:
@@ -174,16 +179,20 @@ def _relaid(checkpoint: Checkpoint, fits: Callable[[str, StoredExperts], bool], 
 
 def _whole(stored: StoredExperts, projection: str) -> _Tensor:
     return _Tensor(
-        lambda: stored.shape(projection), lambda: stored.weight(projection), lambda: stored.stored_as(projection)
+        lambda: stored.shape(projection),
+        lambda: stored.weight(projection),
+        lambda: stored.stored_as(projection),
+        stored.sources(projection),
     )
 
 
 def _whole_bias(stored: StoredExperts, projection: str) -> _Tensor:
-    name = stored.bias_sources(projection)[0]
+    names = stored.bias_sources(projection)
     return _Tensor(
         lambda: stored.shape(projection)[:2],
         lambda: stored.bias(projection),
-        lambda: stored.checkpoint.stored_as(name),
+        lambda: stored.checkpoint.stored_as(names[0]),
+        names,
     )
 
 
@@ -214,7 +223,9 @@ class _Last:
 
 
 def _slice(whole: _Tensor, kept: _Last, expert: int) -> _Tensor:
-    return _Tensor(lambda: whole.shape()[1:], lambda: kept.slice(expert, whole.shape()[0]), whole.stored_as)
+    return _Tensor(
+        lambda: whole.shape()[1:], lambda: kept.slice(expert, whole.shape()[0]), whole.stored_as, whole.sources
+    )
 
 
 def _fused(mlp: str, stored: StoredExperts, present: frozenset[str]) -> Iterator[tuple[str, _Tensor]]:
@@ -227,6 +238,7 @@ def _fused(mlp: str, stored: StoredExperts, present: frozenset[str]) -> Iterator
                 lambda parts=parts: _fused_shape(stored, parts),
                 lambda parts=parts: _interleaved(stored, parts),
                 lambda first=first: stored.stored_as(first),
+                [name for part in parts for name in stored.sources(part)],
             ),
         )
         if (bias := stored.bias_sources(first)[0]) in present:
@@ -236,6 +248,7 @@ def _fused(mlp: str, stored: StoredExperts, present: frozenset[str]) -> Iterator
                     lambda parts=parts: (_fused_shape(stored, parts)[0], _fused_shape(stored, parts)[2]),
                     lambda parts=parts: _turns([stored.bias(part) for part in parts]),
                     lambda bias=bias: stored.checkpoint.stored_as(bias),
+                    [name for part in parts for name in stored.bias_sources(part)],
                 ),
             )
 
@@ -254,7 +267,8 @@ def _above(mlp: str, stored: StoredExperts, present: frozenset[str]) -> Iterator
             dense = (dequantize(value) if isinstance(value, Packed) else value for _, value in values)
             return np.concatenate([value.astype(dtype, copy=False) for value in dense], 1)
 
-        yield f"{mlp}.experts.{name}", _Tensor(shape, read, lambda first=parts[0]: stored.stored_as(first))
+        sources = [source for part in parts for source in stored.sources(part)]
+        yield f"{mlp}.experts.{name}", _Tensor(shape, read, lambda first=parts[0]: stored.stored_as(first), sources)
 
 
 def _fused_shape(stored: StoredExperts, parts: tuple[str, ...]) -> tuple[int, int, int]:

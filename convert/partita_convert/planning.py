@@ -48,6 +48,9 @@ _BITS_OF_STORED = {
 }  # others: 32, once they are read
 _BESIDE = 64 << 20  # tokenizer and headers, for the space that a conversion asks for
 Progress = Callable[[str, int, int], None]
+"""Called with (what is done, how much of it, of how much)."""
+WRITING = "writing"
+"""The work that is counted in bytes of the source."""
 
 
 @dataclass(frozen=True)

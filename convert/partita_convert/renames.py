@@ -86,6 +86,10 @@ class _Renamed(Derived):
     def stored_as(self, name: str) -> str:
         return self.base.stored_as(self._place(name))
 
+    def weight_bytes(self) -> Mapping[str, int]:
+        sizes = self.base.weight_bytes()
+        return {name: sizes[place] for name, place in self.places.items()}
+
 
 def as_published(checkpoint: Checkpoint) -> Checkpoint:
     """Under the names that transformers looks for."""

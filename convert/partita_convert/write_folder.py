@@ -24,9 +24,11 @@ from partita.errors import DataError
 from partita.files.atomic import whole_folder
 from partita.quantization import AFFINE, Packed, dequantize, require_known
 from partita.small_floats import exact_dtype
+from partita.sources.listener import OnPart, unheard
 
 from .config_files import for_form, huggingface_config
 from .layouts import as_huggingface, as_mlx
+from .moved import Moved
 from .quantize import affine_lost
 from .recipes import Format
 from .shards import SHARD_BYTES, Shards, header_room, write_json
@@ -53,9 +55,6 @@ class WrittenTensor:
     target: str
     nbytes: int
     error: float | None
-
-
-OnTensor = Callable[[WrittenTensor], None]
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def write_mlx(
     *,
     transform: Transform | None = None,
     shard_bytes: int = SHARD_BYTES,
-    on_tensor: OnTensor | None = None,
+    on_bytes: OnPart = unheard,
     card: Card | None = None,
 ) -> WrittenFolder:
     """Write a folder that mlx-lm loads: packed tensors keep their integers, dense ones their dtype.
@@ -95,7 +94,7 @@ def write_mlx(
     transform(name, value) may replace each value first (quantize, cast). DataError: the folder exists or cannot be
     written. UnsupportedModel: something of the source that config.json cannot say.
     """
-    return _write(as_mlx(checkpoint), Path(folder), transform or _same, "mlx", shard_bytes, on_tensor, card)
+    return _write(as_mlx(checkpoint), Path(folder), transform or _same, "mlx", shard_bytes, on_bytes, card)
 
 
 def write_huggingface(
@@ -104,7 +103,7 @@ def write_huggingface(
     *,
     dtype: str | None = "float32",
     shard_bytes: int = SHARD_BYTES,
-    on_tensor: OnTensor | None = None,
+    on_bytes: OnPart = unheard,
     card: Card | None = None,
     replace: bool = False,
 ) -> WrittenFolder:
@@ -116,7 +115,7 @@ def write_huggingface(
     """
     checkpoint = as_huggingface(checkpoint)
     transform = _dense(checkpoint, dtype)
-    return _write(checkpoint, Path(folder), transform, "pt", shard_bytes, on_tensor, card, replace=replace)
+    return _write(checkpoint, Path(folder), transform, "pt", shard_bytes, on_bytes, card, replace=replace)
 
 
 def write_laid_out(
@@ -125,13 +124,13 @@ def write_laid_out(
     layout: Layout,
     *,
     transform: Transform,
-    on_tensor: OnTensor | None = None,
+    on_bytes: OnPart = unheard,
     card: Card | None = None,
 ) -> WrittenFolder:
     """Write a folder with packed weights of another layout, in the names that transformers has. Errors as for
     `write_mlx`."""
     checkpoint = as_huggingface(checkpoint)
-    return _write(checkpoint, Path(folder), transform, layout.form, SHARD_BYTES, on_tensor, card, layout=layout)
+    return _write(checkpoint, Path(folder), transform, layout.form, SHARD_BYTES, on_bytes, card, layout=layout)
 
 
 def _dense(checkpoint: Checkpoint, dtype: str | None) -> Transform:
@@ -198,7 +197,7 @@ def _write(
     transform: Transform,
     form: str,
     shard_bytes: int,
-    on_tensor: OnTensor | None,
+    on_bytes: OnPart,
     card: Card | None,
     *,
     replace: bool = False,
@@ -214,6 +213,8 @@ def _write(
         shards = Shards(partial, form, room, shard_bytes)
         formats: dict[str, Format] = {}
         written: list[WrittenTensor] = []
+        sizes = checkpoint.weight_bytes()
+        moved = Moved({name: sizes[name] for name in names}, on_bytes)
         try:
             for name in names:
                 source = _as_published(checkpoint, name, checkpoint.read(name))
@@ -227,8 +228,7 @@ def _write(
                 shards.add(arrays)
                 nbytes = sum(array.nbytes for array in arrays.values())
                 written.append(_describe(name, checkpoint.stored_as(name), source, value, nbytes))
-                if on_tensor is not None:
-                    on_tensor(written[-1])
+                moved(name)
             total = shards.finish()
         finally:
             shards.close()

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import gguf
 import numpy as np
@@ -14,10 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import partita
-from partita.checkpoint.base import Checkpoint
-from partita.files import safetensors
 from partita_apps.cli import run
-from partita_apps.inspection.contents import _weights
 
 from .. import gguf_models
 from ..chat_forms import FORMS
@@ -93,24 +90,6 @@ def test_what_a_scheme_keeps_beside_a_weight_is_counted_with_it(
     assert {"4-bit:32", "6-bit:32", "F32"} == set(types)
     assert types["4-bit:32"]["bits"] == pytest.approx(4 + 32 / 32)
     assert sum(row["bytes"] for row in found["types"]) == sum(value.nbytes for value in stored.values())
-
-
-@pytest.mark.parametrize(
-    "names", [("weight.absmax", "weight.quant_state.bitsandbytes__nf4"), ("SCB",), ("qzeros", "g_idx")]
-)
-def test_what_is_named_behind_a_weight_belongs_to_it(names: tuple[str, ...], tmp_path: Path) -> None:
-    """Whatever a scheme calls it."""
-
-    class One:
-        path, config = tmp_path, {}
-        names = staticmethod(lambda: ("a.b.weight",))
-        shape = staticmethod(lambda name: (8, 8))
-        stored_as = staticmethod(lambda name: "NF4")
-
-    tensors = {f"a.b.{name}": np.ones(4, np.float32) for name in ("weight", *names)}
-    save_file(tensors, tmp_path / "model.safetensors")
-    (found,) = _weights(cast("Checkpoint", One()), safetensors.open_folder(tmp_path))
-    assert (found.name, found.nbytes) == ("a.b.weight", 16 * len(tensors))
 
 
 @pytest.mark.parametrize("name", ["gemma4-experts", "qwen3_5_moe-tiled"])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from partita.checkpoint.open import open_checkpoint
 from partita_convert.gguf.write import write_gguf
@@ -29,3 +32,18 @@ def written(families: Path) -> Callable[..., Path]:
         return path
 
     return get
+
+
+@pytest.fixture
+def adapter(tiny_model: Path, tmp_path: Path) -> Path:
+    """A PEFT folder that changes the queries of the first layer."""
+    size = load_file(tiny_model / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"].shape
+    rng, module = np.random.default_rng(5), "base_model.model.model.layers.0.self_attn.q_proj"
+    tensors = {
+        f"{module}.lora_A.weight": rng.standard_normal((2, size[1]), np.float32) * 0.1,
+        f"{module}.lora_B.weight": rng.standard_normal((size[0], 2), np.float32) * 0.1,
+    }
+    (folder := tmp_path / "adapter").mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
+    return folder

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 import partita
 from partita.adapters.read import open_adapter
@@ -24,21 +23,6 @@ TEXT = "the quick brown fox jumps over the lazy dog and then the other fox think
 def text(tmp_path: Path) -> Path:
     (path := tmp_path / "text.txt").write_text(TEXT)
     return path
-
-
-@pytest.fixture
-def adapter(tiny_model: Path, tmp_path: Path) -> Path:
-    """A PEFT folder that changes the queries of the first layer."""
-    size = load_file(tiny_model / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"].shape
-    rng, module = np.random.default_rng(5), "base_model.model.model.layers.0.self_attn.q_proj"
-    tensors = {
-        f"{module}.lora_A.weight": rng.standard_normal((2, size[1]), np.float32) * 0.1,
-        f"{module}.lora_B.weight": rng.standard_normal((size[0], 2), np.float32) * 0.1,
-    }
-    (folder := tmp_path / "adapter").mkdir()
-    save_file(tensors, folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
-    return folder
 
 
 def test_settings_are_those_of_the_command() -> None:

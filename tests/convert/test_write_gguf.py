@@ -178,10 +178,8 @@ def test_untied_heads_of_few_bits_are_q8_0(families: Path, tmp_path: Path) -> No
 
 
 def test_errors_and_tensors_are_reported(families: Path, tmp_path: Path) -> None:
-    seen = []
     source = open_checkpoint(gguf_models.write("llama", families))
-    result = write_gguf(source, tmp_path / "m.gguf", kind="Q8_0", on_tensor=seen.append)
-    assert tuple(seen) == result.tensors
+    result = write_gguf(source, tmp_path / "m.gguf", kind="Q8_0")
     assert result.nbytes == (tmp_path / "m.gguf").stat().st_size
     back = open_checkpoint(tmp_path / "m.gguf")
     for tensor in result.tensors:

@@ -8,7 +8,7 @@ others are told all the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,6 @@ import numpy as np
 from partita.adapters.read import is_adapter, open_adapter
 from partita.checkpoint.base import Checkpoint
 from partita.checkpoint.gguf import blocks, header, reader
-from partita.checkpoint.names import canonical
 from partita.checkpoint.open import open_checkpoint
 from partita.errors import CheckpointError, PartitaError
 from partita.files import safetensors
@@ -189,7 +188,7 @@ def _folder(path: Path) -> Contents:
         raise CheckpointError(trial.refused[0])
     said = None if config is None else config.get("model_type")
     sizes = _file_sizes(path) if store is None else [len(data) for data in store.files.values()]
-    tensors = () if store is None else _stored(store) if checkpoint is None else _weights(checkpoint, store)
+    tensors = () if store is None else _stored(store) if checkpoint is None else _weights(checkpoint)
     return _with_parts(
         Contents(
             path,
@@ -215,25 +214,12 @@ def _stored(store: safetensors.SafetensorsSet) -> tuple[Tensor, ...]:
     return tuple(Tensor(name, each.dtype, each.shape, each.nbytes) for name, each in store.tensors.items())
 
 
-def _weights(checkpoint: Checkpoint, store: safetensors.SafetensorsSet) -> tuple[Tensor, ...]:
+def _weights(checkpoint: Checkpoint) -> tuple[Tensor, ...]:
     """Weights as they are read; what a scheme keeps beside one is counted with it."""
-    names = checkpoint.names()
-    owner = {name.removesuffix(".weight"): name for name in names} | {name: name for name in names}
-    sizes = dict.fromkeys(names, 0)
-    alone = "text_config" not in checkpoint.config
-    for name, tensor in canonical(store.tensors, checkpoint.path.name, alone=alone).items():
-        beside = (name, name.rpartition("_")[0], *_above(name))
-        own = next((owner[each] for each in beside if each in owner), None)
-        if own is not None:
-            sizes[own] += tensor.nbytes
-    return tuple(Tensor(name, checkpoint.stored_as(name), checkpoint.shape(name), sizes[name]) for name in names)
-
-
-def _above(name: str) -> Iterator[str]:
-    """What a name stands under: "a.b", then "a" of "a.b.c"."""
-    while "." in name:
-        name = name.rpartition(".")[0]
-        yield name
+    sizes = checkpoint.weight_bytes()
+    return tuple(
+        Tensor(name, checkpoint.stored_as(name), checkpoint.shape(name), sizes[name]) for name in checkpoint.names()
+    )
 
 
 def _with_parts(found: Contents, checkpoint: Checkpoint | None, trial: _Trial) -> Contents:

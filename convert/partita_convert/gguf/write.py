@@ -25,7 +25,7 @@ from types import MappingProxyType
 import numpy as np
 
 from partita.checkpoint import experts
-from partita.checkpoint.base import Checkpoint
+from partita.checkpoint.base import Checkpoint, shares
 from partita.checkpoint.gguf.architectures import Architecture
 from partita.checkpoint.gguf.arrangement import arrangement, part_of, permuted_heads, rows_by_key_heads, with_columns
 from partita.checkpoint.gguf.parts import BARE_NAMES, EXPERTS
@@ -35,10 +35,12 @@ from partita.files.atomic import refuse_existing, whole_file
 from partita.model.config import ModelConfig
 from partita.model.families.parse import parse
 from partita.quantization import Packed, Stored, dequantize
+from partita.sources.listener import OnPart, unheard
 
 from ..layouts import by_key_heads
+from ..moved import Moved
 from ..renames import as_published, published_name
-from ..write_folder import OnTensor, WrittenTensor
+from ..write_folder import WrittenTensor
 from .encode import K_WIDTHS, WIDTHS, Encoder, Value, exact_type, too_large
 from .file import FILE_TYPE, GgufWriter, Typed
 from .metadata import FILE_TYPES, architecture_of, check_said, general_keys, model_keys
@@ -66,7 +68,7 @@ class WrittenFile:
 class Planned:
     """One tensor to be written. name: in the source's words. order: of its rows. shift: added to its values. heads:
     the order of equal parts of its columns, in which `read` gives them. stored: its blocks, where the source is a GGUF
-    file with K-quants whose rows are rows here."""
+    file with K-quants whose rows are rows here. sources: what it is made of, where that is not `name`."""
 
     gguf_name: str
     name: str
@@ -77,16 +79,19 @@ class Planned:
     shift: float = 0.0
     heads: np.ndarray | None = None
     stored: Callable[[], Value | Stored] | None = None
+    sources: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file is to hold. planned: its tensors, in their order."""
+    """What a file is to hold. planned: its tensors, in their order. sizes: bytes of the source behind each, by GGUF's
+    names."""
 
     architecture: str
     config: ModelConfig
     keys: Mapping[str, Typed]
     planned: Sequence[Planned]
+    sizes: Mapping[str, int]
 
 
 def contents(checkpoint: Checkpoint, kind: str) -> Contents:
@@ -105,7 +110,8 @@ def contents(checkpoint: Checkpoint, kind: str) -> Contents:
     planned = [*_plan(checkpoint, config, row), *(_factor(name, value) for name, value in factors.items())]
     check_said(config, keys, {tensor.gguf_name: tensor.shape for tensor in planned}, factors)
     keys |= tokenizer_keys(checkpoint, config.vocab_size, keys)
-    return Contents(architecture, config, keys, planned)
+    made_of = {tensor.gguf_name: tensor.sources or (tensor.name,) for tensor in planned}
+    return Contents(architecture, config, keys, planned, shares(made_of, checkpoint.weight_bytes()))
 
 
 def write_gguf(
@@ -116,7 +122,7 @@ def write_gguf(
     kinds: Mapping[str, str] = MappingProxyType({}),
     columns: Mapping[str, np.ndarray] = MappingProxyType({}),
     as_stored: bool = False,
-    on_tensor: OnTensor | None = None,
+    on_bytes: OnPart = unheard,
 ) -> WrittenFile:
     """Write a GGUF file whose matrices are of `kind`, one of KINDS; of a model that sees as well, its text decoder.
 
@@ -137,12 +143,12 @@ def write_gguf(
     with whole_file(path, replace=False) as temporary, open(temporary, "wb") as out:
         writer = GgufWriter(out, file.keys, [(tensor.gguf_name, tensor.shape) for tensor in file.planned])
         head, own = _head_name(file.planned), _kinds(kind, kinds, file)
+        moved = Moved(file.sizes, on_bytes)
         for tensor in file.planned:
             importance = importance_in_file(tensor, columns)
             is_head = tensor.gguf_name == head and kind not in MIXES and own[tensor.gguf_name] == kind
             written.append(_write(writer, tensor, own[tensor.gguf_name], importance, is_head=is_head))
-            if on_tensor:
-                on_tensor(written[-1])
+            moved(tensor.gguf_name)
         nbytes = writer.finish(_file_type(checkpoint, written) if as_stored else None)
     return WrittenFile(path, nbytes, tuple(written))
 
@@ -382,7 +388,7 @@ def _stacks(
                     held = partial(checkpoint.read_stored, sources[0])
                 gguf_name = name_in_gguf(f"{name}.{suffix}", names)
                 read_one = partial(read, projection)
-                yield Planned(gguf_name, f"{name}.{suffix}", size, source, read_one, stored=held)
+                yield Planned(gguf_name, f"{name}.{suffix}", size, source, read_one, stored=held, sources=sources)
 
 
 def _layer(mlp: str) -> str:

@@ -11,7 +11,8 @@ Two formats, of which `open.py` takes the right one: a folder in the layout of t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,10 @@ class Checkpoint(Brief, ABC):
     def nbytes(self) -> int:
         """Bytes of the files that hold the weights."""
 
+    @abstractmethod
+    def weight_bytes(self) -> Mapping[str, int]:
+        """Of each of `names`, the bytes that the files keep it in, with its scales and what else belongs to it."""
+
     def embedding_rows(self) -> int | None:
         """How many tokens have a row in the embedding; None for a checkpoint without one (an adapter's base may be)."""
         embedding = names.Index(self.names()).find(names.EMBEDDING)
@@ -79,3 +84,10 @@ class Checkpoint(Brief, ABC):
 
     def missing(self, name: str) -> CheckpointError:
         return CheckpointError(f"{self.path.name}: there is no tensor {name!r}")
+
+
+def shares(made_of: Mapping[str, Sequence[str]], sizes: Mapping[str, int]) -> dict[str, int]:
+    """Bytes behind each tensor, by the parts that it is made of; a part of several counts for each in equal shares.
+    sizes: of the parts. One that is not there counts for nothing: it is missed where it is read."""
+    uses = Counter(source for sources in made_of.values() for source in sources)
+    return {name: sum(sizes.get(own, 0) // uses[own] for own in sources) for name, sources in made_of.items()}

@@ -6,7 +6,7 @@ handed out is one weight, dense or of one scheme, and whatever a scheme keeps be
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,9 +89,28 @@ class FolderCheckpoint(Checkpoint):
     def nbytes(self) -> int:
         return sum(map(len, self.store.files.values()))
 
+    def weight_bytes(self) -> Mapping[str, int]:
+        """A tensor that is no weight belongs to the one whose name, or what stands before `.weight`, its own begins
+        with; nothing here is said of those that belong to none."""
+        owner = {name.removesuffix(".weight"): name for name in self.weights} | {name: name for name in self.weights}
+        sizes = dict.fromkeys(self.weights, 0)
+        for name, tensor in self.store.tensors.items():
+            beside = (name, name.rpartition("_")[0], *_above(name))
+            own = next((owner[each] for each in beside if each in owner), None)
+            if own is not None:
+                sizes[own] += tensor.nbytes
+        return sizes
+
     def fingerprint(self) -> str:
         places = [(tensor.file, tensor.start, tensor.nbytes) for tensor in self.store.tensors.values()]
         return safetensors.fingerprint(self.store.files, self.store.header_ends, places)
+
+
+def _above(name: str) -> Iterator[str]:
+    """What a name stands under: "a.b", then "a" of "a.b.c"."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
 
 
 def _where_one_is(folder: Path) -> str:

@@ -5,6 +5,7 @@ Invariant: whatever a subclass does not say is the base's.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -44,6 +45,9 @@ class Derived(Checkpoint):
 
     def nbytes(self) -> int:
         return self.base.nbytes()
+
+    def weight_bytes(self) -> Mapping[str, int]:
+        return self.base.weight_bytes()
 
     def fingerprint(self) -> str:
         return self.base.fingerprint()

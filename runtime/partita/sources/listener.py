@@ -27,8 +27,12 @@ class Listener:
 
     def working(self, what: str) -> AbstractContextManager[OnPart]:
         """Around work that counts its parts: "reading the data", "loading the model"."""
-        return nullcontext(_unheard)
+        return nullcontext(unheard)
+
+    def moving(self, what: str) -> AbstractContextManager[OnPart]:
+        """The same around work that counts bytes: "writing"."""
+        return self.working(what)
 
 
-def _unheard(done: int, total: int) -> None:
+def unheard(done: int, total: int) -> None:
     """An `OnPart` for nobody."""

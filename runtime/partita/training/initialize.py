@@ -68,6 +68,9 @@ class RandomWeights(Checkpoint):
     def nbytes(self) -> int:
         return 0
 
+    def weight_bytes(self) -> Mapping[str, int]:
+        return dict.fromkeys(self.specs, 0)
+
     def fingerprint(self) -> str:
         said = json.dumps([self.seed, self.config], sort_keys=True)
         return hashlib.sha256(said.encode()).hexdigest()[:32]

@@ -17,7 +17,7 @@ import numpy as np
 from ...errors import CheckpointError, UnsupportedModel
 from ...files import safetensors
 from ...quantization import Packed, Stored, StoredRows, dequantize
-from ..base import Checkpoint
+from ..base import Checkpoint, shares
 from . import blocks, names, reader
 from .architectures import Architecture
 from .arrangement import (
@@ -127,6 +127,10 @@ class GgufCheckpoint(Checkpoint):
 
     def nbytes(self) -> int:
         return sum(map(len, self.file.parts))
+
+    def weight_bytes(self) -> Mapping[str, int]:
+        sizes = {name: tensor.nbytes for name, tensor in self.file.tensors.items()}
+        return shares({name: (own,) for name, own in self.gguf_of.items()}, sizes)
 
     def fingerprint(self) -> str:
         # not under the files' own names: a renamed file is the same model
