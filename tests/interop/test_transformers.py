@@ -44,3 +44,19 @@ def test_a_packed_folder_made_dense_is_the_same_model(name: str, folder: Path, t
     clear = margin > 2 * error * np.abs(theirs).max()
     assert clear.mean() > 0.9
     np.testing.assert_array_equal(ours.argmax(-1)[clear], theirs.argmax(-1)[clear])
+
+
+@pytest.mark.parametrize("name", ["olmo_hybrid", "olmo_hybrid-still"])
+def test_a_folder_that_transformers_saved_again_is_read_as_the_published_one(
+    name: str, folder: Path, tmp_path: Path
+) -> None:
+    """It saves the convolutions of queries, keys and values in equal thirds, and calls norms otherwise."""
+    from transformers import AutoModelForCausalLM
+
+    published = tiny_models.write(name, folder)
+    AutoModelForCausalLM.from_pretrained(published).save_pretrained(tmp_path)
+    first, again = open_checkpoint(published), open_checkpoint(tmp_path)
+    assert sorted(again.names()) == sorted(first.names())
+    for tensor in first.names():
+        assert again.shape(tensor) == first.shape(tensor)
+        np.testing.assert_array_equal(again.read(tensor), first.read(tensor))

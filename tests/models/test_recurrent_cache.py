@@ -23,13 +23,13 @@ from partita.language_model import LanguageModel
 from .. import bounds, tiny_models
 
 TEXT = np.random.default_rng(5).integers(0, 290, 200).tolist()
-FAMILIES = ("qwen3_5", "lfm2", "lfm2_moe", "lfm3")
+FAMILIES = ("qwen3_5", "qwen3_5-recurrent", "lfm2", "lfm2_moe", "lfm3")
 IDENTITY = Identity("tiny", "print")
 
 
 @pytest.fixture(params=[*itertools.product(FAMILIES, partita_backends.names())], ids="-".join, scope="module")
 def model(request: pytest.FixtureRequest, tiny_family: Callable[[str], Path]) -> LanguageModel:
-    """Most of its layers keep a state."""
+    """Most of its layers keep a state, or all."""
     name, backend = request.param
     return partita.load(tiny_family(name), backend=partita_backends.load(backend, dtype="float32"))
 
@@ -151,14 +151,16 @@ def test_bytes_are_what_was_promised(model: LanguageModel) -> None:
     cache = Cache(model.ops, spec, 2)
     fed(model, cache, TEXT[:10], TEXT[50:60])
     assert cache.nbytes == cache_bytes(spec, 10, 2)
-    # 3 layers of 2 key heads of 16 and 4 value heads of 24, behind 4 taps; 2 of 128 channels, 3 taps, or of 64, 7 taps
+    # 3 or 4 layers of 2 key heads of 16 and 4 value heads of 24, behind 4 taps; 2 of 128 channels, 3 taps, or of 64,
+    # 7 taps
     promised = {
-        "qwen3_5_text": 3 * 4 * (3 * (2 * 2 * 16 + 4 * 24) + 4 * 24 * 16),
+        "qwen3_5": 3 * 4 * (3 * (2 * 2 * 16 + 4 * 24) + 4 * 24 * 16),
+        "qwen3_5-recurrent": 4 * 4 * (3 * (2 * 2 * 16 + 4 * 24) + 4 * 24 * 16),
         "lfm2": 2 * 4 * 2 * 128,
         "lfm2_moe": 2 * 4 * 2 * 128,
         "lfm3": 2 * 4 * 6 * 64,
     }
-    assert spec.state_bytes == promised[model.config.model_type]
+    assert spec.state_bytes == promised[model.path.name]
     for start in range(0, 3 * spec.checkpoints, 3):
         cache.checkpoint()
         fed(model, cache, TEXT[start : start + 3], TEXT[start : start + 3])
@@ -177,9 +179,7 @@ def test_of_many_checkpoints_the_latest_stay_and_some_of_the_others(model: Langu
     assert kept[0] < most
 
 
-def test_a_file_holds_states_and_the_latest_checkpoint(
-    model: LanguageModel, tiny_family: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_a_file_holds_states_and_the_latest_checkpoint(model: LanguageModel, tmp_path: Path) -> None:
     cache = cache_of(model)
     fed(model, cache, TEXT[:10])
     cache.checkpoint()
@@ -187,9 +187,7 @@ def test_a_file_holds_states_and_the_latest_checkpoint(
     cache.checkpoint()
     fed(model, cache, TEXT[20:25])
     session_file.save(tmp_path / "talk.st", cache, TEXT[:25], IDENTITY)
-    oracle = partita.load(
-        tiny_family(model.config.model_type.removesuffix("_text")), backend=partita_backends.load("numpy")
-    )
+    oracle = partita.load(model.path, backend=partita_backends.load("numpy"))
     other = cache_of(oracle)
     found = session_file.load(tmp_path / "talk.st", other, IDENTITY)
     assert found.tokens == TEXT[:25]

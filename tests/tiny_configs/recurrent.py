@@ -62,6 +62,13 @@ RECURRENT: dict[str, dict[str, Any]] = {
         "linear_conv_kernel_dim": 3,
         "layer_types": ["linear_attention", "full_attention"] * 2,
     },
+    "qwen3_5-recurrent": {  # no layer attends: a cache without rings
+        "model_type": "qwen3_5_text",
+        **SAID,
+        **_DELTA,
+        **_QUARTER,
+        "layer_types": ["linear_attention"] * 4,
+    },
     "qwen3_5_moe": {"model_type": "qwen3_5_moe_text", **SAID, **_DELTA, **_QUARTER, **_SHARED},
     "qwen3_5_moe-one": {
         "model_type": "qwen3_5_moe_text",

@@ -42,7 +42,7 @@ class Choice:
 
 def full_bytes(spec: CacheSpec, batch: int = 1) -> int:
     """Bytes of a cache whose every ring is full, and which keeps all checkpoints that it may."""
-    furthest = max(span.sinks + (spec.ring(span) or 0) for span in spec.spans)
+    furthest = max((span.sinks + (spec.ring(span) or 0) for span in spec.spans), default=0)
     return cache_bytes(spec, furthest, batch) + batch * spec.checkpoints * spec.state_bytes
 
 

@@ -183,7 +183,7 @@ class Rows:
     def drop(self, row: int) -> None:
         """Empty a row. It goes on behind sinks that nobody sees: so a step of the others stays the step that it was."""
         ops = self.ops
-        self.offsets[row] = self._reached[row] = max(span.sinks for span in self._positions)
+        self.offsets[row] = self._reached[row] = max((span.sinks for span in self._positions), default=0)
         self._next = ops.assign(self._next, ops.array(np.asarray(self.offsets, np.int32)))
         emptied = ops.array((np.arange(self.batch) == row)[:, None])
         for span, held in self._positions.items():

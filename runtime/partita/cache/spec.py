@@ -69,7 +69,7 @@ class RecurrentSpec:
 
 @dataclass(frozen=True)
 class CacheSpec(Brief):
-    """Everything that decides a cache's size and behaviour. Some of the layers attend.
+    """Everything that decides a cache's size and behaviour.
 
     context: tokens that a full-attention layer keeps (None: all). chunk: the longest write. slack: how many tokens
     `trim` can always take back.

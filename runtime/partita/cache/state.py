@@ -59,7 +59,7 @@ class Cache(Rows):
         self._absolute = any(layer.absolute for layer in spec.attention.values())
         # made once: a step that is a CUDA graph cannot send numbers to the device
         self._centres = Centres(ops, spec, self._ropes)
-        most = max(spec.chunk, *(span.sinks + 1 for span in spec.spans))
+        most = max([spec.chunk, *(span.sinks + 1 for span in spec.spans)])
         self._counted = ops.array(np.arange(most, dtype=np.int32))
 
     def __repr__(self) -> str:
@@ -87,11 +87,12 @@ class Cache(Rows):
         return bytes_per_token(self.spec)
 
     def slots(self, row: int = 0) -> Slots:
-        """Tokens in the sinks and in the window of the full-attention layers (or of the only kind there is)."""
-        span = max(self._positions, key=lambda s: (s.window is None, s.window or 0))
+        """Tokens in the sinks and in the window of the full-attention layers (or of the only kind there is). Where no
+        layer attends, all are in the window: nothing turns."""
+        widest = max(self._positions, key=lambda s: (s.window is None, s.window or 0), default=Span(None, 0))
         length = self.offsets[row]
-        sinks = min(length, span.sinks)
-        window = length - sinks if span.window is None else min(length - sinks, span.window)
+        sinks = min(length, widest.sinks)
+        window = length - sinks if widest.window is None else min(length - sinks, widest.window)
         total = self.spec.context or length
         return Slots(sinks, window, max(total - sinks - window, 0))
 

@@ -22,7 +22,11 @@ MAX_ROWS = 16
 def full(spec: CacheSpec) -> int | None:
     """The tokens of a row whose every ring has turned: it needs no more room than these. None: there is no such end."""
     rings = [(span, spec.ring(span)) for span in spec.spans]
-    return None if any(ring is None for _, ring in rings) else max(span.sinks + (ring or 0) for span, ring in rings)
+    return (
+        None
+        if any(ring is None for _, ring in rings)
+        else max((span.sinks + (ring or 0) for span, ring in rings), default=0)
+    )
 
 
 def room(spec: CacheSpec, tokens: int) -> int:

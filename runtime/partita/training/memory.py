@@ -132,12 +132,14 @@ def _gate_width(config: ModelConfig) -> int:
 
 
 def _widths(config: ModelConfig) -> tuple[int, int, int]:
-    """Values of a token in a block: of its queries, of its keys, and inside its MLP or the experts it goes through."""
+    """Values of a token in a block: of its queries, of its keys (0 where no layer attends), and inside its MLP or the
+    experts it goes through."""
     rows: dict[str, int] = {}
     for spec in weights(config, Names()):
         if len(spec.shape) > 1:
             rows[spec.kind] = max(spec.shape[-2], rows.get(spec.kind, 0))
     experts = config.experts
     if experts is None or "experts_up" not in rows:
-        return rows["q"], rows["k"], rows["up"]
-    return rows["q"], rows["k"], experts.active * rows["experts_up"] + (rows["up"] if experts.beside else 0)
+        return rows.get("q", 0), rows.get("k", 0), rows["up"]
+    inside = experts.active * rows["experts_up"] + (rows["up"] if experts.beside else 0)
+    return rows.get("q", 0), rows.get("k", 0), inside

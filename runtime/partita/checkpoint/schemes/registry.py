@@ -11,12 +11,12 @@ from typing import Any
 from ...errors import CheckpointError, UnsupportedModel
 from ...files.bounded import is_table
 from ...files.safetensors import StoredTensor
-from . import affine, bitsandbytes, compressed, fp4, fp8, mlx_block, mlx_floats, mxfp4, qweight
+from . import affine, bitsandbytes, compressed, fp4, fp8, mlx_block, mlx_floats, mxfp4, qweight, regrouped
 from .stored import DenseWeight, Found, ReadTensor, Scheme, StoredWeight
 
 SCHEMES: tuple[Scheme, ...] = (
     *(mxfp4.SCHEME, mlx_floats.SCHEME, affine.SCHEME, fp8.SCHEME),
-    *(fp4.SCHEME, compressed.SCHEME, qweight.SCHEME, bitsandbytes.SCHEME),
+    *(fp4.SCHEME, compressed.SCHEME, qweight.SCHEME, bitsandbytes.SCHEME, regrouped.SCHEME),
 )
 """Their weights are disjoint: a module of MLX's block has one mode, 8-bit floats are no integers, and all else is
 announced by a method, of which a config has one."""

@@ -105,8 +105,8 @@ def _shape(config: Config, layer: int, kind: str) -> dict[str, int]:
     """head_dim and kv_heads of a layer: as saved by transformers, in `per_layer_config`, or as published, in fields of
     the global layers."""
     plain = {key: integer(config, key) for key in ("head_dim", "num_key_value_heads")}
-    own = table(config, "per_layer_config")
-    if own:
+    if config.get("per_layer_config") is not None:  # {} where all layers are alike
+        own = table(config, "per_layer_config")
         said = table(own, str(layer) if str(layer) in own else kind)
         found = {**plain, **{key: integer(said, key) for key in plain if said.get(key) is not None}}
     else:

@@ -142,10 +142,7 @@ def _types(config: Config) -> list[str]:
     """One layer in four attends, if nothing else is said."""
     period = optional_integer(config, "full_attention_interval") or 4
     default = [LINEAR if (i + 1) % period else FULL for i in range(layer_count(config))]
-    types = layer_types(config, default, known=(FULL, LINEAR))
-    if FULL not in types:
-        raise UnsupportedModel("config.json: layer_types without a full_attention layer is not supported")
-    return types
+    return layer_types(config, default, known=(FULL, LINEAR))
 
 
 def _layers_of(types: Sequence[str], turned: RopeConfig | None, delta: DeltaConfig | None) -> tuple[LayerConfig, ...]:
