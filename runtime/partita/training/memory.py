@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from ..cache.budget import RESERVE
 from ..errors import MemoryBudgetError
-from ..model.config import DeltaConfig, ModelConfig
+from ..model.config import ConvConfig, DeltaConfig, ModelConfig
 from ..model.weights import Names, weights
 from ..units import memory_size
 from .loss import chunk_rows
@@ -59,11 +59,10 @@ def estimate(config: ModelConfig, shape: TrainingShape) -> Estimate:
     # inputs of two norms and of the projections; queries, keys and values before and after rotation, attention's output
     # twice (by heads, and joined); gate, up and their product; attention's gate, before and after its activation, and
     # what it has multiplied
-    block = 4 * e + 4 * q + 3 * kv + 3 * f + 2 * gate + (q if gate else 0)
+    attention = 4 * q + 3 * kv + 2 * gate + (q if gate else 0)
     widest = max(2 * f, q + 2 * kv, e)
-    delta = next((layer.delta for layer in config.layers if layer.delta is not None), None)
-    recurrent = block if delta is None else 4 * e + 3 * f + _kept_by_delta(delta) * FLOAT // shape.itemsize
-    blocks = [block if layer.delta is None else recurrent for layer in config.layers]
+    mixers = [attention if layer.mixer is None else _kept_by(layer.mixer, shape) for layer in config.layers]
+    blocks = [4 * e + mixer + 3 * f for mixer in mixers]
     kept = config.num_layers * e + max(blocks) if shape.grad_checkpoint else sum(blocks)
     masks = (
         len({layer.window for layer in config.layers}) * shape.rows * shape.length**2 * FLOAT if shape.packing else 0
@@ -73,6 +72,15 @@ def estimate(config: ModelConfig, shape: TrainingShape) -> Estimate:
     logits = _LOGITS * min(chunk_rows(config.vocab_size), tokens) * config.vocab_size * FLOAT
     batches = shape.accumulate * tokens * _BATCH
     return Estimate(3 * FLOAT * shape.trained, activations, logits + unpacked, batches)
+
+
+def _kept_by(mixer: DeltaConfig | ConvConfig, shape: TrainingShape) -> int:
+    """Values of a token in the residual dtype. A short convolution keeps its input and its two gates, and what goes in,
+    comes out and goes on; the last chunk of a delta rule is as long as the others."""
+    if isinstance(mixer, ConvConfig):
+        return 6 * mixer.channels
+    padded = -(-shape.length // CHUNK) * CHUNK
+    return -(-_kept_by_delta(mixer) * FLOAT * padded // (shape.itemsize * shape.length))
 
 
 def _kept_by_delta(c: DeltaConfig) -> int:

@@ -17,6 +17,7 @@ from partita.model.config import ModelConfig
 from partita.model.load import read_config
 from partita.training.memory import TrainingShape, admit, estimate
 
+from ... import tiny_models
 from .runs import batch_of, documents, gradients, lora
 
 SHAPE = TrainingShape(rows=4, length=256, trained=100_000)
@@ -40,12 +41,23 @@ def test_more_of_anything_takes_more(config: ModelConfig) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "qwen3_5", "qwen3_5-alike", "olmo_hybrid", "lfm2", "gemma4"])
 def test_what_is_kept_for_the_way_back_is_no_more(tiny_family: Callable[[str], Path], name: str) -> None:
+    check_what_is_kept(tiny_family(name))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("lfm2", "conv"), ("qwen3_5", "linear_attention")])
+def test_many_layers_that_do_not_attend_keep_no_more(tmp_path: Path, name: str, kind: str) -> None:
+    """So many that what is counted beside them cannot stand in for what is not."""
+    made = {**tiny_models.FAMILIES[name], "num_hidden_layers": 12, "layer_types": [kind] * 12}
+    check_what_is_kept(tiny_models.write(name, tmp_path, made))
+
+
+def check_what_is_kept(folder: Path) -> None:
     """Every array that torch saves in the pass forward, the adapted weights too."""
     import torch
 
     ops, found = partita_backends.load("torch", dtype="float32"), documents(8, 60, 280)
     batch = batch_of([found[:4], found[4:]], masked=3)
-    model, values = lora(ops, tiny_family(name), None, spread=0.05)
+    model, values = lora(ops, folder, None, spread=0.05)
     kept: dict[int, torch.Tensor] = {}
 
     def keep(x: torch.Tensor) -> torch.Tensor:
