@@ -97,9 +97,10 @@ $ {command}
 
 "memory" is what a model takes here: its weights as they lie in memory, the cache of that context at 16 bits, and
 256 MiB that are kept back. Where several leave a quarter of the memory free, the one with most parameters stands first.
-Nothing is said of speed, which `partita bench` measures. Gemma's folders hold their head twice, and are larger than
-what is loaded of them; gpt-oss is counted at 6 bits a weight, which its MXFP4 takes on GPUs of torch; on their CPUs it
-takes 5.5, and on MLX the 4.25 of the file.
+Nothing is said of speed, which `partita bench` measures. A folder is larger than what is loaded of it where the model
+sees or hears (Gemma 4, Qwen3.5, Ministral 3, Muse Glimmer), or where its head is in it twice (Gemma 3). gpt-oss is
+counted at 6 bits a weight, which its MXFP4 takes on GPUs of torch; on their CPUs it takes 5.5, and on MLX the 4.25 of
+the file.
 
 The list comes with the package, with the date that it prints; nothing is looked up. Its sizes are judged against the
 models' published shapes, by the code that loads them. "tried" says whether partita's own tests load those weights: of
@@ -128,7 +129,7 @@ and by the programs named here.
 def document() -> str:
     rows = "\n".join(_row(kind) for kind in KNOWN)
     wrappers = "\n".join(
-        f"| `{kind}` | {', '.join(f'`{text}`' for text in WRAPPERS[kind].texts)} |" for kind in WRAPPERS
+        f"| `{kind}` | {', '.join(f'`{text}`' for text in WRAPPERS[kind].texts.values())} |" for kind in WRAPPERS
     )
     return (
         f"{HEAD}{rows}\n\n"

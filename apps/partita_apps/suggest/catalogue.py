@@ -18,21 +18,19 @@ USES: tuple[Use, ...] = ("chat", "code", "tools")
 
 
 @dataclass(frozen=True)
-class CacheShape:
-    """Of the layers that attend. full: those that see everything (None: all); the others see the last `window` tokens.
-    state: bytes that the other, recurrent layers keep, with their checkpoints, however long a chat is."""
+class Layers:
+    """So many layers that keep keys and values of one shape. window: how many tokens they see; None: all."""
 
     layers: int
     kv_heads: int
     head_dim: int
-    full: int | None = None
     window: int | None = None
-    state: int = 0
 
 
 @dataclass(frozen=True)
 class Model:
-    """download, weights: bytes. context: the trained maximum, in tokens."""
+    """download, weights: bytes. context: the trained maximum, in tokens. cache: layers that keep keys and values of
+    their own. state: bytes that recurrent layers keep, with their checkpoints, however long a chat is."""
 
     name: str
     model_type: str
@@ -41,34 +39,37 @@ class Model:
     download: int
     weights: int
     context: int
-    cache: CacheShape
+    cache: tuple[Layers, ...]
     licence: str
     suits: tuple[Use, ...]
     tried: bool = False
+    state: int = 0
 
     @property
     def config(self) -> ModelConfig:
         """As much of the model's config as the size of keys and values depends on; every layer rotates here, which
         costs a few kilobytes more than one that does not."""
-        shape = self.cache
-        full = shape.layers if shape.full is None else shape.full
-        rope = RopeConfig(10_000.0, shape.head_dim)
-        seeing, sliding = LayerConfig(None, rope), LayerConfig(shape.window, rope)
+        first = self.cache[0]
+        layers = (layer for each in self.cache for layer in [_layer(each)] * each.layers)
         return ModelConfig(
             model_type=self.model_type,
             vocab_size=0,
             hidden_size=0,
             intermediate_size=0,
-            num_heads=shape.kv_heads,
-            num_kv_heads=shape.kv_heads,
-            head_dim=shape.head_dim,
-            layers=(*[seeing] * full, *[sliding] * (shape.layers - full)),
+            num_heads=first.kv_heads,
+            num_kv_heads=first.kv_heads,
+            head_dim=first.head_dim,
+            layers=tuple(layers),
             max_positions=self.context,
             norm_eps=0.0,
             attention_scale=1.0,
             activation="silu",
             tie_embeddings=True,
         )
+
+
+def _layer(of: Layers) -> LayerConfig:
+    return LayerConfig(of.window, RopeConfig(10_000.0, of.head_dim), kv_heads=of.kv_heads, head_dim=of.head_dim)
 
 
 @dataclass(frozen=True)

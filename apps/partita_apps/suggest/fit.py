@@ -86,7 +86,7 @@ def suggest(models: Iterable[Model], free: int, use: Use | None = None, context:
 
 def at(model: Model, context: int | None) -> Fit:
     tokens = min(CONTEXT, model.context) if context is None else context
-    return Fit(model, tokens, full_bytes(plan(model.config, PLAIN, context=tokens)) + model.cache.state)
+    return Fit(model, tokens, full_bytes(plan(model.config, PLAIN, context=tokens)) + model.state)
 
 
 def _best_first(fits: Sequence[Fit], uses: Sequence[Use]) -> list[Fit]:
@@ -97,7 +97,7 @@ def _best_first(fits: Sequence[Fit], uses: Sequence[Use]) -> list[Fit]:
 
 def _helps(fit: Fit, free: int) -> tuple[str, ...]:
     """What makes a model fit that does not; nothing where its weights alone are too much."""
-    config, budget = fit.model.config, free - fit.model.weights - fit.model.cache.state
+    config, budget = fit.model.config, free - fit.model.weights - fit.model.state
     found: list[str] = []
     if full_bytes(plan(config, SMALLER, context=fit.context)) <= budget - RESERVE:
         found.append(" ".join((*fit.options, f"--kv {SMALLER}")))
