@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from partita.adapters.lora import ALL_LINEAR
 from partita.finetuning.prepare import Prepared
 from partita.finetuning.results import MODEL
 from partita.units import memory_size
@@ -48,7 +49,9 @@ def describe(prepared: Prepared) -> str:
     if lora is None:
         return "all weights" if prepared.settings.from_scratch is None else "all weights, from random ones"
     name = "DoRA" if lora.dora else "rsLoRA" if lora.rslora else "LoRA"
-    where = "all linear layers" if lora.targets == "all-linear" else ", ".join(lora.names)
+    where = ", ".join(lora.names)
+    if lora.targets == ALL_LINEAR:
+        where = "all linear layers" + ("" if prepared.model.decoder.config.experts is None else " but MLPs and experts")
     last = "" if lora.layers is None else f" of the last {lora.layers} layers"
     return f"{name}, rank {lora.rank}, alpha {lora.alpha:g}, on {where}{last}"
 

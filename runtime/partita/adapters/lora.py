@@ -35,9 +35,10 @@ _EXPERT_PROJECTIONS = ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "w1"
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """targets: "all-linear" (every projection of attention and MLP), or names, "q_proj,v_proj". layers: the last N
-    only; None for all. alpha: the update is scaled by alpha / rank, or by alpha / sqrt(rank) with rslora. dropout: of
-    what the adapter reads, the base reads everything. dora: a trained length for each row of base and update together.
+    """targets: "all-linear" (every projection of attention and MLP; in a model with experts, which take no adapters,
+    every one but MLPs'), or names, "q_proj,v_proj". layers: the last N only; None for all. alpha: the update is scaled
+    by alpha / rank, or by alpha / sqrt(rank) with rslora. dropout: of what the adapter reads, the base reads
+    everything. dora: a trained length for each row of base and update together.
     """
 
     rank: int = 16
@@ -190,8 +191,9 @@ def chosen(decoder: Decoder, config: LoraConfig) -> list[tuple[str, Linear]]:
     first = count - (config.layers or count)
     there = [(path, linear) for path, linear in projections(decoder) if (linear.specs[0].layer or 0) >= first]
     kinds = sorted({_kind(linear) for _, linear in there})
-    _refuse_experts(decoder.config, config.names, kinds)
-    wanted = kinds if ALL_LINEAR in config.names else config.names
+    taken = kinds if decoder.config.experts is None else [name for name in kinds if name not in _EXPERT_PROJECTIONS]
+    _refuse_experts(decoder.config, config.names, taken)
+    wanted = taken if ALL_LINEAR in config.names else config.names
     if missing := [name for name in wanted if name not in kinds]:
         raise DataError(
             f"unknown `targets` {missing[0]!r}; expected some of {', '.join(kinds)}, or all-linear", field="targets"
@@ -222,20 +224,14 @@ def _kind(linear: Linear) -> str:
     return linear.name.rpartition(".")[2]
 
 
-def _refuse_experts(model: ModelConfig, names: tuple[str, ...], kinds: list[str]) -> None:
-    """Experts are stacked matrices, which take no adapters: said, never passed over."""
+def _refuse_experts(model: ModelConfig, names: tuple[str, ...], taken: list[str]) -> None:
+    """Experts are stacked matrices, which take no adapters. taken: the names that do."""
     if model.experts is None:
         return
-    dense = ",".join(kind for kind in kinds if kind not in _EXPERT_PROJECTIONS)
-    if ALL_LINEAR in names:
-        raise UnsupportedModel(
-            f"`targets` all-linear would mean the experts of this {model.model_type} model too, which take no "
-            f"adapters: use `targets` {dense}",
-            field="targets",
-        )
     if asked := [name for name in names if name in _EXPERT_PROJECTIONS]:
         raise UnsupportedModel(
-            f"`targets` {asked[0]}: the experts of this {model.model_type} model take no adapters: use {dense}",
+            f"`targets` {asked[0]}: the experts of this {model.model_type} model take no adapters: use all-linear, "
+            f"which leaves them out, or {','.join(taken)}",
             field="targets",
         )
 

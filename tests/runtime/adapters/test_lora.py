@@ -74,15 +74,17 @@ def test_what_cannot_be_is_refused(decoder: Decoder, settings: dict, said: str) 
         names(decoder, **settings)
 
 
-def test_experts_are_refused_by_name(decoder: Decoder) -> None:
+def test_experts_are_left_out_and_refused_by_name(decoder: Decoder) -> None:
     """A model whose MLPs are experts has projections of attention alone."""
     attention = tuple(replace(block, mlp=None) for block in decoder.blocks)
     mixed = replace(decoder, config=replace(decoder.config, experts=ExpertsConfig(4, 2, 32)), blocks=attention)
-    with pytest.raises(UnsupportedModel, match="`targets` k_proj,o_proj,q_proj,v_proj"):
-        names(mixed)
-    with pytest.raises(UnsupportedModel, match="`targets` up_proj: the experts"):
+    assert names(mixed) == names(mixed, targets="k_proj,o_proj,q_proj,v_proj")
+    with pytest.raises(UnsupportedModel, match=r"`targets` up_proj: the experts .* or k_proj,o_proj,q_proj,v_proj"):
         names(mixed, targets="q_proj,up_proj")
     assert len(names(mixed, targets="q_proj,v_proj")) == 4
+    first, *others = decoder.blocks
+    partly = replace(mixed, blocks=(first, *(replace(block, mlp=None) for block in others)))
+    assert names(partly) == names(mixed)  # no MLP of a dense layer: its name is that of experts too
 
 
 def test_families_name_their_own_projections(tiny_family: Callable[[str], Path]) -> None:
