@@ -15,16 +15,16 @@ import pytest
 import partita
 
 from ..runtime.sources.loopback import closed_port
-from . import finetuning
+from . import command
 from .mistakes import Mistake
 from .terminals import Terminal
 
 
 @pytest.fixture(scope="session", autouse=True)
 def warm_process() -> Iterator[None]:
-    """The one that commands of fine-tuning run in, where a test asks for one, ends with the tests."""
+    """The one that commands are forked from ends with the tests."""
     yield
-    finetuning.end_warm()
+    command.end_warm()
 
 
 @pytest.fixture
@@ -77,19 +77,17 @@ def mistake(tmp_path: Path, environment: dict[str, str]) -> Mistake:
         settings: Mapping[str, str] | None = None,
         before: Callable[[], None] | None = None,
     ) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "partita_apps.cli", *map(str, arguments)],
-            input=stdin,
-            capture_output=True,
-            cwd=tmp_path,
-            env={**environment, **(settings or {})},
-            timeout=120,
-            preexec_fn=before,
-        )
-        err = done.stderr.decode()
+        own = {**environment, **(settings or {})}
+        if before is None and "PYTHONPATH" not in (settings or {}):  # which is read when a Python starts
+            done = command.run(*arguments, text=stdin, environment=own, folder=tmp_path)
+        else:
+            line = [sys.executable, "-m", "partita_apps.cli", *map(str, arguments)]
+            streams = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+            done = subprocess.run(line, **streams, cwd=tmp_path, env=own, timeout=command.LIMIT, preexec_fn=before)
+        err = done.stderr
         lines = [line for line in err.splitlines() if not line.startswith("looking for ")]  # progress of a fetch
         assert done.returncode == 2, err
-        assert done.stdout == b""
+        assert done.stdout == ""
         assert len(lines) == 1, err
         assert lines[0].startswith("partita: ")
         for word in words:

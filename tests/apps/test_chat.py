@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-PARTITA = str(Path(sys.executable).with_name("partita"))
+from . import command
+
 FIELDS = {
     "text",
     "reasoning",
@@ -37,9 +36,8 @@ FIELDS = {
 }
 
 
-def run(*arguments: object, text: str = "") -> subprocess.CompletedProcess[str]:
-    command = [PARTITA, "chat", *map(str, arguments)]
-    return subprocess.run(command, input=text, capture_output=True, text=True, timeout=120)
+def run(*arguments: object, text: str | bytes = "") -> subprocess.CompletedProcess[str]:
+    return command.run("chat", *arguments, text=text)
 
 
 @pytest.fixture(scope="session")
@@ -135,9 +133,9 @@ def test_a_mistake_is_one_line_and_status_2(tiny_model, options, text, words):
 
 
 def test_standard_input_that_is_not_text(tiny_model):
-    result = subprocess.run([PARTITA, "chat", str(tiny_model)], input=b"ab\xff", capture_output=True, timeout=60)
+    result = run(tiny_model, text=b"ab\xff")
     assert result.returncode == 2
-    assert result.stderr == b"partita: standard input is not UTF-8 text (byte 2): convert it first\n"
+    assert result.stderr == "partita: standard input is not UTF-8 text (byte 2): convert it first\n"
 
 
 def test_the_seed_is_reported_and_repeats_the_reply(ask):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,8 @@ from partita_apps.chat.commands import perform
 from partita_apps.conversation.local import CacheOptions, LocalConversation
 from partita_apps.conversation.settings import CONVERSATION, Settings, usual_sampling
 from partita_convert.gguf.write import write_gguf
+
+from . import command
 
 RECOMMENDED = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.9}
 
@@ -31,8 +32,9 @@ def recommending(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def run(model: Path, *options: object) -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sys.executable).with_name("partita")), "chat", str(model), "--backend", "numpy"]
-    return subprocess.run([*command, *map(str, options)], capture_output=True, text=True, check=True)
+    done = command.run("chat", model, "--backend", "numpy", *options)
+    done.check_returncode()
+    return done
 
 
 def shown(model: Path, given: dict[str, object]) -> dict[str, str]:

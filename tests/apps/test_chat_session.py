@@ -19,6 +19,8 @@ from partita_apps.conversation import saved, session_file
 from partita_apps.conversation.local import CacheOptions, LocalConversation
 from partita_apps.conversation.settings import Settings
 
+from . import command
+
 PARTITA = str(Path(sys.executable).with_name("partita"))
 PROMPT = "the fox and the dog and the fox and the dog"
 
@@ -27,11 +29,10 @@ PROMPT = "the fox and the dog and the fox and the dog"
 def run(tiny_model, tmp_path):
     """run(*options, model=) is a finished `partita chat` in tmp_path."""
 
-    def command(*options: object, model: Path = tiny_model) -> subprocess.CompletedProcess[str]:
-        line = [PARTITA, "chat", model, "--backend", "numpy", "--dtype", "float32", *options]
-        return subprocess.run(list(map(str, line)), cwd=tmp_path, input="", capture_output=True, text=True, timeout=60)
+    def chat(*options: object, model: Path = tiny_model) -> subprocess.CompletedProcess[str]:
+        return command.run("chat", model, "--backend", "numpy", "--dtype", "float32", *options, folder=tmp_path)
 
-    return command
+    return chat
 
 
 @pytest.fixture

@@ -23,6 +23,8 @@ from partita_apps.chat.commands import perform
 from partita_apps.conversation.local import CacheOptions, LocalConversation
 from partita_apps.conversation.settings import Settings
 
+from . import command
+
 # Newer Pythons warn of fork in a process that has threads; the child here does nothing but exec.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 
@@ -57,8 +59,7 @@ def hanging(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def chat(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [PARTITA, "chat", *map(str, arguments), "--backend", "numpy"]
-    return subprocess.run(command, input="", capture_output=True, text=True, timeout=120)
+    return command.run("chat", *arguments, "--backend", "numpy")
 
 
 def text_of(conversation: LocalConversation, prompt: str = "the fox") -> str:
@@ -150,8 +151,8 @@ def test_a_template_that_does_not_end_is_one_line(hanging):
 
 
 def test_ctrl_c_ends_a_prompt_whose_template_does_not(hanging):
-    command = [PARTITA, "chat", str(hanging), "-p", "hang", "--backend", "numpy"]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+    line = [PARTITA, "chat", str(hanging), "-p", "hang", "--backend", "numpy"]
+    with subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         renderer = renderer_at_work(running.pid)
         os.kill(running.pid, signal.SIGINT)
         out, err = running.communicate(timeout=60)

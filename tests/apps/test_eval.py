@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-PARTITA = str(Path(sys.executable).with_name("partita"))
+from . import command
 
 
 @pytest.fixture
@@ -20,8 +19,7 @@ def text(tmp_path: Path) -> Path:
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [PARTITA, "eval", *map(str, arguments), "--backend", "numpy"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return command.run("eval", *arguments, "--backend", "numpy")
 
 
 def test_several_formats_are_compared_with_full_width(tiny_model: Path, text: Path) -> None:
@@ -83,18 +81,7 @@ def test_decoding_is_compared_with_float32(tiny_model: Path, text: Path) -> None
 
 
 def test_torch_decodes_otherwise_than_in_float32(tiny_model: Path, text: Path) -> None:
-    command = [
-        PARTITA,
-        "eval",
-        str(tiny_model),
-        str(text),
-        "--decode",
-        "--json",
-        "--backend",
-        "torch",
-        "--device",
-        "cpu",
-    ]
-    report = json.loads(subprocess.run(command, capture_output=True, text=True, timeout=120).stdout)
+    on_torch = ("--backend", "torch", "--device", "cpu")
+    report = json.loads(command.run("eval", tiny_model, text, "--decode", "--json", *on_torch).stdout)
     assert 0 < report["kl"] < 0.01
     assert report["decode_dtype"] == "bfloat16"
