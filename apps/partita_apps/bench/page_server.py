@@ -157,15 +157,14 @@ def serving(models: Registry, data: Path) -> Iterator[str]:
     import uvicorn
 
     from ..serve.listen import listening
-    from ..serve.server import build_app
+    from ..serve.server import build_app, uvicorn_server
     from ..serve.settings import Settings
 
     bound = listening("127.0.0.1", 0)
     port = bound.getsockname()[1]
     app = build_app(models, Settings(port=port, data=data))
-    server = uvicorn.Server(
-        uvicorn.Config(app, http="h11", ws="none", log_config=None, lifespan="on", timeout_graceful_shutdown=1)
-    )
+    config = uvicorn.Config(app, http="h11", ws="none", log_config=None, lifespan="on", timeout_graceful_shutdown=1)
+    server = uvicorn_server(config, app.leave)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import socket
@@ -32,6 +33,7 @@ from .streams import Gone
 if TYPE_CHECKING:
     import uvicorn
 
+_KNOWN = 0.01  # seconds, in which the event loop goes around several times
 ENDPOINTS: Sequence[Endpoint] = (
     *static.ENDPOINTS,
     *chat.ENDPOINTS,
@@ -80,7 +82,7 @@ def serve(app: Guard, host: str, port: int, *, sockets: list[socket.socket] | No
         timeout_keep_alive=75,  # longer than clients keep theirs, which else send into one that closes
         timeout_graceful_shutdown=max(int(drain), 1),
     )
-    server = _server(config, app.leave)
+    server = uvicorn_server(config, app.leave)
     before = {each: signal.signal(each, _nothing) for each in (signal.SIGTERM, signal.SIGINT)}
     if HANGUP is not None and signal.getsignal(HANGUP) != signal.SIG_IGN:  # nohup: it is to go on then
         before[HANGUP] = signal.signal(HANGUP, lambda *_: _hung_up(server))
@@ -91,14 +93,28 @@ def serve(app: Guard, host: str, port: int, *, sockets: list[socket.socket] | No
             signal.signal(each, handler)
 
 
-def _server(config: uvicorn.Config, leave: Callable[[], None]) -> uvicorn.Server:
-    """One that says that it ends as soon as it is told to: streams without an end would else keep it."""
+def uvicorn_server(config: uvicorn.Config, leave: Callable[[], None]) -> uvicorn.Server:
+    """One that leaves no connection open. leave: called when it is told to end."""
     import uvicorn
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            leave()
+            leave()  # streams without an end would else keep it
             super().handle_exit(sig, frame)
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            """Only connections that it knows are asked to end, and one accepted just now is known a moment later.
+
+            Nothing is closed before that: asyncio loses a connection whose listener is.
+            """
+            loop = asyncio.get_running_loop()
+            for listener in (each for server in self.servers for each in server.sockets):
+                with contextlib.suppress(NotImplementedError):  # of Windows' loop, which knows it sooner
+                    loop.remove_reader(listener)
+            await asyncio.sleep(_KNOWN)
+            await super().shutdown(sockets)
+            for connection in list(self.server_state.connections):  # whose client reads nothing
+                connection.transport.abort()
 
     return Server(config)
 

@@ -15,7 +15,7 @@ import uvicorn
 
 from partita_apps.serve.listen import listening
 from partita_apps.serve.replies import Models
-from partita_apps.serve.server import build_app
+from partita_apps.serve.server import build_app, uvicorn_server
 from partita_apps.serve.settings import Settings
 
 JSON = {"Content-Type": "application/json"}
@@ -80,9 +80,8 @@ def serving(registry: Models, **settings: Any) -> Iterator[Served]:
     bound = listening("127.0.0.1", 0)
     port = bound.getsockname()[1]
     app = build_app(registry, Settings(port=port, **settings))
-    server = uvicorn.Server(
-        uvicorn.Config(app, http="h11", ws="none", log_config=None, lifespan="on", timeout_graceful_shutdown=1)
-    )
+    config = uvicorn.Config(app, http="h11", ws="none", log_config=None, lifespan="on", timeout_graceful_shutdown=1)
+    server = uvicorn_server(config, app.leave)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
     try:
@@ -90,8 +89,7 @@ def serving(registry: Models, **settings: Any) -> Iterator[Served]:
         yield Served(registry, port, app.token)
     finally:
         server.should_exit = True
-        thread.join(10)
-        bound.close()
+        thread.join()
 
 
 def until(holds: Any, seconds: float = 10) -> None:

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import uvicorn
 
 from partita.engine.request import Request
 from partita_apps.serve.listen import listening
-from partita_apps.serve.server import build_app, serve
+from partita_apps.serve.server import build_app, serve, uvicorn_server
 from partita_apps.serve.settings import Settings
 
 from .scripted import Script, scripted
@@ -94,6 +98,56 @@ def test_ctrl_c_does_not_wait_for_what_is_left(process: tuple[subprocess.Popen[s
     started.send_signal(signal.SIGINT)
     assert started.wait(10) == 0
     connection.close()
+
+
+@asynccontextmanager
+async def in_this_loop() -> AsyncGenerator[tuple[uvicorn.Server, socket.socket], None]:
+    """A server that sends more than a connection holds, and its listener."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": bytes(1 << 26)})
+
+    config = uvicorn.Config(app, http="h11", ws="none", log_config=None, lifespan="off", timeout_graceful_shutdown=1)
+    server, bound = uvicorn_server(config, lambda: None), listening("127.0.0.1", 0)
+    running = asyncio.create_task(server.serve([bound]))
+    while not server.started:
+        await asyncio.sleep(0.01)
+    yield server, bound
+    server.should_exit = True
+    await running
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_a_connection_of_the_last_moment_is_closed(turns: int) -> None:
+    """One that is accepted while the server begins to end: whoever made it would wait for an answer. turns: of the
+    event loop between the two."""
+
+    async def test() -> None:
+        async with in_this_loop() as (server, bound):
+            with socket.create_connection(bound.getsockname(), timeout=20) as late:
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                await server.shutdown([bound])
+                assert not server.server_state.connections
+                with suppress(ConnectionResetError):  # it was not accepted yet
+                    assert late.recv(1) == b""
+
+    asyncio.run(test())
+
+
+def test_a_connection_that_nobody_reads_is_closed() -> None:
+    async def test() -> None:
+        async with in_this_loop() as (server, bound):
+            with socket.create_connection(bound.getsockname(), timeout=20) as idle:
+                idle.sendall(b"GET / HTTP/1.1\r\nHost: it\r\n\r\n")
+                while not server.server_state.total_requests:
+                    await asyncio.sleep(0.01)
+                await server.shutdown([bound])
+                await asyncio.sleep(0)
+                assert not server.server_state.connections
+
+    asyncio.run(test())
 
 
 def test_many_clients_get_their_own_replies(served: Serve) -> None:
