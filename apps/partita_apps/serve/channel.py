@@ -176,23 +176,34 @@ async def _accepted(
     server: socket.socket, process: subprocess.Popen[Any], secret: bytes
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """The connection that begins with the secret. Others are closed."""
-    loop, deadline = asyncio.get_running_loop(), time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         try:
-            connection, _ = await asyncio.wait_for(loop.sock_accept(server), 0.1)
-        except TimeoutError:
+            connection, _ = server.accept()
+        except BlockingIOError:
+            await asyncio.sleep(_STEP)
             continue
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         reader, writer = await asyncio.open_connection(sock=connection)
+        known = False
         try:
-            said = await asyncio.wait_for(reader.readexactly(_SECRET_BYTES), 1.0)
-        except (TimeoutError, asyncio.IncompleteReadError, OSError):
-            said = b""
-        if hmac.compare_digest(said, secret):
+            known = await _knows(reader, secret)
+        finally:  # also where this is cancelled
+            if not known:
+                writer.close()
+        if known:
             return reader, writer
-        writer.close()
     how = "it did not call back" if process.returncode is None else ended(process.returncode)
     raise Closed(f"it could not start ({how})")
+
+
+async def _knows(reader: asyncio.StreamReader, secret: bytes) -> bool:
+    """Whether a connection begins with the secret, soon."""
+    try:
+        async with asyncio.timeout(1.0):
+            return hmac.compare_digest(await reader.readexactly(_SECRET_BYTES), secret)
+    except (TimeoutError, asyncio.IncompleteReadError, OSError):
+        return False
 
 
 def _started(command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:

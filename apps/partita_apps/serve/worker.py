@@ -308,7 +308,8 @@ class Worker:
     async def _soon(self, frame: Coroutine[Any, Any, Any]) -> Any:
         seconds = self._patience.loading
         try:
-            return await asyncio.wait_for(frame, seconds)
+            async with asyncio.timeout(seconds):  # unlike `wait_for`, it loses no cancellation on Python 3.11
+                return await frame
         except TimeoutError:
             raise Refused(f"the model was not loaded: no layer within {seconds:g} s", "engine", retry_after=1) from None
 

@@ -181,6 +181,24 @@ def test_a_close_that_is_cancelled_leaves_no_process(patience: float) -> None:
     asyncio.run(test())
 
 
+def test_a_load_is_cancelled_in_the_moment_in_which_a_frame_comes() -> None:
+    async def test() -> None:
+        frame = asyncio.get_running_loop().create_future()
+
+        async def receive() -> Any:
+            return await frame
+
+        waiting = asyncio.create_task(Worker(Load("any"))._soon(receive()))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        frame.set_result(Loading(1, 2))
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    asyncio.run(test())
+
+
 def test_another_version_is_refused() -> None:
     code = (
         "import sys, time; from partita_apps.serve.channel import Line; from partita_apps.serve.frames import Hello\n"
@@ -212,6 +230,30 @@ def test_only_who_knows_the_secret_is_heard() -> None:
         assert await channel.receive() == Hello(VERSION, 5)
         channel.kill()
         await channel.close()
+
+    asyncio.run(test())
+
+
+def test_a_start_that_is_cancelled_leaves_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over the loopback, while the secret is waited for."""
+    code = "import socket, sys, time; a = socket.create_connection(('127.0.0.1', int(sys.argv[2]))); time.sleep(600)"
+    made: list[Any] = []
+
+    async def test() -> None:
+        connect = asyncio.open_connection
+
+        async def noted(**how: Any) -> Any:
+            made.append(await connect(**how))
+            return made[-1]
+
+        monkeypatch.setattr(asyncio, "open_connection", noted)
+        opening = asyncio.create_task(Channel.open((sys.executable, "-c", code), loopback=True))
+        while not made:
+            await asyncio.sleep(0.01)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        assert all(writer.is_closing() for _, writer in made)
 
     asyncio.run(test())
 
