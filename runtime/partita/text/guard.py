@@ -57,20 +57,21 @@ class Watch:
 
     def __init__(self, encode: Callable[[str], Any], where: str, easy: int) -> None:
         self._encode, self._where, self._easy = encode, where, easy
-        self._thread: threading.Thread | None = None
+        self._late: threading.Thread | None = None
 
     def __call__(self, text: str) -> Any:
-        if self._thread is not None and self._thread.is_alive():
+        if self._late is not None and self._late.is_alive():
             raise CheckpointError(f"{self._where}: its expressions are still busy with an earlier text")
         if len(text) <= self._easy:
             return self._encode(text)
         answers: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._answer, args=(text, answers), daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._answer, args=(text, answers), daemon=True)
+        thread.start()
         seconds = _SECONDS + len(text) / _RATE
         try:
             answer, error = answers.get(timeout=seconds)
         except queue.Empty:
+            self._late = thread
             raise CheckpointError(
                 f"{self._where}: its expressions take more than {duration(seconds)} for a text of "
                 f"{len(text)} characters"

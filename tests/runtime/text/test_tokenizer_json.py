@@ -281,10 +281,19 @@ def test_what_may_take_the_square_of_a_text_is_waited_for_no_longer_than_that(mo
     with pytest.raises(CheckpointError, match="still busy"):
         watch("short")
     done.set()
-    watch._thread.join(20)
+    watch._late.join(20)
     assert answers == [True]
     assert watch("short") == "short"
     assert watch("x" * 20_000) is None
+
+
+def test_a_text_that_was_answered_keeps_nobody_waiting(monkeypatch):
+    """Its thread may end a moment later than the answer comes."""
+    done, answer = threading.Event(), Watch._answer
+    monkeypatch.setattr(Watch, "_answer", lambda *arguments: (answer(*arguments), done.wait(20)))
+    watch = Watch(len, "the file", 1000)
+    assert [watch("x" * 20_000), watch("short"), watch("x" * 30_000)] == [20_000, 5, 30_000]
+    done.set()
 
 
 def test_an_expression_that_matches_nothing_may_be_replaced(tmp_path):
