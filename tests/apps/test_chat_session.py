@@ -102,8 +102,10 @@ def test_a_draft_of_another_vocabulary_is_one_line(run, default_model):
 @pytest.mark.parametrize(
     "drafter", [lambda model: PromptLookup(), lambda model: ModelDraft(model, model)], ids=["lookup", "model"]
 )
-def test_turns_and_replies_that_are_stopped_are_the_same_with_drafts(tiny, drafter):
-    plain, drafted = talk_with(tiny), talk_with(tiny, drafter(tiny))
+def test_turns_and_replies_that_are_stopped_are_the_same_with_drafts(tiny_model, drafter):
+    """Each with a model of its own: of one that both have, the second would begin where the first had read to."""
+    alone, believed = (partita.load(tiny_model, backend="numpy") for _ in range(2))
+    plain, drafted = talk_with(alone), talk_with(believed, drafter(believed))
     for conversation in (plain, drafted):
         list(conversation.reply(PROMPT))
         reply = conversation.reply("and the dog and the fox")

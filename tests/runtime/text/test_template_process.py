@@ -163,12 +163,15 @@ def test_nothing_is_left_behind_when_the_interpreter_exits():
 @pytest.mark.parametrize("busy", [False, True])
 def test_it_ends_with_a_process_that_is_killed(busy):
     """Idle, it sees that the other side has gone; in the middle of a step, its own alarm wakes it."""
-    hang = f"ChatTemplate({HANGS!r}, seconds=1).render(hello)" if busy else "time.sleep(60)"
-    parent = python(BEGIN + hang)
+    hang = f"""
+shared()._child.answer = lambda seconds: print("asked", flush=True) or time.sleep(60)  # it waits for ever
+ChatTemplate({HANGS!r}, seconds=1).render(hello)
+"""
+    parent = python(BEGIN + (hang if busy else "time.sleep(60)"))
     assert parent.stdout is not None
     child = psutil.Process(int(parent.stdout.readline()))
     if busy:
-        wait_until(lambda: child.cpu_times().user > 0.3)
+        assert parent.stdout.readline() == "asked\n"
     parent.kill()
     parent.communicate()
     child.wait(10)  # raises where it is still there
