@@ -87,13 +87,16 @@ class Database:
     def _prepare(self) -> None:
         execute = self._connection.execute
         self._connection.row_factory = sqlite3.Row
+        execute("BEGIN")  # all three as of one moment: another process may be making the file
         (version,), (application,) = (execute(f"PRAGMA {n}").fetchone() for n in ("user_version", "application_id"))
+        tables = _tables(self._connection)
+        execute("COMMIT")
         if version > VERSION:
             raise DataError(
                 f"{self.path} is of format {version}, and this partita reads up to {VERSION}: use the newer one, "
                 f"{_INSTEAD}"
             )
-        if application not in (0, APPLICATION) or (application == 0 and _tables(self._connection)):
+        if application not in (0, APPLICATION) or (application == 0 and tables):
             raise DataError(f"{self.path} is another program's file: move it away, {_INSTEAD}")
         execute("PRAGMA foreign_keys = ON")
         execute("PRAGMA secure_delete = ON")

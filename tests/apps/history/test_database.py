@@ -6,6 +6,7 @@ import json
 import os
 import sqlite3
 import stat
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,22 @@ def test_a_step_that_fails_leaves_the_older_file(tmp_path, monkeypatch):
     history = History.open(path)
     assert len(history.search("badger")) == 1
     history.close()
+
+
+def test_a_file_that_others_make_at_this_moment_is_ours(tmp_path, monkeypatch):
+    """Between the look at whose it is and the one at its tables."""
+    path, tables = tmp_path / "history.sqlite3", database._tables
+    other = threading.Thread(target=lambda: Database(path).close())
+
+    def late(connection: sqlite3.Connection) -> bool:
+        if other.ident is None:
+            other.start()
+            other.join(0.5)  # it makes the file, or waits until we have looked
+        return tables(connection)
+
+    monkeypatch.setattr(database, "_tables", late)
+    Database(path).close()
+    other.join()
 
 
 def test_a_transaction_that_others_hold_too_long_is_reported(tmp_path, monkeypatch):
