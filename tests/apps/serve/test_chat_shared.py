@@ -31,7 +31,7 @@ from ..terminals import PARTITA, Terminal, terminal_environment
 from .app.page import Page
 from .scripted import Script
 from .served import Served, until
-from .test_chat_server import PROMPT, say, until_prompt
+from .test_chat_server_command import PROMPT, say, until_prompt
 
 Serve = Callable[..., Served]
 SLOW = Script("the quick brown fox jumps over the lazy dog", pause=0.05)
