@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from partita_apps import cli
+from partita_apps.bench import processes
 
 convert = importlib.import_module("partita_apps.bench.convert")  # the command has the same name in its package
 
@@ -70,3 +72,17 @@ def test_what_cannot_be_timed(
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert words in err
     assert list(place.iterdir()) == []
+
+
+def test_a_command_that_is_timed_ends_with_who_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[int] = []
+
+    def interrupted(pid: int, options: int) -> None:
+        timed.append(pid)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "wait4", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        processes.timed([sys.executable, "-c", "import time; time.sleep(60)"])
+    with pytest.raises(ChildProcessError):  # it was waited for
+        os.waitpid(timed[0], os.WNOHANG)

@@ -33,7 +33,12 @@ def timed(command: Sequence[str], out: Path | None = None) -> Took:
             )
         except OSError as error:
             raise BackendUnavailable(f"{command[0]} does not start: {error.strerror or error}") from error
-        _, status, usage = os.wait4(child.pid, 0)
+        try:
+            _, status, usage = os.wait4(child.pid, 0)
+        except BaseException:  # Ctrl-C
+            child.kill()
+            child.wait()
+            raise
         child.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.perf_counter() - begun
         if child.returncode:
