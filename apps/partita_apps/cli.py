@@ -8,6 +8,7 @@ ended it (130: Ctrl-C).
 from __future__ import annotations
 
 import errno
+import gc
 import importlib
 import os
 import sys
@@ -100,7 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     end_on_signals()
     if COMPLETE in os.environ:
         sys.exit(shell_complete(cli, {}, "partita", COMPLETE, os.environ[COMPLETE]))
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    status = run(sys.argv[1:] if arguments is None else arguments)
+    gc.freeze()  # Python would look for garbage among all that torch is made of, for half a second, before it ends
+    sys.exit(status)
 
 
 def run(arguments: Sequence[str]) -> int:
