@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -47,6 +48,12 @@ def usage() -> tuple[float, ...]:
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
     own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return tuple(x for r in (own, children) for x in (r.ru_utime + r.ru_stime, r.ru_maxrss * unit / 1e9))
+
+
+def pytest_collection_finish() -> None:
+    """Tests and what they have imported stay to the end: no later collection of garbage looks at them again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
