@@ -33,7 +33,7 @@ SAME_DECODER = {"ministral": "mistral"}
 FROZEN = frozenset(
     {"qwen3_moe", "mellum", "gpt_oss", "granite_swa", "qwen3_5_moe_text", "qwen3_next", "lfm2_moe", "laguna"}
 )
-"""Families whose experts or sink logits are not trained: `training.initialize` refuses them."""
+"""Families whose experts or sink logits are not trained: `training.initialize.untrained` names them."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ __all__ = [
     "RECURRENT",
     "SHAPED",
     "WINDOW",
+    "reference_gradients",
     "reference_logits",
     "tokens",
     "write",
@@ -82,6 +83,8 @@ def write(name: str, folder: Path, made: dict[str, Any] | None = None) -> Path:
         for key, parameter in sorted(model.named_parameters()):
             adds_one = config.model_type.startswith(_ADD_ONE) and not key.endswith(_PLAIN)
             value = _random(key, tuple(parameter.shape), random, adds_one)
+            if config.model_type in ("gemma4_text", "muse_glimmer_text") and "embed" in key:
+                value[-3:] = value[:3] / 100  # their norms would multiply gradients of a stream of zeros to infinity
             if config.model_type == "gemma4_text" and key.endswith("q_norm.weight"):
                 value *= value.size**-0.5  # scores are not scaled: norms learn to
             parameter.copy_(torch.from_numpy(value))
@@ -176,6 +179,18 @@ def reference_logits(folder: Path, tokens: Sequence[int], dtype: str = "float32"
     model = _read(folder, dtype)
     with torch.no_grad():
         return model(torch.tensor([list(tokens)]), use_cache=False).logits[0].float().numpy()
+
+
+def reference_gradients(folder: Path, tokens: Sequence[int]) -> tuple[float, dict[str, np.ndarray]]:
+    """transformers' mean loss of all tokens but the first, and its gradients by the folder's own names."""
+    import torch
+
+    model = _read(folder, "float32")
+    logits = model(torch.tensor([list(tokens)[:-1]]), use_cache=False).logits[0]
+    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(list(tokens)[1:]))
+    loss.backward()
+    found = {name: value.grad.numpy() for name, value in model.named_parameters() if value.grad is not None}
+    return loss.item(), {name.replace("model.language_model.", "model."): grad for name, grad in found.items()}
 
 
 def tokens(folder: Path, count: int = TOKENS) -> list[int]:

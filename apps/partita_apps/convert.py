@@ -12,6 +12,7 @@ from partita.printable import printable
 from partita.units import disk_size
 
 from .completion import models
+from .messages import shown
 from .paths import OwnPath
 from .terminal import console, say
 
@@ -137,7 +138,7 @@ def show(report: Report) -> None:
     if report.least_retained is not None:
         click.echo(f"at least {report.least_retained:.0%} of the adapter's change in every weight")
     if (why := report.why_raised) is not None:
-        say(why)
+        say(shown(why))
     if (check := report.check) is not None:
         click.echo(f"{_lost(check)}, on {check.tokens} tokens")
     if (other := report.against) is not None:

@@ -338,6 +338,14 @@ def test_a_fused_adapter(tiny_model: Path, tmp_path: Path, adapter: Path, text: 
     assert document["retained"] == min(row["retained"] for row in rows) > 0.9
 
 
+def test_more_bits_for_an_adapter_are_explained_by_options(
+    tiny_model: Path, tmp_path: Path, adapter: Path, convert: Convert
+) -> None:
+    out = " ".join(convert(tiny_model, tmp_path / "out", "--adapter", adapter, "--quantize", "2").split())
+    assert "2 of 2 weights that the adapter changes have more bits" in out
+    assert "to stay small, --adapter-loss keep takes that loss" in out
+
+
 def test_a_check_of_an_adapter_of_stacked_experts(
     tiny_family: Callable[[str], Path], tmp_path: Path, text: Path, convert: Convert
 ) -> None:

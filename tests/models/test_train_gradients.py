@@ -12,11 +12,13 @@ import pytest
 import partita_backends
 from partita.adapters.lora import LoraConfig
 from partita.backend import Backend
+from partita.checkpoint.open import open_checkpoint
 from partita.data.batches import Batch
-from partita.errors import BackendUnavailable
+from partita.errors import BackendUnavailable, UnsupportedModel
+from partita.training.initialize import initialise
 from partita_backends.numpy import NumpyBackend
 
-from .. import bounds
+from .. import bounds, tiny_models
 from ..conditioning import Conditioned
 from ..runtime.training.runs import batch_of, documents, full_model, gradients, lora, mean_loss
 
@@ -130,6 +132,18 @@ def test_every_weights_gradient_is_a_slope(
             above, below = (mean_loss(exact, model, end, batch) for end in ends)
             size = length if direction is directions[0] else abs(grad).max()
             bounds.assert_near((above - below) / (2 * step), (grad * direction).sum(), error, size)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma4", "muse_glimmer"])
+def test_they_are_those_of_transformers(ops: Backend, tiny_family: Callable[[str], Path], name: str) -> None:
+    """A control token comes first, whose embedding is near zero and which sees nothing but itself. Without the
+    first few tokens, which mean padding or a picture to transformers: it trains no embedding of the one, and puts
+    something else in place of the other's."""
+    folder = tiny_family(name)
+    model, values = full_model(ops, folder)
+    tokens = [model.decoder.config.vocab_size - 1, *(6 + token for token in documents(1, 30, 280)[0])]
+    batch = batch_of([[tokens]])
+    assert_same(gradients(ops, model, values, batch), tiny_models.reference_gradients(folder, tokens), folder, batch)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -282,3 +296,13 @@ def test_weights_scale_a_tokens_loss(ops: Backend, tiny_family: Callable[[str], 
     doubled = replace(batch, weights=batch.weights * 2)
     expected, again = (gradients(ops, model, values, each) for each in (batch, doubled))
     assert_same(again, expected, tiny_family("llama"), batch)  # a mean over twice the weight
+
+
+@pytest.mark.parametrize(("name", "part"), [("qwen3_moe", "experts"), ("granite_swa", "sink logits")])
+def test_what_is_not_trained_is_named(
+    backends: dict[str, Backend], tiny_family: Callable[[str], Path], name: str, part: str
+) -> None:
+    with pytest.raises(UnsupportedModel, match=f"the {part} of a {name} model cannot be trained: use `method` lora"):
+        full_model(backends["torch"], tiny_family(name))
+    with pytest.raises(UnsupportedModel, match=f"a {name} model has {part}, which cannot be trained from nothing"):
+        initialise(open_checkpoint(tiny_family(name)).config)

@@ -20,6 +20,7 @@ import numpy as np
 from ..checkpoint.base import Checkpoint
 from ..checkpoint.overlay import Derived
 from ..errors import UnsupportedModel
+from ..model.config import ModelConfig
 from ..model.families.parse import family, parse
 from ..model.weights import WeightSpec, weights
 from ..quantization import Packed
@@ -76,14 +77,21 @@ class RandomWeights(Checkpoint):
         return hashlib.sha256(said.encode()).hexdigest()[:32]
 
 
+def untrained(config: ModelConfig) -> str | None:
+    """The part of a model that has no gradients here, in a word; None where all has."""
+    if config.experts is not None:
+        return "experts"
+    return "sink logits" if config.sink_logits else None
+
+
 def initialise(config: Mapping[str, Any], seed: int = 0, path: Path | str = "a new model") -> RandomWeights:
     """Random weights for a Hugging Face config.json. path: what messages call it, and where its tokenizer is read.
 
-    Raises what `families.parse` raises, and UnsupportedModel for a model with experts.
+    Raises what `families.parse` raises, and UnsupportedModel for a model of which a part cannot be trained.
     """
     parsed = parse(config)
-    if parsed.experts is not None or parsed.sink_logits:
-        raise UnsupportedModel(f"a {parsed.model_type} model has experts, which cannot be trained from nothing")
+    if part := untrained(parsed):
+        raise UnsupportedModel(f"a {parsed.model_type} model has {part}, which cannot be trained from nothing")
     return RandomWeights(
         path=Path(path),
         config=dict(config),

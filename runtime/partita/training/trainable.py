@@ -26,6 +26,7 @@ from ..model.decoder import Decoder, through
 from ..model.layers import Linear, Parameter, RMSNorm
 from ..model.tree import at, replace_at, walk
 from ..quantization import Packed, dequantize
+from .initialize import untrained
 from .loss import chunk_rows, cross_entropy
 from .packed import PackedSequences, PackedView
 
@@ -166,10 +167,10 @@ def adapted(ops: Backend, decoder: Decoder, config: LoraConfig) -> tuple[Trainab
 
 def full(ops: Backend, decoder: Decoder, checkpoint: Checkpoint) -> tuple[Trainable, dict[str, Array]]:
     """Every weight in float32, as the checkpoint has it (packed ones unpacked). The decoder is the checkpoint's, loaded
-    with stack=False. Raises UnsupportedModel for a model with experts."""
-    if decoder.config.experts is not None or decoder.config.sink_logits:
+    with stack=False. Raises UnsupportedModel for a model of which a part cannot be trained."""
+    if part := untrained(decoder.config):
         raise UnsupportedModel(
-            f"`method` full: the experts of a {decoder.config.model_type} model cannot be trained: use `method` lora",
+            f"`method` full: the {part} of a {decoder.config.model_type} model cannot be trained: use `method` lora",
             field="method",
         )
     places, plus_one = _weights(decoder)

@@ -296,7 +296,10 @@ class Trainer:
         if not math.isfinite(whole):
             raise TrainingError(f"step {step}: the loss of another process is {whole} ({self._place()}): {advice}")
         if not math.isfinite(norm):
-            raise TrainingError(f"step {step}: the norm of the gradients is {norm} ({self._place()}): {advice}")
+            raise TrainingError(
+                f"step {step}: the norm of the gradients is {norm} ({self._place()}): {advice}, or `method` lora, "
+                "which leaves embeddings as they are: behind one near zero, norms make gradients too large"
+            )
 
     def _place(self) -> str:
         state = self.batches.state()
