@@ -217,11 +217,18 @@ def _gather(x: Any, row: Any, column: Any, v: Any) -> None:
 
 
 @inlined
-def _packed(block: Any, scale: Any, bias: Any, bits: Any, words: Any) -> None:
-    """The nearest integers into words, uint32 (n * bits / 32 * WIDTH,), the first word of each group, the second ..."""
+def _packed(block: Any, scale: Any, bias: Any, bits: Any, words: Any) -> Any:
+    """The nearest integers into words, uint32 (n * bits / 32 * WIDTH,), the first word of each group, the second ...
+    The squares of what they are off by, and of the values, all columns alike."""
     inverse, held, room, place = _inverse(scale), ints(splat(0)), 32, 0
+    lost = squares = splat(0)
     for i in range(len(block.w)):
-        q = ints(nearest(minimum(maximum((load(block.x, i * WIDTH) - bias) * inverse, 0), block.top)))
+        x = load(block.x, i * WIDTH)
+        away = x - bias
+        near = nearest(minimum(maximum(away * inverse, 0), block.top))
+        off, q = away - near * scale, ints(near)
+        lost += off * off
+        squares += x * x
         held = held | shift_left(q, 32 - room)
         room -= bits
         if room <= 0:
@@ -229,6 +236,7 @@ def _packed(block: Any, scale: Any, bias: Any, bits: Any, words: Any) -> None:
             place += WIDTH
             held = shift_right(q, bits + room) if room < 0 else ints(splat(0))
             room += 32
+    return lost, squares
 
 
 @inlined
@@ -273,27 +281,30 @@ def search(
 ) -> Any:
     """x: float32 (rows, groups * n), finite. weights: float32 (groups, n), of every row. wide: whether scales are
     stored as float32, else float16. Written: words uint32 (rows, groups * n * bits / 32); scales and biases float32
-    (rows, groups), as stored. Returns the total squared error and that of the plain rules."""
+    (rows, groups), as stored. Returns sums: the squared error and that of the plain rules, weighed; the squared error
+    and the squares of x, all columns alike."""
     n, top = weights.shape[1], _F(2**bits - 1)
     v, out = np.empty(n * WIDTH, _F), np.empty(n * bits // 32 * WIDTH, np.uint32)
-    sizes, spare = np.empty(WIDTH), np.empty(5 * WIDTH, _F)
-    error = plain = 0.0
+    sizes, spare = np.empty(WIDTH), np.empty(6 * WIDTH, _F)
+    error = plain = lost = squares = 0.0
     for row in range(0, len(x), WIDTH):
         for g in range(len(weights)):
             _gather(x, row, g * n, v)
             block = _block(v, weights[g], top, wide, sizes, spare)
             scale, bias, best, rule = _found(block, clips, fits, reach)
-            _packed(block, scale, bias, bits, out)
-            for i, each in enumerate((scale, bias, best, rule)):
+            off, whole = _packed(block, scale, bias, bits, out)
+            for i, each in enumerate((scale, bias, best, rule, off, whole)):
                 store(spare, i * WIDTH, each)
             for lane in range(min(WIDTH, len(x) - row)):
                 size = sizes[lane]
                 scales[row + lane, g], biases[row + lane, g] = spare[lane] * size, spare[WIDTH + lane] * size
                 error += spare[2 * WIDTH + lane] * size * size
                 plain += spare[3 * WIDTH + lane] * size * size
+                lost += spare[4 * WIDTH + lane] * size * size
+                squares += spare[5 * WIDTH + lane] * size * size
                 for i in range(len(out) // WIDTH):
                     words[row + lane, g * (len(out) // WIDTH) + i] = out[i * WIDTH + lane]
-    return error, plain
+    return error, plain, lost, squares
 
 
 @kept

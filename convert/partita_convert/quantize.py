@@ -31,7 +31,14 @@ CLIPS = (-0.3, 0.1, 0.5, 0.9)
 NEIGHBOURS = range(-4, 5)
 _FITS = 2
 _VALUES = 1 << 16  # a chunk of rows and its temporaries stay in a core's second cache
-Search = Callable[..., tuple[float, float]]
+Search = Callable[..., tuple[float, float, float, float]]
+
+
+@dataclass(frozen=True)
+class Rounded(Packed[np.ndarray]):
+    """What a weight was rounded to, and what that lost. squares: of what it is off by and of the weight, summed."""
+
+    squares: tuple[float, float] = (0.0, 0.0)
 
 
 def quantize(
@@ -76,7 +83,7 @@ def _quantize(
     x: np.ndarray | Packed, bits: int, group_size: int, importance: np.ndarray | None, dtype: Any, name: str
 ) -> tuple[Packed, float, float]:
     """The packed weight, its total squared error, and that of two plain rules (the better in each group) whose scales
-    are float32: MLX's, and the minimum and maximum as the ends of the grid."""
+    are float32: MLX's, and the minimum and maximum as the ends of the grid. `Rounded` by the compiled loop."""
     *leading, n = x.shape
     rows = int(np.prod(leading, dtype=np.int64))
     words = np.empty((rows, n * bits // 32), np.uint32)
@@ -85,22 +92,22 @@ def _quantize(
     places = _places(rows, n, 1 if weights is None else len(weights))
     search = searched()
 
-    def some(place: slice) -> tuple[float, float]:
-        """Quantize a chunk's rows; their errors."""
+    def some(place: slice) -> tuple[float, ...]:
+        """Quantize a chunk's rows; their sums."""
         chunk = _finite(_rows(x, n, place), name)
         with np.errstate(
             over="ignore", invalid="ignore", divide="ignore"
         ):  # a scale that cannot be stored: its error is not finite
             found = search(chunk, _of_rows(weights, place, rows), bits, group_size, dtype)
             words[place], scales[place], biases[place] = found.words, found.scales, found.biases
-        return found.error, found.plain
+        return found.sums
 
-    errors = list(_threaded(some, places))
-    error, plain = (sum(each[i] for each in errors) for i in range(2))
+    error, plain, *squares = [sum(each) for each in zip(*_threaded(some, places), strict=True)] or (0.0, 0.0)
     shape = (*leading, n // group_size)
-    packed = Packed(
-        words.reshape(*leading, n * bits // 32), scales.reshape(shape), biases.reshape(shape), bits, group_size
-    )
+    parts = words.reshape(*leading, n * bits // 32), scales.reshape(shape), biases.reshape(shape)
+    packed = Packed(*parts, bits, group_size)
+    if squares:
+        packed = Rounded(*parts, bits, group_size, squares=(squares[0], squares[1]))
     return packed, error, plain
 
 
@@ -168,7 +175,7 @@ def _rows(x: np.ndarray | Packed, n: int, place: slice) -> np.ndarray:
         return x.reshape(-1, n)[place].astype(np.float32)
 
 
-def _threaded(work: Callable[[slice], tuple[float, float]], places: Sequence[slice]) -> Iterable[tuple[float, float]]:
+def _threaded(work: Callable[[slice], tuple[float, ...]], places: Sequence[slice]) -> Iterable[tuple[float, ...]]:
     """In order, on as many cores as this process may use."""
     threads = min(cores(), len(places))
     if threads < 2:
@@ -226,8 +233,8 @@ def _compiled(x: np.ndarray, weights: np.ndarray | None, bits: int, group_size: 
     words = np.empty((count, x.shape[1] * bits // 32), np.uint32)
     scales, biases = (np.empty((count, groups), np.float32) for _ in range(2))
     tries = np.array(CLIPS, np.float32), _FITS, max(NEIGHBOURS)
-    error, plain = search(x, weights, bits, dtype == np.float32, *tries, words, scales, biases)
-    return _Found(words, scales, biases, error, plain)
+    sums = search(x, weights, bits, dtype == np.float32, *tries, words, scales, biases)
+    return _Found(words, scales, biases, sums)
 
 
 def _by_numpy(x: np.ndarray, weights: np.ndarray | None, bits: int, group_size: int, dtype: Any) -> _Found:
@@ -236,19 +243,18 @@ def _by_numpy(x: np.ndarray, weights: np.ndarray | None, bits: int, group_size: 
     tiled = None if weights is None else np.tile(weights, (count, 1))
     best, integers, error, plain = _Groups.of(groups, tiled, bits, dtype).search()
     scales, biases = (part.reshape(count, -1) for part in best)
-    return _Found(pack(integers.reshape(count, -1), bits), scales, biases, error, plain)
+    return _Found(pack(integers.reshape(count, -1), bits), scales, biases, (error, plain))
 
 
 @dataclass(frozen=True)
 class _Found:
-    """words uint32 (rows, n * bits / 32). scales, biases: (rows, groups), as stored, in any floating dtype. error:
-    total, squared. plain: that of the plain rules."""
+    """words uint32 (rows, n * bits / 32). scales, biases: (rows, groups), as stored, in any floating dtype. sums: the
+    squared error and that of the plain rules; by the compiled loop also the two of `Rounded.squares`."""
 
     words: np.ndarray
     scales: np.ndarray
     biases: np.ndarray
-    error: float
-    plain: float
+    sums: tuple[float, ...]
 
 
 @dataclass(frozen=True)

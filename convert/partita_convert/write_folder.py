@@ -29,7 +29,7 @@ from partita.sources.listener import OnPart, unheard
 from .config_files import for_form, huggingface_config
 from .layouts import as_huggingface, as_mlx
 from .moved import Moved
-from .quantize import affine_lost
+from .quantize import Rounded, affine_lost
 from .recipes import Format
 from .shards import SHARD_BYTES, Shards, header_room, write_json
 from .tokenizer_files import write_tokenizer
@@ -292,7 +292,7 @@ def relative_error(source: Value, value: Value) -> float:
     """
     if source is value or (isinstance(value, np.ndarray) and not is_floating(value)):
         return 0.0
-    if isinstance(value, Packed) and (sums := affine_lost(source, value)) is not None:
+    if isinstance(value, Packed) and (sums := _squares(source, value)) is not None:
         return math.sqrt(sums[0] / sums[1]) if sums[1] else math.inf if sums[0] else 0.0
     squares = difference = 0.0
     for before, after in zip(_pieces(source), _pieces(value), strict=True):
@@ -305,6 +305,11 @@ def relative_error(source: Value, value: Value) -> float:
     if difference == 0:
         return 0.0
     return math.sqrt(difference / squares) if squares else math.inf
+
+
+def _squares(source: Value, value: Packed) -> tuple[float, float] | None:
+    """Of value - source and of source, summed, where that is known or cheaply found."""
+    return value.squares if isinstance(value, Rounded) else affine_lost(source, value)
 
 
 def _pieces(value: Value) -> Iterator[np.ndarray]:
