@@ -115,8 +115,8 @@ class Backend(Protocol[A]):
 
     @property
     def rough(self) -> Backend[A]:
-        """This backend, or one in bfloat16 on the same device where products of many rows are faster so: for averages
-        over many numbers."""
+        """This backend, or one in bfloat16 on the same device where products of many rows are faster so, or one that
+        leaves dense weights as they are stored: for averages over many numbers, of weights that are used once."""
         ...
 
     # Host boundary

@@ -106,6 +106,18 @@ def test_a_dense_weight_of_any_shape() -> None:
         compare(normal(13, max(shape)), weight, weight.astype(np.float64))
 
 
+@pytest.mark.parametrize(("dtype", "bits"), [(np.float16, np.uint16), (ml_dtypes.bfloat16, np.int16)])
+@pytest.mark.parametrize("parts", [1, 5, 1000])
+def test_a_dense_weight_of_16_bits_gives_the_numbers_of_the_same_in_float32(dtype: Any, bits: Any, parts: int) -> None:
+    """Whole, or in any number of parts: no column is left out."""
+    for shape in ((1, 32), (33, 64), (850, 864)):
+        weight, x = normal(*shape).astype(dtype), normal(13, shape[1])
+        y = np.full((13, shape[0]), np.nan, np.float32)
+        for function, arguments in matrices.forward_parts(x, weight.view(bits), y, parts):
+            function(*arguments)
+        np.testing.assert_array_equal(y, computed(matrices.forward, x, weight.astype(np.float32), shape[0]))
+
+
 def test_a_tile_is_transposed() -> None:
     tile, out = normal(32, 32), np.empty((32, 32), np.float32)
     transposed(tile, out)

@@ -433,6 +433,30 @@ def test_rough_products_are_off_by_no_more_than_bfloat16_is(ops: Backend) -> Non
     assert ops.dtype == "float32"
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("shape", [(2, 24, 96), (1, 3, 96), (1, 24, 80)])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_weights_that_stay_in_16_bits_give_products_in_float32(
+    threads: int, dtype: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many rows and few, and rows of weights that kernels do not take, on CPUs without products of bfloat16."""
+    from partita_backends import torch as module
+
+    monkeypatch.setattr(module, "_has_bfloat16_products", lambda: False)
+    rough = module.TorchBackend(device="cpu", dtype="float32", threads=threads).rough
+    x, weight, bias = (
+        normal(*shape),
+        normal(40, shape[-1]).astype(np.dtype(getattr(ml_dtypes, dtype, dtype))),
+        normal(40),
+    )
+    prepared = rough.prepare(weight)
+    assert str(prepared.dtype) == f"torch.{dtype}"
+    y = rough.linear(rough.array(x, "float32"), prepared, rough.prepare_vector(bias))
+    wide = weight.astype(np.float32)
+    largest = float((np.abs(x) @ np.abs(wide).T + np.abs(bias)).max())
+    bounds.assert_near(rough.to_numpy(y), x @ wide.T + bias, bounds.drift(2 * shape[-1]), largest)
+
+
 def test_a_packed_mode_that_is_not_computed_is_refused(ops: Backend) -> None:
     """Its integers stand for something else, so that every product with them would be wrong."""
     stacked = quantize_weight(normal(2, 32, 64), 4, 32)

@@ -7,6 +7,7 @@ with the transposed weight, of which a gradient is made. Invariant: a row gives 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numba
@@ -15,7 +16,7 @@ from numba import types
 
 from .blocks import PLANE_BYTES, UNIT, Blocks, unit_weights
 from .compiled import Call, inner_kernel, kernel, parallel_kernel, part_of_types, threaded
-from .lanes import WIDTH, load, store
+from .lanes import WIDTH, load, load_floats, store
 from .panels import multiply, transpose
 from .room import new_bytes, new_float_rows, new_floats
 
@@ -60,7 +61,7 @@ def _panel_times(x, first, stop, start, panel, count, y, column, edge, copy, add
 
 
 def _panel(weight: Any, back: bool | None, n: int, start: int, count: int, scratch: Any, panel: np.ndarray) -> None:
-    """Of a weight, 32 outputs from 32 * n on, and `count` inputs from `start` on: panel (inputs, 32). weight: float32
+    """Of a weight, 32 outputs from 32 * n on, and `count` inputs from `start` on: panel (inputs, 32). weight: dense
     (out, in), or packed, as `_call` makes it. back: True for the transposed weight, whose inputs are the weight's
     outputs, else None; a type each, so that what is not called is not compiled."""
     raise NotImplementedError  # compiled code calls what follows
@@ -73,6 +74,7 @@ def _panel_of(weight, back, n, start, count, scratch, panel):
 
 def _forward(weight: types.Type) -> Any:
     if isinstance(weight, types.Array):
+        cut = weight.dtype == types.float32
 
         def dense(weight, back, n, start, count, scratch, panel):
             _, _, tile = scratch
@@ -81,8 +83,8 @@ def _forward(weight: types.Type) -> Any:
                 wide, high = min(UNIT, size - start - k), min(WIDTH, weight.shape[0] - n * WIDTH)
                 for j in range(high):
                     if wide == UNIT:
-                        store(tile, j * UNIT, load(weight, (n * WIDTH + j) * size + start + k))
-                    else:
+                        store(tile, j * UNIT, load_floats(weight, (n * WIDTH + j) * size + start + k))
+                    elif cut:
                         for i in range(wide):
                             tile[j * UNIT + i] = weight[n * WIDTH + j, start + k + i]
                 transpose(tile, 0, panel, k * WIDTH)
@@ -162,8 +164,16 @@ def _parallel_packed(x, words, planes, bits, scales, biases, middle, group, unit
 
 
 def forward(x: np.ndarray, weight: Blocks | np.ndarray, y: np.ndarray, threads: int = 1) -> Call:
-    """The call for x (rows, in) times the weight (out, in), transposed, into y (rows, out). All float32, contiguous."""
+    """The call for x (rows, in) times the weight (out, in), transposed, into y (rows, out). All float32, contiguous; a
+    dense weight may also be the bits of float16 as uint16, or of bfloat16 as int16, if UNIT divides its inputs."""
     return _call(x, weight, y, threads, None)
+
+
+def forward_parts(x: np.ndarray, weight: np.ndarray, y: np.ndarray, parts: int) -> list[Call]:
+    """The same with a dense weight, as calls that may be made at the same time. The numbers are the same too."""
+    count = -(-y.shape[1] // WIDTH)
+    bounds = np.linspace(0, count, min(parts, count) + 1).astype(np.int64)
+    return [(_product, (x, weight, y, first, stop, None)) for first, stop in pairwise(bounds)]
 
 
 def back(x: np.ndarray, weight: Blocks | np.ndarray, y: np.ndarray, threads: int = 1) -> Call:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -47,7 +48,8 @@ class TorchBackend(TorchArrays):
     def __init__(self, device: str | None = None, dtype: str = "auto", threads: int | None = None):
         if device is None:
             device = gpu.name() if torch.cuda.is_available() else "cpu"
-        torch.set_num_threads(threads or default_threads())
+        self._given = threads or _threads_of_environment()
+        torch.set_num_threads(self._given or default_threads())
         if device != "cpu":
             gpu.open_device(device)
         self.device = device
@@ -68,7 +70,9 @@ class TorchBackend(TorchArrays):
 
     @property
     def rough(self) -> TorchBackend:
-        return _Rough(self) if self.device == "cpu" and _has_bfloat16_products() else self
+        if self.device != "cpu":
+            return self
+        return _Rough(self) if _has_bfloat16_products() else self if self._kernels is None else _Narrow(self)
 
     @property
     def compiles(self) -> bool:
@@ -300,6 +304,24 @@ class _Rough(TorchBackend):
         self._float = self._decode = torch.bfloat16
 
 
+class _Narrow(TorchBackend):
+    """What leaves dense weights in the 16 bits of a file: they are made float32 in the processor's cache, where they
+    are multiplied, by every core. The numbers are those of one thread's products in float32."""
+
+    def __init__(self, ops: TorchBackend):
+        vars(self).update(vars(ops))
+        self._threads = self._given or every_core()
+        self._pool = ThreadPoolExecutor(self._threads)  # its threads end with the last reference to it
+
+    def prepare(self, weight: np.ndarray | Packed | Stored) -> Any:
+        return weights.from_numpy(weight) if isinstance(weight, np.ndarray) else super().prepare(weight)
+
+    def linear(self, x: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
+        if self._kernels is not None and isinstance(weight, Tensor) and self._kernels.widens(x, weight):
+            return _plus(self._kernels.multiply_wide(x, weight, self._pool, self._threads), bias)
+        return super().linear(x, weight, bias)
+
+
 def _has_bfloat16_products() -> bool:
     """Whether this CPU has instructions for them that torch may use; without, they are slower than float32."""
     return torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_avx512_bf16_supported()
@@ -356,10 +378,20 @@ def _plus(y: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def default_threads() -> int:
-    """OMP_NUM_THREADS if set, else all cores but one.
+    """All cores but one.
 
     Every product waits for its slowest thread. Where a core is busy with something else, that is a time slice of the
     system's scheduler hundreds of times a token: measured, 45 ms a token became more than a second.
     """
+    return max(1, (psutil.cpu_count(logical=False) or 2) - 1)
+
+
+def every_core() -> int:
+    """Those that this process may use, which a container can make fewer than the machine has."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+
+
+def _threads_of_environment() -> int | None:
     given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdecimal() and int(given) else max(1, (psutil.cpu_count(logical=False) or 2) - 1)
+    return int(given) or None if given.isdecimal() else None

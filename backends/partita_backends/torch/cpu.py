@@ -5,6 +5,7 @@ Importing this imports numba: `weights.cpu_kernels` does, where there is one.
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,9 @@ class Blocked(Brief):
         return y
 
 
+_BITS = {torch.bfloat16: torch.int16, torch.float16: torch.uint16}  # what kernels call them
+
+
 def multiplies(x: Tensor, weight: Tensor) -> bool:
     """Whether `multiply` and `multiply_back` take a dense weight: many rows, on one thread."""
     rows = x.numel() // x.shape[-1]
@@ -66,6 +70,23 @@ def multiplies(x: Tensor, weight: Tensor) -> bool:
 def multiply(x: Tensor, weight: Tensor) -> Tensor:
     """x (..., in) times a dense weight (out, in), transposed, float32."""
     y = _computed(matrices.forward, x.reshape(-1, x.shape[-1]), weight.detach().numpy(), weight.shape[0])
+    return y.view(*x.shape[:-1], -1)
+
+
+def widens(x: Tensor, weight: Tensor) -> bool:
+    """Whether `multiply_wide` takes a dense weight: one of 16 bits, and many rows of float32."""
+    fits = x.dtype == torch.float32 and weight.dtype in _BITS and weight.is_contiguous()
+    return fits and x.numel() // x.shape[-1] > FEW_ROWS and weight.shape[-1] % blocks.UNIT == 0
+
+
+def multiply_wide(x: Tensor, weight: Tensor, pool: Executor, threads: int) -> Tensor:
+    """x (..., in) times a dense weight (out, in) of 16 bits, transposed, which is float32 a panel at a time; the same
+    numbers by any number of the pool's threads. They wait asleep for the slowest, and take more parts than there are
+    threads, so that a core that is busy with something else delays little."""
+    y = torch.empty(x.numel() // x.shape[-1], weight.shape[0])
+    rows, stored = _floats(x.reshape(len(y), -1)), weight.view(_BITS[weight.dtype]).numpy()
+    calls = matrices.forward_parts(rows, stored, y.numpy(), 4 * threads if threads > 1 else 1)
+    list(pool.map(lambda call: call[0](*call[1]), calls))
     return y.view(*x.shape[:-1], -1)
 
 
